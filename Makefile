@@ -1,0 +1,30 @@
+# Each target builds .venv by itself when it is missing or older than pyproject.toml.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test dashboard lint format
+
+demo: $(READY)  ## train a small ViT on digits, search its two ratios, print the table
+	$(BIN)/python studies/quickstart.py
+
+test: $(READY)
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+dashboard: $(READY)  ## look at the demo's study
+	$(BIN)/vit-ratio-opt dashboard --storage sqlite:///runs/quickstart/study.db
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@

@@ -1,0 +1,14 @@
+"""The one exception that means "the caller can fix this"."""
+
+from __future__ import annotations
+
+__all__ = ["InputError"]
+
+
+class InputError(ValueError):
+    """What was asked for cannot be done, and the message says why and what can.
+
+    Everything in this package that a user can get wrong (a ratio, a path, a storage URL, a model
+    that is not supported) raises it before anything is written. The command line prints the
+    message alone and exits with code 2; every other exception is a bug and keeps its traceback.
+    """

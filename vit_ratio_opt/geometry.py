@@ -1,0 +1,298 @@
+"""The shape of a (pruned) ViT, what it costs in closed form, and the pairs of ratios a budget allows.
+
+Pure arithmetic on the standard library, so that the search half can use it without torch.
+
+One MAC is one fused multiply-add; papers and fvcore call this number FLOPs. Counted are the matrix
+products: patch embedding, qkv, Q K^T, A V, output projection, fc1, fc2 and the classifier. Not
+counted, because no pruning changes them and they are below one per cent: norms, LayerScale, softmax,
+GELU, residual additions and pooling.
+
+Per block, with N tokens, width D, H heads of d dimensions and M hidden neurons:
+
+============  =============  ==================
+module        MACs           parameters
+============  =============  ==================
+qkv           3 N D H d      3 H d (D + bias)
+Q K^T, A V    2 N^2 H d
+projection    N H d D        H d D  (+ D)
+fc1           N D M          M (D + bias)
+fc2           N M D          M D  (+ D)
+============  =============  ==================
+
+So MACs and parameters are linear in the number of heads and neurons left, whichever blocks they are
+left in. That is what makes the inverse, :func:`budget_curve`, exact.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from vit_ratio_opt.errors import InputError
+
+__all__ = [
+    "MIN_HEADS",
+    "MIN_NEURONS",
+    "BlockShape",
+    "RatioPair",
+    "ViTShape",
+    "budget_curve",
+    "check_budget",
+    "fixed_ratio_pair",
+    "removed_units",
+    "smallest_macs_ratio",
+]
+
+MIN_HEADS = 1
+"""Heads that every block keeps."""
+
+MIN_NEURONS = 8
+"""Hidden neurons that every block keeps (all of them where a block has fewer)."""
+
+
+class RatioPair(NamedTuple):
+    """Fractions of the heads and of the hidden neurons that are removed, each in [0, 1)."""
+
+    mhsa_ratio: float
+    ffn_ratio: float
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """One block: ``num_heads`` heads of ``head_dim`` dimensions, ``hidden_dim`` FFN neurons."""
+
+    num_heads: int
+    head_dim: int
+    hidden_dim: int
+
+
+@dataclass(frozen=True)
+class ViTShape:
+    """Everything about a ViT that its MACs and parameters depend on.
+
+    Args:
+        patches: Patch tokens of one image.
+        prefix_tokens: Class, distillation and register tokens.
+        patch_dim: Values in one patch, ``in_chans * patch_height * patch_width``.
+        embed_dim: Width D of the residual stream.
+        num_classes: Outputs of one classifier, 0 for none.
+        classifiers: Linear classifiers: 1, or 2 with a distillation head.
+        classified_tokens: Rows a classifier is applied to: 1, or every token without pooling.
+        blocks: The blocks from the input to the output.
+        fixed_params: Parameters that removing heads and neurons leaves as they are: embeddings,
+            norms, LayerScale, the biases of the projection and of fc2, classifiers.
+        qkv_bias: Whether qkv has biases.
+        fc1_bias: Whether fc1 has biases.
+    """
+
+    patches: int
+    prefix_tokens: int
+    patch_dim: int
+    embed_dim: int
+    num_classes: int
+    blocks: tuple[BlockShape, ...]
+    fixed_params: int
+    classifiers: int = 1
+    classified_tokens: int = 1
+    qkv_bias: bool = True
+    fc1_bias: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """Length N of the sequence."""
+        return self.patches + self.prefix_tokens
+
+    @property
+    def heads(self) -> int:
+        """Heads in all blocks."""
+        return sum(block.num_heads for block in self.blocks)
+
+    @property
+    def neurons(self) -> int:
+        """Hidden neurons in all blocks."""
+        return sum(block.hidden_dim for block in self.blocks)
+
+    def head_macs(self, block: BlockShape) -> int:
+        """MACs of one head of ``block``."""
+        n, d = self.tokens, block.head_dim
+        return 4 * n * self.embed_dim * d + 2 * n * n * d
+
+    @property
+    def neuron_macs(self) -> int:
+        """MACs of one hidden neuron, the same in every block."""
+        return 2 * self.tokens * self.embed_dim
+
+    @property
+    def fixed_macs(self) -> int:
+        """MACs outside the blocks: patch embedding and classifiers."""
+        embed = self.patches * self.patch_dim * self.embed_dim
+        return (
+            embed
+            + self.classified_tokens * self.classifiers * self.embed_dim * self.num_classes
+        )
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one image."""
+        heads = sum(block.num_heads * self.head_macs(block) for block in self.blocks)
+        return self.fixed_macs + heads + self.neurons * self.neuron_macs
+
+    @property
+    def params(self) -> int:
+        """Parameters of the model."""
+        per_dim = 3 * (self.embed_dim + self.qkv_bias) + self.embed_dim
+        attn_dims = sum(block.num_heads * block.head_dim for block in self.blocks)
+        per_neuron = 2 * self.embed_dim + self.fc1_bias
+        return self.fixed_params + attn_dims * per_dim + self.neurons * per_neuron
+
+    @property
+    def max_pair(self) -> RatioPair:
+        """The largest ratios that leave every block its minimum."""
+        heads = sum(max(0, block.num_heads - MIN_HEADS) for block in self.blocks)
+        neurons = sum(max(0, block.hidden_dim - MIN_NEURONS) for block in self.blocks)
+        return RatioPair(heads / self.heads, neurons / self.neurons)
+
+    def removed(self, pair: RatioPair) -> tuple[int, int]:
+        """Whole heads and neurons that ``pair`` removes.
+
+        Raises:
+            InputError: A ratio is outside [0, largest ratio that leaves every block its minimum].
+        """
+        for name, ratio, largest in zip(RatioPair._fields, pair, self.max_pair, strict=True):
+            if not 0 <= ratio <= largest + _SLACK:
+                raise InputError(
+                    f"`{name}` must be in [0, {largest:.6g}] so that every block keeps at least "
+                    f"{MIN_HEADS} head and {MIN_NEURONS} neurons, but got {ratio!r}."
+                )
+        return (
+            removed_units(pair.mhsa_ratio, self.heads),
+            removed_units(pair.ffn_ratio, self.neurons),
+        )
+
+    def pruned_macs(self, pair: RatioPair) -> int:
+        """MACs after removing ``pair``, whichever heads and neurons go.
+
+        Raises:
+            InputError: A ratio is out of range, or heads cost differently from block to block.
+        """
+        heads, neurons = self.removed(pair)
+        return self.macs - heads * self._uniform_head_macs() - neurons * self.neuron_macs
+
+    def pruned_params(self, pair: RatioPair) -> int:
+        """Parameters after removing ``pair``; raises as :meth:`pruned_macs` does."""
+        heads, neurons = self.removed(pair)
+        self._uniform_head_macs()
+        one_less = replace(self.blocks[0], num_heads=self.blocks[0].num_heads - 1)
+        head = self.params - replace(self, blocks=(one_less, *self.blocks[1:])).params
+        return self.params - heads * head - neurons * (2 * self.embed_dim + self.fc1_bias)
+
+    def _uniform_head_macs(self) -> int:
+        dims = {block.head_dim for block in self.blocks}
+        if len(dims) != 1:
+            raise InputError(
+                "All blocks must have heads of one size for a head ratio to fix the MACs, but "
+                f"their head_dim are {sorted(dims)}. Start from the dense model."
+            )
+        return self.head_macs(self.blocks[0])
+
+
+# A ratio that came out of a division must give back the count it was made from.
+_SLACK = 1e-9
+
+
+def removed_units(ratio: float, units: int) -> int:
+    """Whole units that ``ratio`` removes: rounded up, so MACs never exceed what was asked for."""
+    return math.ceil(ratio * units - _SLACK * units)
+
+
+def smallest_macs_ratio(shape: ViTShape) -> float:
+    """The MACs fraction of the smallest realisable model, one head and eight neurons a block."""
+    return shape.pruned_macs(shape.max_pair) / shape.macs
+
+
+def check_budget(shape: ViTShape, budget: float) -> None:
+    """Refuse a budget that is no fraction or that no pruned model of ``shape`` can meet.
+
+    Raises:
+        InputError: ``budget`` is outside (0, 1] or below :func:`smallest_macs_ratio`.
+    """
+    if not 0 < budget <= 1:
+        raise InputError(
+            f"The budget must be in (0, 1], a fraction of the dense model's FLOPs, "
+            f"but got {budget!r}."
+        )
+    smallest = smallest_macs_ratio(shape)
+    if budget < smallest:
+        # Rounded up, so that the number we name can be typed back in.
+        shown = math.ceil(smallest * 1e4) / 1e4
+        raise InputError(
+            f"The budget must be at least {shown:.4f}: the smallest realisable model ({MIN_HEADS} "
+            f"head and {MIN_NEURONS} neurons in every block) needs that share of the dense "
+            f"model's FLOPs, but got {budget!r}."
+        )
+
+
+def budget_curve(shape: ViTShape, budget: float) -> tuple[RatioPair, ...]:
+    """The pairs that use up ``budget``, from the least to the most attention pruned.
+
+    For every number of heads removed there is one smallest number of neurons to remove with it;
+    any other pair within the budget prunes more than one of these without need. The pairs are exact:
+    ``removed(pair)`` gives back the counts, and putting back one neuron exceeds the budget.
+
+    Args:
+        shape: The dense model.
+        budget: Largest MACs fraction allowed, in (0, 1].
+
+    Returns:
+        At least one pair; ``mhsa_ratio`` rises and ``ffn_ratio`` falls along the curve.
+
+    Raises:
+        InputError: See :func:`check_budget`.
+    """
+    check_budget(shape, budget)
+    allowed = _largest_macs(shape.macs, budget)
+    head_macs, neuron_macs = shape._uniform_head_macs(), shape.neuron_macs
+    most_heads, most_neurons = shape.removed(shape.max_pair)
+    curve = []
+    for heads in range(most_heads + 1):
+        excess = shape.macs - heads * head_macs - allowed
+        neurons = max(0, -(-excess // neuron_macs))
+        if neurons <= most_neurons:
+            curve.append(RatioPair(heads / shape.heads, neurons / shape.neurons))
+        if neurons == 0:  # more heads would go without need
+            break
+    return tuple(curve)
+
+
+def fixed_ratio_pair(shape: ViTShape, budget: float) -> RatioPair:
+    """The smallest single ratio, used for both modules, that meets ``budget``: the baseline.
+
+    Raises:
+        InputError: See :func:`check_budget`; or one ratio alone cannot meet the budget, because the
+            module that has less to give is at its minimum.
+    """
+    check_budget(shape, budget)
+    allowed = _largest_macs(shape.macs, budget)
+    largest = min(shape.max_pair)
+    steps = {heads / shape.heads for heads in range(shape.heads)}
+    steps |= {neurons / shape.neurons for neurons in range(shape.neurons)}
+    for ratio in sorted(step for step in steps if step <= largest + _SLACK):
+        pair = RatioPair(ratio, ratio)
+        if shape.pruned_macs(pair) <= allowed:
+            return pair
+    least = shape.pruned_macs(RatioPair(largest, largest)) / shape.macs
+    raise InputError(
+        f"One fixed ratio for both modules reaches at best {math.ceil(least * 1e4) / 1e4:.4f} of "
+        f"the dense model's FLOPs (at ratio {largest:.4f}), but the budget is {budget!r}."
+    )
+
+
+def _largest_macs(dense_macs: int, budget: float) -> int:
+    """The largest count that ``count / dense_macs <= budget`` accepts, in floating point."""
+    allowed = math.floor(budget * dense_macs)
+    while (allowed + 1) / dense_macs <= budget:
+        allowed += 1
+    while allowed / dense_macs > budget:
+        allowed -= 1
+    return allowed

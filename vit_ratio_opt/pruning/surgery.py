@@ -1,0 +1,215 @@
+"""Exact slicing of timm ViT weights. No policy: the caller says which units stay.
+
+A block whose heads or neurons were removed is still the timm block it was, only smaller, since timm
+1.0.23 keeps ``num_heads``, ``head_dim`` and ``attn_dim`` apart from the width. So no forward is
+patched and everything that works on a timm model works on the result.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from timm.layers import Attention, Mlp
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.geometry import BlockShape, ViTShape
+
+__all__ = ["UnsupportedModelError", "check_supported", "keep_units", "shape_of", "shrink_to"]
+
+_WHAT_WORKS = (
+    "Supported are timm's VisionTransformer and VisionTransformerDistilled (ViT, DeiT, DeiT-3, "
+    "CLIP, DINOv2 with or without registers) with standard attention and an MLP."
+)
+
+
+class UnsupportedModelError(InputError):
+    """The model has a module whose heads or neurons this package cannot remove exactly."""
+
+
+def check_supported(model: nn.Module) -> None:
+    """Refuse, by name, what cannot be pruned exactly. Nothing is changed.
+
+    Types are compared exactly: a subclass may change the forward pass, and weights sliced on a wrong
+    guess give a model that runs and is wrong.
+
+    Raises:
+        UnsupportedModelError: With the name of the offending module.
+    """
+    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
+        raise UnsupportedModelError(
+            f"Models of class {type(model).__name__} cannot be pruned. {_WHAT_WORKS}"
+        )
+    if model.attn_pool is not None:
+        _refuse("attn_pool", f"attention pooling ({type(model.attn_pool).__name__})")
+    for index, block in enumerate(model.blocks):
+        where = f"blocks.{index}"
+        if type(block) is not Block:
+            _refuse(where, f"block class {type(block).__name__}")
+        if type(block.attn) is not Attention:
+            _refuse(f"{where}.attn", f"attention class {type(block.attn).__name__}")
+        if type(block.mlp) is not Mlp:
+            _refuse(f"{where}.mlp", f"feed-forward class {type(block.mlp).__name__}")
+        _require_identity(f"{where}.attn.q_norm", block.attn.q_norm, "a norm on queries (qk_norm)")
+        _require_identity(f"{where}.attn.k_norm", block.attn.k_norm, "a norm on keys (qk_norm)")
+        _require_identity(f"{where}.attn.norm", block.attn.norm, "a norm over heads (scale_norm)")
+        _require_identity(f"{where}.mlp.norm", block.mlp.norm, "a norm over neurons (scale_norm)")
+        if getattr(block.attn, "gate", None) is not None:
+            _refuse(f"{where}.attn.gate", "gated attention (gated)")
+        for name, linear in _linears(block).items():
+            if type(linear) is not nn.Linear:
+                _refuse(f"{where}.{name}", f"layer class {type(linear).__name__}")
+
+
+def _linears(block: Block) -> dict[str, nn.Module]:
+    attn, mlp = block.attn, block.mlp
+    return {"attn.qkv": attn.qkv, "attn.proj": attn.proj, "mlp.fc1": mlp.fc1, "mlp.fc2": mlp.fc2}
+
+
+def _require_identity(where: str, module: nn.Module, what: str) -> None:
+    if not isinstance(module, nn.Identity):
+        _refuse(where, what)
+
+
+def _refuse(where: str, what: str) -> None:
+    raise UnsupportedModelError(f"`{where}` has {what}, which cannot be pruned. {_WHAT_WORKS}")
+
+
+def shape_of(model: VisionTransformer) -> ViTShape:
+    """The shape of a dense or pruned model, read from its modules.
+
+    Raises:
+        UnsupportedModelError: See :func:`check_supported`.
+    """
+    check_supported(model)
+    blocks = tuple(
+        BlockShape(block.attn.num_heads, block.attn.head_dim, block.mlp.fc1.out_features)
+        for block in model.blocks
+    )
+    first = model.blocks[0]
+    patches = model.patch_embed.num_patches
+    shape = ViTShape(
+        patches=patches,
+        prefix_tokens=model.num_prefix_tokens,
+        patch_dim=math.prod(model.patch_embed.proj.weight.shape[1:]),
+        embed_dim=model.embed_dim,
+        num_classes=model.num_classes,
+        blocks=blocks,
+        fixed_params=0,
+        classifiers=2 if isinstance(model, VisionTransformerDistilled) else 1,
+        classified_tokens=1 if model.global_pool else patches + model.num_prefix_tokens,
+        qkv_bias=first.attn.qkv.bias is not None,
+        fc1_bias=first.mlp.fc1.bias is not None,
+    )
+    prunable = sum(
+        layer.weight.numel() + (0 if bias is None else bias.numel())
+        for block in model.blocks
+        for layer, bias in (
+            (block.attn.qkv, block.attn.qkv.bias),
+            (block.attn.proj, None),
+            (block.mlp.fc1, block.mlp.fc1.bias),
+            (block.mlp.fc2, None),
+        )
+    )
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return replace(shape, fixed_params=total - prunable)
+
+
+def keep_units(
+    model: VisionTransformer, heads: Sequence[Sequence[int]], neurons: Sequence[Sequence[int]]
+) -> VisionTransformer:
+    """A copy of ``model`` with only the given heads and neurons, in their old order.
+
+    The output equals that of ``model`` with the outputs of all other heads and neurons set to zero.
+
+    Args:
+        model: Dense or pruned; it is not changed.
+        heads: For every block, the indices of the heads that stay, at least one.
+        neurons: For every block, the indices of the hidden neurons that stay, at least one.
+
+    Raises:
+        UnsupportedModelError: See :func:`check_supported`.
+        InputError: The lists do not fit the blocks.
+    """
+    shape = shape_of(model)
+    for name, kept, sizes in (
+        ("heads", heads, [block.num_heads for block in shape.blocks]),
+        ("neurons", neurons, [block.hidden_dim for block in shape.blocks]),
+    ):
+        if len(kept) != len(sizes):
+            raise InputError(f"`{name}` must list {len(sizes)} blocks, but lists {len(kept)}.")
+        for index, (units, size) in enumerate(zip(kept, sizes, strict=True)):
+            if not units or len(set(units)) != len(units) or not all(0 <= u < size for u in units):
+                raise InputError(
+                    f"`{name}[{index}]` must be different indices in [0, {size}), at least one, "
+                    f"but got {list(units)!r}."
+                )
+    pruned = copy.deepcopy(model)
+    for block, head_indices, neuron_indices in zip(pruned.blocks, heads, neurons, strict=True):
+        _keep_heads(block.attn, sorted(head_indices))
+        _keep_neurons(block.mlp, sorted(neuron_indices))
+    return pruned
+
+
+def shrink_to(model: VisionTransformer, shapes: Sequence[BlockShape]) -> VisionTransformer:
+    """A copy of ``model`` cut to the block shapes of a pruned model, ready for its weights.
+
+    Raises:
+        InputError: A block of ``shapes`` is larger than the block of ``model``.
+    """
+    dense = shape_of(model).blocks
+    if len(dense) != len(shapes):
+        raise InputError(f"The model has {len(dense)} blocks, but {len(shapes)} shapes are given.")
+    for index, (old, new) in enumerate(zip(dense, shapes, strict=True)):
+        fits = 0 < new.num_heads <= old.num_heads and 0 < new.hidden_dim <= old.hidden_dim
+        if not fits or new.head_dim != old.head_dim:
+            raise InputError(f"Block {index} is {old}, which cannot be cut to {new}.")
+    return keep_units(
+        model,
+        [range(shape.num_heads) for shape in shapes],
+        [range(shape.hidden_dim) for shape in shapes],
+    )
+
+
+def _keep_heads(attn: Attention, heads: list[int]) -> None:
+    if len(heads) == attn.num_heads:
+        return
+    d = attn.head_dim
+    dims = (torch.tensor(heads)[:, None] * d + torch.arange(d)).flatten()
+    # qkv's rows are [q of all heads, k of all heads, v of all heads]
+    rows = torch.cat([dims + part * attn.attn_dim for part in range(3)])
+    _select(attn.qkv, rows=rows)
+    _select(attn.proj, columns=dims)
+    attn.num_heads = len(heads)
+    attn.attn_dim = len(heads) * d
+
+
+def _keep_neurons(mlp: Mlp, neurons: list[int]) -> None:
+    if len(neurons) == mlp.fc1.out_features:
+        return
+    kept = torch.tensor(neurons)
+    _select(mlp.fc1, rows=kept)
+    _select(mlp.fc2, columns=kept)
+
+
+def _select(
+    linear: nn.Linear, *, rows: torch.Tensor | None = None, columns: torch.Tensor | None = None
+) -> None:
+    """Keep ``rows`` of the outputs (with their biases) or ``columns`` of the inputs."""
+    weight = linear.weight
+    if rows is not None:
+        weight = weight[rows.to(weight.device)]
+        if linear.bias is not None:
+            bias = linear.bias[rows.to(weight.device)]
+            linear.bias = nn.Parameter(bias.detach().clone(), linear.bias.requires_grad)
+        linear.out_features = len(rows)
+    if columns is not None:
+        weight = weight[:, columns.to(weight.device)]
+        linear.in_features = len(columns)
+    linear.weight = nn.Parameter(weight.detach().clone(), linear.weight.requires_grad)
