@@ -128,8 +128,7 @@ class ViTShape:
         """MACs outside the blocks: patch embedding and classifiers."""
         embed = self.patches * self.patch_dim * self.embed_dim
         return (
-            embed
-            + self.classified_tokens * self.classifiers * self.embed_dim * self.num_classes
+            embed + self.classified_tokens * self.classifiers * self.embed_dim * self.num_classes
         )
 
     @property

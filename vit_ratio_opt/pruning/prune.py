@@ -91,9 +91,7 @@ def _keep_highest_per_block(
         # tie, since early blocks are the ones that all the others build on.
         block = min(open_blocks, key=lambda b: ((counts[b] + 1) / sizes[b], -b))
         counts[block] += 1
-    return [
-        sorted(_ranked(score)[count:]) for score, count in zip(scores, counts, strict=True)
-    ]
+    return [sorted(_ranked(score)[count:]) for score, count in zip(scores, counts, strict=True)]
 
 
 def _ranked(score: torch.Tensor) -> list[int]:

@@ -4,8 +4,8 @@
 (most). The accuracy along it is close to unimodal: at either end one module is cut to the bone for
 the sake of the other. Find the position of the largest accuracy in few trained trials.
 
-*Algorithm.* The first trial is at the pair closest to a fixed ratio, so the search starts from what
-it has to beat. From then on the neighbours that were tried on either side of the best position
+*Algorithm.* The first trial is at the fixed ratio's place on the curve, so the search starts from
+what it has to beat. From then on the neighbours that were tried on either side of the best position
 bracket the maximum (the ends of the curve count as tried until the best is next to them), and the
 middle of the wider of the two gaps is tried next; on a tie, the gap whose far end is better.
 
@@ -22,6 +22,7 @@ Each call is O(size + trials).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 
 __all__ = ["next_position"]
@@ -53,18 +54,9 @@ def next_position(
         far_end = low if high <= best else high
         return high - low, observed.get(far_end, float("-inf"))
 
-    gaps = [
-        (low, high)
-        for low, high in _gaps([left, *sorted(set(taken) | {best}), right], left, right)
-        if high - low > 1
-    ]
+    marks = [left, *sorted(p for p in {best, *taken} if left < p < right), right]
+    gaps = [(low, high) for low, high in itertools.pairwise(marks) if high - low > 1]
     if gaps:
         low, high = max(gaps, key=width_then_promise)
         return (low + high) // 2
     return min(free, key=lambda position: (abs(position - best), position))
-
-
-def _gaps(marks: list[int], left: int, right: int) -> list[tuple[int, int]]:
-    """Neighbouring pairs of the marks that lie in ``[left, right]``."""
-    inside = [mark for mark in marks if left <= mark <= right]
-    return list(zip(inside, inside[1:], strict=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -35,14 +36,15 @@ class BinarySearchSampler(BaseSampler):
     Args:
         search_space: The two parameters that make a pair, in the curve's order. The objective must
             suggest them with these distributions.
-        curve: Pairs of values, ordered so that the objective along them is close to unimodal:
-            :func:`vit_ratio_opt.geometry.budget_curve`, or any other trade-off between two
-            monotone parameters.
+        curve: Pairs of values, the first parameter rising and the second falling, along which the
+            objective is close to unimodal: :func:`vit_ratio_opt.geometry.budget_curve`, or any
+            other trade-off between two monotone parameters.
         independent_sampler: For all other parameters of the objective; random by default.
         seed: Seed of the default independent sampler.
 
     Raises:
-        InputError: The search space does not have two parameters, or a pair lies outside it.
+        InputError: The search space does not have two parameters, or the curve lies outside it or
+            is out of order.
 
     Example:
         >>> curve = [(i / 10, 1 - i / 10) for i in range(11)]
@@ -74,14 +76,19 @@ class BinarySearchSampler(BaseSampler):
                         f"`{name}` must be in [{dist.low}, {dist.high}] all along the curve, but "
                         f"got {value!r}."
                     )
+        for (first, second), (next_first, next_second) in itertools.pairwise(curve):
+            if not (first < next_first and second >= next_second):
+                raise InputError(
+                    "Along `curve` the first parameter must rise and the second fall, but "
+                    f"{(first, second)} is followed by {(next_first, next_second)}."
+                )
         self._search_space = dict(search_space)
         self._curve = [(float(first), float(second)) for first, second in curve]
         self._independent = independent_sampler or RandomSampler(seed=seed)
-        # Where the two ratios are closest to equal: the fixed-ratio baseline's place on the curve.
-        self._start = min(
-            range(len(self._curve)),
-            key=lambda i: (abs(self._curve[i][0] - self._curve[i][1]), i),
-        )
+        # Where the curve crosses the diagonal. For a budget's curve this pair has the heads of the
+        # fixed-ratio baseline and no more neurons removed, so the first trial is at least its equal.
+        crossing = (i for i, (first, second) in enumerate(self._curve) if first >= second)
+        self._start = next(crossing, len(self._curve) - 1)
 
     def is_exhausted(self, study: Study) -> bool:
         """Whether every pair of the curve has been tried, so that no trial can add anything."""
