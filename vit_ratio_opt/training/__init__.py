@@ -1,0 +1,24 @@
+from vit_ratio_opt.training.data import (
+    ImageData,
+    Split,
+    load_cifar10,
+    load_datasets,
+    load_digits,
+    load_image_folder,
+)
+from vit_ratio_opt.training.evaluate import best_device, evaluate
+from vit_ratio_opt.training.finetune import Recipe, Stopwatch, finetune
+
+__all__ = [
+    "ImageData",
+    "Recipe",
+    "Split",
+    "Stopwatch",
+    "best_device",
+    "evaluate",
+    "finetune",
+    "load_cifar10",
+    "load_datasets",
+    "load_digits",
+    "load_image_folder",
+]

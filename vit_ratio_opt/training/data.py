@@ -1,0 +1,418 @@
+"""Images as uint8 tensors in three splits, and batches of them on a device.
+
+Every source (an image folder, torchvision's CIFAR-10, scikit-learn's digits, any pair of data sets)
+becomes the same :class:`ImageData`. What fits in memory is decoded once and kept as uint8; what does
+not is decoded by ``DataLoader`` workers batch by batch. Either way, augmentation and normalisation
+happen on whole batches on the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence, Sized
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits as sklearn_digits
+from sklearn.model_selection import train_test_split
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.transforms import v2
+
+from vit_ratio_opt.errors import InputError
+
+__all__ = [
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
+    "ImageData",
+    "Split",
+    "Validation",
+    "load_cifar10",
+    "load_datasets",
+    "load_digits",
+    "load_image_folder",
+]
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2023, 0.1994, 0.2010)
+
+Validation = Literal["train", "test"]
+
+_MEMORY_LIMIT = 4 * 2**30
+_WORKERS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some images of a data set.
+
+    Args:
+        dataset: Yields ``(uint8 tensor (channels, height, width), label)``.
+        indices: The images of ``dataset`` that belong to this split, ``(n,)``.
+        labels: Their labels, ``(n,)``, int64.
+    """
+
+    dataset: Dataset[Any]
+    indices: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def subset(self, positions: torch.Tensor) -> Split:
+        """The images at these positions of the split."""
+        return Split(self.dataset, self.indices[positions], self.labels[positions])
+
+    def batches(
+        self, batch_size: int, *, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Images ``(batch, channels, height, width)`` in uint8 and labels ``(batch,)``.
+
+        Args:
+            batch_size: Images in a batch; the last one may be smaller.
+            generator: Shuffles with it; without it the order is the split's.
+        """
+        n = len(self)
+        order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
+        if isinstance(self.dataset, TensorDataset):
+            images = self.dataset.tensors[0]
+            for positions in order.split(batch_size):
+                yield images[self.indices[positions]], self.labels[positions]
+        else:
+            part = Subset(self.dataset, self.indices[order].tolist())
+            yield from DataLoader(part, batch_size, num_workers=_WORKERS)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set ready for pruning: training, validation and test split.
+
+    Args:
+        name: What the study calls it.
+        train: For importance and fine-tuning.
+        val: For choosing ratios.
+        test: Read once, for the final model.
+        classes: Class names, by label.
+        mean: Normalisation, one value a channel, for pixels in [0, 1].
+        std: As ``mean``.
+        flip: Whether a mirrored image keeps its label; digits do not.
+    """
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool = True
+
+    @cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        channels, height, width = next(self.train.batches(1))[0].shape[1:]
+        return channels, height, width
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the validation split: which images it has, their labels and, in memory, pixels."""
+        digest = hashlib.sha256()
+        digest.update(self.val.indices.numpy().tobytes())
+        digest.update(self.val.labels.numpy().tobytes())
+        if isinstance(self.val.dataset, TensorDataset):
+            digest.update(self.val.dataset.tensors[0][self.val.indices].numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """float32 images with the data set's mean and standard deviation, from uint8."""
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        return images.float().div_(255).sub_(mean).div_(std)
+
+    def augment(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Every image shifted by up to an eighth of its size and, where that is harmless, mirrored.
+
+        torchvision's transforms draw once for a whole batch, or run image by image on the CPU; this
+        draws for each image and moves the batch with one gather.
+
+        Args:
+            images: uint8, ``(batch, channels, height, width)``.
+            generator: On the CPU, so that a seed gives the same images on every device.
+        """
+        n, _, height, width = images.shape
+        pad = max(1, height // 8)
+        padded = F.pad(images, (pad, pad, pad, pad))
+        shift = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=generator)
+        rows = shift[0] + torch.arange(height)
+        columns = shift[1] + torch.arange(width)
+        if self.flip:
+            mirrored = torch.rand((n, 1), generator=generator) < 0.5
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        index = torch.arange(n)[:, None, None]
+        rows, columns = rows[:, :, None], columns[:, None, :]
+        device = images.device
+        # Advanced indices around a slice put the channels last; moving them back is free.
+        moved = padded[index.to(device), :, rows.to(device), columns.to(device)]
+        return moved.movedim(-1, 1).contiguous()
+
+
+def load_digits(*, seed: int = 0, val_fraction: float = 0.2) -> ImageData:
+    """scikit-learn's 1,797 handwritten digits, 8x8, one channel: a fifth of them is the test split.
+
+    Args:
+        seed: Of the two stratified splits.
+        val_fraction: Share of the rest that validates.
+    """
+    digits = sklearn_digits()
+    # Pixels are 0 to 16; 15 spreads them over a byte exactly.
+    images = torch.from_numpy((digits.images * 15).astype(np.uint8))[:, None]
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    everything = Split(TensorDataset(images, labels), torch.arange(len(labels)), labels)
+    train, test = _stratified(everything, 0.2, seed=seed)
+    train, val = _stratified(train, val_fraction, seed=seed)
+    classes = tuple(str(digit) for digit in range(10))
+    return ImageData("digits", train, val, test, classes, (0.306,), (0.376,), flip=False)
+
+
+def load_cifar10(
+    root: str | Path,
+    *,
+    download: bool = True,
+    validation: Validation = "train",
+    val_fraction: float = 0.1,
+    seed: int = 0,
+) -> ImageData:
+    """CIFAR-10 as torchvision stores it below ``root``, downloaded there when it is missing.
+
+    Args:
+        root: Folder with ``cifar-10-batches-py``.
+        download: Whether to fetch it when missing.
+        validation: See :func:`load_image_folder`.
+        val_fraction: See :func:`load_image_folder`.
+        seed: Of the stratified split.
+
+    Raises:
+        InputError: The data set is not there and cannot be downloaded.
+    """
+    try:
+        parts = [CIFAR10(root, train=train, download=download) for train in (True, False)]
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"CIFAR-10 is not below {root} and could not be downloaded: {error}"
+        ) from None
+    decoded = [
+        _in_memory(torch.from_numpy(part.data).permute(0, 3, 1, 2), part.targets) for part in parts
+    ]
+    train, val, test = _three_splits(*decoded, validation, val_fraction, seed)
+    return ImageData(
+        "cifar10", train, val, test, tuple(parts[0].classes), CIFAR10_MEAN, CIFAR10_STD
+    )
+
+
+def load_image_folder(
+    root: str | Path,
+    *,
+    image_size: int | None = None,
+    validation: Validation = "train",
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    memory_limit: int = _MEMORY_LIMIT,
+) -> ImageData:
+    """``root/train/<class>/*`` and ``root/test/<class>/*`` (or ``val`` for ``test``), as RGB.
+
+    Args:
+        root: The folder.
+        image_size: Images are resized on the shorter side and cropped to this many pixels; the size
+            of the first image by default.
+        validation: Where the validation split is taken from. ``"train"``: a fraction of the training
+            images. ``"test"``: one half of the test images, for a dense model that has seen all the
+            training images; the other half remains the test split.
+        val_fraction: Share of the training images that validates when ``validation="train"``.
+        seed: Of the stratified split.
+        mean: Normalisation; CIFAR-10's by default.
+        std: As ``mean``.
+        memory_limit: Decoded images above this many bytes stay on disk.
+
+    Raises:
+        InputError: A folder or its classes are missing, differ, or are too small to split.
+    """
+    root = Path(root)
+    train_folder = _image_folder(root / "train")
+    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if test_root is None:
+        raise InputError(f"{root} must have a folder `test` or `val` beside `train`.")
+    test_folder = _image_folder(test_root)
+    if train_folder.classes != test_folder.classes:
+        odd = sorted(set(train_folder.classes) ^ set(test_folder.classes))
+        raise InputError(
+            f"{root / 'train'} and {test_root} must have the same classes, but differ in {odd[:5]}."
+        )
+    data = load_datasets(
+        train_folder,
+        test_folder,
+        name=root.name,
+        classes=train_folder.classes,
+        image_size=image_size,
+        validation=validation,
+        val_fraction=val_fraction,
+        seed=seed,
+        mean=mean,
+        std=std,
+        memory_limit=memory_limit,
+    )
+    return data
+
+
+def load_datasets(
+    train: Dataset[Any],
+    test: Dataset[Any],
+    *,
+    name: str,
+    classes: Sequence[str],
+    image_size: int | None = None,
+    validation: Validation = "train",
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    flip: bool = True,
+    memory_limit: int = _MEMORY_LIMIT,
+) -> ImageData:
+    """Any two map-style data sets that yield ``(image, label)``.
+
+    An image is a PIL image, a uint8 array ``(height, width, channels)`` or a uint8 tensor
+    ``(channels, height, width)``. Labels are read from ``dataset.targets`` where there is such a
+    list, else by going through the data set once.
+
+    Args:
+        train: Training images.
+        test: Test images.
+        name: What the study calls the data set.
+        classes: Class names, by label.
+        image_size: See :func:`load_image_folder`.
+        validation: See :func:`load_image_folder`.
+        val_fraction: See :func:`load_image_folder`.
+        seed: Of the stratified split.
+        mean: Normalisation, one value a channel; CIFAR-10's for RGB by default.
+        std: As ``mean``.
+        flip: Whether a mirrored image keeps its label.
+        memory_limit: Decoded images above this many bytes stay on disk.
+
+    Raises:
+        InputError: A data set is empty or the split cannot be made.
+    """
+    if not len(cast(Sized, train)) or not len(cast(Sized, test)):
+        raise InputError(f"{name}: the training and the test set must have images.")
+    size = image_size or min(v2.functional.get_size(_to_image(train[0][0])))
+    channels = _AsUint8(train, size)[0][0].shape[0]
+    mean = tuple(mean or (CIFAR10_MEAN if channels == 3 else (0.5,) * channels))
+    std = tuple(std or (CIFAR10_STD if channels == 3 else (0.5,) * channels))
+    if len(mean) != channels or len(std) != channels:
+        raise InputError(f"{name}: `mean` and `std` must have {channels} values, one a channel.")
+    total = len(cast(Sized, train)) + len(cast(Sized, test))
+    keep = total * channels * size * size <= memory_limit
+    parts = []
+    for dataset in (train, test):
+        uint8 = _AsUint8(dataset, size)
+        if keep:
+            parts.append(_in_memory(*_decode(uint8)))
+        else:
+            labels = _labels(dataset)
+            parts.append(Split(uint8, torch.arange(len(labels)), labels))
+    splits = _three_splits(parts[0], parts[1], validation, val_fraction, seed)
+    return ImageData(name, *splits, tuple(classes), mean, std, flip)
+
+
+class _AsUint8(Dataset[tuple[torch.Tensor, int]]):
+    """``dataset`` with every image as a uint8 tensor of one size."""
+
+    def __init__(self, dataset: Dataset[Any], size: int) -> None:
+        self.dataset = dataset
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.dataset))
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image, label = self.dataset[index]
+        tensor = _to_image(image)
+        if tuple(tensor.shape[-2:]) != (self.size, self.size):
+            tensor = v2.functional.resize(tensor, [self.size], antialias=True)
+            tensor = v2.functional.center_crop(tensor, [self.size, self.size])
+        return tensor, int(label)
+
+
+def _to_image(image: Any) -> torch.Tensor:
+    tensor: torch.Tensor = image if isinstance(image, torch.Tensor) else v2.functional.to_image(image)
+    if tensor.dtype != torch.uint8:
+        raise InputError(f"Images must be 8 bits a channel, but got {tensor.dtype}.")
+    return tensor.as_subclass(torch.Tensor)
+
+
+def _decode(dataset: _AsUint8) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images and labels of ``dataset``, each written once into one tensor."""
+    images = torch.empty((len(dataset), *dataset[0][0].shape), dtype=torch.uint8)
+    labels = torch.empty(len(dataset), dtype=torch.int64)
+    done = 0
+    # A worker process costs more than it saves on a few images.
+    workers = _WORKERS if len(dataset) > 5_000 else 0
+    for batch, batch_labels in DataLoader(dataset, 256, num_workers=workers):
+        images[done : done + len(batch)] = batch
+        labels[done : done + len(batch)] = batch_labels
+        done += len(batch)
+    return images, labels
+
+
+def _labels(dataset: Dataset[Any]) -> torch.Tensor:
+    targets = getattr(dataset, "targets", None)
+    if targets is None:
+        targets = [dataset[index][1] for index in range(len(cast(Sized, dataset)))]
+    return torch.as_tensor(targets, dtype=torch.int64)
+
+
+def _in_memory(images: torch.Tensor, labels: Any) -> Split:
+    labels = torch.as_tensor(labels, dtype=torch.int64)
+    return Split(TensorDataset(images.contiguous(), labels), torch.arange(len(labels)), labels)
+
+
+def _image_folder(path: Path) -> ImageFolder:
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder; expected one folder a class below it.")
+    try:
+        return ImageFolder(str(path))
+    except FileNotFoundError as error:  # no classes, or a class without images
+        raise InputError(f"{path} must have one folder a class: {error}") from None
+
+
+def _three_splits(
+    train: Split, test: Split, validation: Validation, val_fraction: float, seed: int
+) -> tuple[Split, Split, Split]:
+    if validation == "train":
+        train, val = _stratified(train, val_fraction, seed=seed)
+    elif validation == "test":
+        test, val = _stratified(test, 0.5, seed=seed)
+    else:
+        raise InputError(f"`validation` must be 'train' or 'test', but got {validation!r}.")
+    return train, val, test
+
+
+def _stratified(split: Split, fraction: float, *, seed: int) -> tuple[Split, Split]:
+    """``split`` without and with a stratified share of it, both in the old order."""
+    if not 0 < fraction < 1:
+        raise InputError(f"The share of held-out images must be in (0, 1), but got {fraction!r}.")
+    try:
+        rest, held = train_test_split(
+            np.arange(len(split)), test_size=fraction, stratify=split.labels, random_state=seed
+        )
+    except ValueError as error:
+        raise InputError(f"{len(split)} images cannot be split by class: {error}") from None
+    rest, held = (torch.from_numpy(np.sort(part)) for part in (rest, held))
+    return split.subset(rest), split.subset(held)

@@ -1,0 +1,62 @@
+"""Accuracy, and the device it is computed on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from vit_ratio_opt.training.data import ImageData, Split
+
+__all__ = ["autocast", "best_device", "evaluate", "model_device", "on_device"]
+
+_BATCH = 500
+
+
+def best_device() -> torch.device:
+    """A CUDA GPU, else Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The device of a model's first parameter."""
+    return next(model.parameters()).device
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Mixed precision on a CUDA GPU, bfloat16 where it has that; full precision elsewhere."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.autocast("cuda", dtype)
+
+
+def on_device(
+    data: ImageData, split: Split, batch_size: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Normalised images and labels of ``split`` on ``device``, in order, without augmentation."""
+    for images, labels in split.batches(batch_size):
+        yield (
+            data.normalise(images.to(device, non_blocking=True)),
+            labels.to(device, non_blocking=True),
+        )
+
+
+def evaluate(model: nn.Module, data: ImageData, split: Split) -> float:
+    """Top-1 accuracy in per cent on ``split``, on the model's device; its mode stays as it was."""
+    device = model_device(model)
+    was_training = model.training
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    try:
+        model.eval()
+        with torch.inference_mode(), autocast(device):
+            for images, labels in on_device(data, split, _BATCH, device):
+                correct += (model(images).argmax(dim=1) == labels).sum()
+    finally:
+        model.train(was_training)
+    return 100.0 * correct.item() / len(split)

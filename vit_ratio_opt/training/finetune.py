@@ -1,0 +1,199 @@
+"""Fine-tuning of a pruned model, or training of a dense one: the same loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from torch import nn
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.training.data import ImageData
+from vit_ratio_opt.training.evaluate import autocast, evaluate, model_device
+from vit_ratio_opt.training.progress import TrainingProgress
+
+__all__ = ["Recipe", "Stopwatch", "finetune"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to fine-tune.
+
+    Args:
+        epochs: Passes over the training split; 0 leaves the model as it is.
+        batch_size: Images a step.
+        lr: Peak learning rate of AdamW.
+        weight_decay: Of weights; biases, norms and embeddings have none (timm's rule).
+        warmup: Share of all steps over which the learning rate rises; then it falls as a cosine.
+        clip_norm: Largest gradient norm.
+        distillation: Weight of the dense model's soft labels in the loss, in [0, 1]; the rest is
+            cross-entropy with the true labels. Used only where a teacher is given.
+        temperature: Of the soft labels (Hinton 2015).
+        augment: Whether images are shifted and mirrored.
+    """
+
+    epochs: int = 1
+    batch_size: int = 128
+    lr: float = 5e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    clip_norm: float = 1.0
+    distillation: float = 0.5
+    temperature: float = 2.0
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        rules = {
+            "epochs": (self.epochs >= 0, "at least 0"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "lr": (0 < self.lr < math.inf, "above 0"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
+            "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
+            "clip_norm": (self.clip_norm > 0, "above 0"),
+            "distillation": (0 <= self.distillation <= 1, "in [0, 1]"),
+            "temperature": (0 < self.temperature < math.inf, "above 0"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise InputError(f"`{name}` must be {rule}, but got {getattr(self, name)!r}.")
+
+
+class Stopwatch:
+    """Seconds by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Add the time inside the block to ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+
+def finetune(
+    model: nn.Module,
+    data: ImageData,
+    recipe: Recipe,
+    *,
+    teacher: nn.Module | None = None,
+    seed: int = 0,
+    on_epoch: Callable[[int, float], None] | None = None,
+    stopwatch: Stopwatch | None = None,
+    title: str = "fine-tune",
+    progress: bool | None = None,
+) -> float:
+    """Train ``model`` in place on its device and leave it in evaluation mode.
+
+    The caller's random state is untouched; ``seed`` fixes everything random.
+
+    Args:
+        model: Gives class logits.
+        data: Trains on ``data.train``, validates on ``data.val`` after each epoch.
+        recipe: How.
+        teacher: The dense model, for distillation; on the same device.
+        seed: Of order, augmentation and dropout.
+        on_epoch: Called with the epoch (from 1) and the validation accuracy in per cent; what it
+            raises ends the training.
+        stopwatch: Told the seconds of ``train``, ``data`` and ``evaluate``.
+        title: Of the progress bar.
+        progress: None shows the bar in a terminal only.
+
+    Returns:
+        Validation accuracy in per cent after the last epoch.
+    """
+    clock = stopwatch or Stopwatch()
+    device = model_device(model)
+    steps_per_epoch = math.ceil(len(data.train) / recipe.batch_size)
+    steps = recipe.epochs * steps_per_epoch
+    optimizer = create_optimizer_v2(
+        model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay
+    )
+    scheduler = CosineLRScheduler(
+        optimizer,
+        t_initial=max(1, steps),
+        warmup_t=round(recipe.warmup * steps),
+        warmup_lr_init=recipe.lr / 100,
+        lr_min=recipe.lr / 100,
+        warmup_prefix=False,
+        t_in_epochs=False,
+    )
+    scaler = torch.amp.GradScaler(  # idle unless the GPU lacks bfloat16
+        "cuda", enabled=device.type == "cuda" and not torch.cuda.is_bf16_supported()
+    )
+    generator = torch.Generator().manual_seed(seed)
+    accuracy: float | None = None
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=devices),
+        TrainingProgress(title, steps, enabled=progress) as bar,
+    ):
+        torch.manual_seed(seed)  # dropout and stochastic depth
+        step = 0
+        for epoch in range(1, recipe.epochs + 1):
+            model.train()
+            batches = data.train.batches(recipe.batch_size, generator=generator)
+            while True:
+                with clock("data"):
+                    batch = next(batches, None)
+                    if batch is None:
+                        break
+                    images = batch[0].to(device, non_blocking=True)
+                    labels = batch[1].to(device, non_blocking=True)
+                    if recipe.augment:
+                        images = data.augment(images, generator)
+                    images = data.normalise(images)
+                with clock("train"):
+                    scheduler.step_update(step)
+                    with autocast(device):
+                        logits = model(images)
+                        loss = _loss(logits, labels, images, teacher, recipe)
+                    optimizer.zero_grad(set_to_none=True)
+                    scaler.scale(loss).backward()
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+                    scaler.step(optimizer)
+                    scaler.update()
+                    step += 1
+                if bar.enabled:
+                    hits = (logits.argmax(dim=1) == labels).float().mean()
+                    bar.advance(len(labels), loss.item(), 100 * hits.item())
+            with clock("evaluate"):
+                accuracy = evaluate(model, data, data.val)
+            if on_epoch is not None:
+                on_epoch(epoch, accuracy)
+    model.eval()
+    if accuracy is None:
+        with clock("evaluate"):
+            accuracy = evaluate(model, data, data.val)
+    return accuracy
+
+
+def _loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    images: torch.Tensor,
+    teacher: nn.Module | None,
+    recipe: Recipe,
+) -> torch.Tensor:
+    """``(1 - a) cross-entropy + a T^2 KL(teacher || student)`` at temperature T (Hinton 2015)."""
+    hard = F.cross_entropy(logits, labels)
+    if teacher is None or recipe.distillation == 0:
+        return hard
+    with torch.no_grad():
+        soft_labels = F.log_softmax(teacher(images) / recipe.temperature, dim=1)
+    student = F.log_softmax(logits / recipe.temperature, dim=1)
+    soft = F.kl_div(student, soft_labels, reduction="batchmean", log_target=True)
+    soft = soft * recipe.temperature**2
+    return (1 - recipe.distillation) * hard + recipe.distillation * soft
