@@ -1,0 +1,71 @@
+"""Finds how much of a Vision Transformer's attention and feed-forward modules can be pruned.
+
+Names are loaded when they are used, so that what needs no torch does not wait for it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vit_ratio_opt.checkpoint import create_model, load_dense, load_pruned
+    from vit_ratio_opt.errors import InputError
+    from vit_ratio_opt.geometry import RatioPair, budget_curve
+    from vit_ratio_opt.objective import PruningObjective
+    from vit_ratio_opt.pruning import (
+        UnsupportedModelError,
+        magnitude_importance,
+        prune,
+        shape_of,
+        taylor_importance,
+    )
+    from vit_ratio_opt.search import BinarySearchSampler
+    from vit_ratio_opt.study import create_study, run_study
+    from vit_ratio_opt.training import (
+        Recipe,
+        evaluate,
+        finetune,
+        load_cifar10,
+        load_datasets,
+        load_digits,
+        load_image_folder,
+    )
+
+_HOMES = {
+    "checkpoint": ("create_model", "load_dense", "load_pruned"),
+    "errors": ("InputError",),
+    "geometry": ("RatioPair", "budget_curve"),
+    "objective": ("PruningObjective",),
+    "pruning": (
+        "UnsupportedModelError",
+        "magnitude_importance",
+        "prune",
+        "shape_of",
+        "taylor_importance",
+    ),
+    "search": ("BinarySearchSampler",),
+    "study": ("create_study", "run_study"),
+    "training": (
+        "Recipe",
+        "evaluate",
+        "finetune",
+        "load_cifar10",
+        "load_datasets",
+        "load_digits",
+        "load_image_folder",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

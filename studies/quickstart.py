@@ -1,0 +1,117 @@
+"""The whole path in a few minutes: a small ViT on scikit-learn's digits.
+
+Trains the dense model once and keeps it, searches the pair of ratios within the budget, tries the
+one fixed ratio that meets the same budget, and prints the three side by side. Run it again and it
+goes on where it stopped.
+
+    python studies/quickstart.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from vit_ratio_opt.checkpoint import create_model, load_dense, save_dense
+from vit_ratio_opt.cli import (
+    BudgetOption,
+    EpochsOption,
+    OutputOption,
+    SeedOption,
+    StorageOption,
+    StudyNameOption,
+    TrialsOption,
+    check_output,
+    checkpoint_folder,
+    print_report,
+    run_command,
+)
+from vit_ratio_opt.geometry import check_budget, fixed_ratio_pair
+from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.pruning import shape_of
+from vit_ratio_opt.study import check_storage_url, check_study, create_study, open_storage, run_study
+from vit_ratio_opt.training import ImageData, Recipe, best_device, finetune, load_digits
+
+MODEL = "vit_tiny_patch16_224"
+ARGUMENTS = {
+    "img_size": 8,
+    "patch_size": 2,
+    "in_chans": 1,
+    "num_classes": 10,
+    "embed_dim": 64,
+    "depth": 4,
+    "num_heads": 8,
+    "mlp_ratio": 2.0,
+}
+DENSE_RECIPE = Recipe(epochs=60, batch_size=64, lr=1e-3, weight_decay=0.05, distillation=0.0)
+
+
+def main(
+    budget: BudgetOption = 0.35,
+    n_trials: TrialsOption = 8,
+    epochs: EpochsOption = 10,
+    seed: SeedOption = 0,
+    folder: Annotated[Path, typer.Option(help="Where models and the study are kept.")] = Path(
+        "runs/quickstart"
+    ),
+    storage: StorageOption = None,
+    study_name: StudyNameOption = "quickstart",
+    output: OutputOption = None,
+) -> None:
+    """Search the two pruning ratios of a small ViT on scikit-learn's digits."""
+    shape = shape_of(create_model(MODEL, **ARGUMENTS))
+    check_budget(shape, budget)
+    fixed_ratio_pair(shape, budget)
+    check_output(output)
+    if storage is not None:
+        check_storage_url(storage)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{folder} cannot be made: {error.strerror}.") from None
+
+    data = load_digits(seed=seed)
+    backend = open_storage(storage or f"sqlite:///{folder / 'study.db'}")
+    model = _dense_model(folder / f"dense-seed{seed}.safetensors", data, seed)
+    runs = {
+        name: PruningObjective(
+            model,
+            data,
+            budget=budget,
+            recipe=Recipe(epochs=epochs, batch_size=64, lr=1e-3),
+            fixed_ratio=fixed_ratio,
+            checkpoints=checkpoint_folder(folder, name),
+            seed=seed,
+        )
+        for name, fixed_ratio in ((f"{study_name}-fixed", True), (study_name, False))
+    }
+    for name, objective in runs.items():
+        check_study(objective, name, backend)
+    studies = []
+    for name, objective in runs.items():
+        study = create_study(objective, study_name=name, storage=backend)
+        print(f"study {name!r}: {len(objective.curve)} pair(s) meet the budget {budget}")
+        run_study(study, objective, n_trials=n_trials)
+        objective.test(study)
+        studies.append(study)
+    print_report(studies, output)
+
+
+def _dense_model(path: Path, data: ImageData, seed: int) -> torch.nn.Module:
+    if path.is_file():
+        print(f"dense model: {path}")
+        return load_dense(path)
+    print(f"training the dense model once, {DENSE_RECIPE.epochs} epochs; kept in {path}")
+    torch.manual_seed(seed)
+    model = create_model(MODEL, **ARGUMENTS).to(best_device())
+    accuracy = finetune(model, data, DENSE_RECIPE, seed=seed, title="dense")
+    print(f"dense model: {accuracy:.2f} % on the validation split")
+    save_dense(model, path, name=MODEL, arguments=ARGUMENTS)
+    return model
+
+
+if __name__ == "__main__":
+    run_command(main)

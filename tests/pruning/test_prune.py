@@ -1,0 +1,212 @@
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from timm.models.vision_transformer import VisionTransformer
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.pruning import Allocation, Importance, prune, shape_of
+
+both_allocations = pytest.mark.parametrize("allocation", get_args(Allocation))
+
+
+def scores(heads: list[list[float]], neurons: list[list[float]] | None = None) -> Importance:
+    neurons = neurons or [list(range(64))] * 2
+    return Importance(
+        tuple(torch.tensor(block, dtype=torch.double) for block in heads),
+        tuple(torch.tensor(block, dtype=torch.double) for block in neurons),
+    )
+
+
+def random_scores(seed: int) -> Importance:
+    generator = torch.Generator().manual_seed(seed)
+    return Importance(
+        tuple(torch.rand(4, generator=generator) for _ in range(2)),
+        tuple(torch.rand(64, generator=generator) for _ in range(2)),
+    )
+
+
+EVEN = scores([[0] * 4] * 2, [[0] * 64] * 2)
+# Every unit of the first block matters less than any of the second.
+LOPSIDED = scores([range(4), range(4, 8)], [range(64), range(64, 128)])
+
+
+@pytest.fixture
+def tagged_vit(tiny_vit: VisionTransformer) -> VisionTransformer:
+    """Each unit's bias is its index, so that a pruned copy shows which ones it has."""
+    with torch.no_grad():
+        for block in tiny_vit.blocks:
+            block.attn.qkv.bias.copy_((torch.arange(96) % 32).div(8, rounding_mode="floor"))
+            block.mlp.fc1.bias.copy_(torch.arange(64))
+    return tiny_vit
+
+
+def kept_heads(model: VisionTransformer) -> list[list[int]]:
+    return [sorted({int(i) for i in block.attn.qkv.bias}) for block in model.blocks]
+
+
+def kept_neurons(model: VisionTransformer) -> list[list[int]]:
+    return [[int(i) for i in block.mlp.fc1.bias] for block in model.blocks]
+
+
+# How many
+
+
+@both_allocations
+@pytest.mark.parametrize(
+    ("pair", "heads_left", "neurons_left"),
+    [
+        ((0.25, 0.5), 6, 64),
+        ((0.3, 0.6), 5, 51),  # 2.4 heads and 76.8 neurons go, rounded up
+        ((0, 0.01), 8, 126),
+        ((0.01, 0), 7, 128),
+        ((0.75, 0.875), 2, 16),
+    ],
+)
+@pytest.mark.parametrize("importance", [EVEN, LOPSIDED, random_scores(0)])
+def test_counts_are_exact(
+    tiny_vit: VisionTransformer,
+    allocation: Allocation,
+    pair: tuple[float, float],
+    heads_left: int,
+    neurons_left: int,
+    importance: Importance,
+) -> None:
+    shape = shape_of(prune(tiny_vit, pair, importance, allocation=allocation))
+    assert (shape.heads, shape.neurons) == (heads_left, neurons_left)
+
+
+@both_allocations
+@pytest.mark.parametrize("importance", [EVEN, LOPSIDED, random_scores(0)])
+def test_every_block_keeps_a_head_and_eight_neurons(
+    tiny_vit: VisionTransformer, allocation: Allocation, importance: Importance
+) -> None:
+    largest = shape_of(tiny_vit).max_pair
+    for pair in (largest, (0.5, 0.5), (largest.mhsa_ratio, 0), (0, largest.ffn_ratio)):
+        blocks = shape_of(prune(tiny_vit, pair, importance, allocation=allocation)).blocks
+        assert all(block.num_heads >= 1 and block.hidden_dim >= 8 for block in blocks)
+    at_most = shape_of(prune(tiny_vit, largest, importance, allocation=allocation)).blocks
+    assert [(block.num_heads, block.hidden_dim) for block in at_most] == [(1, 8)] * 2
+
+
+@both_allocations
+@given(mhsa=st.floats(0, 0.75), ffn=st.floats(0, 0.875), seed=st.integers(0, 2**32))
+# The model is not changed, so that all examples can share one.
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_macs_are_what_was_asked_to_within_one_unit_each(
+    tiny_vit: VisionTransformer,
+    allocation: Allocation,
+    mhsa: float,
+    ffn: float,
+    seed: int,
+) -> None:
+    dense = shape_of(tiny_vit)
+    head_macs, neuron_macs = dense.head_macs(dense.blocks[0]), dense.neuron_macs
+    requested = dense.macs - mhsa * 8 * head_macs - ffn * 128 * neuron_macs
+    realised = shape_of(
+        prune(tiny_vit, (mhsa, ffn), random_scores(seed), allocation=allocation)
+    ).macs
+    assert realised <= requested + 1e-6 * dense.macs  # ratios are floats
+    assert realised > requested - head_macs - neuron_macs
+
+
+# Which
+
+
+def test_global_removes_the_lowest_scores_of_all_blocks(tagged_vit: VisionTransformer) -> None:
+    heads = [[0.9, 0.1, 0.8, 0.2], [0.3, 0.7, 0.05, 0.6]]
+    neurons = [[(37 * i) % 64 for i in range(64)], [(37 * i) % 64 + 20.5 for i in range(64)]]
+    pruned = prune(tagged_vit, (0.5, 0.5), scores(heads, neurons))
+    assert kept_heads(pruned) == [[0, 2], [1, 3]]
+    threshold = sorted(neurons[0] + neurons[1])[64]
+    assert kept_neurons(pruned) == [
+        [i for i, score in enumerate(block) if score >= threshold] for block in neurons
+    ]
+    sizes = [block.hidden_dim for block in shape_of(pruned).blocks]
+    assert sizes[0] < sizes[1]  # the split follows the scores
+
+
+def test_global_protects_the_best_of_the_worst_block(tagged_vit: VisionTransformer) -> None:
+    pruned = prune(tagged_vit, (0.5, 0.5), LOPSIDED)
+    assert kept_heads(pruned) == [[3], [1, 2, 3]]
+    assert kept_neurons(pruned) == [list(range(56, 64)), list(range(8, 64))]
+
+
+def test_uniform_removes_the_lowest_scores_of_each_block(tagged_vit: VisionTransformer) -> None:
+    importance = scores(
+        [[4, 1, 3, 2], [50, 80, 60, 70]], [list(range(64, 0, -1)), list(range(100, 164))]
+    )
+    pruned = prune(tagged_vit, (0.5, 0.25), importance, allocation="uniform")
+    assert kept_heads(pruned) == [[0, 2], [1, 3]]
+    assert kept_neurons(pruned) == [list(range(48)), list(range(16, 64))]
+
+
+@pytest.mark.parametrize("heads", range(7))
+@pytest.mark.parametrize("neurons", [0, 1, 37, 111, 112])
+def test_uniform_spreads_evenly_whatever_the_scores(
+    tiny_vit: VisionTransformer, heads: int, neurons: int
+) -> None:
+    pair = (heads / 8, neurons / 128)
+    first, second = shape_of(prune(tiny_vit, pair, LOPSIDED, allocation="uniform")).blocks
+    assert 0 <= first.num_heads - second.num_heads <= 1  # the later block gives first
+    assert 0 <= first.hidden_dim - second.hidden_dim <= 1
+
+
+def test_uniform_takes_the_same_share_of_blocks_that_differ(tiny_vit: VisionTransformer) -> None:
+    uneven = prune(tiny_vit, (0, 32 / 128), LOPSIDED)  # leaves 32 and 64 neurons
+    importance = scores([[0] * 4] * 2, [[0] * 32, [0] * 64])
+    halved = prune(uneven, (0, 0.5), importance, allocation="uniform")
+    assert [block.hidden_dim for block in shape_of(halved).blocks] == [16, 32]
+
+
+@both_allocations
+def test_ties_give_the_same_model_every_time(
+    tagged_vit: VisionTransformer, allocation: Allocation
+) -> None:
+    pruned = [prune(tagged_vit, (0.25, 0.125), EVEN, allocation=allocation) for _ in range(2)]
+    first, second = (model.state_dict() for model in pruned)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # The first units of a block go first.
+    expected = [[2, 3], [0, 1, 2, 3]] if allocation == "global" else [[1, 2, 3]] * 2
+    assert kept_heads(pruned[0]) == expected
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("importance", "message"),
+    [
+        (scores([[0] * 4, [0, 0, 0, float("nan")]]), "heads must be finite"),
+        (scores([[0] * 4] * 2, [[0] * 64, [float("inf")] * 64]), "neurons must be finite"),
+        (scores([[0] * 4, [0] * 3]), r"heads must have shapes \[4, 4\]"),
+        (scores([[0] * 4]), r"heads must have shapes \[4, 4\]"),
+        (scores([[[0]] * 4] * 2), r"heads must have shapes \[4, 4\]"),
+        (scores([[0] * 4] * 2, [[0] * 4] * 2), r"neurons must have shapes \[64, 64\]"),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused(
+    tiny_vit: VisionTransformer, importance: Importance, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        prune(tiny_vit, (0.25, 0.25), importance)
+
+
+@pytest.mark.parametrize(
+    ("pair", "largest"),
+    [((0.76, 0), "0.75"), ((0, 0.9), "0.875"), ((1, 0), "0.75"), ((0, -0.1), "0.875")],
+)
+def test_ratio_out_of_range_names_the_largest(
+    tiny_vit: VisionTransformer, pair: tuple[float, float], largest: str
+) -> None:
+    with pytest.raises(InputError, match=rf"must be in \[0, {largest}\]"):
+        prune(tiny_vit, pair, EVEN)
+
+
+def test_other_allocations_are_refused(tiny_vit: VisionTransformer) -> None:
+    with pytest.raises(InputError, match=r"'global' or 'uniform', but got 'local'"):
+        prune(tiny_vit, (0.25, 0.25), EVEN, allocation="local")  # type: ignore[arg-type]

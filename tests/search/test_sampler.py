@@ -1,0 +1,379 @@
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
+from optuna.study import Study
+from optuna.testing.pytest_samplers import (
+    BasicSamplerTestCase,
+    RelativeSamplerTestCase,
+    SingleOnlySamplerTestCase,
+)
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.geometry import BlockShape, RatioPair, ViTShape, budget_curve, fixed_ratio_pair
+from vit_ratio_opt.search import BinarySearchSampler
+
+SPACE = {name: FloatDistribution(0, 1) for name in RatioPair._fields}
+SHAPE = ViTShape(
+    patches=64,
+    prefix_tokens=1,
+    patch_dim=48,
+    embed_dim=64,
+    num_classes=10,
+    blocks=(BlockShape(num_heads=8, head_dim=8, hidden_dim=128),) * 4,
+    fixed_params=0,
+)
+CURVE = budget_curve(SHAPE, 0.65)
+POSITIONS = {pair: position for position, pair in enumerate(CURVE)}
+PEAK = 5
+FAR_TOO_MANY = 3 * len(CURVE)  # a search that does not stop fails instead of hanging
+
+Pair = tuple[float, float]
+
+
+def suggest(trial: Trial, names: Sequence[str] = tuple(SPACE)) -> Pair:
+    first, second = (trial.suggest_float(name, 0, 1) for name in names)
+    return first, second
+
+
+def accuracy(pair: Pair) -> float:
+    return 0.9 - 0.01 * abs(POSITIONS[pair] - PEAK)
+
+
+def objective(trial: Trial) -> float:
+    return accuracy(suggest(trial))
+
+
+def create(**settings: object) -> Study:
+    settings = {"direction": "maximize", "sampler": BinarySearchSampler(SPACE, CURVE)} | settings
+    return optuna.create_study(**settings)
+
+
+def positions(study: Study, *states: TrialState) -> list[int | None]:
+    """Where the study's trials are on the curve."""
+    trials = study.get_trials(deepcopy=False, states=states or None)
+    return [POSITIONS.get(tuple(trial.params.get(name) for name in SPACE)) for trial in trials]
+
+
+def completed(study: Study) -> list[int | None]:
+    return positions(study, TrialState.COMPLETE)
+
+
+def uninterrupted() -> list[int | None]:
+    study = create()
+    study.optimize(objective, n_trials=FAR_TOO_MANY)
+    return positions(study)
+
+
+class TestOptunaKit(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return lambda: BinarySearchSampler(SPACE, CURVE)
+
+
+# The search
+
+
+def test_every_pair_is_tried_once_and_then_optimize_stops() -> None:
+    study = create()
+    study.optimize(objective, n_trials=FAR_TOO_MANY)
+    assert sorted(positions(study)) == list(range(len(CURVE)))
+    assert study.sampler.is_exhausted(study)
+
+
+@pytest.mark.parametrize("budget", [0.35, 0.5, 0.6, 0.65, 0.8, 0.95, 1])
+def test_first_trial_is_at_least_the_fixed_ratio(budget: float) -> None:
+    curve = budget_curve(SHAPE, budget)
+    study = create(sampler=BinarySearchSampler(SPACE, curve))
+    mhsa_ratio, ffn_ratio = suggest(study.ask())
+    fixed = fixed_ratio_pair(SHAPE, budget)
+    heads, neurons = SHAPE.removed(RatioPair(mhsa_ratio, ffn_ratio))
+    fixed_heads, fixed_neurons = SHAPE.removed(fixed)
+    assert heads == fixed_heads
+    assert neurons <= fixed_neurons
+
+
+def test_first_trial_is_where_the_curve_crosses_the_diagonal() -> None:
+    curve = [(0.1, 0.8), (0.3, 0.6), (0.5, 0.4), (0.7, 0.2)]
+    assert suggest(create(sampler=BinarySearchSampler(SPACE, curve)).ask()) == (0.5, 0.4)
+    never = [(0.1, 0.8), (0.3, 0.6)]
+    assert suggest(create(sampler=BinarySearchSampler(SPACE, never)).ask()) == (0.3, 0.6)
+
+
+def test_minimize_is_maximize_of_the_negative() -> None:
+    study = create(direction="minimize")
+    study.optimize(lambda trial: -objective(trial), n_trials=FAR_TOO_MANY)
+    assert positions(study) == uninterrupted()
+
+
+def test_exhausted_study_repeats_the_best_pair() -> None:
+    study = create()
+    study.optimize(objective, n_trials=FAR_TOO_MANY)
+    assert POSITIONS[suggest(study.ask())] == PEAK
+
+
+def test_ask_and_tell_goes_on_past_the_end() -> None:
+    study = create()
+    for _ in range(len(CURVE) + 2):
+        trial = study.ask()
+        study.tell(trial, objective(trial))
+    assert positions(study)[: len(CURVE)] == uninterrupted()
+
+
+def test_other_names_are_searched_alike() -> None:
+    names = ("heads_cut", "neurons_cut")
+    space = {name: FloatDistribution(0, 1) for name in names}
+    study = create(sampler=BinarySearchSampler(space, CURVE))
+    study.optimize(lambda trial: accuracy(suggest(trial, names)), n_trials=FAR_TOO_MANY)
+    tried = [POSITIONS[tuple(t.params[name] for name in names)] for t in study.trials]
+    assert tried == uninterrupted()
+
+
+# State is in the storage
+
+
+def test_resumed_study_gives_same_trials(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    for _ in range(len(CURVE)):  # a new connection and a new sampler at every trial boundary
+        study = create(storage=storage, study_name="s", load_if_exists=True)
+        assert not study.sampler.is_exhausted(study)
+        study.optimize(objective, n_trials=1)
+    assert positions(study) == uninterrupted()
+    assert study.sampler.is_exhausted(study)
+
+
+def test_pickled_sampler_goes_on() -> None:
+    study = create()
+    study.optimize(objective, n_trials=4)
+    study.sampler = pickle.loads(pickle.dumps(study.sampler))
+    study.optimize(objective, n_trials=FAR_TOO_MANY)
+    assert positions(study) == uninterrupted()
+
+
+# Trials that do not end well
+
+
+@pytest.mark.parametrize("failing", range(6))
+def test_failed_trial_does_not_move_bracket(failing: int) -> None:
+    def fails_once(trial: Trial) -> float:
+        value = objective(trial)
+        if trial.number == failing:
+            raise RuntimeError("out of memory")
+        return value
+
+    study = create()
+    study.optimize(fails_once, n_trials=FAR_TOO_MANY, catch=RuntimeError)
+    assert completed(study) == uninterrupted()
+    assert positions(study)[failing] == positions(study)[failing + 1]
+
+
+def test_nan_is_a_failure() -> None:
+    study = create()
+    study.optimize(
+        lambda trial: objective(trial) if trial.number else float("nan"), n_trials=FAR_TOO_MANY
+    )
+    assert study.trials[0].state == TrialState.FAIL
+    assert completed(study) == uninterrupted()
+
+
+def test_pair_that_failed_three_times_is_skipped() -> None:
+    def never_at_the_start(trial: Trial) -> float:
+        value = objective(trial)
+        return float("nan") if POSITIONS[suggest(trial)] == start else value
+
+    start = uninterrupted()[0]
+    study = create()
+    study.optimize(never_at_the_start, n_trials=FAR_TOO_MANY)
+    assert positions(study, TrialState.FAIL) == [start] * 3
+    assert sorted([*completed(study), start]) == list(range(len(CURVE)))
+
+
+def test_optimize_stops_when_the_last_pair_keeps_failing() -> None:
+    last = uninterrupted()[-1]
+    study = create()
+    study.optimize(
+        lambda trial: objective(trial) if POSITIONS[suggest(trial)] != last else float("nan"),
+        n_trials=FAR_TOO_MANY,
+    )
+    assert positions(study) == [*uninterrupted()[:-1], last, last, last]
+
+
+def test_optimize_stops_when_every_pair_keeps_failing() -> None:
+    study = create(sampler=BinarySearchSampler(SPACE, CURVE[:2]))
+    study.optimize(lambda trial: 0 * objective(trial) + float("nan"), n_trials=FAR_TOO_MANY)
+    assert sorted(positions(study)) == [0, 0, 0, 1, 1, 1]
+
+
+def test_trial_that_failed_before_its_second_ratio_counts_as_a_failure() -> None:
+    def fails_early(trial: Trial) -> float:
+        trial.suggest_float("mhsa_ratio", 0, 1)
+        raise RuntimeError("the process died")
+
+    study = create()
+    study.optimize(fails_early, n_trials=3, catch=RuntimeError)
+    start = uninterrupted()[0]
+    assert [trial.params["mhsa_ratio"] for trial in study.trials] == [CURVE[start][0]] * 3
+    assert POSITIONS[suggest(study.ask())] != start
+
+
+def test_running_pairs_are_not_proposed_again() -> None:
+    study = create()
+    asked = [POSITIONS[suggest(study.ask())] for _ in CURVE]
+    assert sorted(asked) == list(range(len(CURVE)))
+
+
+def test_running_trial_with_one_of_its_ratios_keeps_its_pair() -> None:
+    study = create()
+    mhsa_ratio = study.ask().suggest_float("mhsa_ratio", 0, 1)  # and on its way to the second
+    assert suggest(study.ask())[0] != mhsa_ratio
+
+
+@pytest.mark.parametrize("reports", [{0: 0.5, 1: 0.95}, {1: 0.95, 0: 0.5}, {0: 0.5, 1: 0.1}])
+@pytest.mark.parametrize("stored", [False, True])
+def test_pruned_trial_counts_with_its_last_step(
+    tmp_path: Path, reports: dict[int, float], stored: bool
+) -> None:
+    def tell_second(study: Study, **outcome: object) -> int:
+        # The third proposal depends on whether the second trial beat the first.
+        first = study.ask()
+        study.tell(first, 0 * objective(first) + 0.7)
+        second = study.ask()
+        suggest(second)
+        if "state" in outcome:
+            for step, value in reports.items():
+                second.report(value, step)
+        study.tell(second, **outcome)
+        return POSITIONS[suggest(study.ask())]
+
+    storage = f"sqlite:///{tmp_path / 'study.db'}" if stored else None
+    as_pruned = tell_second(create(storage=storage), state=TrialState.PRUNED)
+    assert as_pruned == tell_second(create(), values=reports[1])
+    assert as_pruned != tell_second(create(), values=0.8 if reports[1] < 0.7 else 0.6)
+
+
+@pytest.mark.parametrize("report", [None, float("nan")])
+def test_trial_pruned_without_a_value_is_not_repeated(report: float | None) -> None:
+    def pruned_at_once(trial: Trial) -> float:
+        suggest(trial)
+        if report is not None:
+            trial.report(report, 0)
+        raise optuna.TrialPruned
+
+    study = create()
+    study.optimize(pruned_at_once, n_trials=FAR_TOO_MANY)
+    assert sorted(positions(study)) == list(range(len(CURVE)))
+
+
+# Trials that others brought in
+
+
+def test_enqueued_pair_off_the_curve_is_ignored_by_the_plan() -> None:
+    study = create()
+    study.enqueue_trial({"mhsa_ratio": 0.123, "ffn_ratio": 0.1})
+    study.optimize(
+        lambda trial: objective(trial) if suggest(trial)[0] != 0.123 else 1.0,
+        n_trials=FAR_TOO_MANY,
+    )
+    assert positions(study) == [None, *uninterrupted()]
+
+
+def test_enqueued_pair_on_the_curve_is_not_repeated() -> None:
+    study = create()
+    study.enqueue_trial(CURVE[PEAK]._asdict())
+    study.optimize(objective, n_trials=FAR_TOO_MANY)
+    assert positions(study)[0] == PEAK
+    assert sorted(positions(study)) == list(range(len(CURVE)))
+
+
+def test_repeated_pair_counts_with_its_mean() -> None:
+    def third_proposal(*values_at_start: float) -> int:
+        study = create()
+        start, second = uninterrupted()[:2]
+        for position, value in [*((start, v) for v in values_at_start), (second, 0.5)]:
+            params = CURVE[position]._asdict()
+            study.add_trial(optuna.create_trial(params=params, distributions=SPACE, value=value))
+        return POSITIONS[suggest(study.ask())]
+
+    assert third_proposal(0.9, 0.3) == third_proposal(0.6) != third_proposal(0.4)
+
+
+# Other parameters
+
+
+def learning_rates(**settings: object) -> list[float]:
+    def with_lr(trial: Trial) -> float:
+        trial.suggest_float("lr", 1e-5, 1e-1, log=True)
+        return objective(trial)
+
+    study = create(sampler=BinarySearchSampler(SPACE, CURVE, **settings))
+    study.optimize(with_lr, n_trials=FAR_TOO_MANY)
+    assert positions(study) == uninterrupted()  # whatever the learning rate
+    return [trial.params["lr"] for trial in study.trials]
+
+
+def test_other_parameters_are_seeded() -> None:
+    first = learning_rates(seed=7)
+    assert len(set(first)) == len(CURVE)
+    assert learning_rates(seed=7) == first
+    assert learning_rates(seed=8) != first
+
+
+def test_other_parameters_come_from_the_independent_sampler() -> None:
+    assert learning_rates(independent_sampler=RandomSampler(seed=7)) == learning_rates(seed=7)
+
+
+def test_independent_sampler_sees_every_trial() -> None:
+    calls = []
+
+    class Recorder(RandomSampler):
+        def reseed_rng(self) -> None:
+            calls.append("reseed")
+
+        def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+            calls.append(("before", trial.number))
+
+        def after_trial(
+            self, study: Study, trial: FrozenTrial, state: TrialState, values: object
+        ) -> None:
+            calls.append(("after", trial.number, state))
+
+    study = create(sampler=BinarySearchSampler(SPACE, CURVE, independent_sampler=Recorder()))
+    study.optimize(objective, n_trials=1)
+    study.sampler.reseed_rng()
+    assert calls == [("before", 0), ("after", 0, TrialState.COMPLETE), "reseed"]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_with_one_ratio_fixed_the_other_is_sampled_independently() -> None:
+    sampler = PartialFixedSampler({"mhsa_ratio": 0.5}, BinarySearchSampler(SPACE, CURVE, seed=0))
+    study = create(sampler=sampler)
+    ratios = [suggest(study.ask()) for _ in range(5)]
+    assert {mhsa_ratio for mhsa_ratio, _ in ratios} == {0.5}
+    assert len({ffn_ratio for _, ffn_ratio in ratios}) == 5
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("space", "curve", "message"),
+    [
+        ({"x": FloatDistribution(0, 1)}, CURVE, r"two parameters of a pair, but has \['x'\]"),
+        (SPACE | {"x": FloatDistribution(0, 1)}, CURVE, "two parameters"),
+        (SPACE, [], "at least one pair"),
+        (SPACE, [(0.1, 0.5), (0.2, 1.5)], r"`ffn_ratio` must be in \[0.*, 1.*\].* 1\.5"),
+        (SPACE, [(-0.1, 0.5)], r"`mhsa_ratio` must be in .* -0\.1"),
+        (SPACE, [(float("nan"), 0.5)], "`mhsa_ratio` must be in .* nan"),
+        (SPACE, [(0.2, 0.5), (0.1, 0.6)], "must rise"),
+        (SPACE, [(0.2, 0.5), (0.2, 0.4)], "must rise"),
+        (SPACE, [(0.1, 0.5), (0.2, 0.6)], "second fall"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(space: dict, curve: list, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        BinarySearchSampler(space, curve)

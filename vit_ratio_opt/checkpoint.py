@@ -1,0 +1,197 @@
+"""Weights on disk: safetensors with the model's description as JSON in the header. No pickles."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.geometry import BlockShape
+from vit_ratio_opt.pruning.surgery import check_supported, shape_of, shrink_to
+
+__all__ = ["create_model", "load_dense", "load_pruned", "save_dense", "save_pruned", "weights_hash"]
+
+# A file may not choose where weights come from, only what the model looks like.
+_MODEL_ARGS = {
+    *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth"),
+    *("num_heads", "mlp_ratio", "qkv_bias", "proj_bias", "init_values", "class_token"),
+    *("no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm", "dynamic_img_size"),
+    *("act_layer", "norm_layer", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "attn_layer"),
+}
+_FORMAT = "vit_ratio_opt/1"
+
+
+def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> VisionTransformer:
+    """``timm.create_model`` that refuses, in one sentence, what this package cannot prune.
+
+    Args:
+        name: A timm model name, or ``hf-hub:owner/model``.
+        pretrained: Fetch timm's weights (needs a network the first time).
+        **arguments: Passed on, such as ``img_size`` or ``num_classes``.
+
+    Raises:
+        InputError: The name is unknown, an argument does not fit, or the weights cannot be had.
+        UnsupportedModelError: The model exists but cannot be pruned.
+    """
+    if ":" not in name and not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f" Did you mean {', '.join(close)}?" if close else ""
+        raise InputError(f"timm has no model named {name!r}.{hint}")
+    try:
+        model = timm.create_model(name, pretrained=pretrained, **arguments)
+    except Exception as error:  # timm raises whatever the model's constructor or the hub raises
+        what = "its pretrained weights cannot be loaded" if pretrained else "its arguments do not fit"
+        raise InputError(
+            f"timm model {name!r} cannot be made, {what}: {_first_line(error)}"
+        ) from None
+    check_supported(model)
+    model.eval()
+    return model
+
+
+def save_dense(
+    model: VisionTransformer, path: str | Path, *, name: str, arguments: Mapping[str, Any]
+) -> None:
+    """Write a dense model so that :func:`load_dense` needs nothing but the file."""
+    _save(model, Path(path), {"timm_name": name, "timm_kwargs": json.dumps(dict(arguments))})
+
+
+def load_dense(path: str | Path, *, name: str | None = None, **arguments: Any) -> VisionTransformer:
+    """The dense model of a safetensors file, or of a ``.pth`` state dict read without pickle code.
+
+    Args:
+        path: The file.
+        name: timm's model name; the one in the file's metadata by default.
+        **arguments: timm's arguments; added to those in the metadata when that names this model.
+
+    Raises:
+        InputError: The file is missing, truncated, no checkpoint, or of another shape than the model.
+        UnsupportedModelError: The model cannot be pruned.
+    """
+    path = Path(path)
+    state, metadata = _load(path)
+    stored_name = metadata.get("timm_name")
+    if name is None and stored_name is None:
+        raise InputError(f"{path} does not say which timm model it is: name the model.")
+    if name in (None, stored_name):
+        arguments = {**_stored_arguments(path, metadata), **arguments}
+    model = create_model(str(name or stored_name), **arguments)
+    _load_into(model, state, path)
+    return model
+
+
+def save_pruned(model: VisionTransformer, path: str | Path, manifest: Mapping[str, Any]) -> None:
+    """Write a pruned model with its block shapes and ``manifest`` (JSON values) in the metadata."""
+    blocks = [[b.num_heads, b.head_dim, b.hidden_dim] for b in shape_of(model).blocks]
+    text = json.dumps({"blocks": blocks, **manifest})
+    _save(model, Path(path), {"format": _FORMAT, "manifest": text})
+
+
+def load_pruned(
+    path: str | Path, dense: VisionTransformer
+) -> tuple[VisionTransformer, dict[str, Any]]:
+    """A pruned model and its manifest.
+
+    Args:
+        path: A file of :func:`save_pruned`.
+        dense: The model it was pruned from; gives the architecture, and is not changed.
+
+    Raises:
+        InputError: The file is missing, damaged, of another format, or does not fit ``dense``.
+    """
+    path = Path(path)
+    state, metadata = _load(path)
+    if metadata.get("format") != _FORMAT:
+        raise InputError(
+            f"{path} must have format {_FORMAT!r}, but has {metadata.get('format')!r}."
+        )
+    try:
+        manifest = json.loads(metadata["manifest"])
+        blocks = [BlockShape(*(int(n) for n in block)) for block in manifest["blocks"]]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path} has a damaged manifest.") from None
+    model = shrink_to(dense, blocks)
+    _load_into(model, state, path)
+    model.eval()
+    return model, manifest
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """Hash of names, shapes and values of all weights."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _save(model: VisionTransformer, path: Path, metadata: dict[str, str]) -> None:
+    """Write beside ``path`` and rename: a file that exists is complete."""
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, partial, metadata)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {_first_line(error)}") from None
+
+
+def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint {path}.")
+    try:
+        if path.suffix in (".pt", ".pth", ".bin"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("state_dict", state.get("model", state))
+            return dict(state), {}
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise InputError(
+            f"{path} is no readable checkpoint (truncated?): {_first_line(error)}"
+        ) from None
+
+
+def _stored_arguments(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        arguments = json.loads(metadata.get("timm_kwargs", "{}"))
+        unknown = sorted(set(arguments) - _MODEL_ARGS)
+    except (TypeError, ValueError):
+        raise InputError(f"{path} has damaged model arguments in its metadata.") from None
+    if not isinstance(arguments, dict) or unknown:
+        raise InputError(f"{path} has model arguments that are not accepted: {unknown}.")
+    return arguments
+
+
+def _load_into(model: VisionTransformer, state: dict[str, torch.Tensor], path: Path) -> None:
+    own = model.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    if missing or extra:
+        raise InputError(
+            f"{path} does not fit the model: {len(missing)} tensors are missing {missing[:3]}, "
+            f"{len(extra)} are not the model's {extra[:3]}."
+        )
+    for key, tensor in own.items():
+        if state[key].shape != tensor.shape:
+            raise InputError(
+                f"{path} does not fit the model: `{key}` has shape {tuple(state[key].shape)}, but "
+                f"the model's has {tuple(tensor.shape)}."
+            )
+    model.load_state_dict(state)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,169 @@
+"""The ``vit-ratio-opt`` command, and what the scripts in ``studies/`` share. Never imports torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Optional
+
+import optuna
+import typer
+from optuna.study import Study
+from rich.console import Console
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.report import (
+    build_report,
+    load_studies,
+    results_table,
+    timing_split,
+    trials_table,
+    write_json,
+)
+from vit_ratio_opt.study import DEFAULT_STORAGE, open_storage
+
+__all__ = [
+    "BudgetOption",
+    "EpochsOption",
+    "OutputOption",
+    "SeedOption",
+    "StorageOption",
+    "StudyNameOption",
+    "TrialsOption",
+    "app",
+    "check_output",
+    "checkpoint_folder",
+    "main",
+    "print_report",
+    "run_command",
+]
+
+BudgetOption = Annotated[
+    float, typer.Option(help="Largest share of the dense model's FLOPs, in (0, 1].")
+]
+TrialsOption = Annotated[int, typer.Option(min=1, help="Trained trials in all, earlier runs too.")]
+EpochsOption = Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning in each trial.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of splits, calibration and fine-tuning.")]
+StudyNameOption = Annotated[str, typer.Option(help="The study's name in the storage.")]
+StorageOption = Annotated[
+    Optional[str],  # noqa: UP045  typer evaluates it, also on Python 3.10
+    typer.Option(help="A database URL; a SQLite file in --folder by default.", show_default=False),
+]
+OutputOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Write the rows as JSON to this file.", show_default=False),
+]
+_StudyUrl = Annotated[str, typer.Option("--storage", help="A database URL.")]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _vit_ratio_opt() -> None:
+    """Look at studies that search the pruning ratios of a Vision Transformer."""
+
+
+@app.command()
+def report(
+    storage: _StudyUrl = DEFAULT_STORAGE,
+    study_name: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Only these studies; may be repeated.", show_default=False),
+    ] = None,
+    output: OutputOption = None,
+) -> None:
+    """Print the table dense / fixed / searched, every trial, and where the time went."""
+    check_output(output)
+    studies = load_studies(open_storage(storage, must_exist=True), study_name or ())
+    console = Console()
+    for study in studies:
+        console.print(trials_table(study))
+    print_report(studies, output, console)
+
+
+@app.command()
+def dashboard(
+    storage: _StudyUrl = DEFAULT_STORAGE,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+) -> None:
+    """Serve optuna-dashboard. It has no passwords: keep it on this machine, or behind a proxy."""
+    from optuna_dashboard import run_server
+
+    backend = open_storage(storage, must_exist=True)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
+    print(f"optuna-dashboard at http://{host}:{port}/ (Ctrl-C stops it)", flush=True)
+    run_server(backend, host=host, port=port)
+
+
+def print_report(
+    studies: Sequence[Study], output: Path | None = None, console: Console | None = None
+) -> None:
+    """The table of the studies' rows and their time split; the rows as JSON into ``output``."""
+    console = console or Console()
+    built = build_report(studies)
+    console.print(results_table(built))
+    if "dense_full_test_accuracy" in built:
+        console.print(
+            "Ratios were chosen on one half of the test split and are reported on the other; dense "
+            f"on the full test split: {built['dense_full_test_accuracy']:.2f} %.",
+            soft_wrap=True,
+        )
+    for study in studies:
+        split = timing_split(study)
+        if split:
+            shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in split.items())
+            console.print(f"time of {study.study_name!r}: {shares}", soft_wrap=True)
+    if output is not None:
+        write_json(built, output)
+        console.print(f"rows written to {output}", soft_wrap=True)
+
+
+def check_output(path: Path | None) -> None:
+    """Refuse, before any work, a file that could not be written after it.
+
+    Raises:
+        InputError: Its folder is missing or may not be written.
+    """
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"lies in no folder: {path.parent} is missing"
+        raise InputError(f"{path} cannot be written: it {what}.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{path} cannot be written: no permission.")
+
+
+def checkpoint_folder(folder: Path, study_name: str) -> Path:
+    """The folder of a study's models; two names never share one, whatever is in them."""
+    safe = re.sub(r"[^\w-]", lambda match: f"%{ord(match[0]):x}", study_name)
+    return folder / "checkpoints" / safe
+
+
+def run_command(command: Callable[..., Any] | typer.Typer) -> NoReturn:
+    """Run a command line; an :class:`InputError` becomes one sentence and exit code 2."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if not isinstance(command, typer.Typer):
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        single.command()(command)
+        command = single
+    try:
+        command()
+    except InputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def main() -> None:
+    """Entry point of ``vit-ratio-opt``."""
+    run_command(app)

@@ -1,0 +1,269 @@
+"""Where the two halves meet: a trial's ratios in, a pruned and fine-tuned model's accuracy out."""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+import time
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.distributions import FloatDistribution
+from timm.models.vision_transformer import VisionTransformer
+
+from vit_ratio_opt.checkpoint import load_pruned, save_pruned, weights_hash
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.geometry import RatioPair, budget_curve, fixed_ratio_pair
+from vit_ratio_opt.pruning import Importance, prune, shape_of, taylor_importance
+from vit_ratio_opt.pruning.prune import Allocation
+from vit_ratio_opt.report import best_trial
+from vit_ratio_opt.training import ImageData, Recipe, Stopwatch, best_device, evaluate, finetune
+from vit_ratio_opt.training.evaluate import on_device
+
+__all__ = ["PruningObjective"]
+
+
+class PruningObjective:
+    """Prunes the dense model by a trial's two ratios, fine-tunes, and returns validation accuracy.
+
+    Called by ``study.optimize`` in every trial. A pair over the budget is pruned (in Optuna's sense)
+    before any training. A trial's user attributes are ``macs_ratio``, ``macs``, ``params``,
+    ``accuracy_pruned`` (before fine-tuning), ``accuracy_drop`` (points against the dense model),
+    ``parent_trial`` (what it started from), ``epochs``, ``seconds``, ``seed``, ``device``,
+    ``checkpoint``, and, for the report and for finding dead workers, ``timing`` and ``worker``.
+    Accuracies are top-1 in per cent; 1 FLOP is 1 multiply-add.
+
+    Every trial fine-tunes with the same seed: the pairs then differ in nothing but the pair.
+
+    Args:
+        model: The dense, fine-tuned ViT. It is copied, not changed.
+        data: Its data set.
+        budget: Largest fraction of the dense model's MACs, in (0, 1].
+        recipe: Fine-tuning of each trial.
+        fixed_ratio: Search the baseline instead: one ratio for both modules.
+        allocation: How each ratio is spread over the blocks, see :func:`vit_ratio_opt.prune`.
+        checkpoints: Folder for the pruned models; none are kept without it.
+        calibration_images: Training images that the Taylor importance looks at.
+        seed: Of the calibration images and of fine-tuning.
+        device: Chosen automatically by default.
+        progress: None shows bars in a terminal only.
+
+    Raises:
+        UnsupportedModelError: The model cannot be pruned.
+        InputError: The budget cannot be met, or the data does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        data: ImageData,
+        *,
+        budget: float,
+        recipe: Recipe | None = None,
+        fixed_ratio: bool = False,
+        allocation: Allocation = "global",
+        checkpoints: str | Path | None = None,
+        calibration_images: int = 512,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        self.shape = shape_of(model)
+        _check_fit(model, data)
+        if calibration_images < 1:
+            raise InputError(
+                f"`calibration_images` must be at least 1, but got {calibration_images!r}."
+            )
+        self.curve = (
+            (fixed_ratio_pair(self.shape, budget),)
+            if fixed_ratio
+            else budget_curve(self.shape, budget)
+        )
+        self.device = best_device() if device is None else torch.device(device)
+        # A copy, so that nothing the caller does later changes the teacher.
+        self.model = copy.deepcopy(model).eval().to(self.device)
+        self.data = data
+        self.budget = budget
+        self.recipe = recipe or Recipe()
+        self.fixed_ratio = fixed_ratio
+        self.allocation = allocation
+        self.checkpoints = None if checkpoints is None else Path(checkpoints)
+        self.calibration_images = calibration_images
+        self.seed = seed
+        self.progress = progress
+
+    @property
+    def search_space(self) -> dict[str, FloatDistribution]:
+        """What each trial suggests; the upper ends leave every block its minimum."""
+        return {
+            name: FloatDistribution(0.0, largest)
+            for name, largest in zip(RatioPair._fields, self.shape.max_pair, strict=True)
+        }
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What makes two trials comparable, as JSON values; a study holds one such set."""
+        return {
+            "strategy": "fixed" if self.fixed_ratio else "searched",
+            "budget": self.budget,
+            "model": str(getattr(self.model, "default_cfg", {}).get("architecture", "custom")),
+            "weights": weights_hash(self.model),
+            "dataset": self.data.name,
+            "validation": self.data.fingerprint,
+            "recipe": asdict(self.recipe),
+            "importance": "taylor",
+            "calibration_images": self.calibration_images,
+            "allocation": self.allocation,
+            "seed": self.seed,
+        }
+
+    @property
+    def device_name(self) -> str:
+        """What the trials run on."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return self.device.type
+
+    @cached_property
+    def dense_accuracy(self) -> float:
+        """Validation accuracy of the dense model, in per cent."""
+        return evaluate(self.model, self.data, self.data.val)
+
+    @cached_property
+    def importance(self) -> Importance:
+        """Taylor scores of the dense model on seeded calibration images, computed once."""
+        train = self.data.train
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(train), generator=generator)[: self.calibration_images]
+        batches = on_device(self.data, train.subset(chosen), 128, self.device)
+        return taylor_importance(self.model, batches)
+
+    def prune(self, pair: RatioPair) -> VisionTransformer:
+        """The pruned model of ``pair``, before fine-tuning."""
+        return prune(self.model, pair, self.importance, allocation=self.allocation)
+
+    def test(self, study: optuna.Study) -> float | None:
+        """Accuracy on the test split of the study's best trial, in per cent; None without a trial.
+
+        Read from the trial's checkpoint, once for each best trial, and kept in the study as
+        ``tested`` beside the dense model's.
+
+        Raises:
+            InputError: The objective keeps no checkpoints, or this one is gone.
+        """
+        best = best_trial(study)
+        if best is None:
+            return None
+        tested = study.user_attrs.get("tested", {})
+        if tested.get("trial") != best.number:
+            name = best.user_attrs.get("checkpoint")
+            if self.checkpoints is None or name is None:
+                raise InputError("The final test needs `checkpoints`, the folder of the models.")
+            model, _ = load_pruned(self.checkpoints / name, self.model)
+            dense = tested.get("dense")
+            if dense is None:
+                dense = evaluate(self.model, self.data, self.data.test)
+            accuracy = evaluate(model.to(self.device), self.data, self.data.test)
+            tested = {"trial": best.number, "accuracy": accuracy, "dense": dense}
+            study.set_user_attr("tested", tested)
+            if self.data.val.dataset is self.data.test.dataset:  # the two halves of a test split
+                sizes = len(self.data.val), len(self.data.test)
+                whole = (sizes[0] * self.dense_accuracy + sizes[1] * dense) / sum(sizes)
+                study.set_user_attr("dense_full_test_accuracy", round(whole, 4))
+        return float(tested["accuracy"])
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        """One trial.
+
+        Raises:
+            TrialPruned: The pair is over the budget, or Optuna's pruner says so after an epoch.
+        """
+        started = time.perf_counter()
+        clock = Stopwatch()
+        trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
+        pair = RatioPair(
+            *(trial.suggest_float(n, d.low, d.high) for n, d in self.search_space.items())
+        )
+        macs = self.shape.pruned_macs(pair)
+        macs_ratio = macs / self.shape.macs
+        _set_attributes(
+            trial, macs_ratio=macs_ratio, macs=macs, params=self.shape.pruned_params(pair)
+        )
+        trial.set_constraint("flops", macs_ratio - self.budget)
+        if macs_ratio > self.budget:
+            raise optuna.TrialPruned(f"{macs_ratio:.4f} of the FLOPs, over {self.budget}.")
+
+        with clock("evaluate"):
+            dense_accuracy = self.dense_accuracy
+        with clock("prune"):
+            model = self.prune(pair)
+        with clock("evaluate"):
+            accuracy_pruned = evaluate(model, self.data, self.data.val)
+        trial.set_user_attr("accuracy_pruned", accuracy_pruned)
+
+        def on_epoch(epoch: int, accuracy: float) -> None:
+            trial.report(accuracy, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned(f"{accuracy:.2f} % after epoch {epoch}.")
+
+        accuracy = accuracy_pruned
+        if self.recipe.epochs:
+            accuracy = finetune(
+                model,
+                self.data,
+                self.recipe,
+                teacher=self.model,
+                seed=self.seed,
+                on_epoch=on_epoch,
+                stopwatch=clock,
+                title=f"trial {trial.number}",
+                progress=self.progress,
+            )
+        checkpoint = None
+        if self.checkpoints is not None:
+            with clock("checkpoint"):
+                checkpoint = f"trial-{trial.number:04d}.safetensors"
+                manifest = {**pair._asdict(), "val_accuracy": accuracy, **self.settings}
+                save_pruned(model, self.checkpoints / checkpoint, manifest)
+        _set_attributes(
+            trial,
+            accuracy_drop=dense_accuracy - accuracy,
+            parent_trial="dense",
+            epochs=self.recipe.epochs,
+            seconds=round(time.perf_counter() - started, 3),
+            seed=self.seed,
+            device=self.device_name,
+            checkpoint=checkpoint,
+            timing={name: round(seconds, 4) for name, seconds in clock.seconds.items()},
+        )
+        return accuracy
+
+
+def _set_attributes(trial: optuna.Trial, **attributes: Any) -> None:
+    for name, value in attributes.items():
+        trial.set_user_attr(name, value)
+
+
+def _check_fit(model: VisionTransformer, data: ImageData) -> None:
+    channels, *size = data.image_shape
+    wanted = model.patch_embed.proj.in_channels
+    if channels != wanted:
+        raise InputError(
+            f"The model takes {wanted} channels, but {data.name} has images of {channels}."
+        )
+    if not model.dynamic_img_size and tuple(model.patch_embed.img_size) != tuple(size):
+        raise InputError(
+            f"The model takes images of {tuple(model.patch_embed.img_size)} pixels, but "
+            f"{data.name} has {tuple(size)}."
+        )
+    if model.num_classes != len(data.classes):
+        raise InputError(
+            f"The model has {model.num_classes} classes, but {data.name} has {len(data.classes)}."
+        )
+
+

@@ -1,0 +1,279 @@
+"""Create, resume and run a study: storage URL, stored settings, dead workers."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import sqlalchemy
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import URL
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.search import BinarySearchSampler
+
+if TYPE_CHECKING:
+    from vit_ratio_opt.objective import PruningObjective
+
+__all__ = [
+    "DEFAULT_STORAGE",
+    "check_storage_url",
+    "check_study",
+    "create_study",
+    "finished_trials",
+    "open_storage",
+    "run_study",
+]
+
+DEFAULT_STORAGE = "sqlite:///vit_ratio_opt.db"
+
+# A suspended laptop must not lose its trial at once, a dead node must not block its pair for ever.
+_HEARTBEAT_SECONDS, _GRACE_SECONDS = 60, 600
+_PACKAGES = ("vit_ratio_opt", "torch", "timm", "optuna")
+
+
+def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
+    """Refuse a storage URL that cannot work, without connecting or writing.
+
+    Args:
+        url: A SQLAlchemy URL, such as ``sqlite:///study.db``.
+        must_exist: Refuse a SQLite file that does not exist yet.
+
+    Raises:
+        InputError: The URL is malformed, names an unknown database, or a SQLite file that is not
+            there or cannot be written. Passwords are not repeated.
+    """
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+        parsed.get_dialect()
+    except sqlalchemy.exc.NoSuchModuleError:
+        raise InputError(f"The storage URL {_redact(url)!r} names an unknown database.") from None
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise InputError(
+            f"{_redact(url)!r} is no storage URL; expected one such as {DEFAULT_STORAGE} or "
+            "postgresql+psycopg://user@host/database."
+        ) from None
+    if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        file = Path(str(parsed.database))
+        if must_exist and not file.exists():
+            raise InputError(f"There is no database {file}.")
+        if not file.parent.is_dir():
+            raise InputError(f"{url} cannot be made: there is no folder {file.parent}.")
+        if not must_exist and not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise InputError(f"{url} cannot be written: no permission.")
+    return parsed
+
+
+def open_storage(url: str | BaseStorage, *, must_exist: bool = False) -> BaseStorage:
+    """An Optuna storage with heartbeats.
+
+    Args:
+        url: A SQLAlchemy URL; a storage is given back as it is.
+        must_exist: Refuse a SQLite file that does not exist instead of making it.
+
+    Raises:
+        InputError: See :func:`check_storage_url`; or the driver is not installed, or the database
+            cannot be reached or used.
+    """
+    if not isinstance(url, str):
+        return url
+    parsed = check_storage_url(url, must_exist=must_exist)
+    shown = parsed.render_as_string(hide_password=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return RDBStorage(
+                url, heartbeat_interval=_HEARTBEAT_SECONDS, grace_period=_GRACE_SECONDS
+            )
+    except ImportError:
+        raise InputError(f"The driver for {shown} is not installed.") from None
+    except (sqlalchemy.exc.SQLAlchemyError, OSError, RuntimeError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        if parsed.password:
+            reason = reason.replace(str(parsed.password), "***")
+        raise InputError(f"The storage {shown} cannot be used: {reason}") from None
+
+
+def check_study(objective: PruningObjective, study_name: str, storage: BaseStorage) -> None:
+    """Refuse a name that the storage has with other settings. Nothing is written.
+
+    Raises:
+        InputError: With the settings that differ.
+    """
+    if not study_name:
+        raise InputError("The study name must not be empty.")
+    for summary in optuna.get_all_study_summaries(storage):
+        if summary.study_name == study_name:
+            _refuse_other_settings(
+                study_name, summary.user_attrs.get("settings"), objective.settings
+            )
+
+
+def create_study(
+    objective: PruningObjective,
+    *,
+    study_name: str,
+    storage: str | BaseStorage = DEFAULT_STORAGE,
+    pruner: optuna.pruners.BasePruner | None = None,
+) -> Study:
+    """Create the study, or resume it when the storage has one of this name and these settings.
+
+    The study remembers the objective's settings (budget, dense weights, validation split, recipe,
+    seed ...) and the dense model's figures, and always comes with the sampler that fits them.
+
+    Args:
+        objective: What the study optimises.
+        study_name: Its name in the storage.
+        storage: A SQLAlchemy URL or an Optuna storage.
+        pruner: An Optuna pruner for the reports after each epoch; none by default.
+
+    Raises:
+        InputError: The storage cannot be used, or the study exists with other settings.
+    """
+    backend = open_storage(storage)
+    check_study(objective, study_name, backend)
+    study = optuna.create_study(
+        study_name=study_name,
+        storage=backend,
+        direction="maximize",
+        sampler=BinarySearchSampler(objective.search_space, objective.curve, seed=objective.seed),
+        pruner=pruner or optuna.pruners.NopPruner(),
+        load_if_exists=True,
+    )
+    if "dense" not in study.user_attrs:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(["accuracy"])
+        study.set_user_attr("settings", objective.settings)
+        study.set_user_attr("versions", {name: version(name) for name in _PACKAGES})
+        study.set_user_attr("device", objective.device_name)
+        study.set_user_attr(
+            "dense",
+            {
+                "macs": objective.shape.macs,
+                "params": objective.shape.params,
+                "val_accuracy": objective.dense_accuracy,
+            },
+        )
+    return study
+
+
+def finished_trials(study: Study) -> list[FrozenTrial]:
+    """Trials that were trained: complete, or stopped by a pruner after an epoch."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return [t for t in trials if t.state == TrialState.COMPLETE or t.intermediate_values]
+
+
+def run_study(
+    study: Study,
+    objective: PruningObjective,
+    *,
+    n_trials: int,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Run until the study has ``n_trials`` trained trials, those of earlier runs included.
+
+    Trials that a killed process of this machine left running are failed first, so that their pairs
+    are tried again.
+
+    Args:
+        study: From :func:`create_study`.
+        objective: The same objective.
+        n_trials: Trained trials in all, at least 1.
+        say: Told, in a line each, what was found and what each trial gave.
+
+    Raises:
+        InputError: ``n_trials`` is below 1.
+    """
+    if n_trials < 1:
+        raise InputError(f"The number of trials must be at least 1, but got {n_trials!r}.")
+    for number in _fail_dead_trials(study):
+        say(f"trial {number} was left behind by a killed process; its pair is tried again")
+    done = len(finished_trials(study))
+    if done:
+        say(f"resuming {study.study_name!r}: {done} of {n_trials} trials are done, none is repeated")
+
+    def report(study: Study, trial: FrozenTrial) -> None:
+        say(_describe(trial, len(finished_trials(study)), n_trials))
+        if len(finished_trials(study)) >= n_trials:
+            study.stop()
+
+    sampler = study.sampler
+    exhausted = isinstance(sampler, BinarySearchSampler) and sampler.is_exhausted(study)
+    if done < n_trials and not exhausted:
+        # Attempts are bounded, so a pair over the budget in the queue cannot make this endless.
+        study.optimize(objective, n_trials=4 * n_trials, callbacks=[report])
+        exhausted = isinstance(sampler, BinarySearchSampler) and sampler.is_exhausted(study)
+    done = len(finished_trials(study))
+    if exhausted and done < n_trials:
+        pairs = len(objective.curve)
+        what = "the one fixed ratio" if objective.fixed_ratio else f"all {pairs} pairs"
+        say(f"{what} that meets the budget has been tried: nothing is left to search")
+
+
+def _describe(trial: FrozenTrial, done: int, n_trials: int) -> str:
+    attributes = trial.user_attrs
+    ratios = "  ".join(f"{name} {value:.3f}" for name, value in trial.params.items())
+    text = f"trial {trial.number:3d}  {ratios}  FLOPs {attributes.get('macs_ratio', 0):.3f}"
+    if trial.value is not None and trial.state == TrialState.COMPLETE:
+        return (
+            f"{text}  accuracy {attributes['accuracy_pruned']:.2f} -> {trial.value:.2f} %  "
+            f"{attributes['seconds']:.1f} s  ({done} of {n_trials})"
+        )
+    return f"{text}  {trial.state.name.lower()}"
+
+
+def _fail_dead_trials(study: Study) -> list[int]:
+    """Fail RUNNING trials of processes of this machine that no longer exist; give their numbers.
+
+    Other machines' trials are left to the heartbeat. A process id that was given to another program
+    in the meantime looks alive, and falls to the heartbeat too.
+    """
+    failed = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        node, _, process = str(trial.user_attrs.get("worker", "")).rpartition(":")
+        if node == platform.node() and process.isdigit() and not _is_alive(int(process)):
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            failed.append(trial.number)
+    return failed
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _refuse_other_settings(name: str, stored: dict[str, Any] | None, wanted: dict[str, Any]) -> None:
+    if stored is None:
+        raise InputError(
+            f"The storage has a study {name!r} that was not made by vit_ratio_opt: use another name."
+        )
+    differences = [
+        f"{key} is {stored.get(key)!r}, not {wanted.get(key)!r}"
+        for key in sorted({*stored, *wanted})
+        if stored.get(key) != wanted.get(key)
+    ]
+    if differences:
+        raise InputError(
+            f"Study {name!r} exists with other settings: {'; '.join(differences)}. "
+            "Use another study name, or the settings it was made with."
+        )
+
+
+def _redact(url: str) -> str:
+    """Everything between ``://`` and ``@`` but the user name may be a password."""
+    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
