@@ -46,12 +46,14 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder of the images.")],
     checkpoint: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="The dense model, safetensors or a .pth state dict.", show_default=False),
+        typer.Option(
+            help="The dense model, safetensors or a .pth state dict.", show_default=False
+        ),
     ] = None,
     model: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="timm name; from the checkpoint by default. Without a checkpoint: timm's weights.",
+            help="timm name, the checkpoint's by default; without one, timm's weights.",
             show_default=False,
         ),
     ] = None,

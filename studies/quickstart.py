@@ -10,10 +10,11 @@ goes on where it stopped.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
+from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.checkpoint import create_model, load_dense, save_dense
 from vit_ratio_opt.cli import (
@@ -32,11 +33,17 @@ from vit_ratio_opt.cli import (
 from vit_ratio_opt.geometry import check_budget, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import shape_of
-from vit_ratio_opt.study import check_storage_url, check_study, create_study, open_storage, run_study
+from vit_ratio_opt.study import (
+    check_storage_url,
+    check_study,
+    create_study,
+    open_storage,
+    run_study,
+)
 from vit_ratio_opt.training import ImageData, Recipe, best_device, finetune, load_digits
 
 MODEL = "vit_tiny_patch16_224"
-ARGUMENTS = {
+ARGUMENTS: dict[str, Any] = {
     "img_size": 8,
     "patch_size": 2,
     "in_chans": 1,
@@ -100,7 +107,7 @@ def main(
     print_report(studies, output)
 
 
-def _dense_model(path: Path, data: ImageData, seed: int) -> torch.nn.Module:
+def _dense_model(path: Path, data: ImageData, seed: int) -> VisionTransformer:
     if path.is_file():
         print(f"dense model: {path}")
         return load_dense(path)

@@ -58,7 +58,30 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "BinarySearchSampler",
+    "InputError",
+    "PruningObjective",
+    "RatioPair",
+    "Recipe",
+    "UnsupportedModelError",
+    "budget_curve",
+    "create_model",
+    "create_study",
+    "evaluate",
+    "finetune",
+    "load_cifar10",
+    "load_datasets",
+    "load_dense",
+    "load_digits",
+    "load_image_folder",
+    "load_pruned",
+    "magnitude_importance",
+    "prune",
+    "run_study",
+    "shape_of",
+    "taylor_importance",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,14 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BlockShape
 from vit_ratio_opt.pruning.surgery import check_supported, shape_of, shrink_to
 
-__all__ = ["create_model", "load_dense", "load_pruned", "save_dense", "save_pruned", "weights_hash"]
+__all__ = [
+    "create_model",
+    "load_dense",
+    "load_pruned",
+    "save_dense",
+    "save_pruned",
+    "weights_hash",
+]
 
 # A file may not choose where weights come from, only what the model looks like.
 _MODEL_ARGS = {
@@ -51,7 +58,9 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
     try:
         model = timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:  # timm raises whatever the model's constructor or the hub raises
-        what = "its pretrained weights cannot be loaded" if pretrained else "its arguments do not fit"
+        what = (
+            "its pretrained weights cannot be loaded" if pretrained else "its arguments do not fit"
+        )
         raise InputError(
             f"timm model {name!r} cannot be made, {what}: {_first_line(error)}"
         ) from None
@@ -67,7 +76,9 @@ def save_dense(
     _save(model, Path(path), {"timm_name": name, "timm_kwargs": json.dumps(dict(arguments))})
 
 
-def load_dense(path: str | Path, *, name: str | None = None, **arguments: Any) -> VisionTransformer:
+def load_dense(
+    path: str | Path, *, name: str | None = None, **arguments: Any
+) -> VisionTransformer:
     """The dense model of a safetensors file, or of a ``.pth`` state dict read without pickle code.
 
     Args:
@@ -76,7 +87,7 @@ def load_dense(path: str | Path, *, name: str | None = None, **arguments: Any) -
         **arguments: timm's arguments; added to those in the metadata when that names this model.
 
     Raises:
-        InputError: The file is missing, truncated, no checkpoint, or of another shape than the model.
+        InputError: The file is missing, truncated, no checkpoint, or of another shape.
         UnsupportedModelError: The model cannot be pruned.
     """
     path = Path(path)
@@ -92,7 +103,7 @@ def load_dense(path: str | Path, *, name: str | None = None, **arguments: Any) -
 
 
 def save_pruned(model: VisionTransformer, path: str | Path, manifest: Mapping[str, Any]) -> None:
-    """Write a pruned model with its block shapes and ``manifest`` (JSON values) in the metadata."""
+    """Write a pruned model with its block shapes and ``manifest`` (JSON) in the metadata."""
     blocks = [[b.num_heads, b.head_dim, b.hidden_dim] for b in shape_of(model).blocks]
     text = json.dumps({"blocks": blocks, **manifest})
     _save(model, Path(path), {"format": _FORMAT, "manifest": text})

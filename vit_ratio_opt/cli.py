@@ -1,4 +1,4 @@
-"""The ``vit-ratio-opt`` command, and what the scripts in ``studies/`` share. Never imports torch."""
+"""The ``vit-ratio-opt`` command, and what the scripts in ``studies/`` share, without torch."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def print_report(
     console.print(results_table(built))
     if "dense_full_test_accuracy" in built:
         console.print(
-            "Ratios were chosen on one half of the test split and are reported on the other; dense "
-            f"on the full test split: {built['dense_full_test_accuracy']:.2f} %.",
+            "Ratios were chosen on one half of the test split and are reported on the other; "
+            f"dense on the full test split: {built['dense_full_test_accuracy']:.2f} %.",
             soft_wrap=True,
         )
     for study in studies:

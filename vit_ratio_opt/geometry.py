@@ -1,11 +1,11 @@
-"""The shape of a (pruned) ViT, what it costs in closed form, and the pairs of ratios a budget allows.
+"""The shape of a ViT, what it costs in closed form, and the pairs that a budget allows.
 
 Pure arithmetic on the standard library, so that the search half can use it without torch.
 
 One MAC is one fused multiply-add; papers and fvcore call this number FLOPs. Counted are the matrix
 products: patch embedding, qkv, Q K^T, A V, output projection, fc1, fc2 and the classifier. Not
-counted, because no pruning changes them and they are below one per cent: norms, LayerScale, softmax,
-GELU, residual additions and pooling.
+counted, because no pruning changes them and they are below one per cent: norms, LayerScale,
+softmax, GELU, residual additions and pooling.
 
 Per block, with N tokens, width D, H heads of d dimensions and M hidden neurons:
 
@@ -19,8 +19,8 @@ fc1           N D M          M (D + bias)
 fc2           N M D          M D  (+ D)
 ============  =============  ==================
 
-So MACs and parameters are linear in the number of heads and neurons left, whichever blocks they are
-left in. That is what makes the inverse, :func:`budget_curve`, exact.
+So MACs and parameters are linear in the number of heads and neurons left, whichever blocks they
+are left in. That is what makes the inverse, :func:`budget_curve`, exact.
 """
 
 from __future__ import annotations
@@ -236,8 +236,8 @@ def budget_curve(shape: ViTShape, budget: float) -> tuple[RatioPair, ...]:
     """The pairs that use up ``budget``, from the least to the most attention pruned.
 
     For every number of heads removed there is one smallest number of neurons to remove with it;
-    any other pair within the budget prunes more than one of these without need. The pairs are exact:
-    ``removed(pair)`` gives back the counts, and putting back one neuron exceeds the budget.
+    any other pair within the budget prunes more than one of these without need. The pairs are
+    exact: ``removed(pair)`` gives back the counts, and putting back one neuron exceeds the budget.
 
     Args:
         shape: The dense model.
@@ -268,8 +268,8 @@ def fixed_ratio_pair(shape: ViTShape, budget: float) -> RatioPair:
     """The smallest single ratio, used for both modules, that meets ``budget``: the baseline.
 
     Raises:
-        InputError: See :func:`check_budget`; or one ratio alone cannot meet the budget, because the
-            module that has less to give is at its minimum.
+        InputError: See :func:`check_budget`; or one ratio alone cannot meet the budget, because
+            the module that has less to give is at its minimum.
     """
     check_budget(shape, budget)
     allowed = _largest_macs(shape.macs, budget)

@@ -31,8 +31,8 @@ __all__ = ["PruningObjective"]
 class PruningObjective:
     """Prunes the dense model by a trial's two ratios, fine-tunes, and returns validation accuracy.
 
-    Called by ``study.optimize`` in every trial. A pair over the budget is pruned (in Optuna's sense)
-    before any training. A trial's user attributes are ``macs_ratio``, ``macs``, ``params``,
+    Called by ``study.optimize`` in every trial. A pair over the budget is pruned (in Optuna's
+    sense) before any training. A trial's user attributes are ``macs_ratio``, ``macs``, ``params``,
     ``accuracy_pruned`` (before fine-tuning), ``accuracy_drop`` (points against the dense model),
     ``parent_trial`` (what it started from), ``epochs``, ``seconds``, ``seed``, ``device``,
     ``checkpoint``, and, for the report and for finding dead workers, ``timing`` and ``worker``.
@@ -171,7 +171,7 @@ class PruningObjective:
             accuracy = evaluate(model.to(self.device), self.data, self.data.test)
             tested = {"trial": best.number, "accuracy": accuracy, "dense": dense}
             study.set_user_attr("tested", tested)
-            if self.data.val.dataset is self.data.test.dataset:  # the two halves of a test split
+            if self.data.validation == "test":
                 sizes = len(self.data.val), len(self.data.test)
                 whole = (sizes[0] * self.dense_accuracy + sizes[1] * dense) / sum(sizes)
                 study.set_user_attr("dense_full_test_accuracy", round(whole, 4))
@@ -265,5 +265,3 @@ def _check_fit(model: VisionTransformer, data: ImageData) -> None:
         raise InputError(
             f"The model has {model.num_classes} classes, but {data.name} has {len(data.classes)}."
         )
-
-

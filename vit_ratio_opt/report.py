@@ -63,8 +63,8 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
     """``{model, dataset, seed, epochs, device, versions, rows}`` of studies of one dense model.
 
     A row is ``{name, strategy, mhsa_ratio, ffn_ratio, macs, macs_ratio, params, val_accuracy,
-    test_accuracy, trials, seconds}``; accuracies in per cent, ``test_accuracy`` None until the final
-    model was tested, ``seconds`` over all trials, ``name`` one of dense, fixed, searched.
+    test_accuracy, trials, seconds}``; accuracies in per cent, ``test_accuracy`` None until the
+    final model was tested, ``seconds`` over all trials, ``name`` one of dense, fixed, searched.
 
     Raises:
         InputError: The studies are of different dense models or data.
@@ -90,7 +90,8 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
             "params": dense["params"],
             "val_accuracy": dense["val_accuracy"],
             "test_accuracy": next(
-                (s.user_attrs["tested"]["dense"] for s in studies if "tested" in s.user_attrs), None
+                (s.user_attrs["tested"]["dense"] for s in studies if "tested" in s.user_attrs),
+                None,
             ),
             "trials": 0,
             "seconds": 0.0,
@@ -185,8 +186,8 @@ def trials_table(study: Study) -> Table:
 def timing_split(study: Study) -> dict[str, float]:
     """Shares of the complete trials' time: training, evaluation, data, and everything else.
 
-    The whole is from a trial's creation to its end in the storage, so "other" holds the sampler, the
-    storage, importance, surgery and checkpoints. Empty without a complete trial.
+    The whole is from a trial's creation to its end in the storage, so "other" holds the sampler,
+    the storage, importance, surgery and checkpoints. Empty without a complete trial.
     """
     trials = [t for t in finished_trials(study) if "timing" in t.user_attrs]
     whole = sum(t.duration.total_seconds() for t in trials if t.duration is not None)

@@ -200,7 +200,7 @@ def run_study(
         say(f"trial {number} was left behind by a killed process; its pair is tried again")
     done = len(finished_trials(study))
     if done:
-        say(f"resuming {study.study_name!r}: {done} of {n_trials} trials are done, none is repeated")
+        say(f"resuming {study.study_name!r}: {done} of {n_trials} trials are done, none repeated")
 
     def report(study: Study, trial: FrozenTrial) -> None:
         say(_describe(trial, len(finished_trials(study)), n_trials))
@@ -235,8 +235,8 @@ def _describe(trial: FrozenTrial, done: int, n_trials: int) -> str:
 def _fail_dead_trials(study: Study) -> list[int]:
     """Fail RUNNING trials of processes of this machine that no longer exist; give their numbers.
 
-    Other machines' trials are left to the heartbeat. A process id that was given to another program
-    in the meantime looks alive, and falls to the heartbeat too.
+    Other machines' trials are left to the heartbeat. A process id given to another program in
+    the meantime looks alive, and falls to the heartbeat too.
     """
     failed = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -257,10 +257,12 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _refuse_other_settings(name: str, stored: dict[str, Any] | None, wanted: dict[str, Any]) -> None:
+def _refuse_other_settings(
+    name: str, stored: dict[str, Any] | None, wanted: dict[str, Any]
+) -> None:
     if stored is None:
         raise InputError(
-            f"The storage has a study {name!r} that was not made by vit_ratio_opt: use another name."
+            f"The storage has a study {name!r} not made by vit_ratio_opt: use another name."
         )
     differences = [
         f"{key} is {stored.get(key)!r}, not {wanted.get(key)!r}"

@@ -14,17 +14,17 @@ __all__ = ["count_macs"]
 def count_macs(model: VisionTransformer, image: torch.Tensor) -> dict[str, int]:
     """MACs by operator for one image, as fvcore traces them, fused attention included.
 
-    fvcore and torch's own counter give 0 for ``scaled_dot_product_attention`` on a CPU, which hides
-    what pruning attention saves (14 % of DeiT-T). ``geometry`` is the fast exact count; this is what
-    the tests hold it against.
+    fvcore and torch's own counter give 0 for ``scaled_dot_product_attention`` on a CPU, which
+    hides what pruning attention saves (14 % of DeiT-T). ``geometry`` is the fast exact count;
+    this is what the tests hold it against.
 
     Args:
         model: Any ViT.
         image: One normalised image, ``(1, channels, height, width)``, on the model's device.
 
     Returns:
-        Operator name to MACs. Norms are under ``layer_norm`` and not part of what the package calls
-        MACs.
+        Operator name to MACs. Norms are under ``layer_norm`` and not part of what the package
+        calls MACs.
     """
     was_training = model.training
     try:

@@ -37,9 +37,9 @@ def taylor_importance(
 ) -> Importance:
     """First-order estimate of how much the loss changes when a unit's output becomes zero.
 
-    For one image the change is ``|sum of activation * gradient|`` over the unit's dimensions and all
-    tokens; the score is its mean over the images. For neurons this is Molchanov 2017, eq. 8; for
-    heads it equals the head-mask gradient of Michel 2019, eq. 2.
+    For one image the change is ``|sum of activation * gradient|`` over the unit's dimensions and
+    all tokens; the score is its mean over the images. For neurons this is Molchanov 2017, eq. 8;
+    for heads it equals the head-mask gradient of Michel 2019, eq. 2.
 
     Args:
         model: Its training mode and gradients are left as they were.
@@ -66,6 +66,8 @@ def taylor_importance(
         model.eval()
         for images, labels in batches:
             with torch.enable_grad():
+                # Through the images, so that a model with frozen weights has gradients too.
+                images = images.detach().requires_grad_()
                 # A sum, not a mean: then each image's gradient is its own.
                 loss = F.cross_entropy(model(images), labels, reduction="sum")
                 activations = [taps[layer] for layer in projections + outputs]
@@ -76,7 +78,7 @@ def taylor_importance(
                 change = (activation.detach() * gradient).sum(dim=1)  # over tokens
                 if index < len(projections):
                     num_heads = model.blocks[index].attn.num_heads
-                    change = change.unflatten(1, (num_heads, -1)).sum(dim=2)
+                    change = torch.unflatten(change, 1, (num_heads, -1)).sum(dim=2)
                 total = change.abs().sum(dim=0).double().cpu()
                 sums[index] = total if images_seen == 0 else sums[index] + total
             images_seen += len(images)
@@ -93,8 +95,8 @@ def taylor_importance(
 def magnitude_importance(model: VisionTransformer, *, p: int = 2) -> Importance:
     """The L1 or L2 norm of all weights that go with a unit (Li 2017).
 
-    A head's weights are its rows of qkv and columns of the projection, a neuron's its row of fc1 and
-    column of fc2, biases included. Norms grow with a layer's scale, so each block's scores are
+    A head's weights are its rows of qkv and columns of the projection, a neuron's its row of fc1
+    and column of fc2, biases included. Norms grow with a layer's scale, so each block's scores are
     divided by their mean to make them comparable across blocks.
 
     Raises:
@@ -108,9 +110,9 @@ def magnitude_importance(model: VisionTransformer, *, p: int = 2) -> Importance:
     with torch.no_grad():
         for block in model.blocks:
             attn, mlp = block.attn, block.mlp
-            qkv = _powers(attn.qkv, p).unflatten(0, (3, attn.num_heads, attn.head_dim))
+            qkv = torch.unflatten(_powers(attn.qkv, p), 0, (3, attn.num_heads, attn.head_dim))
             proj = attn.proj.weight.abs().pow(p).sum(dim=0)
-            proj = proj.unflatten(0, (attn.num_heads, attn.head_dim))
+            proj = torch.unflatten(proj, 0, (attn.num_heads, attn.head_dim))
             heads.append(qkv.sum(dim=(0, 2)) + proj.sum(dim=1))
             neurons.append(_powers(mlp.fc1, p) + mlp.fc2.weight.abs().pow(p).sum(dim=0))
     return Importance(

@@ -32,9 +32,9 @@ def prune(
         pair: ``(mhsa_ratio, ffn_ratio)``, the fractions of all heads and of all hidden neurons to
             remove. Counts are rounded up, so the MACs never exceed what the ratios ask for.
         importance: Scores of this model's heads and neurons.
-        allocation: ``"global"`` removes the lowest scores of all blocks, ``"uniform"`` the lowest of
-            each block, the same share in every block as far as whole units allow. Every block keeps
-            at least one head and eight neurons either way.
+        allocation: ``"global"`` removes the lowest scores of all blocks, ``"uniform"`` the lowest
+            of each block, the same share in every block as far as whole units allow. Every block
+            keeps at least one head and eight neurons either way.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.

@@ -1,8 +1,8 @@
 """Exact slicing of timm ViT weights. No policy: the caller says which units stay.
 
-A block whose heads or neurons were removed is still the timm block it was, only smaller, since timm
-1.0.23 keeps ``num_heads``, ``head_dim`` and ``attn_dim`` apart from the width. So no forward is
-patched and everything that works on a timm model works on the result.
+A block whose heads or neurons were removed is still the timm block it was, only smaller, since
+timm 1.0.23 keeps ``num_heads``, ``head_dim`` and ``attn_dim`` apart from the width. So no forward
+is patched and everything that works on a timm model works on the result.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from timm.layers import Attention, Mlp
@@ -33,11 +34,11 @@ class UnsupportedModelError(InputError):
     """The model has a module whose heads or neurons this package cannot remove exactly."""
 
 
-def check_supported(model: nn.Module) -> None:
+def check_supported(model: Any) -> None:
     """Refuse, by name, what cannot be pruned exactly. Nothing is changed.
 
-    Types are compared exactly: a subclass may change the forward pass, and weights sliced on a wrong
-    guess give a model that runs and is wrong.
+    Types are compared exactly: a subclass may change the forward pass, and weights sliced on a
+    wrong guess give a model that runs and is wrong.
 
     Raises:
         UnsupportedModelError: With the name of the offending module.
@@ -126,7 +127,8 @@ def keep_units(
 ) -> VisionTransformer:
     """A copy of ``model`` with only the given heads and neurons, in their old order.
 
-    The output equals that of ``model`` with the outputs of all other heads and neurons set to zero.
+    The output equals that of ``model`` with the outputs of all other heads and neurons set to
+    zero.
 
     Args:
         model: Dense or pruned; it is not changed.

@@ -5,13 +5,14 @@
 the sake of the other. Find the position of the largest accuracy in few trained trials.
 
 *Algorithm.* The first trial is at the fixed ratio's place on the curve, so the search starts from
-what it has to beat. From then on the neighbours that were tried on either side of the best position
-bracket the maximum (the ends of the curve count as tried until the best is next to them), and the
-middle of the wider of the two gaps is tried next; on a tie, the gap whose far end is better.
+what it has to beat. From then on the neighbours that were tried on either side of the best
+position bracket the maximum (the ends of the curve count as tried until the best is next to
+them), and the middle of the wider of the two gaps is tried next; on a tie, the gap whose far end
+is better.
 
 *Proven, without noise and for a unimodal accuracy.* The bracket always holds a maximum. Two trials
-at the most halve it: a middle that is better becomes the best of a bracket half as wide, one that is
-worse closes its half gap. So ``2 log2(size) + 1`` trials find it to one head.
+at the most halve it: a middle that is better becomes the best of a bracket half as wide, one that
+is worse closes its half gap. So ``2 log2(size) + 1`` trials find it to one head.
 
 *Heuristic.* With noise a comparison may go wrong and the bracket closes around a neighbour of the
 maximum. Trials that remain after that go to the untried positions nearest to the best, which is

@@ -1,7 +1,8 @@
-"""An Optuna sampler over :mod:`vit_ratio_opt.search.plan`. Its state is the study, nothing else."""
+"""An Optuna sampler over :mod:`vit_ratio_opt.search.plan`; its only state is the study."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections import Counter, defaultdict
@@ -28,10 +29,10 @@ _MAX_FAILURES = 3
 class BinarySearchSampler(BaseSampler):
     """Finds the best of a curve of pairs by bracketing and halving.
 
-    Everything is recomputed from the study's trials at each call, so a search goes on in any process
-    that opens the storage. COMPLETE trials count with their value, trials PRUNED by an Optuna pruner
-    with their last intermediate value, RUNNING ones keep their pair to themselves, and FAIL gives it
-    back. The order of the proposals involves no randomness.
+    Everything is recomputed from the study's trials at each call, so a search goes on in any
+    process that opens the storage. COMPLETE trials count with their value, trials PRUNED by an
+    Optuna pruner with their last intermediate value, RUNNING ones keep their pair to themselves,
+    and FAIL gives it back. The order of the proposals involves no randomness.
 
     Args:
         search_space: The two parameters that make a pair, in the curve's order. The objective must
@@ -86,7 +87,8 @@ class BinarySearchSampler(BaseSampler):
         self._curve = [(float(first), float(second)) for first, second in curve]
         self._independent = independent_sampler or RandomSampler(seed=seed)
         # Where the curve crosses the diagonal. For a budget's curve this pair has the heads of the
-        # fixed-ratio baseline and no more neurons removed, so the first trial is at least its equal.
+        # fixed-ratio baseline and no more neurons removed, so the first trial is at least its
+        # equal.
         crossing = (i for i, (first, second) in enumerate(self._curve) if first >= second)
         self._start = next(crossing, len(self._curve) - 1)
 
@@ -103,7 +105,7 @@ class BinarySearchSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The next pair of the plan; parameters that are not ours come from the independent sampler.
+        """The next pair of the plan; other parameters come from the independent sampler.
 
         Raises:
             ValueError: The study has several objectives.
@@ -159,10 +161,9 @@ class BinarySearchSampler(BaseSampler):
         # This trial is still RUNNING in the storage, so its pair counts as taken.
         if self._next(study) is None and not self._others_running(study, trial):
             _logger.info(f"All {len(self._curve)} pairs of the curve have been tried: stopping.")
-            try:
+            # Asked and told by hand, there is no loop to stop.
+            with contextlib.suppress(RuntimeError):
                 study.stop()
-            except RuntimeError:
-                pass  # asked and told by hand: there is no loop to stop
 
     def reseed_rng(self) -> None:
         """Reseeds the independent sampler; the pairs involve no randomness."""

@@ -1,9 +1,9 @@
 """Images as uint8 tensors in three splits, and batches of them on a device.
 
-Every source (an image folder, torchvision's CIFAR-10, scikit-learn's digits, any pair of data sets)
-becomes the same :class:`ImageData`. What fits in memory is decoded once and kept as uint8; what does
-not is decoded by ``DataLoader`` workers batch by batch. Either way, augmentation and normalisation
-happen on whole batches on the device.
+Every source (an image folder, torchvision's CIFAR-10, scikit-learn's digits, any pair of data
+sets) becomes the same :class:`ImageData`. What fits in memory is decoded once and kept as uint8;
+what does not is decoded by ``DataLoader`` workers batch by batch. Either way, augmentation and
+normalisation happen on whole batches on the device.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Split:
         order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
         if isinstance(self.dataset, TensorDataset):
             images = self.dataset.tensors[0]
-            for positions in order.split(batch_size):
+            for positions in torch.split(order, batch_size):
                 yield images[self.indices[positions]], self.labels[positions]
         else:
             part = Subset(self.dataset, self.indices[order].tolist())
@@ -102,6 +102,7 @@ class ImageData:
         mean: Normalisation, one value a channel, for pixels in [0, 1].
         std: As ``mean``.
         flip: Whether a mirrored image keeps its label; digits do not.
+        validation: Whether ``val`` was taken from the training or the test images.
     """
 
     name: str
@@ -112,6 +113,7 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool = True
+    validation: Validation = "train"
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
@@ -121,7 +123,7 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the validation split: which images it has, their labels and, in memory, pixels."""
+        """Hash of the validation split: its images' places, labels and, in memory, pixels."""
         digest = hashlib.sha256()
         digest.update(self.val.indices.numpy().tobytes())
         digest.update(self.val.labels.numpy().tobytes())
@@ -136,10 +138,10 @@ class ImageData:
         return images.float().div_(255).sub_(mean).div_(std)
 
     def augment(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Every image shifted by up to an eighth of its size and, where that is harmless, mirrored.
+        """Every image shifted by up to an eighth of its size and, where harmless, mirrored.
 
-        torchvision's transforms draw once for a whole batch, or run image by image on the CPU; this
-        draws for each image and moves the batch with one gather.
+        torchvision's transforms draw once for a whole batch, or run image by image on the CPU;
+        this draws for each image and moves the batch with one gather.
 
         Args:
             images: uint8, ``(batch, channels, height, width)``.
@@ -163,7 +165,7 @@ class ImageData:
 
 
 def load_digits(*, seed: int = 0, val_fraction: float = 0.2) -> ImageData:
-    """scikit-learn's 1,797 handwritten digits, 8x8, one channel: a fifth of them is the test split.
+    """scikit-learn's 1,797 handwritten digits, 8x8, one channel; a fifth is the test split.
 
     Args:
         seed: Of the two stratified splits.
@@ -209,9 +211,10 @@ def load_cifar10(
     decoded = [
         _in_memory(torch.from_numpy(part.data).permute(0, 3, 1, 2), part.targets) for part in parts
     ]
-    train, val, test = _three_splits(*decoded, validation, val_fraction, seed)
+    train, val, test = _three_splits(decoded[0], decoded[1], validation, val_fraction, seed)
+    classes = tuple(parts[0].classes)
     return ImageData(
-        "cifar10", train, val, test, tuple(parts[0].classes), CIFAR10_MEAN, CIFAR10_STD
+        "cifar10", train, val, test, classes, CIFAR10_MEAN, CIFAR10_STD, validation=validation
     )
 
 
@@ -230,11 +233,11 @@ def load_image_folder(
 
     Args:
         root: The folder.
-        image_size: Images are resized on the shorter side and cropped to this many pixels; the size
-            of the first image by default.
-        validation: Where the validation split is taken from. ``"train"``: a fraction of the training
-            images. ``"test"``: one half of the test images, for a dense model that has seen all the
-            training images; the other half remains the test split.
+        image_size: Images are resized on the shorter side and cropped to this many pixels; the
+            size of the first image by default.
+        validation: Where the validation split is taken from. ``"train"``: a fraction of the
+            training images. ``"test"``: one half of the test images, for a dense model that has
+            seen all the training images; the other half remains the test split.
         val_fraction: Share of the training images that validates when ``validation="train"``.
         seed: Of the stratified split.
         mean: Normalisation; CIFAR-10's by default.
@@ -253,7 +256,7 @@ def load_image_folder(
     if train_folder.classes != test_folder.classes:
         odd = sorted(set(train_folder.classes) ^ set(test_folder.classes))
         raise InputError(
-            f"{root / 'train'} and {test_root} must have the same classes, but differ in {odd[:5]}."
+            f"{root / 'train'} and {test_root} must have the same classes; differing: {odd[:5]}."
         )
     data = load_datasets(
         train_folder,
@@ -328,7 +331,7 @@ def load_datasets(
             labels = _labels(dataset)
             parts.append(Split(uint8, torch.arange(len(labels)), labels))
     splits = _three_splits(parts[0], parts[1], validation, val_fraction, seed)
-    return ImageData(name, *splits, tuple(classes), mean, std, flip)
+    return ImageData(name, *splits, tuple(classes), mean, std, flip, validation)
 
 
 class _AsUint8(Dataset[tuple[torch.Tensor, int]]):
@@ -351,10 +354,11 @@ class _AsUint8(Dataset[tuple[torch.Tensor, int]]):
 
 
 def _to_image(image: Any) -> torch.Tensor:
-    tensor: torch.Tensor = image if isinstance(image, torch.Tensor) else v2.functional.to_image(image)
+    tensor = image if isinstance(image, torch.Tensor) else v2.functional.to_image(image)
     if tensor.dtype != torch.uint8:
         raise InputError(f"Images must be 8 bits a channel, but got {tensor.dtype}.")
-    return tensor.as_subclass(torch.Tensor)
+    plain: torch.Tensor = tensor.as_subclass(torch.Tensor)
+    return plain
 
 
 def _decode(dataset: _AsUint8) -> tuple[torch.Tensor, torch.Tensor]:

@@ -160,7 +160,7 @@ def finetune(
                         logits = model(images)
                         loss = _loss(logits, labels, images, teacher, recipe)
                     optimizer.zero_grad(set_to_none=True)
-                    scaler.scale(loss).backward()
+                    torch.autograd.backward(scaler.scale(loss))
                     scaler.unscale_(optimizer)
                     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
                     scaler.step(optimizer)
