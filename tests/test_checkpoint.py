@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vit_ratio_opt.checkpoint import (
+    create_model,
+    load_dense,
+    load_pruned,
+    save_dense,
+    save_pruned,
+    weights_hash,
+)
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.pruning import UnsupportedModelError, magnitude_importance, prune
+
+NAME = "vit_tiny_patch16_224"
+ARGUMENTS = {
+    "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4,
+    "mlp_ratio": 2.0, "num_classes": 4,
+}  # fmt: skip
+
+
+def test_dense_model_comes_back_from_the_file_alone(tmp_path, tiny_vit, images):
+    path = tmp_path / "dense.safetensors"
+    save_dense(tiny_vit, path, name=NAME, arguments=ARGUMENTS)
+    loaded = load_dense(path)
+    assert torch.equal(loaded(images), tiny_vit(images))
+    assert weights_hash(loaded) == weights_hash(tiny_vit)
+    assert [file.name for file in tmp_path.iterdir()] == ["dense.safetensors"]
+
+
+def test_pth_state_dict_loads_by_name(tmp_path, tiny_vit, images):
+    path = tmp_path / "dense.pth"
+    torch.save({"state_dict": tiny_vit.state_dict()}, path)
+    assert torch.equal(load_dense(path, name=NAME, **ARGUMENTS)(images), tiny_vit(images))
+
+
+def test_pruned_model_comes_back_with_its_manifest(tmp_path, tiny_vit, images):
+    pruned = prune(tiny_vit, (0.5, 0.5), magnitude_importance(tiny_vit))
+    path = tmp_path / "folder" / "pruned.safetensors"
+    save_pruned(pruned, path, {"mhsa_ratio": 0.5})
+    loaded, manifest = load_pruned(path, tiny_vit)
+    assert torch.equal(loaded(images), pruned(images))
+    assert manifest["mhsa_ratio"] == 0.5
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"x": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(InputError, match="no readable checkpoint"):
+        load_dense(tmp_path / "evil.pth", name=NAME)
+    assert not (tmp_path / "ran").exists()
+
+
+def damaged(tmp_path, tiny_vit, kind):
+    path = tmp_path / "dense.safetensors"
+    save_dense(tiny_vit, path, name=NAME, arguments=ARGUMENTS)
+    state = dict(tiny_vit.state_dict())
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif kind == "missing":
+        path.unlink()
+    elif kind == "nameless":
+        save_file(state, path)
+    elif kind == "hostile":
+        arguments = json.dumps({**ARGUMENTS, "checkpoint_path": "x"})
+        save_file(state, path, {"timm_name": NAME, "timm_kwargs": arguments})
+    elif kind == "no json":
+        save_file(state, path, {"timm_name": NAME, "timm_kwargs": "{"})
+    elif kind == "other shape":
+        save_dense(tiny_vit, path, name=NAME, arguments={**ARGUMENTS, "num_classes": 5})
+    elif kind == "other depth":
+        save_dense(tiny_vit, path, name=NAME, arguments={**ARGUMENTS, "depth": 3})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated", "truncated"),
+        ("missing", "There is no checkpoint"),
+        ("nameless", "does not say which timm model"),
+        ("hostile", "not accepted: .'checkpoint_path'"),
+        ("no json", "damaged model arguments"),
+        ("other shape", "`head.bias` has shape"),
+        ("other depth", "tensors are missing"),
+    ],
+)
+def test_damaged_files_are_refused_in_one_sentence(tmp_path, tiny_vit, kind, message):
+    with pytest.raises(InputError, match=message):
+        load_dense(damaged(tmp_path, tiny_vit, kind))
+
+
+def test_dense_file_is_no_pruned_file(tmp_path, tiny_vit):
+    path = damaged(tmp_path, tiny_vit, "nothing")
+    with pytest.raises(InputError, match="must have format"):
+        load_pruned(path, tiny_vit)
+    save_file(dict(tiny_vit.state_dict()), path, {"format": "vit_ratio_opt/1", "manifest": "[1]"})
+    with pytest.raises(InputError, match="damaged manifest"):
+        load_pruned(path, tiny_vit)
+
+
+def test_unknown_and_unsupported_models_are_refused_by_name():
+    with pytest.raises(InputError, match=r"no model named 'vit_tny.*Did you mean"):
+        create_model("vit_tny_patch16_224")
+    with pytest.raises(UnsupportedModelError, match="Cait"):
+        create_model("cait_xxs24_224")
+    with pytest.raises(InputError, match="arguments do not fit"):
+        create_model(NAME, embed_dim=10, num_heads=3)
+
+
+def test_pretrained_weights_are_asked_of_timm_by_name(monkeypatch, tiny_vit):
+    asked = {}
+
+    def create(name, *, pretrained, **arguments):
+        asked.update(name=name, pretrained=pretrained)
+        return tiny_vit
+
+    monkeypatch.setattr("vit_ratio_opt.checkpoint.timm.create_model", create)
+    assert create_model("vit_small_patch16_224", pretrained=True) is tiny_vit
+    assert asked == {"name": "vit_small_patch16_224", "pretrained": True}
+
+
+def test_unwritable_path_is_one_sentence(tmp_path, tiny_vit):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        save_dense(tiny_vit, tmp_path / "file" / "x.safetensors", name=NAME, arguments=ARGUMENTS)

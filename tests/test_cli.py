@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vit_ratio_opt import cli
+from vit_ratio_opt.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "studies"))
+
+import cifar10  # noqa: E402
+import quickstart  # noqa: E402
+
+
+def run(command, *arguments, monkeypatch=None) -> tuple[int, str]:
+    """Exit code and standard error of a command line in this process."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run_command(command)
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A quick quickstart: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    quick = quickstart.DENSE_RECIPE.__class__(epochs=1, distillation=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quickstart, "DENSE_RECIPE", quick)
+        arguments = ["--n-trials", 2, "--epochs", 1, "--folder", folder / "run"]
+        output = folder / "rows.json"
+        assert run(quickstart.main, *arguments, "--output", output, monkeypatch=patch) == 0
+    return folder
+
+
+def test_quickstart_writes_the_rows_and_resumes(demo, monkeypatch, capsys):
+    first = json.loads((demo / "rows.json").read_text())
+    assert [row["name"] for row in first["rows"]] == ["dense", "fixed", "searched"]
+    keys = (
+        "name strategy mhsa_ratio ffn_ratio macs macs_ratio params val_accuracy test_accuracy "
+        "trials seconds"
+    )
+    assert all(list(row) == keys.split() for row in first["rows"])
+    again = ["--n-trials", 2, "--epochs", 1, "--folder", demo / "run"]
+    assert run(quickstart.main, *again, "--output", demo / "2.json", monkeypatch=monkeypatch) == 0
+    assert json.loads((demo / "2.json").read_text()) == first
+    assert "none repeated" in capsys.readouterr().out
+
+
+def test_report_prints_rows_trials_and_time(demo, tmp_path):
+    url = f"sqlite:///{demo / 'run' / 'study.db'}"
+    rows = tmp_path / "rows.json"
+    result = CliRunner().invoke(
+        cli.app, ["report", "--storage", url, "--output", str(rows)], env={"COLUMNS": "200"}
+    )
+    assert result.exit_code == 0, result.output
+    for word in ("dense", "fixed", "searched", "COMPLETE", "time of 'quickstart'", "other"):
+        assert word in result.output
+    assert json.loads(rows.read_text())["dataset"] == "digits"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "1.5"], "must be in (0, 1]"),
+        (["--budget", "0.01"], "at least 0."),
+        (["--n-trials", "0"], "x>=1"),
+        (["--n-trials", "-2"], "x>=1"),
+        (["--output", "/no/such/folder/rows.json"], "cannot be written"),
+        (["--storage", "nonsense"], "no storage URL"),
+        (["--storage", "sqlite:////no/such/folder/x.db"], "no folder"),
+        (["--budgit", "0.5"], "No such option"),
+    ],
+)
+def test_quickstart_refuses_bad_input_and_writes_nothing(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(quickstart.main, *arguments, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quickstart_refuses_a_study_with_other_settings(demo, monkeypatch, capsys):
+    arguments = ["--budget", "0.5", "--epochs", 1, "--folder", demo / "run"]
+    assert run(quickstart.main, *arguments, monkeypatch=monkeypatch) == 2
+    assert "exists with other settings: budget" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "vit_tny_patch16_224"], "no model named"),
+        (["--checkpoint", "missing.safetensors"], "There is no checkpoint"),
+        ([], "give --checkpoint, --model or both"),
+    ],
+)
+def test_cifar10_refuses_bad_input_and_writes_nothing(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(cifar10.main, "--data", tmp_path, *arguments, monkeypatch=monkeypatch) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cifar10_runs_on_image_folders(tmp_path, monkeypatch, tiny_vit):
+    from PIL import Image
+
+    from vit_ratio_opt.checkpoint import save_dense
+
+    for split in ("train", "test"):
+        for c in range(4):
+            (tmp_path / "data" / split / str(c)).mkdir(parents=True)
+            for i in range(8):
+                image = Image.new("RGB", (32, 32), (60 * c, i, 0))
+                image.save(tmp_path / "data" / split / str(c) / f"{i}.png")
+    arguments = {
+        "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4,
+        "mlp_ratio": 2.0, "num_classes": 4,
+    }  # fmt: skip
+    model = tmp_path / "dense.safetensors"
+    save_dense(tiny_vit, model, name="vit_tiny_patch16_224", arguments=arguments)
+    common = ["--data", tmp_path / "data", "--checkpoint", model, "--n-trials", 1]
+    common += ["--folder", tmp_path / "run", "--output", tmp_path / "rows.json"]
+    for flags, names in (([], ["dense", "searched"]), (["--fixed-ratio"], ["dense", "fixed"])):
+        assert run(cifar10.main, *common, *flags, monkeypatch=monkeypatch) == 0
+        report = json.loads((tmp_path / "rows.json").read_text())
+        assert [row["name"] for row in report["rows"]] == names
+        assert 0 <= report["dense_full_test_accuracy"] <= 100
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["report", "--storage", "sqlite:///missing.db"], "There is no database"),
+        (["dashboard", "--storage", "sqlite:///missing.db"], "There is no database"),
+        (["report", "--output", "/no/such/folder/x"], "cannot be written"),
+    ],
+)
+def test_commands_refuse_bad_input(tmp_path, monkeypatch, capsys, command, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(cli.app, *command, monkeypatch=monkeypatch) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_refuses_unknown_and_foreign_studies(tmp_path, monkeypatch, capsys):
+    import optuna
+
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    optuna.create_study(study_name="foreign", storage=url)
+    for names, message in (
+        (["nope"], "it has: foreign"),
+        (["foreign"], "was not made by"),
+        ([], "has no study made by"),
+    ):
+        options = [part for name in names for part in ("--study-name", name)]
+        command = ["report", "--storage", url, *options]
+        assert run(cli.app, *command, monkeypatch=monkeypatch) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_dashboard_listens_on_loopback_and_refuses_a_taken_port(tmp_path, monkeypatch, capsys):
+    import socket
+
+    import optuna
+
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    optuna.create_study(storage=url)
+    started = {}
+    monkeypatch.setattr(
+        "optuna_dashboard.run_server", lambda storage, host, port: started.update(host=host)
+    )
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = ["dashboard", "--storage", url, "--port", port]
+        assert run(cli.app, *command, monkeypatch=monkeypatch) == 2
+        assert "Cannot listen on 127.0.0.1" in capsys.readouterr().err
+    assert run(cli.app, *command, monkeypatch=monkeypatch) == 0
+    assert started == {"host": "127.0.0.1"}
+
+
+def test_two_study_names_never_share_a_checkpoint_folder(tmp_path):
+    names = ["a", "a/b", "a_b", "..", "a%2fb", "a.b"]
+    folders = {cli.checkpoint_folder(tmp_path, name) for name in names}
+    assert len(folders) == len(names)
+    assert all(folder.parent == tmp_path / "checkpoints" for folder in folders)
+
+
+def test_output_that_is_a_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="it is a folder"):
+        cli.check_output(tmp_path)
+
+
+def test_command_line_does_not_wait_for_torch():
+    code = "import vit_ratio_opt.cli, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names_are_there():
+    import vit_ratio_opt
+
+    assert set(vit_ratio_opt.__all__) <= set(dir(vit_ratio_opt))
+    for name in vit_ratio_opt.__all__:
+        assert getattr(vit_ratio_opt, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = vit_ratio_opt.nonsense

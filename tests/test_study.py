@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import optuna
+import pytest
+import timm
+import torch
+from optuna.trial import TrialState
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.report import best_trial, build_report, load_studies, timing_split
+from vit_ratio_opt.study import create_study, finished_trials, open_storage, run_study
+from vit_ratio_opt.training import Recipe, load_digits
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_digits()
+
+
+@pytest.fixture(scope="module")
+def dense():
+    torch.manual_seed(0)
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2,
+        num_heads=4, mlp_ratio=2.0, num_classes=10,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make(digits, dense, tmp_path):
+    def make_objective(**changes):
+        options = {
+            "budget": 0.6,
+            "recipe": Recipe(epochs=1, batch_size=256),
+            "checkpoints": tmp_path / "models",
+            "calibration_images": 64,
+        }
+        return PruningObjective(dense, digits, **{**options, **changes})
+
+    return make_objective
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path / 'study.db'}"
+
+
+def pairs(study):
+    return [tuple(trial.params.values()) for trial in study.trials]
+
+
+def test_every_trial_has_the_designed_attributes_in_order(make, url):
+    objective = make()
+    study = create_study(objective, study_name="s", storage=url)
+    run_study(study, objective, n_trials=1, say=lambda line: None)
+    (trial,) = study.trials
+    designed = [
+        "macs_ratio", "macs", "params", "accuracy_pruned", "accuracy_drop", "parent_trial",
+        "epochs", "seconds", "seed", "device", "checkpoint",
+    ]  # fmt: skip
+    assert [name for name in trial.user_attrs if name in designed] == designed
+    assert trial.user_attrs["macs_ratio"] <= 0.6
+    assert trial.constraints == {"flops": trial.user_attrs["macs_ratio"] - 0.6}
+    assert trial.user_attrs["accuracy_drop"] == objective.dense_accuracy - trial.value
+    assert trial.intermediate_values == {1: trial.value}
+    assert study.metric_names == ["accuracy"]
+
+
+def test_resumed_study_gives_the_trials_of_an_uninterrupted_one(make, url):
+    straight = create_study(make(), study_name="straight", storage=url)
+    run_study(straight, make(), n_trials=4, say=lambda line: None)
+    said = []
+    for n_trials in (2, 4):
+        study = create_study(make(), study_name="resumed", storage=url)
+        run_study(study, make(), n_trials=n_trials, say=said.append)
+    assert pairs(study) == pairs(straight)
+    assert [t.value for t in study.trials] == [t.value for t in straight.trials]
+    assert any("2 of 4 trials" in line and "none" in line for line in said)
+    assert len(set(pairs(study))) == 4
+
+
+def test_pair_over_budget_is_pruned_before_training(make, url, monkeypatch):
+    objective = make()
+    study = create_study(objective, study_name="s", storage=url)
+    study.enqueue_trial({"mhsa_ratio": 0.0, "ffn_ratio": 0.0})
+    monkeypatch.setattr("vit_ratio_opt.objective.finetune", None)
+    study.optimize(objective, n_trials=1)
+    (trial,) = study.trials
+    assert trial.state == TrialState.PRUNED
+    assert trial.constraints["flops"] == pytest.approx(0.4)
+    assert not trial.intermediate_values
+    assert finished_trials(study) == []
+    assert best_trial(study) is None
+
+
+def test_an_optuna_pruner_stops_a_trial_after_an_epoch(make, url):
+    objective = make(recipe=Recipe(epochs=2, batch_size=256))
+    pruner = optuna.pruners.ThresholdPruner(lower=101)
+    study = create_study(objective, study_name="s", storage=url, pruner=pruner)
+    run_study(study, objective, n_trials=1, say=lambda line: None)
+    assert study.trials[0].state == TrialState.PRUNED
+    assert list(study.trials[0].intermediate_values) == [1]
+
+
+def test_other_settings_are_refused_and_the_study_stays_as_it_was(make, url):
+    create_study(make(), study_name="s", storage=url)
+    before = optuna.load_study(study_name="s", storage=url).user_attrs
+    with pytest.raises(InputError, match=r"budget is 0\.6, not 0\.5"):
+        create_study(make(budget=0.5), study_name="s", storage=url)
+    optuna.create_study(study_name="foreign", storage=url)
+    with pytest.raises(InputError, match="not made by vit_ratio_opt"):
+        create_study(make(), study_name="foreign", storage=url)
+    assert optuna.load_study(study_name="s", storage=url).user_attrs == before
+
+
+def test_trial_of_a_killed_process_is_failed_and_its_pair_tried_again(make, url):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    objective = make()
+    study = create_study(objective, study_name="s", storage=url)
+    workers = {dead.pid: True, os.getpid(): False}
+    for process in workers:
+        trial = study.ask()
+        trial.set_user_attr("worker", f"{platform.node()}:{process}")
+        for name, distribution in objective.search_space.items():
+            trial.suggest_float(name, distribution.low, distribution.high)
+    said = []
+    run_study(study, objective, n_trials=1, say=said.append)
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.COMPLETE]
+    assert study.trials[2].params == study.trials[0].params
+    assert "killed process" in said[0]
+
+
+def test_fixed_ratio_has_one_pair_and_stops_by_itself(make, url):
+    objective = make(fixed_ratio=True)
+    study = create_study(objective, study_name="f", storage=url)
+    said = []
+    run_study(study, objective, n_trials=5, say=said.append)
+    ((mhsa, ffn),) = pairs(study)
+    assert mhsa == ffn
+    assert "nothing is left" in said[-1]
+    run_study(study, objective, n_trials=5, say=said.append)
+    assert len(study.trials) == 1
+
+
+def test_report_has_the_three_rows_and_the_time_split(make, url):
+    storage = open_storage(url)
+    for name, fixed in (("fixed", True), ("searched", False)):
+        objective = make(fixed_ratio=fixed)
+        study = create_study(objective, study_name=name, storage=storage)
+        assert objective.test(study) is None
+        run_study(study, objective, n_trials=2, say=lambda line: None)
+        accuracy = objective.test(study)
+        assert objective.test(study) == accuracy
+    report = build_report(load_studies(storage))
+    assert [row["name"] for row in report["rows"]] == ["dense", "fixed", "searched"]
+    dense, _, searched = report["rows"]
+    assert searched["test_accuracy"] == accuracy
+    assert searched["val_accuracy"] == best_trial(study).value
+    assert dense["macs"] == objective.shape.macs
+    assert set(report) >= {"model", "dataset", "seed", "epochs", "device", "versions"}
+    split = timing_split(study)
+    assert sum(split.values()) == pytest.approx(1)
+    assert split["train"] > 0
+
+
+def test_final_test_needs_the_checkpoint(make, url):
+    objective = make(checkpoints=None)
+    study = create_study(objective, study_name="s", storage=url)
+    run_study(study, objective, n_trials=1, say=lambda line: None)
+    with pytest.raises(InputError, match="checkpoints"):
+        objective.test(study)
+
+
+@pytest.mark.parametrize("n_trials", [0, -3])
+def test_fewer_than_one_trial_is_refused(make, url, n_trials):
+    objective = make()
+    with pytest.raises(InputError, match="at least 1"):
+        run_study(
+            create_study(objective, study_name="s", storage=url), objective, n_trials=n_trials
+        )
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "no storage URL"),
+        ("nodb://user:secret@host/x", "unknown database"),
+        ("sqlite:////no/such/folder/x.db", "no folder"),
+        ("postgresql+psycopg://user:secret@localhost:1/x", "not installed|cannot be used"),
+    ],
+)
+def test_bad_storage_is_one_sentence_without_the_password(url, message):
+    with pytest.raises(InputError, match=message) as error:
+        open_storage(url)
+    assert "secret" not in str(error.value)
+
+
+def test_file_that_is_no_database_is_refused_and_stays(tmp_path):
+    (tmp_path / "x.db").write_text("not a database " * 100)
+    with pytest.raises(InputError, match="cannot be used"):
+        open_storage(f"sqlite:///{tmp_path / 'x.db'}")
+    assert (tmp_path / "x.db").read_text().startswith("not a database")
+
+
+def test_objective_refuses_data_that_does_not_fit(digits, dense):
+    wrong = {
+        "channels": {"in_chans": 3}, "pixels": {"img_size": 16}, "classes": {"num_classes": 5},
+    }  # fmt: skip
+    for word, change in wrong.items():
+        arguments = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 10, **change}
+        model = timm.create_model(
+            "vit_tiny_patch16_224", embed_dim=32, depth=1, num_heads=4, **arguments
+        )
+        with pytest.raises(InputError, match=word):
+            PruningObjective(model, digits, budget=0.6)
+    for budget in (0, -1, 1.5, 0.01):
+        with pytest.raises(InputError, match="budget must be"):
+            PruningObjective(dense, digits, budget=budget)

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.training import load_cifar10, load_datasets, load_digits, load_image_folder
+
+
+class Colours(Dataset):
+    """Twelve images a class, each of one shade."""
+
+    def __init__(self, classes: int = 2, size: int = 8) -> None:
+        self.items = [
+            (Image.new("RGB", (size, size), (20 * c, i, 255)), c)
+            for c in range(classes)
+            for i in range(12)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int):
+        return self.items[index]
+
+
+def write_folder(root: Path, *, splits: tuple[str, ...] = ("train", "test")) -> Path:
+    for split in splits:
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for index in range(12):
+                Image.new("RGB", (8, 8), (index, 0, 0)).save(root / split / name / f"{index}.png")
+    return root
+
+
+def test_digits_splits_are_disjoint_stratified_and_seeded():
+    data, again, other = load_digits(), load_digits(), load_digits(seed=1)
+    parts = [set(split.indices.tolist()) for split in (data.train, data.val, data.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 1797
+    counts = torch.bincount(data.val.labels, minlength=10)
+    assert counts.max() - counts.min() <= 3
+    assert data.fingerprint == again.fingerprint != other.fingerprint
+    assert data.image_shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("memory_limit", [2**30, 0])
+def test_images_on_disk_and_in_memory_give_the_same_batches(tmp_path, memory_limit):
+    data = load_image_folder(write_folder(tmp_path), val_fraction=0.25, memory_limit=memory_limit)
+    assert data.classes == ("cat", "dog")
+    assert [len(s) for s in (data.train, data.val, data.test)] == [18, 6, 24]
+    batches = list(data.test.batches(5))
+    images = torch.cat([batch[0] for batch in batches])
+    assert images.dtype == torch.uint8
+    assert images[:, 0, 0, 0].tolist() == [*sorted(range(12), key=str)] * 2
+    assert torch.cat([batch[1] for batch in batches]).tolist() == [0] * 12 + [1] * 12
+
+
+def test_test_split_can_be_halved_for_a_dense_model_that_saw_all_training_images(tmp_path):
+    data = load_image_folder(write_folder(tmp_path), validation="test")
+    assert [len(s) for s in (data.train, data.val, data.test)] == [24, 12, 12]
+    assert not set(data.val.indices.tolist()) & set(data.test.indices.tolist())
+
+
+def test_any_pair_of_datasets_is_resized_and_labelled():
+    data = load_datasets(
+        Colours(), Colours(), name="colours", classes=["a", "b"], image_size=6, memory_limit=0
+    )
+    images, labels = next(data.test.batches(24))
+    assert images.shape == (24, 3, 6, 6)
+    assert labels.tolist() == [0] * 12 + [1] * 12
+
+
+def test_cifar10_is_read_as_torchvision_stores_it(tmp_path, monkeypatch):
+    class Stored:
+        classes = ("a", "b")
+
+        def __init__(self, root, train, download):
+            self.data = np.arange(24 * 32 * 32 * 3, dtype=np.uint32).astype(np.uint8)
+            self.data = self.data.reshape(24, 32, 32, 3)
+            self.targets = [0, 1] * 12
+
+    monkeypatch.setattr("vit_ratio_opt.training.data.CIFAR10", Stored)
+    data = load_cifar10(tmp_path, val_fraction=0.25)
+    assert data.image_shape == (3, 32, 32)
+    assert data.test.dataset[0][0][:, 0, 1].tolist() == [3, 4, 5]
+
+
+def test_missing_cifar10_without_download_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="CIFAR-10 is not below"):
+        load_cifar10(tmp_path, download=False)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda p: None, "is not a folder"),
+        (lambda p: (p / "train").mkdir(), "one folder a class"),
+        (lambda p: write_folder(p, splits=("train",)), "`test` or `val`"),
+        (lambda p: (write_folder(p) / "test" / "dog").rename(p / "test" / "fox"), "same classes"),
+    ],
+)
+def test_bad_folders_are_refused(tmp_path, prepare, message):
+    prepare(tmp_path)
+    with pytest.raises(InputError, match=message):
+        load_image_folder(tmp_path)
+
+
+def test_bad_splits_and_images_are_refused():
+    pair = Colours(), Colours()
+    arguments = {"name": "colours", "classes": ["a", "b"]}
+    with pytest.raises(InputError, match="'train' or 'test'"):
+        load_datasets(*pair, **arguments, validation="both")
+    with pytest.raises(InputError, match=r"in \(0, 1\)"):
+        load_datasets(*pair, **arguments, val_fraction=1.5)
+    with pytest.raises(InputError, match="cannot be split by class"):
+        load_datasets(*pair, **arguments, val_fraction=0.01)
+    with pytest.raises(InputError, match="one a channel"):
+        load_datasets(*pair, **arguments, mean=[0.5])
+    floats = [(torch.zeros(3, 8, 8), 0)]
+    with pytest.raises(InputError, match="8 bits"):
+        load_datasets(floats, floats, **arguments)
+    with pytest.raises(InputError, match="must have images"):
+        load_datasets([], [], **arguments)
+
+
+def test_augmentation_shifts_each_image_and_mirrors_only_where_harmless():
+    data = load_digits()
+    images, _ = next(data.train.batches(64))
+    moved = data.augment(images, torch.Generator().manual_seed(0))
+    again = data.augment(images, torch.Generator().manual_seed(0))
+    assert torch.equal(moved, again)
+    assert moved.shape == images.shape
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
+    shifts = set()
+    for before, after in zip(padded, moved, strict=True):
+        found = [
+            (y, x)
+            for y in range(3)
+            for x in range(3)
+            if torch.equal(before[:, y : y + 8, x : x + 8], after)
+        ]
+        assert found
+        shifts.update(found)
+    assert len(shifts) >= 8
+
+
+def test_normalisation_gives_zero_mean_and_unit_deviation():
+    data = load_digits()
+    pixels = torch.cat([data.normalise(images) for images, _ in data.train.batches(256)])
+    assert abs(pixels.mean()) < 0.02
+    assert abs(pixels.std() - 1) < 0.02
