@@ -1,4 +1,5 @@
 import itertools
+import math
 import re
 import subprocess
 import sys
@@ -202,6 +203,17 @@ def test_budget_one_prunes_nothing(shape: ViTShape) -> None:
 @settings(max_examples=50, deadline=None)
 def test_smallest_budget_gives_only_the_largest_pair(shape: ViTShape) -> None:
     assert budget_curve(shape, smallest_macs_ratio(shape)) == (shape.max_pair,)
+
+
+@given(case=shapes_and_budgets())
+@settings(max_examples=100, deadline=None)
+def test_budget_is_exact_to_the_last_bit(case: tuple[ViTShape, float]) -> None:
+    shape, budget = case
+    for pair in budget_curve(shape, budget):
+        exactly = macs_ratio(shape, pair)
+        assert pair in budget_curve(shape, exactly)
+        if exactly > smallest_macs_ratio(shape):
+            assert pair not in budget_curve(shape, math.nextafter(exactly, 0))
 
 
 @given(shape=shapes(), share=st.floats(0.001, 0.999))

@@ -84,7 +84,11 @@ def test_fused_attention_is_counted_where_plain_fvcore_leaves_it_out(
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_counting_leaves_the_training_mode(tiny_vit: VisionTransformer, training: bool) -> None:
+def test_counting_leaves_the_mode_of_every_module(
+    tiny_vit: VisionTransformer, training: bool
+) -> None:
     tiny_vit.train(training)
+    tiny_vit.blocks[0].eval()  # a frozen block
+    before = [module.training for module in tiny_vit.modules()]
     count_macs(tiny_vit, IMAGE)
-    assert tiny_vit.training is training
+    assert [module.training for module in tiny_vit.modules()] == before

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning import Allocation, Importance, prune, shape_of
+from vit_ratio_opt.pruning import Allocation, Importance, keep_units, prune, shape_of
 
 both_allocations = pytest.mark.parametrize("allocation", get_args(Allocation))
 
@@ -161,6 +161,13 @@ def test_uniform_takes_the_same_share_of_blocks_that_differ(tiny_vit: VisionTran
     importance = scores([[0] * 4] * 2, [[0] * 32, [0] * 64])
     halved = prune(uneven, (0, 0.5), importance, allocation="uniform")
     assert [block.hidden_dim for block in shape_of(halved).blocks] == [16, 32]
+
+
+def test_uniform_share_of_a_small_block_ends_at_its_minimum(tiny_vit: VisionTransformer) -> None:
+    uneven = keep_units(tiny_vit, [range(4)] * 2, [range(10), range(64)])
+    importance = scores([[0] * 4] * 2, [[0] * 10, [0] * 64])
+    halved = prune(uneven, (0, 0.5), importance, allocation="uniform")
+    assert [block.hidden_dim for block in shape_of(halved).blocks] == [8, 29]
 
 
 @both_allocations

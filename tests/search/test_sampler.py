@@ -233,6 +233,13 @@ def test_running_trial_with_one_of_its_ratios_keeps_its_pair() -> None:
     assert suggest(study.ask())[0] != mhsa_ratio
 
 
+def test_optimize_stops_while_another_process_has_the_last_pair() -> None:
+    study = create()
+    suggest(study.ask())  # runs on, or its process died
+    study.optimize(objective, n_trials=FAR_TOO_MANY)
+    assert sorted(positions(study)) == list(range(len(CURVE)))
+
+
 @pytest.mark.parametrize("reports", [{0: 0.5, 1: 0.95}, {1: 0.95, 0: 0.5}, {0: 0.5, 1: 0.1}])
 @pytest.mark.parametrize("stored", [False, True])
 def test_pruned_trial_counts_with_its_last_step(
