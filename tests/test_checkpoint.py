@@ -89,7 +89,7 @@ def damaged(tmp_path, tiny_vit, kind):
         ("nameless", "does not say which timm model"),
         ("hostile", "not accepted: .'checkpoint_path'"),
         ("no json", "damaged model arguments"),
-        ("other shape", "`head.bias` has shape"),
+        ("other shape", "`head.weight` has shape"),
         ("other depth", "tensors are missing"),
     ],
 )

@@ -70,8 +70,8 @@ def test_report_prints_rows_trials_and_time(demo, tmp_path):
     [
         (["--budget", "1.5"], "must be in (0, 1]"),
         (["--budget", "0.01"], "at least 0."),
-        (["--n-trials", "0"], "x>=1"),
-        (["--n-trials", "-2"], "x>=1"),
+        (["--n-trials", "0"], "equal to 1"),
+        (["--n-trials", "-2"], "equal to 1"),
         (["--output", "/no/such/folder/rows.json"], "cannot be written"),
         (["--storage", "nonsense"], "no storage URL"),
         (["--storage", "sqlite:////no/such/folder/x.db"], "no folder"),

@@ -55,7 +55,7 @@ def pairs(study):
     return [tuple(trial.params.values()) for trial in study.trials]
 
 
-def test_every_trial_has_the_designed_attributes_in_order(make, url):
+def test_every_trial_has_the_designed_attributes(make, url):
     objective = make()
     study = create_study(objective, study_name="s", storage=url)
     run_study(study, objective, n_trials=1, say=lambda line: None)
@@ -64,7 +64,7 @@ def test_every_trial_has_the_designed_attributes_in_order(make, url):
         "macs_ratio", "macs", "params", "accuracy_pruned", "accuracy_drop", "parent_trial",
         "epochs", "seconds", "seed", "device", "checkpoint",
     ]  # fmt: skip
-    assert [name for name in trial.user_attrs if name in designed] == designed
+    assert set(designed) <= set(trial.user_attrs)
     assert trial.user_attrs["macs_ratio"] <= 0.6
     assert trial.constraints == {"flops": trial.user_attrs["macs_ratio"] - 0.6}
     assert trial.user_attrs["accuracy_drop"] == objective.dense_accuracy - trial.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -156,7 +157,8 @@ def _save(model: VisionTransformer, path: Path, metadata: dict[str, str]) -> Non
         save_file(state, partial, metadata)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {_first_line(error)}") from None
 
 

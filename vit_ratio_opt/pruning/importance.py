@@ -60,7 +60,7 @@ def taylor_importance(
     outputs = [block.mlp.fc2 for block in model.blocks]
     sums = [torch.zeros(0)] * (len(projections) + len(outputs))
     images_seen = 0
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     hooks = [layer.register_forward_pre_hook(tap) for layer in projections + outputs]
     try:
         model.eval()
@@ -85,7 +85,8 @@ def taylor_importance(
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
     if images_seen == 0:
         raise InputError("Taylor importance needs at least one batch of images, but got none.")
     scores = tuple(total / images_seen for total in sums)

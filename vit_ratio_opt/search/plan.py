@@ -10,9 +10,9 @@ position bracket the maximum (the ends of the curve count as tried until the bes
 them), and the middle of the wider of the two gaps is tried next; on a tie, the gap whose far end
 is better.
 
-*Proven, without noise and for a unimodal accuracy.* The bracket always holds a maximum. Two trials
-at the most halve it: a middle that is better becomes the best of a bracket half as wide, one that
-is worse closes its half gap. So ``2 log2(size) + 1`` trials find it to one head.
+*Proven, without noise and for a strictly unimodal accuracy.* The bracket always holds the maximum.
+Two trials at the most halve it: a middle that is better becomes the best of a bracket half as wide,
+one that is worse closes its half gap. So ``2 log2(size) + 1`` trials find it to one head.
 
 *Heuristic.* With noise a comparison may go wrong and the bracket closes around a neighbour of the
 maximum. Trials that remain after that go to the untried positions nearest to the best, which is
@@ -46,7 +46,9 @@ def next_position(
     if not observed:
         return min(free, key=lambda position: (abs(position - start), position))
 
-    best = max(observed, key=lambda position: (observed[position], -abs(position - start)))
+    best = max(
+        observed, key=lambda position: (observed[position], -abs(position - start), -position)
+    )
     left = max((position for position in observed if position < best), default=-1)
     right = min((position for position in observed if position > best), default=size)
 

@@ -156,10 +156,8 @@ class BinarySearchSampler(BaseSampler):
     ) -> None:
         """Stops the running ``optimize`` when this trial was the curve's last."""
         self._independent.after_trial(study, trial, state, values)
-        if state not in (TrialState.COMPLETE, TrialState.PRUNED):
-            return
-        # This trial is still RUNNING in the storage, so its pair counts as taken.
-        if self._next(study) is None and not self._others_running(study, trial):
+        # This trial is still RUNNING in the storage; what counts is what it is about to be.
+        if self._next(study, ended=(trial.number, state)) is None:
             _logger.info(f"All {len(self._curve)} pairs of the curve have been tried: stopping.")
             # Asked and told by hand, there is no loop to stop.
             with contextlib.suppress(RuntimeError):
@@ -169,22 +167,31 @@ class BinarySearchSampler(BaseSampler):
         """Reseeds the independent sampler; the pairs involve no randomness."""
         self._independent.reseed_rng()
 
-    def _next(self, study: Study, asking: int | None = None) -> int | None:
-        observed, taken = self._observations(study, asking)
+    def _next(
+        self,
+        study: Study,
+        asking: int | None = None,
+        ended: tuple[int, TrialState] | None = None,
+    ) -> int | None:
+        observed, taken = self._observations(study, asking, ended)
         return next_position(len(self._curve), observed, taken=taken, start=self._start)
 
     def _best(self, study: Study, asking: int) -> int:
         observed, _ = self._observations(study, asking)
         return max(observed, key=lambda position: observed[position], default=self._start)
 
-    def _others_running(self, study: Study, trial: FrozenTrial) -> bool:
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return any(other.number != trial.number for other in running)
-
-    def _observations(self, study: Study, asking: int | None) -> tuple[dict[int, float], set[int]]:
+    def _observations(
+        self,
+        study: Study,
+        asking: int | None,
+        ended: tuple[int, TrialState] | None = None,
+    ) -> tuple[dict[int, float], set[int]]:
         """Mean value by position, higher is better, and the positions not to be proposed."""
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
-        positions = {pair: position for position, pair in enumerate(self._curve)}
+        positions: dict[tuple[float | None, ...], int] = {}
+        for index, (first, second) in enumerate(self._curve):
+            # A trial that has suggested only its first parameter so far is known by that.
+            positions[first, None] = positions[first, second] = index
         values: defaultdict[int, list[float]] = defaultdict(list)
         failures: Counter[int] = Counter()
         taken: set[int] = set()
@@ -192,18 +199,20 @@ class BinarySearchSampler(BaseSampler):
             if trial.number == asking:
                 continue
             pair = tuple(trial.params.get(name) for name in self._search_space)
-            position = positions.get(pair)  # type: ignore[arg-type]
+            position = positions.get(pair)
             if position is None:  # off the curve: enqueued or imported
                 continue
-            if trial.state in (TrialState.RUNNING, TrialState.WAITING):
+            failed = ended == (trial.number, TrialState.FAIL)
+            if trial.state in (TrialState.RUNNING, TrialState.WAITING) and not failed:
                 taken.add(position)
-            elif trial.state == TrialState.FAIL:
+            elif failed or trial.state == TrialState.FAIL:
                 failures[position] += 1
             elif trial.state == TrialState.COMPLETE:
                 values[position].append(sign * trial.values[0])
             else:
-                last = list(trial.intermediate_values.values())[-1:]
-                values[position] += [sign * value for value in last if not math.isnan(value)]
+                if trial.last_step is not None:
+                    last = trial.intermediate_values[trial.last_step]
+                    values[position] += [] if math.isnan(last) else [sign * last]
                 taken.add(position)  # pruned before its first report: nothing to learn there
         taken |= {position for position, count in failures.items() if count >= _MAX_FAILURES}
         return {position: sum(v) / len(v) for position, v in values.items() if v}, taken

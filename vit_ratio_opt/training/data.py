@@ -179,7 +179,7 @@ def load_digits(*, seed: int = 0, val_fraction: float = 0.2) -> ImageData:
     train, test = _stratified(everything, 0.2, seed=seed)
     train, val = _stratified(train, val_fraction, seed=seed)
     classes = tuple(str(digit) for digit in range(10))
-    return ImageData("digits", train, val, test, classes, (0.306,), (0.376,), flip=False)
+    return ImageData("digits", train, val, test, classes, (0.287,), (0.354,), flip=False)
 
 
 def load_cifar10(
