@@ -78,7 +78,7 @@ def test_dashboard_shows_ratios_attributes_and_no_infeasible_best(server, study_
         text = page.inner_text("body")
         if "SCREENSHOT" in os.environ:
             page.screenshot(path=os.environ["SCREENSHOT"])
-        page.goto(f"{server}/studies/{study._study_id}/trialTable")
+        page.goto(f"{server}/studies/{study._study_id}/trials")
         page.wait_for_selector("text=macs_ratio", timeout=30_000)
         table = page.inner_text("body")
         browser.close()

@@ -11,8 +11,8 @@ them), and the middle of the wider of the two gaps is tried next; on a tie, the 
 is better.
 
 *Proven, without noise and for a strictly unimodal accuracy.* The bracket always holds the maximum.
-Two trials at the most halve it: a middle that is better becomes the best of a bracket half as wide,
-one that is worse closes its half gap. So ``2 log2(size) + 1`` trials find it to one head.
+Two trials at the most halve it: a middle that is better becomes the best of a bracket half as
+wide, one that is worse closes its half gap. So ``2 log2(size) + 1`` trials find it to one head.
 
 *Heuristic.* With noise a comparison may go wrong and the bracket closes around a neighbour of the
 maximum. Trials that remain after that go to the untried positions nearest to the best, which is
