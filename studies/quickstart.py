@@ -53,7 +53,9 @@ ARGUMENTS: dict[str, Any] = {
     "num_heads": 8,
     "mlp_ratio": 2.0,
 }
-DENSE_RECIPE = Recipe(epochs=60, batch_size=64, lr=1e-3, weight_decay=0.05, distillation=0.0)
+DENSE_RECIPE = Recipe(
+    epochs=60, batch_size=64, lr=3e-3, weight_decay=0.05, warmup=0.15, distillation=0.0
+)
 
 
 def main(
