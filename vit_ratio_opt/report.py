@@ -13,6 +13,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from rich.box import SIMPLE
 from rich.table import Table
 
 from vit_ratio_opt.errors import InputError
@@ -137,22 +138,18 @@ def _study_row(study: Study) -> dict[str, Any] | None:
 
 
 def results_table(report: dict[str, Any]) -> Table:
-    """The rows of :func:`build_report` for a terminal."""
-    title = f"{report['model']} on {report['dataset']} (1 FLOP = 1 multiply-add)"
-    table = _table(
-        title, "", "MHSA ratio", "FFN ratio", "FLOPs", "of dense", "params", "val %", "test %",
-        "trials", "seconds",
-    )  # fmt: skip
+    """The rows of :func:`build_report` for a terminal, narrow enough for 80 columns."""
+    title = f"{report['model']} on {report['dataset']}, FLOPs as a share of dense"
+    table = _table(title, "", "MHSA", "FFN", "FLOPs", "params", "val %", "test %", "trials", "sec")
     for row in report["rows"]:
         table.add_row(
             row["name"],
             f"{row['mhsa_ratio']:.3f}",
             f"{row['ffn_ratio']:.3f}",
-            f"{row['macs'] / 1e6:,.2f} M",
             f"{row['macs_ratio']:.4f}",
-            f"{row['params'] / 1e3:,.1f} k",
+            f"{row['params']:,}",
             f"{row['val_accuracy']:.2f}",
-            "-" if row["test_accuracy"] is None else f"{row['test_accuracy']:.2f}",
+            _number(row["test_accuracy"], 2),
             str(row["trials"]),
             f"{row['seconds']:,.1f}",
         )
@@ -162,8 +159,8 @@ def results_table(report: dict[str, Any]) -> Table:
 def trials_table(study: Study) -> Table:
     """One line a trial, in the order of the search."""
     table = _table(
-        f"study {study.study_name!r}", "trial", "state", "MHSA ratio", "FFN ratio", "of dense",
-        "pruned %", "val %", "drop", "seconds",
+        f"study {study.study_name!r}", "trial", "state", "MHSA", "FFN", "FLOPs", "pruned %",
+        "val %", "drop", "sec",
     )  # fmt: skip
     best = best_trial(study)
     for trial in study.get_trials(deepcopy=False):
@@ -213,7 +210,7 @@ def write_json(report: dict[str, Any], path: str | Path) -> None:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     return table
