@@ -73,13 +73,13 @@ def test_dashboard_shows_ratios_attributes_and_no_infeasible_best(server, study_
         )
         page = browser.new_page(viewport={"width": 1400, "height": 1300})
         page.goto(f"{server}/studies/{study._study_id}")
-        page.wait_for_selector("text=Best Trial", timeout=30_000)
+        page.wait_for_selector("text=Best Trial", timeout=90_000)
         page.wait_for_timeout(3_000)
         text = page.inner_text("body")
         if "SCREENSHOT" in os.environ:
             page.screenshot(path=os.environ["SCREENSHOT"])
         page.goto(f"{server}/studies/{study._study_id}/trials")
-        page.wait_for_selector("text=macs_ratio", timeout=30_000)
+        page.wait_for_selector("text=macs_ratio", timeout=90_000)
         table = page.inner_text("body")
         browser.close()
     best = study.best_trial
