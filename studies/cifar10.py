@@ -25,6 +25,7 @@ from vit_ratio_opt.cli import (
     TrialsOption,
     check_output,
     checkpoint_folder,
+    make_folder,
     print_report,
     run_command,
 )
@@ -108,7 +109,7 @@ def main(
         seed=seed,
     )
     if storage is None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     backend = open_storage(storage or f"sqlite:///{folder / 'study.db'}")
     study = create_study(objective, study_name=name, storage=backend)
     print(f"study {name!r}: {len(objective.curve)} pair(s) meet the budget {budget}")

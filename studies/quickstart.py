@@ -27,6 +27,7 @@ from vit_ratio_opt.cli import (
     TrialsOption,
     check_output,
     checkpoint_folder,
+    make_folder,
     print_report,
     run_command,
 )
@@ -77,10 +78,7 @@ def main(
     check_output(output)
     if storage is not None:
         check_storage_url(storage)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise typer.BadParameter(f"{folder} cannot be made: {error.strerror}.") from None
+    make_folder(folder)
 
     data = load_digits(seed=seed)
     backend = open_storage(storage or f"sqlite:///{folder / 'study.db'}")

@@ -198,6 +198,14 @@ def test_two_study_names_never_share_a_checkpoint_folder(tmp_path):
     assert all(folder.parent == tmp_path / "checkpoints" for folder in folders)
 
 
+def test_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = ["--folder", tmp_path / "file" / "run"]
+    assert run(quickstart.main, *arguments, monkeypatch=monkeypatch) == 2
+    assert "cannot be made" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_output_that_is_a_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="it is a folder"):
         cli.check_output(tmp_path)

@@ -38,6 +38,7 @@ __all__ = [
     "check_output",
     "checkpoint_folder",
     "main",
+    "make_folder",
     "print_report",
     "run_command",
 ]
@@ -141,6 +142,20 @@ def check_output(path: Path | None) -> None:
         raise InputError(f"{path} cannot be written: it {what}.")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise InputError(f"{path} cannot be written: no permission.")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a study's files.
+
+    Raises:
+        InputError: It cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be made: {error.strerror}.") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"The folder {folder} cannot be written: no permission.")
 
 
 def checkpoint_folder(folder: Path, study_name: str) -> Path:
