@@ -56,6 +56,8 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f" Did you mean {', '.join(close)}?" if close else ""
         raise InputError(f"timm has no model named {name!r}.{hint}")
+    if pretrained:  # say what cannot be pruned before anything is fetched
+        create_model(name, **arguments)
     try:
         model = timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:  # timm raises whatever the model's constructor or the hub raises
