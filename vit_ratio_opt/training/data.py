@@ -258,7 +258,7 @@ def load_image_folder(
         raise InputError(
             f"{root / 'train'} and {test_root} must have the same classes; differing: {odd[:5]}."
         )
-    data = load_datasets(
+    return load_datasets(
         train_folder,
         test_folder,
         name=root.name,
@@ -271,7 +271,6 @@ def load_image_folder(
         std=std,
         memory_limit=memory_limit,
     )
-    return data
 
 
 def load_datasets(
