@@ -1,0 +1,429 @@
+"""How many trained trials does each sampler need?
+
+Question: at a budget, how far below the best pair's accuracy is the answer after n trained trials?
+With a tolerance, how far above the cheapest pair's cost is it, and does it really keep the
+tolerance? With one worker and with many.
+
+Method: the searches run through Optuna's ask and tell on the recorded surfaces (``surfaces/``,
+means over seeds, bilinear between the grid's pairs); every trained trial returns the surface's
+value plus Gaussian noise of the spread recorded at such a loss. Regret is judged on the surface itself, without
+the noise. Workers are simulated: each asks, is busy for a random time (log-normal, spread 0.3),
+tells, and asks again.
+
+The peers know the MACs too. At a budget, ``curve`` peers search the MHSA ratio alone and take the
+FFN ratio that uses up the budget, as ours does; ``pairs`` peers propose both ratios, and a pair
+over the budget is PRUNED at once and costs nothing (GP learns nothing from a PRUNED trial and
+would propose it for ever, so it is there on the curve only). With a tolerance, all propose pairs;
+TPE, GP and NSGA-II are told the constraint, the others a value that puts every pair within the
+tolerance before every other one (Deb 2000). OptunaHub's AutoSampler hands a numerical search of
+less than 250 trials with one objective to GPSampler after its first trial: GP's row is its row.
+
+Answers: of ours, the plan's winner; of a peer, the best pair it saw, by its mean.
+
+- budget: regret in points; ``reached`` is the first trained trial from which on the median regret
+  stays at 0.2 or below.
+- tolerance: gap between the answer's and the cheapest pair's fraction of MACs, to either side; an
+  answer that loses more than the tolerance plus one standard deviation of the noise is ``broken``,
+  and its gap that of the dense model.
+
+    python benchmarks/samplers.py [--jobs 2] [--surface NAME] [--workers 1]
+    python benchmarks/samplers.py --figures
+
+Output: ``results/samplers.json``, a row for each surface, mode, level, sampler and number of
+workers; it goes on where it stopped. ``--figures`` draws ``figures/samplers-*.png`` from it.
+Runtime: about an hour on two cores, most of it GP's.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import json
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import numpy as np
+import optuna
+import typer
+from optuna.distributions import FloatDistribution
+from optuna.trial import Trial, TrialState
+
+from vit_ratio_opt.cli import run_command
+from vit_ratio_opt.geometry import (
+    BlockShape,
+    RatioPair,
+    ViTShape,
+    budget_curve,
+    pair_columns,
+    smallest_macs_ratio,
+)
+from vit_ratio_opt.report import write_json
+from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair, ToleranceSearch
+from vit_ratio_opt.search.sampler import SURPLUS
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "samplers.json"
+FIGURES = HERE / "figures"
+
+BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8)
+TOLERANCES = (0.5, 1.0, 2.0, 3.0)
+WORKERS = (1, 4, 8, 16, 64)
+SEEDS = 20
+# Trained trials: as many as tell the samplers apart, and a few rounds of the workers.
+TRIALS = {1: 32, 4: 32, 8: 32, 16: 48, 64: 128}
+CHECKPOINTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
+FREE_PROPOSALS = 2000
+REGRET, GAP = 0.2, 0.005
+
+PEERS = {
+    "TPE": lambda seed: optuna.samplers.TPESampler(seed=seed),
+    "GP": lambda seed: optuna.samplers.GPSampler(seed=seed),
+    "NSGA-II": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
+    "CMA-ES": lambda seed: optuna.samplers.CmaEsSampler(seed=seed),
+    "QMC": lambda seed: optuna.samplers.QMCSampler(seed=seed),
+    "Random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
+# CMA-ES needs two parameters; what has not been seen to be near the front is not run with many
+# workers, where its rows would only say the same again.
+ON_THE_CURVE = ("TPE", "GP", "NSGA-II", "QMC", "Random", "Grid")
+AS_PAIRS = ("TPE", "NSGA-II", "CMA-ES", "QMC", "Random", "Grid")
+WITH_TOLERANCE = ("TPE", "GP", "NSGA-II", "CMA-ES", "QMC", "Random", "Grid")
+WITH_WORKERS = ("ours", "TPE curve", "GP curve", "TPE", "GP")
+# Points lost, within which the noise is taken to be the same: it grows with what is lost.
+LOSS_BANDS = (-math.inf, 5.0, 10.0, 20.0, math.inf)
+GRID = 12  # values of either ratio that the grid search has
+
+
+class Surface:
+    """Recorded accuracies as a function of any pair."""
+
+    def __init__(self, path: Path) -> None:
+        data = json.loads(path.read_text())
+        shape = {**data["shape"], "blocks": tuple(BlockShape(**b) for b in data["shape"]["blocks"])}
+        self.shape = ViTShape(**shape)
+        self.dense = float(data["dense_accuracy"])
+        seen: dict[Pair, list[float]] = {}
+        for row in data["rows"]:
+            seen.setdefault((row["mhsa_ratio"], row["ffn_ratio"]), []).append(row["accuracy"])
+        self._mhsa, self._ffn = np.array(data["mhsa_ratios"]), np.array(data["ffn_ratios"])
+        self._mean = np.array([[np.mean(seen[m, f]) for f in self._ffn] for m in self._mhsa])
+        again = [values for values in seen.values() if len(values) > 1]
+        self._spreads: list[float] = []
+        for low, high in pairwise(LOSS_BANDS):
+            band = [v for v in again if low <= self.dense - statistics.fmean(v) < high]
+            squares = math.fsum(statistics.variance(v) * (len(v) - 1) for v in band)
+            free = sum(len(v) - 1 for v in band)
+            # A band that was not trained again anywhere is as noisy as the one above it.
+            self._spreads.append(math.sqrt(squares / free) if free else self._spreads[-1])
+
+    @property
+    def noise(self) -> float:
+        """Spread over seeds where little is lost, which is where searches decide."""
+        return self._spreads[0]
+
+    def draw(self, pair: Pair, rng: np.random.Generator) -> float:
+        """Accuracy in one training."""
+        accuracy = self.accuracy(pair)
+        band = bisect.bisect_right(LOSS_BANDS[1:-1], self.dense - accuracy)
+        return accuracy + self._spreads[band] * float(rng.standard_normal())
+
+    def accuracy(self, pair: Pair) -> float:
+        """Between the four pairs around this one."""
+        i, a = self._place(self._mhsa, pair[0])
+        j, b = self._place(self._ffn, pair[1])
+        corners = self._mean[i : i + 2, j : j + 2]
+        return float(np.array([1 - a, a]) @ corners @ np.array([1 - b, b]))
+
+    @staticmethod
+    def _place(ratios: np.ndarray, ratio: float) -> tuple[int, float]:
+        index = int(np.clip(np.searchsorted(ratios, ratio, side="right") - 1, 0, len(ratios) - 2))
+        return index, float((ratio - ratios[index]) / (ratios[index + 1] - ratios[index]))
+
+    def cost(self, mhsa_ratio: float, ffn_ratio: float) -> float:
+        """Fraction of the MACs that is left."""
+        return self.shape.pruned_macs(RatioPair(mhsa_ratio, ffn_ratio)) / self.shape.macs
+
+    @cached_property
+    def columns(self) -> tuple[tuple[float, tuple[float, ...]], ...]:
+        """All pairs."""
+        return pair_columns(self.shape)
+
+    @lru_cache  # noqa: B019  a handful of surfaces live as long as the process
+    def cheapest(self, tolerance: float) -> float:
+        """Cost of the best pair within the tolerance."""
+        least = self.dense - tolerance
+        kept = [
+            self.cost(first, second)
+            for first, seconds in self.columns
+            for second in [_last_kept(seconds, lambda s, f=first: self.accuracy((f, s)) >= least)]
+            if second is not None
+        ]
+        return min(kept, default=1.0)
+
+
+def _last_kept(seconds: tuple[float, ...], kept: Callable[[float], bool]) -> float | None:
+    return next((second for second in reversed(seconds) if kept(second)), None)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One row: what is searched, by whom, with how many workers."""
+
+    surface: str
+    mode: str
+    level: float
+    sampler: str
+    workers: int
+
+
+@lru_cache
+def _surface(name: str) -> Surface:
+    return Surface(HERE / "surfaces" / f"{name}.json")
+
+
+def _contests(surfaces: list[str], workers: tuple[int, ...]) -> list[Contest]:
+    contests = []
+    for count, surface in product(workers, surfaces):
+        lowest = smallest_macs_ratio(_surface(surface).shape)
+        budget = ["ours", *(f"{p} curve" for p in ON_THE_CURVE), *AS_PAIRS]
+        for mode, levels, samplers in (
+            ("budget", [b for b in BUDGETS if b >= lowest], budget),
+            ("tolerance", TOLERANCES, ["ours", *WITH_TOLERANCE]),
+        ):
+            for level, sampler in product(levels, samplers):
+                if count == 1 or sampler == "ours" or (sampler in WITH_WORKERS and count != 8):
+                    contests.append(Contest(surface, mode, level, sampler, count))
+    return contests
+
+
+def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial], Pair]]:
+    """A study and what suggests its pairs."""
+    surface, name = _surface(contest.surface), contest.sampler
+    largest = surface.shape.max_pair
+    space = {n: FloatDistribution(0, high) for n, high in zip(RatioPair._fields, largest, strict=True)}
+    curve = budget_curve(surface.shape, contest.level) if contest.mode == "budget" else ()
+
+    def pair(trial: Trial) -> Pair:
+        first, second = (trial.suggest_float(n, d.low, d.high) for n, d in space.items())
+        return first, second
+
+    def on_the_curve(trial: Trial) -> Pair:
+        return curve[trial.suggest_int("position", 0, len(curve) - 1)]
+
+    direction = "maximize" if contest.mode == "budget" else "minimize"
+    if name == "ours":
+        noise = {"noise": surface.noise, "confirmations": 1}
+        plan: Any = (
+            BudgetSearch(curve, **noise)
+            if contest.mode == "budget"
+            else ToleranceSearch(surface.columns, surface.cost, contest.level, **noise)
+        )
+        sampler: Any = BinarySearchSampler(space, plan, seed=seed)
+    elif name == "Grid curve":
+        sampler = optuna.samplers.GridSampler({"position": list(range(len(curve)))}, seed=seed)
+    elif name == "Grid":
+        values = {n: list(np.linspace(0, d.high, GRID)) for n, d in space.items()}
+        sampler = optuna.samplers.GridSampler(values, seed=seed)
+    else:
+        sampler = PEERS[name.removesuffix(" curve")](seed)
+    study = optuna.create_study(direction=direction, sampler=sampler)
+    return study, on_the_curve if name.endswith(" curve") else pair
+
+
+def _search(contest: Contest, seed: int) -> tuple[list[tuple[float, Pair | None]], int]:
+    """Time and answer after each trained trial, and how often a pair was trained again."""
+    surface = _surface(contest.surface)
+    rng = np.random.default_rng([seed, contest.workers])
+    study, suggest = _study(contest, seed)
+    limit = TRIALS[contest.workers]
+    seen: dict[Pair, list[float]] = {}
+    busy: list[tuple[float, int, Trial, Pair]] = []
+    answers: list[tuple[float, Pair | None]] = []
+    now, started, repeats, idle, free = 0.0, 0, 0, contest.workers, 0
+
+    def margin(pair: Pair) -> float:
+        value = surface.draw(pair, rng)
+        return value if contest.mode == "budget" else value - surface.dense + contest.level
+
+    while started < limit or busy:
+        while idle and started < limit:
+            trial = study.ask()
+            pair = suggest(trial)
+            if SURPLUS in study._storage.get_trial(trial._trial_id).system_attrs:
+                study.tell(trial, state=TrialState.PRUNED)
+                break  # nothing to learn until a result comes in
+            if contest.mode == "budget" and surface.cost(*pair) > contest.level:
+                trial.set_constraint("flops", surface.cost(*pair) - contest.level)
+                study.tell(trial, state=TrialState.PRUNED)
+                free += 1
+                if free > FREE_PROPOSALS:
+                    started = limit
+                continue
+            running = [other for *_, other in busy]
+            repeats += contest.sampler == "ours" and pair in running
+            heapq.heappush(busy, (now + rng.lognormal(0, 0.3), started, trial, pair))
+            started, idle = started + 1, idle - 1
+        if not busy:
+            break
+        now, _, trial, pair = heapq.heappop(busy)
+        idle += 1
+        value = margin(pair)
+        seen.setdefault(pair, []).append(value)
+        if contest.mode == "budget":
+            study.tell(trial, value)
+        else:
+            _tell_tolerance(study, trial, value, surface.cost(*pair), contest.sampler)
+        answers.append((now, _answer(contest, study, seen)))
+    return answers, repeats
+
+
+def _tell_tolerance(
+    study: optuna.Study, trial: Trial, margin: float, cost: float, sampler: str
+) -> None:
+    if sampler in ("ours", "TPE", "GP", "NSGA-II"):
+        trial.set_constraint("accuracy_drop", -margin)
+        study.tell(trial, cost)
+    else:
+        study.tell(trial, cost if margin >= 0 else 1 - margin)
+
+
+def _answer(contest: Contest, study: optuna.Study, seen: dict[Pair, list[float]]) -> Pair | None:
+    if contest.sampler == "ours":
+        assert isinstance(study.sampler, BinarySearchSampler)
+        return study.sampler.winner(study)
+    means = {pair: statistics.fmean(values) for pair, values in seen.items()}
+    if contest.mode == "budget":
+        return max(means, key=means.__getitem__)
+    surface = _surface(contest.surface)
+    kept = [pair for pair, mean in means.items() if mean >= 0]
+    return min(kept, key=lambda pair: surface.cost(*pair), default=None)
+
+
+def _judge(contest: Contest, pair: Pair | None) -> tuple[float, bool]:
+    """Regret or gap, and whether the answer breaks the tolerance."""
+    surface = _surface(contest.surface)
+    if contest.mode == "budget":
+        assert pair is not None
+        return _best(contest) - surface.accuracy(pair), False
+    cheapest = surface.cheapest(contest.level)
+    if pair is None:
+        return 1 - cheapest, False
+    if surface.dense - surface.accuracy(pair) > contest.level + surface.noise:
+        return 1 - cheapest, True
+    return abs(surface.cost(*pair) - cheapest), False
+
+
+@lru_cache
+def _best(contest: Contest) -> float:
+    surface = _surface(contest.surface)
+    return max(surface.accuracy(pair) for pair in budget_curve(surface.shape, contest.level))
+
+
+def _run(contest: Contest) -> dict[str, Any]:
+    """All seeds of one row."""
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    limit, target = TRIALS[contest.workers], REGRET if contest.mode == "budget" else GAP
+    began = time.perf_counter()
+    curves, times, broken, trained, repeats = [], [], [], [], 0
+    for seed in range(SEEDS):
+        answers, again = _search(contest, seed)
+        judged = [_judge(contest, pair) for _, pair in answers]
+        regrets = [regret for regret, _ in judged]
+        repeats += again
+        trained.append(len(answers))
+        broken.append([judged[min(n, len(judged)) - 1][1] for n in CHECKPOINTS if n <= limit])
+        # A search that ended by itself keeps its answer.
+        curves.append(regrets + [regrets[-1]] * (limit - len(regrets)))
+        settled = next(
+            (i for i in range(len(regrets)) if max(regrets[i:]) <= target), len(regrets) - 1
+        )
+        reached = max(regrets[settled:]) <= target
+        times.append(answers[settled][0] if reached else None)
+    array = np.array(curves)
+    median = np.median(array, axis=0)
+    above = np.nonzero(median > target)[0]
+    at = [n for n in CHECKPOINTS if n <= limit]
+    return {
+        **contest.__dict__,
+        "seeds": SEEDS,
+        "trials": at,
+        "median": [round(float(median[n - 1]), 4) for n in at],
+        "mean": [round(float(array[:, n - 1].mean()), 4) for n in at],
+        "broken": [round(float(share), 3) for share in np.mean(broken, axis=0)],
+        # From this trained trial on the median stays within the target; None if it never does.
+        "reached": None if len(above) and above[-1] == limit - 1 else int(above.max(initial=-1)) + 2,
+        "time_to_target": [None if t is None else round(float(t), 2) for t in times],
+        "trained": round(statistics.fmean(trained), 1),
+        "running_twice": repeats,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def main(
+    surface: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Only these surfaces; may be repeated.", show_default=False),
+    ] = None,
+    workers: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(help="Only these numbers of workers.", show_default=False),
+    ] = None,
+    sampler: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Only these samplers.", show_default=False),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    figures: Annotated[bool, typer.Option("--figures", help="Only draw.")] = False,
+) -> None:
+    """Run what is missing from the results, or draw them."""
+    rows: list[dict[str, Any]] = []
+    if RESULTS.exists():
+        rows = json.loads(RESULTS.read_text())["rows"]
+    if figures:
+        _draw(rows)
+        return
+    names = surface or sorted(path.stem for path in (HERE / "surfaces").glob("*.json"))
+    done = {tuple(row[key] for key in Contest.__dataclass_fields__) for row in rows}
+    todo = [
+        contest
+        for contest in _contests(names, tuple(workers or WORKERS))
+        if tuple(contest.__dict__.values()) not in done
+        and (not sampler or contest.sampler in sampler)
+    ]
+    header = {
+        "versions": {package: version(package) for package in ("optuna", "vit_ratio_opt")},
+        "noise": {name: round(_surface(name).noise, 4) for name in names},
+        "targets": {"budget": REGRET, "tolerance": GAP},
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    with ProcessPoolExecutor(jobs) as pool:
+        for future in as_completed([pool.submit(_run, contest) for contest in todo]):
+            row = future.result()
+            rows.append(row)
+            write_json({**header, "rows": rows}, RESULTS)
+            shown = {n: row["median"][row["trials"].index(n)] for n in (8, 10, 24)}
+            print(
+                f"{len(rows)}  {row['surface']:20s} {row['mode']:9s} {row['level']}  "
+                f"{row['sampler']:13s} x{row['workers']:<2d} {shown}  reached {row['reached']}  "
+                f"broken {row['broken'][-1]}  {row['seconds']} s",
+                flush=True,
+            )
+
+
+def _draw(rows: list[dict[str, Any]]) -> None:
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    run_command(main)
