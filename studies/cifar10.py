@@ -19,6 +19,7 @@ from vit_ratio_opt.checkpoint import create_model, load_dense
 from vit_ratio_opt.cli import (
     BudgetOption,
     EpochsOption,
+    IterativeOption,
     OutputOption,
     SeedOption,
     StorageOption,
@@ -65,6 +66,7 @@ def main(
     fixed_ratio: Annotated[
         bool, typer.Option("--fixed-ratio", help="Run the baseline: both ratios equal.")
     ] = False,
+    iterative: IterativeOption = False,
     validation: Annotated[
         ValidationSplit,
         typer.Option(
@@ -106,6 +108,7 @@ def main(
         recipe=Recipe(epochs=epochs),
         fixed_ratio=fixed_ratio,
         checkpoints=checkpoint_folder(folder, name),
+        iterative=iterative,
         seed=seed,
     )
     if storage is None:
