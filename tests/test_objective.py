@@ -102,7 +102,7 @@ def test_a_child_starts_from_its_parents_trained_weights(make, url, dense, tmp_p
     study = run_pairs(objective, url, LIGHT, HALF)
     parent, _ = load_pruned(tmp_path / "models" / "trial-0000.safetensors", dense)
     child = objective.prune(HALF, parent)
-    # Neither is touched by pruning.
+    # Pruning leaves the classifier as it is, so it tells whose weights these are.
     assert torch.equal(child.head.weight, parent.head.weight)
     assert not torch.equal(child.head.weight, dense.head.weight)
     accuracy = evaluate(child, objective.data, objective.data.val)

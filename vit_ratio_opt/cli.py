@@ -57,7 +57,7 @@ StorageOption = Annotated[
 ]
 IterativeOption = Annotated[
     bool,
-    typer.Option(help="Start a trial from the nearest trained one that pruned neither more."),
+    typer.Option(help="Start from the nearest trained trial that pruned neither module more."),
 ]
 OutputOption = Annotated[
     Optional[Path],  # noqa: UP045
