@@ -1,10 +1,11 @@
-"""Search the two pruning ratios of a CIFAR-10 ViT within a FLOPs budget.
+"""Search the two pruning ratios of a CIFAR-10 ViT, within a FLOPs budget or a tolerance.
 
 ``--data`` is a folder with ``train/<class>/*`` and ``test/<class>/*``, or one in which torchvision
 keeps (or may download) CIFAR-10. ``--fixed-ratio`` runs the baseline, one ratio for both modules.
 
     python studies/cifar10.py --data DIR --checkpoint FILE --budget 0.7 --n-trials 8 --epochs 1
     python studies/cifar10.py --data DIR --checkpoint FILE --budget 0.7 --epochs 1 --fixed-ratio
+    python studies/cifar10.py --data DIR --checkpoint FILE --tolerance 2 --n-trials 12 --epochs 1
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vit_ratio_opt.cli import (
     OutputOption,
     SeedOption,
     StorageOption,
+    ToleranceOption,
     TrialsOption,
     check_output,
     checkpoint_folder,
@@ -60,6 +62,7 @@ def main(
         ),
     ] = None,
     budget: BudgetOption = 0.6,
+    tolerance: ToleranceOption = None,
     n_trials: TrialsOption = 8,
     epochs: EpochsOption = 1,
     seed: SeedOption = 0,
@@ -84,27 +87,30 @@ def main(
     ] = None,
     output: OutputOption = None,
 ) -> None:
-    """Search the two pruning ratios of a CIFAR-10 ViT within a FLOPs budget."""
+    """Search the two pruning ratios of a CIFAR-10 ViT, within a FLOPs budget or a tolerance."""
     if checkpoint is not None:
         dense = load_dense(checkpoint, name=model)
     elif model is not None:
         dense = create_model(model, pretrained=True)
     else:
         raise typer.BadParameter("give --checkpoint, --model or both")
-    check_budget(shape_of(dense), budget)
-    if fixed_ratio:
-        fixed_ratio_pair(shape_of(dense), budget)
+    if tolerance is None:
+        check_budget(shape_of(dense), budget)
+        if fixed_ratio:
+            fixed_ratio_pair(shape_of(dense), budget)
     check_output(output)
     if storage is not None:
         check_storage_url(storage)
     load = load_image_folder if (data / "train").is_dir() else load_cifar10
     images = load(data, validation=validation.value, seed=seed)
 
-    name = study_name or f"cifar10-{budget}{'-fixed' if fixed_ratio else ''}"
+    limit = f"{budget}" if tolerance is None else f"drop{tolerance}"
+    name = study_name or f"cifar10-{limit}{'-fixed' if fixed_ratio else ''}"
     objective = PruningObjective(
         dense,
         images,
-        budget=budget,
+        budget=budget if tolerance is None else None,
+        tolerance=tolerance,
         recipe=Recipe(epochs=epochs),
         fixed_ratio=fixed_ratio,
         checkpoints=checkpoint_folder(folder, name),
@@ -115,7 +121,10 @@ def main(
         make_folder(folder)
     backend = open_storage(storage or f"sqlite:///{folder / 'study.db'}")
     study = create_study(objective, study_name=name, storage=backend)
-    print(f"study {name!r}: {len(objective.curve)} pair(s) meet the budget {budget}")
+    if tolerance is None:
+        print(f"study {name!r}: {len(objective.curve)} pair(s) meet the budget {budget}")
+    else:
+        print(f"study {name!r}: the fewest FLOPs that lose at most {tolerance} points")
     run_study(study, objective, n_trials=n_trials)
     objective.test(study)
     print_report([study], output)

@@ -166,8 +166,16 @@ def test_an_unreadable_parent_is_passed_over(make, url, tmp_path, damage):
 def test_a_repeat_starts_where_the_first_trial_of_its_pair_started(make, url):
     study = run_pairs(make(), url, LIGHT, HEAVY, HALF, HEAVY, LIGHT)
     assert parents(study) == ["dense", 0, 0, 0, "dense"]
-    assert study.trials[3].value == study.trials[1].value
-    assert study.trials[4].value == study.trials[0].value
+    assert [t.user_attrs["total_epochs"] for t in study.trials] == [1, 2, 2, 2, 1]
+    assert [t.user_attrs["seed"] for t in study.trials] == [0, 0, 0, 1, 1]
+
+
+def test_a_trial_over_the_tolerance_is_a_parent_too(make, url):
+    objective = make(budget=None, tolerance=1.0)
+    objective.dense_accuracy = 100.0
+    study = run_pairs(objective, url, LIGHT, HALF)
+    assert [trial.state for trial in study.trials] == [TrialState.PRUNED] * 2
+    assert parents(study) == ["dense", 0]
 
 
 def test_a_trial_that_kept_no_model_is_no_parent(make, url):

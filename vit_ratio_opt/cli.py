@@ -34,6 +34,7 @@ __all__ = [
     "SeedOption",
     "StorageOption",
     "StudyNameOption",
+    "ToleranceOption",
     "TrialsOption",
     "app",
     "check_output",
@@ -46,6 +47,13 @@ __all__ = [
 
 BudgetOption = Annotated[
     float, typer.Option(help="Largest share of the dense model's FLOPs, in (0, 1].")
+]
+ToleranceOption = Annotated[
+    Optional[float],  # noqa: UP045  typer evaluates it, also on Python 3.10
+    typer.Option(
+        help="Instead of a budget: the largest loss of accuracy, in points; the fewest FLOPs win.",
+        show_default=False,
+    ),
 ]
 TrialsOption = Annotated[int, typer.Option(min=1, help="Trained trials in all, earlier runs too.")]
 EpochsOption = Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning in each trial.")]

@@ -40,6 +40,7 @@ __all__ = [
     "budget_curve",
     "check_budget",
     "fixed_ratio_pair",
+    "pair_columns",
     "removed_units",
     "smallest_macs_ratio",
 ]
@@ -274,9 +275,7 @@ def fixed_ratio_pair(shape: ViTShape, budget: float) -> RatioPair:
     check_budget(shape, budget)
     allowed = _largest_macs(shape.macs, budget)
     largest = min(shape.max_pair)
-    steps = {heads / shape.heads for heads in range(shape.heads)}
-    steps |= {neurons / shape.neurons for neurons in range(shape.neurons)}
-    for ratio in sorted(step for step in steps if step <= largest + _SLACK):
+    for ratio in _fixed_ratios(shape):
         pair = RatioPair(ratio, ratio)
         if shape.pruned_macs(pair) <= allowed:
             return pair
@@ -285,6 +284,28 @@ def fixed_ratio_pair(shape: ViTShape, budget: float) -> RatioPair:
         f"One fixed ratio for both modules reaches at best {math.ceil(least * 1e4) / 1e4:.4f} of "
         f"the dense model's FLOPs (at ratio {largest:.4f}), but the budget is {budget!r}."
     )
+
+
+def pair_columns(
+    shape: ViTShape, *, fixed_ratio: bool = False
+) -> tuple[tuple[float, tuple[float, ...]], ...]:
+    """All pairs to the unit: for each MHSA ratio, rising, the FFN ratios, rising.
+
+    Args:
+        shape: The dense model.
+        fixed_ratio: Only pairs of two equal ratios, one for each step that removes another unit.
+    """
+    heads, neurons = shape.removed(shape.max_pair)
+    if fixed_ratio:
+        return tuple((ratio, (ratio,)) for ratio in _fixed_ratios(shape))
+    ffn_ratios = tuple(removed / shape.neurons for removed in range(neurons + 1))
+    return tuple((removed / shape.heads, ffn_ratios) for removed in range(heads + 1))
+
+
+def _fixed_ratios(shape: ViTShape) -> list[float]:
+    steps = {heads / shape.heads for heads in range(shape.heads)}
+    steps |= {neurons / shape.neurons for neurons in range(shape.neurons)}
+    return sorted(step for step in steps if step <= min(shape.max_pair) + _SLACK)
 
 
 def _largest_macs(dense_macs: int, budget: float) -> int:

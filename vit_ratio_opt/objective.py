@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import platform
 import time
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 import torch
@@ -20,11 +21,19 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.checkpoint import load_pruned, save_pruned, weights_hash
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import RatioPair, budget_curve, fixed_ratio_pair
+from vit_ratio_opt.geometry import (
+    RatioPair,
+    ViTShape,
+    budget_curve,
+    fixed_ratio_pair,
+    pair_columns,
+)
 from vit_ratio_opt.lineage import ArtifactFolder, fetched_checkpoint, nearest_parents
 from vit_ratio_opt.pruning import Importance, prune_units, shape_of, taylor_importance
 from vit_ratio_opt.pruning.prune import Allocation
 from vit_ratio_opt.report import best_trial
+from vit_ratio_opt.search import BudgetSearch, Plan, ToleranceSearch
+from vit_ratio_opt.search.sampler import SURPLUS
 from vit_ratio_opt.study import finished_trials
 from vit_ratio_opt.training import ImageData, Recipe, Stopwatch, best_device, evaluate, finetune
 from vit_ratio_opt.training.evaluate import on_device
@@ -38,24 +47,36 @@ _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
 
 class PruningObjective:
-    """Prunes a ViT by a trial's two ratios, fine-tunes it, and returns the validation accuracy.
+    """Prunes a ViT by a trial's two ratios and fine-tunes it, within a limit.
 
-    Called by ``study.optimize`` in every trial. A pair over the budget is pruned (in Optuna's
-    sense) before any training. A trial's user attributes are ``macs_ratio``, ``macs``, ``params``,
-    ``accuracy_pruned`` (before fine-tuning), ``accuracy_drop`` (points against the dense model),
-    ``parent_trial`` (what it started from: ``"dense"`` or a trial's number), ``epochs``,
-    ``total_epochs`` (those of its parents included), ``seconds``, ``seed``, ``device``,
-    ``checkpoint``, and, for the report and for finding dead workers, ``timing`` and ``worker``.
-    Accuracies are top-1 in per cent; 1 FLOP is 1 multiply-add.
+    Two limits, one of which is given:
 
-    Every trial fine-tunes with the same seed: the pairs then differ in nothing but the pair.
+    - ``budget``: returns the validation accuracy, to be maximised. A pair over the budget is
+      pruned (in Optuna's sense) before any training.
+    - ``tolerance``: returns the fraction of the MACs that is left, to be minimised. A pair that
+      loses more accuracy than the tolerance is pruned after its training, so that the cheapest
+      complete trial is one that keeps it.
+
+    Called by ``study.optimize`` in every trial. A trial's user attributes are ``macs_ratio``,
+    ``macs``, ``params``, ``accuracy_pruned`` (before fine-tuning), ``accuracy``,
+    ``accuracy_drop`` (points against the dense model), ``parent_trial`` (what it started from:
+    ``"dense"`` or a trial's number), ``epochs``, ``total_epochs`` (those of its parents included),
+    ``seconds``, ``seed``, ``device``, ``checkpoint``, and, for the report and for finding dead
+    workers, ``timing`` and ``worker``. Accuracies are top-1 in per cent; 1 FLOP is 1 multiply-add.
+
+    Every pair is first trained with the same seed, so that pairs differ in nothing but the pair;
+    a pair that is trained again takes the next seed.
 
     Args:
         model: The dense, fine-tuned ViT. It is copied, not changed.
         data: Its data set.
         budget: Largest fraction of the dense model's MACs, in (0, 1].
+        tolerance: Largest loss of accuracy against the dense model, in points, above 0.
         recipe: Fine-tuning of each trial.
         fixed_ratio: Search the baseline instead: one ratio for both modules.
+        noise: Standard deviation of the accuracy over seeds, in points; by default half the
+            standard error that the size of the validation split gives.
+        confirmations: Times that the best pair is trained again before the search ends.
         allocation: How each ratio is spread over the blocks, see :func:`vit_ratio_opt.prune`.
         checkpoints: Folder for the pruned models; none are kept without it.
         iterative: Start each trial from the nearest finished trial that pruned neither module
@@ -70,8 +91,9 @@ class PruningObjective:
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
-        InputError: The budget cannot be met, the data does not fit the model, or ``checkpoints``
-            are missing that ``iterative`` or ``artifact_store`` need.
+        InputError: Not one of budget and tolerance is given, it cannot be met, the data does not
+            fit the model, or ``checkpoints`` are missing that ``iterative`` or ``artifact_store``
+            need.
     """
 
     def __init__(
@@ -79,9 +101,12 @@ class PruningObjective:
         model: VisionTransformer,
         data: ImageData,
         *,
-        budget: float,
+        budget: float | None = None,
+        tolerance: float | None = None,
         recipe: Recipe | None = None,
         fixed_ratio: bool = False,
+        noise: float | None = None,
+        confirmations: int = 1,
         allocation: Allocation = "global",
         checkpoints: str | Path | None = None,
         iterative: bool = False,
@@ -97,18 +122,32 @@ class PruningObjective:
             raise InputError(
                 f"`calibration_images` must be at least 1, but got {calibration_images!r}."
             )
-        self.curve = (
-            (fixed_ratio_pair(self.shape, budget),)
-            if fixed_ratio
-            else budget_curve(self.shape, budget)
-        )
+        if (budget is None) == (tolerance is None):
+            raise InputError(
+                "Give either `budget` (a fraction of the FLOPs) or `tolerance` (points of "
+                f"accuracy), but got {budget=} and {tolerance=}."
+            )
+        self.budget = budget
+        self.tolerance = tolerance
+        self.fixed_ratio = fixed_ratio
+        self.noise = noise
+        self.confirmations = confirmations
+        self.curve: tuple[RatioPair, ...] = ()
+        if budget is not None and fixed_ratio:
+            self.curve = (fixed_ratio_pair(self.shape, budget),)
+        elif budget is not None:
+            self.curve = budget_curve(self.shape, budget)
+        elif tolerance is not None and not 0 < tolerance < 100:
+            raise InputError(
+                f"The tolerance must be above 0 and below 100 points, but got {tolerance!r}."
+            )
+        if noise is not None and not noise >= 0:
+            raise InputError(f"`noise` must be at least 0, but got {noise!r}.")
         self.device = best_device() if device is None else torch.device(device)
         # A copy, so that nothing the caller does later changes the teacher.
         self.model = copy.deepcopy(model).eval().to(self.device)
         self.data = data
-        self.budget = budget
         self.recipe = recipe or Recipe()
-        self.fixed_ratio = fixed_ratio
         self.allocation = allocation
         self.checkpoints = None if checkpoints is None else Path(checkpoints)
         self.iterative = iterative
@@ -129,12 +168,37 @@ class PruningObjective:
             for name, largest in zip(RatioPair._fields, self.shape.max_pair, strict=True)
         }
 
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """Of the study: accuracy within a budget, or MACs within a tolerance."""
+        return "maximize" if self.tolerance is None else "minimize"
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The search that fits the limit, for :class:`~vit_ratio_opt.BinarySearchSampler`."""
+        noise = self.noise
+        if noise is None:
+            # Two trainings of one pair disagree on some images only, so their accuracies vary
+            # less than those of two draws of images would. Recorded: 0.4 to 0.6 of that.
+            share = self.dense_accuracy / 100
+            noise = 50 * math.sqrt(share * (1 - share) / len(self.data.val))
+        if self.tolerance is None:
+            return BudgetSearch(self.curve, noise=noise, confirmations=self.confirmations)
+        return ToleranceSearch(
+            pair_columns(self.shape, fixed_ratio=self.fixed_ratio),
+            partial(_macs_ratio, self.shape),
+            self.tolerance,
+            noise=noise,
+            confirmations=self.confirmations,
+        )
+
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What makes two trials comparable, as JSON values; a study holds one such set."""
         return {
             "strategy": "fixed" if self.fixed_ratio else "searched",
             "budget": self.budget,
+            "tolerance": self.tolerance,
             "model": str(getattr(self.model, "default_cfg", {}).get("architecture", "custom")),
             "weights": weights_hash(self.model),
             "dataset": self.data.name,
@@ -249,8 +313,10 @@ class PruningObjective:
         """One trial.
 
         Raises:
-            TrialPruned: The pair is over the budget, or Optuna's pruner says so after an epoch.
+            TrialPruned: The pair is over the budget or loses more than the tolerance, Optuna's
+                pruner says so after an epoch, or the sampler had nothing left to learn.
         """
+        _refuse_surplus(trial)
         started = time.perf_counter()
         clock = Stopwatch()
         trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
@@ -262,9 +328,11 @@ class PruningObjective:
         _set_attributes(
             trial, macs_ratio=macs_ratio, macs=macs, params=self.shape.pruned_params(pair)
         )
-        trial.set_constraint("flops", macs_ratio - self.budget)
-        if macs_ratio > self.budget:
-            raise optuna.TrialPruned(f"{macs_ratio:.4f} of the FLOPs, over {self.budget}.")
+        if self.budget is not None:
+            trial.set_constraint("flops", macs_ratio - self.budget)
+            if macs_ratio > self.budget:
+                raise optuna.TrialPruned(f"{macs_ratio:.4f} of the FLOPs, over {self.budget}.")
+        seed = self.seed + _earlier_trainings(trial, pair)
 
         with clock("evaluate"):
             dense_accuracy = self.dense_accuracy
@@ -276,8 +344,12 @@ class PruningObjective:
         trial.set_user_attr("accuracy_pruned", accuracy_pruned)
 
         def on_epoch(epoch: int, accuracy: float) -> None:
-            trial.report(accuracy, epoch)
+            # Pruners compare reports in the study's direction.
+            drop = dense_accuracy - accuracy
+            trial.report(accuracy if self.tolerance is None else drop, epoch)
             if trial.should_prune():
+                if self.tolerance is not None:
+                    trial.set_constraint("accuracy_drop", drop - self.tolerance)
                 raise optuna.TrialPruned(f"{accuracy:.2f} % after epoch {epoch}.")
 
         accuracy = accuracy_pruned
@@ -287,7 +359,7 @@ class PruningObjective:
                 self.data,
                 self.recipe,
                 teacher=self.model,
-                seed=self.seed,
+                seed=seed,
                 on_epoch=on_epoch,
                 stopwatch=clock,
                 title=f"trial {trial.number}",
@@ -309,17 +381,48 @@ class PruningObjective:
         earlier = 0 if parent is None else parent.user_attrs.get("total_epochs", 0)
         _set_attributes(
             trial,
+            accuracy=accuracy,
             accuracy_drop=dense_accuracy - accuracy,
             parent_trial="dense" if parent is None else parent.number,
             epochs=self.recipe.epochs,
             total_epochs=earlier + self.recipe.epochs,
             seconds=round(time.perf_counter() - started, 3),
-            seed=self.seed,
+            seed=seed,
             device=self.device_name,
             checkpoint=checkpoint,
             timing={name: round(seconds, 4) for name, seconds in clock.seconds.items()},
         )
-        return accuracy
+        if self.tolerance is None:
+            return accuracy
+        drop = dense_accuracy - accuracy
+        trial.set_constraint("accuracy_drop", drop - self.tolerance)
+        if drop > self.tolerance:
+            raise optuna.TrialPruned(f"{drop:.2f} points lost, over {self.tolerance}.")
+        return macs_ratio
+
+
+def _macs_ratio(shape: ViTShape, mhsa_ratio: float, ffn_ratio: float) -> float:
+    return shape.pruned_macs(RatioPair(mhsa_ratio, ffn_ratio)) / shape.macs
+
+
+def _refuse_surplus(trial: optuna.Trial) -> None:
+    """End a trial that the sampler could only fill with a repetition, before it costs anything."""
+    study = getattr(trial, "study", None)
+    if study is not None:
+        stored = study.get_trials(deepcopy=False)[trial.number]
+        if SURPLUS in stored.system_attrs:
+            raise optuna.TrialPruned(f"Nothing left to learn: {stored.system_attrs[SURPLUS]}.")
+
+
+def _earlier_trainings(trial: optuna.Trial, pair: RatioPair) -> int:
+    """How often the study trained this pair before; 0 for a trial without a study."""
+    study = getattr(trial, "study", None)
+    if study is None:
+        return 0
+    return sum(
+        tuple(other.params.get(name) for name in RatioPair._fields) == pair
+        for other in finished_trials(study)
+    )
 
 
 def _set_attributes(trial: optuna.Trial, **attributes: Any) -> None:

@@ -144,15 +144,16 @@ def create_study(
     study = optuna.create_study(
         study_name=study_name,
         storage=backend,
-        direction="maximize",
-        sampler=BinarySearchSampler(objective.search_space, objective.curve, seed=objective.seed),
+        direction=objective.direction,
+        sampler=BinarySearchSampler(objective.search_space, objective.plan, seed=objective.seed),
         pruner=pruner or optuna.pruners.NopPruner(),
         load_if_exists=True,
     )
     if "dense" not in study.user_attrs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(["accuracy"])
+            metric = "accuracy" if objective.direction == "maximize" else "FLOPs of dense"
+            study.set_metric_names([metric])
         study.set_user_attr("settings", objective.settings)
         study.set_user_attr("versions", {name: version(name) for name in _PACKAGES})
         study.set_user_attr("device", objective.device_name)
@@ -168,9 +169,15 @@ def create_study(
 
 
 def finished_trials(study: Study) -> list[FrozenTrial]:
-    """Trials that were trained: complete, or stopped by a pruner after an epoch."""
+    """Trials that were trained: complete, over the tolerance, or stopped after an epoch."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    return [t for t in trials if t.state == TrialState.COMPLETE or t.intermediate_values]
+    return [
+        trial
+        for trial in trials
+        if trial.state == TrialState.COMPLETE
+        or trial.intermediate_values
+        or "accuracy_drop" in trial.user_attrs
+    ]
 
 
 def run_study(
@@ -207,29 +214,30 @@ def run_study(
         if len(finished_trials(study)) >= n_trials:
             study.stop()
 
-    sampler = study.sampler
-    exhausted = isinstance(sampler, BinarySearchSampler) and sampler.is_exhausted(study)
-    if done < n_trials and not exhausted:
+    def nothing_left() -> str | None:
+        sampler = study.sampler
+        return sampler.nothing_left(study) if isinstance(sampler, BinarySearchSampler) else None
+
+    if done < n_trials and nothing_left() is None:
         # Attempts are bounded, so a pair over the budget in the queue cannot make this endless.
         study.optimize(objective, n_trials=4 * n_trials, callbacks=[report])
-        exhausted = isinstance(sampler, BinarySearchSampler) and sampler.is_exhausted(study)
-    done = len(finished_trials(study))
-    if exhausted and done < n_trials:
-        pairs = len(objective.curve)
-        what = "the one fixed ratio" if objective.fixed_ratio else f"all {pairs} pairs"
-        say(f"{what} that meets the budget has been tried: nothing is left to search")
+    why = nothing_left()
+    if why is not None and len(finished_trials(study)) < n_trials:
+        say(f"nothing is left to learn: {why}")
 
 
 def _describe(trial: FrozenTrial, done: int, n_trials: int) -> str:
     attributes = trial.user_attrs
     ratios = "  ".join(f"{name} {value:.3f}" for name, value in trial.params.items())
     text = f"trial {trial.number:3d}  {ratios}  FLOPs {attributes.get('macs_ratio', 0):.3f}"
-    if trial.value is not None and trial.state == TrialState.COMPLETE:
-        return (
-            f"{text}  accuracy {attributes['accuracy_pruned']:.2f} -> {trial.value:.2f} %  "
-            f"{attributes['seconds']:.1f} s  ({done} of {n_trials})"
-        )
-    return f"{text}  {trial.state.name.lower()}"
+    if "accuracy_drop" not in attributes:
+        return f"{text}  {trial.state.name.lower()}"
+    limit = "" if trial.state == TrialState.COMPLETE else ", over the tolerance"
+    return (
+        f"{text}  accuracy {attributes['accuracy_pruned']:.2f} -> {attributes['accuracy']:.2f} % "
+        f"({-attributes['accuracy_drop']:+.2f}{limit})  "
+        f"{attributes['seconds']:.1f} s  ({done} of {n_trials})"
+    )
 
 
 def _fail_dead_trials(study: Study) -> list[int]:

@@ -1,6 +1,13 @@
 """The Optuna half. It never imports torch."""
 
-from vit_ratio_opt.search.plan import next_position
+from vit_ratio_opt.search.plan import BudgetSearch, Pair, Plan, Proposal, ToleranceSearch
 from vit_ratio_opt.search.sampler import BinarySearchSampler
 
-__all__ = ["BinarySearchSampler", "next_position"]
+__all__ = [
+    "BinarySearchSampler",
+    "BudgetSearch",
+    "Pair",
+    "Plan",
+    "Proposal",
+    "ToleranceSearch",
+]

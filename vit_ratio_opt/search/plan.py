@@ -1,65 +1,485 @@
-"""What to try next: bisection along a budget's curve. Pure functions of what has been observed.
+"""What to try next, from what has been observed. Pure and deterministic; no study, no clock.
 
-*Statement.* A budget leaves a curve of pairs, position 0 (least attention pruned) to ``size - 1``
-(most). The accuracy along it is close to unimodal: at either end one module is cut to the bone for
-the sake of the other. Find the position of the largest accuracy in few trained trials.
+Two searches over pairs of ratios ``(first, second)``, each in [0, 1), whose cost is known:
 
-*Algorithm.* The first trial is at the fixed ratio's place on the curve, so the search starts from
-what it has to beat. From then on the neighbours that were tried on either side of the best
-position bracket the maximum (the ends of the curve count as tried until the best is next to
-them), and the middle of the wider of the two gaps is tried next; on a tie, the gap whose far end
-is better.
+- :class:`BudgetSearch`: the most accurate pair on a budget's curve. Bracket and halve.
+- :class:`ToleranceSearch`: the cheapest pair that loses no more than a tolerance. Halve the doubt
+  where it saves most.
 
-*Proven, without noise and for a strictly unimodal accuracy.* The bracket always holds the maximum.
-Two trials at the most halve it: a middle that is better becomes the best of a bracket half as
-wide, one that is worse closes its half gap. So ``2 log2(size) + 1`` trials find it to one head.
+Both take ``observed`` (pair to its values, one for each time it was trained), ``pending`` (pairs
+that are being trained) and ``blocked`` (pairs that keep failing), and answer with a
+:class:`Proposal`. Any worker that asks with the same three gets the same answer.
 
-*Heuristic.* With noise a comparison may go wrong and the bracket closes around a neighbour of the
-maximum. Trials that remain after that go to the untried positions nearest to the best, which is
-where such a mistake leads.
-
-Each call is O(size + trials).
+*Noise* is the standard deviation of one value. A comparison that it may have decided is not
+trusted: the search keeps both sides, and the winner is trained again with fresh seeds.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
-__all__ = ["next_position"]
+import numpy as np
+from numpy.typing import NDArray
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.search.belief import Belief
+
+__all__ = ["BudgetSearch", "Observed", "Pair", "Plan", "Proposal", "ToleranceSearch"]
+
+Pair = tuple[float, float]
+Observed = Mapping[Pair, Sequence[float]]
 
 
-def next_position(
-    size: int, observed: Mapping[int, float], *, taken: Collection[int] = (), start: int
-) -> int | None:
-    """The position to try next, or None when every position is observed or taken.
+class Proposal(NamedTuple):
+    """A pair and what it is for; without a pair, why nothing is left to learn."""
+
+    pair: Pair | None
+    why: str
+
+
+class Plan(Protocol):
+    """What :class:`vit_ratio_opt.search.BinarySearchSampler` asks."""
+
+    @property
+    def constraint(self) -> str | None:
+        """The trials' constraint that holds the value, or None for the objective's value."""
+
+    @property
+    def limits(self) -> tuple[Pair, Pair]:
+        """Smallest and largest of either ratio that the plan may propose."""
+
+    def propose(
+        self,
+        observed: Observed,
+        pending: Collection[Pair] = (),
+        blocked: Collection[Pair] = (),
+    ) -> Proposal:
+        """The pair to try next."""
+
+    def winner(self, observed: Observed) -> Pair | None:
+        """The answer so far, or None when nothing observed will do."""
+
+    def along(self, axis: int, value: float) -> Plan:
+        """The same search with the first (0) or second (1) ratio fixed."""
+
+
+class BudgetSearch:
+    """Maximises along a curve of pairs by bracketing the maximum and halving the bracket.
+
+    *Statement.* A budget leaves a curve, from the least of the first ratio to the most. The
+    accuracy along it is close to unimodal: at either end one module is cut to the bone for the
+    sake of the other. Find the best position in few trained trials.
+
+    *Algorithm.* The first trial is where the curve crosses the diagonal, so the search starts from
+    the fixed ratio, which it has to beat. The contenders are the best mean and all means that the
+    noise may have put below it. The neighbours that were tried on either side of the contenders
+    bracket the maximum (the ends of the curve count as tried), and the middle of the widest gap
+    inside is tried next; on a tie, the gap with the better ends. Pending pairs divide gaps like
+    tried ones, so k idle workers cut the bracket into k + 1 parts. With no gap left the best
+    contender is trained again, ``confirmations`` times in all.
+
+    *Proven, without noise and for a strictly unimodal accuracy.* The bracket always holds the
+    maximum. Two trials at the most halve it: a middle that is better becomes the best of a bracket
+    half as wide, one that is worse closes its half gap. So ``2 log2(size) + 1`` trials find it to
+    one position; the search then ends, or confirms.
+
+    *Heuristic.* With noise the bracket holds the maximum as surely as ``2 noise`` separates a
+    contender's mean from the rest: about 92 % a comparison.
+
+    A proposal costs O(size + observed).
 
     Args:
-        size: Positions on the curve, at least 1.
-        observed: Position to its accuracy, higher is better; the mean where there are several.
-        taken: Positions that are not to be proposed: running elsewhere, or failed too often.
-        start: Where to begin.
+        curve: Pairs, the first ratio rising and the second not.
+        noise: Standard deviation of one value.
+        confirmations: Fresh trainings of the winner before the search ends.
+
+    Raises:
+        InputError: The curve is empty or out of order, or a number is negative.
     """
-    free = sorted(set(range(size)) - set(observed) - set(taken))
-    if not free:
-        return None
-    if not observed:
-        return min(free, key=lambda position: (abs(position - start), position))
 
-    best = max(
-        observed, key=lambda position: (observed[position], -abs(position - start), -position)
-    )
-    left = max((position for position in observed if position < best), default=-1)
-    right = min((position for position in observed if position > best), default=size)
+    constraint = None
 
-    def width_then_promise(gap: tuple[int, int]) -> tuple[int, float]:
-        low, high = gap
-        far_end = low if high <= best else high
-        return high - low, observed.get(far_end, float("-inf"))
+    def __init__(
+        self, curve: Sequence[Pair], *, noise: float = 0.0, confirmations: int = 0
+    ) -> None:
+        if not curve:
+            raise InputError("`curve` must have at least one pair, but is empty.")
+        if not all(math.isfinite(ratio) for pair in curve for ratio in pair):
+            raise InputError(f"The ratios of `curve` must be numbers, but are {list(curve)!r}.")
+        for (first, second), (next_first, next_second) in itertools.pairwise(curve):
+            if not (first < next_first and second >= next_second):
+                raise InputError(
+                    "Along `curve` the first ratio must rise and the second must not, but "
+                    f"{(first, second)} is followed by {(next_first, next_second)}."
+                )
+        _check_noise(noise, confirmations)
+        self.curve = tuple((float(first), float(second)) for first, second in curve)
+        self.noise = noise
+        self.confirmations = confirmations
+        self._positions = {pair: position for position, pair in enumerate(self.curve)}
+        crossing = (i for i, (first, second) in enumerate(self.curve) if first >= second)
+        self._start = next(crossing, len(self.curve) - 1)
 
-    marks = [left, *sorted(p for p in {best, *taken} if left < p < right), right]
-    gaps = [(low, high) for low, high in itertools.pairwise(marks) if high - low > 1]
-    if gaps:
-        low, high = max(gaps, key=width_then_promise)
-        return (low + high) // 2
-    return min(free, key=lambda position: (abs(position - best), position))
+    @property
+    def limits(self) -> tuple[Pair, Pair]:
+        """The curve's ends, as the smallest and the largest of either ratio."""
+        (least, most_second), (most, least_second) = self.curve[0], self.curve[-1]
+        return (least, least_second), (most, most_second)
+
+    def propose(
+        self,
+        observed: Observed,
+        pending: Collection[Pair] = (),
+        blocked: Collection[Pair] = (),
+    ) -> Proposal:
+        """The middle of the widest gap in the bracket; pairs off the curve are ignored."""
+        size, start = len(self.curve), self._start
+        means, counts = self._means(observed)
+        taken = {self._positions[pair] for pair in (*pending, *blocked) if pair in self._positions}
+        if not means and start not in taken:
+            return Proposal(self.curve[start], "the fixed ratio's place on the curve")
+
+        contenders = self._contenders(means, counts)
+        low = max((p for p in means if p < min(contenders, default=-1)), default=-1)
+        high = min((p for p in means if p > max(contenders, default=size)), default=size)
+        marks = sorted({low, high, *(p for p in (*means, *taken) if low < p < high)})
+        gaps = [(a, b) for a, b in itertools.pairwise(marks) if b - a > 1]
+        if gaps:
+
+            def width_then_promise(gap: tuple[int, int]) -> tuple[int, float, float, int]:
+                ends = sorted((means.get(end, -math.inf) for end in gap), reverse=True)
+                return gap[1] - gap[0], ends[0], ends[1], -gap[0]
+
+            a, b = max(gaps, key=width_then_promise)
+            return Proposal(self.curve[(a + b) // 2], f"halves the gap of {b - a - 1} pairs")
+
+        # Nothing between the contenders: the seeds have to tell them apart.
+        free = [p for p in contenders if p not in taken and counts[p] <= self.confirmations]
+        best = max(means, key=means.__getitem__, default=None)
+        if best is not None and best in free:
+            return Proposal(self.curve[best], "confirms the best pair with a fresh seed")
+        if best is None or best in taken:
+            return Proposal(None, "every pair that could be the best is being trained")
+        confirmed = f", trained {counts[best]} times" if counts[best] > 1 else ""
+        return Proposal(
+            None, f"the best of the {size} pairs lies between its neighbours{confirmed}"
+        )
+
+    def winner(self, observed: Observed) -> Pair | None:
+        """The pair of the highest mean; of equals the one nearest to the fixed ratio."""
+        means, _ = self._means(observed)
+        best = max(means, key=lambda p: (means[p], -abs(p - self._start), -p), default=None)
+        return None if best is None else self.curve[best]
+
+    def along(self, axis: int, value: float) -> BudgetSearch:
+        """The one pair worth trying: the least of the other ratio that meets the budget."""
+        if axis == 0:
+            meeting = [second for first, second in self.curve if first <= value]
+            pair = (value, meeting[-1] if meeting else self.curve[0][1])
+        else:
+            meeting = [first for first, second in self.curve if second <= value]
+            pair = (meeting[0] if meeting else self.curve[-1][0], value)
+        return BudgetSearch([pair], noise=self.noise, confirmations=self.confirmations)
+
+    def _means(self, observed: Observed) -> tuple[dict[int, float], dict[int, int]]:
+        found = {
+            self._positions[pair]: values
+            for pair, values in observed.items()
+            if pair in self._positions and values
+        }
+        # From the start outwards, so that max() gives the nearest to it among equals.
+        order = sorted(found, key=lambda p: (abs(p - self._start), p))
+        means = {p: math.fsum(found[p]) / len(found[p]) for p in order}
+        return means, {p: len(found[p]) for p in order}
+
+    def _contenders(self, means: dict[int, float], counts: dict[int, int]) -> list[int]:
+        if not means:
+            return []
+        best = max(means, key=means.__getitem__)
+        return [
+            p
+            for p, mean in means.items()
+            if p == best
+            or (
+                self.noise > 0
+                and mean >= means[best] - self.noise * math.sqrt(1 / counts[p] + 1 / counts[best])
+            )
+        ]
+
+
+_T = TypeVar("_T")
+_Cost = Callable[[float, float], float]
+_Array = NDArray[np.float64]
+# Candidates looked at at once; finer ones only around the most promising.
+_COLUMNS, _CANDIDATES = 36, 1440
+_OUTCOMES = 64
+_NEAREST = 48  # observations that a belief is made from
+_EVERYTHING_PRUNED, _EVERYTHING_VARIANCE = -3.0, 1.0
+
+
+class ToleranceSearch:
+    """Minimises a known cost over the pairs whose margin is not negative.
+
+    The *margin* of a pair is its accuracy minus the least accuracy allowed; that of the unpruned
+    pair (0, 0) is the tolerance.
+
+    *Statement.* Margin and cost both fall as either ratio rises. Find the cheapest pair with a
+    margin of at least 0 in few trained trials.
+
+    *Algorithm.* A :class:`~vit_ratio_opt.search.belief.Belief` over the logarithm of the accuracy
+    lost, which is nearly straight where the accuracy itself bends, gives each pair its probability
+    to be within the tolerance. Tried next is the pair with the largest expected saving: what it
+    costs less than the answer so far, times that probability (Gardner 2014, with the cost known).
+    That is a bisection that knows how steep the ground is: it goes to where the doubt is about
+    even, on the split between the two ratios that can still win, and halves the doubt there.
+    A pending pair counts as both of its outcomes, weighted by the belief, so k idle workers get k
+    different pairs. A winner that the belief gives less than an even chance was lucky rather than
+    good, and is trained again with a fresh seed before anything else, up to ``confirmations``
+    times; so is the last one.
+
+    *Proven, without noise and for a monotone margin.* No pair that could be the answer is ever
+    left out: a pair needs no trial if it costs at least as much as the answer so far, or prunes
+    both modules at least as much as one that failed. Each trial settles at least its own pair, so
+    the search ends; with ``resolution=0``, at the cheapest pair there is.
+
+    *Heuristic.* How fast that goes; and with noise, a failure by more than two standard deviations
+    counts as one.
+
+    A proposal costs O(candidates * observations^2), both bounded: a few milliseconds.
+
+    Args:
+        columns: For each first ratio, rising, the second ratios to choose from, rising.
+        cost: Cost of a pair, falling in both ratios; (0, 0) costs the most.
+        tolerance: Largest loss of accuracy allowed, above 0; in the unit of the values.
+        noise: Standard deviation of one value.
+        confirmations: Fresh trainings of the winner before the search ends.
+        resolution: The search ends when no trial can be expected to save this much.
+        constraint: The trials' constraint that holds the negative margin.
+
+    Raises:
+        InputError: A column is missing or out of order, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[tuple[float, Sequence[float]]],
+        cost: _Cost,
+        tolerance: float,
+        *,
+        noise: float = 0.0,
+        confirmations: int = 0,
+        resolution: float = 5e-4,
+        constraint: str = "accuracy_drop",
+    ) -> None:
+        if not 0 < tolerance < math.inf:
+            raise InputError(f"`tolerance` must be above 0, but got {tolerance!r}.")
+        if not columns or not all(len(seconds) for _, seconds in columns):
+            raise InputError("`columns` must have at least one pair each, but one has none.")
+        for values in ([first for first, _ in columns], *(seconds for _, seconds in columns)):
+            if any(a >= b for a, b in itertools.pairwise(values)):
+                raise InputError(f"The ratios of `columns` must rise, but are {list(values)!r}.")
+        _check_noise(noise, confirmations)
+        self.columns = tuple((float(first), tuple(seconds)) for first, seconds in columns)
+        self.cost = cost
+        self.tolerance = tolerance
+        self.noise = noise
+        self.confirmations = confirmations
+        self.resolution = resolution
+        self.constraint: str | None = constraint
+        # Ratios as shares of the largest, for the belief's unit square.
+        self._scale = np.array(
+            [self.columns[-1][0] or 1.0, max(seconds[-1] for _, seconds in self.columns) or 1.0]
+        )
+        self._thin = self._candidates(range(len(self.columns)), None)
+        draws = np.random.default_rng(0).standard_normal((_OUTCOMES // 2, 64))
+        self._draws = np.concatenate([draws, -draws])
+
+    @property
+    def limits(self) -> tuple[Pair, Pair]:
+        """The columns' corners."""
+        seconds = [second for _, column in self.columns for second in (column[0], column[-1])]
+        return (self.columns[0][0], min(seconds)), (self.columns[-1][0], max(seconds))
+
+    def propose(
+        self,
+        observed: Observed,
+        pending: Collection[Pair] = (),
+        blocked: Collection[Pair] = (),
+    ) -> Proposal:
+        """The pair of the largest expected saving."""
+        belief = self._belief(observed)
+        winner = self.winner(observed)
+        if winner is not None and winner not in pending and self._may_confirm(winner, observed):
+            mean, _ = belief.predict(self._square([winner]))
+            if mean[0] < 0:
+                return Proposal(winner, "a lucky winner: trained again with a fresh seed")
+
+        limit = self.cost(0.0, 0.0) if winner is None else self.cost(*winner)
+        excluded = {*observed, *pending, *blocked}
+        failed = np.array([pair for pair in observed if self._failed(observed[pair])]).reshape(
+            -1, 2
+        )
+        pairs, costs = self._thin
+        best, saving = self._most_saving(belief, pairs, costs, limit, pending, excluded, failed)
+        if best is not None:
+            # The same again between the neighbours, down to one unit.
+            pairs, costs = self._around(best)
+            finer = self._most_saving(belief, pairs, costs, limit, pending, excluded, failed)
+            best, saving = finer if finer[1] > saving else (best, saving)
+        if best is not None and saving > self.resolution:
+            return Proposal(best, f"expected to save {saving:.4f} of the cost")
+        if winner is None:
+            why = "no pair can be expected to keep the accuracy within the tolerance"
+            return Proposal(None, why)
+        if winner in pending:
+            return Proposal(None, "the winner is being trained again")
+        if self._may_confirm(winner, observed):
+            return Proposal(winner, "confirms the winner with a fresh seed")
+        return Proposal(
+            None, f"no other pair is expected to save more than {self.resolution:g} of the cost"
+        )
+
+    def winner(self, observed: Observed) -> Pair | None:
+        """The cheapest pair whose mean margin is not negative."""
+        kept = [pair for pair, margins in observed.items() if margins and _mean(margins) >= 0]
+        return min(kept, key=lambda pair: (self.cost(*pair), pair), default=None)
+
+    def along(self, axis: int, value: float) -> ToleranceSearch:
+        """The same search in one column or one row."""
+        if axis == 0:
+            nearest = min(self.columns, key=lambda column: abs(column[0] - value))
+            columns: list[tuple[float, Sequence[float]]] = [(value, nearest[1])]
+        else:
+            columns = [(first, (value,)) for first, _ in self.columns]
+        return ToleranceSearch(
+            columns,
+            self.cost,
+            self.tolerance,
+            noise=self.noise,
+            confirmations=self.confirmations,
+            resolution=self.resolution,
+            constraint=str(self.constraint),
+        )
+
+    def _may_confirm(self, winner: Pair, observed: Observed) -> bool:
+        return len(observed[winner]) <= self.confirmations
+
+    def _failed(self, margins: Sequence[float]) -> bool:
+        doubt = 2 * self.noise / math.sqrt(len(margins) or 1)
+        return bool(margins) and _mean(margins) < -doubt
+
+    def _belief(self, observed: Observed) -> Belief:
+        """Over ``log((tolerance + c) / (loss + c))`` with c the tolerance: 0 at the limit."""
+        means = {pair: _mean(margins) for pair, margins in observed.items() if margins}
+        # Those near the limit say where it is; thousands would only cost time.
+        chosen = sorted(means, key=lambda pair: (abs(means[pair]), pair))[:_NEAREST]
+        loss = self.tolerance - np.array([means[pair] for pair in chosen])
+        loss = np.maximum(loss, -self.tolerance / 2) + self.tolerance
+        counts = np.array([len(observed[pair]) for pair in chosen], dtype=np.float64)
+        values = np.log(2 * self.tolerance / loss)
+        variances = (self.noise / loss) ** 2 / np.maximum(counts, 1) + 1e-4
+        # The unpruned model loses nothing, and one with everything pruned nearly everything.
+        points = np.concatenate([self._square(chosen), [[0.0, 0.0], [1.0, 1.0]]])
+        values = np.concatenate([values, [math.log(2), _EVERYTHING_PRUNED]])
+        variances = np.concatenate([variances, [0.01, _EVERYTHING_VARIANCE]])
+        return Belief(points, values, variances)
+
+    def _most_saving(
+        self,
+        belief: Belief,
+        pairs: _Array,
+        costs: _Array,
+        limit: float,
+        pending: Collection[Pair],
+        excluded: Collection[Pair],
+        failed: _Array,
+    ) -> tuple[Pair | None, float]:
+        open_ = costs < limit
+        if len(failed):
+            as_pruned = np.all(pairs[:, None, :] >= failed[None, :, :], axis=2)
+            open_ &= ~np.any(as_pruned, axis=1)
+        pairs, costs = pairs[open_], costs[open_]
+        if not len(pairs):
+            return None, 0.0
+        points = pairs / self._scale
+        if pending:
+            unknown = sorted(pending)[: self._draws.shape[1]]
+            margins, means, variance = belief.outcomes(
+                points, self._square(unknown), self._draws[:, : len(unknown)]
+            )
+            known = np.array([self.cost(*pair) for pair in unknown])
+            limits = np.where(margins >= 0, known, limit).min(axis=1)
+            limits = np.minimum(limits, limit)[:, None]
+        else:
+            mean, variance = belief.predict(points)
+            means, limits = mean[None, :], np.array([[limit]])
+        chances = _normal_cdf(means / np.sqrt(variance))
+        savings = (np.maximum(limits - costs, 0.0) * chances).mean(axis=0)
+        for index in np.argsort(-savings, kind="stable"):
+            pair = (float(pairs[index, 0]), float(pairs[index, 1]))
+            if pair not in excluded:
+                return pair, float(savings[index])
+        return None, 0.0
+
+    def _square(self, pairs: Sequence[Pair]) -> _Array:
+        scaled: _Array = _array(pairs) / self._scale
+        return scaled
+
+    def _candidates(self, columns: Sequence[int], around: Pair | None) -> tuple[_Array, _Array]:
+        """Pairs ``(n, 2)`` and costs ``(n,)`` of some columns, evenly thinned."""
+        kept = _spread(columns, _COLUMNS if around is None else 9)
+        if all(len(self.columns[index][1]) == 1 for index in columns):
+            kept = _spread(columns, _CANDIDATES)
+        rows = max(2, _CANDIDATES // len(kept))
+        pairs = []
+        for index in kept:
+            first, seconds = self.columns[index]
+            chosen: Sequence[float] = seconds
+            if around is not None:
+                place = min(range(len(seconds)), key=lambda i: abs(seconds[i] - around[1]))
+                reach = -(-len(seconds) // (_CANDIDATES // _COLUMNS))
+                chosen = seconds[max(0, place - reach) : place + reach + 1]
+            pairs += [(first, second) for second in _spread(chosen, rows)]
+        return _array(pairs), np.array([self.cost(*pair) for pair in pairs])
+
+    def _around(self, pair: Pair) -> tuple[_Array, _Array]:
+        firsts = [first for first, _ in self.columns]
+        place = firsts.index(pair[0])
+        reach = -(-len(firsts) // _COLUMNS) - 1
+        return self._candidates(
+            range(max(0, place - reach), min(len(firsts), place + reach + 1)), pair
+        )
+
+
+def _array(pairs: Sequence[Pair]) -> _Array:
+    return np.array(pairs, dtype=np.float64).reshape(-1, 2)
+
+
+def _spread(items: Sequence[_T], most: int) -> list[_T]:
+    """At most ``most`` of the items, evenly, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _normal_cdf(x: _Array) -> _Array:
+    """Within 1e-5 (Abramowitz and Stegun 1964, 26.2.16, on the absolute value)."""
+    t = 1 / (1 + 0.33267 * np.abs(x))
+    tail = np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    tail = tail * t * (0.4361836 + t * (-0.1201676 + t * 0.9372980))
+    result: _Array = np.where(x >= 0, 1 - tail, tail)
+    return result
+
+
+def _check_noise(noise: float, confirmations: int) -> None:
+    if not 0 <= noise < math.inf:
+        raise InputError(f"`noise` must be at least 0, but got {noise!r}.")
+    if confirmations < 0:
+        raise InputError(f"`confirmations` must be at least 0, but got {confirmations!r}.")

@@ -1,0 +1,167 @@
+"""Records how accurate a ViT is on a grid of pairs: what the searches are compared on.
+
+Question: what does the surface (MHSA ratio, FFN ratio) -> accuracy look like, and how noisy is it?
+
+Method: every pair of a grid over the whole range of both ratios goes through the objective that a
+study uses (Taylor importance, exact surgery, fine-tuning with distillation), once with seed 0 and
+once with each further seed; ``--seed-stride`` thins the grid for the further seeds. A seed moves
+the calibration images, the order of the training images and the augmentation. Rows are written as
+they come: run the same command again and it goes on where it stopped.
+
+Accuracy is on the validation split of a study; for the digits, whose validation split is only 288
+images, on validation and test images together (nothing is chosen and then reported on them here).
+
+    python benchmarks/record_surface.py digits --grid 11 --epochs 10 --seeds 3 \
+        --checkpoint runs/quickstart/dense-seed0.safetensors
+    python benchmarks/record_surface.py cifar10-d64-pruned --grid 21 --epochs 0 --seeds 3 \
+        --seed-stride 5 --data DIR --checkpoint vit_cifar10_d64.safetensors
+    python benchmarks/record_surface.py cifar10-d64-short --grid 9 --epochs 1 --seeds 3 \
+        --seed-stride 2 --train-images 12800 --data DIR --checkpoint vit_cifar10_d64.safetensors
+
+Output: ``benchmarks/surfaces/NAME.json``. Runtime on one core of a 2-core CPU: about 40, 30 and 50
+minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import torch
+import typer
+from optuna.trial import FixedTrial
+
+from vit_ratio_opt.checkpoint import load_dense
+from vit_ratio_opt.cli import run_command
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.report import write_json
+from vit_ratio_opt.training import ImageData, Recipe, Split, load_digits, load_image_folder
+
+SURFACES = Path(__file__).parent / "surfaces"
+
+
+def main(
+    name: Annotated[str, typer.Argument(help="Of the surface and its file.")],
+    checkpoint: Annotated[Path, typer.Option(help="The dense model, safetensors.")],
+    data: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="An image folder; scikit-learn's digits without one."),
+    ] = None,
+    grid: Annotated[int, typer.Option(min=2, help="Values of either ratio.")] = 11,
+    epochs: Annotated[int, typer.Option(min=0, help="Fine-tuning of each pair.")] = 1,
+    train_images: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Only this many training images; all without it."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")] = 3,
+    seed_stride: Annotated[
+        int, typer.Option(min=1, help="Seeds above 0 on every n-th value of either ratio.")
+    ] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Record a surface, or go on with one."""
+    torch.set_num_threads(threads)
+    model = load_dense(checkpoint)
+    images = _images(data, train_images)
+    if data is None:
+        recipe = Recipe(epochs=epochs, batch_size=64, lr=1e-3)
+    else:
+        recipe = Recipe(epochs=epochs)
+    objectives = [
+        PruningObjective(model, images, budget=1.0, recipe=recipe, seed=seed, progress=False)
+        for seed in range(seeds)
+    ]
+    shape = objectives[0].shape
+    heads, neurons = shape.removed(shape.max_pair)
+    header = {
+        "surface": name,
+        **{k: v for k, v in objectives[0].settings.items() if k not in ("strategy", "budget")},
+        "train_images": len(images.train),
+        "eval_images": len(images.val),
+        "shape": asdict(shape),
+        "dense_accuracy": objectives[0].dense_accuracy,
+        "mhsa_ratios": [round(i * heads / (grid - 1)) / shape.heads for i in range(grid)],
+        "ffn_ratios": [round(i * neurons / (grid - 1)) / shape.neurons for i in range(grid)],
+        "seeds": seeds,
+        "device": objectives[0].device_name,
+        "threads": threads,
+        "versions": {package: version(package) for package in ("torch", "timm")},
+    }
+    header = json.loads(json.dumps(header))  # tuples as the lists that a file gives back
+    path = SURFACES / f"{name}.json"
+    rows = _rows_so_far(path, header)
+    done = {(row["mhsa_ratio"], row["ffn_ratio"], row["seed"]) for row in rows}
+    wanted = [
+        (mhsa_ratio, ffn_ratio, seed)
+        for seed in range(seeds)
+        for mhsa_ratio, ffn_ratio in product(
+            header["mhsa_ratios"][:: seed_stride if seed else 1],
+            header["ffn_ratios"][:: seed_stride if seed else 1],
+        )
+    ]
+    for mhsa_ratio, ffn_ratio, seed in wanted:
+        if (mhsa_ratio, ffn_ratio, seed) in done:
+            continue
+        started = time.perf_counter()
+        trial = FixedTrial({"mhsa_ratio": mhsa_ratio, "ffn_ratio": ffn_ratio})
+        accuracy = objectives[seed](trial)  # type: ignore[arg-type]
+        row = {
+            "mhsa_ratio": mhsa_ratio,
+            "ffn_ratio": ffn_ratio,
+            "seed": seed,
+            "macs_ratio": trial.user_attrs["macs_ratio"],
+            "accuracy_pruned": trial.user_attrs["accuracy_pruned"],
+            "accuracy": accuracy,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        rows.append(row)
+        write_json({**header, "rows": rows}, path)
+        print(
+            f"{len(rows)} of {len(wanted)}  mhsa {mhsa_ratio:.3f}  ffn {ffn_ratio:.3f}  "
+            f"seed {seed}  {row['accuracy_pruned']:.2f} -> {accuracy:.2f} %  {row['seconds']:.1f} s",
+            flush=True,
+        )
+
+
+def _images(folder: Path | None, train_images: int | None) -> ImageData:
+    if folder is None:
+        data = load_digits()
+        held = (data.val, data.test)
+        both = Split(
+            data.val.dataset,
+            torch.cat([split.indices for split in held]),
+            torch.cat([split.labels for split in held]),
+        )
+        data = replace(data, val=both)
+    else:
+        # The dense CIFAR-10 models have seen every training image.
+        data = load_image_folder(folder, validation="test")
+    if train_images is None:
+        return data
+    if train_images > len(data.train):
+        raise InputError(
+            f"`--train-images` must be at most {len(data.train)}, but got {train_images}."
+        )
+    chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
+    return replace(data, train=data.train.subset(chosen[:train_images]))
+
+
+def _rows_so_far(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    stored = json.loads(path.read_text())
+    rows: list[dict[str, Any]] = stored.pop("rows")
+    differing = [key for key in header if stored.get(key) != header[key]]
+    if differing:
+        raise InputError(f"{path} was recorded with other {', '.join(differing)}: name another.")
+    return rows
+
+
+if __name__ == "__main__":
+    run_command(main)
