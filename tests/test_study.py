@@ -150,6 +150,85 @@ def test_fixed_ratio_has_one_pair_and_stops_by_itself(make, url):
     assert len(study.trials) == 1
 
 
+def test_with_a_tolerance_the_cheapest_pair_that_keeps_it_is_best(make, url):
+    objective = make(budget=None, tolerance=2.0)
+    study = create_study(objective, study_name="t", storage=url)
+    said = []
+    run_study(study, objective, n_trials=5, say=said.append)
+    assert study.metric_names == ["FLOPs of dense"]
+    assert len(finished_trials(study)) == 5
+    for trial in study.trials:
+        drop = trial.user_attrs["accuracy_drop"]
+        assert trial.constraints == {"accuracy_drop": drop - 2.0}
+        assert trial.state == (TrialState.PRUNED if drop > 2.0 else TrialState.COMPLETE)
+        if drop <= 2.0:
+            assert trial.value == trial.user_attrs["macs_ratio"]
+        assert trial.user_attrs["checkpoint"]
+    assert any("over the tolerance" in line for line in said) == any(
+        trial.state == TrialState.PRUNED for trial in study.trials
+    )
+    best = best_trial(study)
+    assert best is None or best.state == TrialState.COMPLETE
+    report = build_report([study])
+    assert report["tolerance"] == 2.0
+    assert report["budget"] is None
+
+
+def test_best_of_a_tolerance_study_goes_by_the_mean_of_a_pair(make, url):
+    objective = make(budget=None, tolerance=2.0)
+    study = create_study(objective, study_name="t", storage=url)
+    for macs_ratio, drop in ((0.5, 1.9), (0.5, 2.3), (0.6, 2.2), (0.6, 1.7), (0.7, 0.1)):
+        study.enqueue_trial({"mhsa_ratio": 0.25, "ffn_ratio": 1 - macs_ratio})
+        trial = study.ask()
+        for name, distribution in objective.search_space.items():
+            trial.suggest_float(name, distribution.low, distribution.high)
+        for name, value in (("accuracy_drop", drop), ("macs_ratio", macs_ratio)):
+            trial.set_user_attr(name, value)
+        trial.set_constraint("accuracy_drop", drop - 2.0)
+        if drop <= 2.0:
+            study.tell(trial, macs_ratio)
+        else:
+            study.tell(trial, state=TrialState.PRUNED)
+    assert best_trial(study).number == 3  # complete, and 0.6 keeps the tolerance on the mean
+    assert study.sampler.winner(study) == (0.25, 0.4)
+
+
+@pytest.mark.parametrize("limits", [{}, {"budget": 0.6, "tolerance": 1.0}])
+def test_one_limit_is_needed(dense, digits, limits):
+    with pytest.raises(InputError, match="either `budget`"):
+        PruningObjective(dense, digits, **limits)
+
+
+@pytest.mark.parametrize("tolerance", [0, -1, 100, float("nan")])
+def test_tolerance_is_in_points(dense, digits, tolerance):
+    with pytest.raises(InputError, match="tolerance must be above 0"):
+        PruningObjective(dense, digits, tolerance=tolerance)
+
+
+def test_pair_that_is_trained_again_takes_the_next_seed(make, url):
+    objective = make(seed=3)
+    study = create_study(objective, study_name="s", storage=url)
+    pair = objective.curve[0]._asdict()
+    study.enqueue_trial(pair)
+    study.enqueue_trial(pair)
+    study.optimize(objective, n_trials=3)
+    assert [trial.user_attrs["seed"] for trial in study.trials] == [3, 4, 3]
+    assert study.trials[0].value != study.trials[1].value
+    twice = [trial for trial in study.trials if trial.params == pair]
+    row = build_report([study])["rows"][1]
+    if best_trial(study) in twice:
+        assert row["val_accuracy"] == pytest.approx(sum(t.value for t in twice) / 2)
+
+
+def test_surplus_trial_ends_before_any_training(make, url):
+    objective = make(fixed_ratio=True)
+    study = create_study(objective, study_name="f", storage=url)
+    study.optimize(objective, n_trials=1)
+    study.optimize(objective, n_trials=1)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
+    assert "seconds" not in study.trials[1].user_attrs
+
+
 def test_report_has_the_three_rows_and_the_time_split(make, url):
     storage = open_storage(url)
     for name, fixed in (("fixed", True), ("searched", False)):

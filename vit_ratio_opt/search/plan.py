@@ -157,12 +157,13 @@ class BudgetSearch:
             return Proposal(self.curve[(a + b) // 2], f"halves the gap of {b - a - 1} pairs")
 
         # Nothing between the contenders: the seeds have to tell them apart.
-        free = [p for p in contenders if p not in taken and counts[p] <= self.confirmations]
         best = max(means, key=means.__getitem__, default=None)
-        if best is not None and best in free:
-            return Proposal(self.curve[best], "confirms the best pair with a fresh seed")
         if best is None or best in taken:
             return Proposal(None, "every pair that could be the best is being trained")
+        if size == 1:
+            return Proposal(None, "one pair meets the budget, and it was trained")
+        if counts[best] <= self.confirmations:
+            return Proposal(self.curve[best], "confirms the best pair with a fresh seed")
         confirmed = f", trained {counts[best]} times" if counts[best] > 1 else ""
         return Proposal(
             None, f"the best of the {size} pairs lies between its neighbours{confirmed}"
