@@ -20,6 +20,7 @@ from vit_ratio_opt.checkpoint import create_model, load_dense
 from vit_ratio_opt.cli import (
     BudgetOption,
     EpochsOption,
+    IterativeOption,
     OutputOption,
     SeedOption,
     StorageOption,
@@ -68,6 +69,7 @@ def main(
     fixed_ratio: Annotated[
         bool, typer.Option("--fixed-ratio", help="Run the baseline: both ratios equal.")
     ] = False,
+    iterative: IterativeOption = False,
     validation: Annotated[
         ValidationSplit,
         typer.Option(
@@ -112,6 +114,7 @@ def main(
         recipe=Recipe(epochs=epochs),
         fixed_ratio=fixed_ratio,
         checkpoints=checkpoint_folder(folder, name),
+        iterative=iterative,
         seed=seed,
     )
     if storage is None:

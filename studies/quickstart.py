@@ -20,6 +20,7 @@ from vit_ratio_opt.checkpoint import create_model, load_dense, save_dense
 from vit_ratio_opt.cli import (
     BudgetOption,
     EpochsOption,
+    IterativeOption,
     OutputOption,
     SeedOption,
     StorageOption,
@@ -64,6 +65,7 @@ def main(
     n_trials: TrialsOption = 8,
     epochs: EpochsOption = 10,
     seed: SeedOption = 0,
+    iterative: IterativeOption = False,
     folder: Annotated[Path, typer.Option(help="Where models and the study are kept.")] = Path(
         "runs/quickstart"
     ),
@@ -91,6 +93,7 @@ def main(
             recipe=Recipe(epochs=epochs, batch_size=64, lr=1e-3),
             fixed_ratio=fixed_ratio,
             checkpoints=checkpoint_folder(folder, name),
+            iterative=iterative,
             seed=seed,
         )
         for name, fixed_ratio in ((f"{study_name}-fixed", True), (study_name, False))

@@ -29,6 +29,7 @@ from vit_ratio_opt.study import DEFAULT_STORAGE, open_storage
 __all__ = [
     "BudgetOption",
     "EpochsOption",
+    "IterativeOption",
     "OutputOption",
     "SeedOption",
     "StorageOption",
@@ -61,6 +62,10 @@ StudyNameOption = Annotated[str, typer.Option(help="The study's name in the stor
 StorageOption = Annotated[
     Optional[str],  # noqa: UP045  typer evaluates it, also on Python 3.10
     typer.Option(help="A database URL; a SQLite file in --folder by default.", show_default=False),
+]
+IterativeOption = Annotated[
+    bool,
+    typer.Option(help="Start from the nearest trained trial that pruned neither module more."),
 ]
 OutputOption = Annotated[
     Optional[Path],  # noqa: UP045

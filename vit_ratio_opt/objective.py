@@ -10,11 +10,13 @@ import time
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 import torch
+from optuna.artifacts import upload_artifact
 from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.checkpoint import load_pruned, save_pruned, weights_hash
@@ -26,7 +28,8 @@ from vit_ratio_opt.geometry import (
     fixed_ratio_pair,
     pair_columns,
 )
-from vit_ratio_opt.pruning import Importance, prune, shape_of, taylor_importance
+from vit_ratio_opt.lineage import ArtifactFolder, fetched_checkpoint, nearest_parents
+from vit_ratio_opt.pruning import Importance, prune_units, shape_of, taylor_importance
 from vit_ratio_opt.pruning.prune import Allocation
 from vit_ratio_opt.report import best_trial
 from vit_ratio_opt.search import BudgetSearch, Plan, ToleranceSearch
@@ -35,11 +38,16 @@ from vit_ratio_opt.study import finished_trials
 from vit_ratio_opt.training import ImageData, Recipe, Stopwatch, best_device, evaluate, finetune
 from vit_ratio_opt.training.evaluate import on_device
 
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+
 __all__ = ["PruningObjective"]
+
+_logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
 
 class PruningObjective:
-    """Prunes the dense model by a trial's two ratios and fine-tunes it, within a limit.
+    """Prunes a ViT by a trial's two ratios and fine-tunes it, within a limit.
 
     Two limits, one of which is given:
 
@@ -51,10 +59,10 @@ class PruningObjective:
 
     Called by ``study.optimize`` in every trial. A trial's user attributes are ``macs_ratio``,
     ``macs``, ``params``, ``accuracy_pruned`` (before fine-tuning), ``accuracy``,
-    ``accuracy_drop`` (points against the dense model), ``parent_trial`` (what it started from),
-    ``epochs``, ``seconds``, ``seed``, ``device``, ``checkpoint``, and, for the report and for
-    finding dead workers, ``timing`` and ``worker``. Accuracies are top-1 in per cent; 1 FLOP is 1
-    multiply-add.
+    ``accuracy_drop`` (points against the dense model), ``parent_trial`` (what it started from:
+    ``"dense"`` or a trial's number), ``epochs``, ``total_epochs`` (those of its parents included),
+    ``seconds``, ``seed``, ``device``, ``checkpoint``, and, for the report and for finding dead
+    workers, ``timing`` and ``worker``. Accuracies are top-1 in per cent; 1 FLOP is 1 multiply-add.
 
     Every pair is first trained with the same seed, so that pairs differ in nothing but the pair;
     a pair that is trained again takes the next seed.
@@ -71,6 +79,11 @@ class PruningObjective:
         confirmations: Times that the best pair is trained again before the search ends.
         allocation: How each ratio is spread over the blocks, see :func:`vit_ratio_opt.prune`.
         checkpoints: Folder for the pruned models; none are kept without it.
+        iterative: Start each trial from the nearest finished trial that pruned neither module
+            more, and from the dense model where there is none. The pairs on the curve of one
+            budget have no such parents: it is for studies that move from large models to small.
+        artifact_store: Where the checkpoints are uploaded too and parents are read from; an
+            iterative study keeps them in the folder ``artifacts`` of ``checkpoints`` by default.
         calibration_images: Training images that the Taylor importance looks at.
         seed: Of the calibration images and of fine-tuning.
         device: Chosen automatically by default.
@@ -78,8 +91,9 @@ class PruningObjective:
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
-        InputError: Not one of budget and tolerance is given, it cannot be met, or the data does
-            not fit the model.
+        InputError: Not one of budget and tolerance is given, it cannot be met, the data does not
+            fit the model, or ``checkpoints`` are missing that ``iterative`` or ``artifact_store``
+            need.
     """
 
     def __init__(
@@ -95,6 +109,8 @@ class PruningObjective:
         confirmations: int = 1,
         allocation: Allocation = "global",
         checkpoints: str | Path | None = None,
+        iterative: bool = False,
+        artifact_store: ArtifactStore | None = None,
         calibration_images: int = 512,
         seed: int = 0,
         device: torch.device | str | None = None,
@@ -134,6 +150,12 @@ class PruningObjective:
         self.recipe = recipe or Recipe()
         self.allocation = allocation
         self.checkpoints = None if checkpoints is None else Path(checkpoints)
+        self.iterative = iterative
+        if self.checkpoints is None and (iterative or artifact_store is not None):
+            raise InputError("`iterative` and `artifact_store` need `checkpoints`: name a folder.")
+        if iterative and self.checkpoints is not None and artifact_store is None:
+            artifact_store = ArtifactFolder(self.checkpoints / "artifacts")
+        self.artifact_store = artifact_store
         self.calibration_images = calibration_images
         self.seed = seed
         self.progress = progress
@@ -185,6 +207,7 @@ class PruningObjective:
             "importance": "taylor",
             "calibration_images": self.calibration_images,
             "allocation": self.allocation,
+            "iterative": self.iterative,
             "seed": self.seed,
         }
 
@@ -203,15 +226,58 @@ class PruningObjective:
     @cached_property
     def importance(self) -> Importance:
         """Taylor scores of the dense model on seeded calibration images, computed once."""
+        return self._taylor(self.model)
+
+    def _taylor(self, model: VisionTransformer) -> Importance:
         train = self.data.train
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(len(train), generator=generator)[: self.calibration_images]
         batches = on_device(self.data, train.subset(chosen), 128, self.device)
-        return taylor_importance(self.model, batches)
+        return taylor_importance(model, batches)
 
-    def prune(self, pair: RatioPair) -> VisionTransformer:
-        """The pruned model of ``pair``, before fine-tuning."""
-        return prune(self.model, pair, self.importance, allocation=self.allocation)
+    def prune(self, pair: RatioPair, parent: VisionTransformer | None = None) -> VisionTransformer:
+        """The pruned model of ``pair``, before fine-tuning.
+
+        Args:
+            pair: Ratios of the dense model, whatever it is pruned from.
+            parent: A model that pruned neither module more, on the objective's device; the dense
+                model by default.
+        """
+        heads, neurons = self.shape.removed(pair)
+        if parent is None:
+            model, importance = self.model, self.importance
+        else:
+            model, importance = parent, self._taylor(parent)
+            left = shape_of(parent)
+            heads -= self.shape.heads - left.heads
+            neurons -= self.shape.neurons - left.neurons
+        return prune_units(model, heads, neurons, importance, allocation=self.allocation)
+
+    def _parent(
+        self, trial: optuna.Trial, pair: RatioPair
+    ) -> tuple[FrozenTrial | None, VisionTransformer | None]:
+        """The trial to start from and its model; None for the dense model."""
+        if not self.iterative or self.artifact_store is None or not hasattr(trial, "study"):
+            return None, None  # a FixedTrial is in no study
+        finished = {t.number: t for t in finished_trials(trial.study)}
+        pairs = {
+            number: RatioPair(*(t.params[name] for name in RatioPair._fields))
+            for number, t in finished.items()
+        }
+        for number in nearest_parents(self.shape, pair, pairs):
+            parent = finished[number]
+            if parent.user_attrs.get("checkpoint") is None:
+                continue  # stopped by a pruner: it kept no model
+            try:
+                with fetched_checkpoint(parent, trial.storage, self.artifact_store) as path:
+                    model, _ = load_pruned(path, self.model)
+                return parent, model.to(self.device)
+            except Exception as error:  # a store raises whatever its client does
+                _logger.warning(
+                    f"Trial {trial.number} cannot start from trial {number}, the model of which "
+                    f"cannot be read: {type(error).__name__}: {error}"
+                )
+        return None, None
 
     def test(self, study: optuna.Study) -> float | None:
         """Accuracy on the test split of the study's best trial, in per cent; None without a trial.
@@ -271,7 +337,8 @@ class PruningObjective:
         with clock("evaluate"):
             dense_accuracy = self.dense_accuracy
         with clock("prune"):
-            model = self.prune(pair)
+            parent, parent_model = self._parent(trial, pair)
+            model = self.prune(pair, parent_model)
         with clock("evaluate"):
             accuracy_pruned = evaluate(model, self.data, self.data.val)
         trial.set_user_attr("accuracy_pruned", accuracy_pruned)
@@ -303,13 +370,22 @@ class PruningObjective:
             with clock("checkpoint"):
                 checkpoint = f"trial-{trial.number:04d}.safetensors"
                 manifest = {**pair._asdict(), "val_accuracy": accuracy, **self.settings}
-                save_pruned(model, self.checkpoints / checkpoint, manifest)
+                path = self.checkpoints / checkpoint
+                save_pruned(model, path, manifest)
+                if self.artifact_store is not None and hasattr(trial, "study"):
+                    upload_artifact(
+                        artifact_store=self.artifact_store,
+                        file_path=str(path),
+                        study_or_trial=trial,
+                    )
+        earlier = 0 if parent is None else parent.user_attrs.get("total_epochs", 0)
         _set_attributes(
             trial,
             accuracy=accuracy,
             accuracy_drop=dense_accuracy - accuracy,
-            parent_trial="dense",
+            parent_trial="dense" if parent is None else parent.number,
             epochs=self.recipe.epochs,
+            total_epochs=earlier + self.recipe.epochs,
             seconds=round(time.perf_counter() - started, 3),
             seed=seed,
             device=self.device_name,

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning import Allocation, Importance, keep_units, prune, shape_of
+from vit_ratio_opt.geometry import RatioPair
+from vit_ratio_opt.pruning import (
+    Allocation,
+    Importance,
+    keep_units,
+    prune,
+    prune_units,
+    shape_of,
+)
 
 both_allocations = pytest.mark.parametrize("allocation", get_args(Allocation))
 
@@ -114,6 +122,34 @@ def test_macs_are_what_was_asked_to_within_one_unit_each(
     assert realised > requested - head_macs - neuron_macs
 
 
+@both_allocations
+@given(
+    heads=st.tuples(st.integers(0, 6), st.integers(0, 6)),
+    neurons=st.tuples(st.integers(0, 112), st.integers(0, 112)),
+    seed=st.integers(0, 2**32),
+)
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_larger_pair_can_be_reached_in_two_steps(
+    tiny_vit: VisionTransformer,
+    allocation: Allocation,
+    heads: tuple[int, int],
+    neurons: tuple[int, int],
+    seed: int,
+) -> None:
+    (h1, h2), (n1, n2) = sorted(heads), sorted(neurons)
+    parent = prune_units(tiny_vit, h1, n1, random_scores(seed), allocation=allocation)
+    generator = torch.Generator().manual_seed(seed + 1)
+    blocks = shape_of(parent).blocks
+    importance = Importance(
+        tuple(torch.rand(block.num_heads, generator=generator) for block in blocks),
+        tuple(torch.rand(block.hidden_dim, generator=generator) for block in blocks),
+    )
+    child = prune_units(parent, h2 - h1, n2 - n1, importance, allocation=allocation)
+    assert shape_of(child).macs == shape_of(tiny_vit).pruned_macs(RatioPair(h2 / 8, n2 / 128))
+
+
 # Which
 
 
@@ -212,6 +248,21 @@ def test_ratio_out_of_range_names_the_largest(
 ) -> None:
     with pytest.raises(InputError, match=rf"must be in \[0, {largest}\]"):
         prune(tiny_vit, pair, EVEN)
+
+
+@pytest.mark.parametrize(
+    ("heads", "neurons", "message"),
+    [
+        (7, 0, r"`heads` must be in \[0, 6\]"),
+        (-1, 0, r"`heads` must be in \[0, 6\]"),
+        (0, 113, r"`neurons` must be in \[0, 112\]"),
+    ],
+)
+def test_more_units_than_the_blocks_can_spare_are_refused(
+    tiny_vit: VisionTransformer, heads: int, neurons: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        prune_units(tiny_vit, heads, neurons, EVEN)
 
 
 def test_other_allocations_are_refused(tiny_vit: VisionTransformer) -> None:

@@ -13,7 +13,7 @@ from vit_ratio_opt.geometry import MIN_HEADS, MIN_NEURONS, RatioPair
 from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.surgery import keep_units, shape_of
 
-__all__ = ["Allocation", "prune"]
+__all__ = ["Allocation", "prune", "prune_units"]
 
 Allocation = Literal["global", "uniform"]
 
@@ -40,10 +40,37 @@ def prune(
         UnsupportedModelError: The model cannot be pruned.
         InputError: A ratio, the scores or ``allocation`` do not fit.
     """
+    heads, neurons = shape_of(model).removed(RatioPair(*pair))
+    return prune_units(model, heads, neurons, importance, allocation=allocation)
+
+
+def prune_units(
+    model: VisionTransformer,
+    heads: int,
+    neurons: int,
+    importance: Importance,
+    *,
+    allocation: Allocation = "global",
+) -> VisionTransformer:
+    """As :func:`prune`, with the numbers of heads and neurons to remove from all blocks together.
+
+    For a model that was pruned before, whose own units are not what the ratios count in. Whatever
+    was removed from which block, the rest of a larger pair can be removed too, because each block
+    gives its units down to the same minimum.
+    """
     if allocation not in ("global", "uniform"):
         raise InputError(f"`allocation` must be 'global' or 'uniform', but got {allocation!r}.")
     shape = shape_of(model)
-    heads, neurons = shape.removed(RatioPair(*pair))
+    for name, removed, sizes, minimum in (
+        ("heads", heads, [block.num_heads for block in shape.blocks], MIN_HEADS),
+        ("neurons", neurons, [block.hidden_dim for block in shape.blocks], MIN_NEURONS),
+    ):
+        spare = sum(max(0, size - minimum) for size in sizes)
+        if not 0 <= removed <= spare:
+            raise InputError(
+                f"`{name}` must be in [0, {spare}] so that every block keeps its minimum, but got "
+                f"{removed!r}."
+            )
     _check_scores("heads", importance.heads, [block.num_heads for block in shape.blocks])
     _check_scores("neurons", importance.neurons, [block.hidden_dim for block in shape.blocks])
     choose = _keep_highest if allocation == "global" else _keep_highest_per_block

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import os
+
+import optuna
+import pytest
+import timm
+import torch
+from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
+from optuna.trial import FixedTrial, TrialState
+
+from vit_ratio_opt.checkpoint import load_pruned
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.geometry import RatioPair
+from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.pruning import shape_of
+from vit_ratio_opt.study import create_study
+from vit_ratio_opt.training import Recipe, evaluate, load_digits
+
+# Ratios of 8 heads and 128 neurons.
+LIGHT, HALF, HEAVY = RatioPair(0.25, 0.25), RatioPair(0.5, 0.5), RatioPair(0.625, 0.75)
+MUCH_ATTENTION = RatioPair(0.75, 0.125)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_digits()
+
+
+@pytest.fixture(scope="module")
+def dense():
+    torch.manual_seed(0)
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2,
+        num_heads=4, mlp_ratio=2.0, num_classes=10,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make(digits, dense, tmp_path):
+    def make_objective(**changes):
+        options = {
+            "budget": 1.0,
+            "recipe": Recipe(epochs=1, batch_size=256),
+            "checkpoints": tmp_path / "models",
+            "iterative": True,
+            "calibration_images": 64,
+        }
+        return PruningObjective(dense, digits, **{**options, **changes})
+
+    return make_objective
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path / 'study.db'}"
+
+
+def run_pairs(objective, url, *pairs, name="s"):
+    """The study after a new process, as it were, has run these pairs."""
+    study = create_study(objective, study_name=name, storage=url)
+    for pair in pairs:
+        study.enqueue_trial(pair._asdict())
+    study.optimize(objective, n_trials=len(pairs))
+    return study
+
+
+def parents(study):
+    return [trial.user_attrs["parent_trial"] for trial in study.trials]
+
+
+def artifact_of(trial, study, tmp_path):
+    (meta,) = get_all_artifact_meta(trial, storage=study._storage)
+    return tmp_path / "models" / "artifacts" / meta.artifact_id
+
+
+def test_a_trial_starts_from_the_nearest_that_pruned_neither_module_more(make, url):
+    study = run_pairs(make(), url, LIGHT, MUCH_ATTENTION, HALF, HEAVY)
+    assert parents(study) == ["dense", "dense", 0, 2]
+    assert [t.user_attrs["epochs"] for t in study.trials] == [1, 1, 1, 1]
+    assert [t.user_attrs["total_epochs"] for t in study.trials] == [1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_macs_and_params_are_those_of_the_pair_whatever_the_parent(
+    make, url, dense, tmp_path, allocation
+):
+    objective = make(allocation=allocation)
+    largest = objective.shape.max_pair
+    pairs = LIGHT, RatioPair(0.26, 0.27), HEAVY, largest
+    study = run_pairs(objective, url, *pairs)
+    assert parents(study) == ["dense", 0, 1, 2]
+    for trial, pair in zip(study.trials, pairs, strict=True):
+        model, _ = load_pruned(tmp_path / "models" / trial.user_attrs["checkpoint"], dense)
+        shape = shape_of(model)
+        assert shape.macs == trial.user_attrs["macs"] == objective.shape.pruned_macs(pair)
+        assert shape.params == trial.user_attrs["params"] == objective.shape.pruned_params(pair)
+
+
+def test_a_child_starts_from_its_parents_trained_weights(make, url, dense, tmp_path):
+    objective = make()
+    study = run_pairs(objective, url, LIGHT, HALF)
+    parent, _ = load_pruned(tmp_path / "models" / "trial-0000.safetensors", dense)
+    child = objective.prune(HALF, parent)
+    # Pruning leaves the classifier as it is, so it tells whose weights these are.
+    assert torch.equal(child.head.weight, parent.head.weight)
+    assert not torch.equal(child.head.weight, dense.head.weight)
+    accuracy = evaluate(child, objective.data, objective.data.val)
+    assert study.trials[1].user_attrs["accuracy_pruned"] == accuracy
+
+
+def test_switched_off_every_trial_starts_dense_and_uploads_nothing(make, url, tmp_path):
+    study = run_pairs(make(iterative=False), url, LIGHT, HALF)
+    assert parents(study) == ["dense", "dense"]
+    assert study.trials[1].user_attrs["total_epochs"] == 1
+    assert get_all_artifact_meta(study.trials[0], storage=study._storage) == []
+    assert sorted(os.listdir(tmp_path / "models")) == [
+        "trial-0000.safetensors", "trial-0001.safetensors",
+    ]  # fmt: skip
+
+
+def test_a_first_trial_is_the_same_iterative_or_not(make, url):
+    studies = [run_pairs(make(iterative=on), url, HALF, name=f"s{on}") for on in (True, False)]
+    first, second = (study.trials[0] for study in studies)
+    assert first.value == second.value
+    assert first.user_attrs["accuracy_pruned"] == second.user_attrs["accuracy_pruned"]
+
+
+def test_a_new_process_finds_parents_and_gives_the_uninterrupted_trials(make, url):
+    straight = run_pairs(make(), url, LIGHT, HALF, HEAVY, name="straight")
+    for pair in (LIGHT, HALF, HEAVY):
+        resumed = run_pairs(make(), url, pair, name="resumed")
+    assert parents(resumed) == parents(straight) == ["dense", 0, 1]
+    assert [t.value for t in resumed.trials] == [t.value for t in straight.trials]
+
+
+def test_another_machine_finds_parents_in_a_shared_store(make, url, tmp_path):
+    (tmp_path / "shared").mkdir()
+    store = FileSystemArtifactStore(tmp_path / "shared")
+    run_pairs(make(artifact_store=store, checkpoints=tmp_path / "here"), url, LIGHT)
+    study = run_pairs(make(artifact_store=store, checkpoints=tmp_path / "there"), url, HALF)
+    assert parents(study) == ["dense", 0]
+    assert len(os.listdir(tmp_path / "shared")) == 2
+
+
+@pytest.mark.parametrize("damage", ["dangling", "truncated"])
+def test_an_unreadable_parent_is_passed_over(make, url, tmp_path, damage):
+    study = run_pairs(make(), url, LIGHT, HALF)
+    near, far = (artifact_of(trial, study, tmp_path) for trial in reversed(study.trials))
+
+    def break_off(path):
+        if damage == "dangling":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-100])
+
+    break_off(near)
+    # More attention and less of the FFN each time, so that neither can be the other's parent.
+    assert parents(run_pairs(make(), url, RatioPair(0.625, 0.75)))[2:] == [0]
+    break_off(far)
+    study = run_pairs(make(), url, RatioPair(0.75, 0.625))
+    assert parents(study)[3:] == ["dense"]
+    assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
+
+
+def test_a_repeat_starts_where_the_first_trial_of_its_pair_started(make, url):
+    study = run_pairs(make(), url, LIGHT, HEAVY, HALF, HEAVY, LIGHT)
+    assert parents(study) == ["dense", 0, 0, 0, "dense"]
+    assert [t.user_attrs["total_epochs"] for t in study.trials] == [1, 2, 2, 2, 1]
+    assert [t.user_attrs["seed"] for t in study.trials] == [0, 0, 0, 1, 1]
+
+
+def test_a_trial_over_the_tolerance_is_a_parent_too(make, url):
+    objective = make(budget=None, tolerance=1.0)
+    objective.dense_accuracy = 100.0
+    study = run_pairs(objective, url, LIGHT, HALF)
+    assert [trial.state for trial in study.trials] == [TrialState.PRUNED] * 2
+    assert parents(study) == ["dense", 0]
+
+
+def test_a_trial_that_kept_no_model_is_no_parent(make, url):
+    objective = make()
+    study = create_study(
+        objective, study_name="s", storage=url, pruner=optuna.pruners.ThresholdPruner(lower=101)
+    )
+    study.enqueue_trial(LIGHT._asdict())
+    study.optimize(objective, n_trials=1)
+    assert study.trials[0].state == TrialState.PRUNED
+    study = run_pairs(objective, url, HALF)
+    assert study.trials[1].user_attrs["parent_trial"] == "dense"
+
+
+def test_a_trial_outside_of_any_study_starts_dense(make):
+    trial = FixedTrial(HALF._asdict())
+    make()(trial)
+    assert trial.user_attrs["parent_trial"] == "dense"
+
+
+def test_iterative_and_not_are_different_studies(make, url):
+    run_pairs(make(), url, LIGHT)
+    with pytest.raises(InputError, match="iterative is True, not False"):
+        create_study(make(iterative=False), study_name="s", storage=url)
+
+
+@pytest.mark.parametrize("option", ["iterative", "artifact_store"])
+def test_iterative_needs_a_folder_of_checkpoints(make, tmp_path, option):
+    changes = {"iterative": option == "iterative"}
+    if option == "artifact_store":
+        changes[option] = FileSystemArtifactStore(tmp_path)
+    with pytest.raises(InputError, match="need `checkpoints`: name a folder"):
+        make(checkpoints=None, **changes)
