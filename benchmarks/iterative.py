@@ -30,12 +30,10 @@ and 50 minutes, judging by the first rows.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from dataclasses import replace
 from functools import cache
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -46,6 +44,7 @@ import optuna
 import torch
 import typer
 from optuna.trial import FixedTrial
+from recording import header, load_images, recipe_for, rows_so_far
 
 from vit_ratio_opt.checkpoint import load_dense
 from vit_ratio_opt.cli import run_command
@@ -53,7 +52,6 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import RatioPair
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.report import write_json
-from vit_ratio_opt.training import ImageData, Recipe, Split, load_digits, load_image_folder
 
 RESULTS = Path(__file__).parent / "results"
 # Parent and child: a small and a large step, at light and at heavy pruning, one of them in the FFN
@@ -91,8 +89,8 @@ def main(
     torch.set_num_threads(threads)
     steps = [_step(text) for text in step or STEPS]
     model = load_dense(checkpoint)
-    images = _images(data, train_images)
-    recipe = Recipe(epochs=epochs) if data else Recipe(epochs=epochs, batch_size=64, lr=1e-3)
+    images = load_images(data, train_images)
+    recipe = recipe_for(data, epochs)
     path = RESULTS / f"iterative-{name}.json"
     with TemporaryDirectory() as folder:
 
@@ -109,8 +107,8 @@ def main(
                 progress=False,
             )
 
-        header = _header(name, objective("dense", 0), threads)
-        rows = _rows_so_far(path, header)
+        head = header(objective("dense", 0), benchmark="iterative", name=name, threads=threads)
+        rows = rows_so_far(path, head)
         done = [(row["parent"], row["child"], row["seed"], row["arm"]) for row in rows]
         for seed, (parent, child), arm in product(range(seeds), steps, ARMS):
             if (list(parent), list(child), seed, arm) in done:
@@ -126,7 +124,7 @@ def main(
                 "seconds": round(time.perf_counter() - started, 3),
             }
             rows.append(row)
-            write_json({**header, "rows": rows}, path)
+            write_json({**head, "rows": rows}, path)
             print(
                 f"seed {seed}  {_show(row)}  {arm:6s}  {row['accuracy_pruned']:.2f} -> "
                 f"{row['accuracy']:.2f} %  {row['seconds']:.1f} s",
@@ -203,58 +201,6 @@ def _step(text: str) -> tuple[RatioPair, RatioPair]:
     if parent == child or any(p > c for p, c in zip(parent, child, strict=True)):
         raise InputError(f"The parent must prune neither module more, but got {text!r}.")
     return parent, child
-
-
-def _images(folder: Path | None, train_images: int | None) -> ImageData:
-    if folder is None:
-        data = load_digits()
-        held = (data.val, data.test)
-        both = Split(
-            data.val.dataset,
-            torch.cat([split.indices for split in held]),
-            torch.cat([split.labels for split in held]),
-        )
-        data = replace(data, val=both)
-    else:
-        # The dense CIFAR-10 models have seen every training image.
-        data = load_image_folder(folder, validation="test")
-    if train_images is None:
-        return data
-    if train_images > len(data.train):
-        raise InputError(
-            f"`--train-images` must be at most {len(data.train)}, but got {train_images}."
-        )
-    chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
-    return replace(data, train=data.train.subset(chosen[:train_images]))
-
-
-def _header(name: str, objective: PruningObjective, threads: int) -> dict[str, Any]:
-    differ = ("strategy", "budget", "iterative", "seed")  # by arm or row, or of no meaning here
-    header = {
-        "benchmark": "iterative",
-        "name": name,
-        **{key: value for key, value in objective.settings.items() if key not in differ},
-        "train_images": len(objective.data.train),
-        "eval_images": len(objective.data.val),
-        "dense_accuracy": objective.dense_accuracy,
-        "device": objective.device_name,
-        "threads": threads,
-        "versions": {package: version(package) for package in ("torch", "timm", "optuna")},
-    }
-    stored: dict[str, Any] = json.loads(json.dumps(header))  # tuples as a file gives them back
-    return stored
-
-
-def _rows_so_far(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
-    path.parent.mkdir(exist_ok=True)
-    if not path.exists():
-        return []
-    stored = json.loads(path.read_text())
-    rows: list[dict[str, Any]] = stored.pop("rows")
-    differing = [key for key in header if stored.get(key) != header[key]]
-    if differing:
-        raise InputError(f"{path} was recorded with other {', '.join(differing)}: name another.")
-    return rows
 
 
 if __name__ == "__main__":

@@ -24,24 +24,21 @@ minutes.
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, replace
-from importlib.metadata import version
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import torch
 import typer
 from optuna.trial import FixedTrial
+from recording import header, load_images, recipe_for, rows_so_far
 
 from vit_ratio_opt.checkpoint import load_dense
 from vit_ratio_opt.cli import run_command
-from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.report import write_json
-from vit_ratio_opt.training import ImageData, Recipe, Split, load_digits, load_image_folder
 
 SURFACES = Path(__file__).parent / "surfaces"
 
@@ -68,41 +65,32 @@ def main(
     """Record a surface, or go on with one."""
     torch.set_num_threads(threads)
     model = load_dense(checkpoint)
-    images = _images(data, train_images)
-    if data is None:
-        recipe = Recipe(epochs=epochs, batch_size=64, lr=1e-3)
-    else:
-        recipe = Recipe(epochs=epochs)
+    images = load_images(data, train_images)
+    recipe = recipe_for(data, epochs)
     objectives = [
         PruningObjective(model, images, budget=1.0, recipe=recipe, seed=seed, progress=False)
         for seed in range(seeds)
     ]
     shape = objectives[0].shape
     heads, neurons = shape.removed(shape.max_pair)
-    header = {
-        "surface": name,
-        **{k: v for k, v in objectives[0].settings.items() if k not in ("strategy", "budget")},
-        "train_images": len(images.train),
-        "eval_images": len(images.val),
-        "shape": asdict(shape),
-        "dense_accuracy": objectives[0].dense_accuracy,
-        "mhsa_ratios": [round(i * heads / (grid - 1)) / shape.heads for i in range(grid)],
-        "ffn_ratios": [round(i * neurons / (grid - 1)) / shape.neurons for i in range(grid)],
-        "seeds": seeds,
-        "device": objectives[0].device_name,
-        "threads": threads,
-        "versions": {package: version(package) for package in ("torch", "timm")},
-    }
-    header = json.loads(json.dumps(header))  # tuples as the lists that a file gives back
+    head = header(
+        objectives[0],
+        surface=name,
+        shape=asdict(shape),
+        mhsa_ratios=[round(i * heads / (grid - 1)) / shape.heads for i in range(grid)],
+        ffn_ratios=[round(i * neurons / (grid - 1)) / shape.neurons for i in range(grid)],
+        seeds=seeds,
+        threads=threads,
+    )
     path = SURFACES / f"{name}.json"
-    rows = _rows_so_far(path, header)
+    rows = rows_so_far(path, head)
     done = {(row["mhsa_ratio"], row["ffn_ratio"], row["seed"]) for row in rows}
     wanted = [
         (mhsa_ratio, ffn_ratio, seed)
         for seed in range(seeds)
         for mhsa_ratio, ffn_ratio in product(
-            header["mhsa_ratios"][:: seed_stride if seed else 1],
-            header["ffn_ratios"][:: seed_stride if seed else 1],
+            head["mhsa_ratios"][:: seed_stride if seed else 1],
+            head["ffn_ratios"][:: seed_stride if seed else 1],
         )
     ]
     for mhsa_ratio, ffn_ratio, seed in wanted:
@@ -121,47 +109,13 @@ def main(
             "seconds": round(time.perf_counter() - started, 3),
         }
         rows.append(row)
-        write_json({**header, "rows": rows}, path)
+        write_json({**head, "rows": rows}, path)
         print(
             f"{len(rows)} of {len(wanted)}  mhsa {mhsa_ratio:.3f}  ffn {ffn_ratio:.3f}  "
             f"seed {seed}  {row['accuracy_pruned']:.2f} -> {row['accuracy']:.2f} %  "
             f"{row['seconds']:.1f} s",
             flush=True,
         )
-
-
-def _images(folder: Path | None, train_images: int | None) -> ImageData:
-    if folder is None:
-        data = load_digits()
-        held = (data.val, data.test)
-        both = Split(
-            data.val.dataset,
-            torch.cat([split.indices for split in held]),
-            torch.cat([split.labels for split in held]),
-        )
-        data = replace(data, val=both)
-    else:
-        # The dense CIFAR-10 models have seen every training image.
-        data = load_image_folder(folder, validation="test")
-    if train_images is None:
-        return data
-    if train_images > len(data.train):
-        raise InputError(
-            f"`--train-images` must be at most {len(data.train)}, but got {train_images}."
-        )
-    chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
-    return replace(data, train=data.train.subset(chosen[:train_images]))
-
-
-def _rows_so_far(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    stored = json.loads(path.read_text())
-    rows: list[dict[str, Any]] = stored.pop("rows")
-    differing = [key for key in header if stored.get(key) != header[key]]
-    if differing:
-        raise InputError(f"{path} was recorded with other {', '.join(differing)}: name another.")
-    return rows
 
 
 if __name__ == "__main__":

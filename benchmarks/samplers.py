@@ -6,9 +6,9 @@ tolerance? With one worker and with many.
 
 Method: the searches run through Optuna's ask and tell on the recorded surfaces (``surfaces/``,
 means over seeds, bilinear between the grid's pairs); every trained trial returns the surface's
-value plus Gaussian noise of the spread recorded at such a loss. Regret is judged on the surface itself, without
-the noise. Workers are simulated: each asks, is busy for a random time (log-normal, spread 0.3),
-tells, and asks again.
+value plus Gaussian noise of the spread recorded at such a loss. Regret is judged on the surface
+itself, without the noise. Workers are simulated: each asks, is busy for a random time (log-normal,
+spread 0.3), tells, and asks again.
 
 The peers know the MACs too. At a budget, ``curve`` peers search the MHSA ratio alone and take the
 FFN ratio that uses up the budget, as ours does; ``pairs`` peers propose both ratios, and a pair
@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
+import itertools
 import json
 import math
 import statistics
@@ -48,13 +49,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
-from itertools import pairwise, product
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
+import matplotlib as mpl
 import numpy as np
 import optuna
 import typer
+from matplotlib import pyplot as plt
 from optuna.distributions import FloatDistribution
 from optuna.trial import Trial, TrialState
 
@@ -80,12 +82,12 @@ TOLERANCES = (0.5, 1.0, 2.0, 3.0)
 WORKERS = (1, 4, 8, 16, 64)
 SEEDS = 20
 # Trained trials: as many as tell the samplers apart, and a few rounds of the workers.
-TRIALS = {1: 32, 4: 32, 8: 32, 16: 48, 64: 128}
+TRIALS = {1: 24, 4: 24, 8: 32, 16: 48, 64: 128}
 CHECKPOINTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
 FREE_PROPOSALS = 2000
 REGRET, GAP = 0.2, 0.005
 
-PEERS = {
+PEERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "TPE": lambda seed: optuna.samplers.TPESampler(seed=seed),
     "GP": lambda seed: optuna.samplers.GPSampler(seed=seed),
     "NSGA-II": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
@@ -93,12 +95,12 @@ PEERS = {
     "QMC": lambda seed: optuna.samplers.QMCSampler(seed=seed),
     "Random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
-# CMA-ES needs two parameters; what has not been seen to be near the front is not run with many
-# workers, where its rows would only say the same again.
+# CMA-ES needs two parameters. With many workers: the strongest peers that answer in reasonable
+# time (GP takes seconds a search, and hours with 64 workers).
 ON_THE_CURVE = ("TPE", "GP", "NSGA-II", "QMC", "Random", "Grid")
 AS_PAIRS = ("TPE", "NSGA-II", "CMA-ES", "QMC", "Random", "Grid")
 WITH_TOLERANCE = ("TPE", "GP", "NSGA-II", "CMA-ES", "QMC", "Random", "Grid")
-WITH_WORKERS = ("ours", "TPE curve", "GP curve", "TPE", "GP")
+WITH_WORKERS = ("TPE curve", "TPE", "QMC curve", "NSGA-II")
 # Points lost, within which the noise is taken to be the same: it grows with what is lost.
 LOSS_BANDS = (-math.inf, 5.0, 10.0, 20.0, math.inf)
 GRID = 12  # values of either ratio that the grid search has
@@ -109,7 +111,10 @@ class Surface:
 
     def __init__(self, path: Path) -> None:
         data = json.loads(path.read_text())
-        shape = {**data["shape"], "blocks": tuple(BlockShape(**b) for b in data["shape"]["blocks"])}
+        shape = {
+            **data["shape"],
+            "blocks": tuple(BlockShape(**b) for b in data["shape"]["blocks"]),
+        }
         self.shape = ViTShape(**shape)
         self.dense = float(data["dense_accuracy"])
         seen: dict[Pair, list[float]] = {}
@@ -119,7 +124,7 @@ class Surface:
         self._mean = np.array([[np.mean(seen[m, f]) for f in self._ffn] for m in self._mhsa])
         again = [values for values in seen.values() if len(values) > 1]
         self._spreads: list[float] = []
-        for low, high in pairwise(LOSS_BANDS):
+        for low, high in itertools.pairwise(LOSS_BANDS):
             band = [v for v in again if low <= self.dense - statistics.fmean(v) < high]
             squares = math.fsum(statistics.variance(v) * (len(v) - 1) for v in band)
             free = sum(len(v) - 1 for v in band)
@@ -162,17 +167,11 @@ class Surface:
     def cheapest(self, tolerance: float) -> float:
         """Cost of the best pair within the tolerance."""
         least = self.dense - tolerance
-        kept = [
-            self.cost(first, second)
-            for first, seconds in self.columns
-            for second in [_last_kept(seconds, lambda s, f=first: self.accuracy((f, s)) >= least)]
-            if second is not None
-        ]
-        return min(kept, default=1.0)
-
-
-def _last_kept(seconds: tuple[float, ...], kept: Callable[[float], bool]) -> float | None:
-    return next((second for second in reversed(seconds) if kept(second)), None)
+        costs = [1.0]
+        for first, seconds in self.columns:
+            kept = (s for s in reversed(seconds) if self.accuracy((first, s)) >= least)
+            costs += [self.cost(first, second) for second in itertools.islice(kept, 1)]
+        return min(costs)
 
 
 @dataclass(frozen=True)
@@ -193,24 +192,27 @@ def _surface(name: str) -> Surface:
 
 def _contests(surfaces: list[str], workers: tuple[int, ...]) -> list[Contest]:
     contests = []
-    for count, surface in product(workers, surfaces):
+    for count, surface in itertools.product(workers, surfaces):
         lowest = smallest_macs_ratio(_surface(surface).shape)
         budget = ["ours", *(f"{p} curve" for p in ON_THE_CURVE), *AS_PAIRS]
         for mode, levels, samplers in (
             ("budget", [b for b in BUDGETS if b >= lowest], budget),
             ("tolerance", TOLERANCES, ["ours", *WITH_TOLERANCE]),
         ):
-            for level, sampler in product(levels, samplers):
+            for level, sampler in itertools.product(levels, samplers):
                 if count == 1 or sampler == "ours" or (sampler in WITH_WORKERS and count != 8):
                     contests.append(Contest(surface, mode, level, sampler, count))
-    return contests
+    # The slow ones last.
+    return sorted(contests, key=lambda contest: contest.sampler.startswith("GP"))
 
 
 def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial], Pair]]:
     """A study and what suggests its pairs."""
     surface, name = _surface(contest.surface), contest.sampler
     largest = surface.shape.max_pair
-    space = {n: FloatDistribution(0, high) for n, high in zip(RatioPair._fields, largest, strict=True)}
+    space = {
+        n: FloatDistribution(0, high) for n, high in zip(RatioPair._fields, largest, strict=True)
+    }
     curve = budget_curve(surface.shape, contest.level) if contest.mode == "budget" else ()
 
     def pair(trial: Trial) -> Pair:
@@ -220,9 +222,8 @@ def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial],
     def on_the_curve(trial: Trial) -> Pair:
         return curve[trial.suggest_int("position", 0, len(curve) - 1)]
 
-    direction = "maximize" if contest.mode == "budget" else "minimize"
     if name == "ours":
-        noise = {"noise": surface.noise, "confirmations": 1}
+        noise: Any = {"noise": surface.noise, "confirmations": 1}
         plan: Any = (
             BudgetSearch(curve, **noise)
             if contest.mode == "budget"
@@ -232,10 +233,11 @@ def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial],
     elif name == "Grid curve":
         sampler = optuna.samplers.GridSampler({"position": list(range(len(curve)))}, seed=seed)
     elif name == "Grid":
-        values = {n: list(np.linspace(0, d.high, GRID)) for n, d in space.items()}
+        values = {n: np.linspace(0, d.high, GRID).tolist() for n, d in space.items()}
         sampler = optuna.samplers.GridSampler(values, seed=seed)
     else:
         sampler = PEERS[name.removesuffix(" curve")](seed)
+    direction: Any = "maximize" if contest.mode == "budget" else "minimize"
     study = optuna.create_study(direction=direction, sampler=sampler)
     return study, on_the_curve if name.endswith(" curve") else pair
 
@@ -279,10 +281,13 @@ def _search(contest: Contest, seed: int) -> tuple[list[tuple[float, Pair | None]
         idle += 1
         value = margin(pair)
         seen.setdefault(pair, []).append(value)
-        if contest.mode == "budget":
-            study.tell(trial, value)
-        else:
-            _tell_tolerance(study, trial, value, surface.cost(*pair), contest.sampler)
+        try:
+            if contest.mode == "budget":
+                study.tell(trial, value)
+            else:
+                _tell_tolerance(study, trial, value, surface.cost(*pair), contest.sampler)
+        except RuntimeError:  # a grid that was tried through asks its loop to stop
+            started = limit
         answers.append((now, _answer(contest, study, seen)))
     return answers, repeats
 
@@ -362,7 +367,9 @@ def _run(contest: Contest) -> dict[str, Any]:
         "mean": [round(float(array[:, n - 1].mean()), 4) for n in at],
         "broken": [round(float(share), 3) for share in np.mean(broken, axis=0)],
         # From this trained trial on the median stays within the target; None if it never does.
-        "reached": None if len(above) and above[-1] == limit - 1 else int(above.max(initial=-1)) + 2,
+        "reached": None
+        if len(above) and above[-1] == limit - 1
+        else int(above.max(initial=-1)) + 2,
         "time_to_target": [None if t is None else round(float(t), 2) for t in times],
         "trained": round(statistics.fmean(trained), 1),
         "running_twice": repeats,
@@ -412,7 +419,7 @@ def main(
             row = future.result()
             rows.append(row)
             write_json({**header, "rows": rows}, RESULTS)
-            shown = {n: row["median"][row["trials"].index(n)] for n in (8, 10, 24)}
+            shown = {n: row["median"][row["trials"].index(n)] for n in (8, 10, 16)}
             print(
                 f"{len(rows)}  {row['surface']:20s} {row['mode']:9s} {row['level']}  "
                 f"{row['sampler']:13s} x{row['workers']:<2d} {shown}  reached {row['reached']}  "
@@ -422,7 +429,57 @@ def main(
 
 
 def _draw(rows: list[dict[str, Any]]) -> None:
-    raise NotImplementedError
+    """One figure a mode: regret against trained trials, a panel for each surface and level."""
+    mpl.use("Agg")
+    FIGURES.mkdir(exist_ok=True)
+    for mode, target, label in (
+        ("budget", REGRET, "points below the best pair"),
+        ("tolerance", GAP, "FLOPs from the cheapest pair"),
+    ):
+        here = [row for row in rows if row["mode"] == mode and row["workers"] == 1]
+        surfaces = sorted({row["surface"] for row in here})
+        levels = sorted({row["level"] for row in here})
+        figure, axes = plt.subplots(
+            len(surfaces), len(levels), sharex=True, sharey="row", squeeze=False,
+            figsize=(3.1 * len(levels), 2.6 * len(surfaces)), layout="constrained",
+        )  # fmt: skip
+        names = sorted({row["sampler"] for row in here}, key=lambda name: (name != "ours", name))
+        for (i, surface), (j, level) in itertools.product(enumerate(surfaces), enumerate(levels)):
+            axis = axes[i][j]
+            for row in here:
+                if (row["surface"], row["level"]) == (surface, level):
+                    index, ours = names.index(row["sampler"]), row["sampler"] == "ours"
+                    style: dict[str, Any] = {"linewidth": 1.0}
+                    if ours:
+                        style = {"color": "black", "linewidth": 2.2}
+                    if not ours:
+                        style |= {
+                            "color": plt.get_cmap("tab20")(index % 20),
+                            "linestyle": "-" if row["sampler"].endswith("curve") else "--",
+                        }
+                    floor = target / 20  # a regret of 0 on a logarithmic axis
+                    values = [max(value, floor) for value in row["median"]]
+                    axis.plot(
+                        row["trials"], values, label=row["sampler"], zorder=2 + ours, **style
+                    )
+            axis.axhline(target, color="grey", linewidth=0.8, linestyle=":")
+            axis.set_yscale("log")
+            axis.set_title(f"{surface}\n{mode} {level}", fontsize=8)
+            axis.tick_params(labelsize=7)
+            if j == 0:
+                axis.set_ylabel(label, fontsize=8)
+            if i == len(surfaces) - 1:
+                axis.set_xlabel("trained trials", fontsize=8)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        order = sorted(range(len(labels)), key=lambda k: names.index(labels[k]))
+        figure.legend(
+            [handles[k] for k in order], [labels[k] for k in order],
+            loc="outside right center", fontsize=8,
+        )  # fmt: skip
+        path = FIGURES / f"samplers-{mode}.png"
+        figure.savefig(path, dpi=90)
+        plt.close(figure)
+        print(f"{path.name} drawn from {len(here)} rows")
 
 
 if __name__ == "__main__":

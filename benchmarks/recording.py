@@ -1,0 +1,85 @@
+"""What the recorders share: their images, their file's header, and going on with a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.training import ImageData, Recipe, Split, load_digits, load_image_folder
+
+_SETTINGS = (
+    "model", "weights", "dataset", "validation", "recipe", "importance", "calibration_images",
+    "allocation",
+)  # fmt: skip
+
+
+def load_images(folder: Path | None, train_images: int | None) -> ImageData:
+    """An image folder, or the digits, with a seeded part of the training images.
+
+    The dense CIFAR-10 models have seen every training image, so half of the test images validate.
+    The digits' validation split is only 288 images: here it is joined by the test images, since
+    nothing is chosen on one and reported on the other.
+    """
+    if folder is None:
+        data = load_digits()
+        held = (data.val, data.test)
+        both = Split(
+            data.val.dataset,
+            torch.cat([split.indices for split in held]),
+            torch.cat([split.labels for split in held]),
+        )
+        data = replace(data, val=both)
+    else:
+        data = load_image_folder(folder, validation="test")
+    if train_images is None:
+        return data
+    if train_images > len(data.train):
+        raise InputError(
+            f"`--train-images` must be at most {len(data.train)}, but got {train_images}."
+        )
+    chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
+    return replace(data, train=data.train.subset(chosen[:train_images]))
+
+
+def recipe_for(folder: Path | None, epochs: int) -> Recipe:
+    """The recipe of the study on the same images."""
+    return Recipe(epochs=epochs) if folder else Recipe(epochs=epochs, batch_size=64, lr=1e-3)
+
+
+def header(objective: PruningObjective, **more: Any) -> dict[str, Any]:
+    """What makes rows comparable, as JSON gives it back."""
+    whole = {
+        **more,
+        **{key: objective.settings[key] for key in _SETTINGS},
+        "train_images": len(objective.data.train),
+        "eval_images": len(objective.data.val),
+        "dense_accuracy": objective.dense_accuracy,
+        "device": objective.device_name,
+        "versions": {package: version(package) for package in ("torch", "timm")},
+    }
+    stored: dict[str, Any] = json.loads(json.dumps(whole))
+    return stored
+
+
+def rows_so_far(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows that a run before this one recorded.
+
+    Raises:
+        InputError: The file is of something else.
+    """
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists():
+        return []
+    stored = json.loads(path.read_text())
+    differing = [key for key in header if stored.get(key) != header[key]]
+    if differing:
+        raise InputError(f"{path} was recorded with other {', '.join(differing)}: name another.")
+    rows: list[dict[str, Any]] = stored["rows"]
+    return rows
