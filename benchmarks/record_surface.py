@@ -16,9 +16,9 @@ images, on validation and test images together (nothing is chosen and then repor
     python benchmarks/record_surface.py cifar10-d64-pruned --grid 21 --epochs 0 --seeds 3 \
         --seed-stride 5 --data DIR --checkpoint vit_cifar10_d64.safetensors
     python benchmarks/record_surface.py cifar10-d64-short --grid 9 --epochs 1 --seeds 3 \
-        --seed-stride 2 --train-images 12800 --data DIR --checkpoint vit_cifar10_d64.safetensors
+        --seed-stride 4 --train-images 6400 --data DIR --checkpoint vit_cifar10_d64.safetensors
 
-Output: ``benchmarks/surfaces/NAME.json``. Runtime on one core of a 2-core CPU: about 40, 30 and 50
+Output: ``benchmarks/surfaces/NAME.json``. Runtime on one core of a 2-core CPU: about 40, 30 and 30
 minutes.
 """
 

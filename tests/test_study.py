@@ -12,6 +12,7 @@ import torch
 from optuna.trial import TrialState
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.geometry import RatioPair, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.report import best_trial, build_report, load_studies, timing_split
 from vit_ratio_opt.study import create_study, finished_trials, open_storage, run_study
@@ -191,6 +192,33 @@ def test_best_of_a_tolerance_study_goes_by_the_mean_of_a_pair(make, url):
             study.tell(trial, state=TrialState.PRUNED)
     assert best_trial(study).number == 3  # complete, and 0.6 keeps the tolerance on the mean
     assert study.sampler.winner(study) == (0.25, 0.4)
+
+
+def test_new_study_begins_with_the_best_pair_of_the_screen_and_remembers_it(make, url):
+    objective = make()
+    study = create_study(objective, study_name="s", storage=url)
+    seen = {(m, f): accuracy for m, f, accuracy in study.user_attrs["screened"]}
+    assert len(seen) > 2
+    assert set(seen) <= set(objective.curve)
+    best = max(seen, key=seen.get)
+    again = create_study(make(), study_name="s", storage=url)
+    assert again.user_attrs["screened"] == study.user_attrs["screened"]
+    said = []
+    run_study(again, objective, n_trials=1, say=said.append)
+    assert tuple(again.trials[0].params.values()) == best
+    assert again.trials[0].user_attrs["accuracy_pruned"] == seen[best]
+    assert "before any training" in said[0]
+
+
+def test_without_a_screen_the_search_begins_at_the_fixed_ratio(make, url):
+    objective = make()
+    study = create_study(objective, study_name="s", storage=url, screen=False)
+    run_study(study, objective, n_trials=1, say=lambda line: None)
+    assert study.user_attrs["screened"] == []
+    heads, neurons = objective.shape.removed(RatioPair(*study.trials[0].params.values()))
+    fixed_heads, fixed_neurons = objective.shape.removed(fixed_ratio_pair(objective.shape, 0.6))
+    assert heads == fixed_heads
+    assert neurons <= fixed_neurons
 
 
 @pytest.mark.parametrize("limits", [{}, {"budget": 0.6, "tolerance": 1.0}])

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.search import BinarySearchSampler
+from vit_ratio_opt.search import BinarySearchSampler, Pair
 
 if TYPE_CHECKING:
     from vit_ratio_opt.objective import PruningObjective
@@ -124,6 +124,7 @@ def create_study(
     study_name: str,
     storage: str | BaseStorage = DEFAULT_STORAGE,
     pruner: optuna.pruners.BasePruner | None = None,
+    screen: bool = True,
 ) -> Study:
     """Create the study, or resume it when the storage has one of this name and these settings.
 
@@ -135,6 +136,8 @@ def create_study(
         study_name: Its name in the storage.
         storage: A SQLAlchemy URL or an Optuna storage.
         pruner: An Optuna pruner for the reports after each epoch; none by default.
+        screen: Whether a new study begins with the best pair of
+            :meth:`~vit_ratio_opt.PruningObjective.screen`, which the study remembers too.
 
     Raises:
         InputError: The storage cannot be used, or the study exists with other settings.
@@ -145,7 +148,6 @@ def create_study(
         study_name=study_name,
         storage=backend,
         direction=objective.direction,
-        sampler=BinarySearchSampler(objective.search_space, objective.plan, seed=objective.seed),
         pruner=pruner or optuna.pruners.NopPruner(),
         load_if_exists=True,
     )
@@ -165,7 +167,19 @@ def create_study(
                 "val_accuracy": objective.dense_accuracy,
             },
         )
+        seen = objective.screen() if screen else {}
+        study.set_user_attr("screened", [[*pair, accuracy] for pair, accuracy in seen.items()])
+    study.sampler = BinarySearchSampler(
+        objective.search_space, objective.plan(_screened_best(study)), seed=objective.seed
+    )
     return study
+
+
+def _screened_best(study: Study) -> Pair | None:
+    """The best pair of the study's screen, the first of equals."""
+    seen = study.user_attrs.get("screened", [])
+    best = max(seen, key=lambda row: row[2], default=None)
+    return None if best is None else (best[0], best[1])
 
 
 def finished_trials(study: Study) -> list[FrozenTrial]:
@@ -208,6 +222,12 @@ def run_study(
     done = len(finished_trials(study))
     if done:
         say(f"resuming {study.study_name!r}: {done} of {n_trials} trials are done, none repeated")
+
+    best = _screened_best(study)
+    if best is not None and not study.get_trials(deepcopy=False):
+        ratios = "mhsa_ratio {:.3f}, ffn_ratio {:.3f}".format(*best)
+        looked_at = len(study.user_attrs["screened"])
+        say(f"begins with {ratios}: the best of {looked_at} pairs before any training")
 
     def report(study: Study, trial: FrozenTrial) -> None:
         say(_describe(trial, len(finished_trials(study)), n_trials))

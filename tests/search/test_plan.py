@@ -125,6 +125,13 @@ def test_search_ends_when_the_bracket_is_closed() -> None:
     assert proposal == (None, "the best of the 10 pairs lies between its neighbours")
 
 
+def test_search_begins_where_it_is_told() -> None:
+    curve = [(p, 8 - p) for p in range(9)]
+    assert BudgetSearch(curve, start=(1, 7)).propose({}).pair == (1, 7)
+    with pytest.raises(InputError, match="`start` must be a pair of the curve"):
+        BudgetSearch(curve, start=(1, 6))
+
+
 # Budget, with noise
 
 

@@ -73,9 +73,9 @@ class BudgetSearch:
     accuracy along it is close to unimodal: at either end one module is cut to the bone for the
     sake of the other. Find the best position in few trained trials.
 
-    *Algorithm.* The first trial is where the curve crosses the diagonal, so the search starts from
-    the fixed ratio, which it has to beat. The contenders are the best mean and all means that the
-    noise may have put below it. The neighbours that were tried on either side of the contenders
+    *Algorithm.* The first trial is at ``start``: where a cheap look found the best pair, or where
+    the curve crosses the diagonal, which is the fixed ratio that the search has to beat. The
+    contenders are the best mean and all means that the noise may have put below it. The neighbours that were tried on either side of the contenders
     bracket the maximum (the ends of the curve count as tried), and the middle of the widest gap
     inside is tried next; on a tie, the gap with the better ends. Pending pairs divide gaps like
     tried ones, so k idle workers cut the bracket into k + 1 parts. With no gap left the best
@@ -93,17 +93,24 @@ class BudgetSearch:
 
     Args:
         curve: Pairs, the first ratio rising and the second not.
+        start: The pair of the curve to begin with; where it crosses the diagonal by default.
         noise: Standard deviation of one value.
         confirmations: Fresh trainings of the winner before the search ends.
 
     Raises:
-        InputError: The curve is empty or out of order, or a number is negative.
+        InputError: The curve is empty or out of order, ``start`` is not on it, or a number is
+            negative.
     """
 
     constraint = None
 
     def __init__(
-        self, curve: Sequence[Pair], *, noise: float = 0.0, confirmations: int = 0
+        self,
+        curve: Sequence[Pair],
+        *,
+        start: Pair | None = None,
+        noise: float = 0.0,
+        confirmations: int = 0,
     ) -> None:
         if not curve:
             raise InputError("`curve` must have at least one pair, but is empty.")
@@ -122,6 +129,10 @@ class BudgetSearch:
         self._positions = {pair: position for position, pair in enumerate(self.curve)}
         crossing = (i for i, (first, second) in enumerate(self.curve) if first >= second)
         self._start = next(crossing, len(self.curve) - 1)
+        if start is not None:
+            if start not in self._positions:
+                raise InputError(f"`start` must be a pair of the curve, but got {start!r}.")
+            self._start = self._positions[start]
 
     @property
     def limits(self) -> tuple[Pair, Pair]:
@@ -140,7 +151,7 @@ class BudgetSearch:
         means, counts = self._means(observed)
         taken = {self._positions[pair] for pair in (*pending, *blocked) if pair in self._positions}
         if not means and start not in taken:
-            return Proposal(self.curve[start], "the fixed ratio's place on the curve")
+            return Proposal(self.curve[start], "where the search begins")
 
         contenders = self._contenders(means, counts)
         low = max((p for p in means if p < min(contenders, default=-1)), default=-1)
@@ -170,7 +181,7 @@ class BudgetSearch:
         )
 
     def winner(self, observed: Observed) -> Pair | None:
-        """The pair of the highest mean; of equals the one nearest to the fixed ratio."""
+        """The pair of the highest mean; of equals the one nearest to the start."""
         means, _ = self._means(observed)
         best = max(means, key=lambda p: (means[p], -abs(p - self._start), -p), default=None)
         return None if best is None else self.curve[best]

@@ -1,0 +1,56 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("optunahub")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """The OptunaHub package, built into a registry of its own."""
+    destination = tmp_path_factory.mktemp("registry")
+    build = [sys.executable, str(ROOT / "registry" / "build.py"), str(destination)]
+    subprocess.run(build, check=True, capture_output=True)
+    return destination / "samplers" / "binary_search"
+
+
+def run(package, code):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(package.parents[1])],
+        check=True, capture_output=True, text=True, cwd=package.parent,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_registry_package_loads_by_itself(package):
+    code = """
+import sys, optunahub
+module = optunahub.load_local_module("samplers/binary_search", registry_root=sys.argv[1])
+import optuna
+from optuna.distributions import FloatDistribution as Float
+curve = [(i / 16, 1 - i / 16) for i in range(17)]
+sampler = module.BinarySearchSampler({"x": Float(0, 1), "y": Float(0, 1)}, module.BudgetSearch(curve))
+study = optuna.create_study(direction="maximize", sampler=sampler)
+study.optimize(lambda t: -abs(t.suggest_float("x", 0, 1) - 0.2) + 0 * t.suggest_float("y", 0, 1),
+               n_trials=50)
+print(len(study.trials), study.best_params["x"], *{"torch", "vit_ratio_opt"} & set(sys.modules))
+"""
+    trials, best = run(package, code).split()
+    assert int(trials) <= 9
+    assert float(best) == 3 / 16
+
+
+def test_registry_example_runs(package):
+    said = run(package, f"import runpy; runpy.run_path({str(package / 'example.py')!r})")
+    assert "costs 0.5" in said
+
+
+def test_registry_readme_has_the_front_matter(package):
+    _, front, body = (package / "README.md").read_text().split("---\n", 2)
+    keys = [line.split(":")[0] for line in front.splitlines()]
+    assert keys == ["author", "title", "description", "tags", "optuna_versions", "license"]
+    assert "## Abstract" in body
+    assert (package / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
