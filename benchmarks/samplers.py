@@ -18,6 +18,9 @@ TPE, GP and NSGA-II are told the constraint, the others a value that puts every 
 tolerance before every other one (Deb 2000). OptunaHub's AutoSampler hands a numerical search of
 less than 250 trials with one objective to GPSampler after its first trial: GP's row is its row.
 
+``ours screened`` begins at the best pair of a screen without training (see ``screen.py``), which
+costs a second or two a pair and is not counted; ``ours`` at the fixed ratio's place.
+
 Answers: of ours, the plan's winner; of a peer, the best pair it saw, by its mean.
 
 - budget: regret in points; ``reached`` is the first trained trial from which on the median regret
@@ -44,7 +47,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -107,10 +110,11 @@ GRID = 12  # values of either ratio that the grid search has
 
 
 class Surface:
-    """Recorded accuracies as a function of any pair."""
+    """Recorded accuracies as a function of any pair, after fine-tuning or after pruning alone."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, key: str = "accuracy") -> None:
         data = json.loads(path.read_text())
+        self.epochs = int(data["recipe"]["epochs"])
         shape = {
             **data["shape"],
             "blocks": tuple(BlockShape(**b) for b in data["shape"]["blocks"]),
@@ -119,7 +123,8 @@ class Surface:
         self.dense = float(data["dense_accuracy"])
         seen: dict[Pair, list[float]] = {}
         for row in data["rows"]:
-            seen.setdefault((row["mhsa_ratio"], row["ffn_ratio"]), []).append(row["accuracy"])
+            seen.setdefault((row["mhsa_ratio"], row["ffn_ratio"]), []).append(row[key])
+        self.pairs = list(seen)
         self._mhsa, self._ffn = np.array(data["mhsa_ratios"]), np.array(data["ffn_ratios"])
         self._mean = np.array([[np.mean(seen[m, f]) for f in self._ffn] for m in self._mhsa])
         again = [values for values in seen.values() if len(values) > 1]
@@ -186,21 +191,33 @@ class Contest:
 
 
 @lru_cache
-def _surface(name: str) -> Surface:
-    return Surface(HERE / "surfaces" / f"{name}.json")
+def surface_of(name: str, key: str = "accuracy") -> Surface:
+    """A recorded surface."""
+    return Surface(HERE / "surfaces" / f"{name}.json", key)
+
+
+def screened_best(name: str, curve: Sequence[Pair]) -> Pair:
+    """Where :meth:`vit_ratio_opt.PruningObjective.screen` would begin."""
+    pruned, plan = surface_of(name, "accuracy_pruned"), BudgetSearch(curve)
+    seen: dict[Pair, list[float]] = {}
+    while (pair := plan.propose(seen).pair) is not None:
+        seen[pair] = [pruned.accuracy(pair)]
+    return max(seen, key=lambda pair: seen[pair][0])
 
 
 def _contests(surfaces: list[str], workers: tuple[int, ...]) -> list[Contest]:
     contests = []
     for count, surface in itertools.product(workers, surfaces):
-        lowest = smallest_macs_ratio(_surface(surface).shape)
-        budget = ["ours", *(f"{p} curve" for p in ON_THE_CURVE), *AS_PAIRS]
+        lowest = smallest_macs_ratio(surface_of(surface).shape)
+        ours = ["ours", "ours screened"] if surface_of(surface).epochs else ["ours"]
+        budget = [*ours, *(f"{p} curve" for p in ON_THE_CURVE), *AS_PAIRS]
         for mode, levels, samplers in (
             ("budget", [b for b in BUDGETS if b >= lowest], budget),
             ("tolerance", TOLERANCES, ["ours", *WITH_TOLERANCE]),
         ):
             for level, sampler in itertools.product(levels, samplers):
-                if count == 1 or sampler == "ours" or (sampler in WITH_WORKERS and count != 8):
+                strong = sampler in WITH_WORKERS and count != 8
+                if count == 1 or sampler.startswith("ours") or strong:
                     contests.append(Contest(surface, mode, level, sampler, count))
     # The slow ones last.
     return sorted(contests, key=lambda contest: contest.sampler.startswith("GP"))
@@ -208,7 +225,7 @@ def _contests(surfaces: list[str], workers: tuple[int, ...]) -> list[Contest]:
 
 def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial], Pair]]:
     """A study and what suggests its pairs."""
-    surface, name = _surface(contest.surface), contest.sampler
+    surface, name = surface_of(contest.surface), contest.sampler
     largest = surface.shape.max_pair
     space = {
         n: FloatDistribution(0, high) for n, high in zip(RatioPair._fields, largest, strict=True)
@@ -222,10 +239,11 @@ def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial],
     def on_the_curve(trial: Trial) -> Pair:
         return curve[trial.suggest_int("position", 0, len(curve) - 1)]
 
-    if name == "ours":
+    if name.startswith("ours"):
         noise: Any = {"noise": surface.noise, "confirmations": 1}
+        start = screened_best(contest.surface, curve) if name == "ours screened" else None
         plan: Any = (
-            BudgetSearch(curve, **noise)
+            BudgetSearch(curve, start=start, **noise)
             if contest.mode == "budget"
             else ToleranceSearch(surface.columns, surface.cost, contest.level, **noise)
         )
@@ -244,7 +262,7 @@ def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial],
 
 def _search(contest: Contest, seed: int) -> tuple[list[tuple[float, Pair | None]], int]:
     """Time and answer after each trained trial, and how often a pair was trained again."""
-    surface = _surface(contest.surface)
+    surface = surface_of(contest.surface)
     rng = np.random.default_rng([seed, contest.workers])
     study, suggest = _study(contest, seed)
     limit = TRIALS[contest.workers]
@@ -272,7 +290,7 @@ def _search(contest: Contest, seed: int) -> tuple[list[tuple[float, Pair | None]
                     started = limit
                 continue
             running = [other for *_, other in busy]
-            repeats += contest.sampler == "ours" and pair in running
+            repeats += contest.sampler.startswith("ours") and pair in running
             heapq.heappush(busy, (now + rng.lognormal(0, 0.3), started, trial, pair))
             started, idle = started + 1, idle - 1
         if not busy:
@@ -303,20 +321,20 @@ def _tell_tolerance(
 
 
 def _answer(contest: Contest, study: optuna.Study, seen: dict[Pair, list[float]]) -> Pair | None:
-    if contest.sampler == "ours":
+    if contest.sampler.startswith("ours"):
         assert isinstance(study.sampler, BinarySearchSampler)
         return study.sampler.winner(study)
     means = {pair: statistics.fmean(values) for pair, values in seen.items()}
     if contest.mode == "budget":
         return max(means, key=means.__getitem__)
-    surface = _surface(contest.surface)
+    surface = surface_of(contest.surface)
     kept = [pair for pair, mean in means.items() if mean >= 0]
     return min(kept, key=lambda pair: surface.cost(*pair), default=None)
 
 
 def _judge(contest: Contest, pair: Pair | None) -> tuple[float, bool]:
     """Regret or gap, and whether the answer breaks the tolerance."""
-    surface = _surface(contest.surface)
+    surface = surface_of(contest.surface)
     if contest.mode == "budget":
         assert pair is not None
         return _best(contest) - surface.accuracy(pair), False
@@ -330,7 +348,7 @@ def _judge(contest: Contest, pair: Pair | None) -> tuple[float, bool]:
 
 @lru_cache
 def _best(contest: Contest) -> float:
-    surface = _surface(contest.surface)
+    surface = surface_of(contest.surface)
     return max(surface.accuracy(pair) for pair in budget_curve(surface.shape, contest.level))
 
 
@@ -410,7 +428,7 @@ def main(
     ]
     header = {
         "versions": {package: version(package) for package in ("optuna", "vit_ratio_opt")},
-        "noise": {name: round(_surface(name).noise, 4) for name in names},
+        "noise": {name: round(surface_of(name).noise, 4) for name in names},
         "targets": {"budget": REGRET, "tolerance": GAP},
     }
     RESULTS.parent.mkdir(exist_ok=True)
@@ -443,15 +461,20 @@ def _draw(rows: list[dict[str, Any]]) -> None:
             len(surfaces), len(levels), sharex=True, sharey="row", squeeze=False,
             figsize=(3.1 * len(levels), 2.6 * len(surfaces)), layout="constrained",
         )  # fmt: skip
-        names = sorted({row["sampler"] for row in here}, key=lambda name: (name != "ours", name))
+        names = sorted(
+            {row["sampler"] for row in here}, key=lambda name: (not name.startswith("ours"), name)
+        )
         for (i, surface), (j, level) in itertools.product(enumerate(surfaces), enumerate(levels)):
             axis = axes[i][j]
             for row in here:
                 if (row["surface"], row["level"]) == (surface, level):
-                    index, ours = names.index(row["sampler"]), row["sampler"] == "ours"
+                    index = names.index(row["sampler"])
+                    ours = row["sampler"].startswith("ours")
                     style: dict[str, Any] = {"linewidth": 1.0}
                     if ours:
-                        style = {"color": "black", "linewidth": 2.2}
+                        style = {"color": "black", "linewidth": 2.2, "linestyle": "-"}
+                        if row["sampler"] != "ours":
+                            style["linestyle"] = ":"
                     if not ours:
                         style |= {
                             "color": plt.get_cmap("tab20")(index % 20),

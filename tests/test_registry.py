@@ -32,7 +32,8 @@ module = optunahub.load_local_module("samplers/binary_search", registry_root=sys
 import optuna
 from optuna.distributions import FloatDistribution as Float
 curve = [(i / 16, 1 - i / 16) for i in range(17)]
-sampler = module.BinarySearchSampler({"x": Float(0, 1), "y": Float(0, 1)}, module.BudgetSearch(curve))
+space = {"x": Float(0, 1), "y": Float(0, 1)}
+sampler = module.BinarySearchSampler(space, module.BudgetSearch(curve))
 study = optuna.create_study(direction="maximize", sampler=sampler)
 study.optimize(lambda t: -abs(t.suggest_float("x", 0, 1) - 0.2) + 0 * t.suggest_float("y", 0, 1),
                n_trials=50)

@@ -75,11 +75,12 @@ class BudgetSearch:
 
     *Algorithm.* The first trial is at ``start``: where a cheap look found the best pair, or where
     the curve crosses the diagonal, which is the fixed ratio that the search has to beat. The
-    contenders are the best mean and all means that the noise may have put below it. The neighbours that were tried on either side of the contenders
-    bracket the maximum (the ends of the curve count as tried), and the middle of the widest gap
-    inside is tried next; on a tie, the gap with the better ends. Pending pairs divide gaps like
-    tried ones, so k idle workers cut the bracket into k + 1 parts. With no gap left the best
-    contender is trained again, ``confirmations`` times in all.
+    contenders are the best mean and all means that the noise may have put below it. The
+    neighbours that were tried on either side of the contenders bracket the maximum (the ends of
+    the curve count as tried), and the middle of the widest gap inside is tried next; on a tie, the
+    gap with the better ends. Pending pairs divide gaps like tried ones, so k idle workers cut the
+    bracket into k + 1 parts. With no gap left the best contender is trained again,
+    ``confirmations`` times in all.
 
     *Proven, without noise and for a strictly unimodal accuracy.* The bracket always holds the
     maximum. Two trials at the most halve it: a middle that is better becomes the best of a bracket

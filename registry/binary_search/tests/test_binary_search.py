@@ -17,7 +17,8 @@ from optuna.testing.pytest_samplers import (
 
 ROOT = Path(__file__).resolve().parents[3]
 module = optunahub.load_local_module("samplers/binary_search", registry_root=str(ROOT))
-SPACE = {name: FloatDistribution(0, 1) for name in ("x", "y")}
+# Not the names that the kit gives to its own parameters.
+SPACE = {name: FloatDistribution(0, 1) for name in ("first", "second")}
 CURVE = [(i / 16, 1 - i / 16) for i in range(17)]
 
 
