@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import platform
 import time
@@ -33,6 +32,7 @@ from vit_ratio_opt.pruning import Importance, prune_units, shape_of, taylor_impo
 from vit_ratio_opt.pruning.prune import Allocation
 from vit_ratio_opt.report import best_trial
 from vit_ratio_opt.search import BudgetSearch, Pair, Plan, ToleranceSearch
+from vit_ratio_opt.search.plan import accuracy_noise
 from vit_ratio_opt.search.sampler import SURPLUS
 from vit_ratio_opt.study import finished_trials
 from vit_ratio_opt.training import ImageData, Recipe, Stopwatch, best_device, evaluate, finetune
@@ -181,10 +181,7 @@ class PruningObjective:
         """
         noise = self.noise
         if noise is None:
-            # Two trainings of one pair disagree on some images only, so their accuracies vary
-            # less than those of two draws of images would. Recorded: about half as much.
-            share = self.dense_accuracy / 100
-            noise = 50 * math.sqrt(share * (1 - share) / len(self.data.val))
+            noise = accuracy_noise(self.dense_accuracy, len(self.data.val))
         if self.tolerance is None:
             return BudgetSearch(
                 self.curve, start=start, noise=noise, confirmations=self.confirmations

@@ -19,6 +19,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.search import BudgetSearch, Pair
 from vit_ratio_opt.study import finished_trials
 
 __all__ = [
@@ -58,11 +59,22 @@ def load_studies(storage: BaseStorage, names: Sequence[str] = ()) -> list[Study]
 def best_trial(study: Study) -> FrozenTrial | None:
     """The first trial of the best pair within the limit, or None so far.
 
-    A pair that was trained several times counts with its mean: the most accurate one within the
-    budget, or the cheapest one within the tolerance.
+    A pair that was trained several times counts with its mean. Within a budget the best pair is
+    the search's answer, see :class:`~vit_ratio_opt.search.plan.BudgetSearch`: where neighbours are
+    within the noise, not the luckiest of them. With a tolerance it is the cheapest that keeps it.
     """
     trainings = _trainings(study)
     if study.direction == StudyDirection.MAXIMIZE:
+        plan = study.user_attrs.get("plan")
+        if plan is not None:
+            curve = [(mhsa_ratio, ffn_ratio) for mhsa_ratio, ffn_ratio in plan["curve"]]
+            observed = {p: [t.values[0] for t in trials] for p, trials in trainings.items()}
+            search = BudgetSearch(curve, noise=plan["noise"])
+            on_the_curve = search.winner(observed)
+            off = {pair: trials for pair, trials in trainings.items() if pair not in curve}
+            trainings = (
+                off if on_the_curve is None else {**off, on_the_curve: trainings[on_the_curve]}
+            )
 
         def merit(trials: list[FrozenTrial]) -> float:
             return _mean(trial.values[0] for trial in trials)
@@ -73,7 +85,9 @@ def best_trial(study: Study) -> FrozenTrial | None:
             return -trials[0].user_attrs["macs_ratio"] if within else -math.inf
 
     # The first of equals: a later pair has to be better, not lucky enough to tie.
-    best = max(trainings, key=lambda trials: (merit(trials), -trials[0].number), default=None)
+    best = max(
+        trainings.values(), key=lambda trials: (merit(trials), -trials[0].number), default=None
+    )
     if best is None or merit(best) == -math.inf:
         return None
     # Over the tolerance in one seed but not on the mean: a complete one is what can be taken away.
@@ -81,14 +95,14 @@ def best_trial(study: Study) -> FrozenTrial | None:
     return complete[0] if complete else best[0]
 
 
-def _trainings(study: Study) -> list[list[FrozenTrial]]:
+def _trainings(study: Study) -> dict[Pair, list[FrozenTrial]]:
     """Trials that were trained to the end within the budget, by pair."""
-    by_pair: defaultdict[tuple[tuple[str, Any], ...], list[FrozenTrial]] = defaultdict(list)
+    by_pair: defaultdict[Pair, list[FrozenTrial]] = defaultdict(list)
     for trial in finished_trials(study):
         to_the_end = trial.state == TrialState.COMPLETE or "accuracy_drop" in trial.user_attrs
         if to_the_end and trial.constraints.get("flops", 0.0) <= 0:
-            by_pair[tuple(sorted(trial.params.items()))].append(trial)
-    return list(by_pair.values())
+            by_pair[trial.params["mhsa_ratio"], trial.params["ffn_ratio"]].append(trial)
+    return dict(by_pair)
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -170,7 +184,7 @@ def _study_row(study: Study) -> dict[str, Any] | None:
         "params": best.user_attrs["params"],
         "val_accuracy": _mean(
             trial.user_attrs["accuracy"]
-            for trials in _trainings(study)
+            for trials in _trainings(study).values()
             if best in trials
             for trial in trials
         ),

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.search import BinarySearchSampler, Pair
+from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair
 
 if TYPE_CHECKING:
     from vit_ratio_opt.objective import PruningObjective
@@ -169,9 +169,11 @@ def create_study(
         )
         seen = objective.screen() if screen else {}
         study.set_user_attr("screened", [[*pair, accuracy] for pair, accuracy in seen.items()])
-    study.sampler = BinarySearchSampler(
-        objective.search_space, objective.plan(_screened_best(study)), seed=objective.seed
-    )
+    plan = objective.plan(_screened_best(study))
+    if isinstance(plan, BudgetSearch):
+        # For whoever reads the study without the model: which pair is best depends on these.
+        study.set_user_attr("plan", {"curve": plan.curve, "noise": plan.noise})
+    study.sampler = BinarySearchSampler(objective.search_space, plan, seed=objective.seed)
     return study
 
 
