@@ -16,6 +16,7 @@ trusted: the search keeps both sides, and the winner is trained again with fresh
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -329,6 +330,11 @@ class ToleranceSearch:
             pairs, costs = self._around(best)
             finer = self._most_saving(belief, pairs, costs, limit, pending, excluded, failed)
             best, saving = finer if finer[1] > saving else (best, saving)
+        if best is None or saving <= self.resolution:
+            # The thinned candidates may all be settled while pairs between them are open.
+            pairs, costs = self._open(limit, failed)
+            last = self._most_saving(belief, pairs, costs, limit, pending, excluded, failed)
+            best, saving = last if last[1] > saving else (best, saving)
         if best is not None and saving > self.resolution:
             return Proposal(best, f"expected to save {saving:.4f} of the cost")
         if winner is None:
@@ -452,6 +458,19 @@ class ToleranceSearch:
         return self._candidates(
             range(max(0, place - reach), min(len(firsts), place + reach + 1)), pair
         )
+
+    def _open(self, limit: float, failed: _Array) -> tuple[_Array, _Array]:
+        """Pairs ``(n, 2)`` and costs ``(n,)`` from what each column has left between the two."""
+        rows = max(2, _CANDIDATES // len(self.columns))
+        pairs = []
+        for first, seconds in self.columns:
+            cheaper = bisect.bisect_left(
+                seconds, True, key=lambda second: self.cost(first, second) < limit
+            )
+            least_failed = failed[failed[:, 0] <= first, 1].min(initial=math.inf)
+            hopeless = bisect.bisect_left(seconds, least_failed)
+            pairs += [(first, second) for second in _spread(seconds[cheaper:hopeless], rows)]
+        return _array(pairs), np.array([self.cost(*pair) for pair in pairs])
 
 
 def _array(pairs: Sequence[Pair]) -> _Array:
