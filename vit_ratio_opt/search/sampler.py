@@ -48,8 +48,9 @@ class BinarySearchSampler(BaseSampler):
     *Workers.* Trial n takes the n-th claim: the pair is written into the trial when its first
     parameter is suggested, after the claims of all older running trials, which are waited for. An
     older trial that does not come forward (its process died in that moment, or is slow) is given
-    up once for all, and takes its turn late if it comes; whoever claims out of turn looks again
-    afterwards. So no two running trials have one pair, whoever started them and wherever they run.
+    up once for all, and takes its turn late if it comes. Whoever has claimed looks once more, and
+    gives way to a claim of the same pair. So no two running trials have one pair, whoever started
+    them and wherever they run.
 
     Args:
         search_space: The two parameters of a pair, in the plan's order. The objective must suggest
@@ -215,14 +216,14 @@ class BinarySearchSampler(BaseSampler):
             # Optuna's own samplers keep what belongs to a trial in the same place.
             for key, value in attributes.items():
                 study._storage.set_trial_system_attr(trial._trial_id, key, value)
-            if SURPLUS in attributes or view.in_turn:
+            if SURPLUS in attributes:
                 return pair
-            # Out of turn, another trial may have read the same and written the same: the later
-            # of the two to look sees it. Whoever does looks for another pair.
-            if pair not in self._look(study, asking=trial).pending:
+            # Two trials that read the same, because one was given up but came, may have written
+            # the same. Whoever of them wrote last sees it here, and looks for another pair.
+            now = self._look(study, asking=trial)
+            if pair not in now.pending and now.observed.get(pair) == view.observed.get(pair):
                 return pair
-            # Not all at the same moment again.
-            time.sleep(0.01 * (1 + trial.number % 8))
+            time.sleep(0.01 * (1 + trial.number % 8))  # not both at the same moment again
 
     def _wait_for_claims(self, study: Study, trial: FrozenTrial) -> tuple[_View, list[int]]:
         """What is known once the older running trials have claims, and who never came forward.
@@ -314,7 +315,7 @@ class BinarySearchSampler(BaseSampler):
             if ended is not None and trial.number == ended[0]:
                 self._count(known, trial, ended[1], ended[2], sign)
                 continue
-            known.note(trial)
+            known.given_up.update(trial.system_attrs.get(_GIVEN_UP, ()))
             if SURPLUS in trial.system_attrs:
                 continue  # it does not stand for its pair
             pair = self._pair_of(trial)
@@ -331,8 +332,7 @@ class BinarySearchSampler(BaseSampler):
             for pair, failures in known.failures.items()
             if failures.told >= _MAX_FAILURES or failures.untold >= _MAX_DEATHS
         }
-        in_turn = asking is None or (not nameless and known.last_claim < asking.number)
-        return _View(known.observed, pending, blocked, nameless, known.given_up, in_turn)
+        return _View(known.observed, pending, blocked, nameless, known.given_up)
 
     def _count(
         self,
@@ -343,7 +343,7 @@ class BinarySearchSampler(BaseSampler):
         sign: float,
     ) -> None:
         """Add a finished trial to what is known."""
-        known.note(trial)
+        known.given_up.update(trial.system_attrs.get(_GIVEN_UP, ()))
         pair = self._pair_of(trial)
         if pair is None or (SURPLUS in trial.system_attrs and state != TrialState.COMPLETE):
             return
@@ -385,8 +385,7 @@ class _View(NamedTuple):
     """What a study's trials say at one moment.
 
     ``nameless`` are older running trials that have claimed nothing yet, ``given_up`` those that
-    some trial has waited for in vain; ``in_turn`` says that every older trial has a claim and no
-    younger one.
+    some trial has waited for in vain.
     """
 
     observed: dict[Pair, tuple[float, ...]]
@@ -394,7 +393,6 @@ class _View(NamedTuple):
     blocked: set[Pair]
     nameless: set[int]
     given_up: set[int]
-    in_turn: bool
 
 
 @dataclass
@@ -410,14 +408,6 @@ class _Finished:
     failures: dict[Pair, _Failures] = field(default_factory=dict)
     blocked: set[Pair] = field(default_factory=set)
     given_up: set[int] = field(default_factory=set)
-    last_claim: int = -1
-
-    def note(self, trial: FrozenTrial) -> None:
-        """Whether the trial has claimed, and without whom; of unfinished trials too."""
-        attributes = trial.system_attrs
-        if _CLAIM in attributes:
-            self.last_claim = max(self.last_claim, trial.number)
-        self.given_up.update(attributes.get(_GIVEN_UP, ()))
 
     def copy(self) -> _Finished:
         """One that more can be added to; it reads no more trials."""
