@@ -285,13 +285,25 @@ def keep_optimizing(
     while begun < n_trials:
         try:
             study.optimize(counted, n_trials=n_trials - begun, callbacks=callbacks)
-        except (UpdateFinishedTrialError, ValueError) as error:
-            # Optuna has no exception of its own for the first of these.
-            if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a"):
+        except (UpdateFinishedTrialError, ValueError, AssertionError) as error:
+            if not _trial_was_finished(error):
                 raise
             say("a trial was failed by another worker, which took this one for dead; going on")
         else:
             return
+
+
+def _trial_was_finished(error: BaseException) -> bool:
+    """Whether Optuna raised because someone else had finished the trial.
+
+    It has no exception for that: telling raises a ValueError, which an assertion of ``optimize``
+    ("Should not reach.") then replaces when the objective itself went well.
+    """
+    if isinstance(error, AssertionError) and error.__context__ is not None:
+        error = error.__context__
+    return isinstance(error, UpdateFinishedTrialError) or (
+        isinstance(error, ValueError) and str(error).startswith("Cannot tell a")
+    )
 
 
 def fail_dead_trials(study: Study) -> list[int]:
