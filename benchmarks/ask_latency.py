@@ -84,7 +84,11 @@ def main(
                     print(row, flush=True)
         write_json(
             {
-                "machine": {"cpus": os.cpu_count(), "system": platform.system()},
+                "machine": {
+                    "cpus": os.cpu_count(),
+                    "system": platform.system(),
+                    "load": os.getloadavg(),
+                },
                 "versions": {name: version(name) for name in ("optuna", "sqlalchemy", "numpy")},
                 "asks": asks,
                 "rows": rows,

@@ -117,7 +117,11 @@ def main(
             write_json(
                 {
                     "question": __doc__.split("\n")[2] if __doc__ else "",
-                    "machine": {"cpus": os.cpu_count(), "system": platform.system()},
+                    "machine": {
+                        "cpus": os.cpu_count(),
+                        "system": platform.system(),
+                        "load": os.getloadavg(),
+                    },
                     "versions": {name: version(name) for name in ("optuna", "sqlalchemy")},
                     "alone_trials": sum(trials for trials, _ in alone.values()),
                     "runs": rows,
