@@ -15,7 +15,14 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import RatioPair, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.report import best_trial, build_report, load_studies, timing_split
-from vit_ratio_opt.study import create_study, finished_trials, open_storage, run_study
+from vit_ratio_opt.study import (
+    create_study,
+    fail_dead_trials,
+    finished_trials,
+    keep_optimizing,
+    open_storage,
+    run_study,
+)
 from vit_ratio_opt.training import Recipe, load_digits
 
 
@@ -331,3 +338,55 @@ def test_objective_refuses_data_that_does_not_fit(digits, dense):
     for budget in (0, -1, 1.5, 0.01):
         with pytest.raises(InputError, match="budget must be"):
             PruningObjective(dense, digits, budget=budget)
+
+
+def test_trial_of_a_process_that_died_before_its_first_heartbeat_gets_one(url):
+    storage = open_storage(url)
+    study = optuna.create_study(storage=storage)
+    orphan = storage.create_new_trial(study._study_id)  # in study.optimize, and died there
+    alive = storage.create_new_trial(study._study_id)
+    storage.record_heartbeat(alive)
+    storage.grace_period = -1
+    assert storage._get_stale_trial_ids(study._study_id) == [alive]
+    assert fail_dead_trials(study) == []  # its grace period has only begun
+    assert storage._get_stale_trial_ids(study._study_id) == [orphan, alive]
+
+
+def test_optimize_goes_on_after_another_worker_failed_its_trial(url):
+    study = optuna.create_study(storage=open_storage(url))
+    lost, said = [], []
+
+    def taken_for_dead(trial):
+        if not lost:
+            lost.append(trial.number)
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        return 1.0
+
+    keep_optimizing(study, taken_for_dead, n_trials=3, say=said.append)
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    assert len(said) == 1
+    assert "took this one for dead" in said[0]
+
+
+def test_optimize_goes_on_after_its_trial_was_failed_while_it_wrote_to_it(url):
+    study = optuna.create_study(storage=open_storage(url))
+
+    def taken_for_dead(trial):
+        if trial.number == 0:
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        trial.report(1.0, 0)
+        return 1.0
+
+    keep_optimizing(study, taken_for_dead, n_trials=2, say=lambda line: None)
+    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_errors_of_the_objective_end_the_run(url):
+    def fails(trial):
+        raise ValueError("of the objective")
+
+    study = optuna.create_study(storage=open_storage(url))
+    with pytest.raises(ValueError, match="of the objective"):
+        keep_optimizing(study, fails, n_trials=3)
+    assert len(study.trials) == 1

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from vit_ratio_opt.errors import InputError
@@ -99,17 +100,17 @@ class ViTShape:
     qkv_bias: bool = True
     fc1_bias: bool = True
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Length N of the sequence."""
         return self.patches + self.prefix_tokens
 
-    @property
+    @cached_property
     def heads(self) -> int:
         """Heads in all blocks."""
         return sum(block.num_heads for block in self.blocks)
 
-    @property
+    @cached_property
     def neurons(self) -> int:
         """Hidden neurons in all blocks."""
         return sum(block.hidden_dim for block in self.blocks)
@@ -132,7 +133,7 @@ class ViTShape:
             embed + self.classified_tokens * self.classifiers * self.embed_dim * self.num_classes
         )
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Multiply-adds of one image."""
         heads = sum(block.num_heads * self.head_macs(block) for block in self.blocks)
@@ -146,7 +147,7 @@ class ViTShape:
         per_neuron = 2 * self.embed_dim + self.fc1_bias
         return self.fixed_params + attn_dims * per_dim + self.neurons * per_neuron
 
-    @property
+    @cached_property
     def max_pair(self) -> RatioPair:
         """The largest ratios that leave every block its minimum."""
         heads = sum(max(0, block.num_heads - MIN_HEADS) for block in self.blocks)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 import sqlalchemy
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import URL
 
 from vit_ratio_opt.errors import InputError
@@ -29,7 +31,9 @@ __all__ = [
     "check_storage_url",
     "check_study",
     "create_study",
+    "fail_dead_trials",
     "finished_trials",
+    "keep_optimizing",
     "open_storage",
     "run_study",
 ]
@@ -38,6 +42,8 @@ DEFAULT_STORAGE = "sqlite:///vit_ratio_opt.db"
 
 # A suspended laptop must not lose its trial at once, a dead node must not block its pair for ever.
 _HEARTBEAT_SECONDS, _GRACE_SECONDS = 60, 600
+# Writers of a SQLite file wait for each other; by default only 5 seconds.
+_SQLITE_SECONDS = 60
 _PACKAGES = ("vit_ratio_opt", "torch", "timm", "optuna")
 
 
@@ -92,7 +98,10 @@ def open_storage(url: str | BaseStorage, *, must_exist: bool = False) -> BaseSto
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return RDBStorage(
-                url, heartbeat_interval=_HEARTBEAT_SECONDS, grace_period=_GRACE_SECONDS
+                url,
+                engine_kwargs=_engine_settings(parsed),
+                heartbeat_interval=_HEARTBEAT_SECONDS,
+                grace_period=_GRACE_SECONDS,
             )
     except ImportError:
         raise InputError(f"The driver for {shown} is not installed.") from None
@@ -101,6 +110,12 @@ def open_storage(url: str | BaseStorage, *, must_exist: bool = False) -> BaseSto
         if parsed.password:
             reason = reason.replace(str(parsed.password), "***")
         raise InputError(f"The storage {shown} cannot be used: {reason}") from None
+
+
+def _engine_settings(url: URL) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": _SQLITE_SECONDS}}
+    return {}
 
 
 def check_study(objective: PruningObjective, study_name: str, storage: BaseStorage) -> None:
@@ -219,7 +234,7 @@ def run_study(
     """
     if n_trials < 1:
         raise InputError(f"The number of trials must be at least 1, but got {n_trials!r}.")
-    for number in _fail_dead_trials(study):
+    for number in fail_dead_trials(study):
         say(f"trial {number} was left behind by a killed process; its pair is tried again")
     done = len(finished_trials(study))
     if done:
@@ -242,7 +257,7 @@ def run_study(
 
     if done < n_trials and nothing_left() is None:
         # Attempts are bounded, so a pair over the budget in the queue cannot make this endless.
-        study.optimize(objective, n_trials=4 * n_trials, callbacks=[report])
+        keep_optimizing(study, objective, n_trials=4 * n_trials, callbacks=[report], say=say)
     why = nothing_left()
     if why is not None and len(finished_trials(study)) < n_trials:
         say(f"nothing is left to learn: {why}")
@@ -262,19 +277,89 @@ def _describe(trial: FrozenTrial, done: int, n_trials: int) -> str:
     )
 
 
-def _fail_dead_trials(study: Study) -> list[int]:
+def keep_optimizing(
+    study: Study,
+    objective: Callable[[Trial], float],
+    *,
+    n_trials: int,
+    callbacks: Sequence[Callable[[Study, FrozenTrial], None]] = (),
+    say: Callable[[str], None] = print,
+) -> None:
+    """``study.optimize`` that goes on after another worker has failed its trial.
+
+    A worker that could not write its heartbeat in time (a suspended laptop, a database out of
+    reach) is taken for dead, and its trial is failed; Optuna then raises when the trial ends.
+
+    Args:
+        study: The study.
+        objective: What it optimises.
+        n_trials: Trials to run at the most, those that were lost included.
+        callbacks: Called after each trial that was not lost.
+        say: Told in a line what was lost.
+    """
+    begun = 0
+
+    def counted(trial: Trial) -> float:
+        nonlocal begun
+        begun += 1
+        return objective(trial)
+
+    while begun < n_trials:
+        try:
+            study.optimize(counted, n_trials=n_trials - begun, callbacks=callbacks)
+        except (UpdateFinishedTrialError, ValueError, AssertionError) as error:
+            if not _trial_was_finished(error):
+                raise
+            say("a trial was failed by another worker, which took this one for dead; going on")
+        else:
+            return
+
+
+def _trial_was_finished(error: BaseException) -> bool:
+    """Whether Optuna raised because someone else had finished the trial.
+
+    It has no exception for that: telling raises a ValueError, which an assertion of ``optimize``
+    ("Should not reach.") then replaces when the objective itself went well.
+    """
+    if isinstance(error, AssertionError) and error.__context__ is not None:
+        error = error.__context__
+    return isinstance(error, UpdateFinishedTrialError) or (
+        isinstance(error, ValueError) and str(error).startswith("Cannot tell a")
+    )
+
+
+def fail_dead_trials(study: Study) -> list[int]:
     """Fail RUNNING trials of processes of this machine that no longer exist; give their numbers.
 
     Other machines' trials are left to the heartbeat. A process id given to another program in
-    the meantime looks alive, and falls to the heartbeat too.
+    the meantime looks alive, and falls to the heartbeat too. So does a trial whose process died
+    before its first heartbeat: Optuna would leave that one running for ever, so it is given a
+    first heartbeat here, and its grace period begins.
     """
     failed = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         node, _, process = str(trial.user_attrs.get("worker", "")).rpartition(":")
         if node == platform.node() and process.isdigit() and not _is_alive(int(process)):
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-            failed.append(trial.number)
+            # Not study.tell: this is not the pair's failure, see BinarySearchSampler.
+            with contextlib.suppress(UpdateFinishedTrialError):  # by another worker meanwhile
+                study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+                failed.append(trial.number)
+    _start_missing_heartbeats(study)
     return failed
+
+
+def _start_missing_heartbeats(study: Study) -> None:
+    storage = getattr(study._storage, "_backend", study._storage)
+    if not isinstance(storage, RDBStorage) or storage.heartbeat_interval is None:
+        return
+    without = sqlalchemy.text(
+        "SELECT trial_id FROM trials WHERE study_id = :study AND state = 'RUNNING' "
+        "AND trial_id NOT IN (SELECT trial_id FROM trial_heartbeats)"
+    )
+    with storage.engine.connect() as connection:
+        rows = connection.execute(without, {"study": study._study_id}).scalars().all()
+    for trial_id in rows:
+        storage.record_heartbeat(trial_id)
 
 
 def _is_alive(process: int) -> bool:

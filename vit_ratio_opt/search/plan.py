@@ -16,6 +16,7 @@ trusted: the search keeps both sides, and the winner is trained again with fresh
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -337,6 +338,7 @@ class ToleranceSearch:
         self.confirmations = confirmations
         self.resolution = resolution
         self.constraint: str | None = constraint
+        self._costs: dict[Pair, float] = {}
         # Ratios as shares of the largest, for the belief's unit square.
         self._scale = np.array(
             [self.columns[-1][0] or 1.0, max(seconds[-1] for _, seconds in self.columns) or 1.0]
@@ -367,9 +369,7 @@ class ToleranceSearch:
 
         limit = self.cost(0.0, 0.0) if winner is None else self.cost(*winner)
         excluded = {*observed, *pending, *blocked}
-        failed = np.array([pair for pair in observed if self._failed(observed[pair])]).reshape(
-            -1, 2
-        )
+        failed = _least([pair for pair in observed if self._failed(observed[pair])])
         pairs, costs = self._thin
         best, saving = self._most_saving(belief, pairs, costs, limit, pending, excluded, failed)
         if best is not None:
@@ -377,6 +377,11 @@ class ToleranceSearch:
             pairs, costs = self._around(best)
             finer = self._most_saving(belief, pairs, costs, limit, pending, excluded, failed)
             best, saving = finer if finer[1] > saving else (best, saving)
+        if best is None or saving <= self.resolution:
+            # The thinned candidates may all be settled while pairs between them are open.
+            pairs, costs = self._open(limit, failed)
+            last = self._most_saving(belief, pairs, costs, limit, pending, excluded, failed)
+            best, saving = last if last[1] > saving else (best, saving)
         if best is not None and saving > self.resolution:
             return Proposal(best, f"expected to save {saving:.4f} of the cost")
         if winner is None:
@@ -393,7 +398,14 @@ class ToleranceSearch:
     def winner(self, observed: Observed) -> Pair | None:
         """The cheapest pair whose mean margin is not negative."""
         kept = [pair for pair, margins in observed.items() if margins and _mean(margins) >= 0]
-        return min(kept, key=lambda pair: (self.cost(*pair), pair), default=None)
+        return min(kept, key=lambda pair: (self._cost_of(pair), pair), default=None)
+
+    def _cost_of(self, pair: Pair) -> float:
+        # Of what was observed, thousands of times in a long study.
+        cost = self._costs.get(pair)
+        if cost is None:
+            cost = self._costs[pair] = self.cost(*pair)
+        return cost
 
     def along(self, axis: int, value: float) -> ToleranceSearch:
         """The same search in one column or one row."""
@@ -501,9 +513,31 @@ class ToleranceSearch:
             range(max(0, place - reach), min(len(firsts), place + reach + 1)), pair
         )
 
+    def _open(self, limit: float, failed: _Array) -> tuple[_Array, _Array]:
+        """Pairs ``(n, 2)`` and costs ``(n,)`` from what each column has left between the two."""
+        rows = max(2, _CANDIDATES // len(self.columns))
+        pairs = []
+        for first, seconds in self.columns:
+            cheaper = bisect.bisect_left(
+                seconds, True, key=lambda second: self.cost(first, second) < limit
+            )
+            least_failed = failed[failed[:, 0] <= first, 1].min(initial=math.inf)
+            hopeless = bisect.bisect_left(seconds, least_failed)
+            pairs += [(first, second) for second in _spread(seconds[cheaper:hopeless], rows)]
+        return _array(pairs), np.array([self.cost(*pair) for pair in pairs])
+
 
 def _array(pairs: Sequence[Pair]) -> _Array:
     return np.array(pairs, dtype=np.float64).reshape(-1, 2)
+
+
+def _least(pairs: Sequence[Pair]) -> _Array:
+    """The pairs that exceed no other in both ratios, ``(n, 2)``."""
+    least: list[Pair] = []
+    for pair in sorted(pairs):
+        if not least or pair[1] < least[-1][1]:
+            least.append(pair)
+    return _array(least)
 
 
 def _spread(items: Sequence[_T], most: int) -> list[_T]:
@@ -514,7 +548,7 @@ def _spread(items: Sequence[_T], most: int) -> list[_T]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+    return values[0] if len(values) == 1 else math.fsum(values) / len(values)
 
 
 def _normal_cdf(x: _Array) -> _Array:

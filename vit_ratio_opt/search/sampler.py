@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.logging import get_logger
@@ -24,29 +24,33 @@ SURPLUS = "vit_ratio_opt:surplus"
 """System attribute of a trial that was asked for when nothing was left to learn: why."""
 
 _CLAIM = "vit_ratio_opt:claim"
+_GIVEN_UP = "vit_ratio_opt:given_up"  # older trials that this one has waited for in vain
+_FAILED = "vit_ratio_opt:failed"  # told so by its own worker
 
 _logger = get_logger(f"optuna.{__name__}")
 
-# A pair that failed this often (out of memory, NaN) would fail again.
-_MAX_FAILURES = 3
-# How long a trial waits for the claims of older trials, and how much older they may be to be
-# waited for: a process that died between asking and claiming must not slow every later trial.
-_PATIENCE_SECONDS, _CLAIMING_SECONDS = 2.0, 10.0
+# A pair that failed this often (out of memory, NaN) would fail again. A worker that died
+# says little about the pair, unless it happens again and again.
+_MAX_FAILURES, _MAX_DEATHS = 3, 10
+# How long the first trial after it waits for one that does not claim; the others need not.
+_PATIENCE_SECONDS = 2.0
 
 
 class BinarySearchSampler(BaseSampler):
     """Proposes the pairs of a plan: bisection in one or two monotone parameters of known cost.
 
-    Everything is recomputed from the study's trials at each call, so a search goes on in any
-    process that opens the storage. COMPLETE trials count with their value, trials PRUNED by an
+    Everything comes from the study's trials at each call, so a search goes on in any process
+    that opens the storage. COMPLETE trials count with their value, trials PRUNED by an
     Optuna pruner with their last intermediate value, and FAIL gives a pair back. In a search with
     a constraint (:class:`~vit_ratio_opt.search.plan.ToleranceSearch`) both count with the
     constraint's value instead. The order of the proposals involves no randomness.
 
-    *Workers.* Trial n takes the n-th claim: the pair is written into the trial when it is asked
-    for, after the claims of all older trials, which are waited for. An older trial that does not
-    come forward (its process died in that moment) is assumed to take what the plan gives it. So
-    no two running trials have one pair, whoever started them and wherever they run.
+    *Workers.* Trial n takes the n-th claim: the pair is written into the trial when its first
+    parameter is suggested, after the claims of all older running trials, which are waited for. An
+    older trial that does not come forward (its process died in that moment, or is slow) is given
+    up once for all, and takes its turn late if it comes. Whoever has claimed looks once more, and
+    gives way to a claim of the same pair. So no two running trials have one pair, whoever started
+    them and wherever they run.
 
     Args:
         search_space: The two parameters of a pair, in the plan's order. The objective must suggest
@@ -90,15 +94,30 @@ class BinarySearchSampler(BaseSampler):
         self._search_space = dict(search_space)
         self._plan = plan
         self._independent = independent_sampler or RandomSampler(seed=seed)
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was read from trials: a copy reads its own."""
+        return {
+            key: value for key, value in vars(self).items() if key not in ("_lock", "_finished")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._finished = _Finished()
 
     def nothing_left(self, study: Study) -> str | None:
         """Why no trial can add anything, or None while one can."""
-        proposal = self._propose(study, study.get_trials(deepcopy=False))
+        proposal = self._propose(study)
         return proposal.why if proposal.pair is None else None
 
     def winner(self, study: Study) -> Pair | None:
         """The plan's answer so far: over all trainings of a pair, not the luckiest one."""
-        return self._plan.winner(self._observations(study, study.get_trials(deepcopy=False))[0])
+        return self._plan.winner(self._look(study).observed)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -162,9 +181,10 @@ class BinarySearchSampler(BaseSampler):
     ) -> None:
         """Stops the running ``optimize`` when nothing is left to learn, and says why."""
         self._independent.after_trial(study, trial, state, values)
-        trials = study.get_trials(deepcopy=False)
+        if state == TrialState.FAIL:
+            study._storage.set_trial_system_attr(trial._trial_id, _FAILED, True)
         # This trial is still RUNNING in the storage; what counts is what it is about to be.
-        proposal = self._propose(study, trials, ended=(trial.number, state, values))
+        proposal = self._propose(study, ended=(trial.number, state, values))
         if proposal.pair is None:
             _logger.info(f"Nothing is left to learn: {proposal.why}.")
             # Asked and told by hand, there is no loop to stop.
@@ -177,61 +197,67 @@ class BinarySearchSampler(BaseSampler):
 
     def _claim(self, study: Study, trial: FrozenTrial) -> Pair:
         """The trial's pair, written into the trial."""
-        trials = self._wait_for_claims(study, trial)
-        plan = self._restricted_plan(study)
-        observed, pending, blocked, nameless = self._observations(study, trials, before=trial)
-        # Trials that never came forward take what the plan gave them.
-        for _ in range(nameless):
-            assumed = plan.propose(observed, pending, blocked).pair
-            if assumed is None:
-                break
-            pending.add(assumed)
-        proposal = plan.propose(observed, pending, blocked)
-        pair = proposal.pair
-        attributes: dict[str, Any] = {}
-        if pair is None:
-            _logger.warning(
-                f"Nothing is left to learn: {proposal.why}; trial {trial.number} repeats the best."
-            )
-            attributes[SURPLUS] = proposal.why
-            pair = plan.winner(observed) or min(pending | blocked, default=None)
-            # A plan that gave no pair to a study without any trial has a first one all the same.
-            pair = pair or self._corner()
-        attributes[_CLAIM] = list(pair)
-        # Optuna's own samplers keep what belongs to a trial in the same place.
-        for key, value in attributes.items():
-            study._storage.set_trial_system_attr(trial._trial_id, key, value)
-        return pair
-
-    def _wait_for_claims(self, study: Study, trial: FrozenTrial) -> list[FrozenTrial]:
-        """All trials, once the older running ones have claims or are given up."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        pause = 0.001
+        plan = self._restricted_plan(study, trial)
         while True:
-            trials = study.get_trials(deepcopy=False)
-            if time.monotonic() >= deadline or not any(
-                other.number < trial.number
-                and other.state == TrialState.RUNNING
-                and self._pair_of(other) is None
-                and _recent(other, trial)
-                for other in trials
-            ):
-                return trials
+            view, given_up = self._wait_for_claims(study, trial)
+            proposal = plan.propose(view.observed, view.pending, view.blocked)
+            pair = proposal.pair
+            attributes: dict[str, Any] = {_GIVEN_UP: given_up} if given_up else {}
+            if pair is None:
+                _logger.warning(
+                    f"Nothing is left to learn: {proposal.why}; trial {trial.number} repeats the "
+                    "best."
+                )
+                attributes[SURPLUS] = proposal.why
+                pair = plan.winner(view.observed)
+                pair = pair or min(view.pending | view.blocked, default=None)
+                # A plan that gave no pair to a study without any trial has a first one all the
+                # same.
+                pair = pair or self._corner()
+            attributes[_CLAIM] = list(pair)
+            # Optuna's own samplers keep what belongs to a trial in the same place.
+            for key, value in attributes.items():
+                study._storage.set_trial_system_attr(trial._trial_id, key, value)
+            if SURPLUS in attributes:
+                return pair
+            # Two trials that read the same, because one was given up but came, may have written
+            # the same. Whoever of them wrote last sees it here, and looks for another pair.
+            now = self._look(study, asking=trial)
+            if pair not in now.pending and now.observed.get(pair) == view.observed.get(pair):
+                return pair
+            time.sleep(0.01 * (1 + trial.number % 8))  # not both at the same moment again
+
+    def _wait_for_claims(self, study: Study, trial: FrozenTrial) -> tuple[_View, list[int]]:
+        """What is known once the older running trials have claims, and who never came forward.
+
+        The clock is this process's own: those of two machines, or their time zones, may differ.
+        """
+        awaited: set[int] = set()
+        deadline, pause = 0.0, 0.002
+        while True:
+            view = self._look(study, asking=trial)
+            missing = view.nameless - view.given_up
+            if not missing:
+                return view, []
+            if not awaited or missing < awaited:  # someone came forward: the queue moves
+                awaited, deadline = missing, time.monotonic() + _PATIENCE_SECONDS
+            if time.monotonic() >= deadline:
+                return view, sorted(missing)
             time.sleep(pause)
-            pause = min(2 * pause, 0.05)
+            pause = min(2 * pause, 0.1)
 
     def _propose(
-        self,
-        study: Study,
-        trials: Sequence[FrozenTrial],
-        ended: tuple[int, TrialState, Sequence[float] | None] | None = None,
+        self, study: Study, ended: tuple[int, TrialState, Sequence[float] | None] | None = None
     ) -> Proposal:
-        observed, pending, blocked, _ = self._observations(study, trials, ended=ended)
-        return self._restricted_plan(study).propose(observed, pending, blocked)
+        view = self._look(study, ended=ended)
+        plan = self._restricted_plan(study)
+        return plan.propose(view.observed, view.pending, view.blocked)
 
-    def _restricted_plan(self, study: Study) -> Plan:
-        """The plan along what an outer PartialFixedSampler fixes."""
-        fixed = getattr(study.sampler, "_fixed_params", {})
+    def _restricted_plan(self, study: Study, trial: FrozenTrial | None = None) -> Plan:
+        """The plan along what an outer PartialFixedSampler or an enqueued trial fixes."""
+        fixed = dict(getattr(study.sampler, "_fixed_params", {}))
+        if trial is not None:
+            fixed.update(trial.system_attrs.get("fixed_params", {}))
         for axis, name in enumerate(self._search_space):
             if name in fixed:
                 return self._plan.along(axis, float(fixed[name]))
@@ -253,53 +279,86 @@ class BinarySearchSampler(BaseSampler):
         first, second = (float(known[name]) for name in self._search_space)
         return first, second
 
-    def _observations(
+    def _look(
         self,
         study: Study,
-        trials: Sequence[FrozenTrial],
         *,
-        before: FrozenTrial | None = None,
+        asking: FrozenTrial | None = None,
         ended: tuple[int, TrialState, Sequence[float] | None] | None = None,
-    ) -> tuple[dict[Pair, list[float]], set[Pair], set[Pair], int]:
-        """Values by pair, higher is better; pending and blocked pairs; running trials without one.
+    ) -> _View:
+        """What the study's trials say now.
 
         Args:
-            study: Of the trials.
-            trials: All of them.
-            before: The trial that asks: it and running ones that came later do not count.
+            study: The study.
+            asking: The trial that asks: it does not count itself.
             ended: A trial that is still RUNNING in the storage, with what it is about to be.
         """
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
-        observed: defaultdict[Pair, list[float]] = defaultdict(list)
-        failures: Counter[Pair] = Counter()
-        pending: set[Pair] = set()
-        blocked: set[Pair] = set()
-        nameless = 0
-        for trial in trials:
-            if before is not None and trial.number == before.number:
-                continue
-            state, values = trial.state, trial.values
-            if ended is not None and trial.number == ended[0]:
-                _, state, values = ended
-            if SURPLUS in trial.system_attrs and state != TrialState.COMPLETE:
-                continue  # it never stood for its pair
-            pair = self._pair_of(trial)
-            if pair is None:
-                nameless += state == TrialState.RUNNING and (
-                    before is None or trial.number < before.number
-                )
-            elif state in (TrialState.RUNNING, TrialState.WAITING):
-                pending.add(pair)
-            elif state == TrialState.FAIL:
-                failures[pair] += 1
-            else:
-                value = self._value(trial, state, values, sign)
-                if value is None:  # pruned before its first report: nothing to learn there
-                    blocked.add(pair)
+        with self._lock:
+            trials = study.get_trials(deepcopy=False)
+            read = self._finished.read
+            fresh = [trial for trial in trials if read.get(trial.number) is not trial]
+            if len(trials) - len(fresh) != len(read):
+                # Another study, or a storage that makes its trials anew at each call.
+                self._finished, fresh = _Finished(), trials
+            unfinished = []
+            for trial in fresh:
+                if trial.state.is_finished():
+                    self._finished.read[trial.number] = trial
+                    self._count(self._finished, trial, trial.state, trial.values, sign)
                 else:
-                    observed[pair].append(value)
-        blocked |= {pair for pair, count in failures.items() if count >= _MAX_FAILURES}
-        return dict(observed), pending, blocked, nameless
+                    unfinished.append(trial)
+            known = self._finished.copy()
+        pending: set[Pair] = set()
+        nameless: set[int] = set()
+        for trial in unfinished:
+            if asking is not None and trial.number == asking.number:
+                continue
+            if ended is not None and trial.number == ended[0]:
+                self._count(known, trial, ended[1], ended[2], sign)
+                continue
+            known.given_up.update(trial.system_attrs.get(_GIVEN_UP, ()))
+            if SURPLUS in trial.system_attrs:
+                continue  # it does not stand for its pair
+            pair = self._pair_of(trial)
+            if pair is not None:
+                pending.add(pair)
+            elif (
+                trial.state == TrialState.RUNNING
+                and asking is not None
+                and trial.number < asking.number
+            ):
+                nameless.add(trial.number)
+        blocked = known.blocked | {
+            pair
+            for pair, failures in known.failures.items()
+            if failures.told >= _MAX_FAILURES or failures.untold >= _MAX_DEATHS
+        }
+        return _View(known.observed, pending, blocked, nameless, known.given_up)
+
+    def _count(
+        self,
+        known: _Finished,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+        sign: float,
+    ) -> None:
+        """Add a finished trial to what is known."""
+        known.given_up.update(trial.system_attrs.get(_GIVEN_UP, ()))
+        pair = self._pair_of(trial)
+        if pair is None or (SURPLUS in trial.system_attrs and state != TrialState.COMPLETE):
+            return
+        if state == TrialState.FAIL:
+            told, untold = known.failures.get(pair, (0, 0))
+            itself = trial.system_attrs.get(_FAILED, False)
+            known.failures[pair] = _Failures(told + itself, untold + (not itself))
+            return
+        value = self._value(trial, state, values, sign)
+        if value is None:  # pruned before its first report: nothing to learn there
+            known.blocked.add(pair)
+        else:
+            known.observed[pair] = (*known.observed.get(pair, ()), value)
 
     def _value(
         self,
@@ -319,9 +378,46 @@ class BinarySearchSampler(BaseSampler):
         return sign * last if last == last else None  # not NaN
 
 
-def _recent(other: FrozenTrial, trial: FrozenTrial) -> bool:
-    """Whether ``other`` began so shortly before ``trial`` that it may still be claiming."""
-    if other.datetime_start is None or trial.datetime_start is None:
-        return False
-    age = trial.datetime_start - other.datetime_start
-    return abs(age) < timedelta(seconds=_CLAIMING_SECONDS)
+class _Failures(NamedTuple):
+    told: int
+    untold: int
+
+
+class _View(NamedTuple):
+    """What a study's trials say at one moment.
+
+    ``nameless`` are older running trials that have claimed nothing yet, ``given_up`` those that
+    some trial has waited for in vain.
+    """
+
+    observed: dict[Pair, tuple[float, ...]]
+    pending: set[Pair]
+    blocked: set[Pair]
+    nameless: set[int]
+    given_up: set[int]
+
+
+@dataclass
+class _Finished:
+    """What finished trials say. They never change, so each is read once.
+
+    ``read`` holds the very objects that the storage gave, by number: a study that was deleted and
+    made again, or another storage, has others.
+    """
+
+    read: dict[int, FrozenTrial] = field(default_factory=dict)
+    observed: dict[Pair, tuple[float, ...]] = field(default_factory=dict)
+    failures: dict[Pair, _Failures] = field(default_factory=dict)
+    blocked: set[Pair] = field(default_factory=set)
+    given_up: set[int] = field(default_factory=set)
+
+    def copy(self) -> _Finished:
+        """One that more can be added to; it reads no more trials."""
+        return replace(
+            self,
+            read={},
+            observed=dict(self.observed),
+            failures=dict(self.failures),
+            blocked=set(self.blocked),
+            given_up=set(self.given_up),
+        )
