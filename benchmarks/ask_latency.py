@@ -56,7 +56,7 @@ SHAPE = ViTShape(
     blocks=(BlockShape(num_heads=6, head_dim=64, hidden_dim=1536),) * 12,
     fixed_params=0,
 )
-SPACE = {
+SPACE: dict[str, Any] = {
     name: FloatDistribution(0, largest)
     for name, largest in zip(RatioPair._fields, SHAPE.max_pair, strict=True)
 }
@@ -104,7 +104,7 @@ def filler(file: Path, mode: str) -> Callable[[int], None]:
         storage.engine, "connect", lambda dbapi, _: dbapi.execute("PRAGMA synchronous = OFF")
     )
     storage.engine.dispose()
-    direction = "maximize" if mode == "budget" else "minimize"
+    direction: Any = "maximize" if mode == "budget" else "minimize"
     study = optuna.create_study(storage=storage, study_name="s", direction=direction)
     dice = random.Random(0)
     added = 0

@@ -339,13 +339,13 @@ class PruningObjective:
             TrialPruned: The pair is over the budget or loses more than the tolerance, Optuna's
                 pruner says so after an epoch, or the sampler had nothing left to learn.
         """
-        _refuse_surplus(trial)
         started = time.perf_counter()
         clock = Stopwatch()
         trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
         pair = RatioPair(
             *(trial.suggest_float(n, d.low, d.high) for n, d in self.search_space.items())
         )
+        _refuse_surplus(trial)  # known once the sampler was asked, which is at the first ratio
         macs = self.shape.pruned_macs(pair)
         macs_ratio = macs / self.shape.macs
         _set_attributes(

@@ -167,10 +167,8 @@ class BinarySearchSampler(BaseSampler):
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Claims a pair. Optuna asks for parameters only when the objective suggests the first."""
+        """Passed on to the independent sampler."""
         self._independent.before_trial(study, trial)
-        if not study._is_multi_objective() and self._pair_of(trial) is None:
-            self._claim(study, trial)
 
     def after_trial(
         self,
