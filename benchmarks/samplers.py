@@ -428,7 +428,10 @@ def main(
     ]
     header = {
         "versions": {package: version(package) for package in ("optuna", "vit_ratio_opt")},
-        "noise": {name: surface_of(name).spreads for name in names},
+        "spread_by_loss": {
+            path.stem: [round(spread, 3) for spread in surface_of(path.stem).spreads]
+            for path in sorted((HERE / "surfaces").glob("*.json"))
+        },
         "targets": {"budget": REGRET, "tolerance": GAP},
     }
     RESULTS.parent.mkdir(exist_ok=True)
