@@ -409,7 +409,9 @@ def main(
         typer.Option(help="Only these samplers.", show_default=False),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
-    figures: Annotated[bool, typer.Option("--figures", help="Only draw.")] = False,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Only draw, and print the README's tables.")
+    ] = False,
 ) -> None:
     """Run what is missing from the results, or draw them."""
     rows: list[dict[str, Any]] = []
@@ -417,6 +419,7 @@ def main(
         rows = json.loads(RESULTS.read_text())["rows"]
     if figures:
         _draw(rows)
+        _tables(rows)
         return
     names = surface or sorted(path.stem for path in (HERE / "surfaces").glob("*.json"))
     done = {tuple(row[key] for key in Contest.__dataclass_fields__) for row in rows}
@@ -506,6 +509,56 @@ def _draw(rows: list[dict[str, Any]]) -> None:
         figure.savefig(path, dpi=90)
         plt.close(figure)
         print(f"{path.name} drawn from {len(here)} rows")
+
+
+def _tables(rows: list[dict[str, Any]]) -> None:
+    """The README's: ours and the best peer of each line, and what more workers save."""
+    for mode, at in (("budget", 8), ("tolerance", 10)):
+        print(f"\n| surface | {mode} | ours | best peer |\n| --- | --- | --- | --- |")
+        here = [row for row in rows if row["mode"] == mode and row["workers"] == 1]
+        for surface, level in sorted({(row["surface"], row["level"]) for row in here}):
+            line = [r for r in here if (r["surface"], r["level"]) == (surface, level)]
+            ours = [row for row in line if row["sampler"].startswith("ours")]
+            peers = [row for row in line if row not in ours]
+            peer = min(peers, key=lambda row: row["median"][row["trials"].index(at)])
+            ours.sort(key=lambda row: -len(row["sampler"]))  # screened first
+            mine = ", ".join(_cell(row, at) for row in ours)
+            print(f"| {surface} | {level} | {mine} | {peer['sampler']} {_cell(peer, at)} |")
+    print("\n| workers | time to the target, share of one worker's | running twice |")
+    print("| --- | --- | --- |")
+    ours = [row for row in rows if row["sampler"] == "ours"]
+    alone = {_line(row): row for row in ours if row["workers"] == 1}
+    for count in sorted({row["workers"] for row in ours}):
+        these = [row for row in ours if row["workers"] == count and _line(row) in alone]
+        # Only seeds that reach the target both alone and together can be compared.
+        shares = [
+            statistics.fmean(t for _, t in both) / statistics.fmean(t for t, _ in both)
+            for row in these
+            if (
+                both := [
+                    (one, many)
+                    for one, many in zip(
+                        alone[_line(row)]["time_to_target"], row["time_to_target"], strict=True
+                    )
+                    if one is not None and many is not None
+                ]
+            )
+        ]
+        twice = sum(row["running_twice"] for row in these)
+        print(f"| {count} | {statistics.median(shares):.2f} (median of {len(shares)}) | {twice} |")
+
+
+def _line(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["surface"], row["mode"], row["level"]
+
+
+def _cell(row: dict[str, Any], at: int) -> str:
+    """Median regret after so many trials, and from which trial on it is within the target."""
+    median, broken = (row[key][row["trials"].index(at)] for key in ("median", "broken"))
+    reached = "never" if row["reached"] is None else str(row["reached"])
+    if row["mode"] == "budget":
+        return f"{median:.2f} ({reached})"
+    return f"{median:.4f} ({reached}), broken {100 * broken:.0f} %"
 
 
 if __name__ == "__main__":
