@@ -34,16 +34,23 @@ import numpy as np
 import optuna
 import sqlalchemy
 import typer
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.cli import run_command
-from vit_ratio_opt.geometry import BlockShape, RatioPair, ViTShape, budget_curve, pair_columns
+from vit_ratio_opt.geometry import BlockShape, ViTShape, budget_curve, pair_columns
 from vit_ratio_opt.report import write_json
-from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair, Plan, ToleranceSearch
+from vit_ratio_opt.search import (
+    BinarySearchSampler,
+    BudgetSearch,
+    Pair,
+    Plan,
+    ToleranceSearch,
+    ratio_space,
+)
 
 RESULTS = Path(__file__).parent / "results" / "ask_latency.json"
 # DeiT-S for 224 pixels: 72 heads, 18,432 neurons.
@@ -56,10 +63,7 @@ SHAPE = ViTShape(
     blocks=(BlockShape(num_heads=6, head_dim=64, hidden_dim=1536),) * 12,
     fixed_params=0,
 )
-SPACE: dict[str, Any] = {
-    name: FloatDistribution(0, largest)
-    for name, largest in zip(RatioPair._fields, SHAPE.max_pair, strict=True)
-}
+SPACE: dict[str, Any] = ratio_space(SHAPE)
 BUDGET, TOLERANCE = 0.6, 2.0
 FINISHED, RUNNING = (10, 100, 1_000, 10_000), (1, 4, 16)
 
@@ -183,12 +187,13 @@ def plan(mode: str) -> Plan:
     if mode == "budget":
         return BudgetSearch(budget_curve(SHAPE, BUDGET), noise=0.3, confirmations=1)
     return ToleranceSearch(
-        pair_columns(SHAPE), macs_ratio, TOLERANCE, noise=0.3, confirmations=1, resolution=0.0
+        pair_columns(SHAPE),
+        SHAPE.macs_ratio,
+        TOLERANCE,
+        noise=0.3,
+        confirmations=1,
+        resolution=0.0,
     )
-
-
-def macs_ratio(mhsa_ratio: float, ffn_ratio: float) -> float:
-    return SHAPE.pruned_macs(RatioPair(mhsa_ratio, ffn_ratio)) / SHAPE.macs
 
 
 def pair(mode: str, dice: random.Random) -> Pair:
@@ -201,7 +206,7 @@ def pair(mode: str, dice: random.Random) -> Pair:
 def finished_trial(mode: str, dice: random.Random) -> FrozenTrial:
     chosen = pair(mode, dice)
     trial = optuna.create_trial(
-        value=80 - 10 * sum(chosen) if mode == "budget" else macs_ratio(*chosen),
+        value=80 - 10 * sum(chosen) if mode == "budget" else SHAPE.macs_ratio(*chosen),
         params=dict(zip(SPACE, chosen, strict=True)),
         distributions=SPACE,
     )

@@ -44,7 +44,17 @@ import optuna
 import torch
 import typer
 from optuna.trial import FixedTrial
-from recording import header, load_images, recipe_for, rows_so_far
+from recording import (
+    CheckpointOption,
+    DataOption,
+    SeedsOption,
+    ThreadsOption,
+    TrainImagesOption,
+    header,
+    load_images,
+    recipe_for,
+    rows_so_far,
+)
 
 from vit_ratio_opt.checkpoint import load_dense
 from vit_ratio_opt.cli import run_command
@@ -68,22 +78,16 @@ ARMS = ("dense", "parent", "double")
 
 def main(
     name: Annotated[str, typer.Argument(help="Of the data set, and so of the file.")],
-    checkpoint: Annotated[Path, typer.Option(help="The dense model, safetensors.")],
-    data: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="An image folder; scikit-learn's digits without one."),
-    ] = None,
+    checkpoint: CheckpointOption,
+    data: DataOption = None,
     step: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="PARENT:CHILD, each MHSA,FFN; may be repeated.", show_default=False),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="E, of each step.")] = 1,
-    train_images: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Only this many training images; all without it."),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")] = 3,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    train_images: TrainImagesOption = None,
+    seeds: SeedsOption = 3,
+    threads: ThreadsOption = 1,
 ) -> None:
     """Measure the arms, or go on with them, and print them."""
     torch.set_num_threads(threads)

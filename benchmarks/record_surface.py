@@ -28,12 +28,22 @@ import time
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import torch
 import typer
 from optuna.trial import FixedTrial
-from recording import header, load_images, recipe_for, rows_so_far
+from recording import (
+    CheckpointOption,
+    DataOption,
+    SeedsOption,
+    ThreadsOption,
+    TrainImagesOption,
+    header,
+    load_images,
+    recipe_for,
+    rows_so_far,
+)
 
 from vit_ratio_opt.checkpoint import load_dense
 from vit_ratio_opt.cli import run_command
@@ -45,22 +55,16 @@ SURFACES = Path(__file__).parent / "surfaces"
 
 def main(
     name: Annotated[str, typer.Argument(help="Of the surface and its file.")],
-    checkpoint: Annotated[Path, typer.Option(help="The dense model, safetensors.")],
-    data: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="An image folder; scikit-learn's digits without one."),
-    ] = None,
+    checkpoint: CheckpointOption,
+    data: DataOption = None,
     grid: Annotated[int, typer.Option(min=2, help="Values of either ratio.")] = 11,
     epochs: Annotated[int, typer.Option(min=0, help="Fine-tuning of each pair.")] = 1,
-    train_images: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Only this many training images; all without it."),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")] = 3,
+    train_images: TrainImagesOption = None,
+    seeds: SeedsOption = 3,
     seed_stride: Annotated[
         int, typer.Option(min=1, help="Seeds above 0 on every n-th value of either ratio.")
     ] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    threads: ThreadsOption = 1,
 ) -> None:
     """Record a surface, or go on with one."""
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""What the recorders share: their images, their file's header, and going on with a file."""
+"""What the recorders share: options, images, their file's header, and going on with a file."""
 
 from __future__ import annotations
 
@@ -6,13 +6,26 @@ import json
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Optional
 
 import torch
+import typer
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.training import ImageData, Recipe, Split, load_digits, load_image_folder
+
+CheckpointOption = Annotated[Path, typer.Option(help="The dense model, safetensors.")]
+DataOption = Annotated[
+    Optional[Path],  # noqa: UP045  typer evaluates it, also on Python 3.10
+    typer.Option(help="An image folder; scikit-learn's digits without one."),
+]
+TrainImagesOption = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=1, help="Only this many training images; all without it."),
+]
+SeedsOption = Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 
 _SETTINGS = (
     "model", "weights", "dataset", "validation", "recipe", "importance", "calibration_images",

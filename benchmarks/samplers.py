@@ -49,7 +49,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -62,21 +62,25 @@ import numpy as np
 import optuna
 import typer
 from matplotlib import pyplot as plt
-from optuna.distributions import FloatDistribution
 from optuna.trial import Trial, TrialState
 
 from vit_ratio_opt.cli import run_command
 from vit_ratio_opt.geometry import (
     BlockShape,
-    RatioPair,
     ViTShape,
     budget_curve,
     pair_columns,
     smallest_macs_ratio,
 )
 from vit_ratio_opt.report import write_json
-from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair, ToleranceSearch
-from vit_ratio_opt.search.plan import accuracy_noise
+from vit_ratio_opt.search import (
+    BinarySearchSampler,
+    BudgetSearch,
+    Pair,
+    ToleranceSearch,
+    ratio_space,
+)
+from vit_ratio_opt.search.plan import accuracy_noise, follow
 from vit_ratio_opt.search.sampler import SURPLUS
 
 HERE = Path(__file__).parent
@@ -159,10 +163,6 @@ class Surface:
         index = int(np.clip(np.searchsorted(ratios, ratio, side="right") - 1, 0, len(ratios) - 2))
         return index, float((ratio - ratios[index]) / (ratios[index + 1] - ratios[index]))
 
-    def cost(self, mhsa_ratio: float, ffn_ratio: float) -> float:
-        """Fraction of the MACs that is left."""
-        return self.shape.pruned_macs(RatioPair(mhsa_ratio, ffn_ratio)) / self.shape.macs
-
     @cached_property
     def columns(self) -> tuple[tuple[float, tuple[float, ...]], ...]:
         """All pairs."""
@@ -175,7 +175,7 @@ class Surface:
         costs = [1.0]
         for first, seconds in self.columns:
             kept = (s for s in reversed(seconds) if self.accuracy((first, s)) >= least)
-            costs += [self.cost(first, second) for second in itertools.islice(kept, 1)]
+            costs += [self.shape.macs_ratio(first, second) for second in itertools.islice(kept, 1)]
         return min(costs)
 
 
@@ -196,12 +196,10 @@ def surface_of(name: str, key: str = "accuracy") -> Surface:
     return Surface(HERE / "surfaces" / f"{name}.json", key)
 
 
-def screened_best(name: str, curve: Sequence[Pair]) -> Pair:
+@lru_cache
+def screened_best(name: str, curve: tuple[Pair, ...]) -> Pair:
     """Where :meth:`vit_ratio_opt.PruningObjective.screen` would begin."""
-    pruned, plan = surface_of(name, "accuracy_pruned"), BudgetSearch(curve)
-    seen: dict[Pair, list[float]] = {}
-    while (pair := plan.propose(seen).pair) is not None:
-        seen[pair] = [pruned.accuracy(pair)]
+    seen = follow(BudgetSearch(curve), surface_of(name, "accuracy_pruned").accuracy)
     return max(seen, key=lambda pair: seen[pair][0])
 
 
@@ -226,10 +224,7 @@ def _contests(surfaces: list[str], workers: tuple[int, ...]) -> list[Contest]:
 def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial], Pair]]:
     """A study and what suggests its pairs."""
     surface, name = surface_of(contest.surface), contest.sampler
-    largest = surface.shape.max_pair
-    space = {
-        n: FloatDistribution(0, high) for n, high in zip(RatioPair._fields, largest, strict=True)
-    }
+    space = ratio_space(surface.shape)
     curve = budget_curve(surface.shape, contest.level) if contest.mode == "budget" else ()
 
     def pair(trial: Trial) -> Pair:
@@ -245,7 +240,7 @@ def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial],
         plan: Any = (
             BudgetSearch(curve, start=start, **noise)
             if contest.mode == "budget"
-            else ToleranceSearch(surface.columns, surface.cost, contest.level, **noise)
+            else ToleranceSearch(surface.columns, surface.shape.macs_ratio, contest.level, **noise)
         )
         sampler: Any = BinarySearchSampler(space, plan, seed=seed)
     elif name == "Grid curve":
@@ -282,8 +277,8 @@ def _search(contest: Contest, seed: int) -> tuple[list[tuple[float, Pair | None]
             if SURPLUS in study._storage.get_trial(trial._trial_id).system_attrs:
                 study.tell(trial, state=TrialState.PRUNED)
                 break  # nothing to learn until a result comes in
-            if contest.mode == "budget" and surface.cost(*pair) > contest.level:
-                trial.set_constraint("flops", surface.cost(*pair) - contest.level)
+            if contest.mode == "budget" and surface.shape.macs_ratio(*pair) > contest.level:
+                trial.set_constraint("flops", surface.shape.macs_ratio(*pair) - contest.level)
                 study.tell(trial, state=TrialState.PRUNED)
                 free += 1
                 if free > FREE_PROPOSALS:
@@ -303,7 +298,9 @@ def _search(contest: Contest, seed: int) -> tuple[list[tuple[float, Pair | None]
             if contest.mode == "budget":
                 study.tell(trial, value)
             else:
-                _tell_tolerance(study, trial, value, surface.cost(*pair), contest.sampler)
+                _tell_tolerance(
+                    study, trial, value, surface.shape.macs_ratio(*pair), contest.sampler
+                )
         except RuntimeError:  # a grid that was tried through asks its loop to stop
             started = limit
         answers.append((now, _answer(contest, study, seen)))
@@ -329,7 +326,7 @@ def _answer(contest: Contest, study: optuna.Study, seen: dict[Pair, list[float]]
         return max(means, key=means.__getitem__)
     surface = surface_of(contest.surface)
     kept = [pair for pair, mean in means.items() if mean >= 0]
-    return min(kept, key=lambda pair: surface.cost(*pair), default=None)
+    return min(kept, key=lambda pair: surface.shape.macs_ratio(*pair), default=None)
 
 
 def _judge(contest: Contest, pair: Pair | None) -> tuple[float, bool]:
@@ -343,7 +340,7 @@ def _judge(contest: Contest, pair: Pair | None) -> tuple[float, bool]:
         return 1 - cheapest, False
     if surface.dense - surface.accuracy(pair) > contest.level + surface.noise:
         return 1 - cheapest, True
-    return abs(surface.cost(*pair) - cheapest), False
+    return abs(surface.shape.macs_ratio(*pair) - cheapest), False
 
 
 @lru_cache

@@ -16,6 +16,7 @@ Output: ``results/screen.json``. Runtime: seconds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def main() -> None:
         if not surface.epochs:
             continue
 
-        def correlation(pairs: list[Pair], after: Any = surface, before: Any = pruned) -> float:
+        def correlation(
+            pairs: Sequence[Pair], after: Any = surface, before: Any = pruned
+        ) -> float:
             ranks = spearmanr(
                 [before.accuracy(p) for p in pairs], [after.accuracy(p) for p in pairs]
             )
@@ -53,7 +56,7 @@ def main() -> None:
             "budgets": {},
         }
         for budget in BUDGETS:
-            curve: list[Pair] = list(budget_curve(surface.shape, budget))
+            curve: tuple[Pair, ...] = budget_curve(surface.shape, budget)
             best = max(surface.accuracy(pair) for pair in curve)
             first = BudgetSearch(curve).propose({}).pair
             assert first is not None

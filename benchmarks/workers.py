@@ -54,15 +54,22 @@ from typing import Annotated, Any, Optional
 
 import optuna
 import typer
-from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from vit_ratio_opt.cli import run_command
-from vit_ratio_opt.geometry import BlockShape, RatioPair, ViTShape, budget_curve, pair_columns
+from vit_ratio_opt.geometry import BlockShape, ViTShape, budget_curve, pair_columns
 from vit_ratio_opt.report import write_json
-from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair, Plan, ToleranceSearch
+from vit_ratio_opt.search import (
+    BinarySearchSampler,
+    BudgetSearch,
+    Pair,
+    Plan,
+    ToleranceSearch,
+    ratio_space,
+    refuse_surplus,
+)
 from vit_ratio_opt.search.sampler import SURPLUS
 from vit_ratio_opt.study import fail_dead_trials, keep_optimizing
 
@@ -76,10 +83,7 @@ SHAPE = ViTShape(
     blocks=(BlockShape(num_heads=8, head_dim=8, hidden_dim=128),) * 4,
     fixed_params=0,
 )
-SPACE = {
-    name: FloatDistribution(0, largest)
-    for name, largest in zip(RatioPair._fields, SHAPE.max_pair, strict=True)
-}
+SPACE = ratio_space(SHAPE)
 BUDGETS = [round(0.35 + 0.1 * i, 2) for i in range(6)]
 TOLERANCES = [round(0.5 * 1.25**i, 3) for i in range(14)]
 HEARTBEAT_SECONDS = 1
@@ -142,11 +146,7 @@ def plan_of(name: str) -> Plan:
     kind, number = name.split()
     if kind == "budget":
         return BudgetSearch(budget_curve(SHAPE, float(number)))
-    return ToleranceSearch(pair_columns(SHAPE), macs_ratio, float(number), resolution=0.0)
-
-
-def macs_ratio(mhsa_ratio: float, ffn_ratio: float) -> float:
-    return SHAPE.pruned_macs(RatioPair(mhsa_ratio, ffn_ratio)) / SHAPE.macs
+    return ToleranceSearch(pair_columns(SHAPE), SHAPE.macs_ratio, float(number), resolution=0.0)
 
 
 def loss(pair: Pair) -> float:
@@ -163,9 +163,7 @@ def objective(trial: Trial, *, name: str, pause: float) -> float:
     )
     pair = (mhsa_ratio, ffn_ratio)
     trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
-    stored = trial.study._storage.get_trial(trial._trial_id)
-    if SURPLUS in stored.system_attrs:
-        raise optuna.TrialPruned
+    refuse_surplus(trial)
     trial.set_user_attr("evaluation", {"pair": pair, "process": os.getpid(), "at": time.time()})
     time.sleep(random.uniform(0, 2 * pause))
     kind, number = name.split()
@@ -175,7 +173,7 @@ def objective(trial: Trial, *, name: str, pause: float) -> float:
     trial.set_constraint("accuracy_drop", -margin)
     if margin < 0:
         raise optuna.TrialPruned
-    return macs_ratio(*pair)
+    return SHAPE.macs_ratio(*pair)
 
 
 def alone_in_memory(name: str) -> tuple[int, Pair | None]:

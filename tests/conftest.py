@@ -1,10 +1,13 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import optuna
 import pytest
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
+
+from vit_ratio_opt.training import ImageData, load_digits
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 # Models this small lose more to waiting for a second thread than they gain from it.
@@ -49,3 +52,23 @@ def images() -> torch.Tensor:
 @pytest.fixture
 def labels() -> torch.Tensor:
     return torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return load_digits()
+
+
+@pytest.fixture(scope="module")
+def dense() -> VisionTransformer:
+    """Untrained, for the digits."""
+    torch.manual_seed(0)
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2,
+        num_heads=4, mlp_ratio=2.0, num_classes=10,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'study.db'}"

@@ -4,7 +4,6 @@ import os
 
 import optuna
 import pytest
-import timm
 import torch
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.trial import FixedTrial, TrialState
@@ -15,25 +14,11 @@ from vit_ratio_opt.geometry import RatioPair
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import shape_of
 from vit_ratio_opt.study import create_study
-from vit_ratio_opt.training import Recipe, evaluate, load_digits
+from vit_ratio_opt.training import Recipe, evaluate
 
 # Ratios of 8 heads and 128 neurons.
 LIGHT, HALF, HEAVY = RatioPair(0.25, 0.25), RatioPair(0.5, 0.5), RatioPair(0.625, 0.75)
 MUCH_ATTENTION = RatioPair(0.75, 0.125)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_digits()
-
-
-@pytest.fixture(scope="module")
-def dense():
-    torch.manual_seed(0)
-    return timm.create_model(
-        "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2,
-        num_heads=4, mlp_ratio=2.0, num_classes=10,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -49,11 +34,6 @@ def make(digits, dense, tmp_path):
         return PruningObjective(dense, digits, **{**options, **changes})
 
     return make_objective
-
-
-@pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'study.db'}"
 
 
 def run_pairs(objective, url, *pairs, name="s"):

@@ -8,7 +8,6 @@ import sys
 import optuna
 import pytest
 import timm
-import torch
 from optuna.trial import TrialState
 
 from vit_ratio_opt.errors import InputError
@@ -23,21 +22,7 @@ from vit_ratio_opt.study import (
     open_storage,
     run_study,
 )
-from vit_ratio_opt.training import Recipe, load_digits
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_digits()
-
-
-@pytest.fixture(scope="module")
-def dense():
-    torch.manual_seed(0)
-    return timm.create_model(
-        "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2,
-        num_heads=4, mlp_ratio=2.0, num_classes=10,
-    )  # fmt: skip
+from vit_ratio_opt.training import Recipe
 
 
 @pytest.fixture
@@ -52,11 +37,6 @@ def make(digits, dense, tmp_path):
         return PruningObjective(dense, digits, **{**options, **changes})
 
     return make_objective
-
-
-@pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'study.db'}"
 
 
 def pairs(study):

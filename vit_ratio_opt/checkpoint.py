@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.files import replacing
 from vit_ratio_opt.geometry import BlockShape
 from vit_ratio_opt.pruning.surgery import check_supported, shape_of, shrink_to
 
@@ -151,16 +150,13 @@ def weights_hash(model: torch.nn.Module) -> str:
 
 
 def _save(model: VisionTransformer, path: Path, metadata: dict[str, str]) -> None:
-    """Write beside ``path`` and rename: a file that exists is complete."""
+    """A file that exists is complete."""
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, partial, metadata)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            save_file(state, partial, metadata)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {_first_line(error)}") from None
 
 

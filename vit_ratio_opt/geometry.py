@@ -180,6 +180,10 @@ class ViTShape:
         heads, neurons = self.removed(pair)
         return self.macs - heads * self._uniform_head_macs() - neurons * self.neuron_macs
 
+    def macs_ratio(self, mhsa_ratio: float, ffn_ratio: float) -> float:
+        """Fraction of the MACs that a pair leaves; raises as :meth:`pruned_macs` does."""
+        return self.pruned_macs(RatioPair(mhsa_ratio, ffn_ratio)) / self.macs
+
     def pruned_params(self, pair: RatioPair) -> int:
         """Parameters after removing ``pair``; raises as :meth:`pruned_macs` does."""
         heads, neurons = self.removed(pair)
@@ -209,7 +213,7 @@ def removed_units(ratio: float, units: int) -> int:
 
 def smallest_macs_ratio(shape: ViTShape) -> float:
     """The MACs fraction of the smallest realisable model, one head and eight neurons a block."""
-    return shape.pruned_macs(shape.max_pair) / shape.macs
+    return shape.macs_ratio(*shape.max_pair)
 
 
 def check_budget(shape: ViTShape, budget: float) -> None:
@@ -280,7 +284,7 @@ def fixed_ratio_pair(shape: ViTShape, budget: float) -> RatioPair:
         pair = RatioPair(ratio, ratio)
         if shape.pruned_macs(pair) <= allowed:
             return pair
-    least = shape.pruned_macs(RatioPair(largest, largest)) / shape.macs
+    least = shape.macs_ratio(largest, largest)
     raise InputError(
         f"One fixed ratio for both modules reaches at best {math.ceil(least * 1e4) / 1e4:.4f} of "
         f"the dense model's FLOPs (at ratio {largest:.4f}), but the budget is {budget!r}."

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,6 @@ from vit_ratio_opt.checkpoint import load_pruned, save_pruned, weights_hash
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import (
     RatioPair,
-    ViTShape,
     budget_curve,
     fixed_ratio_pair,
     pair_columns,
@@ -31,9 +30,15 @@ from vit_ratio_opt.lineage import ArtifactFolder, fetched_checkpoint, nearest_pa
 from vit_ratio_opt.pruning import Importance, prune_units, shape_of, taylor_importance
 from vit_ratio_opt.pruning.prune import Allocation
 from vit_ratio_opt.report import best_trial
-from vit_ratio_opt.search import BudgetSearch, Pair, Plan, ToleranceSearch
-from vit_ratio_opt.search.plan import accuracy_noise
-from vit_ratio_opt.search.sampler import SURPLUS
+from vit_ratio_opt.search import (
+    BudgetSearch,
+    Pair,
+    Plan,
+    ToleranceSearch,
+    ratio_space,
+    refuse_surplus,
+)
+from vit_ratio_opt.search.plan import accuracy_noise, follow
 from vit_ratio_opt.study import finished_trials
 from vit_ratio_opt.training import ImageData, Recipe, Stopwatch, best_device, evaluate, finetune
 from vit_ratio_opt.training.evaluate import on_device
@@ -162,11 +167,8 @@ class PruningObjective:
 
     @property
     def search_space(self) -> dict[str, FloatDistribution]:
-        """What each trial suggests; the upper ends leave every block its minimum."""
-        return {
-            name: FloatDistribution(0.0, largest)
-            for name, largest in zip(RatioPair._fields, self.shape.max_pair, strict=True)
-        }
+        """What each trial suggests."""
+        return ratio_space(self.shape)
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
@@ -188,7 +190,7 @@ class PruningObjective:
             )
         return ToleranceSearch(
             pair_columns(self.shape, fixed_ratio=self.fixed_ratio),
-            partial(_macs_ratio, self.shape),
+            self.shape.macs_ratio,
             self.tolerance,
             noise=noise,
             confirmations=self.confirmations,
@@ -205,15 +207,14 @@ class PruningObjective:
             Accuracy in per cent of each pair that was looked at; none with a tolerance, or where
             there is nothing to choose.
         """
-        seen: dict[Pair, float] = {}
         if len(self.curve) < 2:
-            return seen
-        plan = BudgetSearch(self.curve)
-        while True:
-            pair = plan.propose({pair: [value] for pair, value in seen.items()}).pair
-            if pair is None:
-                return seen
-            seen[pair] = evaluate(self.prune(RatioPair(*pair)), self.data, self.data.val)
+            return {}
+
+        def accuracy(pair: Pair) -> float:
+            return evaluate(self.prune(RatioPair(*pair)), self.data, self.data.val)
+
+        seen = follow(BudgetSearch(self.curve), accuracy)
+        return {pair: value for pair, (value,) in seen.items()}
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -277,18 +278,15 @@ class PruningObjective:
         return prune_units(model, heads, neurons, importance, allocation=self.allocation)
 
     def _parent(
-        self, trial: optuna.Trial, pair: RatioPair
+        self, trial: optuna.Trial, pair: RatioPair, finished: list[FrozenTrial]
     ) -> tuple[FrozenTrial | None, VisionTransformer | None]:
         """The trial to start from and its model; None for the dense model."""
-        if not self.iterative or self.artifact_store is None or not hasattr(trial, "study"):
-            return None, None  # a FixedTrial is in no study
-        finished = {t.number: t for t in finished_trials(trial.study)}
-        pairs = {
-            number: RatioPair(*(t.params[name] for name in RatioPair._fields))
-            for number, t in finished.items()
-        }
+        if not self.iterative or self.artifact_store is None:
+            return None, None
+        by_number = {other.number: other for other in finished}
+        pairs = {number: _pair_of(other) for number, other in by_number.items()}
         for number in nearest_parents(self.shape, pair, pairs):
-            parent = finished[number]
+            parent = by_number[number]
             if parent.user_attrs.get("checkpoint") is None:
                 continue  # stopped by a pruner: it kept no model
             try:
@@ -345,7 +343,7 @@ class PruningObjective:
         pair = RatioPair(
             *(trial.suggest_float(n, d.low, d.high) for n, d in self.search_space.items())
         )
-        _refuse_surplus(trial)  # known once the sampler was asked, which is at the first ratio
+        refuse_surplus(trial)
         macs = self.shape.pruned_macs(pair)
         macs_ratio = macs / self.shape.macs
         _set_attributes(
@@ -355,12 +353,15 @@ class PruningObjective:
             trial.set_constraint("flops", macs_ratio - self.budget)
             if macs_ratio > self.budget:
                 raise optuna.TrialPruned(f"{macs_ratio:.4f} of the FLOPs, over {self.budget}.")
-        seed = self.seed + _earlier_trainings(trial, pair)
+        # A FixedTrial is in no study.
+        in_study = hasattr(trial, "study")
+        finished = finished_trials(trial.study) if in_study else []
+        seed = self.seed + sum(_pair_of(other) == pair for other in finished)
 
         with clock("evaluate"):
             dense_accuracy = self.dense_accuracy
         with clock("prune"):
-            parent, parent_model = self._parent(trial, pair)
+            parent, parent_model = self._parent(trial, pair, finished)
             model = self.prune(pair, parent_model)
         with clock("evaluate"):
             accuracy_pruned = evaluate(model, self.data, self.data.val)
@@ -395,17 +396,18 @@ class PruningObjective:
                 manifest = {**pair._asdict(), "val_accuracy": accuracy, **self.settings}
                 path = self.checkpoints / checkpoint
                 save_pruned(model, path, manifest)
-                if self.artifact_store is not None and hasattr(trial, "study"):
+                if self.artifact_store is not None and in_study:
                     upload_artifact(
                         artifact_store=self.artifact_store,
                         file_path=str(path),
                         study_or_trial=trial,
                     )
+        drop = dense_accuracy - accuracy
         earlier = 0 if parent is None else parent.user_attrs.get("total_epochs", 0)
         _set_attributes(
             trial,
             accuracy=accuracy,
-            accuracy_drop=dense_accuracy - accuracy,
+            accuracy_drop=drop,
             parent_trial="dense" if parent is None else parent.number,
             epochs=self.recipe.epochs,
             total_epochs=earlier + self.recipe.epochs,
@@ -417,35 +419,14 @@ class PruningObjective:
         )
         if self.tolerance is None:
             return accuracy
-        drop = dense_accuracy - accuracy
         trial.set_constraint("accuracy_drop", drop - self.tolerance)
         if drop > self.tolerance:
             raise optuna.TrialPruned(f"{drop:.2f} points lost, over {self.tolerance}.")
         return macs_ratio
 
 
-def _macs_ratio(shape: ViTShape, mhsa_ratio: float, ffn_ratio: float) -> float:
-    return shape.pruned_macs(RatioPair(mhsa_ratio, ffn_ratio)) / shape.macs
-
-
-def _refuse_surplus(trial: optuna.Trial) -> None:
-    """End a trial that the sampler could only fill with a repetition, before it costs anything."""
-    study = getattr(trial, "study", None)
-    if study is not None:
-        stored = study.get_trials(deepcopy=False)[trial.number]
-        if SURPLUS in stored.system_attrs:
-            raise optuna.TrialPruned(f"Nothing left to learn: {stored.system_attrs[SURPLUS]}.")
-
-
-def _earlier_trainings(trial: optuna.Trial, pair: RatioPair) -> int:
-    """How often the study trained this pair before; 0 for a trial without a study."""
-    study = getattr(trial, "study", None)
-    if study is None:
-        return 0
-    return sum(
-        tuple(other.params.get(name) for name in RatioPair._fields) == pair
-        for other in finished_trials(study)
-    )
+def _pair_of(trial: FrozenTrial) -> RatioPair:
+    return RatioPair(*(trial.params[name] for name in RatioPair._fields))
 
 
 def _set_attributes(trial: optuna.Trial, **attributes: Any) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import optuna
@@ -19,6 +18,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.files import replacing
 from vit_ratio_opt.search import BudgetSearch, Pair
 from vit_ratio_opt.study import finished_trials
 
@@ -69,19 +69,16 @@ def best_trial(study: Study) -> FrozenTrial | None:
         if plan is not None:
             curve = [(mhsa_ratio, ffn_ratio) for mhsa_ratio, ffn_ratio in plan["curve"]]
             observed = {p: [t.values[0] for t in trials] for p, trials in trainings.items()}
-            search = BudgetSearch(curve, noise=plan["noise"])
-            on_the_curve = search.winner(observed)
-            off = {pair: trials for pair, trials in trainings.items() if pair not in curve}
-            trainings = (
-                off if on_the_curve is None else {**off, on_the_curve: trainings[on_the_curve]}
-            )
+            answer = BudgetSearch(curve, noise=plan["noise"]).winner(observed)
+            # Pairs off the curve were enqueued by hand: no neighbours speak for or against them.
+            trainings = {p: t for p, t in trainings.items() if p == answer or p not in curve}
 
         def merit(trials: list[FrozenTrial]) -> float:
-            return _mean(trial.values[0] for trial in trials)
+            return fmean(trial.values[0] for trial in trials)
     else:
 
         def merit(trials: list[FrozenTrial]) -> float:
-            within = _mean(trial.constraints["accuracy_drop"] for trial in trials) <= 0
+            within = fmean(trial.constraints["accuracy_drop"] for trial in trials) <= 0
             return -trials[0].user_attrs["macs_ratio"] if within else -math.inf
 
     # The first of equals: a later pair has to be better, not lucky enough to tie.
@@ -101,13 +98,12 @@ def _trainings(study: Study) -> dict[Pair, list[FrozenTrial]]:
     for trial in finished_trials(study):
         to_the_end = trial.state == TrialState.COMPLETE or "accuracy_drop" in trial.user_attrs
         if to_the_end and trial.constraints.get("flops", 0.0) <= 0:
-            by_pair[trial.params["mhsa_ratio"], trial.params["ffn_ratio"]].append(trial)
+            by_pair[_pair_of(trial)].append(trial)
     return dict(by_pair)
 
 
-def _mean(values: Iterable[float]) -> float:
-    kept = list(values)
-    return math.fsum(kept) / len(kept)
+def _pair_of(trial: FrozenTrial) -> Pair:
+    return trial.params["mhsa_ratio"], trial.params["ffn_ratio"]
 
 
 def build_report(studies: Sequence[Study]) -> dict[str, Any]:
@@ -173,25 +169,22 @@ def _study_row(study: Study) -> dict[str, Any] | None:
     best = best_trial(study)
     if best is None:
         return None
+    finished = finished_trials(study)
+    pair = _pair_of(best)
     tested = study.user_attrs.get("tested", {})
     return {
         "name": study.user_attrs["settings"]["strategy"],
         "strategy": "structural",
-        "mhsa_ratio": best.params["mhsa_ratio"],
-        "ffn_ratio": best.params["ffn_ratio"],
+        "mhsa_ratio": pair[0],
+        "ffn_ratio": pair[1],
         "macs": best.user_attrs["macs"],
         "macs_ratio": best.user_attrs["macs_ratio"],
         "params": best.user_attrs["params"],
-        "val_accuracy": _mean(
-            trial.user_attrs["accuracy"]
-            for trials in _trainings(study).values()
-            if best in trials
-            for trial in trials
-        ),
+        "val_accuracy": fmean(t.user_attrs["accuracy"] for t in _trainings(study)[pair]),
         # A search that went on has a new best, which has not been tested yet.
         "test_accuracy": tested.get("accuracy") if tested.get("trial") == best.number else None,
-        "trials": len(finished_trials(study)),
-        "seconds": round(sum(t.user_attrs.get("seconds", 0.0) for t in finished_trials(study)), 1),
+        "trials": len(finished),
+        "seconds": round(sum(t.user_attrs.get("seconds", 0.0) for t in finished), 1),
     }
 
 
@@ -256,13 +249,10 @@ def timing_split(study: Study) -> dict[str, float]:
 def write_json(report: dict[str, Any], path: str | Path) -> None:
     """Write a report; a file that was there is replaced whole or not at all."""
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(json.dumps(report, indent=2) + "\n")
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(report, indent=2) + "\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {error.strerror}.") from None
 
 

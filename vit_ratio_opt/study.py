@@ -247,8 +247,9 @@ def run_study(
         say(f"begins with {ratios}: the best of {looked_at} pairs before any training")
 
     def report(study: Study, trial: FrozenTrial) -> None:
-        say(_describe(trial, len(finished_trials(study)), n_trials))
-        if len(finished_trials(study)) >= n_trials:
+        done = len(finished_trials(study))
+        say(_describe(trial, done, n_trials))
+        if done >= n_trials:
             study.stop()
 
     def nothing_left() -> str | None:

@@ -40,10 +40,6 @@ MODES = ["budget", "tolerance"]
 Loss = Callable[[Pair], float]
 
 
-def macs_ratio(mhsa_ratio: float, ffn_ratio: float) -> float:
-    return SHAPE.pruned_macs(RatioPair(mhsa_ratio, ffn_ratio)) / SHAPE.macs
-
-
 def smooth(pair: Pair) -> float:
     return 4 * pair[0] ** 2 + 5 * pair[1] ** 3 + pair[0] * pair[1]
 
@@ -51,7 +47,7 @@ def smooth(pair: Pair) -> float:
 def plan(mode: str, **options: float) -> Plan:
     if mode == "budget":
         return BudgetSearch(CURVE, **options)
-    return ToleranceSearch(pair_columns(SHAPE), macs_ratio, TOLERANCE, **options)
+    return ToleranceSearch(pair_columns(SHAPE), SHAPE.macs_ratio, TOLERANCE, **options)
 
 
 def create(mode: str = "budget", *, options: dict[str, float] | None = None, **more) -> Study:
@@ -81,7 +77,7 @@ def objective(mode: str, loss: Loss = smooth) -> Callable[[Trial], float]:
         trial.set_constraint("accuracy_drop", value - TOLERANCE)
         if not value <= TOLERANCE:
             raise optuna.TrialPruned
-        return macs_ratio(*pair)
+        return SHAPE.macs_ratio(*pair)
 
     return run
 

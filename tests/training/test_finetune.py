@@ -7,13 +7,8 @@ import timm
 import torch
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.training import Recipe, Stopwatch, evaluate, finetune, load_digits
+from vit_ratio_opt.training import Recipe, Stopwatch, evaluate, finetune
 from vit_ratio_opt.training.finetune import _loss
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_digits()
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """The Optuna half. It never imports torch."""
 
 from vit_ratio_opt.search.plan import BudgetSearch, Pair, Plan, Proposal, ToleranceSearch
-from vit_ratio_opt.search.sampler import BinarySearchSampler
+from vit_ratio_opt.search.sampler import BinarySearchSampler, refuse_surplus
+from vit_ratio_opt.search.space import ratio_space
 
 __all__ = [
     "BinarySearchSampler",
@@ -10,4 +11,6 @@ __all__ = [
     "Plan",
     "Proposal",
     "ToleranceSearch",
+    "ratio_space",
+    "refuse_surplus",
 ]

@@ -58,9 +58,7 @@ class Belief:
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Mean and variance at ``points``, ``(m, 2)`` to two ``(m,)``."""
         mean, root = self._project(points)
-        line = _LINE * (points**2).sum(axis=1)
-        prior = _CONSTANT + self._amplitude**2 * (line + 2 + _INTERACTION)
-        return mean, np.maximum(prior - (root**2).sum(axis=0), _JITTER)
+        return mean, self._variance(points, root)
 
     def outcomes(self, points: Array, unknown: Array, draws: Array) -> tuple[Array, Array, Array]:
         """What would be believed at ``points`` if the values at ``unknown`` were known.
@@ -81,13 +79,18 @@ class Belief:
         factor = np.linalg.cholesky(covariance)
         cross = self._prior(unknown, points) - root_unknown.T @ root
         share = np.linalg.solve(factor, cross)  # (k, m)
-        _, variance = self.predict(points)
-        left = np.maximum(variance - (share**2).sum(axis=0), _JITTER)
+        left = np.maximum(self._variance(points, root) - (share**2).sum(axis=0), _JITTER)
         return mean_unknown + draws @ factor.T, mean + draws @ share, left
 
     def _project(self, points: Array) -> tuple[Array, Array]:
         root = np.linalg.solve(self._factor, self._prior(self._points, points))
         return root.T @ self._white, root
+
+    def _variance(self, points: Array, root: Array) -> Array:
+        line = _LINE * (points**2).sum(axis=1)
+        prior = _CONSTANT + self._amplitude**2 * (line + 2 + _INTERACTION)
+        left: Array = np.maximum(prior - (root**2).sum(axis=0), _JITTER)
+        return left
 
     def _prior(self, first: Array, second: Array) -> Array:
         return _CONSTANT + self._amplitude**2 * self._shape(first, second, self._lengths)

@@ -36,6 +36,7 @@ __all__ = [
     "Proposal",
     "ToleranceSearch",
     "accuracy_noise",
+    "follow",
 ]
 
 Pair = tuple[float, float]
@@ -87,6 +88,19 @@ class Plan(Protocol):
 
     def along(self, axis: int, value: float) -> Plan:
         """The same search with the first (0) or second (1) ratio fixed."""
+
+
+def follow(plan: Plan, value: Callable[[Pair], float]) -> dict[Pair, list[float]]:
+    """What ``plan`` observes when it is followed to its end, each pair's values in their order.
+
+    Args:
+        plan: Proposes.
+        value: Of a pair, each time that it is proposed.
+    """
+    observed: dict[Pair, list[float]] = {}
+    while (pair := plan.propose(observed).pair) is not None:
+        observed.setdefault(pair, []).append(value(pair))
+    return observed
 
 
 class BudgetSearch:

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.exceptions import TrialPruned
 from optuna.logging import get_logger
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.plan import Pair, Plan, Proposal
 
-__all__ = ["SURPLUS", "BinarySearchSampler"]
+__all__ = ["SURPLUS", "BinarySearchSampler", "refuse_surplus"]
 
 SURPLUS = "vit_ratio_opt:surplus"
 """System attribute of a trial that was asked for when nothing was left to learn: why."""
@@ -141,14 +142,8 @@ class BinarySearchSampler(BaseSampler):
         }
         asked = [name for name in self._search_space if name in search_space]
         if asked:
-            pair = self._claim(study, trial)
-            params.update(
-                {
-                    name: v
-                    for name, v in zip(self._search_space, pair, strict=True)
-                    if name in asked
-                }
-            )
+            pair = dict(zip(self._search_space, self._claim(study, trial), strict=True))
+            params.update({name: pair[name] for name in asked})
         return params
 
     def sample_independent(
@@ -374,6 +369,21 @@ class BinarySearchSampler(BaseSampler):
             return None
         last = trial.intermediate_values[trial.last_step]
         return sign * last if last == last else None  # not NaN
+
+
+def refuse_surplus(trial: Trial | FixedTrial) -> None:
+    """End a trial that the sampler could only fill with a repetition, before it costs anything.
+
+    For an objective to call after it has suggested its first ratio, when the sampler was asked.
+
+    Raises:
+        TrialPruned: Nothing was left to learn; the message says why.
+    """
+    if isinstance(trial, FixedTrial):
+        return
+    attributes = trial.storage.get_trial(trial._trial_id).system_attrs
+    if SURPLUS in attributes:
+        raise TrialPruned(f"Nothing left to learn: {attributes[SURPLUS]}.")
 
 
 class _Failures(NamedTuple):
