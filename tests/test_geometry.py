@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import (
-    MIN_HEADS,
+    MIN_MHSA_UNITS,
     MIN_NEURONS,
     BlockShape,
     RatioPair,
@@ -126,7 +126,7 @@ def test_removed_units_round_up() -> None:
 def test_max_pair_leaves_every_block_its_minimum(hidden_dim: int) -> None:
     shape = replace(TINY, blocks=(BlockShape(4, 8, hidden_dim), BlockShape(1, 8, 64)))
     heads, neurons = shape.removed(shape.max_pair)
-    assert shape.heads - heads == 2 * MIN_HEADS
+    assert shape.heads - heads == 2 * MIN_MHSA_UNITS
     assert shape.neurons - neurons == min(MIN_NEURONS, hidden_dim) + MIN_NEURONS
 
 

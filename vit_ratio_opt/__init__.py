@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from vit_ratio_opt.geometry import RatioPair, budget_curve
     from vit_ratio_opt.objective import PruningObjective
     from vit_ratio_opt.pruning import (
+        Calibration,
         UnsupportedModelError,
+        calibrate,
         magnitude_importance,
         prune,
+        repair,
         shape_of,
         taylor_importance,
     )
@@ -38,9 +41,12 @@ _HOMES = {
     "geometry": ("RatioPair", "budget_curve"),
     "objective": ("PruningObjective",),
     "pruning": (
+        "Calibration",
         "UnsupportedModelError",
+        "calibrate",
         "magnitude_importance",
         "prune",
+        "repair",
         "shape_of",
         "taylor_importance",
     ),
@@ -60,12 +66,14 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BinarySearchSampler",
+    "Calibration",
     "InputError",
     "PruningObjective",
     "RatioPair",
     "Recipe",
     "UnsupportedModelError",
     "budget_curve",
+    "calibrate",
     "create_model",
     "create_study",
     "evaluate",
@@ -78,6 +86,7 @@ __all__ = [
     "load_pruned",
     "magnitude_importance",
     "prune",
+    "repair",
     "run_study",
     "shape_of",
     "taylor_importance",

@@ -19,23 +19,26 @@ fc1           N D M          M (D + bias)
 fc2           N M D          M D  (+ D)
 ============  =============  ==================
 
-So MACs and parameters are linear in the number of heads and neurons left, whichever blocks they
-are left in. That is what makes the inverse, :func:`budget_curve`, exact.
+So MACs and parameters are linear in the number of units left, whichever blocks they are left in.
+That is what makes the inverse, :func:`budget_curve`, exact. The unit of the FFN ratio is a neuron;
+that of the MHSA ratio is a whole head, or a *rank*: one dimension of every head of a block, which
+is what remains to be counted in when heads are factorised instead of removed.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from vit_ratio_opt.errors import InputError
 
 __all__ = [
-    "MIN_HEADS",
+    "MIN_MHSA_UNITS",
     "MIN_NEURONS",
     "BlockShape",
+    "MhsaUnit",
     "RatioPair",
     "ViTShape",
     "budget_curve",
@@ -46,15 +49,18 @@ __all__ = [
     "smallest_macs_ratio",
 ]
 
-MIN_HEADS = 1
-"""Heads that every block keeps."""
+MhsaUnit = Literal["head", "rank"]
+"""What ``mhsa_ratio`` counts in: whole heads, or one dimension of every head of a block."""
+
+MIN_MHSA_UNITS = 1
+"""Heads, or ranks, that every block keeps."""
 
 MIN_NEURONS = 8
 """Hidden neurons that every block keeps (all of them where a block has fewer)."""
 
 
 class RatioPair(NamedTuple):
-    """Fractions of the heads and of the hidden neurons that are removed, each in [0, 1)."""
+    """Fractions of the attention and of the hidden neurons that are removed, each in [0, 1)."""
 
     mhsa_ratio: float
     ffn_ratio: float
@@ -86,6 +92,7 @@ class ViTShape:
             norms, LayerScale, the biases of the projection and of fc2, classifiers.
         qkv_bias: Whether qkv has biases.
         fc1_bias: Whether fc1 has biases.
+        mhsa_unit: What an MHSA ratio of this model counts in.
     """
 
     patches: int
@@ -99,6 +106,7 @@ class ViTShape:
     classified_tokens: int = 1
     qkv_bias: bool = True
     fc1_bias: bool = True
+    mhsa_unit: MhsaUnit = "head"
 
     @cached_property
     def tokens(self) -> int:
@@ -111,14 +119,30 @@ class ViTShape:
         return sum(block.num_heads for block in self.blocks)
 
     @cached_property
+    def mhsa_units(self) -> int:
+        """Heads, or ranks, in all blocks."""
+        return sum(self._mhsa_units_by_block)
+
+    @property
+    def _mhsa_units_by_block(self) -> list[int]:
+        if self.mhsa_unit == "head":
+            return [block.num_heads for block in self.blocks]
+        return [block.head_dim for block in self.blocks]
+
+    @cached_property
+    def attention_dims(self) -> int:
+        """Dimensions of all heads in all blocks."""
+        return sum(block.num_heads * block.head_dim for block in self.blocks)
+
+    @cached_property
     def neurons(self) -> int:
         """Hidden neurons in all blocks."""
         return sum(block.hidden_dim for block in self.blocks)
 
-    def head_macs(self, block: BlockShape) -> int:
-        """MACs of one head of ``block``."""
-        n, d = self.tokens, block.head_dim
-        return 4 * n * self.embed_dim * d + 2 * n * n * d
+    @property
+    def dim_macs(self) -> int:
+        """MACs of one dimension of one head, the same in every block."""
+        return 4 * self.tokens * self.embed_dim + 2 * self.tokens**2
 
     @property
     def neuron_macs(self) -> int:
@@ -136,26 +160,32 @@ class ViTShape:
     @cached_property
     def macs(self) -> int:
         """Multiply-adds of one image."""
-        heads = sum(block.num_heads * self.head_macs(block) for block in self.blocks)
-        return self.fixed_macs + heads + self.neurons * self.neuron_macs
+        attention = self.attention_dims * self.dim_macs
+        return self.fixed_macs + attention + self.neurons * self.neuron_macs
 
     @property
     def params(self) -> int:
         """Parameters of the model."""
-        per_dim = 3 * (self.embed_dim + self.qkv_bias) + self.embed_dim
-        attn_dims = sum(block.num_heads * block.head_dim for block in self.blocks)
-        per_neuron = 2 * self.embed_dim + self.fc1_bias
-        return self.fixed_params + attn_dims * per_dim + self.neurons * per_neuron
+        attention = self.attention_dims * self._dim_params
+        return self.fixed_params + attention + self.neurons * self._neuron_params
+
+    @property
+    def _dim_params(self) -> int:
+        return 3 * (self.embed_dim + self.qkv_bias) + self.embed_dim
+
+    @property
+    def _neuron_params(self) -> int:
+        return 2 * self.embed_dim + self.fc1_bias
 
     @cached_property
     def max_pair(self) -> RatioPair:
         """The largest ratios that leave every block its minimum."""
-        heads = sum(max(0, block.num_heads - MIN_HEADS) for block in self.blocks)
+        units = sum(max(0, units - MIN_MHSA_UNITS) for units in self._mhsa_units_by_block)
         neurons = sum(max(0, block.hidden_dim - MIN_NEURONS) for block in self.blocks)
-        return RatioPair(heads / self.heads, neurons / self.neurons)
+        return RatioPair(units / self.mhsa_units, neurons / self.neurons)
 
     def removed(self, pair: RatioPair) -> tuple[int, int]:
-        """Whole heads and neurons that ``pair`` removes.
+        """Whole heads, or ranks, and neurons that ``pair`` removes.
 
         Raises:
             InputError: A ratio is outside [0, largest ratio that leaves every block its minimum].
@@ -164,21 +194,22 @@ class ViTShape:
             if not 0 <= ratio <= largest + _SLACK:
                 raise InputError(
                     f"`{name}` must be in [0, {largest:.6g}] so that every block keeps at least "
-                    f"{MIN_HEADS} head and {MIN_NEURONS} neurons, but got {ratio!r}."
+                    f"{MIN_MHSA_UNITS} {self.mhsa_unit} and {MIN_NEURONS} neurons, but got "
+                    f"{ratio!r}."
                 )
         return (
-            removed_units(pair.mhsa_ratio, self.heads),
+            removed_units(pair.mhsa_ratio, self.mhsa_units),
             removed_units(pair.ffn_ratio, self.neurons),
         )
 
     def pruned_macs(self, pair: RatioPair) -> int:
-        """MACs after removing ``pair``, whichever heads and neurons go.
+        """MACs after removing ``pair``, whichever units go.
 
         Raises:
-            InputError: A ratio is out of range, or heads cost differently from block to block.
+            InputError: A ratio is out of range, or units cost differently from block to block.
         """
-        heads, neurons = self.removed(pair)
-        return self.macs - heads * self._uniform_head_macs() - neurons * self.neuron_macs
+        units, neurons = self.removed(pair)
+        return self.macs - units * self.mhsa_unit_macs - neurons * self.neuron_macs
 
     def macs_ratio(self, mhsa_ratio: float, ffn_ratio: float) -> float:
         """Fraction of the MACs that a pair leaves; raises as :meth:`pruned_macs` does."""
@@ -186,20 +217,31 @@ class ViTShape:
 
     def pruned_params(self, pair: RatioPair) -> int:
         """Parameters after removing ``pair``; raises as :meth:`pruned_macs` does."""
-        heads, neurons = self.removed(pair)
-        self._uniform_head_macs()
-        one_less = replace(self.blocks[0], num_heads=self.blocks[0].num_heads - 1)
-        head = self.params - replace(self, blocks=(one_less, *self.blocks[1:])).params
-        return self.params - heads * head - neurons * (2 * self.embed_dim + self.fc1_bias)
+        units, neurons = self.removed(pair)
+        attention = units * self.mhsa_unit_dims * self._dim_params
+        return self.params - attention - neurons * self._neuron_params
 
-    def _uniform_head_macs(self) -> int:
-        dims = {block.head_dim for block in self.blocks}
-        if len(dims) != 1:
+    @property
+    def mhsa_unit_macs(self) -> int:
+        """MACs of one head, or one rank; raises as :attr:`mhsa_unit_dims` does."""
+        return self.mhsa_unit_dims * self.dim_macs
+
+    @cached_property
+    def mhsa_unit_dims(self) -> int:
+        """Dimensions of one head, or one rank.
+
+        Raises:
+            InputError: They differ from block to block, so that a ratio does not fix the MACs.
+        """
+        name = "head_dim" if self.mhsa_unit == "head" else "num_heads"
+        sizes = {getattr(block, name) for block in self.blocks}
+        if len(sizes) != 1:
             raise InputError(
-                "All blocks must have heads of one size for a head ratio to fix the MACs, but "
-                f"their head_dim are {sorted(dims)}. Start from the dense model."
+                f"All blocks must have the same {name} for an MHSA ratio to fix the MACs, but "
+                f"they have {sorted(sizes)}. Start from the dense model."
             )
-        return self.head_macs(self.blocks[0])
+        size: int = sizes.pop()
+        return size
 
 
 # A ratio that came out of a division must give back the count it was made from.
@@ -212,7 +254,7 @@ def removed_units(ratio: float, units: int) -> int:
 
 
 def smallest_macs_ratio(shape: ViTShape) -> float:
-    """The MACs fraction of the smallest realisable model, one head and eight neurons a block."""
+    """The MACs fraction of the smallest realisable model: every block at its minimum."""
     return shape.macs_ratio(*shape.max_pair)
 
 
@@ -232,16 +274,16 @@ def check_budget(shape: ViTShape, budget: float) -> None:
         # Rounded up, so that the number we name can be typed back in.
         shown = math.ceil(smallest * 1e4) / 1e4
         raise InputError(
-            f"The budget must be at least {shown:.4f}: the smallest realisable model ({MIN_HEADS} "
-            f"head and {MIN_NEURONS} neurons in every block) needs that share of the dense "
-            f"model's FLOPs, but got {budget!r}."
+            f"The budget must be at least {shown:.4f}: the smallest realisable model "
+            f"({MIN_MHSA_UNITS} {shape.mhsa_unit} and {MIN_NEURONS} neurons in every block) needs "
+            f"that share of the dense model's FLOPs, but got {budget!r}."
         )
 
 
 def budget_curve(shape: ViTShape, budget: float) -> tuple[RatioPair, ...]:
     """The pairs that use up ``budget``, from the least to the most attention pruned.
 
-    For every number of heads removed there is one smallest number of neurons to remove with it;
+    For every number of heads, or ranks, there is one smallest number of neurons to remove with it;
     any other pair within the budget prunes more than one of these without need. The pairs are
     exact: ``removed(pair)`` gives back the counts, and putting back one neuron exceeds the budget.
 
@@ -257,15 +299,15 @@ def budget_curve(shape: ViTShape, budget: float) -> tuple[RatioPair, ...]:
     """
     check_budget(shape, budget)
     allowed = _largest_macs(shape.macs, budget)
-    head_macs, neuron_macs = shape._uniform_head_macs(), shape.neuron_macs
-    most_heads, most_neurons = shape.removed(shape.max_pair)
+    unit_macs, neuron_macs = shape.mhsa_unit_macs, shape.neuron_macs
+    most_units, most_neurons = shape.removed(shape.max_pair)
     curve = []
-    for heads in range(most_heads + 1):
-        excess = shape.macs - heads * head_macs - allowed
+    for units in range(most_units + 1):
+        excess = shape.macs - units * unit_macs - allowed
         neurons = max(0, -(-excess // neuron_macs))
         if neurons <= most_neurons:
-            curve.append(RatioPair(heads / shape.heads, neurons / shape.neurons))
-        if neurons == 0:  # more heads would go without need
+            curve.append(RatioPair(units / shape.mhsa_units, neurons / shape.neurons))
+        if neurons == 0:  # more attention would go without need
             break
     return tuple(curve)
 
@@ -300,15 +342,15 @@ def pair_columns(
         shape: The dense model.
         fixed_ratio: Only pairs of two equal ratios, one for each step that removes another unit.
     """
-    heads, neurons = shape.removed(shape.max_pair)
+    units, neurons = shape.removed(shape.max_pair)
     if fixed_ratio:
         return tuple((ratio, (ratio,)) for ratio in _fixed_ratios(shape))
     ffn_ratios = tuple(removed / shape.neurons for removed in range(neurons + 1))
-    return tuple((removed / shape.heads, ffn_ratios) for removed in range(heads + 1))
+    return tuple((removed / shape.mhsa_units, ffn_ratios) for removed in range(units + 1))
 
 
 def _fixed_ratios(shape: ViTShape) -> list[float]:
-    steps = {heads / shape.heads for heads in range(shape.heads)}
+    steps = {units / shape.mhsa_units for units in range(shape.mhsa_units)}
     steps |= {neurons / shape.neurons for neurons in range(shape.neurons)}
     return sorted(step for step in steps if step <= min(shape.max_pair) + _SLACK)
 

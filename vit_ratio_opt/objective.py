@@ -6,7 +6,7 @@ import copy
 import os
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,17 +18,29 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 from timm.models.vision_transformer import VisionTransformer
 
+from vit_ratio_opt.cache import cached_calibration, default_cache
 from vit_ratio_opt.checkpoint import load_pruned, save_pruned, weights_hash
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import (
+    MhsaUnit,
     RatioPair,
     budget_curve,
     fixed_ratio_pair,
     pair_columns,
 )
 from vit_ratio_opt.lineage import ArtifactFolder, fetched_checkpoint, nearest_parents
-from vit_ratio_opt.pruning import Importance, prune_units, shape_of, taylor_importance
-from vit_ratio_opt.pruning.prune import Allocation
+from vit_ratio_opt.pruning import (
+    Allocation,
+    Calibration,
+    Importance,
+    calibrate,
+    expected_loss,
+    prune_ranks,
+    prune_units,
+    repair,
+    shape_of,
+    taylor_importance,
+)
 from vit_ratio_opt.report import best_trial
 from vit_ratio_opt.search import (
     BudgetSearch,
@@ -40,7 +52,15 @@ from vit_ratio_opt.search import (
 )
 from vit_ratio_opt.search.plan import accuracy_noise, follow
 from vit_ratio_opt.study import finished_trials
-from vit_ratio_opt.training import ImageData, Recipe, Stopwatch, best_device, evaluate, finetune
+from vit_ratio_opt.training import (
+    ImageData,
+    Recipe,
+    Split,
+    Stopwatch,
+    best_device,
+    evaluate,
+    finetune,
+)
 from vit_ratio_opt.training.evaluate import on_device
 
 if TYPE_CHECKING:
@@ -82,6 +102,11 @@ class PruningObjective:
         noise: Standard deviation of the accuracy over seeds, in points; by default half the
             standard error that the size of the validation split gives.
         confirmations: Times that the best pair is trained again before the search ends.
+        mhsa_unit: What goes from the attention: ``"rank"``, dimensions of all heads after these
+            were factorised, or ``"head"``, whole heads by Taylor scores, as the usual tools do.
+            The first chooses neurons that the others can replace, the second by Taylor scores.
+        repair: Whether ``proj`` and ``fc2`` are refitted after pruning, see
+            :func:`vit_ratio_opt.repair`.
         allocation: How each ratio is spread over the blocks, see :func:`vit_ratio_opt.prune`.
         checkpoints: Folder for the pruned models; none are kept without it.
         iterative: Start each trial from the nearest finished trial that pruned neither module
@@ -89,7 +114,9 @@ class PruningObjective:
             budget have no such parents: it is for studies that move from large models to small.
         artifact_store: Where the checkpoints are uploaded too and parents are read from; an
             iterative study keeps them in the folder ``artifacts`` of ``checkpoints`` by default.
-        calibration_images: Training images that the Taylor importance looks at.
+        calibration_images: Training images that importance, factors and repair are made from.
+        cache: Folder of what was measured on them, shared by all trials and workers; the user's
+            cache folder by default.
         seed: Of the calibration images and of fine-tuning.
         device: Chosen automatically by default.
         progress: None shows bars in a terminal only.
@@ -112,16 +139,21 @@ class PruningObjective:
         fixed_ratio: bool = False,
         noise: float | None = None,
         confirmations: int = 1,
+        mhsa_unit: MhsaUnit = "rank",
+        repair: bool = True,
         allocation: Allocation = "global",
         checkpoints: str | Path | None = None,
         iterative: bool = False,
         artifact_store: ArtifactStore | None = None,
         calibration_images: int = 512,
+        cache: str | Path | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
         progress: bool | None = None,
     ) -> None:
-        self.shape = shape_of(model)
+        if mhsa_unit not in ("head", "rank"):
+            raise InputError(f"`mhsa_unit` must be 'head' or 'rank', but got {mhsa_unit!r}.")
+        self.shape = replace(shape_of(model), mhsa_unit=mhsa_unit)
         _check_fit(model, data)
         if calibration_images < 1:
             raise InputError(
@@ -153,7 +185,8 @@ class PruningObjective:
         self.model = copy.deepcopy(model).eval().to(self.device)
         self.data = data
         self.recipe = recipe or Recipe()
-        self.allocation = allocation
+        self.repair = repair
+        self.allocation: Allocation = allocation
         self.checkpoints = None if checkpoints is None else Path(checkpoints)
         self.iterative = iterative
         if self.checkpoints is None and (iterative or artifact_store is not None):
@@ -162,6 +195,7 @@ class PruningObjective:
             artifact_store = ArtifactFolder(self.checkpoints / "artifacts")
         self.artifact_store = artifact_store
         self.calibration_images = calibration_images
+        self.cache = default_cache() if cache is None else Path(cache)
         self.seed = seed
         self.progress = progress
 
@@ -196,10 +230,25 @@ class PruningObjective:
             confirmations=self.confirmations,
         )
 
+    def likely_best(self) -> Pair | None:
+        """The pair of the budget's curve with the least expected loss, without pruning any.
+
+        None with a tolerance, and where whole heads go, for which nothing is foretold.
+        """
+        if not self.curve or self.shape.mhsa_unit == "head":
+            return None
+
+        def loss(pair: RatioPair) -> float:
+            units, neurons = self.shape.removed(pair)
+            return expected_loss(units * self.shape.mhsa_unit_dims, neurons, self.calibration)
+
+        return min(self.curve, key=loss)
+
     def screen(self) -> dict[Pair, float]:
         """A cheap look along the budget's curve: accuracies after pruning, without any training.
 
-        The same bracketing and halving as of the trained trials, at some seconds a pair. On the
+        The same bracketing and halving as of the trained trials, at some seconds a pair, begun at
+        :meth:`likely_best`. On the
         recorded surfaces the order along a curve that it gives is nearly the order after
         fine-tuning, see ``benchmarks/screen.py``; so its best pair is where to begin.
 
@@ -213,7 +262,7 @@ class PruningObjective:
         def accuracy(pair: Pair) -> float:
             return evaluate(self.prune(RatioPair(*pair)), self.data, self.data.val)
 
-        seen = follow(BudgetSearch(self.curve), accuracy)
+        seen = follow(BudgetSearch(self.curve, start=self.likely_best()), accuracy)
         return {pair: value for pair, (value,) in seen.items()}
 
     @cached_property
@@ -228,7 +277,8 @@ class PruningObjective:
             "dataset": self.data.name,
             "validation": self.data.fingerprint,
             "recipe": asdict(self.recipe),
-            "importance": "taylor",
+            "mhsa_unit": self.shape.mhsa_unit,
+            "repair": self.repair,
             "calibration_images": self.calibration_images,
             "allocation": self.allocation,
             "iterative": self.iterative,
@@ -253,29 +303,54 @@ class PruningObjective:
         return self._taylor(self.model)
 
     def _taylor(self, model: VisionTransformer) -> Importance:
+        images, labels = self._calibration_images, self._calibration_split.labels.to(self.device)
+        batches = torch.split(labels, [len(batch) for batch in images])
+        return taylor_importance(model, zip(images, batches, strict=True))
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Factors of the dense model on the same images, computed once or read from the cache."""
+        return cached_calibration(self.model, self._calibration_images, self.cache, seed=self.seed)
+
+    @cached_property
+    def _calibration_split(self) -> Split:
         train = self.data.train
         generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(len(train), generator=generator)[: self.calibration_images]
-        batches = on_device(self.data, train.subset(chosen), 128, self.device)
-        return taylor_importance(model, batches)
+        return train.subset(
+            torch.randperm(len(train), generator=generator)[: self.calibration_images]
+        )
+
+    @cached_property
+    def _calibration_images(self) -> list[torch.Tensor]:
+        split = self._calibration_split
+        return [images for images, _ in on_device(self.data, split, 128, self.device)]
 
     def prune(self, pair: RatioPair, parent: VisionTransformer | None = None) -> VisionTransformer:
-        """The pruned model of ``pair``, before fine-tuning.
+        """The pruned and repaired model of ``pair``, before fine-tuning.
 
         Args:
             pair: Ratios of the dense model, whatever it is pruned from.
             parent: A model that pruned neither module more, on the objective's device; the dense
                 model by default.
         """
-        heads, neurons = self.shape.removed(pair)
-        if parent is None:
-            model, importance = self.model, self.importance
+        start = self.model if parent is None else parent
+        dense, now = self.shape, shape_of(start)
+        units, neurons = dense.removed(pair)
+        neurons -= dense.neurons - now.neurons
+        if dense.mhsa_unit == "head":
+            heads = units - (dense.heads - now.heads)
+            scores = self.importance if parent is None else self._taylor(parent)
+            pruned = prune_units(start, heads, neurons, scores, allocation=self.allocation)
         else:
-            model, importance = parent, self._taylor(parent)
-            left = shape_of(parent)
-            heads -= self.shape.heads - left.heads
-            neurons -= self.shape.neurons - left.neurons
-        return prune_units(model, heads, neurons, importance, allocation=self.allocation)
+            dims = units * dense.mhsa_unit_dims - (dense.attention_dims - now.attention_dims)
+            known = self.calibration
+            if parent is not None:
+                known = calibrate(parent, self._calibration_images, seed=self.seed)
+            pruned = prune_ranks(start, dims, neurons, known, allocation=self.allocation)
+        if self.repair:
+            images, weights = self._calibration_images, self.calibration.token_weights
+            repair(pruned, self.model, images, weights)
+        return pruned
 
     def _parent(
         self, trial: optuna.Trial, pair: RatioPair, finished: list[FrozenTrial]
@@ -363,6 +438,12 @@ class PruningObjective:
         with clock("prune"):
             parent, parent_model = self._parent(trial, pair, finished)
             model = self.prune(pair, parent_model)
+            realised = shape_of(model)
+        if realised.macs != macs:  # a parent without some heads cannot be cut to every rank
+            macs_ratio = realised.macs / self.shape.macs
+            _set_attributes(
+                trial, macs_ratio=macs_ratio, macs=realised.macs, params=realised.params
+            )
         with clock("evaluate"):
             accuracy_pruned = evaluate(model, self.data, self.data.val)
         trial.set_user_attr("accuracy_pruned", accuracy_pruned)

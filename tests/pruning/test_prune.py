@@ -113,7 +113,7 @@ def test_macs_are_what_was_asked_to_within_one_unit_each(
     seed: int,
 ) -> None:
     dense = shape_of(tiny_vit)
-    head_macs, neuron_macs = dense.head_macs(dense.blocks[0]), dense.neuron_macs
+    head_macs, neuron_macs = dense.mhsa_unit_macs, dense.neuron_macs
     requested = dense.macs - mhsa * 8 * head_macs - ffn * 128 * neuron_macs
     realised = shape_of(
         prune(tiny_vit, (mhsa, ffn), random_scores(seed), allocation=allocation)

@@ -1,6 +1,14 @@
+from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import Importance, magnitude_importance, taylor_importance
-from vit_ratio_opt.pruning.prune import Allocation, prune, prune_units
+from vit_ratio_opt.pruning.prune import (
+    Allocation,
+    expected_loss,
+    prune,
+    prune_ranks,
+    prune_units,
+)
+from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.pruning.surgery import (
     UnsupportedModelError,
     check_supported,
@@ -11,14 +19,19 @@ from vit_ratio_opt.pruning.surgery import (
 
 __all__ = [
     "Allocation",
+    "Calibration",
     "Importance",
     "UnsupportedModelError",
+    "calibrate",
     "check_supported",
     "count_macs",
+    "expected_loss",
     "keep_units",
     "magnitude_importance",
     "prune",
+    "prune_ranks",
     "prune_units",
+    "repair",
     "shape_of",
     "shrink_to",
     "taylor_importance",

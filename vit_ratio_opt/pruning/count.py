@@ -8,6 +8,8 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from timm.models.vision_transformer import VisionTransformer
 
+from vit_ratio_opt.pruning.surgery import evaluating
+
 __all__ = ["count_macs"]
 
 
@@ -26,15 +28,11 @@ def count_macs(model: VisionTransformer, image: torch.Tensor) -> dict[str, int]:
         Operator name to MACs. Norms are under ``layer_norm`` and not part of what the package
         calls MACs.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        analysis = FlopCountAnalysis(model.eval(), image)
+    with evaluating(model):
+        analysis = FlopCountAnalysis(model, image)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return {name: int(macs) for name, macs in analysis.by_operator().items()}
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning.surgery import check_supported
+from vit_ratio_opt.pruning.surgery import check_supported, evaluating
 
 __all__ = ["Importance", "magnitude_importance", "taylor_importance"]
 
@@ -60,33 +60,29 @@ def taylor_importance(
     outputs = [block.mlp.fc2 for block in model.blocks]
     sums = [torch.zeros(0)] * (len(projections) + len(outputs))
     images_seen = 0
-    modes = [(module, module.training) for module in model.modules()]
     hooks = [layer.register_forward_pre_hook(tap) for layer in projections + outputs]
     try:
-        model.eval()
-        for images, labels in batches:
-            with torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
+            for images, labels in batches:
                 # Through the images, so that a model with frozen weights has gradients too.
                 images = images.detach().requires_grad_()
                 # A sum, not a mean: then each image's gradient is its own.
                 loss = F.cross_entropy(model(images), labels, reduction="sum")
                 activations = [taps[layer] for layer in projections + outputs]
                 gradients = torch.autograd.grad(loss, activations)
-            for index, (activation, gradient) in enumerate(
-                zip(activations, gradients, strict=True)
-            ):
-                change = (activation.detach() * gradient).sum(dim=1)  # over tokens
-                if index < len(projections):
-                    num_heads = model.blocks[index].attn.num_heads
-                    change = torch.unflatten(change, 1, (num_heads, -1)).sum(dim=2)
-                total = change.abs().sum(dim=0).double().cpu()
-                sums[index] = total if images_seen == 0 else sums[index] + total
-            images_seen += len(images)
+                for index, (activation, gradient) in enumerate(
+                    zip(activations, gradients, strict=True)
+                ):
+                    change = (activation.detach() * gradient).sum(dim=1)  # over tokens
+                    if index < len(projections):
+                        num_heads = model.blocks[index].attn.num_heads
+                        change = torch.unflatten(change, 1, (num_heads, -1)).sum(dim=2)
+                    total = change.abs().sum(dim=0).double().cpu()
+                    sums[index] = total if images_seen == 0 else sums[index] + total
+                images_seen += len(images)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     if images_seen == 0:
         raise InputError("Taylor importance needs at least one batch of images, but got none.")
     scores = tuple(total / images_seen for total in sums)

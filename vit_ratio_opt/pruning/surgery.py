@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,15 @@ from torch import nn
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BlockShape, ViTShape
 
-__all__ = ["UnsupportedModelError", "check_supported", "keep_units", "shape_of", "shrink_to"]
+__all__ = [
+    "UnsupportedModelError",
+    "check_supported",
+    "evaluating",
+    "keep_units",
+    "resized_attention",
+    "shape_of",
+    "shrink_to",
+]
 
 _WHAT_WORKS = (
     "Supported are timm's VisionTransformer and VisionTransformerDistilled (ViT, DeiT, DeiT-3, "
@@ -170,13 +179,49 @@ def shrink_to(model: VisionTransformer, shapes: Sequence[BlockShape]) -> VisionT
         raise InputError(f"The model has {len(dense)} blocks, but {len(shapes)} shapes are given.")
     for index, (old, new) in enumerate(zip(dense, shapes, strict=True)):
         fits = 0 < new.num_heads <= old.num_heads and 0 < new.hidden_dim <= old.hidden_dim
-        if not fits or new.head_dim != old.head_dim:
+        if not fits or not 0 < new.head_dim <= old.head_dim:
             raise InputError(f"Block {index} is {old}, which cannot be cut to {new}.")
-    return keep_units(
-        model,
-        [range(shape.num_heads) for shape in shapes],
-        [range(shape.hidden_dim) for shape in shapes],
-    )
+    shrunk = copy.deepcopy(model)
+    for block, new in zip(shrunk.blocks, shapes, strict=True):
+        block.attn = resized_attention(block.attn, new.num_heads, new.head_dim)
+        _keep_neurons(block.mlp, list(range(new.hidden_dim)))
+    return shrunk
+
+
+def resized_attention(attn: Attention, num_heads: int, head_dim: int) -> Attention:
+    """A copy of ``attn`` with so many heads of so many dimensions, its weights still to be set.
+
+    The softmax scale becomes ``head_dim ** -0.5``, as in a new timm module of that size.
+    """
+    if (num_heads, head_dim) == (attn.num_heads, attn.head_dim):
+        return copy.deepcopy(attn)
+    new = copy.deepcopy(attn)
+    new.num_heads, new.head_dim, new.attn_dim = num_heads, head_dim, num_heads * head_dim
+    new.scale = head_dim**-0.5
+    _resize(new.qkv, 3 * new.attn_dim, new.qkv.in_features)
+    _resize(new.proj, new.proj.out_features, new.attn_dim)
+    return new
+
+
+def _resize(linear: nn.Linear, rows: int, columns: int) -> None:
+    """Zeros of another shape."""
+    weight = linear.weight
+    linear.weight = nn.Parameter(weight.new_zeros(rows, columns), weight.requires_grad)
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias.new_zeros(rows), linear.bias.requires_grad)
+    linear.out_features, linear.in_features = rows, columns
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards each module's mode is what it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _keep_heads(attn: Attention, heads: list[int]) -> None:

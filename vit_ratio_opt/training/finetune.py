@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
@@ -37,6 +38,9 @@ class Recipe:
         distillation: Weight of the dense model's soft labels in the loss, in [0, 1]; the rest is
             cross-entropy with the true labels. Used only where a teacher is given.
         temperature: Of the soft labels (Hinton 2015).
+        ema: Decay of an exponential moving average of the weights, which is what is evaluated and
+            kept; 0 for none. Over the first steps the decay is smaller (timm's warm-up).
+        layer_decay: Factor of the learning rate from each block to the one before it, in (0, 1].
         augment: Whether images are shifted and mirrored.
     """
 
@@ -48,6 +52,8 @@ class Recipe:
     clip_norm: float = 1.0
     distillation: float = 0.5
     temperature: float = 2.0
+    ema: float = 0.0
+    layer_decay: float = 1.0
     augment: bool = True
 
     def __post_init__(self) -> None:
@@ -59,6 +65,8 @@ class Recipe:
             "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
             "clip_norm": (self.clip_norm > 0, "above 0"),
             "distillation": (0 <= self.distillation <= 1, "in [0, 1]"),
+            "ema": (0 <= self.ema < 1, "in [0, 1)"),
+            "layer_decay": (0 < self.layer_decay <= 1, "in (0, 1]"),
             "temperature": (0 < self.temperature < math.inf, "above 0"),
         }
         for name, (holds, rule) in rules.items():
@@ -118,8 +126,13 @@ def finetune(
     steps_per_epoch = math.ceil(len(data.train) / recipe.batch_size)
     steps = recipe.epochs * steps_per_epoch
     optimizer = create_optimizer_v2(
-        model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay
+        model,
+        opt="adamw",
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        layer_decay=None if recipe.layer_decay == 1 else recipe.layer_decay,
     )
+    average = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
     scheduler = CosineLRScheduler(
         optimizer,
         t_initial=max(1, steps),
@@ -166,14 +179,18 @@ def finetune(
                     scaler.step(optimizer)
                     scaler.update()
                     step += 1
+                    if average is not None:
+                        average.update(model, step=step)
                 if bar.enabled:
                     hits = (logits.argmax(dim=1) == labels).float().mean()
                     bar.advance(len(labels), loss.item(), 100 * hits.item())
             with clock("evaluate"):
-                accuracy = evaluate(model, data, data.val)
+                accuracy = evaluate(average or model, data, data.val)
             if on_epoch is not None:
                 on_epoch(epoch, accuracy)
     model.eval()
+    if average is not None:
+        model.load_state_dict(average.module.state_dict())
     if accuracy is None:
         with clock("evaluate"):
             accuracy = evaluate(model, data, data.val)

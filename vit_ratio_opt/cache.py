@@ -1,0 +1,77 @@
+"""Measurements of a dense model that all trials and workers share, kept on disk.
+
+A file's name is a hash of everything that its content depends on: the weights, the images and the
+way of measuring. So it never goes stale, and a folder can serve any number of models. Two workers
+that miss the same file both measure, and one of them overwrites the other's equal result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+
+from vit_ratio_opt.checkpoint import weights_hash
+from vit_ratio_opt.files import replacing
+from vit_ratio_opt.pruning import Calibration, calibrate
+
+__all__ = ["cached_calibration", "default_cache"]
+
+_logger = logging.getLogger(f"optuna.{__name__}")
+# Change it when the measurement changes.
+_VERSION = "calibration-1"
+
+
+def default_cache() -> Path:
+    """``$XDG_CACHE_HOME/vit_ratio_opt``, by default in ``~/.cache``."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "vit_ratio_opt"
+
+
+def cached_calibration(
+    model: VisionTransformer,
+    images: Sequence[torch.Tensor],
+    folder: Path,
+    *,
+    seed: int = 0,
+) -> Calibration:
+    """:func:`vit_ratio_opt.pruning.calibrate`, read from ``folder`` when it was done before.
+
+    A folder that cannot be written, or a file that is damaged, costs a warning and the time to
+    measure again.
+
+    Args:
+        model: As there.
+        images: As there.
+        folder: Where the file is.
+        seed: As there.
+    """
+    digest = hashlib.sha256(f"{_VERSION} {weights_hash(model)} {seed}".encode())
+    for batch in images:
+        digest.update(f"{tuple(batch.shape)}".encode())
+        digest.update(batch.detach().cpu().contiguous().numpy().tobytes())
+    path = folder / f"{digest.hexdigest()[:32]}.safetensors"
+    if path.is_file():
+        try:
+            return Calibration.from_tensors(load_file(path))
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            _logger.warning(f"{path} cannot be read and is measured again: {error}")
+    calibration = calibrate(model, images, seed=seed)
+    _try_to_save(calibration.to_tensors(), path)
+    return calibration
+
+
+def _try_to_save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            save_file(tensors, partial)
+    except (OSError, SafetensorError) as error:
+        _logger.warning(f"{path} cannot be written, every process measures for itself: {error}")

@@ -1,0 +1,168 @@
+"""Heads of fewer dimensions: the best low rank of what a head computes.
+
+Attention depends on the queries and keys of a head only through their product, and on its values
+and its columns of the projection only through theirs. Each product is truncated by a singular
+value decomposition weighted by the data, so that rank r leaves out what the images use least
+(MoDeGPT, Lin 2024, arXiv 2408.09632, does so for the values of language models; without rotary
+embeddings the decomposition is exact for queries and keys too). The result is a plain timm
+attention with a smaller ``head_dim``; the softmax scale, which timm derives from that, is folded
+into the queries.
+
+Two identities make it cheap and a little better:
+
+- A linear map of q and one of k, both d x d and found from ``E[q q']`` and ``E[k k']``, turn the
+  weighted decomposition of the (D + 1) x (D + 1) product, biases included, into one of a d x d
+  matrix (the rest of the product has rank d anyway).
+- The softmax does not see what all keys of an image have in common, so keys are centred; nor does
+  it matter what all of a head's outputs have in common, because the projection's bias takes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from timm.layers import Attention
+
+from vit_ratio_opt.pruning.surgery import resized_attention
+
+__all__ = ["HeadFactors", "HeadMoments", "factorize_attention", "head_factors", "rank_losses"]
+
+# Singular values below this share of the largest are rounding errors of the moments.
+_RELATIVE_ZERO = 1e-10
+
+
+@dataclass(frozen=True)
+class HeadMoments:
+    """What the heads of one block compute on the calibration images. H heads of d dimensions.
+
+    Args:
+        queries: ``E[q q']``, ``(H, d, d)``, weighted by what a query's token matters.
+        keys: ``E[k k']``, centred in each image, ``(H, d, d)``.
+        outputs: Covariance of what a head gives to the projection, ``(H, d, d)``, weighted so.
+        output_mean: Its mean, ``(H, d)``; zeros where the projection has no bias to take it.
+        logit_effect: Loss caused by noise of variance 1 in a head's attention logits, ``(H,)``.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    outputs: torch.Tensor
+    output_mean: torch.Tensor
+    logit_effect: torch.Tensor
+
+
+@dataclass(frozen=True)
+class HeadFactors:
+    """Coordinates for the heads of one block in which the first r are the best rank r.
+
+    Args:
+        queries: ``(H, d, d)``; the new query is ``q @ queries[h][:, :r]``.
+        keys: ``(H, d, d)``, in the same way.
+        values: ``(H, d, d)``, in the same way.
+        outputs: ``(H, d, d)``; a head's output is nearly ``outputs[h][:, :r] @ new`` + its mean.
+        output_mean: ``(H, d)``.
+        logit_losses: ``(H, d)``; loss of leaving out the i-th coordinate of queries and keys.
+        value_losses: ``(H, d)``; loss of leaving out the i-th coordinate of the values.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    outputs: torch.Tensor
+    output_mean: torch.Tensor
+    logit_losses: torch.Tensor
+    value_losses: torch.Tensor
+
+
+def head_factors(moments: HeadMoments, projection: torch.Tensor, scale: float) -> HeadFactors:
+    """The factors of one block's heads, in double precision.
+
+    Args:
+        moments: Of the block.
+        projection: ``(E, H d)``: the projection's weight, in any E coordinates in which squared
+            length is the loss that is caused.
+        scale: The softmax scale.
+    """
+    heads, d, _ = moments.queries.shape
+    columns = torch.unflatten(projection.double(), 1, (heads, d)).transpose(0, 1)  # (H, E, d)
+    q, q_inverse = _roots(moments.queries)
+    k, k_inverse = _roots(moments.keys)
+    left, logits, right = torch.linalg.svd(q @ k)
+    root = logits.sqrt()[:, None, :]
+    z, z_inverse = _roots(moments.outputs)
+    _, values, basis = torch.linalg.svd(columns @ z)
+    basis, missing = basis.mT, d - values.shape[1]  # E may be smaller than d
+    return HeadFactors(
+        queries=q_inverse @ left * root,
+        keys=k_inverse @ right.mT * root,
+        values=z_inverse @ basis,
+        outputs=z @ basis,
+        output_mean=moments.output_mean,
+        logit_losses=(logits * scale).square() * moments.logit_effect[:, None],
+        value_losses=torch.nn.functional.pad(values.square(), (0, missing)),
+    )
+
+
+def _roots(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric square root of ``(H, d, d)``, and its inverse."""
+    values, vectors = torch.linalg.eigh(moment.double())
+    least = values.amax(dim=-1, keepdim=True).clamp_min(1e-30) * _RELATIVE_ZERO
+    roots = values.clamp_min(least).sqrt()[:, None, :]
+    return vectors * roots @ vectors.mT, vectors / roots @ vectors.mT
+
+
+def rank_losses(factors: HeadFactors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of every number of heads and every rank that a block can be given.
+
+    Returns:
+        Losses ``(H, d)``, those of h heads of r dimensions at ``[h - 1, r - 1]``, and heads
+        ``(d, H)``: for each rank, in the order in which they are kept.
+    """
+    value = factors.value_losses
+    gone = value.sum(dim=1)  # a removed head loses its values; its logits are of no account
+    left_out = value + factors.logit_losses
+    cut = left_out.sum(dim=1, keepdim=True) - left_out.cumsum(dim=1)  # (H, d)
+    gains, order = (gone[:, None] - cut).sort(dim=0, descending=True, stable=True)
+    losses = gone.sum() - gains.cumsum(dim=0)
+    return losses.clamp_min(0), order.mT
+
+
+def factorize_attention(
+    attn: Attention, factors: HeadFactors, heads: list[int], rank: int
+) -> Attention:
+    """A copy of ``attn`` with only ``heads``, of ``rank`` dimensions each.
+
+    Args:
+        attn: A supported timm attention; it is not changed.
+        factors: Of this module.
+        heads: Indices of the heads that stay, at least one.
+        rank: Dimensions of each, at least 1.
+    """
+    kept = torch.tensor(sorted(heads))
+    heads_before, d = attn.num_heads, attn.head_dim
+    scale = attn.scale * rank**0.5  # timm will scale by rank ** -0.5
+    maps = [factors.queries[kept] * scale, factors.keys[kept], factors.values[kept]]
+
+    def convert(rows: torch.Tensor) -> torch.Tensor:
+        """The qkv weight ``(3 H d, D)``, or the bias as ``(3 H d, 1)``, in the new coordinates."""
+        parts = torch.unflatten(rows.detach().cpu().double(), 0, (3, heads_before, d))
+        new = [m[:, :, :rank].mT @ part[kept] for m, part in zip(maps, parts, strict=True)]
+        return torch.stack(new).flatten(0, 2)
+
+    new = resized_attention(attn, len(kept), rank)
+    columns = attn.proj.weight.detach().cpu().double()
+    columns = torch.unflatten(columns, 1, (heads_before, d)).transpose(0, 1)  # (H, D, d)
+    outputs = factors.outputs[kept][:, :, :rank]
+    with torch.no_grad():
+        new.qkv.weight.copy_(convert(attn.qkv.weight))
+        if attn.qkv.bias is not None:
+            new.qkv.bias.copy_(convert(attn.qkv.bias[:, None])[:, 0])
+        new.proj.weight.copy_((columns[kept] @ outputs).transpose(0, 1).flatten(1))
+        if attn.proj.bias is not None:
+            # What was left out is replaced by its mean.
+            mean = factors.output_mean
+            shift = (columns @ mean[:, :, None]).sum(dim=0)[:, 0]
+            coordinates = factors.values[kept][:, :, :rank].mT @ mean[kept][:, :, None]
+            shift -= (columns[kept] @ outputs @ coordinates).sum(dim=0)[:, 0]
+            new.proj.bias.copy_(attn.proj.bias.detach().cpu().double() + shift)
+    return new
