@@ -45,6 +45,7 @@ import torch
 import typer
 from optuna.trial import FixedTrial
 from recording import (
+    PRUNING,
     CheckpointOption,
     DataOption,
     SeedsOption,
@@ -109,6 +110,7 @@ def main(
                 iterative=arm == "parent",
                 seed=seed,
                 progress=False,
+                **PRUNING,
             )
 
         head = header(objective("dense", 0), benchmark="iterative", name=name, threads=threads)

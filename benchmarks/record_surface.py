@@ -34,6 +34,7 @@ import torch
 import typer
 from optuna.trial import FixedTrial
 from recording import (
+    PRUNING,
     CheckpointOption,
     DataOption,
     SeedsOption,
@@ -72,7 +73,15 @@ def main(
     images = load_images(data, train_images)
     recipe = recipe_for(data, epochs)
     objectives = [
-        PruningObjective(model, images, budget=1.0, recipe=recipe, seed=seed, progress=False)
+        PruningObjective(
+            model,
+            images,
+            budget=1.0,
+            recipe=recipe,
+            seed=seed,
+            progress=False,
+            **PRUNING,
+        )
         for seed in range(seeds)
     ]
     shape = objectives[0].shape

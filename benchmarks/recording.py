@@ -27,9 +27,12 @@ TrainImagesOption = Annotated[
 SeedsOption = Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 
+# What is recorded are searches over whole heads chosen by Taylor scores, without repair.
+PRUNING: dict[str, Any] = {"mhsa_unit": "head", "repair": False}
+
 _SETTINGS = (
-    "model", "weights", "dataset", "validation", "recipe", "importance", "calibration_images",
-    "allocation",
+    "model", "weights", "dataset", "validation", "recipe", "mhsa_unit", "repair",
+    "calibration_images", "allocation",
 )  # fmt: skip
 
 
@@ -40,17 +43,9 @@ def load_images(folder: Path | None, train_images: int | None) -> ImageData:
     The digits' validation split is only 288 images: here it is joined by the test images, since
     nothing is chosen on one and reported on the other.
     """
-    if folder is None:
-        data = load_digits()
-        held = (data.val, data.test)
-        both = Split(
-            data.val.dataset,
-            torch.cat([split.indices for split in held]),
-            torch.cat([split.labels for split in held]),
-        )
-        data = replace(data, val=both)
-    else:
-        data = load_image_folder(folder, validation="test")
+    data = (
+        joined(load_digits()) if folder is None else load_image_folder(folder, validation="test")
+    )
     if train_images is None:
         return data
     if train_images > len(data.train):
@@ -59,6 +54,19 @@ def load_images(folder: Path | None, train_images: int | None) -> ImageData:
         )
     chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
     return replace(data, train=data.train.subset(chosen[:train_images]))
+
+
+def joined(data: ImageData) -> ImageData:
+    """Validates on validation and test images together: for reports on which nothing is chosen."""
+    if data.val is data.test:
+        return data
+    held = (data.val, data.test)
+    both = Split(
+        data.val.dataset,
+        torch.cat([split.indices for split in held]),
+        torch.cat([split.labels for split in held]),
+    )
+    return replace(data, val=both, test=both)
 
 
 def recipe_for(folder: Path | None, epochs: int) -> Recipe:

@@ -55,7 +55,6 @@ from vit_ratio_opt.study import finished_trials
 from vit_ratio_opt.training import (
     ImageData,
     Recipe,
-    Split,
     Stopwatch,
     best_device,
     evaluate,
@@ -303,9 +302,7 @@ class PruningObjective:
         return self._taylor(self.model)
 
     def _taylor(self, model: VisionTransformer) -> Importance:
-        images, labels = self._calibration_images, self._calibration_split.labels.to(self.device)
-        batches = torch.split(labels, [len(batch) for batch in images])
-        return taylor_importance(model, zip(images, batches, strict=True))
+        return taylor_importance(model, self.calibration_batches)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -313,17 +310,16 @@ class PruningObjective:
         return cached_calibration(self.model, self._calibration_images, self.cache, seed=self.seed)
 
     @cached_property
-    def _calibration_split(self) -> Split:
+    def calibration_batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Seeded training images, normalised and on the device, with their labels."""
         train = self.data.train
         generator = torch.Generator().manual_seed(self.seed)
-        return train.subset(
-            torch.randperm(len(train), generator=generator)[: self.calibration_images]
-        )
+        chosen = torch.randperm(len(train), generator=generator)[: self.calibration_images]
+        return list(on_device(self.data, train.subset(chosen), 128, self.device))
 
-    @cached_property
+    @property
     def _calibration_images(self) -> list[torch.Tensor]:
-        split = self._calibration_split
-        return [images for images, _ in on_device(self.data, split, 128, self.device)]
+        return [images for images, _ in self.calibration_batches]
 
     def prune(self, pair: RatioPair, parent: VisionTransformer | None = None) -> VisionTransformer:
         """The pruned and repaired model of ``pair``, before fine-tuning.

@@ -1,0 +1,251 @@
+"""How accurate is a model pruned here, against one pruned by the tools that people use now?
+
+Question: at the same MACs and the same fine-tuning, which method keeps most of the accuracy? And
+what does each part of ours contribute?
+
+Method: every method prunes the same dense model to at most the same share of its MACs, counted by
+``shape_of``, looking at the same training images (a seed draws them); then every model gets the
+same fine-tuning, distillation from the dense model included. Methods:
+
+- ``ours``: factorised heads, elimination of neurons, repair; of the pairs on the budget's curve
+  the one with the least expected loss. Nothing is chosen on the images that are reported.
+- ``torch-pruning``: global Taylor importance with head pruning, with the options that served it
+  best, see ``peers.py``.
+- ``uniform-l1``: one ratio for both modules, L1 magnitude, the same share from every block.
+
+``--ablation`` has ours with one part off or changed at a time: ``whole-heads`` removes heads by
+Taylor scores (its pair chosen on training images), ``taylor-neurons``, ``no-repair``, ``uniform``
+allocation, ``one-ratio``; and in the fine-tuning ``no-distillation``, ``all-distillation``,
+``ema``, ``layer-decay``, ``half-lr``, ``double-lr``.
+
+Accuracy is on the whole test split (for the digits, on validation and test images together), once
+before and once after the fine-tuning of a row. Rows are written as they come: run the same command
+again and it goes on where it stopped.
+
+    python benchmarks/pruning_quality.py cifar10-d64 --data DIR --checkpoint FILE --seeds 3
+    python benchmarks/pruning_quality.py cifar10-d64 --data DIR --checkpoint FILE --ablation \
+        --budget 0.6 --seeds 2
+    python benchmarks/pruning_quality.py cifar10-d128 --data DIR --checkpoint FILE --seeds 1 \
+        --budget 0.6 --budget 0.4 --budget 0.25 --train-images 25000
+    python benchmarks/pruning_quality.py digits --checkpoint FILE --epochs 10 --seeds 5
+    python benchmarks/pruning_quality.py --show
+
+Output: ``results/pruning_quality-NAME.json`` and a table. Runtime on two cores: about 90 seconds a
+row for ``cifar10-d64``, 120 for ``cifar10-d128`` (half an epoch), 10 for the digits.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated, Any, Optional
+
+import torch
+import typer
+from peers import torch_pruning, uniform_l1
+from recording import (
+    DataOption,
+    SeedsOption,
+    ThreadsOption,
+    TrainImagesOption,
+    header,
+    joined,
+    load_images,
+    recipe_for,
+    rows_so_far,
+)
+from timm.models.vision_transformer import VisionTransformer
+
+from vit_ratio_opt.checkpoint import load_dense
+from vit_ratio_opt.cli import run_command
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.geometry import RatioPair, fixed_ratio_pair
+from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.pruning import prune, repair, shape_of
+from vit_ratio_opt.report import write_json
+from vit_ratio_opt.training import Recipe, evaluate, finetune
+
+RESULTS = Path(__file__).parent / "results"
+METHODS = ("ours", "torch-pruning", "uniform-l1")
+PARTS = ("whole-heads", "taylor-neurons", "no-repair", "uniform", "one-ratio")
+RECIPES: dict[str, Callable[[Recipe], Recipe]] = {
+    "no-distillation": lambda recipe: replace(recipe, distillation=0.0),
+    "half-distillation": lambda recipe: replace(recipe, distillation=0.5),
+    "all-distillation": lambda recipe: replace(recipe, distillation=1.0),
+    "ema": lambda recipe: replace(recipe, ema=0.99),
+    "layer-decay": lambda recipe: replace(recipe, layer_decay=0.8),
+    "half-lr": lambda recipe: replace(recipe, lr=recipe.lr / 2),
+    "double-lr": lambda recipe: replace(recipe, lr=recipe.lr * 2),
+}
+
+
+def main(
+    name: Annotated[Optional[str], typer.Argument(help="Of the results.")] = None,  # noqa: UP045
+    checkpoint: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The dense model, safetensors."),
+    ] = None,
+    data: DataOption = None,
+    budget: Annotated[
+        Optional[list[float]],  # noqa: UP045
+        typer.Option(help="Share of the MACs; may be repeated.", show_default="0.8 0.6 0.4"),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=0, help="Of fine-tuning.")] = 1,
+    train_images: TrainImagesOption = None,
+    calibration_images: Annotated[int, typer.Option(min=1)] = 1024,
+    seeds: SeedsOption = 3,
+    ablation: Annotated[bool, typer.Option(help="Ours with one part off at a time.")] = False,
+    method: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Only this one; may be repeated."),
+    ] = None,
+    threads: ThreadsOption = 1,
+    show: Annotated[bool, typer.Option("--show", help="Only print what was recorded.")] = False,
+) -> None:
+    """Prune, fine-tune, measure, or go on with it, and print the table."""
+    if show:
+        for path in sorted(RESULTS.glob("pruning_quality-*.json")):
+            if name in (None, path.stem.split("-", 1)[1]):
+                _show(json.loads(path.read_text()))
+        return
+    if name is None or checkpoint is None:
+        raise InputError("Name the results and give --checkpoint, or use --show.")
+    torch.set_num_threads(threads)
+    model = load_dense(checkpoint)
+    images = joined(load_images(data, train_images))
+    methods = method or (["ours", *PARTS, *RECIPES] if ablation else list(METHODS))
+    unknown = sorted(set(methods) - {*METHODS, *PARTS, *RECIPES})
+    if unknown:
+        raise InputError(
+            f"`--method` must be one of {[*METHODS, *PARTS, *RECIPES]}, not {unknown}."
+        )
+    recipe = recipe_for(data, epochs)
+
+    @cache
+    def objective(seed: int, macs_ratio: float, unit: Any = "rank") -> PruningObjective:
+        return PruningObjective(
+            model,
+            images,
+            budget=macs_ratio,
+            recipe=recipe,
+            mhsa_unit=unit,
+            calibration_images=calibration_images,
+            seed=seed,
+            progress=False,
+        )
+
+    def pruned(name: str, macs_ratio: float, seed: int) -> VisionTransformer:
+        ours = objective(seed, macs_ratio)
+        if name == "torch-pruning":
+            return torch_pruning(model, ours.calibration_batches, macs_ratio)
+        if name == "uniform-l1":
+            return uniform_l1(model, macs_ratio)
+        if name == "whole-heads":
+            return _whole_heads(objective(seed, macs_ratio, "head"))
+        pair = ours.likely_best()
+        if name == "one-ratio":
+            pair = fixed_ratio_pair(ours.shape, macs_ratio)
+        assert pair is not None
+        calibration = ours.calibration
+        if name == "taylor-neurons":
+            blocks = [
+                replace(block, neuron_order=score.argsort(), neuron_losses=score.sort().values)
+                for block, score in zip(calibration.blocks, ours.importance.neurons, strict=True)
+            ]
+            calibration = replace(calibration, blocks=tuple(blocks))
+        smaller = prune(
+            model, pair, calibration, allocation="uniform" if name == "uniform" else "global"
+        )
+        if name != "no-repair":
+            batches = [batch for batch, _ in ours.calibration_batches]
+            repair(smaller, model, batches, calibration.token_weights)
+        return smaller
+
+    head = header(objective(0, 0.9), benchmark="pruning_quality", name=name, threads=threads)
+    path = RESULTS / f"pruning_quality-{name}.json"
+    rows = rows_so_far(path, head)
+    done = {(row["method"], row["budget"], row["seed"]) for row in rows}
+    for seed, macs_ratio, method_name in product(range(seeds), budget or (0.8, 0.6, 0.4), methods):
+        if (method_name, macs_ratio, seed) in done:
+            continue
+        started = time.perf_counter()
+        smaller = pruned(method_name, macs_ratio, seed)
+        seconds = time.perf_counter() - started
+        shape = shape_of(smaller)
+        accuracy_pruned = evaluate(smaller, images, images.val)
+        started = time.perf_counter()
+        tuned = RECIPES.get(method_name, lambda same: same)(recipe)
+        accuracy = accuracy_pruned
+        if epochs:
+            accuracy = finetune(smaller, images, tuned, teacher=model, seed=seed, progress=False)
+        row = {
+            "method": method_name,
+            "budget": macs_ratio,
+            "seed": seed,
+            "macs_ratio": shape.macs / shape_of(model).macs,
+            "params": shape.params,
+            "blocks": [[b.num_heads, b.head_dim, b.hidden_dim] for b in shape.blocks],
+            "accuracy_pruned": accuracy_pruned,
+            "accuracy": accuracy,
+            "prune_seconds": round(seconds, 2),
+            "finetune_seconds": round(time.perf_counter() - started, 2),
+        }
+        rows.append(row)
+        write_json({**head, "rows": rows}, path)
+        print(
+            f"seed {seed}  {macs_ratio:.2f}  {method_name:20s} MACs {row['macs_ratio']:.4f}  "
+            f"{accuracy_pruned:.2f} -> {accuracy:.2f} %  {seconds:.0f} s, "
+            f"{row['finetune_seconds']:.0f} s",
+            flush=True,
+        )
+    _show({**head, "rows": rows})
+
+
+def _whole_heads(objective: PruningObjective) -> VisionTransformer:
+    """Heads by Taylor scores, at the best pair of a screen on training images."""
+    chosen = torch.arange(min(2000, len(objective.data.train)))
+    data = replace(objective.data, val=objective.data.train.subset(chosen))
+    screening = PruningObjective(
+        objective.model,
+        data,
+        budget=objective.budget,
+        mhsa_unit="head",
+        calibration_images=objective.calibration_images,
+        seed=objective.seed,
+    )
+    seen = screening.screen()
+    return objective.prune(RatioPair(*max(seen, key=seen.__getitem__)))
+
+
+def _show(results: dict[str, Any]) -> None:
+    """Mean and standard deviation over the seeds, in per cent, for each method and budget."""
+    values: defaultdict[tuple[float, str], list[tuple[float, float]]] = defaultdict(list)
+    for row in results["rows"]:
+        key = (-row["budget"], row["method"])
+        values[key].append((row["accuracy_pruned"], row["accuracy"]))
+    epochs, images = results["recipe"]["epochs"], results["train_images"]
+    print(
+        f"\n{results['name']}: dense {results['dense_accuracy']:.2f} %, on "
+        f"{results['eval_images']} images\n\n"
+        f"| FLOPs | method | no training | {epochs} epoch(s) of {images} images | seeds |\n"
+        "| --- | --- | --- | --- | --- |"
+    )
+    for (macs_ratio, name), pairs in sorted(values.items(), key=lambda item: item[0][0]):
+        spreads = " | ".join(_spread(list(column)) for column in zip(*pairs, strict=True))
+        print(f"| {-macs_ratio} | {name} | {spreads} | {len(pairs)} |")
+
+
+def _spread(values: list[float]) -> str:
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{spread}"
+
+
+if __name__ == "__main__":
+    run_command(main)
