@@ -1,0 +1,82 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.pruning import Calibration, calibrate, expected_loss, prune
+
+
+def test_it_comes_back_from_its_tensors(tiny_vit: VisionTransformer, images: torch.Tensor) -> None:
+    calibration = calibrate(tiny_vit, [images])
+    again = Calibration.from_tensors(calibration.to_tensors())
+    one, other = calibration.to_tensors(), again.to_tensors()
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_same_seed_gives_the_same_and_batches_do_not_matter_but_for_rounding(
+    tiny_vit: VisionTransformer, images: torch.Tensor
+) -> None:
+    first, again, split = (
+        calibrate(tiny_vit, batches, seed=4).to_tensors()
+        for batches in ([images], [images], images.split(3))
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    for name in ("0.neuron_losses", "1.ffn_weights", "1.value_losses"):
+        torch.testing.assert_close(first[name], split[name], rtol=1e-3, atol=1e-9)
+
+
+def test_the_model_is_left_as_it_was(tiny_vit: VisionTransformer, images: torch.Tensor) -> None:
+    state = torch.random.get_rng_state()
+    calibrate(tiny_vit.train(), [images])
+    assert tiny_vit.training
+    assert all(parameter.grad is None for parameter in tiny_vit.parameters())
+    assert not any(module._forward_hooks for module in tiny_vit.modules())
+    assert not any(module._forward_pre_hooks for module in tiny_vit.modules())
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_tokens_that_are_not_classified_weigh_nothing_in_the_last_block(
+    make_vit: Callable[..., VisionTransformer], images: torch.Tensor
+) -> None:
+    pooled_by_token = calibrate(make_vit(), [images]).blocks
+    assert pooled_by_token[1].ffn_weights[1:].tolist() == [0] * 16
+    assert (pooled_by_token[0].ffn_weights > 0).all()
+    averaged = calibrate(make_vit(class_token=False, global_pool="avg"), [images]).blocks
+    assert (averaged[1].ffn_weights > 0).all()
+
+
+def test_expected_loss_is_nothing_for_nothing_and_grows_with_either_module(
+    tiny_vit: VisionTransformer, images: torch.Tensor
+) -> None:
+    calibration = calibrate(tiny_vit, [images])
+    assert expected_loss(0, 0, calibration) < 1e-9
+    by_dims = [expected_loss(dims, 0, calibration) for dims in range(0, 57, 8)]
+    by_neurons = [expected_loss(0, neurons, calibration) for neurons in range(0, 112, 16)]
+    for losses in (by_dims, by_neurons):
+        assert losses == sorted(losses)
+        assert losses[-1] > 10 * losses[1]
+
+
+def test_expected_loss_is_about_the_divergence_that_pruning_causes(
+    make_vit: Callable[..., VisionTransformer],
+) -> None:
+    model = make_vit(mlp_ratio=4.0)
+    images = torch.randn(512, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    calibration = calibrate(model, images.split(64))
+    with torch.no_grad():
+        dense = model(images).log_softmax(dim=1)
+        for mhsa, ffn in ((0.25, 0.0), (0.0, 0.25), (0.25, 0.25)):
+            smaller = prune(model, (mhsa, ffn), calibration)
+            log = smaller(images).log_softmax(dim=1)
+            divergence = float(F.kl_div(log, dense, reduction="batchmean", log_target=True))
+            loss = expected_loss(int(mhsa * 64), int(ffn * 256), calibration)
+            assert loss / 4 < divergence < 4 * loss
+
+
+def test_no_images_are_refused(tiny_vit: VisionTransformer) -> None:
+    with pytest.raises(InputError, match="at least one batch"):
+        calibrate(tiny_vit, [])

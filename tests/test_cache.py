@@ -1,0 +1,76 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from vit_ratio_opt import cache
+from vit_ratio_opt.cache import cached_calibration, default_cache
+from vit_ratio_opt.pruning import calibrate
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each time that something was measured."""
+    calls: list[int] = []
+
+    def counted(*args: object, **options: object) -> object:
+        calls.append(1)
+        return calibrate(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cache, "calibrate", counted)
+    return calls
+
+
+def test_it_is_measured_once_for_the_same_model_images_and_seed(
+    tiny_vit: VisionTransformer, images: torch.Tensor, tmp_path: Path, measured: list[int]
+) -> None:
+    first = cached_calibration(tiny_vit, [images], tmp_path).to_tensors()
+    again = cached_calibration(tiny_vit, [images], tmp_path).to_tensors()
+    assert len(measured) == 1
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    cached_calibration(tiny_vit, [images + 1], tmp_path)
+    cached_calibration(tiny_vit, [images], tmp_path, seed=1)
+    with torch.no_grad():
+        tiny_vit.head.weight[0, 0] += 1
+    cached_calibration(tiny_vit, [images], tmp_path)
+    assert len(measured) == 4
+
+
+@pytest.mark.parametrize("damage", [b"", b"not safetensors", None], ids=["empty", "text", "cut"])
+def test_a_damaged_file_is_measured_again_and_replaced(
+    tiny_vit: VisionTransformer,
+    images: torch.Tensor,
+    tmp_path: Path,
+    measured: list[int],
+    damage: bytes | None,
+) -> None:
+    cached_calibration(tiny_vit, [images], tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-50] if damage is None else damage)
+    cached_calibration(tiny_vit, [images], tmp_path)
+    cached_calibration(tiny_vit, [images], tmp_path)
+    assert len(measured) == 2
+
+
+def test_a_folder_that_cannot_be_made_costs_a_warning_only(
+    tiny_vit: VisionTransformer,
+    images: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").write_text("")
+    said: list[str] = []
+    monkeypatch.setattr(logging.getLogger("optuna.vit_ratio_opt.cache"), "warning", said.append)
+    assert cached_calibration(tiny_vit, [images], tmp_path / "file" / "folder").blocks
+    assert len(said) == 1
+    assert "cannot be written" in said[0]
+
+
+def test_the_default_folder_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert default_cache() == Path("/somewhere/vit_ratio_opt")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert default_cache() == Path("/home/someone/.cache/vit_ratio_opt")
