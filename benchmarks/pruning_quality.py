@@ -181,7 +181,7 @@ def main(
         shape = shape_of(smaller)
         accuracy_pruned = evaluate(smaller, images, images.val)
         started = time.perf_counter()
-        tuned = RECIPES.get(method_name, lambda same: same)(recipe)
+        tuned = RECIPES[method_name](recipe) if method_name in RECIPES else recipe
         accuracy = accuracy_pruned
         if epochs:
             accuracy = finetune(smaller, images, tuned, teacher=model, seed=seed, progress=False)

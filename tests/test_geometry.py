@@ -14,6 +14,7 @@ from vit_ratio_opt.geometry import (
     MIN_MHSA_UNITS,
     MIN_NEURONS,
     BlockShape,
+    MhsaUnit,
     RatioPair,
     ViTShape,
     budget_curve,
@@ -36,10 +37,14 @@ TINY = ViTShape(
 
 @st.composite
 def shapes(draw: st.DrawFn, max_heads: int = 8, max_hidden: int = 64) -> ViTShape:
-    head_dim = draw(st.integers(1, 16))
-    block = st.builds(
-        BlockShape, st.integers(1, max_heads), st.just(head_dim), st.integers(1, max_hidden)
-    )
+    unit: MhsaUnit = draw(st.sampled_from(["head", "rank"]))
+    # Units cost the same in every block when heads have one size, or blocks one number of heads.
+    heads, head_dim = st.integers(1, max_heads), st.integers(1, 16)
+    if unit == "head":
+        head_dim = st.just(draw(head_dim))
+    else:
+        heads = st.just(draw(heads))
+    block = st.builds(BlockShape, heads, head_dim, st.integers(1, max_hidden))
     return ViTShape(
         patches=draw(st.integers(1, 200)),
         prefix_tokens=draw(st.integers(0, 5)),
@@ -51,6 +56,7 @@ def shapes(draw: st.DrawFn, max_heads: int = 8, max_hidden: int = 64) -> ViTShap
         classifiers=draw(st.integers(1, 2)),
         qkv_bias=draw(st.booleans()),
         fc1_bias=draw(st.booleans()),
+        mhsa_unit=unit,
     )
 
 
@@ -95,18 +101,18 @@ def test_params_match_hand_count() -> None:
 @given(shape=shapes(), data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_pruned_counts_hold_whichever_units_go(shape: ViTShape, data: st.DataObject) -> None:
-    left = tuple(
-        replace(
-            block,
-            num_heads=data.draw(st.integers(1, block.num_heads)),
-            hidden_dim=data.draw(
-                st.integers(min(MIN_NEURONS, block.hidden_dim), block.hidden_dim)
-            ),
-        )
-        for block in shape.blocks
+    name = "num_heads" if shape.mhsa_unit == "head" else "head_dim"
+
+    def less(block: BlockShape) -> BlockShape:
+        units = data.draw(st.integers(1, getattr(block, name)))
+        fewest = min(MIN_NEURONS, block.hidden_dim)
+        hidden_dim = data.draw(st.integers(fewest, block.hidden_dim))
+        return replace(block, **{name: units, "hidden_dim": hidden_dim})
+
+    smaller = replace(shape, blocks=tuple(less(block) for block in shape.blocks))
+    pair = RatioPair(
+        1 - smaller.mhsa_units / shape.mhsa_units, 1 - smaller.neurons / shape.neurons
     )
-    smaller = replace(shape, blocks=left)
-    pair = RatioPair(1 - smaller.heads / shape.heads, 1 - smaller.neurons / shape.neurons)
     assert shape.pruned_macs(pair) == smaller.macs
     assert shape.pruned_params(pair) == smaller.params
 
@@ -146,6 +152,12 @@ def test_ratio_out_of_range_names_the_largest(
         TINY.removed(RatioPair(*pair))
 
 
+def test_rank_ratio_is_refused_where_blocks_differ_in_heads() -> None:
+    mixed = replace(TINY, blocks=(BlockShape(4, 8, 64), BlockShape(3, 8, 64)), mhsa_unit="rank")
+    with pytest.raises(InputError, match=r"num_heads .* \[3, 4\]"):
+        mixed.pruned_macs(RatioPair(0.25, 0.25))
+
+
 def test_head_ratio_is_refused_where_heads_differ_in_size() -> None:
     mixed = replace(TINY, blocks=(BlockShape(4, 8, 64), BlockShape(4, 6, 64)))
     for predict in (mixed.pruned_macs, mixed.pruned_params):
@@ -164,7 +176,7 @@ def test_curve_uses_up_the_budget_and_never_exceeds_it(case: tuple[ViTShape, flo
     for pair in curve:
         assert macs_ratio(shape, pair) <= budget
         heads, neurons = shape.removed(pair)
-        assert pair == (heads / shape.heads, neurons / shape.neurons)
+        assert pair == (heads / shape.mhsa_units, neurons / shape.neurons)
         if neurons:
             one_back = RatioPair(pair.mhsa_ratio, (neurons - 1) / shape.neurons)
             assert macs_ratio(shape, one_back) > budget
@@ -182,7 +194,8 @@ def test_curve_is_the_brute_force_front(case: tuple[ViTShape, float]) -> None:
         (heads, neurons)
         for heads in range(most_heads + 1)
         for neurons in range(most_neurons + 1)
-        if macs_ratio(shape, RatioPair(heads / shape.heads, neurons / shape.neurons)) <= budget
+        if macs_ratio(shape, RatioPair(heads / shape.mhsa_units, neurons / shape.neurons))
+        <= budget
     ]
     curve = [shape.removed(pair) for pair in budget_curve(shape, budget)]
     assert set(curve) <= set(feasible)
@@ -246,7 +259,7 @@ def test_fixed_ratio_is_the_smallest_within_the_budget(case: tuple[ViTShape, flo
         return
     assert ratio == same
     assert macs_ratio(shape, pair) <= budget
-    steps = [i / units for units in (shape.heads, shape.neurons) for i in range(units)]
+    steps = [i / units for units in (shape.mhsa_units, shape.neurons) for i in range(units)]
     smaller = max((step for step in steps if step < ratio), default=None)
     if smaller is not None:
         assert macs_ratio(shape, RatioPair(smaller, smaller)) > budget

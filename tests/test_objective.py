@@ -189,3 +189,45 @@ def test_iterative_needs_a_folder_of_checkpoints(make, tmp_path, option):
         changes[option] = FileSystemArtifactStore(tmp_path)
     with pytest.raises(InputError, match="need `checkpoints`: name a folder"):
         make(checkpoints=None, **changes)
+
+
+@pytest.mark.parametrize("unit", ["head", "rank"])
+@pytest.mark.parametrize("repair", [True, False])
+def test_what_is_pruned_is_what_the_ratios_say(make, unit, repair):
+    objective = make(mhsa_unit=unit, repair=repair)
+    pair = RatioPair(0.5, 0.5)
+    assert shape_of(objective.prune(pair)).macs == objective.shape.pruned_macs(pair)
+
+
+def test_repair_brings_a_pruned_model_nearer_to_the_dense_one(make, digits, dense):
+    images, _ = next(digits.val.batches(64))
+    images = digits.normalise(images)
+    pair = RatioPair(0.5, 0.75)
+
+    def error(**changes):
+        with torch.no_grad():
+            return (make(**changes).prune(pair)(images) - dense.eval()(images)).square().mean()
+
+    assert error() < 0.8 * error(repair=False)
+
+
+def test_the_likely_best_pair_costs_least_and_is_where_the_screen_begins(make):
+    objective = make(budget=0.6)
+    likely = objective.likely_best()
+    assert likely in objective.curve
+    assert next(iter(objective.screen())) == likely
+    assert make(budget=0.6, mhsa_unit="head").likely_best() is None
+    assert make(budget=None, tolerance=1.0).likely_best() is None
+
+
+def test_a_calibration_is_shared_by_the_objectives_of_one_folder(make, tmp_path):
+    make(cache=tmp_path / "cache").prune(LIGHT)
+    (path,) = (tmp_path / "cache").iterdir()
+    written = path.stat().st_mtime_ns
+    make(cache=tmp_path / "cache").prune(HALF)
+    assert path.stat().st_mtime_ns == written
+
+
+def test_another_unit_is_refused(make):
+    with pytest.raises(InputError, match="`mhsa_unit` must be 'head' or 'rank'"):
+        make(mhsa_unit="token")

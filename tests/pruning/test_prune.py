@@ -1,3 +1,5 @@
+from collections.abc import Callable
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -10,9 +12,12 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import RatioPair
 from vit_ratio_opt.pruning import (
     Allocation,
+    Calibration,
     Importance,
+    calibrate,
     keep_units,
     prune,
+    prune_ranks,
     prune_units,
     shape_of,
 )
@@ -268,3 +273,83 @@ def test_more_units_than_the_blocks_can_spare_are_refused(
 def test_other_allocations_are_refused(tiny_vit: VisionTransformer) -> None:
     with pytest.raises(InputError, match=r"'global' or 'uniform', but got 'local'"):
         prune(tiny_vit, (0.25, 0.25), EVEN, allocation="local")  # type: ignore[arg-type]
+
+
+# Ranks
+
+
+@pytest.fixture
+def calibration(tiny_vit: VisionTransformer, images: torch.Tensor) -> Calibration:
+    return calibrate(tiny_vit, [images])
+
+
+@both_allocations
+@given(mhsa=st.floats(0, 0.875), ffn=st.floats(0, 0.875))
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_with_ranks_macs_are_what_was_asked_to_within_one_unit_each(
+    tiny_vit: VisionTransformer,
+    calibration: Calibration,
+    allocation: Allocation,
+    mhsa: float,
+    ffn: float,
+) -> None:
+    dense = replace(shape_of(tiny_vit), mhsa_unit="rank")
+    rank_macs, neuron_macs = dense.mhsa_unit_macs, dense.neuron_macs
+    requested = dense.macs - mhsa * 16 * rank_macs - ffn * 128 * neuron_macs
+    smaller = prune(tiny_vit, (mhsa, ffn), calibration, allocation=allocation)
+    realised = shape_of(smaller).macs
+    assert realised <= requested + 1e-6 * dense.macs
+    assert realised > requested - rank_macs - neuron_macs
+    assert realised == dense.pruned_macs(RatioPair(mhsa, ffn))
+
+
+def test_with_ranks_uniform_cuts_every_block_alike_and_global_does_not(
+    tiny_vit: VisionTransformer, calibration: Calibration
+) -> None:
+    even = shape_of(prune(tiny_vit, (0.5, 0.5), calibration, allocation="uniform"))
+    assert [(b.num_heads, b.head_dim, b.hidden_dim) for b in even.blocks] == [(4, 4, 32)] * 2
+    free = shape_of(prune(tiny_vit, (0.5, 0.5), calibration))
+    assert free.macs == even.macs
+    assert free.blocks != even.blocks
+
+
+@given(
+    dims=st.tuples(st.integers(0, 30), st.integers(0, 30)),
+    neurons=st.tuples(st.integers(0, 112), st.integers(0, 112)),
+)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_larger_pair_of_ranks_can_be_reached_in_two_steps(
+    tiny_vit: VisionTransformer,
+    calibration: Calibration,
+    images: torch.Tensor,
+    dims: tuple[int, int],
+    neurons: tuple[int, int],
+) -> None:
+    (few, many), (less, more) = sorted(dims), sorted(neurons)
+    first = prune_ranks(tiny_vit, few, less, calibration)
+    left = shape_of(first)
+    gone = 64 - left.attention_dims
+    second = prune_ranks(first, max(0, many - gone), more - less, calibrate(first, [images]))
+    smallest = shape_of(second)
+    assert 64 - smallest.attention_dims >= many
+    assert smallest.neurons == 128 - more
+
+
+def test_a_calibration_of_another_model_is_refused(
+    make_vit: Callable[..., VisionTransformer], calibration: Calibration
+) -> None:
+    with pytest.raises(InputError, match="not of this model"):
+        prune(make_vit(num_heads=2), (0.25, 0.25), calibration)
+
+
+def test_more_dimensions_than_the_blocks_can_spare_are_refused(
+    tiny_vit: VisionTransformer, calibration: Calibration
+) -> None:
+    with pytest.raises(InputError, match=r"`dims` must be in \[0, 62\]"):
+        prune_ranks(tiny_vit, 63, 0, calibration)
+    with pytest.raises(InputError, match=r"`mhsa_ratio` must be in .* 1 rank"):
+        prune(tiny_vit, (0.9, 0), calibration)

@@ -55,6 +55,33 @@ def test_same_seed_same_weights_and_the_callers_random_state_is_untouched(digits
     assert not torch.equal(runs[0], runs[2])
 
 
+def test_the_average_of_the_weights_is_evaluated_and_kept(digits, digits_vit):
+    reports, plain = [], copy.deepcopy(digits_vit)
+    finetune(plain, digits, Recipe(epochs=2))
+    accuracy = finetune(
+        digits_vit,
+        digits,
+        Recipe(epochs=2, ema=0.9),
+        on_epoch=lambda *epoch: reports.append(epoch),
+    )
+    assert accuracy == reports[-1][1] == evaluate(digits_vit, digits, digits.val)
+    assert not torch.equal(weights(digits_vit), weights(plain))
+    assert torch.cosine_similarity(weights(digits_vit), weights(plain), dim=0) > 0.99
+
+
+def test_layer_decay_moves_early_blocks_less(digits, digits_vit):
+    start = copy.deepcopy(digits_vit)
+
+    def moved(model, layer):
+        return (model.blocks[layer].mlp.fc1.weight - start.blocks[layer].mlp.fc1.weight).norm()
+
+    plain, decayed = copy.deepcopy(start), copy.deepcopy(start)
+    finetune(plain, digits, Recipe(epochs=1))
+    finetune(decayed, digits, Recipe(epochs=1, layer_decay=0.25))
+    shares = [moved(decayed, layer) / moved(plain, layer) for layer in (0, 1)]
+    assert shares[0] < shares[1] < 1
+
+
 def test_loss_mixes_true_labels_and_the_teachers(digits, digits_vit):
     images, labels = next(digits.val.batches(64))
     images = digits.normalise(images)
@@ -78,6 +105,7 @@ def test_no_epochs_leave_the_model_as_it_is(digits, digits_vit):
     [
         {"epochs": -1}, {"batch_size": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"warmup": 1.0},
         {"distillation": 1.5}, {"temperature": 0.0}, {"clip_norm": 0.0}, {"weight_decay": -1.0},
+        {"ema": 1.0}, {"layer_decay": 0.0},
     ],
 )  # fmt: skip
 def test_impossible_recipes_are_refused_by_name(wrong):
