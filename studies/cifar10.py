@@ -10,6 +10,7 @@ keeps (or may download) CIFAR-10. ``--fixed-ratio`` runs the baseline, one ratio
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
@@ -21,7 +22,9 @@ from vit_ratio_opt.cli import (
     BudgetOption,
     EpochsOption,
     IterativeOption,
+    MhsaUnitOption,
     OutputOption,
+    RepairOption,
     SeedOption,
     StorageOption,
     ToleranceOption,
@@ -69,6 +72,8 @@ def main(
     fixed_ratio: Annotated[
         bool, typer.Option("--fixed-ratio", help="Run the baseline: both ratios equal.")
     ] = False,
+    mhsa_unit: MhsaUnitOption = "rank",
+    repair: RepairOption = True,
     iterative: IterativeOption = False,
     validation: Annotated[
         ValidationSplit,
@@ -95,9 +100,10 @@ def main(
     else:
         raise typer.BadParameter("give --checkpoint, --model or both")
     if tolerance is None:
-        check_budget(shape_of(dense), budget)
+        shape = replace(shape_of(dense), mhsa_unit=mhsa_unit)
+        check_budget(shape, budget)
         if fixed_ratio:
-            fixed_ratio_pair(shape_of(dense), budget)
+            fixed_ratio_pair(shape, budget)
     check_output(output)
     if storage is not None:
         check_storage_url(storage)
@@ -114,6 +120,8 @@ def main(
         recipe=Recipe(epochs=epochs),
         fixed_ratio=fixed_ratio,
         checkpoints=checkpoint_folder(folder, name),
+        mhsa_unit=mhsa_unit,
+        repair=repair,
         iterative=iterative,
         seed=seed,
     )

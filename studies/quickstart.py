@@ -9,6 +9,7 @@ goes on where it stopped.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,9 @@ from vit_ratio_opt.cli import (
     BudgetOption,
     EpochsOption,
     IterativeOption,
+    MhsaUnitOption,
     OutputOption,
+    RepairOption,
     SeedOption,
     StorageOption,
     StudyNameOption,
@@ -65,6 +68,8 @@ def main(
     n_trials: TrialsOption = 8,
     epochs: EpochsOption = 10,
     seed: SeedOption = 0,
+    mhsa_unit: MhsaUnitOption = "rank",
+    repair: RepairOption = True,
     iterative: IterativeOption = False,
     folder: Annotated[Path, typer.Option(help="Where models and the study are kept.")] = Path(
         "runs/quickstart"
@@ -74,7 +79,7 @@ def main(
     output: OutputOption = None,
 ) -> None:
     """Search the two pruning ratios of a small ViT on scikit-learn's digits."""
-    shape = shape_of(create_model(MODEL, **ARGUMENTS))
+    shape = replace(shape_of(create_model(MODEL, **ARGUMENTS)), mhsa_unit=mhsa_unit)
     check_budget(shape, budget)
     fixed_ratio_pair(shape, budget)
     check_output(output)
@@ -93,6 +98,8 @@ def main(
             recipe=Recipe(epochs=epochs, batch_size=64, lr=1e-3),
             fixed_ratio=fixed_ratio,
             checkpoints=checkpoint_folder(folder, name),
+            mhsa_unit=mhsa_unit,
+            repair=repair,
             iterative=iterative,
             seed=seed,
         )

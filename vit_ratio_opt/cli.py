@@ -16,6 +16,7 @@ from optuna.study import Study
 from rich.console import Console
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.geometry import MhsaUnit
 from vit_ratio_opt.report import (
     build_report,
     load_studies,
@@ -30,7 +31,9 @@ __all__ = [
     "BudgetOption",
     "EpochsOption",
     "IterativeOption",
+    "MhsaUnitOption",
     "OutputOption",
+    "RepairOption",
     "SeedOption",
     "StorageOption",
     "StudyNameOption",
@@ -66,6 +69,16 @@ StorageOption = Annotated[
 IterativeOption = Annotated[
     bool,
     typer.Option(help="Start from the nearest trained trial that pruned neither module more."),
+]
+MhsaUnitOption = Annotated[
+    MhsaUnit,
+    typer.Option(
+        help="What goes from the attention: 'rank', dimensions of factorised heads, or 'head', "
+        "whole heads by Taylor scores."
+    ),
+]
+RepairOption = Annotated[
+    bool, typer.Option(help="Refit the layers behind what was pruned by least squares.")
 ]
 OutputOption = Annotated[
     Optional[Path],  # noqa: UP045
