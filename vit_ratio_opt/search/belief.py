@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,22 +39,31 @@ class Belief:
 
     def __init__(self, points: Array, values: Array, variances: Array) -> None:
         self._points = points
+        # All scales at once: these matrices are so small that a call costs more than its sums.
+        grid = np.array(_LENGTHS)[:, None, None]
+        shapes = self._shape(points, points, (grid[:, None], grid))
+        amplitudes = _AMPLITUDES if len(values) > 2 else (1.0,)
+        squares = np.square(amplitudes)[:, None, None]
+        covariances = (_CONSTANT + squares * shapes[:, :, None]).reshape(-1, *shapes.shape[2:])
+        diagonal = np.arange(len(values))
+        covariances[:, diagonal, diagonal] += variances + _JITTER
+        factors = np.linalg.cholesky(covariances)
+        whites = np.linalg.solve(factors, values)
+        halves = np.log(factors[:, diagonal, diagonal]).sum(axis=1)  # of the log determinants
         likeliest = -math.inf
-        for lengths in itertools.product(_LENGTHS, repeat=2):
-            shape, prior = self._shape(points, points, lengths), 0.0
+        scales = itertools.product(_LENGTHS, _LENGTHS, amplitudes)
+        for (*lengths, amplitude), factor, white, half in zip(
+            scales, factors, whites, halves, strict=True
+        ):
+            likelihood = 0.0
             for length in lengths:
-                prior -= 0.5 * (math.log(length / 0.5) / 0.7) ** 2
-            for amplitude in _AMPLITUDES if len(values) > 2 else (1.0,):
-                covariance = _CONSTANT + amplitude**2 * shape
-                covariance[np.diag_indices_from(covariance)] += variances + _JITTER
-                factor = np.linalg.cholesky(covariance)
-                white = np.linalg.solve(factor, values)
-                likelihood = prior - 0.5 * math.log(amplitude) ** 2
-                likelihood -= 0.5 * float(white @ white) + float(np.log(factor.diagonal()).sum())
-                if likelihood > likeliest:
-                    likeliest = likelihood
-                    self._lengths, self._amplitude = lengths, amplitude
-                    self._factor, self._white = factor, white
+                likelihood -= 0.5 * (math.log(length / 0.5) / 0.7) ** 2
+            likelihood -= 0.5 * math.log(amplitude) ** 2
+            likelihood -= 0.5 * float(white @ white) + float(half)
+            if likelihood > likeliest:
+                likeliest = likelihood
+                self._lengths, self._amplitude = lengths, amplitude
+                self._factor, self._white = factor, white
 
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Mean and variance at ``points``, ``(m, 2)`` to two ``(m,)``."""
@@ -96,10 +106,10 @@ class Belief:
         return _CONSTANT + self._amplitude**2 * self._shape(first, second, self._lengths)
 
     @staticmethod
-    def _shape(first: Array, second: Array, lengths: tuple[float, ...]) -> Array:
-        curves = []
-        for axis, length in enumerate(lengths):
-            distance = first[:, None, axis] - second[None, :, axis]
-            curves.append(np.exp(-0.5 * (distance / length) ** 2))
-        shape: Array = _LINE * (first @ second.T) + sum(curves) + _INTERACTION * np.prod(curves, 0)
+    def _shape(first: Array, second: Array, lengths: Sequence[float | Array]) -> Array:
+        one, other = (
+            np.exp(-0.5 * ((first[:, None, axis] - second[None, :, axis]) / length) ** 2)
+            for axis, length in enumerate(lengths)
+        )
+        shape: Array = _LINE * (first @ second.T) + (one + other) + _INTERACTION * (one * other)
         return shape
