@@ -513,7 +513,9 @@ class ToleranceSearch:
             first, seconds = self.columns[index]
             chosen: Sequence[float] = seconds
             if around is not None:
-                place = min(range(len(seconds)), key=lambda i: abs(seconds[i] - around[1]))
+                above = bisect.bisect_left(seconds, around[1])
+                near = range(max(0, above - 1), min(len(seconds), above + 1))
+                place = min(near, key=lambda i: abs(seconds[i] - around[1]))
                 reach = -(-len(seconds) // (_CANDIDATES // _COLUMNS))
                 chosen = seconds[max(0, place - reach) : place + reach + 1]
             pairs += [(first, second) for second in _spread(chosen, rows)]
