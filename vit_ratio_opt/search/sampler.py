@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import operator
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -201,13 +203,14 @@ class BinarySearchSampler(BaseSampler):
                     f"Nothing is left to learn: {proposal.why}; trial {trial.number} repeats the "
                     "best."
                 )
-                attributes[SURPLUS] = proposal.why
+                attributes[SURPLUS] = proposal.why  # instead of a claim
                 pair = plan.winner(view.observed)
                 pair = pair or min(view.pending | view.blocked, default=None)
                 # A plan that gave no pair to a study without any trial has a first one all the
                 # same.
                 pair = pair or self._corner()
-            attributes[_CLAIM] = list(pair)
+            else:
+                attributes[_CLAIM] = list(pair)
             # Optuna's own samplers keep what belongs to a trial in the same place.
             for key, value in attributes.items():
                 study._storage.set_trial_system_attr(trial._trial_id, key, value)
@@ -289,15 +292,16 @@ class BinarySearchSampler(BaseSampler):
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
         with self._lock:
             trials = study.get_trials(deepcopy=False)
-            read = self._finished.read
-            fresh = [trial for trial in trials if read.get(trial.number) is not trial]
-            if len(trials) - len(fresh) != len(read):
+            places = self._finished.unread(trials)
+            if places is None:
                 # Another study, or a storage that makes its trials anew at each call.
-                self._finished, fresh = _Finished(), trials
+                self._finished = _Finished([None] * len(trials))
+                places = range(len(trials))
             unfinished = []
-            for trial in fresh:
+            for place in places:
+                trial = trials[place]
                 if trial.state.is_finished():
-                    self._finished.read[trial.number] = trial
+                    self._finished.read[place] = trial
                     self._count(self._finished, trial, trial.state, trial.values, sign)
                 else:
                     unfinished.append(trial)
@@ -409,21 +413,31 @@ class _View(NamedTuple):
 class _Finished:
     """What finished trials say. They never change, so each is read once.
 
-    ``read`` holds the very objects that the storage gave, by number: a study that was deleted and
-    made again, or another storage, has others.
+    ``read`` holds the very objects that the storage gave, in its order, and None for a trial that
+    had not finished: a study that was deleted and made again, or another storage, has others.
     """
 
-    read: dict[int, FrozenTrial] = field(default_factory=dict)
+    read: list[FrozenTrial | None] = field(default_factory=list)
     observed: dict[Pair, tuple[float, ...]] = field(default_factory=dict)
     failures: dict[Pair, _Failures] = field(default_factory=dict)
     blocked: set[Pair] = field(default_factory=set)
     given_up: set[int] = field(default_factory=set)
 
+    def unread(self, trials: Sequence[FrozenTrial]) -> Sequence[int] | None:
+        """Places of the trials that were not read; None if others were read than these."""
+        self.read += [None] * (len(trials) - len(self.read))
+        # Nearly all were read; that they are the same is found out in C.
+        others = map(operator.is_not, trials, self.read)
+        places = list(itertools.compress(range(len(trials)), others))
+        if len(trials) < len(self.read) or any(self.read[i] is not None for i in places):
+            return None
+        return places
+
     def copy(self) -> _Finished:
         """One that more can be added to; it reads no more trials."""
         return replace(
             self,
-            read={},
+            read=[],
             observed=dict(self.observed),
             failures=dict(self.failures),
             blocked=set(self.blocked),
