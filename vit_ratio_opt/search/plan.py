@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.search.belief import Belief
+from vit_ratio_opt.search.belief import Belief, fit
 
 __all__ = [
     "BudgetSearch",
@@ -253,7 +253,7 @@ class BudgetSearch:
             values = np.array([means[p] for p in order])
             centre, scale = values.mean(), max(float(values.std()), self.noise)
             variances = (self.noise / scale) ** 2 / np.array([counts[p] for p in order])
-            belief = Belief(places, (values - centre) / scale, variances)
+            belief = fit(places, (values - centre) / scale, variances)
             smooth, _ = belief.predict(places)
             means = dict(zip(order, (centre + scale * smooth).tolist(), strict=True))
         return means, counts
@@ -509,7 +509,7 @@ class ToleranceSearch:
         points = np.concatenate([self._square(chosen), [[0.0, 0.0], [1.0, 1.0]]])
         values = np.concatenate([values, [math.log(2), _EVERYTHING_PRUNED]])
         variances = np.concatenate([variances, [0.01, _EVERYTHING_VARIANCE]])
-        return Belief(points, values, variances)
+        return fit(points, values, variances)
 
     def _most_saving(
         self,
