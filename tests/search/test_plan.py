@@ -397,8 +397,25 @@ def test_thousands_of_observations_do_not_slow_the_belief_down() -> None:
     observed = {
         (rng.random() * 0.8, rng.random() * 0.8): [rng.uniform(-9, 2)] for _ in range(5000)
     }
-    belief = tolerance_plan()._belief(observed)
+    plan = tolerance_plan()
+    belief = plan._belief(plan._rank(observed))
     assert len(belief._points) == 50
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_what_was_ranked_before_does_not_matter(kind: type) -> None:
+    rng = random.Random(0)
+    plan, observed = tolerance_plan(noise=0.5), {}
+    for step in range(400):
+        pair, margin = rng.choice(PAIRS[::40]), rng.uniform(-3, 2)
+        if step % 100 == 99:
+            del observed[pair := rng.choice(list(observed))]  # as in another study
+        elif kind is list:
+            observed.setdefault(pair, []).append(margin)
+        else:
+            observed[pair] = (*observed.get(pair, ()), margin)
+        if rng.random() < 0.7:
+            assert plan._rank(observed) == tolerance_plan(noise=0.5)._rank(observed)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -277,6 +277,49 @@ def test_two_that_claim_out_of_turn_at_once_do_not_share_a_pair(
         assert younger.result() != older.result()
 
 
+@pytest.mark.parametrize("out_of_turn", [None, "running", "waiting"])
+def test_only_out_of_turn_a_claim_is_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch, short_patience: float, out_of_turn: str | None
+) -> None:
+    study = create()
+    if out_of_turn == "waiting":
+        study._storage.create_new_trial(
+            study._study_id, optuna.create_trial(state=TrialState.WAITING)
+        )
+        number = study._storage.create_new_trial(study._study_id)
+        asking = Trial(study, number)
+    else:
+        if out_of_turn == "running":
+            dies_before_its_claim(study)
+            suggest(study.ask())  # gives the other up
+        asking = study.ask()
+    looks = []
+    look = study.sampler._look
+    monkeypatch.setattr(study.sampler, "_look", lambda *a, **k: looks.append(a) or look(*a, **k))
+    suggest(asking)
+    assert len(looks) == (1 if out_of_turn is None else 2)
+
+
+def test_claim_that_took_longer_than_the_patience_is_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch, short_patience: float
+) -> None:
+    # Meanwhile others may have come, given it up and claimed the pair.
+    study = create()
+    slow = study.ask()
+    propose = study.sampler._plan.propose
+    younger = []
+
+    def propose_late(*known: object) -> object:
+        proposal = propose(*known)
+        if not younger:
+            younger.append(None)
+            younger.append(suggest(study.ask()))
+        return proposal
+
+    monkeypatch.setattr(study.sampler._plan, "propose", propose_late)
+    assert suggest(slow) != younger[1]
+
+
 def test_queue_that_moves_is_waited_for_beyond_the_patience(short_patience: float) -> None:
     study = create()
     older = [study.ask() for _ in range(4)]

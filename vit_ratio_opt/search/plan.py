@@ -19,14 +19,15 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+import operator
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.search.belief import Belief
+from vit_ratio_opt.search.belief import Belief, fit
 
 __all__ = [
     "BudgetSearch",
@@ -252,7 +253,7 @@ class BudgetSearch:
             values = np.array([means[p] for p in order])
             centre, scale = values.mean(), max(float(values.std()), self.noise)
             variances = (self.noise / scale) ** 2 / np.array([counts[p] for p in order])
-            belief = Belief(places, (values - centre) / scale, variances)
+            belief = fit(places, (values - centre) / scale, variances)
             smooth, _ = belief.predict(places)
             means = dict(zip(order, (centre + scale * smooth).tolist(), strict=True))
         return means, counts
@@ -281,6 +282,27 @@ _COLUMNS, _CANDIDATES = 36, 1440
 _OUTCOMES = 64
 _NEAREST = 48  # observations that a belief is made from
 _EVERYTHING_PRUNED, _EVERYTHING_VARIANCE = -3.0, 1.0
+
+
+class _Ranked(NamedTuple):
+    """The margins of the observed pairs, and those pairs in order.
+
+    ``near`` rises by the mean's distance from the limit, ``kept`` (mean not negative) by cost;
+    ``failed`` are the least of those that failed.
+    """
+
+    margins: dict[Pair, tuple[float, ...]]
+    near: list[tuple[float, Pair]]
+    kept: list[tuple[float, Pair]]
+    failed: list[Pair]
+
+    @property
+    def winner(self) -> Pair | None:
+        """The cheapest pair that was kept."""
+        return self.kept[0][1] if self.kept else None
+
+
+_NOTHING = _Ranked({}, [], [], [])
 
 
 class ToleranceSearch:
@@ -352,7 +374,7 @@ class ToleranceSearch:
         self.confirmations = confirmations
         self.resolution = resolution
         self.constraint: str | None = constraint
-        self._costs: dict[Pair, float] = {}
+        self._ranked = _NOTHING
         # Ratios as shares of the largest, for the belief's unit square.
         self._scale = np.array(
             [self.columns[-1][0] or 1.0, max(seconds[-1] for _, seconds in self.columns) or 1.0]
@@ -360,6 +382,10 @@ class ToleranceSearch:
         self._thin = self._candidates(range(len(self.columns)), None)
         draws = np.random.default_rng(0).standard_normal((_OUTCOMES // 2, 64))
         self._draws = np.concatenate([draws, -draws])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was observed: a copy ranks its own."""
+        return vars(self) | {"_ranked": _NOTHING}
 
     @property
     def limits(self) -> tuple[Pair, Pair]:
@@ -374,16 +400,17 @@ class ToleranceSearch:
         blocked: Collection[Pair] = (),
     ) -> Proposal:
         """The pair of the largest expected saving."""
-        belief = self._belief(observed)
-        winner = self.winner(observed)
+        ranked = self._rank(observed)
+        belief = self._belief(ranked)
+        winner = ranked.winner
         if winner is not None and winner not in pending and self._may_confirm(winner, observed):
             mean, _ = belief.predict(self._square([winner]))
             if mean[0] < 0:
                 return Proposal(winner, "a lucky winner: trained again with a fresh seed")
 
         limit = self.cost(0.0, 0.0) if winner is None else self.cost(*winner)
-        excluded = {*observed, *pending, *blocked}
-        failed = _least([pair for pair in observed if self._failed(observed[pair])])
+        excluded = observed, pending, blocked
+        failed = _array(ranked.failed)
         pairs, costs = self._thin
         best, saving = self._most_saving(belief, pairs, costs, limit, pending, excluded, failed)
         if best is not None:
@@ -411,15 +438,7 @@ class ToleranceSearch:
 
     def winner(self, observed: Observed) -> Pair | None:
         """The cheapest pair whose mean margin is not negative."""
-        kept = [pair for pair, margins in observed.items() if margins and _mean(margins) >= 0]
-        return min(kept, key=lambda pair: (self._cost_of(pair), pair), default=None)
-
-    def _cost_of(self, pair: Pair) -> float:
-        # Of what was observed, thousands of times in a long study.
-        cost = self._costs.get(pair)
-        if cost is None:
-            cost = self._costs[pair] = self.cost(*pair)
-        return cost
+        return self._rank(observed).winner
 
     def along(self, axis: int, value: float) -> ToleranceSearch:
         """The same search in one column or one row."""
@@ -441,25 +460,56 @@ class ToleranceSearch:
     def _may_confirm(self, winner: Pair, observed: Observed) -> bool:
         return len(observed[winner]) <= self.confirmations
 
+    def _rank(self, observed: Observed) -> _Ranked:
+        """What a proposal needs of all pairs; from the last time, and what is new since."""
+        last = self._ranked
+        # Ranked are tuples, so the same object is the same margins. The only look at every pair.
+        known = map(last.margins.get, observed)
+        changed = itertools.compress(observed, map(operator.is_not, observed.values(), known))
+        fresh = {pair: tuple(observed[pair]) for pair in changed}
+        margins = last.margins | fresh
+        if len(margins) > len(observed):  # of another study
+            last, margins = _NOTHING, {pair: tuple(observed[pair]) for pair in observed}
+            fresh = margins
+        if not fresh:
+            return last
+        # The last ones stay as they are: another thread may be reading them.
+        near, kept, failed = list(last.near), list(last.kept), list(last.failed)
+        for pair in fresh:
+            for move, values in (_remove, last.margins.get(pair)), (bisect.insort, margins[pair]):
+                if not values:
+                    continue
+                mean = _mean(values)
+                move(near, (abs(mean), pair))
+                if mean >= 0:
+                    move(kept, (self.cost(*pair), pair))
+                elif self._failed(values):
+                    failed.append(pair)
+        # One of the least that did not fail after all had hidden others.
+        if any(not self._failed(margins[pair]) for pair in failed):
+            failed = [pair for pair in margins if self._failed(margins[pair])]
+        self._ranked = _Ranked(margins, near, kept, _least(failed))
+        return self._ranked
+
     def _failed(self, margins: Sequence[float]) -> bool:
         doubt = 2 * self.noise / math.sqrt(len(margins) or 1)
         return bool(margins) and _mean(margins) < -doubt
 
-    def _belief(self, observed: Observed) -> Belief:
+    def _belief(self, ranked: _Ranked) -> Belief:
         """Over ``log((tolerance + c) / (loss + c))`` with c the tolerance: 0 at the limit."""
-        means = {pair: _mean(margins) for pair, margins in observed.items() if margins}
         # Those near the limit say where it is; thousands would only cost time.
-        chosen = sorted(means, key=lambda pair: (abs(means[pair]), pair))[:_NEAREST]
-        loss = self.tolerance - np.array([means[pair] for pair in chosen])
+        chosen = [pair for _, pair in ranked.near[:_NEAREST]]
+        margins = [ranked.margins[pair] for pair in chosen]
+        loss = self.tolerance - np.array([_mean(values) for values in margins])
         loss = np.maximum(loss, -self.tolerance / 2) + self.tolerance
-        counts = np.array([len(observed[pair]) for pair in chosen], dtype=np.float64)
+        counts = np.array([len(values) for values in margins], dtype=np.float64)
         values = np.log(2 * self.tolerance / loss)
         variances = (self.noise / loss) ** 2 / np.maximum(counts, 1) + 1e-4
         # The unpruned model loses nothing, and one with everything pruned nearly everything.
         points = np.concatenate([self._square(chosen), [[0.0, 0.0], [1.0, 1.0]]])
         values = np.concatenate([values, [math.log(2), _EVERYTHING_PRUNED]])
         variances = np.concatenate([variances, [0.01, _EVERYTHING_VARIANCE]])
-        return Belief(points, values, variances)
+        return fit(points, values, variances)
 
     def _most_saving(
         self,
@@ -468,7 +518,7 @@ class ToleranceSearch:
         costs: _Array,
         limit: float,
         pending: Collection[Pair],
-        excluded: Collection[Pair],
+        excluded: Sequence[Container[Pair]],
         failed: _Array,
     ) -> tuple[Pair | None, float]:
         open_ = costs < limit
@@ -494,7 +544,7 @@ class ToleranceSearch:
         savings = (np.maximum(limits - costs, 0.0) * chances).mean(axis=0)
         for index in np.argsort(-savings, kind="stable"):
             pair = (float(pairs[index, 0]), float(pairs[index, 1]))
-            if pair not in excluded:
+            if not any(pair in some for some in excluded):
                 return pair, float(savings[index])
         return None, 0.0
 
@@ -513,7 +563,9 @@ class ToleranceSearch:
             first, seconds = self.columns[index]
             chosen: Sequence[float] = seconds
             if around is not None:
-                place = min(range(len(seconds)), key=lambda i: abs(seconds[i] - around[1]))
+                above = bisect.bisect_left(seconds, around[1])
+                near = range(max(0, above - 1), min(len(seconds), above + 1))
+                place = min(near, key=lambda i: abs(seconds[i] - around[1]))
                 reach = -(-len(seconds) // (_CANDIDATES // _COLUMNS))
                 chosen = seconds[max(0, place - reach) : place + reach + 1]
             pairs += [(first, second) for second in _spread(chosen, rows)]
@@ -545,13 +597,17 @@ def _array(pairs: Sequence[Pair]) -> _Array:
     return np.array(pairs, dtype=np.float64).reshape(-1, 2)
 
 
-def _least(pairs: Sequence[Pair]) -> _Array:
-    """The pairs that exceed no other in both ratios, ``(n, 2)``."""
+def _remove(ordered: list[tuple[float, Pair]], item: tuple[float, Pair]) -> None:
+    del ordered[bisect.bisect_left(ordered, item)]
+
+
+def _least(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs that exceed no other in both ratios, rising."""
     least: list[Pair] = []
     for pair in sorted(pairs):
         if not least or pair[1] < least[-1][1]:
             least.append(pair)
-    return _array(least)
+    return least
 
 
 def _spread(items: Sequence[_T], most: int) -> list[_T]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import operator
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -49,9 +51,9 @@ class BinarySearchSampler(BaseSampler):
     *Workers.* Trial n takes the n-th claim: the pair is written into the trial when its first
     parameter is suggested, after the claims of all older running trials, which are waited for. An
     older trial that does not come forward (its process died in that moment, or is slow) is given
-    up once for all, and takes its turn late if it comes. Whoever has claimed looks once more, and
-    gives way to a claim of the same pair. So no two running trials have one pair, whoever started
-    them and wherever they run.
+    up once for all, and takes its turn late if it comes. Whoever has claimed while another was out
+    of turn looks once more, and gives way to a claim of the same pair. So no two running trials
+    have one pair, whoever started them and wherever they run.
 
     Args:
         search_space: The two parameters of a pair, in the plan's order. The objective must suggest
@@ -191,6 +193,7 @@ class BinarySearchSampler(BaseSampler):
     def _claim(self, study: Study, trial: FrozenTrial) -> Pair:
         """The trial's pair, written into the trial."""
         plan = self._restricted_plan(study, trial)
+        gave_way = False
         while True:
             view, given_up = self._wait_for_claims(study, trial)
             proposal = plan.propose(view.observed, view.pending, view.blocked)
@@ -201,26 +204,49 @@ class BinarySearchSampler(BaseSampler):
                     f"Nothing is left to learn: {proposal.why}; trial {trial.number} repeats the "
                     "best."
                 )
-                attributes[SURPLUS] = proposal.why
+                attributes[SURPLUS] = proposal.why  # instead of a claim
                 pair = plan.winner(view.observed)
                 pair = pair or min(view.pending | view.blocked, default=None)
                 # A plan that gave no pair to a study without any trial has a first one all the
                 # same.
                 pair = pair or self._corner()
-            attributes[_CLAIM] = list(pair)
+            else:
+                attributes[_CLAIM] = list(pair)
             # Optuna's own samplers keep what belongs to a trial in the same place.
             for key, value in attributes.items():
                 study._storage.set_trial_system_attr(trial._trial_id, key, value)
             if SURPLUS in attributes:
                 return pair
+            if not gave_way and self._in_turn(trial, view):
+                return pair
             # Two trials that read the same, because one was given up but came, may have written
             # the same. Whoever of them wrote last sees it here, and looks for another pair.
-            now = self._look(study, asking=trial)
+            if gave_way:
+                # Whoever has read the claim that was given back may be about to claim this pair,
+                # and will not look again.
+                now, _ = self._wait_for_claims(study, trial, younger=True)
+            else:
+                now = self._look(study, asking=trial)
             if pair not in now.pending and now.observed.get(pair) == view.observed.get(pair):
                 return pair
+            gave_way = True
             time.sleep(0.01 * (1 + trial.number % 8))  # not both at the same moment again
 
-    def _wait_for_claims(self, study: Study, trial: FrozenTrial) -> tuple[_View, list[int]]:
+    @staticmethod
+    def _in_turn(trial: FrozenTrial, view: _View) -> bool:
+        """Whether nobody can claim the pair that ``trial`` has just claimed, after this ``view``.
+
+        Another trial would have to read before the claim was written, so without waiting for it.
+        It was there when ``view`` was taken, and had not claimed; or it came later, and had this
+        trial given up, by someone who was there or who had the time to wait. Not noticed is only
+        a computer that is suspended in this very moment with its clock.
+        """
+        others = view.nameless or view.queued or trial.number in view.given_up
+        return not others and time.monotonic() - view.taken < _PATIENCE_SECONDS
+
+    def _wait_for_claims(
+        self, study: Study, trial: FrozenTrial, *, younger: bool = False
+    ) -> tuple[_View, list[int]]:
         """What is known once the older running trials have claims, and who never came forward.
 
         The clock is this process's own: those of two machines, or their time zones, may differ.
@@ -230,11 +256,13 @@ class BinarySearchSampler(BaseSampler):
         while True:
             view = self._look(study, asking=trial)
             missing = view.nameless - view.given_up
+            if not younger:
+                missing = {number for number in missing if number < trial.number}
             if not missing:
                 return view, []
             if not awaited or missing < awaited:  # someone came forward: the queue moves
                 awaited, deadline = missing, time.monotonic() + _PATIENCE_SECONDS
-            if time.monotonic() >= deadline:
+            if view.taken >= deadline:  # they were still missing then
                 return view, sorted(missing)
             time.sleep(pause)
             pause = min(2 * pause, 0.1)
@@ -287,23 +315,26 @@ class BinarySearchSampler(BaseSampler):
             ended: A trial that is still RUNNING in the storage, with what it is about to be.
         """
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
+        taken = time.monotonic()
         with self._lock:
             trials = study.get_trials(deepcopy=False)
-            read = self._finished.read
-            fresh = [trial for trial in trials if read.get(trial.number) is not trial]
-            if len(trials) - len(fresh) != len(read):
+            places = self._finished.unread(trials)
+            if places is None:
                 # Another study, or a storage that makes its trials anew at each call.
-                self._finished, fresh = _Finished(), trials
+                self._finished = _Finished([None] * len(trials))
+                places = range(len(trials))
             unfinished = []
-            for trial in fresh:
+            for place in places:
+                trial = trials[place]
                 if trial.state.is_finished():
-                    self._finished.read[trial.number] = trial
+                    self._finished.read[place] = trial
                     self._count(self._finished, trial, trial.state, trial.values, sign)
                 else:
                     unfinished.append(trial)
             known = self._finished.copy()
         pending: set[Pair] = set()
         nameless: set[int] = set()
+        queued: set[int] = set()
         for trial in unfinished:
             if asking is not None and trial.number == asking.number:
                 continue
@@ -316,18 +347,14 @@ class BinarySearchSampler(BaseSampler):
             pair = self._pair_of(trial)
             if pair is not None:
                 pending.add(pair)
-            elif (
-                trial.state == TrialState.RUNNING
-                and asking is not None
-                and trial.number < asking.number
-            ):
-                nameless.add(trial.number)
+            else:
+                (nameless if trial.state == TrialState.RUNNING else queued).add(trial.number)
         blocked = known.blocked | {
             pair
             for pair, failures in known.failures.items()
             if failures.told >= _MAX_FAILURES or failures.untold >= _MAX_DEATHS
         }
-        return _View(known.observed, pending, blocked, nameless, known.given_up)
+        return _View(known.observed, pending, blocked, nameless, queued, known.given_up, taken)
 
     def _count(
         self,
@@ -392,38 +419,50 @@ class _Failures(NamedTuple):
 
 
 class _View(NamedTuple):
-    """What a study's trials say at one moment.
+    """What a study's trials say at one moment, not before ``taken`` by this process's clock.
 
-    ``nameless`` are older running trials that have claimed nothing yet, ``given_up`` those that
-    some trial has waited for in vain.
+    ``nameless`` are running trials that have claimed nothing yet, ``queued`` those that will have
+    to, ``given_up`` those that some trial has waited for in vain.
     """
 
     observed: dict[Pair, tuple[float, ...]]
     pending: set[Pair]
     blocked: set[Pair]
     nameless: set[int]
+    queued: set[int]
     given_up: set[int]
+    taken: float
 
 
 @dataclass
 class _Finished:
     """What finished trials say. They never change, so each is read once.
 
-    ``read`` holds the very objects that the storage gave, by number: a study that was deleted and
-    made again, or another storage, has others.
+    ``read`` holds the very objects that the storage gave, in its order, and None for a trial that
+    had not finished: a study that was deleted and made again, or another storage, has others.
     """
 
-    read: dict[int, FrozenTrial] = field(default_factory=dict)
+    read: list[FrozenTrial | None] = field(default_factory=list)
     observed: dict[Pair, tuple[float, ...]] = field(default_factory=dict)
     failures: dict[Pair, _Failures] = field(default_factory=dict)
     blocked: set[Pair] = field(default_factory=set)
     given_up: set[int] = field(default_factory=set)
 
+    def unread(self, trials: Sequence[FrozenTrial]) -> Sequence[int] | None:
+        """Places of the trials that were not read; None if others were read than these."""
+        self.read += [None] * (len(trials) - len(self.read))
+        # Nearly all were read; that they are the same is found out in C.
+        others = map(operator.is_not, trials, self.read)
+        places = list(itertools.compress(range(len(trials)), others))
+        if len(trials) < len(self.read) or any(self.read[i] is not None for i in places):
+            return None
+        return places
+
     def copy(self) -> _Finished:
         """One that more can be added to; it reads no more trials."""
         return replace(
             self,
-            read={},
+            read=[],
             observed=dict(self.observed),
             failures=dict(self.failures),
             blocked=set(self.blocked),
