@@ -64,7 +64,7 @@ DENSE_RECIPE = Recipe(
 
 
 def main(
-    budget: BudgetOption = 0.35,
+    budget: BudgetOption = 0.2,
     n_trials: TrialsOption = 8,
     epochs: EpochsOption = 10,
     seed: SeedOption = 0,
