@@ -231,14 +231,16 @@ def _show(results: dict[str, Any]) -> None:
         key = (-row["budget"], row["method"])
         values[key].append((row["accuracy_pruned"], row["accuracy"]))
     epochs, images = results["recipe"]["epochs"], results["train_images"]
+    columns = ["no training", f"{epochs} epoch(s) of {images} images"][: 2 if epochs else 1]
     print(
         f"\n{results['name']}: dense {results['dense_accuracy']:.2f} %, on "
         f"{results['eval_images']} images\n\n"
-        f"| FLOPs | method | no training | {epochs} epoch(s) of {images} images | seeds |\n"
-        "| --- | --- | --- | --- | --- |"
+        f"| FLOPs | method | {' | '.join(columns)} | seeds |\n"
+        f"|{' --- |' * (3 + len(columns))}"
     )
     for (macs_ratio, name), pairs in sorted(values.items(), key=lambda item: item[0][0]):
-        spreads = " | ".join(_spread(list(column)) for column in zip(*pairs, strict=True))
+        measured = list(zip(*pairs, strict=True))[: len(columns)]
+        spreads = " | ".join(_spread(list(column)) for column in measured)
         print(f"| {-macs_ratio} | {name} | {spreads} | {len(pairs)} |")
 
 
