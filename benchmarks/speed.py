@@ -69,6 +69,9 @@ def main(
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     for kind, round_to in product(KINDS, (1, 8)):
         blocks = pruned_blocks(shape, macs_ratio, kind, round_to)
+        if not blocks:
+            print(f"{name}  {kind}: no size in multiples of {round_to}")
+            continue
         pruned = shrink_to(dense, blocks).eval()
         realised = shape_of(pruned).macs / shape.macs
         for mode, size in product(
@@ -109,7 +112,7 @@ def pruned_blocks(
     """Blocks, all alike, that meet ``macs_ratio`` with nearly one ratio for both modules.
 
     The attention is cut to the smallest size that leaves the FFN at most its share; the FFN takes
-    up the rest.
+    up the rest. None where no such size is a multiple of ``round_to``.
     """
     block, count = shape.blocks[0], len(shape.blocks)
     units = block.head_dim if kind == "lower rank" else block.num_heads
@@ -126,7 +129,7 @@ def pruned_blocks(
         if 0 < hidden <= block.hidden_dim and (kind == "fewer heads" or dim % round_to == 0):
             apart = abs(left / units - hidden / block.hidden_dim)
             offers.append((apart, BlockShape(heads, dim, hidden)))
-    return [min(offers, key=lambda offer: offer[0])[1]] * count
+    return [block for _, block in sorted(offers, key=lambda offer: offer[0])[:1]] * count
 
 
 def _race(
