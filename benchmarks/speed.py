@@ -112,7 +112,7 @@ def pruned_blocks(
     """Blocks, all alike, that meet ``macs_ratio`` with nearly one ratio for both modules.
 
     The attention is cut to the smallest size that leaves the FFN at most its share; the FFN takes
-    up the rest. None where no such size is a multiple of ``round_to``.
+    up the rest. Empty where no such size is a multiple of ``round_to``.
     """
     block, count = shape.blocks[0], len(shape.blocks)
     units = block.head_dim if kind == "lower rank" else block.num_heads

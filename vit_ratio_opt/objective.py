@@ -52,14 +52,7 @@ from vit_ratio_opt.search import (
 )
 from vit_ratio_opt.search.plan import accuracy_noise, follow
 from vit_ratio_opt.study import finished_trials
-from vit_ratio_opt.training import (
-    ImageData,
-    Recipe,
-    Stopwatch,
-    best_device,
-    evaluate,
-    finetune,
-)
+from vit_ratio_opt.training import ImageData, Recipe, Stopwatch, best_device, evaluate, finetune
 from vit_ratio_opt.training.evaluate import on_device
 
 if TYPE_CHECKING:
@@ -247,9 +240,9 @@ class PruningObjective:
         """A cheap look along the budget's curve: accuracies after pruning, without any training.
 
         The same bracketing and halving as of the trained trials, at some seconds a pair, begun at
-        :meth:`likely_best`. On the
-        recorded surfaces the order along a curve that it gives is nearly the order after
-        fine-tuning, see ``benchmarks/screen.py``; so its best pair is where to begin.
+        :meth:`likely_best`. On the recorded surfaces the order along a curve that it gives is
+        nearly the order after fine-tuning, see ``benchmarks/screen.py``; so its best pair is where
+        to begin.
 
         Returns:
             Accuracy in per cent of each pair that was looked at; none with a tolerance, or where

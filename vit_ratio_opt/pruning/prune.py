@@ -87,8 +87,9 @@ def prune_ranks(
     if fits != [(block.num_heads, block.head_dim, block.hidden_dim) for block in blocks]:
         raise InputError("The calibration is not of this model: its blocks have other shapes.")
     left = shape.attention_dims - dims
+    ranked = [rank_losses(block.factors) for block in calibration.blocks]
     if allocation == "global":
-        chosen, counts = _cheapest(calibration, left, neurons)
+        chosen, counts = _cheapest(calibration, [table for table, _ in ranked], left, neurons)
     else:
         ranks = _even_ranks(blocks, left)
         chosen = [(block.num_heads, rank) for block, rank in zip(blocks, ranks, strict=True)]
@@ -101,9 +102,10 @@ def prune_ranks(
             for block, count in zip(calibration.blocks, counts, strict=True)
         ],
     )
-    for block, known, (heads, rank) in zip(pruned.blocks, calibration.blocks, chosen, strict=True):
+    for block, known, (_, order), (heads, rank) in zip(
+        pruned.blocks, calibration.blocks, ranked, chosen, strict=True
+    ):
         if (heads, rank) != (block.attn.num_heads, block.attn.head_dim):
-            _, order = rank_losses(known.factors)
             kept = order[rank - 1, :heads].tolist()
             block.attn = factorize_attention(block.attn, known.factors, kept, rank)
     return pruned
@@ -122,7 +124,7 @@ def expected_loss(dims: int, neurons: int, calibration: Calibration) -> float:
     """
     tables = [rank_losses(block.factors)[0] for block in calibration.blocks]
     left = sum(table.numel() for table in tables) - dims
-    chosen, counts = _cheapest(calibration, left, neurons)
+    chosen, counts = _cheapest(calibration, tables, left, neurons)
     loss = sum(float(t[h - 1, r - 1]) for t, (h, r) in zip(tables, chosen, strict=True))
     return loss + sum(
         float(block.neuron_losses[:count].sum())
@@ -131,10 +133,9 @@ def expected_loss(dims: int, neurons: int, calibration: Calibration) -> float:
 
 
 def _cheapest(
-    calibration: Calibration, dims_left: int, neurons: int
+    calibration: Calibration, tables: Sequence[torch.Tensor], dims_left: int, neurons: int
 ) -> tuple[list[tuple[int, int]], list[int]]:
     """By block, heads and rank that stay, and neurons that go."""
-    tables = [rank_losses(block.factors)[0] for block in calibration.blocks]
     losses = [block.neuron_losses for block in calibration.blocks]
     return cheapest_heads(tables, dims_left), cheapest_prefixes(losses, neurons, MIN_NEURONS)
 

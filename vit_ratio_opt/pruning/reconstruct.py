@@ -43,7 +43,7 @@ def elimination_order(
 
     Returns:
         Indices ``(M,)``, first to go first, and what each adds to the loss, ``(M,)``, when those
-        before it are gone. Large layers lose several at once, in at most 128 steps.
+        before it are gone. Large layers lose several at once, in some 64 steps.
     """
     size = len(covariance)
     covariance, weight = covariance.double(), weight.double()
@@ -71,6 +71,10 @@ def elimination_order(
     return torch.cat(order), torch.cat(losses)
 
 
+# Squares of the inputs, products with the targets, and the targets' sum of squares.
+_Sums = tuple[torch.Tensor, torch.Tensor, float]
+
+
 @dataclass
 class NormalEquations:
     """Sums of a weighted least-squares problem ``weight @ x + bias = y``, in two halves.
@@ -79,7 +83,7 @@ class NormalEquations:
     """
 
     bias: bool
-    halves: list[tuple[torch.Tensor, torch.Tensor, float]] = field(default_factory=list)
+    halves: list[_Sums] = field(default_factory=list)
     added: int = 0
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
@@ -101,8 +105,8 @@ class NormalEquations:
         if self.added < 2:
             self.halves.append(sums)
         else:
-            a, b = self.halves[self.added % 2], sums
-            self.halves[self.added % 2] = a[0] + b[0], a[1] + b[1], a[2] + b[2]
+            half = self.added % 2
+            self.halves[half] = _together(self.halves[half], sums)
         self.added += 1
 
     def solve(self, start: torch.Tensor) -> tuple[torch.Tensor, float, float]:
@@ -119,9 +123,8 @@ class NormalEquations:
         whole = self.halves[0]
         ridge = _RIDGES[len(_RIDGES) // 2]
         if len(self.halves) == 2:
-            first, second = self.halves
             ridge = self._choose_ridge(start)
-            whole = first[0] + second[0], first[1] + second[1], first[2] + second[2]
+            whole = _together(*self.halves)
         solution = self._fit(whole, start, ridge)
         before, after = _error(whole, start), _error(whole, solution)
         # Rounding alone can make an exact fit worse.
@@ -144,9 +147,7 @@ class NormalEquations:
         """Weighted sum of squares of all targets."""
         return sum(total for _, _, total in self.halves)
 
-    def _fit(
-        self, half: tuple[torch.Tensor, torch.Tensor, float], start: torch.Tensor, ridge: float
-    ) -> torch.Tensor:
+    def _fit(self, half: _Sums, start: torch.Tensor, ridge: float) -> torch.Tensor:
         squares, products, _ = half
         diagonal = squares.diagonal()
         inputs = diagonal[: len(diagonal) - self.bias]
@@ -157,7 +158,11 @@ class NormalEquations:
         return start + torch.cholesky_solve(products - squares @ start, factor)
 
 
-def _error(half: tuple[torch.Tensor, torch.Tensor, float], solution: torch.Tensor) -> float:
+def _together(one: _Sums, other: _Sums) -> _Sums:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
+
+
+def _error(half: _Sums, solution: torch.Tensor) -> float:
     squares, products, total = half
     return float((solution * (squares @ solution - 2 * products)).sum()) + total
 

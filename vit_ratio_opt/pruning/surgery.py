@@ -193,9 +193,9 @@ def resized_attention(attn: Attention, num_heads: int, head_dim: int) -> Attenti
 
     The softmax scale becomes ``head_dim ** -0.5``, as in a new timm module of that size.
     """
-    if (num_heads, head_dim) == (attn.num_heads, attn.head_dim):
-        return copy.deepcopy(attn)
     new = copy.deepcopy(attn)
+    if (num_heads, head_dim) == (attn.num_heads, attn.head_dim):
+        return new
     new.num_heads, new.head_dim, new.attn_dim = num_heads, head_dim, num_heads * head_dim
     new.scale = head_dim**-0.5
     _resize(new.qkv, 3 * new.attn_dim, new.qkv.in_features)
