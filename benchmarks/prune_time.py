@@ -72,7 +72,7 @@ def main(
             pruned = prune(dense, (0.5, 0.5), calibration)
             clocked("prune", started)
             started = time.perf_counter()
-            repair(pruned, dense, batches, calibration.token_weights)
+            repair(pruned, batches, calibration)
             clocked("repair", started)
     seconds = {name: round(statistics.median(values), 3) for name, values in stages.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

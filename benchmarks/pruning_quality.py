@@ -165,7 +165,7 @@ def main(
         )
         if name != "no-repair":
             batches = [batch for batch, _ in ours.calibration_batches]
-            repair(smaller, model, batches, calibration.token_weights)
+            repair(smaller, batches, calibration)
         return smaller
 
     head = header(objective(0, 0.9), benchmark="pruning_quality", name=name, threads=threads)

@@ -337,8 +337,7 @@ class PruningObjective:
                 known = calibrate(parent, self._calibration_images, seed=self.seed)
             pruned = prune_ranks(start, dims, neurons, known, allocation=self.allocation)
         if self.repair:
-            images, weights = self._calibration_images, self.calibration.token_weights
-            repair(pruned, self.model, images, weights)
+            repair(pruned, self._calibration_images, self.calibration)
         return pruned
 
     def _parent(

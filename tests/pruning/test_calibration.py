@@ -7,6 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning import Calibration, calibrate, expected_loss, prune
+from vit_ratio_opt.pruning.calibration import tokens_at
 
 
 def test_it_comes_back_from_its_tensors(tiny_vit: VisionTransformer, images: torch.Tensor) -> None:
@@ -44,9 +45,52 @@ def test_tokens_that_are_not_classified_weigh_nothing_in_the_last_block(
 ) -> None:
     pooled_by_token = calibrate(make_vit(), [images]).blocks
     assert pooled_by_token[1].ffn_weights[1:].tolist() == [0] * 16
+    assert pooled_by_token[1].ffn_weights[0] == 1
     assert (pooled_by_token[0].ffn_weights > 0).all()
     averaged = calibrate(make_vit(class_token=False, global_pool="avg"), [images]).blocks
     assert (averaged[1].ffn_weights > 0).all()
+
+
+def test_the_sampled_tokens_are_the_prefix_and_different_patches_of_each_image(
+    make_vit: Callable[..., VisionTransformer],
+) -> None:
+    images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = make_vit(reg_tokens=2)
+    positions = calibrate(model, [images]).positions
+    assert positions.shape == (64, 3 + 8)
+    assert (positions[:, :3] == torch.arange(3)).all()
+    assert all(len(set(row)) == 11 and max(row) < 19 for row in positions.tolist())
+    assert len({tuple(row) for row in positions.tolist()}) > 32
+    # Where images are few, more of each: here all.
+    assert calibrate(model, [images[:4]]).positions.shape == (4, 3 + 16)
+
+
+def test_the_targets_are_the_stream_at_the_sampled_tokens(
+    make_vit: Callable[..., VisionTransformer], images: torch.Tensor
+) -> None:
+    model = make_vit()
+    calibration = calibrate(model, images.split(5))
+    seen: list[torch.Tensor] = []
+    model.blocks[1].register_forward_hook(lambda module, args, output: seen.append(output))
+    model.blocks[1].norm2.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(images)
+    for stream, target in zip(
+        seen,
+        (calibration.blocks[1].attention_target, calibration.blocks[1].ffn_target),
+        strict=True,
+    ):
+        torch.testing.assert_close(target, tokens_at(stream, calibration.positions))
+
+
+@pytest.mark.parametrize("model", [{}, {"class_token": False, "global_pool": "avg"}], ids=str)
+def test_weights_of_all_tokens_sum_to_one_however_many_are_sampled(
+    make_vit: Callable[..., VisionTransformer], model: dict[str, object]
+) -> None:
+    images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for block in calibrate(make_vit(**model), [images]).blocks:
+        for weights in (block.attention_weights, block.ffn_weights):
+            assert float(weights.sum()) == pytest.approx(1)
 
 
 def test_expected_loss_is_nothing_for_nothing_and_grows_with_either_module(

@@ -1,18 +1,12 @@
 """Least squares after pruning: what is left is refitted to give what the dense model gave.
 
-Two uses of the same equations:
-
-- :func:`repair` refits ``proj`` and ``fc2``, block by block, on the stream of the pruned model, so
-  that a block also corrects what the blocks before it got wrong.
-- :func:`elimination_order` removes hidden neurons in the order in which that hurts least when the
-  others are refitted after every removal (optimal brain surgeon, Hassibi 1993, for whole columns
-  as in ZipLM, Kurtic 2023). MoDeGPT's choice by ridge leverage scores (Lin 2024) considers the
-  activations alone; this considers what fc2 does with them too.
+``proj`` and ``fc2``, block by block, on the stream of the pruned model, so that a block also
+corrects what the blocks before it got wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,55 +14,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.pruning.calibration import Calibration, tokens_at
 from vit_ratio_opt.pruning.surgery import evaluating, shape_of
 
-__all__ = ["NormalEquations", "elimination_order", "embed", "repair"]
+__all__ = ["NormalEquations", "embed", "repair"]
 
 # Ridges that the two halves of the images choose from, as shares of the mean squared input.
 _RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _JUDGES = 32  # outputs that choose, so that the choice costs little more than factorising
-_STEPS = 64  # in which the neurons of a block are eliminated, at least
-
-
-def elimination_order(
-    covariance: torch.Tensor, weight: torch.Tensor, samples: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The order in which inputs of a linear layer are best removed, with the rest refitted.
-
-    Args:
-        covariance: Of the inputs, ``(M, M)``; not centred where the layer has no bias.
-        weight: ``(E, M)``, in any E coordinates in which squared length is the loss.
-        samples: That the covariance is made from. The ridge is the mean variance times
-            ``M / samples``, which is what the covariance of so few samples may be wrong by.
-
-    Returns:
-        Indices ``(M,)``, first to go first, and what each adds to the loss, ``(M,)``, when those
-        before it are gone. Large layers lose several at once, in some 64 steps.
-    """
-    size = len(covariance)
-    covariance, weight = covariance.double(), weight.double()
-    ridge = covariance.diagonal().mean().clamp_min(1e-30) * max(size / samples, 1e-8)
-    inverse = torch.linalg.inv(covariance + ridge * torch.eye(size, dtype=torch.float64))
-    left = torch.arange(size)
-    order, losses = [], []
-    while len(left):
-        scores = weight.square().sum(dim=0) / inverse.diagonal()
-        count = min(max(1, size // _STEPS), len(left))
-        lowest = scores.topk(count, largest=False)
-        order.append(left[lowest.indices])
-        losses.append(lowest.values)
-        gone = lowest.indices
-        stays = torch.ones(len(left), dtype=torch.bool)
-        stays[gone] = False
-        stay = stays.nonzero()[:, 0]
-        rows = inverse[gone]
-        share = torch.linalg.solve(rows[:, gone], rows[:, stay])
-        weight = weight[:, stay] - weight[:, gone] @ share
-        # index_select twice is several times faster than indexing with a grid.
-        inverse = inverse.index_select(0, stay).index_select(1, stay)
-        inverse.addmm_(rows[:, stay].mT, share, alpha=-1)
-        left = left[stay]
-    return torch.cat(order), torch.cat(losses)
+# An error of the stream of this size, squared and relative, is rounding.
+_ROUNDING = 1e-10
 
 
 # Squares of the inputs, products with the targets, and the targets' sum of squares.
@@ -92,16 +47,13 @@ class NormalEquations:
         Batches go to the two halves in turn, so that these differ in their images.
         """
         counts = weights > 0
-        roots = weights[counts].sqrt()[:, None]
-        x, y = inputs[:, counts], targets[:, counts]
+        # With fewer samples than inputs, rounding to single precision would outweigh the ridge.
+        x, y = (_double(values[:, counts]) for values in (inputs, targets))
         if self.bias:
             x = nn.functional.pad(x, (0, 1), value=1.0)
+        roots = weights[counts].to(x).sqrt()[:, None]
         x, y = (x * roots).flatten(0, 1), (y * roots).flatten(0, 1)
-        sums = (
-            (x.mT @ x).double().cpu(),
-            (x.mT @ y).double().cpu(),
-            float(y.double().square().sum()),
-        )
+        sums = (x.mT @ x).cpu(), (x.mT @ y).cpu(), float(y.square().sum())
         if self.added < 2:
             self.halves.append(sums)
         else:
@@ -158,6 +110,10 @@ class NormalEquations:
         return start + torch.cholesky_solve(products - squares @ start, factor)
 
 
+def _double(values: torch.Tensor) -> torch.Tensor:
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
 def _together(one: _Sums, other: _Sums) -> _Sums:
     return one[0] + other[0], one[1] + other[1], one[2] + other[2]
 
@@ -168,61 +124,74 @@ def _error(half: _Sums, solution: torch.Tensor) -> float:
 
 
 def repair(
-    pruned: VisionTransformer,
-    dense: VisionTransformer,
-    images: Iterable[torch.Tensor],
-    token_weights: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    pruned: VisionTransformer, images: Sequence[torch.Tensor], calibration: Calibration
 ) -> list[tuple[float, float]]:
     """Refit ``proj`` and ``fc2`` of ``pruned`` in place, so that its stream follows the dense one.
 
-    Memory: the streams of both models, ``2 * images * tokens * width`` numbers, and the inputs of
+    What the dense model gave on the same images, at some tokens of each, is in ``calibration``, so
+    this is one forward pass of the pruned model and a few systems of equations.
+
+    Memory: the stream of the pruned model, ``images * tokens * width`` numbers, and the inputs of
     the layer in hand; the equations themselves do not grow with the images.
 
     Args:
-        pruned: Made from ``dense``, with as many blocks of the same width; in evaluation mode.
-        dense: On the same device.
-        images: Normalised batches ``(batch, channels, height, width)``, on that device.
-        token_weights: By block, what an error at each token counts for, ``(tokens,)``, after the
-            attention and after the FFN. Tokens of weight 0 are left out, such as all patches of
-            the last block when the class token alone is classified.
+        pruned: Made from the dense model, with as many blocks of the same width.
+        images: The normalised batches ``(batch, channels, height, width)`` that ``calibration`` is
+            made from, on the model's device.
+        calibration: Of the dense model.
 
     Returns:
         By refitted layer, attention and FFN in turn, the weighted squared error before and after,
-        as shares of the target's square. None is larger after than before.
+        as shares of the target's square. None is larger after than before. Layers that have
+        nothing to correct but rounding errors are left as they are.
 
     Raises:
-        InputError: The models do not belong together, or there are no images.
-        UnsupportedModelError: One of them cannot be pruned.
+        InputError: The model, the images and the calibration do not belong together.
+        UnsupportedModelError: The model cannot be pruned.
     """
-    shapes = shape_of(pruned), shape_of(dense)
-    if len({(shape.tokens, shape.embed_dim, len(shape.blocks)) for shape in shapes}) != 1:
+    shape = shape_of(pruned)
+    count = sum(len(batch) for batch in images)
+    blocks = calibration.blocks
+    width = blocks[0].attention_target.shape[2]
+    if (len(blocks), width) != (len(shape.blocks), shape.embed_dim):
         raise InputError(
-            "`pruned` must have the blocks, tokens and width of `dense`, but has not."
+            f"The calibration is of a model with {len(blocks)} blocks of width {width}, but "
+            f"`pruned` has {len(shape.blocks)} of width {shape.embed_dim}."
         )
+    if count != len(calibration.positions):
+        raise InputError(
+            f"The repair needs the {len(calibration.positions)} images of the calibration, but "
+            f"got {count}."
+        )
+    device = images[0].device
+    sizes = [len(batch) for batch in images]
+    positions = torch.split(calibration.positions.to(device), sizes)
     errors = []
-    with evaluating(pruned), evaluating(dense), torch.inference_mode():
-        streams = [(embed(dense, batch), embed(pruned, batch)) for batch in images]
-        if not streams:
-            raise InputError("The repair needs at least one batch of images, but got none.")
-        differ = any(not torch.equal(*pair) for pair in streams)
-        for dense_block, block, weights in zip(
-            dense.blocks, pruned.blocks, token_weights, strict=True
-        ):
-            for names, weight in zip(_BRANCHES, weights, strict=True):
-                theirs, ours = _Branch(dense_block, *names), _Branch(block, *names)
-                differ = differ or not _same(theirs.module, ours.module)
-                equations = NormalEquations(ours.layer.bias is not None)
-                inputs = []
-                for index, (target, stream) in enumerate(streams):
-                    target = target + theirs.add(theirs.inputs(target))
-                    inputs.append(ours.inputs(stream))
-                    if differ:
-                        equations.add(inputs[-1], ours.ungated(target - stream), weight)
-                    streams[index] = target, stream
-                if differ:
-                    errors.append(_refit(ours.layer, equations))
-                for index, (target, stream) in enumerate(streams):
-                    streams[index] = target, stream + ours.add(inputs[index])
+    with evaluating(pruned), torch.inference_mode():
+        streams = [embed(pruned, batch) for batch in images]
+        for block, known in zip(pruned.blocks, blocks, strict=True):
+            for names, target, weights in zip(
+                _BRANCHES,
+                (known.attention_target, known.ffn_target),
+                (known.attention_weights, known.ffn_weights),
+                strict=True,
+            ):
+                branch = _Branch(block, *names)
+                weights = weights.to(streams[0])
+                equations = NormalEquations(branch.layer.bias is not None)
+                inputs = [branch.inputs(stream) for stream in streams]
+                gap = scale = 0.0
+                for x, stream, wanted, where in zip(
+                    inputs, streams, torch.split(target.to(device), sizes), positions, strict=True
+                ):
+                    x, lacking = tokens_at(x, where), wanted - tokens_at(stream, where)
+                    equations.add(x, branch.ungated(lacking), weights)
+                    gap += _square(lacking - branch.add(x), weights)
+                    scale += _square(wanted, weights)
+                if gap > _ROUNDING * scale:
+                    errors.append(_refit(branch.layer, equations))
+                for index, x in enumerate(inputs):
+                    streams[index] = streams[index] + branch.add(x)
     return errors
 
 
@@ -269,9 +238,8 @@ class _Branch:
         return added if scale is None else torch.where(scale == 0, 0.0, added / scale)
 
 
-def _same(first: nn.Module, second: nn.Module) -> bool:
-    one, other = first.state_dict(), second.state_dict()
-    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+def _square(tokens: torch.Tensor, weights: torch.Tensor) -> float:
+    return float((tokens.square().sum(dim=(0, 2)) * weights).sum())
 
 
 def _refit(linear: nn.Linear, equations: NormalEquations) -> tuple[float, float]:
