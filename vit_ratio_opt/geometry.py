@@ -44,6 +44,7 @@ __all__ = [
     "budget_curve",
     "check_budget",
     "fixed_ratio_pair",
+    "least_neurons",
     "pair_columns",
     "removed_units",
     "smallest_macs_ratio",
@@ -93,6 +94,8 @@ class ViTShape:
         qkv_bias: Whether qkv has biases.
         fc1_bias: Whether fc1 has biases.
         mhsa_unit: What an MHSA ratio of this model counts in.
+        round_to: What ranks and hidden neurons that are left in a block are multiples of, wherever
+            some are removed.
     """
 
     patches: int
@@ -107,6 +110,11 @@ class ViTShape:
     qkv_bias: bool = True
     fc1_bias: bool = True
     mhsa_unit: MhsaUnit = "head"
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if self.round_to < 1:
+            raise InputError(f"`round_to` must be at least 1, but got {self.round_to!r}.")
 
     @cached_property
     def tokens(self) -> int:
@@ -180,9 +188,28 @@ class ViTShape:
     @cached_property
     def max_pair(self) -> RatioPair:
         """The largest ratios that leave every block its minimum."""
-        units = sum(max(0, units - MIN_MHSA_UNITS) for units in self._mhsa_units_by_block)
-        neurons = sum(max(0, block.hidden_dim - MIN_NEURONS) for block in self.blocks)
+        units, neurons = self._most_removed
         return RatioPair(units / self.mhsa_units, neurons / self.neurons)
+
+    @cached_property
+    def _most_removed(self) -> tuple[int, int]:
+        least, (mhsa_step, ffn_step) = least_neurons(self.round_to), self.steps
+        units = sum(max(0, size - mhsa_step) for size in self._mhsa_units_by_block)
+        neurons = sum(max(0, block.hidden_dim - least) for block in self.blocks)
+        return units // mhsa_step * mhsa_step, neurons // ffn_step * ffn_step
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Heads, or ranks, and neurons that go together, so that sizes are as ``round_to`` says.
+
+        Ranks go in the smallest steps that come to a whole number of heads of such ranks, which is
+        also what every block keeps at least. Not every sum of them can be had, so a model may come
+        out smaller than its ratios say, by less than ``round_to`` ranks.
+        """
+        if self.mhsa_unit == "head":
+            return MIN_MHSA_UNITS, self.round_to
+        shared = math.gcd(self.round_to, *(block.num_heads for block in self.blocks))
+        return self.round_to // shared, self.round_to
 
     def removed(self, pair: RatioPair) -> tuple[int, int]:
         """Whole heads, or ranks, and neurons that ``pair`` removes.
@@ -194,12 +221,13 @@ class ViTShape:
             if not 0 <= ratio <= largest + _SLACK:
                 raise InputError(
                     f"`{name}` must be in [0, {largest:.6g}] so that every block keeps at least "
-                    f"{MIN_MHSA_UNITS} {self.mhsa_unit} and {MIN_NEURONS} neurons, but got "
-                    f"{ratio!r}."
+                    f"{MIN_MHSA_UNITS} {self.mhsa_unit} and {least_neurons(self.round_to)} "
+                    f"neurons, but got {ratio!r}."
                 )
+        mhsa_step, ffn_step = self.steps
         return (
-            removed_units(pair.mhsa_ratio, self.mhsa_units),
-            removed_units(pair.ffn_ratio, self.neurons),
+            removed_units(pair.mhsa_ratio, self.mhsa_units, mhsa_step),
+            removed_units(pair.ffn_ratio, self.neurons, ffn_step),
         )
 
     def pruned_macs(self, pair: RatioPair) -> int:
@@ -248,9 +276,14 @@ class ViTShape:
 _SLACK = 1e-9
 
 
-def removed_units(ratio: float, units: int) -> int:
+def removed_units(ratio: float, units: int, step: int = 1) -> int:
     """Whole units that ``ratio`` removes: rounded up, so MACs never exceed what was asked for."""
-    return math.ceil(ratio * units - _SLACK * units)
+    return math.ceil((ratio * units - _SLACK * units) / step) * step
+
+
+def least_neurons(round_to: int) -> int:
+    """Hidden neurons that every block keeps (all of them where a block has fewer)."""
+    return math.ceil(MIN_NEURONS / round_to) * round_to
 
 
 def smallest_macs_ratio(shape: ViTShape) -> float:
@@ -275,8 +308,9 @@ def check_budget(shape: ViTShape, budget: float) -> None:
         shown = math.ceil(smallest * 1e4) / 1e4
         raise InputError(
             f"The budget must be at least {shown:.4f}: the smallest realisable model "
-            f"({MIN_MHSA_UNITS} {shape.mhsa_unit} and {MIN_NEURONS} neurons in every block) needs "
-            f"that share of the dense model's FLOPs, but got {budget!r}."
+            f"({MIN_MHSA_UNITS} {shape.mhsa_unit} and {least_neurons(shape.round_to)} "
+            f"neurons in every block) needs that share of the dense model's FLOPs, but got "
+            f"{budget!r}."
         )
 
 
@@ -301,10 +335,11 @@ def budget_curve(shape: ViTShape, budget: float) -> tuple[RatioPair, ...]:
     allowed = _largest_macs(shape.macs, budget)
     unit_macs, neuron_macs = shape.mhsa_unit_macs, shape.neuron_macs
     most_units, most_neurons = shape.removed(shape.max_pair)
+    mhsa_step, ffn_step = shape.steps
     curve = []
-    for units in range(most_units + 1):
+    for units in range(0, most_units + 1, mhsa_step):
         excess = shape.macs - units * unit_macs - allowed
-        neurons = max(0, -(-excess // neuron_macs))
+        neurons = max(0, -(-excess // (neuron_macs * ffn_step))) * ffn_step
         if neurons <= most_neurons:
             curve.append(RatioPair(units / shape.mhsa_units, neurons / shape.neurons))
         if neurons == 0:  # more attention would go without need
@@ -345,13 +380,17 @@ def pair_columns(
     units, neurons = shape.removed(shape.max_pair)
     if fixed_ratio:
         return tuple((ratio, (ratio,)) for ratio in _fixed_ratios(shape))
-    ffn_ratios = tuple(removed / shape.neurons for removed in range(neurons + 1))
-    return tuple((removed / shape.mhsa_units, ffn_ratios) for removed in range(units + 1))
+    mhsa_step, ffn_step = shape.steps
+    ffn_ratios = tuple(removed / shape.neurons for removed in range(0, neurons + 1, ffn_step))
+    return tuple(
+        (removed / shape.mhsa_units, ffn_ratios) for removed in range(0, units + 1, mhsa_step)
+    )
 
 
 def _fixed_ratios(shape: ViTShape) -> list[float]:
-    steps = {units / shape.mhsa_units for units in range(shape.mhsa_units)}
-    steps |= {neurons / shape.neurons for neurons in range(shape.neurons)}
+    mhsa_step, ffn_step = shape.steps
+    steps = {units / shape.mhsa_units for units in range(0, shape.mhsa_units, mhsa_step)}
+    steps |= {neurons / shape.neurons for neurons in range(0, shape.neurons, ffn_step)}
     return sorted(step for step in steps if step <= min(shape.max_pair) + _SLACK)
 
 

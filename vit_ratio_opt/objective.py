@@ -100,6 +100,7 @@ class PruningObjective:
         repair: Whether ``proj`` and ``fc2`` are refitted after pruning, see
             :func:`vit_ratio_opt.repair`.
         allocation: How each ratio is spread over the blocks, see :func:`vit_ratio_opt.prune`.
+        round_to: What ranks and neurons are multiples of, see there; the ratios go in such steps.
         checkpoints: Folder for the pruned models; none are kept without it.
         iterative: Start each trial from the nearest finished trial that pruned neither module
             more, and from the dense model where there is none. The pairs on the curve of one
@@ -134,6 +135,7 @@ class PruningObjective:
         mhsa_unit: MhsaUnit = "rank",
         repair: bool = True,
         allocation: Allocation = "global",
+        round_to: int = 1,
         checkpoints: str | Path | None = None,
         iterative: bool = False,
         artifact_store: ArtifactStore | None = None,
@@ -145,7 +147,7 @@ class PruningObjective:
     ) -> None:
         if mhsa_unit not in ("head", "rank"):
             raise InputError(f"`mhsa_unit` must be 'head' or 'rank', but got {mhsa_unit!r}.")
-        self.shape = replace(shape_of(model), mhsa_unit=mhsa_unit)
+        self.shape = replace(shape_of(model), mhsa_unit=mhsa_unit, round_to=round_to)
         _check_fit(model, data)
         if calibration_images < 1:
             raise InputError(
@@ -232,7 +234,8 @@ class PruningObjective:
 
         def loss(pair: RatioPair) -> float:
             units, neurons = self.shape.removed(pair)
-            return expected_loss(units * self.shape.mhsa_unit_dims, neurons, self.calibration)
+            dims = units * self.shape.mhsa_unit_dims
+            return expected_loss(dims, neurons, self.calibration, round_to=self.shape.round_to)
 
         return min(self.curve, key=loss)
 
@@ -273,6 +276,7 @@ class PruningObjective:
             "repair": self.repair,
             "calibration_images": self.calibration_images,
             "allocation": self.allocation,
+            "round_to": self.shape.round_to,
             "iterative": self.iterative,
             "seed": self.seed,
         }
@@ -325,17 +329,18 @@ class PruningObjective:
         start = self.model if parent is None else parent
         dense, now = self.shape, shape_of(start)
         units, neurons = dense.removed(pair)
+        spread: dict[str, Any] = {"allocation": self.allocation, "round_to": dense.round_to}
         neurons -= dense.neurons - now.neurons
         if dense.mhsa_unit == "head":
             heads = units - (dense.heads - now.heads)
             scores = self.importance if parent is None else self._taylor(parent)
-            pruned = prune_units(start, heads, neurons, scores, allocation=self.allocation)
+            pruned = prune_units(start, heads, neurons, scores, **spread)
         else:
             dims = units * dense.mhsa_unit_dims - (dense.attention_dims - now.attention_dims)
             known = self.calibration
             if parent is not None:
                 known = calibrate(parent, self._calibration_images, seed=self.seed)
-            pruned = prune_ranks(start, dims, neurons, known, allocation=self.allocation)
+            pruned = prune_ranks(start, dims, neurons, known, **spread)
         if self.repair:
             repair(pruned, self._calibration_images, self.calibration)
         return pruned

@@ -38,6 +38,24 @@ def test_a_cheap_neuron_behind_a_dear_one_costs_both() -> None:
 
 
 def test_even_counts_take_the_same_share_of_every_block() -> None:
-    assert even_counts([8, 16], 6, minimum=1) == [2, 4]
-    assert even_counts([4, 4], 3, minimum=1) == [1, 2]
-    assert even_counts([2, 10], 9, minimum=1) == [1, 8]
+    ones = [1, 1]
+    assert even_counts([8, 16], 6, ones, ones) == [2, 4]
+    assert even_counts([4, 4], 3, ones, ones) == [1, 2]
+    assert even_counts([2, 10], 9, ones, ones) == [1, 8]
+
+
+def test_what_is_left_of_a_block_that_gives_is_a_multiple_of_the_step() -> None:
+    assert even_counts([20, 20], 5, [8, 8], [8, 8]) == [4, 4]
+    assert even_counts([20, 20], 9, [8, 8], [8, 8]) == [4, 12]
+    losses = [torch.tensor([1.0, 9, 9, 9, 9, 9]), torch.tensor([2.0, 2, 2, 2, 2, 2])]
+    assert cheapest_prefixes(losses, 1, minimum=2, step=2) == [0, 2]
+    assert cheapest_prefixes(losses, 3, minimum=2, step=2) == [0, 4]
+    assert cheapest_prefixes(losses, 5, minimum=2, step=2) == [2, 4]
+    table = torch.arange(12.0, 0, -1).reshape(3, 4)
+    for dims in (2, 6, 8, 12):
+        ((heads, rank),) = cheapest_heads([table], dims, round_to=2)
+        assert rank % 2 == 0
+        assert heads * rank == dims
+    ((heads, rank),) = cheapest_heads([table], 11, round_to=3)
+    assert (heads, rank) == (3, 3)
+    assert cheapest_heads([table], 12, round_to=3) == [(3, 4)]  # the full rank stays

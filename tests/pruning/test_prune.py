@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import RatioPair
+from vit_ratio_opt.geometry import MhsaUnit, RatioPair
 from vit_ratio_opt.pruning import (
     Allocation,
     Calibration,
@@ -309,7 +309,7 @@ def test_with_ranks_uniform_cuts_every_block_alike_and_global_does_not(
     tiny_vit: VisionTransformer, calibration: Calibration
 ) -> None:
     even = shape_of(prune(tiny_vit, (0.5, 0.5), calibration, allocation="uniform"))
-    assert [(b.num_heads, b.head_dim, b.hidden_dim) for b in even.blocks] == [(4, 4, 32)] * 2
+    assert [(b.num_heads * b.head_dim, b.hidden_dim) for b in even.blocks] == [(16, 32)] * 2
     free = shape_of(prune(tiny_vit, (0.5, 0.5), calibration))
     assert free.macs == even.macs
     assert free.blocks != even.blocks
@@ -337,6 +337,45 @@ def test_a_larger_pair_of_ranks_can_be_reached_in_two_steps(
     smallest = shape_of(second)
     assert 64 - smallest.attention_dims >= many
     assert smallest.neurons == 128 - more
+
+
+@both_allocations
+@given(
+    mhsa=st.floats(0, 1),
+    ffn=st.floats(0, 1),
+    round_to=st.sampled_from([2, 3, 4, 8, 16]),
+    unit=st.sampled_from(["head", "rank"]),
+)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_rounded_sizes_are_multiples_and_macs_what_was_asked_to_within_a_step_each(
+    tiny_vit: VisionTransformer,
+    calibration: Calibration,
+    allocation: Allocation,
+    mhsa: float,
+    ffn: float,
+    round_to: int,
+    unit: MhsaUnit,
+) -> None:
+    dense = replace(shape_of(tiny_vit), mhsa_unit=unit, round_to=round_to)
+    pair = RatioPair(mhsa * dense.max_pair.mhsa_ratio, ffn * dense.max_pair.ffn_ratio)
+    guide = calibration if unit == "rank" else random_scores(0)
+    smaller = shape_of(prune(tiny_vit, pair, guide, allocation=allocation, round_to=round_to))
+    for block, before in zip(smaller.blocks, dense.blocks, strict=True):
+        assert block.hidden_dim % round_to == 0 or block.hidden_dim == before.hidden_dim
+        assert block.head_dim % round_to == 0 or block.head_dim == before.head_dim
+    units, neurons = pair.mhsa_ratio * dense.mhsa_units, pair.ffn_ratio * dense.neurons
+    requested = dense.macs - units * dense.mhsa_unit_macs - neurons * dense.neuron_macs
+    assert smaller.macs <= requested + 1e-6 * dense.macs
+    step = round_to * (dense.mhsa_unit_macs + dense.neuron_macs)
+    # Where sizes are no multiples, the first step of every block is another one.
+    assert smaller.macs > requested - (1 if 64 % round_to == 8 % round_to == 0 else 2) * step
+
+
+def test_a_step_below_one_is_refused(tiny_vit: VisionTransformer) -> None:
+    with pytest.raises(InputError, match="`round_to` must be at least 1, but got 0"):
+        prune(tiny_vit, (0.25, 0.25), EVEN, round_to=0)
 
 
 def test_a_calibration_of_another_model_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,36 +11,67 @@ import torch
 __all__ = ["cheapest_heads", "cheapest_prefixes", "even_counts"]
 
 
-def even_counts(sizes: Sequence[int], removed: int, minimum: int) -> list[int]:
-    """Units that each block gives, the same share of each as far as whole units allow."""
+def even_counts(
+    sizes: Sequence[int], removed: int, minimums: Sequence[int], steps: Sequence[int]
+) -> list[int]:
+    """Units that each block gives, the same share of each as far as whole units allow.
+
+    Args:
+        sizes: Units, by block.
+        removed: At least so many from all blocks together.
+        minimums: Units that a block keeps, by block.
+        steps: What is left in a block that gives any is a multiple of this, by block.
+    """
     counts = [0] * len(sizes)
-    for _ in range(removed):
-        open_blocks = [b for b, size in enumerate(sizes) if size - counts[b] > minimum]
+    while sum(counts) < removed:
+        offers = {
+            block: after
+            for block, (size, minimum, step) in enumerate(zip(sizes, minimums, steps, strict=True))
+            if size - (after := _next_cut(size, counts[block], step)) >= minimum
+        }
         # The block that has given the smallest share so far gives next; later blocks first on a
         # tie, since early blocks are the ones that all the others build on.
-        block = min(open_blocks, key=lambda b: ((counts[b] + 1) / sizes[b], -b))
-        counts[block] += 1
+        block = min(offers, key=lambda b: (offers[b] / sizes[b], -b))
+        counts[block] = offers[block]
     return counts
 
 
-def cheapest_prefixes(losses: Sequence[torch.Tensor], removed: int, minimum: int) -> list[int]:
+def _next_cut(size: int, removed: int, step: int) -> int:
+    """The next larger number to remove that leaves a multiple of ``step``."""
+    return size - (size - removed - 1) // step * step
+
+
+def cheapest_prefixes(
+    losses: Sequence[torch.Tensor], removed: int, minimum: int, step: int = 1
+) -> list[int]:
     """Units that each block gives, where its units go in a given order at given losses.
 
     Args:
         losses: By block, what each unit costs when those before it are gone, ``(units,)``.
-        removed: From all blocks together.
+        removed: At least so many from all blocks together.
         minimum: Units that each block keeps.
+        step: What is left in a block that gives any is a multiple of this.
     """
-    # A unit that comes after a dearer one can only be had for that price.
-    prices = [loss.cummax(dim=0).values.tolist()[: len(loss) - minimum] for loss in losses]
-    offers = sorted((p, b, i) for b, offered in enumerate(prices) for i, p in enumerate(offered))
+    offers = []
+    for block, loss in enumerate(losses):
+        prices, size, dearest, before = loss.tolist(), len(loss), -math.inf, 0
+        while size - (after := _next_cut(size, before, step)) >= minimum:
+            price = sum(prices[before:after]) / (after - before)
+            # Units that come after dearer ones can only be had for that price.
+            dearest = max(dearest, price)
+            offers.append((dearest, block, after))
+            before = after
     counts = [0] * len(losses)
-    for _, block, _ in offers[:removed]:
-        counts[block] += 1
+    for _, block, after in sorted(offers):
+        if sum(counts) >= removed:
+            break
+        counts[block] = after
     return counts
 
 
-def cheapest_heads(losses: Sequence[torch.Tensor], dims: int) -> list[tuple[int, int]]:
+def cheapest_heads(
+    losses: Sequence[torch.Tensor], dims: int, round_to: int = 1
+) -> list[tuple[int, int]]:
     """Heads and their rank in each block that lose least, with ``dims`` dimensions in all.
 
     Exact, by dynamic programming over the blocks, O(blocks * heads * rank * dims). Where no choice
@@ -49,13 +81,14 @@ def cheapest_heads(losses: Sequence[torch.Tensor], dims: int) -> list[tuple[int,
     Args:
         losses: By block, ``(heads, rank)``: the loss with h heads of r dimensions at
             ``[h - 1, r - 1]``.
-        dims: Heads times rank, summed over the blocks; at least one a block.
+        dims: Heads times rank, summed over the blocks; enough for the least of each.
+        round_to: Ranks are multiples of this, or the full one.
     """
     best = np.full(dims + 1, np.inf)
     best[0] = 0.0
     choices: list[tuple[list[tuple[int, int]], np.ndarray]] = []
     for table in losses:
-        options = _options(table.numpy(), dims)
+        options = _options(table.numpy(), dims, round_to)
         after = np.full(dims + 1, np.inf)
         taken = np.zeros(dims + 1, dtype=np.int64)
         for index, ((heads, rank), loss) in enumerate(options):
@@ -75,10 +108,12 @@ def cheapest_heads(losses: Sequence[torch.Tensor], dims: int) -> list[tuple[int,
     return chosen[::-1]
 
 
-def _options(table: np.ndarray, dims: int) -> list[tuple[tuple[int, int], float]]:
+def _options(table: np.ndarray, dims: int, round_to: int) -> list[tuple[tuple[int, int], float]]:
     """For each product of heads and rank, the choice that loses least, ties to more heads."""
     best: dict[int, tuple[float, int, tuple[int, int]]] = {}
     for (h, r), loss in np.ndenumerate(table):
+        if (r + 1) % round_to and r + 1 < table.shape[1]:
+            continue
         size = (h + 1) * (r + 1)
         offer = (float(loss), -h, (h + 1, r + 1))
         if size <= dims and (size not in best or offer < best[size]):

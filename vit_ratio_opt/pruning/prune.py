@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -10,7 +11,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import MIN_MHSA_UNITS, MIN_NEURONS, BlockShape, MhsaUnit, RatioPair
+from vit_ratio_opt.geometry import MIN_MHSA_UNITS, MhsaUnit, RatioPair, least_neurons
 from vit_ratio_opt.pruning.allocate import cheapest_heads, cheapest_prefixes, even_counts
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.factorize import factorize_attention, rank_losses
@@ -28,6 +29,7 @@ def prune(
     guide: Importance | Calibration,
     *,
     allocation: Allocation = "global",
+    round_to: int = 1,
 ) -> VisionTransformer:
     """A smaller copy of ``model``; ``model`` itself is not changed.
 
@@ -42,17 +44,21 @@ def prune(
         allocation: ``"global"`` removes what loses least, or has the lowest scores, in all blocks
             together; ``"uniform"`` the same share in every block, as far as whole units allow.
             Every block keeps at least one head or rank, and eight neurons, either way.
+        round_to: Ranks and neurons that are left in a block are multiples of this wherever some
+            are removed: matrix products of such sizes are faster on most hardware. More may then
+            be removed than the ratios ask for, by less than so many of each.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
-        InputError: A ratio, the guide or ``allocation`` do not fit.
+        InputError: A ratio, the guide, ``allocation`` or ``round_to`` do not fit.
     """
     unit: MhsaUnit = "head" if isinstance(guide, Importance) else "rank"
-    shape = replace(shape_of(model), mhsa_unit=unit)
+    shape = replace(shape_of(model), mhsa_unit=unit, round_to=round_to)
     units, neurons = shape.removed(RatioPair(*pair))
     if isinstance(guide, Importance):
-        return prune_units(model, units, neurons, guide, allocation=allocation)
-    return prune_ranks(model, units * shape.mhsa_unit_dims, neurons, guide, allocation=allocation)
+        return prune_units(model, units, neurons, guide, allocation=allocation, round_to=round_to)
+    dims = units * shape.mhsa_unit_dims
+    return prune_ranks(model, dims, neurons, guide, allocation=allocation, round_to=round_to)
 
 
 def prune_ranks(
@@ -62,6 +68,7 @@ def prune_ranks(
     calibration: Calibration,
     *,
     allocation: Allocation = "global",
+    round_to: int = 1,
 ) -> VisionTransformer:
     """As :func:`prune` with a calibration, with the numbers to remove from all blocks together.
 
@@ -74,26 +81,35 @@ def prune_ranks(
         neurons: Hidden neurons to remove.
         calibration: Of this model.
         allocation: See :func:`prune`.
+        round_to: See :func:`prune`.
     """
     shape = shape_of(model)
     blocks = shape.blocks
     _check_allocation(allocation)
-    _check_removed("dims", dims, [block.num_heads * block.head_dim for block in blocks], 1)
-    _check_removed("neurons", neurons, [block.hidden_dim for block in blocks], MIN_NEURONS)
+    sizes = [block.num_heads * block.head_dim for block in blocks]
+    steps = [math.lcm(block.num_heads, round_to) for block in blocks]
+    smallest = [min(block.head_dim, round_to) for block in blocks]  # one head
+    _check_removed("dims", dims, sizes, smallest if allocation == "global" else steps)
+    hidden, least = [block.hidden_dim for block in blocks], least_neurons(round_to)
+    _check_removed("neurons", neurons, hidden, [least] * len(blocks))
     fits = [
         (*block.factors.value_losses.shape, len(block.neuron_order))
         for block in calibration.blocks
     ]
     if fits != [(block.num_heads, block.head_dim, block.hidden_dim) for block in blocks]:
         raise InputError("The calibration is not of this model: its blocks have other shapes.")
-    left = shape.attention_dims - dims
     ranked = [rank_losses(block.factors) for block in calibration.blocks]
+    tables = [table for table, _ in ranked]
     if allocation == "global":
-        chosen, counts = _cheapest(calibration, [table for table, _ in ranked], left, neurons)
+        left = shape.attention_dims - dims
+        chosen, counts = _cheapest(calibration, tables, left, neurons, round_to)
     else:
-        ranks = _even_ranks(blocks, left)
-        chosen = [(block.num_heads, rank) for block, rank in zip(blocks, ranks, strict=True)]
-        counts = even_counts([block.hidden_dim for block in blocks], neurons, MIN_NEURONS)
+        gone = even_counts(sizes, dims, steps, steps)
+        chosen = [
+            cheapest_heads([table], size - share, round_to)[0]
+            for table, size, share in zip(tables, sizes, gone, strict=True)
+        ]
+        counts = even_counts(hidden, neurons, [least] * len(blocks), [round_to] * len(blocks))
     pruned = keep_units(
         model,
         [range(block.num_heads) for block in blocks],
@@ -111,7 +127,9 @@ def prune_ranks(
     return pruned
 
 
-def expected_loss(dims: int, neurons: int, calibration: Calibration) -> float:
+def expected_loss(
+    dims: int, neurons: int, calibration: Calibration, *, round_to: int = 1
+) -> float:
     """What :func:`prune_ranks` is expected to cost before any repair, without pruning anything.
 
     In nats, see :mod:`vit_ratio_opt.pruning.calibration`. To second order and as if errors did not
@@ -121,10 +139,11 @@ def expected_loss(dims: int, neurons: int, calibration: Calibration) -> float:
         dims: As there.
         neurons: As there.
         calibration: As there.
+        round_to: As there.
     """
     tables = [rank_losses(block.factors)[0] for block in calibration.blocks]
     left = sum(table.numel() for table in tables) - dims
-    chosen, counts = _cheapest(calibration, tables, left, neurons)
+    chosen, counts = _cheapest(calibration, tables, left, neurons, round_to)
     loss = sum(float(t[h - 1, r - 1]) for t, (h, r) in zip(tables, chosen, strict=True))
     return loss + sum(
         float(block.neuron_losses[:count].sum())
@@ -133,24 +152,16 @@ def expected_loss(dims: int, neurons: int, calibration: Calibration) -> float:
 
 
 def _cheapest(
-    calibration: Calibration, tables: Sequence[torch.Tensor], dims_left: int, neurons: int
+    calibration: Calibration,
+    tables: Sequence[torch.Tensor],
+    dims_left: int,
+    neurons: int,
+    round_to: int,
 ) -> tuple[list[tuple[int, int]], list[int]]:
     """By block, heads and rank that stay, and neurons that go."""
     losses = [block.neuron_losses for block in calibration.blocks]
-    return cheapest_heads(tables, dims_left), cheapest_prefixes(losses, neurons, MIN_NEURONS)
-
-
-def _even_ranks(blocks: Sequence[BlockShape], dims: int) -> list[int]:
-    """The rank of each block with all its heads: the same share of each, ``dims`` at the most."""
-    ranks = [block.head_dim for block in blocks]
-    while sum(r * b.num_heads for r, b in zip(ranks, blocks, strict=True)) > dims:
-        gives = [index for index, rank in enumerate(ranks) if rank > 1]
-        # As in even_counts.
-        index = min(
-            gives, key=lambda i: ((blocks[i].head_dim - ranks[i] + 1) / blocks[i].head_dim, -i)
-        )
-        ranks[index] -= 1
-    return ranks
+    heads = cheapest_heads(tables, dims_left, round_to)
+    return heads, cheapest_prefixes(losses, neurons, least_neurons(round_to), round_to)
 
 
 def prune_units(
@@ -160,6 +171,7 @@ def prune_units(
     importance: Importance,
     *,
     allocation: Allocation = "global",
+    round_to: int = 1,
 ) -> VisionTransformer:
     """As :func:`prune`, with the numbers of heads and neurons to remove from all blocks together.
 
@@ -168,17 +180,30 @@ def prune_units(
     gives its units down to the same minimum.
     """
     _check_allocation(allocation)
-    shape = shape_of(model)
-    _check_removed("heads", heads, [block.num_heads for block in shape.blocks], MIN_MHSA_UNITS)
-    _check_removed("neurons", neurons, [block.hidden_dim for block in shape.blocks], MIN_NEURONS)
-    _check_scores("heads", importance.heads, [block.num_heads for block in shape.blocks])
-    _check_scores("neurons", importance.neurons, [block.hidden_dim for block in shape.blocks])
-    choose = _keep_highest if allocation == "global" else _keep_highest_per_block
-    return keep_units(
-        model,
-        choose(importance.heads, heads, MIN_MHSA_UNITS),
-        choose(importance.neurons, neurons, MIN_NEURONS),
-    )
+    blocks = shape_of(model).blocks
+    keep = []
+    for name, scores, sizes, removed, least, step in (
+        ("heads", importance.heads, [b.num_heads for b in blocks], heads, MIN_MHSA_UNITS, 1),
+        (
+            "neurons",
+            importance.neurons,
+            [b.hidden_dim for b in blocks],
+            neurons,
+            least_neurons(round_to),
+            round_to,
+        ),
+    ):
+        _check_removed(name, removed, sizes, [least] * len(sizes))
+        _check_scores(name, scores, sizes)
+        if allocation == "global":
+            lowest = [score.double().sort(stable=True).values for score in scores]
+            counts = cheapest_prefixes(lowest, removed, least, step)
+        else:
+            counts = even_counts(sizes, removed, [least] * len(sizes), [step] * len(sizes))
+        keep.append(
+            [sorted(_ranked(score)[count:]) for score, count in zip(scores, counts, strict=True)]
+        )
+    return keep_units(model, *keep)
 
 
 def _check_allocation(allocation: str) -> None:
@@ -186,8 +211,8 @@ def _check_allocation(allocation: str) -> None:
         raise InputError(f"`allocation` must be 'global' or 'uniform', but got {allocation!r}.")
 
 
-def _check_removed(name: str, removed: int, sizes: list[int], minimum: int) -> None:
-    spare = sum(max(0, size - minimum) for size in sizes)
+def _check_removed(name: str, removed: int, sizes: list[int], minimums: list[int]) -> None:
+    spare = sum(max(0, size - least) for size, least in zip(sizes, minimums, strict=True))
     if not 0 <= removed <= spare:
         raise InputError(
             f"`{name}` must be in [0, {spare}] so that every block keeps its minimum, but got "
@@ -201,31 +226,6 @@ def _check_scores(name: str, scores: Sequence[torch.Tensor], sizes: list[int]) -
         raise InputError(f"Importance of {name} must have shapes {sizes} by block, but has {got}.")
     if not all(torch.isfinite(score).all() for score in scores):
         raise InputError(f"Importance of {name} must be finite, but has NaN or infinite scores.")
-
-
-def _keep_highest(scores: Sequence[torch.Tensor], removed: int, minimum: int) -> list[list[int]]:
-    """Indices that stay when the ``removed`` lowest of all blocks go, ``minimum`` kept a block."""
-    protected = [set(_ranked(score)[-minimum:]) for score in scores]
-    candidates = [
-        (value, block, unit)
-        for block, score in enumerate(scores)
-        for unit, value in enumerate(score.tolist())
-        if unit not in protected[block]
-    ]
-    # Ties go by block and index, so the same scores always give the same model.
-    gone = {(block, unit) for _, block, unit in sorted(candidates)[:removed]}
-    return [
-        [unit for unit in range(len(score)) if (block, unit) not in gone]
-        for block, score in enumerate(scores)
-    ]
-
-
-def _keep_highest_per_block(
-    scores: Sequence[torch.Tensor], removed: int, minimum: int
-) -> list[list[int]]:
-    """As :func:`_keep_highest`, with the removed units spread evenly over the blocks."""
-    counts = even_counts([len(score) for score in scores], removed, minimum)
-    return [sorted(_ranked(score)[count:]) for score, count in zip(scores, counts, strict=True)]
 
 
 def _ranked(score: torch.Tensor) -> list[int]:
