@@ -13,7 +13,7 @@ about a layer, images do not: on the CIFAR-10 models 4 of 64 patches were as goo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -132,9 +132,8 @@ def calibrate(
         hooks = [hook for block in moments for hook in block.hooks()]
         try:
             with torch.inference_mode():
-                for batch in images:
-                    for chunk in torch.split(batch, _CHUNK):
-                        model.forward_features(chunk)
+                for chunk in _chunks(images):
+                    model.forward_features(chunk)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -144,6 +143,11 @@ def calibrate(
 def tokens_at(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """``(B, N, D)`` to ``(B, sampled, D)``, with positions ``(B, sampled)``."""
     return tokens.take_along_dim(positions[:, :, None], dim=1)
+
+
+def _chunks(images: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    for batch in images:
+        yield from torch.split(batch, _CHUNK)
 
 
 def _sample(model: VisionTransformer, images: int, seed: int) -> torch.Tensor:
@@ -187,8 +191,8 @@ def _branches(
     seen = 0
     try:
         with torch.enable_grad():
-            for batch in images:
-                chunk = batch[: _GRADIENT_IMAGES - seen].detach().requires_grad_()
+            for part in _chunks(images):
+                chunk = part[: _GRADIENT_IMAGES - seen].detach().requires_grad_()
                 if not len(chunk):
                     break
                 taps.clear()
