@@ -16,7 +16,7 @@ same fine-tuning, distillation from the dense model included. Methods:
 ``--ablation`` has ours with one part off or changed at a time: ``whole-heads`` removes heads by
 Taylor scores (its pair chosen on training images), ``taylor-neurons``, ``no-repair``, ``uniform``
 allocation, ``one-ratio``; and in the fine-tuning ``no-distillation``, ``all-distillation``,
-``ema``, ``layer-decay``, ``half-lr``, ``double-lr``.
+``ema``, ``layer-decay``, ``half-lr``, ``double-lr``, ``augmentation``.
 
 Accuracy is on the whole test split (for the digits, on validation and test images together), once
 before and once after the fine-tuning of a row. Rows are written as they come: run the same command
@@ -58,7 +58,6 @@ from recording import (
     header,
     joined,
     load_images,
-    recipe_for,
     rows_so_far,
 )
 from timm.models.vision_transformer import VisionTransformer
@@ -77,12 +76,12 @@ METHODS = ("ours", "torch-pruning", "uniform-l1")
 PARTS = ("whole-heads", "taylor-neurons", "no-repair", "uniform", "one-ratio")
 RECIPES: dict[str, Callable[[Recipe], Recipe]] = {
     "no-distillation": lambda recipe: replace(recipe, distillation=0.0),
-    "half-distillation": lambda recipe: replace(recipe, distillation=0.5),
     "all-distillation": lambda recipe: replace(recipe, distillation=1.0),
     "ema": lambda recipe: replace(recipe, ema=0.99),
     "layer-decay": lambda recipe: replace(recipe, layer_decay=0.8),
     "half-lr": lambda recipe: replace(recipe, lr=recipe.lr / 2),
     "double-lr": lambda recipe: replace(recipe, lr=recipe.lr * 2),
+    "augmentation": lambda recipe: replace(recipe, augment=True),
 }
 
 
@@ -120,13 +119,14 @@ def main(
     torch.set_num_threads(threads)
     model = load_dense(checkpoint)
     images = joined(load_images(data, train_images))
+    # That of the study on the same images.
+    recipe = Recipe(epochs=epochs, batch_size=128 if data else 64)
     methods = method or (["ours", *PARTS, *RECIPES] if ablation else list(METHODS))
     unknown = sorted(set(methods) - {*METHODS, *PARTS, *RECIPES})
     if unknown:
         raise InputError(
             f"`--method` must be one of {[*METHODS, *PARTS, *RECIPES]}, not {unknown}."
         )
-    recipe = recipe_for(data, epochs)
 
     @cache
     def objective(seed: int, macs_ratio: float, unit: Any = "rank") -> PruningObjective:

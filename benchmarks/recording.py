@@ -70,8 +70,10 @@ def joined(data: ImageData) -> ImageData:
 
 
 def recipe_for(folder: Path | None, epochs: int) -> Recipe:
-    """The recipe of the study on the same images."""
-    return Recipe(epochs=epochs) if folder else Recipe(epochs=epochs, batch_size=64, lr=1e-3)
+    """That of the recorded surfaces and what is compared with them."""
+    if folder:
+        return Recipe(epochs=epochs, lr=5e-4, augment=True)
+    return Recipe(epochs=epochs, batch_size=64, lr=1e-3, augment=True)
 
 
 def header(objective: PruningObjective, **more: Any) -> dict[str, Any]:

@@ -59,7 +59,13 @@ ARGUMENTS: dict[str, Any] = {
     "mlp_ratio": 2.0,
 }
 DENSE_RECIPE = Recipe(
-    epochs=60, batch_size=64, lr=3e-3, weight_decay=0.05, warmup=0.15, distillation=0.0
+    epochs=60,
+    batch_size=64,
+    lr=3e-3,
+    weight_decay=0.05,
+    warmup=0.15,
+    distillation=0.0,
+    augment=True,
 )
 
 
@@ -95,7 +101,7 @@ def main(
             model,
             data,
             budget=budget,
-            recipe=Recipe(epochs=epochs, batch_size=64, lr=1e-3),
+            recipe=Recipe(epochs=epochs, batch_size=64),
             fixed_ratio=fixed_ratio,
             checkpoints=checkpoint_folder(folder, name),
             mhsa_unit=mhsa_unit,
