@@ -1,7 +1,8 @@
 """Ways to prune a ViT that are not ours, held to the same budget and the same counter.
 
-For the benchmark of pruning quality: Torch-Pruning (https://github.com/VainF/Torch-Pruning), and
-the plain baseline of one ratio, L1 magnitude and the same share from every block.
+For the benchmark of pruning quality: Torch-Pruning (https://github.com/VainF/Torch-Pruning), the
+plain baseline of one ratio, L1 magnitude and the same share from every block, and the choices that
+MoDeGPT (Lin 2024, arXiv 2408.09632) makes for neurons and for blocks, in the place of ours.
 
 What was tried for Torch-Pruning, on the CIFAR-10 model of width 64 (78.0 % on 2,000 validation
 images) at 0.8, 0.6 and 0.4 of the MACs: right after pruning, and after one epoch on 6,400 training
@@ -38,6 +39,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -46,10 +48,13 @@ import torch_pruning as tp
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import fixed_ratio_pair
-from vit_ratio_opt.pruning import magnitude_importance, prune, shape_of
+from vit_ratio_opt.geometry import RatioPair, fixed_ratio_pair, least_neurons
+from vit_ratio_opt.pruning import Calibration, magnitude_importance, prune, shape_of
+from vit_ratio_opt.pruning.allocate import cheapest_heads
+from vit_ratio_opt.pruning.factorize import rank_losses
+from vit_ratio_opt.pruning.prune import prune_blocks
 
-__all__ = ["Variant", "torch_pruning", "uniform_l1"]
+__all__ = ["Variant", "influence_blocks", "leverage_neurons", "torch_pruning", "uniform_l1"]
 
 Variant = Literal["structure", "width"]
 """What may go: heads and hidden neurons, or the width of the residual stream as well."""
@@ -161,6 +166,94 @@ def uniform_l1(model: VisionTransformer, macs_ratio: float) -> VisionTransformer
     """
     pair = fixed_ratio_pair(shape_of(model), macs_ratio)
     return prune(model, pair, magnitude_importance(model, p=1), allocation="uniform")
+
+
+def leverage_neurons(
+    calibration: Calibration, model: VisionTransformer, images: Iterable[torch.Tensor]
+) -> Calibration:
+    """MoDeGPT's choice of neurons: those of the lowest ridge leverage score go first.
+
+    The diagonal of ``C (C + 1)^-1``, where C are the hidden activations' products summed over all
+    tokens. How many go from each block stays as it was, because scores of two blocks cannot be
+    compared; its Nystroem reconstruction is the least squares that :func:`vit_ratio_opt.repair`
+    does on the pruned stream.
+    """
+    sums = [torch.zeros(())] * len(model.blocks)
+
+    def add(index: int, hidden: torch.Tensor) -> None:
+        flat = hidden.flatten(0, 1).double()
+        sums[index] = sums[index] + flat.mT @ flat
+
+    hooks = [
+        block.mlp.fc2.register_forward_pre_hook(lambda module, args, i=index: add(i, args[0]))
+        for index, block in enumerate(model.blocks)
+    ]
+    with torch.inference_mode():
+        for batch in images:
+            model(batch)
+    for hook in hooks:
+        hook.remove()
+    orders = [torch.linalg.solve(c + torch.eye(len(c)), c).diagonal().argsort() for c in sums]
+    return replace(
+        calibration,
+        blocks=tuple(
+            replace(block, neuron_order=order)
+            for block, order in zip(calibration.blocks, orders, strict=True)
+        ),
+    )
+
+
+def influence_blocks(
+    pair: RatioPair,
+    calibration: Calibration,
+    model: VisionTransformer,
+    images: Iterable[torch.Tensor],
+    smoothing: float,
+) -> VisionTransformer:
+    """MoDeGPT's spread over the blocks: a softmax of what each block does to its input.
+
+    A block's share of what is removed is that of ``exp(-s / smoothing)``, where s is 1 minus the
+    mean cosine of the tokens before and after it, the same for both modules; no block loses more
+    than all but one of its ranks.
+    """
+    sums = torch.zeros(len(model.blocks))
+
+    def add(index: int, before: torch.Tensor, after: torch.Tensor) -> None:
+        sums[index] += (1 - F.cosine_similarity(before, after, dim=-1)).mean(dim=1).sum()
+
+    hooks = [
+        block.register_forward_hook(lambda module, args, output, i=index: add(i, args[0], output))
+        for index, block in enumerate(model.blocks)
+    ]
+    count = 0
+    with torch.inference_mode():
+        for batch in images:
+            model(batch)
+            count += len(batch)
+    for hook in hooks:
+        hook.remove()
+    shares = len(sums) * (-sums / count / smoothing).softmax(dim=0)
+    shape = replace(shape_of(model), mhsa_unit="rank")
+    removed = shape.removed(pair)
+    heads, neurons = shape.blocks[0].num_heads, [block.hidden_dim for block in shape.blocks]
+    ranks = _spread([block.head_dim for block in shape.blocks], shares, removed[0], 1)
+    tables = [rank_losses(block.factors)[0] for block in calibration.blocks]
+    chosen = [
+        cheapest_heads([table], heads * (len(table[0]) - gone))[0]
+        for table, gone in zip(tables, ranks, strict=True)
+    ]
+    counts = _spread(neurons, shares, removed[1], least_neurons(1))
+    return prune_blocks(model, chosen, counts, calibration)
+
+
+def _spread(sizes: list[int], shares: torch.Tensor, removed: int, least: int) -> list[int]:
+    """Whole units in proportion to ``shares * sizes``, ``removed`` in all."""
+    counts = [0] * len(sizes)
+    for _ in range(removed):
+        open_blocks = [b for b, size in enumerate(sizes) if size - counts[b] > least]
+        block = min(open_blocks, key=lambda b: (counts[b] + 1) / (sizes[b] * float(shares[b])))
+        counts[block] += 1
+    return counts
 
 
 def _gradients(

@@ -14,20 +14,24 @@ same fine-tuning, distillation from the dense model included. Methods:
 - ``uniform-l1``: one ratio for both modules, L1 magnitude, the same share from every block.
 
 ``--ablation`` has ours with one part off or changed at a time: ``whole-heads`` removes heads by
-Taylor scores (its pair chosen on training images), ``taylor-neurons``, ``no-repair``, ``uniform``
-allocation, ``one-ratio``; and in the fine-tuning ``no-distillation``, ``all-distillation``,
-``ema``, ``layer-decay``, ``half-lr``, ``double-lr``, ``augmentation``.
+Taylor scores (its pair chosen on training images); ``taylor-neurons`` and ``leverage-neurons``
+(MoDeGPT's) remove others; ``no-repair``; ``energy``, ``uniform`` and ``influence`` (MoDeGPT's)
+spread a ratio otherwise over the blocks; ``one-ratio``; and in the fine-tuning
+``no-distillation``, ``all-distillation``, ``ema``, ``layer-decay``, ``half-lr``, ``double-lr``,
+``augmentation``.
 
 Accuracy is on the whole test split (for the digits, on validation and test images together), once
 before and once after the fine-tuning of a row. Rows are written as they come: run the same command
 again and it goes on where it stopped.
 
     python benchmarks/pruning_quality.py cifar10-d64 --data DIR --checkpoint FILE --seeds 3
-    python benchmarks/pruning_quality.py cifar10-d64 --data DIR --checkpoint FILE --ablation \
-        --budget 0.6 --seeds 2
+    python benchmarks/pruning_quality.py cifar10-d64-ablation --data DIR --checkpoint FILE \
+        --ablation --budget 0.6 --seeds 1
     python benchmarks/pruning_quality.py cifar10-d128 --data DIR --checkpoint FILE --seeds 1 \
         --budget 0.6 --budget 0.4 --budget 0.25 --train-images 25000
     python benchmarks/pruning_quality.py digits --checkpoint FILE --epochs 10 --seeds 5
+    python benchmarks/pruning_quality.py digits-ablation --checkpoint FILE --ablation \
+        --budget 0.2 --epochs 10 --seeds 5
     python benchmarks/pruning_quality.py --show
 
 Output: ``results/pruning_quality-NAME.json`` and a table. Runtime on two cores: about 90 seconds a
@@ -49,7 +53,7 @@ from typing import Annotated, Any, Optional
 
 import torch
 import typer
-from peers import torch_pruning, uniform_l1
+from peers import influence_blocks, leverage_neurons, torch_pruning, uniform_l1
 from recording import (
     DataOption,
     SeedsOption,
@@ -73,7 +77,11 @@ from vit_ratio_opt.training import Recipe, evaluate, finetune
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("ours", "torch-pruning", "uniform-l1")
-PARTS = ("whole-heads", "taylor-neurons", "no-repair", "uniform", "one-ratio")
+PARTS = (
+    "whole-heads", "taylor-neurons", "leverage-neurons", "no-repair", "energy", "uniform",
+    "influence", "one-ratio",
+)  # fmt: skip
+SMOOTHING = 0.1  # of "influence"; of 0.03, 0.1, 0.3 and 1 the best right after pruning
 RECIPES: dict[str, Callable[[Recipe], Recipe]] = {
     "no-distillation": lambda recipe: replace(recipe, distillation=0.0),
     "all-distillation": lambda recipe: replace(recipe, distillation=1.0),
@@ -154,17 +162,22 @@ def main(
             pair = fixed_ratio_pair(ours.shape, macs_ratio)
         assert pair is not None
         calibration = ours.calibration
+        batches = [batch for batch, _ in ours.calibration_batches]
+        if name == "influence":
+            smaller = influence_blocks(RatioPair(*pair), calibration, model, batches, SMOOTHING)
+            repair(smaller, batches, calibration)
+            return smaller
         if name == "taylor-neurons":
             blocks = [
                 replace(block, neuron_order=score.argsort(), neuron_losses=score.sort().values)
                 for block, score in zip(calibration.blocks, ours.importance.neurons, strict=True)
             ]
             calibration = replace(calibration, blocks=tuple(blocks))
-        smaller = prune(
-            model, pair, calibration, allocation="uniform" if name == "uniform" else "global"
-        )
+        if name == "leverage-neurons":
+            calibration = leverage_neurons(calibration, model, batches)
+        allocation: Any = name if name in ("energy", "uniform") else "global"
+        smaller = prune(model, pair, calibration, allocation=allocation)
         if name != "no-repair":
-            batches = [batch for batch, _ in ours.calibration_batches]
             repair(smaller, batches, calibration)
         return smaller
 

@@ -271,7 +271,7 @@ def test_more_units_than_the_blocks_can_spare_are_refused(
 
 
 def test_other_allocations_are_refused(tiny_vit: VisionTransformer) -> None:
-    with pytest.raises(InputError, match=r"'global' or 'uniform', but got 'local'"):
+    with pytest.raises(InputError, match=r"'global', 'energy' or 'uniform', but got 'local'"):
         prune(tiny_vit, (0.25, 0.25), EVEN, allocation="local")  # type: ignore[arg-type]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -18,9 +18,16 @@ from vit_ratio_opt.pruning.factorize import factorize_attention, rank_losses
 from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.surgery import keep_units, shape_of
 
-__all__ = ["Allocation", "expected_loss", "prune", "prune_ranks", "prune_units"]
+__all__ = [
+    "Allocation",
+    "expected_loss",
+    "prune",
+    "prune_blocks",
+    "prune_ranks",
+    "prune_units",
+]
 
-Allocation = Literal["global", "uniform"]
+Allocation = Literal["global", "energy", "uniform"]
 
 
 def prune(
@@ -42,8 +49,10 @@ def prune(
             of every head of a block. An :class:`Importance` removes whole heads, those with the
             lowest scores.
         allocation: ``"global"`` removes what loses least, or has the lowest scores, in all blocks
-            together; ``"uniform"`` the same share in every block, as far as whole units allow.
-            Every block keeps at least one head or rank, and eight neurons, either way.
+            together; ``"energy"`` the same, with losses or scores as shares of their sum in a
+            block, so that all blocks count alike; ``"uniform"`` the same share of the units of
+            every block, as far as whole units allow. Every block keeps at least one head or rank,
+            and eight neurons, whichever is chosen.
         round_to: Ranks and neurons that are left in a block are multiples of this wherever some
             are removed: matrix products of such sizes are faster on most hardware. More may then
             be removed than the ratios ask for, by less than so many of each.
@@ -89,7 +98,7 @@ def prune_ranks(
     sizes = [block.num_heads * block.head_dim for block in blocks]
     steps = [math.lcm(block.num_heads, round_to) for block in blocks]
     smallest = [min(block.head_dim, round_to) for block in blocks]  # one head
-    _check_removed("dims", dims, sizes, smallest if allocation == "global" else steps)
+    _check_removed("dims", dims, sizes, steps if allocation == "uniform" else smallest)
     hidden, least = [block.hidden_dim for block in blocks], least_neurons(round_to)
     _check_removed("neurons", neurons, hidden, [least] * len(blocks))
     fits = [
@@ -98,31 +107,51 @@ def prune_ranks(
     ]
     if fits != [(block.num_heads, block.head_dim, block.hidden_dim) for block in blocks]:
         raise InputError("The calibration is not of this model: its blocks have other shapes.")
-    ranked = [rank_losses(block.factors) for block in calibration.blocks]
-    tables = [table for table, _ in ranked]
-    if allocation == "global":
-        left = shape.attention_dims - dims
-        chosen, counts = _cheapest(calibration, tables, left, neurons, round_to)
-    else:
+    tables = [rank_losses(block.factors)[0] for block in calibration.blocks]
+    if allocation == "uniform":
         gone = even_counts(sizes, dims, steps, steps)
         chosen = [
             cheapest_heads([table], size - share, round_to)[0]
             for table, size, share in zip(tables, sizes, gone, strict=True)
         ]
         counts = even_counts(hidden, neurons, [least] * len(blocks), [round_to] * len(blocks))
+    else:
+        losses = [block.neuron_losses for block in calibration.blocks]
+        if allocation == "energy":
+            wholes = [block.factors.value_losses.sum() for block in calibration.blocks]
+            tables = [_shares(table, whole) for table, whole in zip(tables, wholes, strict=True)]
+            losses = [_shares(loss, loss.sum()) for loss in losses]
+        left = shape.attention_dims - dims
+        chosen, counts = _cheapest(tables, left, losses, neurons, round_to)
+    return prune_blocks(model, chosen, counts, calibration)
+
+
+def prune_blocks(
+    model: VisionTransformer,
+    heads: Sequence[tuple[int, int]],
+    neurons: Sequence[int],
+    calibration: Calibration,
+) -> VisionTransformer:
+    """As :func:`prune_ranks`, with the sizes of every block given.
+
+    Args:
+        model: Dense or pruned.
+        heads: By block, how many heads stay and of what rank.
+        neurons: By block, how many hidden neurons go.
+        calibration: Of this model.
+    """
     pruned = keep_units(
         model,
-        [range(block.num_heads) for block in blocks],
+        [range(block.num_heads) for block in shape_of(model).blocks],
         [
             sorted(block.neuron_order[count:].tolist())
-            for block, count in zip(calibration.blocks, counts, strict=True)
+            for block, count in zip(calibration.blocks, neurons, strict=True)
         ],
     )
-    for block, known, (_, order), (heads, rank) in zip(
-        pruned.blocks, calibration.blocks, ranked, chosen, strict=True
-    ):
-        if (heads, rank) != (block.attn.num_heads, block.attn.head_dim):
-            kept = order[rank - 1, :heads].tolist()
+    for block, known, (count, rank) in zip(pruned.blocks, calibration.blocks, heads, strict=True):
+        if (count, rank) != (block.attn.num_heads, block.attn.head_dim):
+            _, order = rank_losses(known.factors)
+            kept = order[rank - 1, :count].tolist()
             block.attn = factorize_attention(block.attn, known.factors, kept, rank)
     return pruned
 
@@ -143,7 +172,8 @@ def expected_loss(
     """
     tables = [rank_losses(block.factors)[0] for block in calibration.blocks]
     left = sum(table.numel() for table in tables) - dims
-    chosen, counts = _cheapest(calibration, tables, left, neurons, round_to)
+    losses = [block.neuron_losses for block in calibration.blocks]
+    chosen, counts = _cheapest(tables, left, losses, neurons, round_to)
     loss = sum(float(t[h - 1, r - 1]) for t, (h, r) in zip(tables, chosen, strict=True))
     return loss + sum(
         float(block.neuron_losses[:count].sum())
@@ -152,14 +182,13 @@ def expected_loss(
 
 
 def _cheapest(
-    calibration: Calibration,
     tables: Sequence[torch.Tensor],
     dims_left: int,
+    losses: Sequence[torch.Tensor],
     neurons: int,
     round_to: int,
 ) -> tuple[list[tuple[int, int]], list[int]]:
     """By block, heads and rank that stay, and neurons that go."""
-    losses = [block.neuron_losses for block in calibration.blocks]
     heads = cheapest_heads(tables, dims_left, round_to)
     return heads, cheapest_prefixes(losses, neurons, least_neurons(round_to), round_to)
 
@@ -195,11 +224,13 @@ def prune_units(
     ):
         _check_removed(name, removed, sizes, [least] * len(sizes))
         _check_scores(name, scores, sizes)
-        if allocation == "global":
-            lowest = [score.double().sort(stable=True).values for score in scores]
-            counts = cheapest_prefixes(lowest, removed, least, step)
-        else:
+        if allocation == "uniform":
             counts = even_counts(sizes, removed, [least] * len(sizes), [step] * len(sizes))
+        else:
+            lowest = [score.double().sort(stable=True).values for score in scores]
+            if allocation == "energy":
+                lowest = [_shares(score, score.sum()) for score in lowest]
+            counts = cheapest_prefixes(lowest, removed, least, step)
         keep.append(
             [sorted(_ranked(score)[count:]) for score, count in zip(scores, counts, strict=True)]
         )
@@ -207,8 +238,14 @@ def prune_units(
 
 
 def _check_allocation(allocation: str) -> None:
-    if allocation not in ("global", "uniform"):
-        raise InputError(f"`allocation` must be 'global' or 'uniform', but got {allocation!r}.")
+    if allocation not in get_args(Allocation):
+        raise InputError(
+            f"`allocation` must be 'global', 'energy' or 'uniform', but got {allocation!r}."
+        )
+
+
+def _shares(losses: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    return losses / whole.clamp_min(1e-30)
 
 
 def _check_removed(name: str, removed: int, sizes: list[int], minimums: list[int]) -> None:
