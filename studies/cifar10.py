@@ -25,6 +25,7 @@ from vit_ratio_opt.cli import (
     MhsaUnitOption,
     OutputOption,
     RepairOption,
+    RoundToOption,
     SeedOption,
     StorageOption,
     ToleranceOption,
@@ -74,6 +75,7 @@ def main(
     ] = False,
     mhsa_unit: MhsaUnitOption = "rank",
     repair: RepairOption = True,
+    round_to: RoundToOption = 1,
     iterative: IterativeOption = False,
     validation: Annotated[
         ValidationSplit,
@@ -100,7 +102,7 @@ def main(
     else:
         raise typer.BadParameter("give --checkpoint, --model or both")
     if tolerance is None:
-        shape = replace(shape_of(dense), mhsa_unit=mhsa_unit)
+        shape = replace(shape_of(dense), mhsa_unit=mhsa_unit, round_to=round_to)
         check_budget(shape, budget)
         if fixed_ratio:
             fixed_ratio_pair(shape, budget)
@@ -122,6 +124,7 @@ def main(
         checkpoints=checkpoint_folder(folder, name),
         mhsa_unit=mhsa_unit,
         repair=repair,
+        round_to=round_to,
         iterative=iterative,
         seed=seed,
     )

@@ -25,6 +25,7 @@ from vit_ratio_opt.cli import (
     MhsaUnitOption,
     OutputOption,
     RepairOption,
+    RoundToOption,
     SeedOption,
     StorageOption,
     StudyNameOption,
@@ -76,6 +77,7 @@ def main(
     seed: SeedOption = 0,
     mhsa_unit: MhsaUnitOption = "rank",
     repair: RepairOption = True,
+    round_to: RoundToOption = 1,
     iterative: IterativeOption = False,
     folder: Annotated[Path, typer.Option(help="Where models and the study are kept.")] = Path(
         "runs/quickstart"
@@ -85,7 +87,9 @@ def main(
     output: OutputOption = None,
 ) -> None:
     """Search the two pruning ratios of a small ViT on scikit-learn's digits."""
-    shape = replace(shape_of(create_model(MODEL, **ARGUMENTS)), mhsa_unit=mhsa_unit)
+    shape = replace(
+        shape_of(create_model(MODEL, **ARGUMENTS)), mhsa_unit=mhsa_unit, round_to=round_to
+    )
     check_budget(shape, budget)
     fixed_ratio_pair(shape, budget)
     check_output(output)
@@ -106,6 +110,7 @@ def main(
             checkpoints=checkpoint_folder(folder, name),
             mhsa_unit=mhsa_unit,
             repair=repair,
+            round_to=round_to,
             iterative=iterative,
             seed=seed,
         )

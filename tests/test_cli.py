@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "studies"))
 
 import cifar10  # noqa: E402
 import quickstart  # noqa: E402
+import train_dense  # noqa: E402
 
 
 def run(command, *arguments, monkeypatch=None) -> tuple[int, str]:
@@ -136,6 +137,57 @@ def test_cifar10_runs_on_image_folders(tmp_path, monkeypatch, tiny_vit):
         report = json.loads((tmp_path / "rows.json").read_text())
         assert [row["name"] for row in report["rows"]] == names
         assert 0 <= report["dense_full_test_accuracy"] <= 100
+
+
+def test_train_dense_leaves_a_model_that_a_study_can_load(tmp_path, monkeypatch):
+    from vit_ratio_opt.checkpoint import load_dense
+    from vit_ratio_opt.pruning import shape_of
+    from vit_ratio_opt.training import evaluate, load_digits
+
+    path, output = tmp_path / "new" / "dense.safetensors", tmp_path / "dense.json"
+    arguments = [
+        path,
+        "--epochs",
+        6,
+        "--batch-size",
+        32,
+        "--embed-dim",
+        32,
+        "--depth",
+        2,
+        "--num-heads",
+        4,
+    ]
+    arguments += ["--cutmix", 1.0, "--output", output]
+    assert run(train_dense.main, *arguments, monkeypatch=monkeypatch) == 0
+    row, model = json.loads(output.read_text()), load_dense(path)
+    digits = load_digits()
+    assert row["val_accuracy"] == evaluate(model, digits, digits.val) > 15
+    assert row["test_accuracy"] == evaluate(model, digits, digits.test)
+    assert row["macs"] == shape_of(model).macs
+    assert [b.num_heads for b in shape_of(model).blocks] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-heads", "7"], "arguments do not fit"),
+        (["--patch-size", "3"], "must divide 8, but got 3"),
+        (["--lr", "0"], "`lr` must be above 0"),
+        (["--image-size", "32"], "is for a folder"),
+        (["--epochz", "3"], "No such option"),
+    ],
+)
+def test_train_dense_refuses_bad_input_and_writes_nothing(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["new/dense.safetensors", *arguments]
+    assert run(train_dense.main, *command, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

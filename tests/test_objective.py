@@ -61,7 +61,7 @@ def test_a_trial_starts_from_the_nearest_that_pruned_neither_module_more(make, u
     assert [t.user_attrs["total_epochs"] for t in study.trials] == [1, 1, 2, 3]
 
 
-@pytest.mark.parametrize("allocation", ["global", "uniform"])
+@pytest.mark.parametrize("allocation", ["global", "energy", "uniform"])
 def test_macs_and_params_are_those_of_the_pair_whatever_the_parent(
     make, url, dense, tmp_path, allocation
 ):

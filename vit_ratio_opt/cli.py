@@ -80,6 +80,10 @@ MhsaUnitOption = Annotated[
 RepairOption = Annotated[
     bool, typer.Option(help="Refit the layers behind what was pruned by least squares.")
 ]
+RoundToOption = Annotated[
+    int,
+    typer.Option(min=1, help="Ranks and hidden neurons are multiples of this, for speed."),
+]
 OutputOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="Write the rows as JSON to this file.", show_default=False),

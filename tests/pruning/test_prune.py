@@ -22,7 +22,7 @@ from vit_ratio_opt.pruning import (
     shape_of,
 )
 
-both_allocations = pytest.mark.parametrize("allocation", get_args(Allocation))
+every_allocation = pytest.mark.parametrize("allocation", get_args(Allocation))
 
 
 def scores(heads: list[list[float]], neurons: list[list[float]] | None = None) -> Importance:
@@ -67,7 +67,7 @@ def kept_neurons(model: VisionTransformer) -> list[list[int]]:
 # How many
 
 
-@both_allocations
+@every_allocation
 @pytest.mark.parametrize(
     ("pair", "heads_left", "neurons_left"),
     [
@@ -91,7 +91,7 @@ def test_counts_are_exact(
     assert (shape.heads, shape.neurons) == (heads_left, neurons_left)
 
 
-@both_allocations
+@every_allocation
 @pytest.mark.parametrize("importance", [EVEN, LOPSIDED, random_scores(0)])
 def test_every_block_keeps_a_head_and_eight_neurons(
     tiny_vit: VisionTransformer, allocation: Allocation, importance: Importance
@@ -104,7 +104,7 @@ def test_every_block_keeps_a_head_and_eight_neurons(
     assert [(block.num_heads, block.hidden_dim) for block in at_most] == [(1, 8)] * 2
 
 
-@both_allocations
+@every_allocation
 @given(mhsa=st.floats(0, 0.75), ffn=st.floats(0, 0.875), seed=st.integers(0, 2**32))
 # The model is not changed, so that all examples can share one.
 @settings(
@@ -127,7 +127,7 @@ def test_macs_are_what_was_asked_to_within_one_unit_each(
     assert realised > requested - head_macs - neuron_macs
 
 
-@both_allocations
+@every_allocation
 @given(
     heads=st.tuples(st.integers(0, 6), st.integers(0, 6)),
     neurons=st.tuples(st.integers(0, 112), st.integers(0, 112)),
@@ -211,7 +211,7 @@ def test_uniform_share_of_a_small_block_ends_at_its_minimum(tiny_vit: VisionTran
     assert [block.hidden_dim for block in shape_of(halved).blocks] == [8, 29]
 
 
-@both_allocations
+@every_allocation
 def test_ties_give_the_same_model_every_time(
     tagged_vit: VisionTransformer, allocation: Allocation
 ) -> None:
@@ -219,7 +219,7 @@ def test_ties_give_the_same_model_every_time(
     first, second = (model.state_dict() for model in pruned)
     assert all(torch.equal(first[name], second[name]) for name in first)
     # The first units of a block go first.
-    expected = [[2, 3], [0, 1, 2, 3]] if allocation == "global" else [[1, 2, 3]] * 2
+    expected = [[2, 3], [0, 1, 2, 3]] if allocation != "uniform" else [[1, 2, 3]] * 2
     assert kept_heads(pruned[0]) == expected
 
 
@@ -283,7 +283,7 @@ def calibration(tiny_vit: VisionTransformer, images: torch.Tensor) -> Calibratio
     return calibrate(tiny_vit, [images])
 
 
-@both_allocations
+@every_allocation
 @given(mhsa=st.floats(0, 0.875), ffn=st.floats(0, 0.875))
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -303,6 +303,28 @@ def test_with_ranks_macs_are_what_was_asked_to_within_one_unit_each(
     assert realised <= requested + 1e-6 * dense.macs
     assert realised > requested - rank_macs - neuron_macs
     assert realised == dense.pruned_macs(RatioPair(mhsa, ffn))
+
+
+def test_energy_does_not_see_that_one_block_matters_more(
+    tiny_vit: VisionTransformer, calibration: Calibration
+) -> None:
+    # The same losses in both blocks, but for their size.
+    first = calibration.blocks[0]
+    factors = replace(
+        first.factors,
+        value_losses=1000 * first.factors.value_losses,
+        logit_losses=1000 * first.factors.logit_losses,
+    )
+    louder = replace(first, factors=factors, neuron_losses=1000 * first.neuron_losses)
+    lopsided = replace(calibration, blocks=(first, louder))
+    energy = shape_of(prune(tiny_vit, (0.5, 0.5), lopsided, allocation="energy")).blocks
+    assert energy[0] == energy[1]
+    everywhere = shape_of(prune(tiny_vit, (0.5, 0.5), lopsided)).blocks
+    assert everywhere[0].hidden_dim < everywhere[1].hidden_dim
+    assert (
+        everywhere[0].num_heads * everywhere[0].head_dim
+        < everywhere[1].num_heads * everywhere[1].head_dim
+    )
 
 
 def test_with_ranks_uniform_cuts_every_block_alike_and_global_does_not(
@@ -339,7 +361,7 @@ def test_a_larger_pair_of_ranks_can_be_reached_in_two_steps(
     assert smallest.neurons == 128 - more
 
 
-@both_allocations
+@every_allocation
 @given(
     mhsa=st.floats(0, 1),
     ffn=st.floats(0, 1),

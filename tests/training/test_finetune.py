@@ -55,6 +55,29 @@ def test_same_seed_same_weights_and_the_callers_random_state_is_untouched(digits
     assert not torch.equal(runs[0], runs[2])
 
 
+def test_batches_are_mixed_with_the_seed_of_the_training(digits, digits_vit):
+    seen, runs = [], []
+
+    def mix(images, labels):
+        order = torch.randperm(len(images))
+        seen.append(order)
+        share = 0.7
+        targets = torch.nn.functional.one_hot(labels, 10).float()
+        return (
+            share * images + (1 - share) * images[order],
+            share * targets + (1 - share) * targets[order],
+        )
+
+    for seed, function in ((0, mix), (0, mix), (0, None)):
+        model = copy.deepcopy(digits_vit)
+        finetune(model, digits, Recipe(epochs=1), mix=function, seed=seed)
+        runs.append(weights(model))
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+    half = len(seen) // 2
+    assert all(map(torch.equal, seen[:half], seen[half:]))
+
+
 def test_the_average_of_the_weights_is_evaluated_and_kept(digits, digits_vit):
     reports, plain = [], copy.deepcopy(digits_vit)
     finetune(plain, digits, Recipe(epochs=2))

@@ -97,6 +97,7 @@ def finetune(
     recipe: Recipe,
     *,
     teacher: nn.Module | None = None,
+    mix: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
     seed: int = 0,
     on_epoch: Callable[[int, float], None] | None = None,
     stopwatch: Stopwatch | None = None,
@@ -112,7 +113,9 @@ def finetune(
         data: Trains on ``data.train``, validates on ``data.val`` after each epoch.
         recipe: How.
         teacher: The dense model, for distillation; on the same device.
-        seed: Of order, augmentation and dropout.
+        mix: Applied to the normalised images and the labels of each batch; it may return class
+            probabilities for the labels, as torchvision's MixUp and CutMix do.
+        seed: Of order, augmentation, mixing and dropout.
         on_epoch: Called with the epoch (from 1) and the validation accuracy in per cent; what it
             raises ends the training.
         stopwatch: Told the seconds of ``train``, ``data`` and ``evaluate``.
@@ -153,7 +156,7 @@ def finetune(
         torch.random.fork_rng(devices=devices),
         TrainingProgress(title, steps, enabled=progress) as bar,
     ):
-        torch.manual_seed(seed)  # dropout and stochastic depth
+        torch.manual_seed(seed)  # mixing, dropout and stochastic depth
         step = 0
         for epoch in range(1, recipe.epochs + 1):
             model.train()
@@ -168,11 +171,14 @@ def finetune(
                     if recipe.augment:
                         images = data.augment(images, generator)
                     images = data.normalise(images)
+                    targets = labels
+                    if mix is not None:
+                        images, targets = mix(images, labels)
                 with clock("train"):
                     scheduler.step_update(step)
                     with autocast(device):
                         logits = model(images)
-                        loss = _loss(logits, labels, images, teacher, recipe)
+                        loss = _loss(logits, targets, images, teacher, recipe)
                     optimizer.zero_grad(set_to_none=True)
                     torch.autograd.backward(scaler.scale(loss))
                     scaler.unscale_(optimizer)
@@ -200,13 +206,13 @@ def finetune(
 
 def _loss(
     logits: torch.Tensor,
-    labels: torch.Tensor,
+    targets: torch.Tensor,
     images: torch.Tensor,
     teacher: nn.Module | None,
     recipe: Recipe,
 ) -> torch.Tensor:
     """``(1 - a) cross-entropy + a T^2 KL(teacher || student)`` at temperature T (Hinton 2015)."""
-    hard = F.cross_entropy(logits, labels)
+    hard = F.cross_entropy(logits, targets)
     if teacher is None or recipe.distillation == 0:
         return hard
     with torch.no_grad():
