@@ -81,7 +81,7 @@ PARTS = (
     "whole-heads", "taylor-neurons", "leverage-neurons", "no-repair", "energy", "uniform",
     "influence", "one-ratio",
 )  # fmt: skip
-SMOOTHING = 0.1  # of "influence"; of 0.03, 0.1, 0.3 and 1 the best right after pruning
+SMOOTHING = 1.0  # of "influence"; of 0.03, 0.1, 0.3, 1 and 10 the best right after pruning
 RECIPES: dict[str, Callable[[Recipe], Recipe]] = {
     "no-distillation": lambda recipe: replace(recipe, distillation=0.0),
     "all-distillation": lambda recipe: replace(recipe, distillation=1.0),
