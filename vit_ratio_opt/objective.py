@@ -34,7 +34,7 @@ from vit_ratio_opt.pruning import (
     Calibration,
     Importance,
     calibrate,
-    expected_loss,
+    expected_losses,
     prune_ranks,
     prune_units,
     repair,
@@ -232,10 +232,11 @@ class PruningObjective:
         if not self.curve or self.shape.mhsa_unit == "head":
             return None
 
+        attention, ffn = expected_losses(self.calibration, round_to=self.shape.round_to)
+
         def loss(pair: RatioPair) -> float:
             units, neurons = self.shape.removed(pair)
-            dims = units * self.shape.mhsa_unit_dims
-            return expected_loss(dims, neurons, self.calibration, round_to=self.shape.round_to)
+            return float(attention[units * self.shape.mhsa_unit_dims] + ffn[neurons])
 
         return min(self.curve, key=loss)
 

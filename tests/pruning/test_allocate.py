@@ -1,9 +1,16 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
-from vit_ratio_opt.pruning.allocate import cheapest_heads, cheapest_prefixes, even_counts
+from vit_ratio_opt.pruning.allocate import (
+    cheapest_heads,
+    cheapest_prefixes,
+    even_counts,
+    heads_losses,
+    prefix_losses,
+)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -59,3 +66,23 @@ def test_what_is_left_of_a_block_that_gives_is_a_multiple_of_the_step() -> None:
     ((heads, rank),) = cheapest_heads([table], 11, round_to=3)
     assert (heads, rank) == (3, 3)
     assert cheapest_heads([table], 12, round_to=3) == [(3, 4)]  # the full rank stays
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_losses_by_count_are_those_of_the_choice_for_each(step: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tables = [torch.rand(3, 4, generator=generator).double() for _ in range(2)]
+    by_dims = heads_losses(tables, step)
+    least = 2 * min(step, 4)
+    for dims in range(least, 25):
+        chosen = cheapest_heads(tables, dims, step)
+        loss = sum(float(t[h - 1, r - 1]) for t, (h, r) in zip(tables, chosen, strict=True))
+        assert by_dims[dims] == pytest.approx(loss)
+    assert np.isinf(by_dims[:least]).all()
+    losses = [torch.rand(10, generator=generator).double() for _ in range(3)]
+    by_count = prefix_losses(losses, 4, step)
+    for removed in range(len(by_count)):
+        counts = cheapest_prefixes(losses, removed, 4, step)
+        loss = sum(float(o[:count].sum()) for o, count in zip(losses, counts, strict=True))
+        assert by_count[removed] == pytest.approx(loss)
+    assert len(by_count) == 1 + 3 * 6

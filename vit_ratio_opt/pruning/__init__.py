@@ -3,7 +3,7 @@ from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import Importance, magnitude_importance, taylor_importance
 from vit_ratio_opt.pruning.prune import (
     Allocation,
-    expected_loss,
+    expected_losses,
     prune,
     prune_ranks,
     prune_units,
@@ -25,7 +25,7 @@ __all__ = [
     "calibrate",
     "check_supported",
     "count_macs",
-    "expected_loss",
+    "expected_losses",
     "keep_units",
     "magnitude_importance",
     "prune",

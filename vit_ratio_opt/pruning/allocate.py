@@ -8,7 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-__all__ = ["cheapest_heads", "cheapest_prefixes", "even_counts"]
+__all__ = [
+    "cheapest_heads",
+    "cheapest_prefixes",
+    "even_counts",
+    "heads_losses",
+    "prefix_losses",
+]
 
 
 def even_counts(
@@ -52,21 +58,37 @@ def cheapest_prefixes(
         minimum: Units that each block keeps.
         step: What is left in a block that gives any is a multiple of this.
     """
+    counts, total = [0] * len(losses), 0
+    for block, after, _ in _offers(losses, minimum, step):
+        if total >= removed:
+            break
+        total += after - counts[block]
+        counts[block] = after
+    return counts
+
+
+def prefix_losses(losses: Sequence[torch.Tensor], minimum: int, step: int = 1) -> np.ndarray:
+    """What :func:`cheapest_prefixes` loses, by the units to remove, from none to all it can."""
+    found, total = [0.0], 0.0
+    for _, _, prices in _offers(losses, minimum, step):
+        total += sum(prices)
+        found += [total] * len(prices)
+    return np.array(found)
+
+
+def _offers(
+    losses: Sequence[torch.Tensor], minimum: int, step: int
+) -> list[tuple[int, int, list[float]]]:
+    """Block, units that it has given after this offer, and their losses; the cheapest first."""
     offers = []
     for block, loss in enumerate(losses):
         prices, size, dearest, before = loss.tolist(), len(loss), -math.inf, 0
         while size - (after := _next_cut(size, before, step)) >= minimum:
-            price = sum(prices[before:after]) / (after - before)
             # Units that come after dearer ones can only be had for that price.
-            dearest = max(dearest, price)
-            offers.append((dearest, block, after))
+            dearest = max(dearest, sum(prices[before:after]) / (after - before))
+            offers.append((dearest, block, after, prices[before:after]))
             before = after
-    counts = [0] * len(losses)
-    for _, block, after in sorted(offers):
-        if sum(counts) >= removed:
-            break
-        counts[block] = after
-    return counts
+    return [(block, after, prices) for _, block, after, prices in sorted(offers)]
 
 
 def cheapest_heads(
@@ -84,6 +106,29 @@ def cheapest_heads(
         dims: Heads times rank, summed over the blocks; enough for the least of each.
         round_to: Ranks are multiples of this, or the full one.
     """
+    best, choices = _program(losses, dims, round_to)
+    left = int(np.flatnonzero(np.isfinite(best))[-1])
+    chosen = []
+    for options, taken in reversed(choices):
+        heads, rank = options[taken[left]]
+        chosen.append((heads, rank))
+        left -= heads * rank
+    return chosen[::-1]
+
+
+def heads_losses(losses: Sequence[torch.Tensor], round_to: int = 1) -> np.ndarray:
+    """What :func:`cheapest_heads` loses, by its ``dims``, from none to all; infinite below one."""
+    best, _ = _program(losses, sum(table.numel() for table in losses), round_to)
+    # Where a sum cannot be had, the next smaller one that can.
+    had = np.maximum.accumulate(np.where(np.isfinite(best), np.arange(len(best)), 0))
+    found: np.ndarray = best[had]
+    return found
+
+
+def _program(
+    losses: Sequence[torch.Tensor], dims: int, round_to: int
+) -> tuple[np.ndarray, list[tuple[list[tuple[int, int]], np.ndarray]]]:
+    """Least losses by the exact sum of dimensions, and by block its choices and those taken."""
     best = np.full(dims + 1, np.inf)
     best[0] = 0.0
     choices: list[tuple[list[tuple[int, int]], np.ndarray]] = []
@@ -99,13 +144,7 @@ def cheapest_heads(
             taken[size:][better] = index
         choices.append(([option for option, _ in options], taken))
         best = after
-    left = int(np.flatnonzero(np.isfinite(best))[-1])
-    chosen = []
-    for options, taken in reversed(choices):
-        heads, rank = options[taken[left]]
-        chosen.append((heads, rank))
-        left -= heads * rank
-    return chosen[::-1]
+    return best, choices
 
 
 def _options(table: np.ndarray, dims: int, round_to: int) -> list[tuple[tuple[int, int], float]]:

@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import MIN_MHSA_UNITS, MhsaUnit, RatioPair, least_neurons
-from vit_ratio_opt.pruning.allocate import cheapest_heads, cheapest_prefixes, even_counts
+from vit_ratio_opt.pruning.allocate import (
+    cheapest_heads,
+    cheapest_prefixes,
+    even_counts,
+    heads_losses,
+    prefix_losses,
+)
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.factorize import factorize_attention, rank_losses
 from vit_ratio_opt.pruning.importance import Importance
@@ -20,7 +27,7 @@ from vit_ratio_opt.pruning.surgery import keep_units, shape_of
 
 __all__ = [
     "Allocation",
-    "expected_loss",
+    "expected_losses",
     "prune",
     "prune_blocks",
     "prune_ranks",
@@ -109,11 +116,12 @@ def prune_ranks(
         raise InputError("The calibration is not of this model: its blocks have other shapes.")
     tables = [rank_losses(block.factors)[0] for block in calibration.blocks]
     if allocation == "uniform":
-        gone = even_counts(sizes, dims, steps, steps)
-        chosen = [
-            cheapest_heads([table], size - share, round_to)[0]
-            for table, size, share in zip(tables, sizes, gone, strict=True)
-        ]
+        gone, chosen, spare = even_counts(sizes, dims, steps, steps), [], 0
+        for table, size, share in zip(tables, sizes, gone, strict=True):
+            heads, rank = cheapest_heads([table], min(size, size - share + spare), round_to)[0]
+            chosen.append((heads, rank))
+            # What no number of heads and rank comes to, the next block may keep.
+            spare += size - share - heads * rank
         counts = even_counts(hidden, neurons, [least] * len(blocks), [round_to] * len(blocks))
     else:
         losses = [block.neuron_losses for block in calibration.blocks]
@@ -121,8 +129,8 @@ def prune_ranks(
             wholes = [block.factors.value_losses.sum() for block in calibration.blocks]
             tables = [_shares(table, whole) for table, whole in zip(tables, wholes, strict=True)]
             losses = [_shares(loss, loss.sum()) for loss in losses]
-        left = shape.attention_dims - dims
-        chosen, counts = _cheapest(tables, left, losses, neurons, round_to)
+        chosen = cheapest_heads(tables, shape.attention_dims - dims, round_to)
+        counts = cheapest_prefixes(losses, neurons, least, round_to)
     return prune_blocks(model, chosen, counts, calibration)
 
 
@@ -156,41 +164,27 @@ def prune_blocks(
     return pruned
 
 
-def expected_loss(
-    dims: int, neurons: int, calibration: Calibration, *, round_to: int = 1
-) -> float:
+def expected_losses(
+    calibration: Calibration, *, round_to: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """What :func:`prune_ranks` is expected to cost before any repair, without pruning anything.
 
     In nats, see :mod:`vit_ratio_opt.pruning.calibration`. To second order and as if errors did not
-    meet, so it is for comparing pairs; it takes milliseconds.
+    meet, so it is for comparing pairs.
 
     Args:
-        dims: As there.
-        neurons: As there.
         calibration: As there.
         round_to: As there.
+
+    Returns:
+        Losses by the dimensions removed, and by the neurons removed; those of a pair add up.
     """
     tables = [rank_losses(block.factors)[0] for block in calibration.blocks]
-    left = sum(table.numel() for table in tables) - dims
     losses = [block.neuron_losses for block in calibration.blocks]
-    chosen, counts = _cheapest(tables, left, losses, neurons, round_to)
-    loss = sum(float(t[h - 1, r - 1]) for t, (h, r) in zip(tables, chosen, strict=True))
-    return loss + sum(
-        float(block.neuron_losses[:count].sum())
-        for block, count in zip(calibration.blocks, counts, strict=True)
+    return (
+        heads_losses(tables, round_to)[::-1],
+        prefix_losses(losses, least_neurons(round_to), round_to),
     )
-
-
-def _cheapest(
-    tables: Sequence[torch.Tensor],
-    dims_left: int,
-    losses: Sequence[torch.Tensor],
-    neurons: int,
-    round_to: int,
-) -> tuple[list[tuple[int, int]], list[int]]:
-    """By block, heads and rank that stay, and neurons that go."""
-    heads = cheapest_heads(tables, dims_left, round_to)
-    return heads, cheapest_prefixes(losses, neurons, least_neurons(round_to), round_to)
 
 
 def prune_units(
