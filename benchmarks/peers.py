@@ -50,7 +50,7 @@ from timm.models.vision_transformer import VisionTransformer
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import RatioPair, fixed_ratio_pair, least_neurons
 from vit_ratio_opt.pruning import Calibration, magnitude_importance, prune, shape_of
-from vit_ratio_opt.pruning.allocate import cheapest_heads
+from vit_ratio_opt.pruning.allocate import cheapest_heads, even_counts
 from vit_ratio_opt.pruning.factorize import rank_losses
 from vit_ratio_opt.pruning.prune import prune_blocks
 
@@ -188,11 +188,7 @@ def leverage_neurons(
         block.mlp.fc2.register_forward_pre_hook(lambda module, args, i=index: add(i, args[0]))
         for index, block in enumerate(model.blocks)
     ]
-    with torch.inference_mode():
-        for batch in images:
-            model(batch)
-    for hook in hooks:
-        hook.remove()
+    _show(model, images, hooks)
     orders = [torch.linalg.solve(c + torch.eye(len(c)), c).diagonal().argsort() for c in sums]
     return replace(
         calibration,
@@ -225,35 +221,38 @@ def influence_blocks(
         block.register_forward_hook(lambda module, args, output, i=index: add(i, args[0], output))
         for index, block in enumerate(model.blocks)
     ]
-    count = 0
-    with torch.inference_mode():
-        for batch in images:
-            model(batch)
-            count += len(batch)
-    for hook in hooks:
-        hook.remove()
-    shares = len(sums) * (-sums / count / smoothing).softmax(dim=0)
+    count = _show(model, images, hooks)
+    shares = (-sums / count / smoothing).softmax(dim=0).tolist()
     shape = replace(shape_of(model), mhsa_unit="rank")
     removed = shape.removed(pair)
-    heads, neurons = shape.blocks[0].num_heads, [block.hidden_dim for block in shape.blocks]
-    ranks = _spread([block.head_dim for block in shape.blocks], shares, removed[0], 1)
+    heads, ones = shape.blocks[0].num_heads, [1] * len(shares)
+    ranks = even_counts([b.head_dim for b in shape.blocks], removed[0], ones, ones, shares)
     tables = [rank_losses(block.factors)[0] for block in calibration.blocks]
     chosen = [
         cheapest_heads([table], heads * (len(table[0]) - gone))[0]
         for table, gone in zip(tables, ranks, strict=True)
     ]
-    counts = _spread(neurons, shares, removed[1], least_neurons(1))
+    least = [least_neurons(1)] * len(shares)
+    counts = even_counts([b.hidden_dim for b in shape.blocks], removed[1], least, ones, shares)
     return prune_blocks(model, chosen, counts, calibration)
 
 
-def _spread(sizes: list[int], shares: torch.Tensor, removed: int, least: int) -> list[int]:
-    """Whole units in proportion to ``shares * sizes``, ``removed`` in all."""
-    counts = [0] * len(sizes)
-    for _ in range(removed):
-        open_blocks = [b for b, size in enumerate(sizes) if size - counts[b] > least]
-        block = min(open_blocks, key=lambda b: (counts[b] + 1) / (sizes[b] * float(shares[b])))
-        counts[block] += 1
-    return counts
+def _show(
+    model: VisionTransformer,
+    images: Iterable[torch.Tensor],
+    hooks: Iterable[torch.utils.hooks.RemovableHandle],
+) -> int:
+    """Let the hooks see the images, then remove them; how many images there were."""
+    count = 0
+    try:
+        with torch.inference_mode():
+            for batch in images:
+                model(batch)
+                count += len(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return count
 
 
 def _gradients(

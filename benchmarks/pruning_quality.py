@@ -163,10 +163,6 @@ def main(
         assert pair is not None
         calibration = ours.calibration
         batches = [batch for batch, _ in ours.calibration_batches]
-        if name == "influence":
-            smaller = influence_blocks(RatioPair(*pair), calibration, model, batches, SMOOTHING)
-            repair(smaller, batches, calibration)
-            return smaller
         if name == "taylor-neurons":
             blocks = [
                 replace(block, neuron_order=score.argsort(), neuron_losses=score.sort().values)
@@ -175,8 +171,11 @@ def main(
             calibration = replace(calibration, blocks=tuple(blocks))
         if name == "leverage-neurons":
             calibration = leverage_neurons(calibration, model, batches)
-        allocation: Any = name if name in ("energy", "uniform") else "global"
-        smaller = prune(model, pair, calibration, allocation=allocation)
+        if name == "influence":
+            smaller = influence_blocks(RatioPair(*pair), calibration, model, batches, SMOOTHING)
+        else:
+            allocation: Any = name if name in ("energy", "uniform") else "global"
+            smaller = prune(model, pair, calibration, allocation=allocation)
         if name != "no-repair":
             repair(smaller, batches, calibration)
         return smaller

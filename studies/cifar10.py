@@ -40,7 +40,7 @@ from vit_ratio_opt.geometry import check_budget, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import shape_of
 from vit_ratio_opt.study import check_storage_url, create_study, open_storage, run_study
-from vit_ratio_opt.training import Recipe, load_cifar10, load_image_folder
+from vit_ratio_opt.training import Recipe, load_images
 
 
 class ValidationSplit(str, Enum):
@@ -109,8 +109,7 @@ def main(
     check_output(output)
     if storage is not None:
         check_storage_url(storage)
-    load = load_image_folder if (data / "train").is_dir() else load_cifar10
-    images = load(data, validation=validation.value, seed=seed)
+    images = load_images(data, validation=validation.value, seed=seed)
 
     limit = f"{budget}" if tolerance is None else f"drop{tolerance}"
     name = study_name or f"cifar10-{limit}{'-fixed' if fixed_ratio else ''}"

@@ -17,7 +17,6 @@ weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -33,19 +32,17 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning import shape_of
 from vit_ratio_opt.report import write_json
 from vit_ratio_opt.training import (
-    ImageData,
+    Mix,
     Recipe,
     Stopwatch,
     best_device,
     evaluate,
     finetune,
-    load_cifar10,
     load_digits,
-    load_image_folder,
+    load_images,
 )
 
 MODEL = "vit_tiny_patch16_224"
-Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def main(
@@ -96,7 +93,12 @@ def main(
         ema=ema,
         augment=True,
     )
-    images = _load(data, image_size, seed)
+    if data is None and image_size is not None:
+        raise InputError("`--image-size` is for a folder of images: give --data too.")
+    if data is None:
+        images = load_digits(seed=seed)
+    else:
+        images = load_images(data, image_size=image_size, seed=seed)
     channels, height, width = images.image_shape
     if height != width:
         raise InputError(
@@ -165,14 +167,6 @@ def main(
             },
             output,
         )
-
-
-def _load(folder: Path | None, image_size: int | None, seed: int) -> ImageData:
-    if folder is not None and (folder / "train").is_dir():
-        return load_image_folder(folder, image_size=image_size, seed=seed)
-    if image_size is not None:
-        raise InputError("`--image-size` is for a folder of train/<class>/* and test/<class>/*.")
-    return load_digits(seed=seed) if folder is None else load_cifar10(folder, seed=seed)
 
 
 def _mixed(classes: int, mixup: float, cutmix: float, smoothing: float) -> Mix:

@@ -145,19 +145,8 @@ def test_train_dense_leaves_a_model_that_a_study_can_load(tmp_path, monkeypatch)
     from vit_ratio_opt.training import evaluate, load_digits
 
     path, output = tmp_path / "new" / "dense.safetensors", tmp_path / "dense.json"
-    arguments = [
-        path,
-        "--epochs",
-        6,
-        "--batch-size",
-        32,
-        "--embed-dim",
-        32,
-        "--depth",
-        2,
-        "--num-heads",
-        4,
-    ]
+    arguments = [path, "--epochs", 6, "--batch-size", 32]
+    arguments += ["--embed-dim", 32, "--depth", 2, "--num-heads", 4]
     arguments += ["--cutmix", 1.0, "--output", output]
     assert run(train_dense.main, *arguments, monkeypatch=monkeypatch) == 0
     row, model = json.loads(output.read_text()), load_dense(path)

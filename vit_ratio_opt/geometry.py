@@ -188,17 +188,15 @@ class ViTShape:
     @cached_property
     def max_pair(self) -> RatioPair:
         """The largest ratios that leave every block its minimum."""
-        units, neurons = self._most_removed
-        return RatioPair(units / self.mhsa_units, neurons / self.neurons)
-
-    @cached_property
-    def _most_removed(self) -> tuple[int, int]:
         least, (mhsa_step, ffn_step) = least_neurons(self.round_to), self.steps
         units = sum(max(0, size - mhsa_step) for size in self._mhsa_units_by_block)
         neurons = sum(max(0, block.hidden_dim - least) for block in self.blocks)
-        return units // mhsa_step * mhsa_step, neurons // ffn_step * ffn_step
+        return RatioPair(
+            units // mhsa_step * mhsa_step / self.mhsa_units,
+            neurons // ffn_step * ffn_step / self.neurons,
+        )
 
-    @property
+    @cached_property
     def steps(self) -> tuple[int, int]:
         """Heads, or ranks, and neurons that go together, so that sizes are as ``round_to`` says.
 

@@ -49,6 +49,7 @@ def test_even_counts_take_the_same_share_of_every_block() -> None:
     assert even_counts([8, 16], 6, ones, ones) == [2, 4]
     assert even_counts([4, 4], 3, ones, ones) == [1, 2]
     assert even_counts([2, 10], 9, ones, ones) == [1, 8]
+    assert even_counts([8, 8], 8, ones, ones, shares=[3, 1]) == [6, 2]
 
 
 def test_what_is_left_of_a_block_that_gives_is_a_multiple_of_the_step() -> None:

@@ -9,7 +9,13 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.training import load_cifar10, load_datasets, load_digits, load_image_folder
+from vit_ratio_opt.training import (
+    load_cifar10,
+    load_datasets,
+    load_digits,
+    load_image_folder,
+    load_images,
+)
 
 
 class Colours(Dataset):
@@ -154,3 +160,9 @@ def test_normalisation_gives_zero_mean_and_unit_deviation():
     pixels = torch.cat([data.normalise(images) for images, _ in data.train.batches(256)])
     assert abs(pixels.mean()) < 0.02
     assert abs(pixels.std() - 1) < 0.02
+
+
+def test_a_size_for_what_is_no_image_folder_is_refused_before_any_download(tmp_path):
+    with pytest.raises(InputError, match=r"`image_size` is for a folder .* has none"):
+        load_images(tmp_path, image_size=32)
+    assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,11 @@ __all__ = [
 
 
 def even_counts(
-    sizes: Sequence[int], removed: int, minimums: Sequence[int], steps: Sequence[int]
+    sizes: Sequence[int],
+    removed: int,
+    minimums: Sequence[int],
+    steps: Sequence[int],
+    shares: Sequence[float] | None = None,
 ) -> list[int]:
     """Units that each block gives, the same share of each as far as whole units allow.
 
@@ -27,7 +31,9 @@ def even_counts(
         removed: At least so many from all blocks together.
         minimums: Units that a block keeps, by block.
         steps: What is left in a block that gives any is a multiple of this, by block.
+        shares: What the blocks' shares are in proportion to, by block; all alike without it.
     """
+    whole = [size * share for size, share in zip(sizes, shares or [1] * len(sizes), strict=True)]
     counts = [0] * len(sizes)
     while sum(counts) < removed:
         offers = {
@@ -37,7 +43,7 @@ def even_counts(
         }
         # The block that has given the smallest share so far gives next; later blocks first on a
         # tie, since early blocks are the ones that all the others build on.
-        block = min(offers, key=lambda b: (offers[b] / sizes[b], -b))
+        block = min(offers, key=lambda b: (offers[b] / whole[b], -b))
         counts[block] = offers[block]
     return counts
 

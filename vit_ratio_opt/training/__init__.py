@@ -5,12 +5,14 @@ from vit_ratio_opt.training.data import (
     load_datasets,
     load_digits,
     load_image_folder,
+    load_images,
 )
 from vit_ratio_opt.training.evaluate import best_device, evaluate
-from vit_ratio_opt.training.finetune import Recipe, Stopwatch, finetune
+from vit_ratio_opt.training.finetune import Mix, Recipe, Stopwatch, finetune
 
 __all__ = [
     "ImageData",
+    "Mix",
     "Recipe",
     "Split",
     "Stopwatch",
@@ -21,4 +23,5 @@ __all__ = [
     "load_datasets",
     "load_digits",
     "load_image_folder",
+    "load_images",
 ]

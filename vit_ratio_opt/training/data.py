@@ -37,6 +37,7 @@ __all__ = [
     "load_datasets",
     "load_digits",
     "load_image_folder",
+    "load_images",
 ]
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -216,6 +217,27 @@ def load_cifar10(
     return ImageData(
         "cifar10", train, val, test, classes, CIFAR10_MEAN, CIFAR10_STD, validation=validation
     )
+
+
+def load_images(
+    root: str | Path,
+    *,
+    image_size: int | None = None,
+    validation: Validation = "train",
+    seed: int = 0,
+) -> ImageData:
+    """:func:`load_image_folder` where ``root`` has a folder ``train``, else :func:`load_cifar10`.
+
+    Raises:
+        InputError: As there, or ``image_size`` is given for CIFAR-10.
+    """
+    if (Path(root) / "train").is_dir():
+        return load_image_folder(root, image_size=image_size, validation=validation, seed=seed)
+    if image_size is not None:
+        raise InputError(
+            f"`image_size` is for a folder with train/<class>/*, but {root} has none."
+        )
+    return load_cifar10(root, validation=validation, seed=seed)
 
 
 def load_image_folder(

@@ -21,7 +21,10 @@ from vit_ratio_opt.training.data import ImageData
 from vit_ratio_opt.training.evaluate import autocast, evaluate, model_device
 from vit_ratio_opt.training.progress import TrainingProgress
 
-__all__ = ["Recipe", "Stopwatch", "finetune"]
+__all__ = ["Mix", "Recipe", "Stopwatch", "finetune"]
+
+Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Images and labels of a batch to mixed images and labels, or class probabilities."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ def finetune(
     recipe: Recipe,
     *,
     teacher: nn.Module | None = None,
-    mix: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
+    mix: Mix | None = None,
     seed: int = 0,
     on_epoch: Callable[[int, float], None] | None = None,
     stopwatch: Stopwatch | None = None,
