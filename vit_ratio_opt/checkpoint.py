@@ -17,7 +17,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.files import replacing
-from vit_ratio_opt.geometry import BlockShape
+from vit_ratio_opt.geometry import BlockShape, BlockTokens
+from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
 from vit_ratio_opt.pruning.surgery import check_supported, shape_of, shrink_to
 
 __all__ = [
@@ -106,8 +107,12 @@ def load_dense(
 
 def save_pruned(model: VisionTransformer, path: str | Path, manifest: Mapping[str, Any]) -> None:
     """Write a pruned model with its block shapes and ``manifest`` (JSON) in the metadata."""
-    blocks = [[b.num_heads, b.head_dim, b.hidden_dim] for b in shape_of(model).blocks]
-    text = json.dumps({"blocks": blocks, **manifest})
+    own: dict[str, Any] = {
+        "blocks": [[b.num_heads, b.head_dim, b.hidden_dim] for b in shape_of(model).blocks]
+    }
+    if isinstance(model.blocks, CascadeBlocks):
+        own["cascade"] = {"tokens": model.blocks.block_tokens, "scores": model.blocks.scores}
+    text = json.dumps({**own, **manifest})
     _save(model, Path(path), {"format": _FORMAT, "manifest": text})
 
 
@@ -132,9 +137,15 @@ def load_pruned(
     try:
         manifest = json.loads(metadata["manifest"])
         blocks = [BlockShape(*(int(n) for n in block)) for block in manifest["blocks"]]
+        chosen = manifest.get("cascade")
+        if chosen is not None:
+            tokens = [BlockTokens(*(int(n) for n in counts)) for counts in chosen["tokens"]]
+            scores = chosen["scores"]
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path} has a damaged manifest.") from None
     model = shrink_to(dense, blocks)
+    if chosen is not None:
+        model = cascade(model, tokens, scores=scores)
     _load_into(model, state, path)
     model.eval()
     return model, manifest

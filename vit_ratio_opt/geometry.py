@@ -20,17 +20,23 @@ fc2           N M D          M D  (+ D)
 ============  =============  ==================
 
 So MACs and parameters are linear in the number of units left, whichever blocks they are left in.
-That is what makes the inverse, :func:`budget_curve`, exact. The unit of the FFN ratio is a neuron;
-that of the MHSA ratio is a whole head, or a *rank*: one dimension of every head of a block, which
-is what remains to be counted in when heads are factorised instead of removed.
+The unit of the FFN ratio is a neuron; that of the MHSA ratio is a whole head, or a *rank*: one
+dimension of every head of a block, which is what remains to be counted in when heads are
+factorised instead of removed.
+
+A block may also work on a part of the tokens only, see :class:`BlockTokens`. With Q tokens that
+attend to K tokens and F tokens in the FFN, the rows above become ``(Q + 2 K) D H d``,
+``2 Q K H d``, ``Q H d D``, ``F D M`` and ``F M D``.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from vit_ratio_opt.errors import InputError
 
@@ -38,11 +44,14 @@ __all__ = [
     "MIN_MHSA_UNITS",
     "MIN_NEURONS",
     "BlockShape",
+    "BlockTokens",
     "MhsaUnit",
     "RatioPair",
+    "RatioSpace",
     "ViTShape",
     "budget_curve",
     "check_budget",
+    "check_pair",
     "fixed_ratio_pair",
     "least_neurons",
     "pair_columns",
@@ -61,7 +70,7 @@ MIN_NEURONS = 8
 
 
 class RatioPair(NamedTuple):
-    """Fractions of the attention and of the hidden neurons that are removed, each in [0, 1)."""
+    """Fractions of a model's attention and of its FFN that are removed, each in [0, 1)."""
 
     mhsa_ratio: float
     ffn_ratio: float
@@ -74,6 +83,17 @@ class BlockShape:
     num_heads: int
     head_dim: int
     hidden_dim: int
+
+
+class BlockTokens(NamedTuple):
+    """How many tokens of one image a block works on, class and other prefix tokens among them."""
+
+    queries: int
+    """Tokens that attend, and whose streams the attention changes."""
+    keys: int
+    """Tokens that they attend to."""
+    ffn: int
+    """Tokens that pass through the FFN; the streams of the others skip it."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,7 @@ class ViTShape:
         mhsa_unit: What an MHSA ratio of this model counts in.
         round_to: What ranks and hidden neurons that are left in a block are multiples of, wherever
             some are removed.
+        block_tokens: The tokens that each block works on; all of them by default.
     """
 
     patches: int
@@ -111,6 +132,7 @@ class ViTShape:
     fc1_bias: bool = True
     mhsa_unit: MhsaUnit = "head"
     round_to: int = 1
+    block_tokens: tuple[BlockTokens, ...] = ()
 
     def __post_init__(self) -> None:
         if self.round_to < 1:
@@ -168,8 +190,20 @@ class ViTShape:
     @cached_property
     def macs(self) -> int:
         """Multiply-adds of one image."""
-        attention = self.attention_dims * self.dim_macs
-        return self.fixed_macs + attention + self.neurons * self.neuron_macs
+        if not self.block_tokens:
+            attention = self.attention_dims * self.dim_macs
+            return self.fixed_macs + attention + self.neurons * self.neuron_macs
+        macs = self.fixed_macs
+        for block, tokens in zip(self.blocks, self.block_tokens, strict=True):
+            dim_macs, neuron_macs = self.unit_macs(tokens)
+            macs += block.num_heads * block.head_dim * dim_macs + block.hidden_dim * neuron_macs
+        return macs
+
+    def unit_macs(self, tokens: BlockTokens) -> tuple[int, int]:
+        """MACs of one dimension of a head, and of one neuron, in a block with so many tokens."""
+        queries, keys, ffn = tokens
+        attention = 2 * (queries + keys) * self.embed_dim + 2 * queries * keys
+        return attention, 2 * ffn * self.embed_dim
 
     @property
     def params(self) -> int:
@@ -188,13 +222,26 @@ class ViTShape:
     @cached_property
     def max_pair(self) -> RatioPair:
         """The largest ratios that leave every block its minimum."""
-        least, (mhsa_step, ffn_step) = least_neurons(self.round_to), self.steps
-        units = sum(max(0, size - mhsa_step) for size in self._mhsa_units_by_block)
-        neurons = sum(max(0, block.hidden_dim - least) for block in self.blocks)
-        return RatioPair(
-            units // mhsa_step * mhsa_step / self.mhsa_units,
-            neurons // ffn_step * ffn_step / self.neurons,
-        )
+        return RatioPair(self.mhsa_ratios[-1], self.ffn_ratios[-1])
+
+    @cached_property
+    def mhsa_ratios(self) -> tuple[float, ...]:
+        """Every ratio that removes another number of heads, or ranks, rising from 0."""
+        step = self.steps[0]
+        most = sum(max(0, size - step) for size in self._mhsa_units_by_block)
+        return tuple(units / self.mhsa_units for units in range(0, most + 1, step))
+
+    @cached_property
+    def ffn_ratios(self) -> tuple[float, ...]:
+        """Every ratio that removes another number of neurons, rising from 0."""
+        least, step = least_neurons(self.round_to), self.steps[1]
+        most = sum(max(0, block.hidden_dim - least) for block in self.blocks)
+        return tuple(neurons / self.neurons for neurons in range(0, most + 1, step))
+
+    @property
+    def minimum(self) -> str:
+        """What every block keeps at least, in words."""
+        return f"{MIN_MHSA_UNITS} {self.mhsa_unit} and {least_neurons(self.round_to)} neurons"
 
     @cached_property
     def steps(self) -> tuple[int, int]:
@@ -215,13 +262,7 @@ class ViTShape:
         Raises:
             InputError: A ratio is outside [0, largest ratio that leaves every block its minimum].
         """
-        for name, ratio, largest in zip(RatioPair._fields, pair, self.max_pair, strict=True):
-            if not 0 <= ratio <= largest + _SLACK:
-                raise InputError(
-                    f"`{name}` must be in [0, {largest:.6g}] so that every block keeps at least "
-                    f"{MIN_MHSA_UNITS} {self.mhsa_unit} and {least_neurons(self.round_to)} "
-                    f"neurons, but got {ratio!r}."
-                )
+        check_pair(self, pair)
         mhsa_step, ffn_step = self.steps
         return (
             removed_units(pair.mhsa_ratio, self.mhsa_units, mhsa_step),
@@ -270,6 +311,42 @@ class ViTShape:
         return size
 
 
+class RatioSpace(Protocol):
+    """What the two ratios of a strategy mean: the pairs there are, and what each of them costs.
+
+    A :class:`ViTShape` is that of structural pruning; :mod:`vit_ratio_opt.strategies` has others.
+    """
+
+    @property
+    def macs(self) -> int:
+        """MACs of the dense model."""
+
+    @property
+    def mhsa_ratios(self) -> tuple[float, ...]:
+        """Every MHSA ratio that makes a difference, rising from 0."""
+
+    @property
+    def ffn_ratios(self) -> tuple[float, ...]:
+        """Every FFN ratio that makes a difference, rising from 0."""
+
+    @property
+    def max_pair(self) -> RatioPair:
+        """The largest two ratios."""
+
+    @property
+    def minimum(self) -> str:
+        """What every block keeps at least, in words."""
+
+    def removed(self, pair: RatioPair) -> tuple[int, int]:
+        """Whole units that the two ratios remove."""
+
+    def pruned_macs(self, pair: RatioPair) -> int:
+        """MACs that are left; they never rise with a ratio."""
+
+    def macs_ratio(self, mhsa_ratio: float, ffn_ratio: float) -> float:
+        """Fraction of the MACs that is left."""
+
+
 # A ratio that came out of a division must give back the count it was made from.
 _SLACK = 1e-9
 
@@ -284,13 +361,27 @@ def least_neurons(round_to: int) -> int:
     return math.ceil(MIN_NEURONS / round_to) * round_to
 
 
-def smallest_macs_ratio(shape: ViTShape) -> float:
+def check_pair(space: RatioSpace, pair: RatioPair) -> None:
+    """Refuse ratios that ``space`` does not have.
+
+    Raises:
+        InputError: A ratio is outside [0, largest ratio that leaves every block its minimum].
+    """
+    for name, ratio, largest in zip(RatioPair._fields, pair, space.max_pair, strict=True):
+        if not 0 <= ratio <= largest + _SLACK:
+            raise InputError(
+                f"`{name}` must be in [0, {largest:.6g}] so that every block keeps at least "
+                f"{space.minimum}, but got {ratio!r}."
+            )
+
+
+def smallest_macs_ratio(space: RatioSpace) -> float:
     """The MACs fraction of the smallest realisable model: every block at its minimum."""
-    return shape.macs_ratio(*shape.max_pair)
+    return space.macs_ratio(*space.max_pair)
 
 
-def check_budget(shape: ViTShape, budget: float) -> None:
-    """Refuse a budget that is no fraction or that no pruned model of ``shape`` can meet.
+def check_budget(space: RatioSpace, budget: float) -> None:
+    """Refuse a budget that is no fraction or that no pruned model can meet.
 
     Raises:
         InputError: ``budget`` is outside (0, 1] or below :func:`smallest_macs_ratio`.
@@ -300,27 +391,26 @@ def check_budget(shape: ViTShape, budget: float) -> None:
             f"The budget must be in (0, 1], a fraction of the dense model's FLOPs, "
             f"but got {budget!r}."
         )
-    smallest = smallest_macs_ratio(shape)
+    smallest = smallest_macs_ratio(space)
     if budget < smallest:
         # Rounded up, so that the number we name can be typed back in.
         shown = math.ceil(smallest * 1e4) / 1e4
         raise InputError(
             f"The budget must be at least {shown:.4f}: the smallest realisable model "
-            f"({MIN_MHSA_UNITS} {shape.mhsa_unit} and {least_neurons(shape.round_to)} "
-            f"neurons in every block) needs that share of the dense model's FLOPs, but got "
-            f"{budget!r}."
+            f"({space.minimum} in every block) needs that share of the dense model's FLOPs, but "
+            f"got {budget!r}."
         )
 
 
-def budget_curve(shape: ViTShape, budget: float) -> tuple[RatioPair, ...]:
+def budget_curve(space: RatioSpace, budget: float) -> tuple[RatioPair, ...]:
     """The pairs that use up ``budget``, from the least to the most attention pruned.
 
-    For every number of heads, or ranks, there is one smallest number of neurons to remove with it;
-    any other pair within the budget prunes more than one of these without need. The pairs are
-    exact: ``removed(pair)`` gives back the counts, and putting back one neuron exceeds the budget.
+    For every MHSA ratio there is one smallest FFN ratio to go with it; any other pair within the
+    budget prunes more than one of these without need. The pairs are exact: ``removed(pair)`` gives
+    back the counts, and the next smaller FFN ratio exceeds the budget.
 
     Args:
-        shape: The dense model.
+        space: Of the dense model: its shape, for structural pruning.
         budget: Largest MACs fraction allowed, in (0, 1].
 
     Returns:
@@ -329,67 +419,63 @@ def budget_curve(shape: ViTShape, budget: float) -> tuple[RatioPair, ...]:
     Raises:
         InputError: See :func:`check_budget`.
     """
-    check_budget(shape, budget)
-    allowed = _largest_macs(shape.macs, budget)
-    unit_macs, neuron_macs = shape.mhsa_unit_macs, shape.neuron_macs
-    most_units, most_neurons = shape.removed(shape.max_pair)
-    mhsa_step, ffn_step = shape.steps
+    check_budget(space, budget)
+    allowed = _largest_macs(space.macs, budget)
+    ffn_ratios = space.ffn_ratios
     curve = []
-    for units in range(0, most_units + 1, mhsa_step):
-        excess = shape.macs - units * unit_macs - allowed
-        neurons = max(0, -(-excess // (neuron_macs * ffn_step))) * ffn_step
-        if neurons <= most_neurons:
-            curve.append(RatioPair(units / shape.mhsa_units, neurons / shape.neurons))
-        if neurons == 0:  # more attention would go without need
+    for mhsa_ratio in space.mhsa_ratios:
+        least = _first_within(
+            space, [RatioPair(mhsa_ratio, ratio) for ratio in ffn_ratios], allowed
+        )
+        if least < len(ffn_ratios):
+            curve.append(RatioPair(mhsa_ratio, ffn_ratios[least]))
+        if least == 0:  # more attention would go without need
             break
     return tuple(curve)
 
 
-def fixed_ratio_pair(shape: ViTShape, budget: float) -> RatioPair:
+def fixed_ratio_pair(space: RatioSpace, budget: float) -> RatioPair:
     """The smallest single ratio, used for both modules, that meets ``budget``: the baseline.
 
     Raises:
         InputError: See :func:`check_budget`; or one ratio alone cannot meet the budget, because
             the module that has less to give is at its minimum.
     """
-    check_budget(shape, budget)
-    allowed = _largest_macs(shape.macs, budget)
-    largest = min(shape.max_pair)
-    for ratio in _fixed_ratios(shape):
-        pair = RatioPair(ratio, ratio)
-        if shape.pruned_macs(pair) <= allowed:
-            return pair
-    least = shape.macs_ratio(largest, largest)
+    check_budget(space, budget)
+    allowed = _largest_macs(space.macs, budget)
+    ratios = _fixed_ratios(space)
+    least = _first_within(space, [RatioPair(ratio, ratio) for ratio in ratios], allowed)
+    if least < len(ratios):
+        return RatioPair(ratios[least], ratios[least])
+    smallest = space.macs_ratio(ratios[-1], ratios[-1])
     raise InputError(
-        f"One fixed ratio for both modules reaches at best {math.ceil(least * 1e4) / 1e4:.4f} of "
-        f"the dense model's FLOPs (at ratio {largest:.4f}), but the budget is {budget!r}."
+        f"One fixed ratio for both modules reaches at best {math.ceil(smallest * 1e4) / 1e4:.4f} "
+        f"of the dense model's FLOPs (at ratio {ratios[-1]:.4f}), but the budget is {budget!r}."
     )
 
 
 def pair_columns(
-    shape: ViTShape, *, fixed_ratio: bool = False
+    space: RatioSpace, *, fixed_ratio: bool = False
 ) -> tuple[tuple[float, tuple[float, ...]], ...]:
     """All pairs to the unit: for each MHSA ratio, rising, the FFN ratios, rising.
 
     Args:
-        shape: The dense model.
+        space: Of the dense model: its shape, for structural pruning.
         fixed_ratio: Only pairs of two equal ratios, one for each step that removes another unit.
     """
-    units, neurons = shape.removed(shape.max_pair)
     if fixed_ratio:
-        return tuple((ratio, (ratio,)) for ratio in _fixed_ratios(shape))
-    mhsa_step, ffn_step = shape.steps
-    ffn_ratios = tuple(removed / shape.neurons for removed in range(0, neurons + 1, ffn_step))
-    return tuple(
-        (removed / shape.mhsa_units, ffn_ratios) for removed in range(0, units + 1, mhsa_step)
-    )
+        return tuple((ratio, (ratio,)) for ratio in _fixed_ratios(space))
+    return tuple((mhsa_ratio, space.ffn_ratios) for mhsa_ratio in space.mhsa_ratios)
 
 
-def _fixed_ratios(shape: ViTShape) -> list[float]:
-    mhsa_step, ffn_step = shape.steps
-    steps = {units / shape.mhsa_units for units in range(0, shape.mhsa_units, mhsa_step)}
-    steps |= {neurons / shape.neurons for neurons in range(0, shape.neurons, ffn_step)}
-    return sorted(step for step in steps if step <= min(shape.max_pair) + _SLACK)
+def _fixed_ratios(space: RatioSpace) -> list[float]:
+    largest = min(space.max_pair) + _SLACK
+    return sorted(ratio for ratio in {*space.mhsa_ratios, *space.ffn_ratios} if ratio <= largest)
+
+
+def _first_within(space: RatioSpace, pairs: Sequence[RatioPair], allowed: int) -> int:
+    """Index of the first within the MACs; each of ``pairs`` prunes no less than the last."""
+    return bisect.bisect_left(pairs, -allowed, key=lambda pair: -space.pruned_macs(pair))
 
 
 def _largest_macs(dense_macs: int, budget: float) -> int:

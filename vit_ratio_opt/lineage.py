@@ -22,7 +22,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from vit_ratio_opt.geometry import RatioPair, ViTShape
+from vit_ratio_opt.geometry import RatioPair, RatioSpace
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -31,7 +31,7 @@ __all__ = ["ArtifactFolder", "fetched_checkpoint", "nearest_parents"]
 
 
 def nearest_parents(
-    shape: ViTShape, pair: RatioPair, finished: Mapping[int, RatioPair]
+    space: RatioSpace, pair: RatioPair, finished: Mapping[int, RatioPair]
 ) -> list[int]:
     """The trials that pruned neither module more than ``pair``, nearest in MACs first.
 
@@ -40,12 +40,12 @@ def nearest_parents(
     so that the two differ by noise and not by how long they were trained.
 
     Args:
-        shape: The dense model, whose units the ratios count in.
+        space: What the ratios mean.
         pair: What is to be pruned next.
         finished: Trial number to the pair that it pruned.
     """
-    heads, neurons = shape.removed(pair)
-    removed = {number: shape.removed(other) for number, other in finished.items()}
+    heads, neurons = space.removed(pair)
+    removed = {number: space.removed(other) for number, other in finished.items()}
     repeated = [number for number, counts in removed.items() if counts == (heads, neurons)]
     candidates = [
         number
@@ -54,7 +54,7 @@ def nearest_parents(
         and counts[1] <= neurons
         and all(number < repeat for repeat in repeated)
     ]
-    return sorted(candidates, key=lambda number: (shape.pruned_macs(finished[number]), number))
+    return sorted(candidates, key=lambda number: (space.pruned_macs(finished[number]), number))
 
 
 class ArtifactFolder(FileSystemArtifactStore):

@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import optuna
 import torch
@@ -24,6 +24,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import (
     MhsaUnit,
     RatioPair,
+    RatioSpace,
     budget_curve,
     fixed_ratio_pair,
     pair_columns,
@@ -31,15 +32,22 @@ from vit_ratio_opt.geometry import (
 from vit_ratio_opt.lineage import ArtifactFolder, fetched_checkpoint, nearest_parents
 from vit_ratio_opt.pruning import (
     Allocation,
+    AttentionSurvey,
     Calibration,
     Importance,
+    attention_survey,
     calibrate,
+    cascade,
     expected_losses,
+    keep_heads,
     prune_ranks,
+    prune_to_macs,
     prune_units,
+    reads_prefix_only,
     repair,
     shape_of,
     taylor_importance,
+    without_cascade,
 )
 from vit_ratio_opt.report import best_trial
 from vit_ratio_opt.search import (
@@ -51,6 +59,7 @@ from vit_ratio_opt.search import (
     refuse_surplus,
 )
 from vit_ratio_opt.search.plan import accuracy_noise, follow
+from vit_ratio_opt.strategies import CP_VIT, LATE, Cascade, CascadeRule, Combined, Strategy
 from vit_ratio_opt.study import finished_trials
 from vit_ratio_opt.training import ImageData, Recipe, Stopwatch, best_device, evaluate, finetune
 from vit_ratio_opt.training.evaluate import on_device
@@ -59,6 +68,9 @@ if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
 __all__ = ["PruningObjective"]
+
+# Images of the survey of the attention: the mean over so many does not move with more.
+_SURVEYED = 128
 
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
@@ -91,6 +103,11 @@ class PruningObjective:
         tolerance: Largest loss of accuracy against the dense model, in points, above 0.
         recipe: Fine-tuning of each trial.
         fixed_ratio: Search the baseline instead: one ratio for both modules.
+        strategy: What is pruned. ``"structural"``: weights. ``"cascade"``: the tokens that pass
+            through them, with ``fixed_ratio`` CP-ViT. ``"both"``: the ratios are then shares
+            of the MACs of the two modules, see :class:`~vit_ratio_opt.strategies.Combined`.
+        rule: How tokens are left out; by default ``CP_VIT`` for a cascade alone and ``LATE``, which
+            loses less, for both.
         noise: Standard deviation of the accuracy over seeds, in points; by default half the
             standard error that the size of the validation split gives.
         confirmations: Times that the best pair is trained again before the search ends.
@@ -130,6 +147,8 @@ class PruningObjective:
         tolerance: float | None = None,
         recipe: Recipe | None = None,
         fixed_ratio: bool = False,
+        strategy: Strategy = "structural",
+        rule: CascadeRule | None = None,
         noise: float | None = None,
         confirmations: int = 1,
         mhsa_unit: MhsaUnit = "rank",
@@ -147,6 +166,10 @@ class PruningObjective:
     ) -> None:
         if mhsa_unit not in ("head", "rank"):
             raise InputError(f"`mhsa_unit` must be 'head' or 'rank', but got {mhsa_unit!r}.")
+        if strategy not in get_args(Strategy):
+            raise InputError(
+                f"`strategy` must be one of {get_args(Strategy)}, but got {strategy!r}."
+            )
         self.shape = replace(shape_of(model), mhsa_unit=mhsa_unit, round_to=round_to)
         _check_fit(model, data)
         if calibration_images < 1:
@@ -158,27 +181,41 @@ class PruningObjective:
                 "Give either `budget` (a fraction of the FLOPs) or `tolerance` (points of "
                 f"accuracy), but got {budget=} and {tolerance=}."
             )
-        self.budget = budget
-        self.tolerance = tolerance
-        self.fixed_ratio = fixed_ratio
-        self.noise = noise
-        self.confirmations = confirmations
-        self.curve: tuple[RatioPair, ...] = ()
-        if budget is not None and fixed_ratio:
-            self.curve = (fixed_ratio_pair(self.shape, budget),)
-        elif budget is not None:
-            self.curve = budget_curve(self.shape, budget)
-        elif tolerance is not None and not 0 < tolerance < 100:
+        if tolerance is not None and not 0 < tolerance < 100:
             raise InputError(
                 f"The tolerance must be above 0 and below 100 points, but got {tolerance!r}."
             )
         if noise is not None and not noise >= 0:
             raise InputError(f"`noise` must be at least 0, but got {noise!r}.")
+        if strategy == "both" and (mhsa_unit == "head" or allocation != "global"):
+            raise InputError(
+                "`strategy='both'` needs ranks and allocation 'global', but got "
+                f"{mhsa_unit=} and {allocation=}."
+            )
+        if strategy == "cascade" and round_to != 1:
+            raise InputError("`round_to` is for structural pruning: a cascade cuts no weights.")
+        if strategy == "structural" and rule is not None:
+            raise InputError("`rule` is for the strategies 'cascade' and 'both'.")
+        self.budget = budget
+        self.tolerance = tolerance
+        self.fixed_ratio = fixed_ratio
+        self.noise = noise
+        self.confirmations = confirmations
         self.device = best_device() if device is None else torch.device(device)
         # A copy, so that nothing the caller does later changes the teacher.
         self.model = copy.deepcopy(model).eval().to(self.device)
         self.data = data
         self.recipe = recipe or Recipe()
+        self.calibration_images = calibration_images
+        self.seed = seed
+        self.strategy: Strategy = strategy
+        self.rule = rule or (CP_VIT if strategy == "cascade" else LATE)
+        self.space: RatioSpace = self._space()
+        self.curve: tuple[RatioPair, ...] = ()
+        if budget is not None and fixed_ratio:
+            self.curve = (fixed_ratio_pair(self.space, budget),)
+        elif budget is not None:
+            self.curve = budget_curve(self.space, budget)
         self.repair = repair
         self.allocation: Allocation = allocation
         self.checkpoints = None if checkpoints is None else Path(checkpoints)
@@ -187,16 +224,25 @@ class PruningObjective:
             raise InputError("`iterative` and `artifact_store` need `checkpoints`: name a folder.")
         if iterative and self.checkpoints is not None and artifact_store is None:
             artifact_store = ArtifactFolder(self.checkpoints / "artifacts")
+        if iterative and strategy != "structural" and self.rule.heads:
+            raise InputError("`iterative` does not go with a rule that removes heads.")
         self.artifact_store = artifact_store
-        self.calibration_images = calibration_images
         self.cache = default_cache() if cache is None else Path(cache)
-        self.seed = seed
         self.progress = progress
+
+    def _space(self) -> RatioSpace:
+        if self.shape.block_tokens:
+            raise InputError("The model has a cascade already: start from the one without.")
+        if self.strategy == "structural":
+            return self.shape
+        ranges = self.survey.ranges if self.rule.by_range else ()
+        tokens = Cascade(self.shape, self.rule, ranges, reads_prefix_only(self.model))
+        return tokens if self.strategy == "cascade" else Combined(tokens)
 
     @property
     def search_space(self) -> dict[str, FloatDistribution]:
         """What each trial suggests."""
-        return ratio_space(self.shape)
+        return ratio_space(self.space)
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
@@ -217,8 +263,8 @@ class PruningObjective:
                 self.curve, start=start, noise=noise, confirmations=self.confirmations
             )
         return ToleranceSearch(
-            pair_columns(self.shape, fixed_ratio=self.fixed_ratio),
-            self.shape.macs_ratio,
+            pair_columns(self.space, fixed_ratio=self.fixed_ratio),
+            self.space.macs_ratio,
             self.tolerance,
             noise=noise,
             confirmations=self.confirmations,
@@ -227,9 +273,9 @@ class PruningObjective:
     def likely_best(self) -> Pair | None:
         """The pair of the budget's curve with the least expected loss, without pruning any.
 
-        None with a tolerance, and where whole heads go, for which nothing is foretold.
+        None with a tolerance, and for whole heads and tokens, for which nothing is foretold.
         """
-        if not self.curve or self.shape.mhsa_unit == "head":
+        if not self.curve or self.shape.mhsa_unit == "head" or self.strategy != "structural":
             return None
 
         attention, ffn = expected_losses(self.calibration, round_to=self.shape.round_to)
@@ -280,7 +326,24 @@ class PruningObjective:
             "round_to": self.shape.round_to,
             "iterative": self.iterative,
             "seed": self.seed,
+            **self._cascade_settings,
         }
+
+    @property
+    def _cascade_settings(self) -> dict[str, Any]:
+        if self.strategy == "structural":
+            return {}
+        space = self.space
+        tokens = space.cascade if isinstance(space, Combined) else space
+        assert isinstance(tokens, Cascade)
+        settings: dict[str, Any] = {
+            "pruned": self.strategy,
+            "rule": asdict(self.rule),
+            "ranges": tokens.ranges,
+        }
+        if isinstance(space, Combined):
+            settings["by_cascade"] = space.by_cascade
+        return settings
 
     @property
     def device_name(self) -> str:
@@ -310,9 +373,18 @@ class PruningObjective:
     @cached_property
     def calibration_batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Seeded training images, normalised and on the device, with their labels."""
+        return self._seeded_batches(self.calibration_images)
+
+    @cached_property
+    def survey(self) -> AttentionSurvey:
+        """What the dense model's attention does on some of the same images, computed once."""
+        images = self._seeded_batches(min(self.calibration_images, _SURVEYED))
+        return attention_survey(self.model, [batch for batch, _ in images])
+
+    def _seeded_batches(self, images: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         train = self.data.train
         generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(len(train), generator=generator)[: self.calibration_images]
+        chosen = torch.randperm(len(train), generator=generator)[:images]
         return list(on_device(self.data, train.subset(chosen), 128, self.device))
 
     @property
@@ -327,24 +399,37 @@ class PruningObjective:
             parent: A model that pruned neither module more, on the objective's device; the dense
                 model by default.
         """
-        start = self.model if parent is None else parent
-        dense, now = self.shape, shape_of(start)
-        units, neurons = dense.removed(pair)
-        spread: dict[str, Any] = {"allocation": self.allocation, "round_to": dense.round_to}
-        neurons -= dense.neurons - now.neurons
-        if dense.mhsa_unit == "head":
-            heads = units - (dense.heads - now.heads)
-            scores = self.importance if parent is None else self._taylor(parent)
-            pruned = prune_units(start, heads, neurons, scores, **spread)
-        else:
-            dims = units * dense.mhsa_unit_dims - (dense.attention_dims - now.attention_dims)
-            known = self.calibration
-            if parent is not None:
-                known = calibrate(parent, self._calibration_images, seed=self.seed)
-            pruned = prune_ranks(start, dims, neurons, known, **spread)
+        start = self.model if parent is None else without_cascade(parent)
+        if isinstance(self.space, Cascade):
+            if self.rule.heads:
+                start = keep_heads(start, self.space.heads(pair), self.survey)
+            return cascade(start, self.space.tokens(pair), scores=self.rule.scores)
+        pruned = self._cut(start, pair)
         if self.repair:
             repair(pruned, self._calibration_images, self.calibration)
+        if isinstance(self.space, Combined):
+            pruned = cascade(pruned, self.space.tokens(pair), scores=self.rule.scores)
         return pruned
+
+    def _cut(self, start: VisionTransformer, pair: RatioPair) -> VisionTransformer:
+        """``start`` with fewer heads, ranks and neurons."""
+        dense, now, is_dense = self.shape, shape_of(start), start is self.model
+        if dense.mhsa_unit == "rank":
+            known = self.calibration
+            if not is_dense:
+                known = calibrate(start, self._calibration_images, seed=self.seed)
+            if isinstance(self.space, Combined):
+                limits, tokens = self.space.module_macs(pair), self.space.tokens(pair)
+                return prune_to_macs(start, *limits, tokens, known, round_to=dense.round_to)
+        units, neurons = dense.removed(pair)
+        neurons -= dense.neurons - now.neurons
+        spread: dict[str, Any] = {"allocation": self.allocation, "round_to": dense.round_to}
+        if dense.mhsa_unit == "rank":
+            dims = units * dense.mhsa_unit_dims - (dense.attention_dims - now.attention_dims)
+            return prune_ranks(start, dims, neurons, known, **spread)
+        heads = units - (dense.heads - now.heads)
+        scores = self.importance if is_dense else self._taylor(start)
+        return prune_units(start, heads, neurons, scores, **spread)
 
     def _parent(
         self, trial: optuna.Trial, pair: RatioPair, finished: list[FrozenTrial]
@@ -354,7 +439,7 @@ class PruningObjective:
             return None, None
         by_number = {other.number: other for other in finished}
         pairs = {number: _pair_of(other) for number, other in by_number.items()}
-        for number in nearest_parents(self.shape, pair, pairs):
+        for number in nearest_parents(self.space, pair, pairs):
             parent = by_number[number]
             if parent.user_attrs.get("checkpoint") is None:
                 continue  # stopped by a pruner: it kept no model
@@ -413,11 +498,9 @@ class PruningObjective:
             *(trial.suggest_float(n, d.low, d.high) for n, d in self.search_space.items())
         )
         refuse_surplus(trial)
-        macs = self.shape.pruned_macs(pair)
+        macs = self.space.pruned_macs(pair)
         macs_ratio = macs / self.shape.macs
-        _set_attributes(
-            trial, macs_ratio=macs_ratio, macs=macs, params=self.shape.pruned_params(pair)
-        )
+        _set_attributes(trial, macs_ratio=macs_ratio, macs=macs)
         if self.budget is not None:
             trial.set_constraint("flops", macs_ratio - self.budget)
             if macs_ratio > self.budget:
@@ -433,11 +516,10 @@ class PruningObjective:
             parent, parent_model = self._parent(trial, pair, finished)
             model = self.prune(pair, parent_model)
             realised = shape_of(model)
-        if realised.macs != macs:  # a parent without some heads cannot be cut to every rank
+        if realised.macs != macs:  # not every size can be had; a model then comes out smaller
             macs_ratio = realised.macs / self.shape.macs
-            _set_attributes(
-                trial, macs_ratio=macs_ratio, macs=realised.macs, params=realised.params
-            )
+            _set_attributes(trial, macs_ratio=macs_ratio, macs=realised.macs)
+        trial.set_user_attr("params", realised.params)
         with clock("evaluate"):
             accuracy_pruned = evaluate(model, self.data, self.data.val)
         trial.set_user_attr("accuracy_pruned", accuracy_pruned)

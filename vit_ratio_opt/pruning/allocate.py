@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 __all__ = [
+    "cheapest_choices",
     "cheapest_heads",
     "cheapest_prefixes",
     "even_counts",
+    "heads_choices",
     "heads_losses",
     "prefix_losses",
 ]
@@ -122,6 +124,60 @@ def cheapest_heads(
     return chosen[::-1]
 
 
+def cheapest_choices(
+    losses: Sequence[np.ndarray], costs: Sequence[np.ndarray], limit: int
+) -> list[int]:
+    """One choice for each block so that all together cost at most ``limit`` and lose little.
+
+    The multiple-choice knapsack problem by Lagrange relaxation (Sinha and Zoltners 1979): the best
+    choices at one price for all blocks, and, with what is left over at that price, single blocks
+    up to dearer choices. So the loss is the least one for the cost but for less than one step of
+    one block.
+
+    Args:
+        losses: By block, what each choice loses.
+        costs: By block, what each choice costs, in integers.
+        limit: At least the sum of the blocks' least costs.
+    """
+    blocks = list(zip(losses, costs, strict=True))
+
+    def at(price: float) -> list[int]:
+        # Of equal ones the cheapest, so that a price can be high enough for every limit.
+        return [int(np.lexsort((cost, loss + price * cost))[0]) for loss, cost in blocks]
+
+    def cost_of(chosen: list[int]) -> int:
+        return sum(int(cost[choice]) for choice, (_, cost) in zip(chosen, blocks, strict=True))
+
+    chosen = at(0.0)
+    if cost_of(chosen) <= limit:
+        return chosen
+    least = [int(np.lexsort((loss, cost))[0]) for loss, cost in blocks]
+    low, high, chosen = 0.0, 1.0, least
+    while cost_of(at(high)) > limit and math.isfinite(high):
+        high *= 2
+    for _ in range(60):
+        price = (low + high) / 2
+        offer = at(price)
+        if cost_of(offer) <= limit:
+            high, chosen = price, offer
+        else:
+            low = price
+    spare = limit - cost_of(chosen)
+    while True:
+        steps = [
+            ((loss[now] - loss[other]) / (cost[other] - cost[now]), block, int(other))
+            for block, ((loss, cost), now) in enumerate(zip(blocks, chosen, strict=True))
+            for other in np.flatnonzero((cost > cost[now]) & (cost <= cost[now] + spare))
+            if loss[other] < loss[now]
+        ]
+        if not steps:
+            return chosen
+        _, block, other = max(steps)
+        cost = blocks[block][1]
+        spare -= int(cost[other] - cost[chosen[block]])
+        chosen[block] = other
+
+
 def heads_losses(losses: Sequence[torch.Tensor], round_to: int = 1) -> np.ndarray:
     """What :func:`cheapest_heads` loses, by its ``dims``, from none to all; infinite below one."""
     best, _ = _program(losses, sum(table.numel() for table in losses), round_to)
@@ -151,6 +207,19 @@ def _program(
         choices.append(([option for option, _ in options], taken))
         best = after
     return best, choices
+
+
+def heads_choices(
+    table: torch.Tensor, round_to: int = 1
+) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """Heads and ranks that a block may keep, and what each of these choices loses.
+
+    Args:
+        table: See :func:`cheapest_heads`.
+        round_to: See there.
+    """
+    options = _options(table.numpy(), table.numel(), round_to)
+    return [choice for choice, _ in options], np.array([loss for _, loss in options])
 
 
 def _options(table: np.ndarray, dims: int, round_to: int) -> list[tuple[tuple[int, int], float]]:

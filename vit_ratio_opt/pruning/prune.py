@@ -12,11 +12,19 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import MIN_MHSA_UNITS, MhsaUnit, RatioPair, least_neurons
+from vit_ratio_opt.geometry import (
+    MIN_MHSA_UNITS,
+    BlockTokens,
+    MhsaUnit,
+    RatioPair,
+    least_neurons,
+)
 from vit_ratio_opt.pruning.allocate import (
+    cheapest_choices,
     cheapest_heads,
     cheapest_prefixes,
     even_counts,
+    heads_choices,
     heads_losses,
     prefix_losses,
 )
@@ -31,6 +39,7 @@ __all__ = [
     "prune",
     "prune_blocks",
     "prune_ranks",
+    "prune_to_macs",
     "prune_units",
 ]
 
@@ -102,18 +111,13 @@ def prune_ranks(
     shape = shape_of(model)
     blocks = shape.blocks
     _check_allocation(allocation)
+    _check_calibration(model, calibration)
     sizes = [block.num_heads * block.head_dim for block in blocks]
     steps = [math.lcm(block.num_heads, round_to) for block in blocks]
     smallest = [min(block.head_dim, round_to) for block in blocks]  # one head
     _check_removed("dims", dims, sizes, steps if allocation == "uniform" else smallest)
     hidden, least = [block.hidden_dim for block in blocks], least_neurons(round_to)
     _check_removed("neurons", neurons, hidden, [least] * len(blocks))
-    fits = [
-        (*block.factors.value_losses.shape, len(block.neuron_order))
-        for block in calibration.blocks
-    ]
-    if fits != [(block.num_heads, block.head_dim, block.hidden_dim) for block in blocks]:
-        raise InputError("The calibration is not of this model: its blocks have other shapes.")
     tables = [rank_losses(block.factors)[0] for block in calibration.blocks]
     if allocation == "uniform":
         gone, chosen, spare = even_counts(sizes, dims, steps, steps), [], 0
@@ -132,6 +136,69 @@ def prune_ranks(
         chosen = cheapest_heads(tables, shape.attention_dims - dims, round_to)
         counts = cheapest_prefixes(losses, neurons, least, round_to)
     return prune_blocks(model, chosen, counts, calibration)
+
+
+def prune_to_macs(
+    model: VisionTransformer,
+    attention_macs: int,
+    ffn_macs: int,
+    tokens: Sequence[BlockTokens],
+    calibration: Calibration,
+    *,
+    round_to: int = 1,
+) -> VisionTransformer:
+    """As :func:`prune_ranks`, down to so many MACs where blocks work on different tokens.
+
+    There a head or a neuron costs more in one block than in another: what goes is what loses least
+    for the MACs that it saves.
+
+    Args:
+        model: Dense or pruned, without a cascade; so is the result.
+        attention_macs: At most so many in all blocks' attention.
+        ffn_macs: At most so many in all blocks' FFN.
+        tokens: For every block, what it will work on.
+        calibration: Of this model.
+        round_to: See :func:`prune`.
+
+    Raises:
+        InputError: The MACs are less than all blocks need at their least sizes, or the calibration
+            is of another model.
+    """
+    shape = shape_of(model)
+    _check_calibration(model, calibration)
+    costs = [shape.unit_macs(counts) for counts in tokens]
+    heads, head_losses, head_costs = [], [], []
+    kept, kept_losses, kept_costs = [], [], []
+    least = least_neurons(round_to)
+    for known, (dim_macs, neuron_macs) in zip(calibration.blocks, costs, strict=True):
+        choices, losses = heads_choices(rank_losses(known.factors)[0], round_to)
+        heads.append(choices)
+        head_losses.append(losses)
+        head_costs.append(np.array([count * rank * dim_macs for count, rank in choices]))
+        size = len(known.neuron_losses)
+        counts = [size, *range((size - 1) // round_to * round_to, min(size, least) - 1, -round_to)]
+        gone = np.concatenate([[0.0], known.neuron_losses.double().cumsum(0).numpy()])
+        kept.append(counts)
+        kept_losses.append(gone[[size - count for count in counts]])
+        kept_costs.append(np.array(counts) * neuron_macs)
+    for name, limit, options in (
+        ("attention_macs", attention_macs, head_costs),
+        ("ffn_macs", ffn_macs, kept_costs),
+    ):
+        smallest = sum(int(cost.min()) for cost in options)
+        if limit < smallest:
+            raise InputError(
+                f"`{name}` must be at least {smallest:,}, what all blocks need at their least "
+                f"sizes, but got {limit:,}."
+            )
+    chosen = cheapest_choices(head_losses, head_costs, attention_macs)
+    counts = cheapest_choices(kept_losses, kept_costs, ffn_macs)
+    return prune_blocks(
+        model,
+        [choices[choice] for choices, choice in zip(heads, chosen, strict=True)],
+        [options[0] - options[choice] for options, choice in zip(kept, counts, strict=True)],
+        calibration,
+    )
 
 
 def prune_blocks(
@@ -229,6 +296,15 @@ def prune_units(
             [sorted(_ranked(score)[count:]) for score, count in zip(scores, counts, strict=True)]
         )
     return keep_units(model, *keep)
+
+
+def _check_calibration(model: VisionTransformer, calibration: Calibration) -> None:
+    fits = [
+        (*block.factors.value_losses.shape, len(block.neuron_order))
+        for block in calibration.blocks
+    ]
+    if fits != [(b.num_heads, b.head_dim, b.hidden_dim) for b in shape_of(model).blocks]:
+        raise InputError("The calibration is not of this model: its blocks have other shapes.")
 
 
 def _check_allocation(allocation: str) -> None:

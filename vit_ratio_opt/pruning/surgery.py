@@ -116,6 +116,7 @@ def shape_of(model: VisionTransformer) -> ViTShape:
         classified_tokens=1 if model.global_pool else patches + model.num_prefix_tokens,
         qkv_bias=first.attn.qkv.bias is not None,
         fc1_bias=first.mlp.fc1.bias is not None,
+        block_tokens=getattr(model.blocks, "block_tokens", ()),  # of a cascade
     )
     prunable = sum(
         layer.weight.numel() + (0 if bias is None else bias.numel())

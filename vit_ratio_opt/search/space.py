@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from optuna.distributions import FloatDistribution
 
-from vit_ratio_opt.geometry import ViTShape
+from vit_ratio_opt.geometry import RatioSpace
 
 __all__ = ["ratio_space"]
 
 
-def ratio_space(shape: ViTShape) -> dict[str, FloatDistribution]:
-    """The two ratios of a dense model; the upper ends leave every block its minimum."""
+def ratio_space(space: RatioSpace) -> dict[str, FloatDistribution]:
+    """The two ratios; the upper ends leave every block its minimum."""
     return {
-        name: FloatDistribution(0.0, largest) for name, largest in shape.max_pair._asdict().items()
+        name: FloatDistribution(0.0, largest) for name, largest in space.max_pair._asdict().items()
     }

@@ -1,0 +1,335 @@
+"""The paper's comparison: how few MACs keep the accuracy, with one ratio and with two?
+
+Question: within the same loss of accuracy, what share of the MACs does each method need, and how
+much is that of what CP-ViT needs with its one fixed ratio? (The paper says 56.91 % at nearly equal
+accuracy on CIFAR-10.)
+
+Method: one dense model, one search for each method, seed and tolerance (points of validation
+accuracy), all with the same number of trained trials at most, the same short fine-tuning in each
+trial and the same longer one of the answer. A search ends earlier where nothing is left to learn.
+
+- ``cp-vit``: the cascade with one fixed ratio for both modules, the baseline (a).
+- ``cascade``: the same cascade with two searched ratios (b).
+- ``structural-fixed``, ``structural``: factorised heads, fewer neurons, repair (c), (d).
+- ``both-fixed``, ``both``: these and a cascade that leaves out late and queries only (e).
+
+``--epochs 0`` searches and reports without any training. Ratios are chosen on validation images
+only: half of the test images where the dense model has seen all training images (``--validation
+test``), else a tenth of the training images. The test images are read once a row, by the final
+model. A seed draws the calibration images and shuffles the fine-tuning; the splits stay the same.
+Rows are written as they come: run the same command again and it goes on where it stopped.
+
+    python benchmarks/paper.py cifar10-d64 --data DIR --checkpoint FILE
+    python benchmarks/paper.py cifar10-d64-untrained --data DIR --checkpoint FILE --epochs 0
+    python benchmarks/paper.py cifar10-d128 --data DIR --checkpoint FILE --seeds 1 \
+        --val-images 2500
+    python benchmarks/paper.py cifar10-d128-untrained --data DIR --checkpoint FILE --epochs 0 \
+        --val-images 2500
+    python benchmarks/paper.py mini-imagenet --data DIR --checkpoint FILE --validation train \
+        --seeds 1
+    python benchmarks/paper.py digits --checkpoint FILE --seeds 5 --tolerance 0.5 --tolerance 1 \
+        --tolerance 2 --epochs 5 --final-epochs 10
+    python benchmarks/paper.py --show
+    python benchmarks/paper.py --plot
+
+Output: ``results/paper-NAME.json``, a table, and with ``--plot`` ``figures/paper.png``. Runtime on
+one thread of a 2-core CPU: 4 minutes a row for ``cifar10-d64``, 1 without training, 5 to 15 for
+``cifar10-d128``, 5 for Mini-ImageNet, half a minute for the digits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import defaultdict
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal, Optional
+
+import matplotlib as mpl
+import optuna
+import torch
+import typer
+from matplotlib import pyplot as plt
+from optuna.storages import InMemoryStorage
+from recording import DataOption, SeedsOption, ThreadsOption, header, rows_so_far
+from timm.models.vision_transformer import VisionTransformer
+
+from vit_ratio_opt.checkpoint import load_dense, load_pruned
+from vit_ratio_opt.cli import run_command
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.pruning import shape_of
+from vit_ratio_opt.report import best_trial, write_json
+from vit_ratio_opt.study import create_study, finished_trials, run_study
+from vit_ratio_opt.training import (
+    ImageData,
+    Recipe,
+    Split,
+    evaluate,
+    finetune,
+    load_digits,
+    load_images,
+)
+
+RESULTS = Path(__file__).parent / "results"
+FIGURE = Path(__file__).parent / "figures" / "paper.png"
+METHODS: dict[str, dict[str, Any]] = {
+    "cp-vit": {"strategy": "cascade", "fixed_ratio": True},
+    "cascade": {"strategy": "cascade"},
+    "structural-fixed": {"fixed_ratio": True},
+    "structural": {},
+    "both-fixed": {"strategy": "both", "fixed_ratio": True},
+    "both": {"strategy": "both"},
+}
+
+
+def main(
+    name: Annotated[Optional[str], typer.Argument(help="Of the results.")] = None,  # noqa: UP045
+    checkpoint: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The dense model, safetensors."),
+    ] = None,
+    data: DataOption = None,
+    image_size: Annotated[Optional[int], typer.Option(min=1, help="Pixels.")] = None,  # noqa: UP045
+    validation: Annotated[
+        Literal["train", "test"], typer.Option(help="Which images ratios are chosen on.")
+    ] = "test",
+    tolerance: Annotated[
+        Optional[list[float]],  # noqa: UP045
+        typer.Option(help="Points; may be repeated.", show_default="1 2"),
+    ] = None,
+    seeds: SeedsOption = 3,
+    n_trials: Annotated[int, typer.Option(min=1, help="Trained trials of a search.")] = 8,
+    epochs: Annotated[int, typer.Option(min=0, help="Of each trial; 0: no training.")] = 1,
+    train_images: Annotated[
+        int, typer.Option(min=1, help="Training images of an epoch of the search.")
+    ] = 6400,
+    final_epochs: Annotated[int, typer.Option(min=1, help="Of the answer.")] = 1,
+    final_images: Annotated[
+        int, typer.Option(min=1, help="Training images of an epoch of the answer.")
+    ] = 25_600,
+    val_images: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Validation images; all of them by default."),
+    ] = None,
+    method: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Only this one; may be repeated."),
+    ] = None,
+    threads: ThreadsOption = 1,
+    show: Annotated[bool, typer.Option("--show", help="Only print what was recorded.")] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Only draw what was recorded.")] = False,
+) -> None:
+    """Search, fine-tune, test, or go on with it, and print the table."""
+    recorded = sorted(RESULTS.glob("paper-*.json"))
+    if show or plot:
+        chosen = [path for path in recorded if name in (None, path.stem.split("-", 1)[1])]
+        results = [json.loads(path.read_text()) for path in chosen]
+        for result in results:
+            _show(result)
+        if plot:
+            _plot(results)
+        return
+    if name is None or checkpoint is None:
+        raise InputError("Name the results and give --checkpoint, or use --show or --plot.")
+    methods = method or list(METHODS)
+    unknown = sorted(set(methods) - set(METHODS))
+    if unknown:
+        raise InputError(f"`--method` must be one of {list(METHODS)}, not {unknown}.")
+    torch.set_num_threads(threads)
+    optuna.logging.set_verbosity(logging.ERROR)
+    dense = load_dense(checkpoint)
+    images = _images(data, image_size, validation, val_images)
+    final = replace(images, train=_first(images.train, final_images))
+    images = replace(images, train=_first(images.train, train_images))
+    recipe = Recipe(epochs=epochs, batch_size=128 if data else 64)
+    longer = replace(recipe, epochs=final_epochs if epochs else 0)
+
+    def objective(method: str, points: float, seed: int, folder: str | None) -> PruningObjective:
+        return PruningObjective(
+            dense,
+            images,
+            tolerance=points,
+            recipe=recipe,
+            checkpoints=folder,
+            seed=seed,
+            # Without training a second look at a pair gives the same.
+            noise=None if epochs else 0.0,
+            confirmations=1 if epochs else 0,
+            progress=False,
+            **METHODS[method],
+        )
+
+    head = header(
+        objective("structural", 1.0, 0, None),
+        benchmark="paper",
+        name=name,
+        threads=threads,
+        trials=n_trials,
+        final_epochs=longer.epochs,
+        final_images=len(final.train),
+        dense_test_accuracy=evaluate(dense, images, images.test),
+    )
+    path = RESULTS / f"paper-{name}.json"
+    rows = rows_so_far(path, head)
+    done = {(row["method"], row["tolerance"], row["seed"]) for row in rows}
+    for seed, points, method_name in product(range(seeds), tolerance or (1.0, 2.0), methods):
+        if (method_name, points, seed) in done:
+            continue
+        started = time.perf_counter()
+        with TemporaryDirectory() as folder:
+            row, model = _search(objective(method_name, points, seed, folder), n_trials)
+        row = {"method": method_name, "tolerance": points, "seed": seed, **row}
+        if longer.epochs and model is not dense:
+            row["val_accuracy"] = finetune(
+                model, final, longer, teacher=dense, seed=seed, progress=False
+            )
+        row["test_accuracy"] = evaluate(model, images, images.test)
+        row["seconds"] = round(time.perf_counter() - started, 1)
+        rows.append(row)
+        write_json({**head, "rows": rows}, path)
+        print(
+            f"seed {seed}  {points}  {method_name:16s}  MACs {row['macs_ratio']:.4f}  "
+            f"{tuple(round(ratio, 3) for ratio in row['pair'])}  test {row['test_accuracy']:.2f} "
+            f"({row['test_accuracy'] - head['dense_test_accuracy']:+.2f})  {row['seconds']:.0f} s",
+            flush=True,
+        )
+    _show({**head, "rows": rows})
+
+
+def _images(
+    folder: Path | None, image_size: int | None, validation: Any, val_images: int | None
+) -> ImageData:
+    if folder is None:
+        images = load_digits()
+    else:
+        images = load_images(folder, image_size=image_size, validation=validation)
+    return images if val_images is None else replace(images, val=_first(images.val, val_images))
+
+
+def _first(split: Split, count: int) -> Split:
+    """So many images, the same for every row."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    return split.subset(order[:count].sort().values)
+
+
+def _search(
+    objective: PruningObjective, n_trials: int
+) -> tuple[dict[str, Any], VisionTransformer]:
+    """The row of a search so far, and the model that it found: the dense one if none keeps it."""
+    study = create_study(objective, study_name="row", storage=InMemoryStorage())
+    run_study(study, objective, n_trials=n_trials, say=lambda _: None)
+    trials = finished_trials(study)
+    row: dict[str, Any] = {
+        "pair": [0.0, 0.0],
+        "macs_ratio": 1.0,
+        "params": shape_of(objective.model).params,
+        "val_accuracy": objective.dense_accuracy,
+        "trials": [
+            [
+                *(round(ratio, 4) for ratio in trial.params.values()),
+                round(trial.user_attrs["macs_ratio"], 4),
+                round(trial.user_attrs["accuracy"], 2),
+            ]
+            for trial in trials
+        ],
+    }
+    best = best_trial(study)
+    if best is None:
+        return row, objective.model
+    assert objective.checkpoints is not None
+    model, _ = load_pruned(objective.checkpoints / best.user_attrs["checkpoint"], objective.model)
+    row["pair"] = [best.params["mhsa_ratio"], best.params["ffn_ratio"]]
+    row["macs_ratio"] = best.user_attrs["macs_ratio"]
+    row["params"] = best.user_attrs["params"]
+    row["val_accuracy"] = row["search_accuracy"] = best.user_attrs["accuracy"]
+    return row, model
+
+
+def _show(results: dict[str, Any]) -> None:
+    """Means over the seeds, and the share of CP-ViT's MACs, seed by seed."""
+    by_key: defaultdict[tuple[float, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+    for row in results["rows"]:
+        by_key[row["tolerance"], row["method"]][row["seed"]] = row
+    print(
+        f"\n{results['name']}: dense {results['dense_accuracy']:.2f} % on validation, "
+        f"{results['dense_test_accuracy']:.2f} % on test images\n\n"
+        "| points | method | FLOPs | of CP-ViT's | test % | drop | ratios | seeds |\n"
+        f"|{' --- |' * 8}"
+    )
+    for (points, method), rows in sorted(
+        by_key.items(), key=lambda item: (item[0][0], list(METHODS).index(item[0][1]))
+    ):
+        baseline = by_key[points, "cp-vit"]
+        shares = [
+            row["macs_ratio"] / baseline[seed]["macs_ratio"]
+            for seed, row in rows.items()
+            if seed in baseline
+        ]
+        tests = [row["test_accuracy"] for row in rows.values()]
+        pairs = [row["pair"] for row in rows.values()]
+        ratios = ", ".join(f"{mean(side):.2f}" for side in zip(*pairs, strict=True))
+        print(
+            f"| {points} | {method} | {_spread([row['macs_ratio'] for row in rows.values()], 3)} "
+            f"| {_spread(shares, 2)} | {_spread(tests, 2)} "
+            f"| {results['dense_test_accuracy'] - mean(tests):.2f} | {ratios} | {len(rows)} |"
+        )
+
+
+def _spread(values: list[float], digits: int) -> str:
+    if not values:
+        return "-"
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
+
+
+def _plot(results: list[dict[str, Any]]) -> None:
+    """Validation accuracy against MACs of all trials, and the frontier of each method."""
+    mpl.use("Agg")
+    figure, axes = plt.subplots(
+        1, len(results), figsize=(5 * len(results), 4), squeeze=False, layout="constrained"
+    )
+    colours = {method: f"C{index}" for index, method in enumerate(METHODS)}
+    for axis, result in zip(axes[0], results, strict=True):
+        dense = result["dense_accuracy"]
+        axis.axhline(0, color="0.6", linewidth=0.8)
+        for method, colour in colours.items():
+            points = sorted(
+                (macs_ratio, accuracy - dense)
+                for row in result["rows"]
+                if row["method"] == method
+                for *_, macs_ratio, accuracy in row["trials"]
+            )
+            if not points:
+                continue
+            frontier = [
+                point
+                for index, point in enumerate(points)
+                if all(point[1] > earlier[1] for earlier in points[:index])
+            ]
+            axis.scatter(*zip(*points, strict=True), s=6, color=colour, alpha=0.25)
+            axis.plot(
+                *zip(*frontier, strict=True),
+                color=colour,
+                label=method,
+                linestyle="--" if method.endswith("fixed") or method == "cp-vit" else "-",
+            )
+        axis.set(
+            title=result["name"],
+            xlabel="FLOPs, share of the dense model's",
+            xlim=(0, 1.02),
+            ylim=(-6, 2),
+        )
+    axes[0][0].set_ylabel("validation accuracy against dense, points")
+    axes[0][-1].legend(fontsize=8)
+    figure.savefig(FIGURE, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run_command(main)
