@@ -28,6 +28,7 @@ from vit_ratio_opt.cli import (
     RoundToOption,
     SeedOption,
     StorageOption,
+    StrategyOption,
     StudyNameOption,
     TrialsOption,
     check_output,
@@ -75,6 +76,7 @@ def main(
     n_trials: TrialsOption = 8,
     epochs: EpochsOption = 10,
     seed: SeedOption = 0,
+    strategy: StrategyOption = "structural",
     mhsa_unit: MhsaUnitOption = "rank",
     repair: RepairOption = True,
     round_to: RoundToOption = 1,
@@ -90,8 +92,9 @@ def main(
     shape = replace(
         shape_of(create_model(MODEL, **ARGUMENTS)), mhsa_unit=mhsa_unit, round_to=round_to
     )
-    check_budget(shape, budget)
-    fixed_ratio_pair(shape, budget)
+    if strategy == "structural":  # what the others cost depends on the dense model
+        check_budget(shape, budget)
+        fixed_ratio_pair(shape, budget)
     check_output(output)
     if storage is not None:
         check_storage_url(storage)
@@ -107,6 +110,7 @@ def main(
             budget=budget,
             recipe=Recipe(epochs=epochs, batch_size=64),
             fixed_ratio=fixed_ratio,
+            strategy=strategy,
             checkpoints=checkpoint_folder(folder, name),
             mhsa_unit=mhsa_unit,
             repair=repair,

@@ -15,7 +15,14 @@ from vit_ratio_opt.checkpoint import (
     weights_hash,
 )
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning import UnsupportedModelError, magnitude_importance, prune
+from vit_ratio_opt.geometry import BlockTokens
+from vit_ratio_opt.pruning import (
+    UnsupportedModelError,
+    cascade,
+    magnitude_importance,
+    prune,
+    shape_of,
+)
 
 NAME = "vit_tiny_patch16_224"
 ARGUMENTS = {
@@ -132,3 +139,27 @@ def test_unwritable_path_is_one_sentence(tmp_path, tiny_vit):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         save_dense(tiny_vit, tmp_path / "file" / "x.safetensors", name=NAME, arguments=ARGUMENTS)
+
+
+def test_a_cascade_comes_back_as_it_was(tmp_path, make_vit, images):
+    model = make_vit(depth=2)
+    tokens = [BlockTokens(17, 17, 9), BlockTokens(5, 17, 3)]
+    small = cascade(prune(model, (0.3, 0.5), magnitude_importance(model)), tokens, scores="mean")
+    save_pruned(small, tmp_path / "m.safetensors", {})
+    loaded, manifest = load_pruned(tmp_path / "m.safetensors", model)
+    assert torch.equal(loaded(images), small(images))
+    assert shape_of(loaded) == shape_of(small)
+    assert manifest["cascade"]["scores"] == "mean"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"tokens": [[17, 17, 99]] * 2}, {"scores": "sum"}, {"tokens": [[17, 17, 17]]}, {"tokens": 3}],
+)
+def test_a_cascade_that_does_not_fit_is_refused(tmp_path, make_vit, damage):
+    model = make_vit(depth=2)
+    small = cascade(model, [BlockTokens(17, 17, 9)] * 2)
+    chosen = {"tokens": [[17, 17, 9]] * 2, "scores": "max", **damage}
+    save_pruned(small, tmp_path / "m.safetensors", {"cascade": chosen})
+    with pytest.raises(InputError):
+        load_pruned(tmp_path / "m.safetensors", model)

@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
+import optuna
 import pytest
 from typer.testing import CliRunner
 
@@ -15,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "studies"))
 
 import cifar10  # noqa: E402
+import mini_imagenet  # noqa: E402
 import quickstart  # noqa: E402
 import train_dense  # noqa: E402
 
@@ -265,3 +268,49 @@ def test_public_names_are_there():
         assert getattr(vit_ratio_opt, name) is not None
     with pytest.raises(AttributeError, match="nonsense"):
         _ = vit_ratio_opt.nonsense
+
+
+def test_mini_imagenet_runs_every_strategy_from_csv_files(tmp_path, monkeypatch, tiny_vit, capsys):
+    from PIL import Image
+
+    from vit_ratio_opt.checkpoint import save_dense
+
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    rows = ["filename,label"]
+    for c, i in product(range(4), range(20)):
+        Image.new("RGB", (40, 36), (60 * c, i, 0)).save(
+            tmp_path / "data" / "images" / f"{c}-{i}.jpg"
+        )
+        rows.append(f"{c}-{i}.jpg,n{c}")
+    (tmp_path / "data" / "train.csv").write_text("\n".join(rows))
+    model = tmp_path / "dense.safetensors"
+    arguments = {
+        "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4,
+        "mlp_ratio": 2.0, "num_classes": 4,
+    }  # fmt: skip
+    save_dense(tiny_vit, model, name="vit_tiny_patch16_224", arguments=arguments)
+    common = ["--data", tmp_path / "data", "--checkpoint", model, "--n-trials", 1]
+    common += [
+        "--image-size",
+        32,
+        "--folder",
+        tmp_path / "run",
+        "--output",
+        tmp_path / "rows.json",
+    ]
+    for flags in (
+        ["--budget", 0.7],
+        ["--budget", 0.8, "--strategy", "cascade", "--fixed-ratio"],
+        ["--tolerance", 20, "--strategy", "both"],
+        ["--budget", 0.8, "--strategy", "both", "--cascade", "cp-vit"],
+    ):
+        assert run(mini_imagenet.main, *common, *flags, monkeypatch=monkeypatch) == 0
+    studies = optuna.get_all_study_names(f"sqlite:///{tmp_path / 'run' / 'study.db'}")
+    assert sorted(studies) == [
+        "mini-imagenet-0.7",
+        "mini-imagenet-0.8-both",
+        "mini-imagenet-0.8-cascade-fixed",
+        "mini-imagenet-drop20.0-both",
+    ]
+    assert run(mini_imagenet.main, *common, "--strategy", "tokens", monkeypatch=monkeypatch) == 2
+    assert "'structural', 'cascade', 'both'" in capsys.readouterr().err

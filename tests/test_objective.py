@@ -10,9 +10,10 @@ from optuna.trial import FixedTrial, TrialState
 
 from vit_ratio_opt.checkpoint import load_pruned
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import RatioPair
+from vit_ratio_opt.geometry import BlockTokens, RatioPair
 from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.pruning import shape_of
+from vit_ratio_opt.pruning import calibrate, cascade, shape_of
+from vit_ratio_opt.strategies import LATE, CascadeRule
 from vit_ratio_opt.study import create_study
 from vit_ratio_opt.training import Recipe, evaluate
 
@@ -231,3 +232,76 @@ def test_a_calibration_is_shared_by_the_objectives_of_one_folder(make, tmp_path)
 def test_another_unit_is_refused(make):
     with pytest.raises(InputError, match="`mhsa_unit` must be 'head' or 'rank'"):
         make(mhsa_unit="token")
+
+
+# Strategies
+
+
+@pytest.mark.parametrize("fixed_ratio", [False, True])
+@pytest.mark.parametrize("strategy", ["cascade", "both"])
+def test_every_strategy_trains_keeps_and_reports_its_model(
+    make, url, dense, digits, strategy, fixed_ratio
+):
+    objective = make(strategy=strategy, fixed_ratio=fixed_ratio, budget=0.8, iterative=False)
+    study = create_study(objective, study_name="s", storage=url)
+    study.optimize(objective, n_trials=2)
+    for trial in study.trials:
+        assert trial.state == TrialState.COMPLETE
+        pair = RatioPair(*trial.params.values())
+        model, manifest = load_pruned(
+            objective.checkpoints / trial.user_attrs["checkpoint"], dense
+        )
+        shape = shape_of(model)
+        assert shape.block_tokens
+        assert shape.macs == trial.user_attrs["macs"] <= objective.space.pruned_macs(pair)
+        assert shape.params == trial.user_attrs["params"]
+        assert trial.user_attrs["macs_ratio"] <= 0.8
+        assert evaluate(model, digits, digits.val) == trial.user_attrs["accuracy"]
+        assert (pair.mhsa_ratio == pair.ffn_ratio) >= fixed_ratio
+        assert manifest["pruned"] == strategy
+    with pytest.raises(InputError, match="pruned"):
+        create_study(make(budget=0.8, iterative=False), study_name="s", storage=url)
+
+
+def test_a_cascade_trial_may_start_from_a_parent(make, url):
+    objective = make(strategy="cascade", rule=LATE)
+    ratios = objective.space.ffn_ratios
+    study = run_pairs(objective, url, RatioPair(0.0, ratios[1]), RatioPair(0.0, ratios[1]))
+    assert parents(study) == ["dense", "dense"]  # a repeat starts where the first one did
+    study = run_pairs(make(strategy="both"), url, LIGHT, HALF, name="both")
+    assert parents(study) == ["dense", 0]
+
+
+def test_a_rule_with_heads_removes_heads(make):
+    rule = CascadeRule(heads=True)
+    objective = make(strategy="cascade", rule=rule, iterative=False)
+    pair = objective.space.max_pair
+    shape = shape_of(objective.prune(pair))
+    assert [block.num_heads for block in shape.blocks] == list(objective.space.heads(pair))
+    assert min(block.num_heads for block in shape.blocks) < 4
+    assert shape.macs == objective.space.pruned_macs(pair)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategy": "tokens"}, "`strategy` must be one of"),
+        ({"strategy": "both", "mhsa_unit": "head"}, "needs ranks and allocation 'global'"),
+        ({"strategy": "both", "allocation": "uniform"}, "needs ranks and allocation 'global'"),
+        ({"strategy": "cascade", "round_to": 8}, "a cascade cuts no weights"),
+        ({"rule": LATE}, "`rule` is for the strategies"),
+        ({"strategy": "cascade", "rule": CascadeRule(heads=True)}, "does not go with a rule"),
+        ({"strategy": "cascade", "budget": 0.1}, "1 patch in the attention and in the FFN"),
+    ],
+)
+def test_settings_that_do_not_go_with_a_strategy_are_refused(make, changes, message):
+    with pytest.raises(InputError, match=message):
+        make(**changes)
+
+
+def test_a_model_with_a_cascade_is_refused(make, digits, dense):
+    cut = cascade(dense, [BlockTokens(5, 5, 3)] * 2)
+    with pytest.raises(InputError, match="a cascade already"):
+        PruningObjective(cut, digits, budget=0.5)
+    with pytest.raises(InputError, match="a cascade already"):
+        calibrate(cut, [torch.zeros(2, 1, 8, 8)])

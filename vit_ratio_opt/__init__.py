@@ -30,9 +30,11 @@ if TYPE_CHECKING:
         evaluate,
         finetune,
         load_cifar10,
+        load_csv_images,
         load_datasets,
         load_digits,
         load_image_folder,
+        load_images,
     )
 
 _HOMES = {
@@ -57,9 +59,11 @@ _HOMES = {
         "evaluate",
         "finetune",
         "load_cifar10",
+        "load_csv_images",
         "load_datasets",
         "load_digits",
         "load_image_folder",
+        "load_images",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -79,10 +83,12 @@ __all__ = [
     "evaluate",
     "finetune",
     "load_cifar10",
+    "load_csv_images",
     "load_datasets",
     "load_dense",
     "load_digits",
     "load_image_folder",
+    "load_images",
     "load_pruned",
     "magnitude_importance",
     "prune",

@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional
+from typing import Annotated, Any, Literal, NoReturn, Optional
 
 import optuna
 import typer
@@ -25,11 +25,15 @@ from vit_ratio_opt.report import (
     trials_table,
     write_json,
 )
+from vit_ratio_opt.strategies import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.study import DEFAULT_STORAGE, open_storage
 
 __all__ = [
     "BudgetOption",
+    "CascadeOption",
+    "CheckpointOption",
     "EpochsOption",
+    "FixedRatioOption",
     "IterativeOption",
     "MhsaUnitOption",
     "OutputOption",
@@ -84,6 +88,47 @@ RoundToOption = Annotated[
     int,
     typer.Option(min=1, help="Ranks and hidden neurons are multiples of this, for speed."),
 ]
+CheckpointOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="The dense model, safetensors or a .pth state dict.", show_default=False),
+]
+ModelOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="timm name, the checkpoint's by default; without one, timm's weights.",
+        show_default=False,
+    ),
+]
+FixedRatioOption = Annotated[
+    bool, typer.Option("--fixed-ratio", help="Run the baseline: both ratios equal.")
+]
+StrategyOption = Annotated[
+    Strategy,
+    typer.Option(help="What is pruned: weights, the tokens that pass through them, or both."),
+]
+CascadeOption = Annotated[
+    Optional[Literal["cp-vit", "late"]],  # noqa: UP045
+    typer.Option(
+        help="How tokens are left out: as CP-ViT does (the default of --strategy cascade), or "
+        "late and as queries only, which loses less (that of both).",
+        show_default=False,
+    ),
+]
+ValidationOption = Annotated[
+    Literal["train", "test"],
+    typer.Option(
+        help="'test': choose on half of the test split and report on the other, for a dense "
+        "model that has seen all training images. 'train': hold out a tenth of them."
+    ),
+]
+SearchNameOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--study-name",
+        help="The study's name; from limit and strategy by default.",
+        show_default=False,
+    ),
+]
 OutputOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="Write the rows as JSON to this file.", show_default=False),
@@ -134,6 +179,11 @@ def dashboard(
             raise InputError(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
     print(f"optuna-dashboard at http://{host}:{port}/ (Ctrl-C stops it)", flush=True)
     run_server(backend, host=host, port=port)
+
+
+def cascade_rule(name: Literal["cp-vit", "late"] | None) -> CascadeRule | None:
+    """The rule that ``--cascade`` names; None leaves it to the strategy."""
+    return None if name is None else {"cp-vit": CP_VIT, "late": LATE}[name]
 
 
 def print_report(

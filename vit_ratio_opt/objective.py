@@ -6,13 +6,16 @@ import copy
 import os
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 import optuna
 import torch
+import torch.nn.functional as F
 from optuna.artifacts import upload_artifact
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
@@ -28,6 +31,7 @@ from vit_ratio_opt.geometry import (
     budget_curve,
     fixed_ratio_pair,
     pair_columns,
+    smallest_macs_ratio,
 )
 from vit_ratio_opt.lineage import ArtifactFolder, fetched_checkpoint, nearest_parents
 from vit_ratio_opt.pruning import (
@@ -38,6 +42,7 @@ from vit_ratio_opt.pruning import (
     attention_survey,
     calibrate,
     cascade,
+    check_all_tokens,
     expected_losses,
     keep_heads,
     prune_ranks,
@@ -62,12 +67,15 @@ from vit_ratio_opt.search.plan import accuracy_noise, follow
 from vit_ratio_opt.strategies import CP_VIT, LATE, Cascade, CascadeRule, Combined, Strategy
 from vit_ratio_opt.study import finished_trials
 from vit_ratio_opt.training import ImageData, Recipe, Stopwatch, best_device, evaluate, finetune
-from vit_ratio_opt.training.evaluate import on_device
+from vit_ratio_opt.training.evaluate import autocast, on_device
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
 __all__ = ["PruningObjective"]
+
+# MACs for which the likeliest pair is looked up, and ratios of a module of which one is measured.
+_LEVELS, _MEASURED = 64, 8
 
 # Images of the survey of the attention: the mean over so many does not move with more.
 _SURVEYED = 128
@@ -106,8 +114,8 @@ class PruningObjective:
         strategy: What is pruned. ``"structural"``: weights. ``"cascade"``: the tokens that pass
             through them, with ``fixed_ratio`` CP-ViT. ``"both"``: the ratios are then shares
             of the MACs of the two modules, see :class:`~vit_ratio_opt.strategies.Combined`.
-        rule: How tokens are left out; by default ``CP_VIT`` for a cascade alone and ``LATE``, which
-            loses less, for both.
+        rule: How tokens are left out; by default ``CP_VIT`` for a cascade alone and ``LATE``,
+            which loses less, for both.
         noise: Standard deviation of the accuracy over seeds, in points; by default half the
             standard error that the size of the validation split gives.
         confirmations: Times that the best pair is trained again before the search ends.
@@ -170,6 +178,7 @@ class PruningObjective:
             raise InputError(
                 f"`strategy` must be one of {get_args(Strategy)}, but got {strategy!r}."
             )
+        check_all_tokens(model)
         self.shape = replace(shape_of(model), mhsa_unit=mhsa_unit, round_to=round_to)
         _check_fit(model, data)
         if calibration_images < 1:
@@ -231,8 +240,6 @@ class PruningObjective:
         self.progress = progress
 
     def _space(self) -> RatioSpace:
-        if self.shape.block_tokens:
-            raise InputError("The model has a cascade already: start from the one without.")
         if self.strategy == "structural":
             return self.shape
         ranges = self.survey.ranges if self.rule.by_range else ()
@@ -249,11 +256,12 @@ class PruningObjective:
         """Of the study: accuracy within a budget, or MACs within a tolerance."""
         return "maximize" if self.tolerance is None else "minimize"
 
-    def plan(self, start: Pair | None = None) -> Plan:
+    def plan(self, start: Pair | None = None, path: Sequence[Pair] = ()) -> Plan:
         """The search that fits the limit, for :class:`~vit_ratio_opt.BinarySearchSampler`.
 
         Args:
             start: The pair that a search within a budget begins with, see :meth:`screen`.
+            path: Where a search with a tolerance begins, see :meth:`path`.
         """
         noise = self.noise
         if noise is None:
@@ -268,23 +276,94 @@ class PruningObjective:
             self.tolerance,
             noise=noise,
             confirmations=self.confirmations,
+            path=path,
         )
 
     def likely_best(self) -> Pair | None:
         """The pair of the budget's curve with the least expected loss, without pruning any.
 
-        None with a tolerance, and for whole heads and tokens, for which nothing is foretold.
+        None with a tolerance, and for whole heads, for which nothing is foretold.
         """
-        if not self.curve or self.shape.mhsa_unit == "head" or self.strategy != "structural":
+        if len(self.curve) < 2 or self._expected_losses is None:
+            return self.curve[0] if self.curve else None
+        return min(self.curve, key=self._expected_loss)
+
+    def path(self) -> tuple[Pair, ...]:
+        """The pairs with the least expected loss from the dense model down to the smallest.
+
+        For a search with a tolerance, at each of some MACs. None for one ratio, and for whole
+        heads.
+        """
+        if self.tolerance is None or self.fixed_ratio or self._expected_losses is None:
+            return ()
+        smallest = smallest_macs_ratio(self.space)
+        levels = np.linspace(1.0, smallest, _LEVELS)[1:-1]
+        best = [
+            min(budget_curve(self.space, float(level)), key=self._expected_loss)
+            for level in levels
+        ]
+        return tuple(dict.fromkeys((pair.mhsa_ratio, pair.ffn_ratio) for pair in best))
+
+    def _expected_loss(self, pair: RatioPair) -> float:
+        assert self._expected_losses is not None
+        attention, ffn = self._expected_losses
+        return attention[pair.mhsa_ratio] + ffn[pair.ffn_ratio]
+
+    @cached_property
+    def _expected_losses(self) -> tuple[dict[float, float], dict[float, float]] | None:
+        """What each ratio alone costs in nats; those of a pair nearly add up.
+
+        For structural pruning calibration says it. Else each module is pruned alone at a few
+        ratios, without training, and the divergence from the dense model's predictions on the
+        calibration images is interpolated.
+        """
+        if self.shape.mhsa_unit == "head":
             return None
+        space = self.space
+        if self.strategy == "structural":
+            attention, ffn = expected_losses(self.calibration, round_to=self.shape.round_to)
+            units, neurons = self.shape.removed(self.shape.max_pair)
+            mhsa_step, ffn_step = self.shape.steps
+            dims = range(0, units + 1, mhsa_step)
+            return (
+                {
+                    ratio: float(attention[count * self.shape.mhsa_unit_dims])
+                    for ratio, count in zip(space.mhsa_ratios, dims, strict=True)
+                },
+                {
+                    ratio: float(ffn[count])
+                    for ratio, count in zip(
+                        space.ffn_ratios, range(0, neurons + 1, ffn_step), strict=True
+                    )
+                },
+            )
+        batches = self._calibration_images
+        with torch.inference_mode(), autocast(self.device):
+            dense = [self.model(images).log_softmax(dim=1) for images in batches]
 
-        attention, ffn = expected_losses(self.calibration, round_to=self.shape.round_to)
+        def divergence(pair: RatioPair) -> float:
+            model = self.prune(pair)
+            with torch.inference_mode(), autocast(self.device):
+                losses = [
+                    F.kl_div(
+                        model(images).log_softmax(dim=1), target, log_target=True, reduction="sum"
+                    )
+                    for images, target in zip(batches, dense, strict=True)
+                ]
+            return float(sum(losses)) / sum(len(images) for images in batches)
 
-        def loss(pair: RatioPair) -> float:
-            units, neurons = self.shape.removed(pair)
-            return float(attention[units * self.shape.mhsa_unit_dims] + ffn[neurons])
-
-        return min(self.curve, key=loss)
+        found = []
+        for axis, ratios in enumerate((space.mhsa_ratios, space.ffn_ratios)):
+            some = sorted(
+                {ratios[round(i * (len(ratios) - 1) / _MEASURED)] for i in range(_MEASURED + 1)}
+            )
+            pairs = [
+                RatioPair(ratio, 0.0) if axis == 0 else RatioPair(0.0, ratio) for ratio in some
+            ]
+            # More pruning is never better but by chance.
+            losses = np.maximum.accumulate([divergence(pair) for pair in pairs])
+            found.append(dict(zip(ratios, np.interp(ratios, some, losses).tolist(), strict=True)))
+        return found[0], found[1]
 
     def screen(self) -> dict[Pair, float]:
         """A cheap look along the budget's curve: accuracies after pruning, without any training.

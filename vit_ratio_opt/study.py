@@ -152,7 +152,8 @@ def create_study(
         storage: A SQLAlchemy URL or an Optuna storage.
         pruner: An Optuna pruner for the reports after each epoch; none by default.
         screen: Whether a new study begins with the best pair of
-            :meth:`~vit_ratio_opt.PruningObjective.screen`, which the study remembers too.
+            :meth:`~vit_ratio_opt.PruningObjective.screen`, or with a tolerance on
+            :meth:`~vit_ratio_opt.PruningObjective.path`, which the study remembers too.
 
     Raises:
         InputError: The storage cannot be used, or the study exists with other settings.
@@ -184,7 +185,9 @@ def create_study(
         )
         seen = objective.screen() if screen else {}
         study.set_user_attr("screened", [[*pair, accuracy] for pair, accuracy in seen.items()])
-    plan = objective.plan(_screened_best(study))
+        study.set_user_attr("path", objective.path() if screen else ())
+    path = [(first, second) for first, second in study.user_attrs.get("path", ())]
+    plan = objective.plan(_screened_best(study), path)
     if isinstance(plan, BudgetSearch):
         # For whoever reads the study without the model: which pair is best depends on these.
         study.set_user_attr("plan", {"curve": plan.curve, "noise": plan.noise})

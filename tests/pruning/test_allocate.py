@@ -3,8 +3,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vit_ratio_opt.pruning.allocate import (
+    cheapest_choices,
     cheapest_heads,
     cheapest_prefixes,
     even_counts,
@@ -87,3 +90,38 @@ def test_losses_by_count_are_those_of_the_choice_for_each(step: int) -> None:
         loss = sum(float(o[:count].sum()) for o, count in zip(losses, counts, strict=True))
         assert by_count[removed] == pytest.approx(loss)
     assert len(by_count) == 1 + 3 * 6
+
+
+@st.composite
+def knapsacks(draw):
+    blocks = draw(st.integers(1, 4))
+    losses, costs = [], []
+    for _ in range(blocks):
+        n = draw(st.integers(1, 5))
+        losses.append(np.array(draw(st.lists(st.floats(0, 10), min_size=n, max_size=n))))
+        costs.append(np.array(draw(st.lists(st.integers(1, 30), min_size=n, max_size=n))))
+    least, most = (sum(int(f(cost)) for cost in costs) for f in (np.min, np.max))
+    return losses, costs, draw(st.integers(least, most))
+
+
+@given(knapsacks())
+@settings(max_examples=150, deadline=None)
+def test_choices_keep_the_limit_and_lose_at_most_a_step_more_than_the_best(knapsack):
+    losses, costs, limit = knapsack
+    chosen = cheapest_choices(losses, costs, limit)
+    assert sum(cost[i] for cost, i in zip(costs, chosen, strict=True)) <= limit
+    lost = sum(loss[i] for loss, i in zip(losses, chosen, strict=True))
+    best = min(
+        sum(loss[i] for loss, i in zip(losses, every, strict=True))
+        for every in itertools.product(*(range(len(cost)) for cost in costs))
+        if sum(cost[i] for cost, i in zip(costs, every, strict=True)) <= limit
+    )
+    assert best <= lost + 1e-9
+    assert lost <= best + max(np.ptp(loss) for loss in losses) + 1e-9
+
+
+def test_with_room_for_all_nothing_is_lost():
+    losses, costs = [np.array([0.0, 1.0, 5.0])] * 2, [np.array([9, 4, 1])] * 2
+    assert cheapest_choices(losses, costs, 18) == [0, 0]
+    assert cheapest_choices(losses, costs, 2) == [2, 2]
+    assert sorted(cheapest_choices(losses, costs, 13)) == [0, 1]  # what is left over is used

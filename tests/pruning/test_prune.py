@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import MhsaUnit, RatioPair
+from vit_ratio_opt.geometry import BlockTokens, MhsaUnit, RatioPair
 from vit_ratio_opt.pruning import (
     Allocation,
     Calibration,
@@ -18,6 +18,7 @@ from vit_ratio_opt.pruning import (
     keep_units,
     prune,
     prune_ranks,
+    prune_to_macs,
     prune_units,
     shape_of,
 )
@@ -414,3 +415,64 @@ def test_more_dimensions_than_the_blocks_can_spare_are_refused(
         prune_ranks(tiny_vit, 63, 0, calibration)
     with pytest.raises(InputError, match=r"`mhsa_ratio` must be in .* 1 rank"):
         prune(tiny_vit, (0.9, 0), calibration)
+
+
+# Down to MACs
+
+
+def test_macs_of_both_modules_stay_within_their_limits(make_vit, images):
+    model = make_vit(depth=3)
+    calibration = calibrate(model, [images])
+    tokens = [BlockTokens(17, 17, 17), BlockTokens(9, 17, 12), BlockTokens(2, 17, 2)]
+    whole = replace(shape_of(model), block_tokens=tuple(tokens))
+    attention = sum(b.num_heads * b.head_dim * whole.unit_macs(t)[0] for b, t in whole_of(whole))
+    ffn = sum(b.hidden_dim * whole.unit_macs(t)[1] for b, t in whole_of(whole))
+    for share in (1.0, 0.7, 0.4):
+        limits = int(share * attention), int(share * ffn)
+        pruned = prune_to_macs(model, *limits, tokens, calibration)
+        shape = replace(shape_of(pruned), block_tokens=tuple(tokens))
+        got = (
+            sum(b.num_heads * b.head_dim * shape.unit_macs(t)[0] for b, t in whole_of(shape)),
+            sum(b.hidden_dim * shape.unit_macs(t)[1] for b, t in whole_of(shape)),
+        )
+        assert got[0] <= limits[0]
+        assert got[1] <= limits[1]
+        # No more than a unit of the dearest block is given away without need.
+        assert got[1] > limits[1] - whole.unit_macs(tokens[0])[1]
+        if share == 1.0:
+            assert torch.equal(pruned(images), model(images))
+
+
+def whole_of(shape):
+    return zip(shape.blocks, shape.block_tokens, strict=True)
+
+
+def test_blocks_where_a_unit_costs_little_keep_more(make_vit, images):
+    model = make_vit(depth=2)
+    calibration = calibrate(model, [images])
+    same = tuple(replace(block, neuron_losses=torch.ones(64)) for block in calibration.blocks)
+    tokens = [BlockTokens(17, 17, 17), BlockTokens(2, 17, 2)]
+    limit = 32 * 2 * 17 * 32
+    pruned = prune_to_macs(model, 10**9, limit, tokens, replace(calibration, blocks=same))
+    first, second = (block.hidden_dim for block in shape_of(pruned).blocks)
+    assert second == 64
+    assert first < 32
+
+
+def test_sizes_down_to_macs_are_multiples_of_round_to(make_vit, images):
+    model = make_vit(depth=2)
+    tokens = [BlockTokens(17, 17, 17), BlockTokens(9, 9, 9)]
+    pruned = prune_to_macs(model, 60_000, 70_000, tokens, calibrate(model, [images]), round_to=4)
+    for block in shape_of(pruned).blocks:
+        assert block.head_dim % 4 == block.hidden_dim % 4 == 0
+
+
+def test_macs_that_cannot_be_had_are_refused(tiny_vit, images):
+    calibration = calibrate(tiny_vit, [images])
+    tokens = [BlockTokens(17, 17, 17)] * 2
+    with pytest.raises(InputError, match="`ffn_macs` must be at least"):
+        prune_to_macs(tiny_vit, 10**9, 100, tokens, calibration)
+    with pytest.raises(InputError, match="not of this model"):
+        prune_to_macs(
+            tiny_vit, 10**9, 10**9, tokens, replace(calibration, blocks=calibration.blocks[:1])
+        )

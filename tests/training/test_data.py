@@ -163,6 +163,56 @@ def test_normalisation_gives_zero_mean_and_unit_deviation():
 
 
 def test_a_size_for_what_is_no_image_folder_is_refused_before_any_download(tmp_path):
-    with pytest.raises(InputError, match=r"`image_size` is for a folder .* has none"):
+    with pytest.raises(InputError, match=r"`image_size`, .* are for a folder .* has neither"):
         load_images(tmp_path, image_size=32)
     assert list(tmp_path.iterdir()) == []
+
+
+# Images named by .csv files
+
+
+@pytest.fixture
+def csv_folder(tmp_path):
+    """Three classes of ten images, one class in each file, as in few-shot learning."""
+    (tmp_path / "images").mkdir()
+    for number, name in enumerate(("train", "val", "test")):
+        rows = ["filename,label"]
+        for i in range(10):
+            Image.new("RGB", (12, 10), (80 * number, i, 0)).save(
+                tmp_path / "images" / f"{name}{i}.png"
+            )
+            rows.append(f"{name}{i}.png,n0{number}")
+        (tmp_path / f"{name}.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+def test_csv_images_are_put_together_and_split_by_class(csv_folder):
+    data = load_images(csv_folder, image_size=8)
+    assert data.classes == ("n00", "n01", "n02")
+    assert data.image_shape == (3, 8, 8)
+    counts = [len(split) for split in (data.train, data.val, data.test)]
+    assert counts == [21, 3, 6]
+    for split in (data.val, data.test):
+        assert split.labels.bincount(minlength=3).tolist() == [len(split) // 3] * 3
+    for images, labels in data.test.batches(10):
+        assert (images[:, 0, 4, 4] == 80 * labels).all()
+    other = load_images(csv_folder, image_size=8, seed=1)
+    assert torch.equal(other.test.labels, data.test.labels)
+    assert other.fingerprint != data.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("train.csv", "file,class\na.png,b", "rows with `filename` and `label`"),
+        ("train.csv", "filename,label\n", "n00"),
+        ("val.csv", "filename,label\nmissing.png,n01\n", "missing.png, which is not there"),
+    ],
+)
+def test_csv_files_that_do_not_fit_are_refused(csv_folder, name, text, message):
+    (csv_folder / name).write_text(text)
+    if message == "n00":  # the other files are enough
+        assert message not in load_images(csv_folder).classes
+        return
+    with pytest.raises(InputError, match=message):
+        load_images(csv_folder)

@@ -21,6 +21,7 @@ from vit_ratio_opt.pruning.prune import (
 from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.pruning.surgery import (
     UnsupportedModelError,
+    check_all_tokens,
     check_supported,
     keep_units,
     shape_of,
@@ -37,6 +38,7 @@ __all__ = [
     "attention_survey",
     "calibrate",
     "cascade",
+    "check_all_tokens",
     "check_supported",
     "count_macs",
     "expected_losses",

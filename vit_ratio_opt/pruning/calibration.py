@@ -25,7 +25,7 @@ from torch import nn
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning.eliminate import elimination_order
 from vit_ratio_opt.pruning.factorize import HeadFactors, HeadMoments, head_factors
-from vit_ratio_opt.pruning.surgery import check_supported, evaluating, shape_of
+from vit_ratio_opt.pruning.surgery import check_all_tokens, evaluating, shape_of
 
 __all__ = ["BlockCalibration", "Calibration", "calibrate", "tokens_at"]
 
@@ -117,9 +117,9 @@ def calibrate(
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
-        InputError: ``images`` is empty.
+        InputError: ``images`` is empty, or the model has a cascade.
     """
-    check_supported(model)
+    check_all_tokens(model)
     if not any(len(batch) for batch in images):
         raise InputError("Calibration needs at least one batch of images, but got none.")
     positions = _sample(model, sum(len(batch) for batch in images), seed)

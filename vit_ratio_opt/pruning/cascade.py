@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, cast, get_args
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ from torch import nn
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BlockTokens
-from vit_ratio_opt.pruning.surgery import evaluating, keep_units, shape_of
+from vit_ratio_opt.pruning.surgery import check_all_tokens, evaluating, keep_units, shape_of
 from vit_ratio_opt.strategies import Scores
 
 __all__ = [
@@ -119,7 +119,12 @@ def attention_survey(model: VisionTransformer, batches: Iterable[torch.Tensor]) 
     Args:
         model: Supported; it is not changed.
         batches: Of images, on the model's device.
+
+    Raises:
+        UnsupportedModelError: The model cannot be pruned.
+        InputError: It has a cascade, or there are no images.
     """
+    check_all_tokens(model)
     shape, prefix = shape_of(model), model.num_prefix_tokens
     rows, columns = model.patch_embed.grid_size
     places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
@@ -221,7 +226,7 @@ class CascadeBlocks(nn.Sequential):
         if x.shape[1] != self.tokens:
             raise InputError(f"The cascade is for {self.tokens} tokens, but got {x.shape[1]}.")
         scores = x.new_zeros((len(x), self.tokens - self.prefix_tokens), dtype=torch.float32)
-        blocks = cast("list[Block]", list(self))
+        blocks: list[Block] = list(self)
         for index, (block, counts) in enumerate(zip(blocks, self.block_tokens, strict=True)):
             is_scored = self._is_scored[index]
             if not is_scored and min(counts) == self.tokens:

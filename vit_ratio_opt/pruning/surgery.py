@@ -25,6 +25,7 @@ from vit_ratio_opt.geometry import BlockShape, ViTShape
 
 __all__ = [
     "UnsupportedModelError",
+    "check_all_tokens",
     "check_supported",
     "evaluating",
     "keep_units",
@@ -130,6 +131,16 @@ def shape_of(model: VisionTransformer) -> ViTShape:
     )
     total = sum(parameter.numel() for parameter in model.parameters())
     return replace(shape, fixed_params=total - prunable)
+
+
+def check_all_tokens(model: VisionTransformer) -> None:
+    """Refuse a model in which blocks leave out tokens: what is measured there is not of all.
+
+    Raises:
+        InputError: It has a cascade.
+    """
+    if shape_of(model).block_tokens:
+        raise InputError("The model has a cascade already: start from the one without.")
 
 
 def keep_units(

@@ -8,6 +8,7 @@ normalisation happen on whole batches on the device.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 from collections.abc import Iterator, Sequence, Sized
@@ -23,6 +24,7 @@ from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from vit_ratio_opt.errors import InputError
@@ -34,6 +36,7 @@ __all__ = [
     "Split",
     "Validation",
     "load_cifar10",
+    "load_csv_images",
     "load_datasets",
     "load_digits",
     "load_image_folder",
@@ -225,17 +228,31 @@ def load_images(
     image_size: int | None = None,
     validation: Validation = "train",
     seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> ImageData:
-    """:func:`load_image_folder` where ``root`` has a folder ``train``, else :func:`load_cifar10`.
+    """The images below ``root``, whichever way they are kept.
+
+    :func:`load_image_folder` where there is a folder ``train``, :func:`load_csv_images` where
+    there is a ``train.csv``, else :func:`load_cifar10`.
 
     Raises:
-        InputError: As there, or ``image_size`` is given for CIFAR-10.
+        InputError: As there, or ``image_size``, ``mean`` or ``std`` are given for CIFAR-10.
     """
-    if (Path(root) / "train").is_dir():
-        return load_image_folder(root, image_size=image_size, validation=validation, seed=seed)
-    if image_size is not None:
+    for name, load in (("train", load_image_folder), ("train.csv", load_csv_images)):
+        if (Path(root) / name).exists():
+            return load(
+                root,
+                image_size=image_size,
+                validation=validation,
+                seed=seed,
+                mean=mean,
+                std=std,
+            )
+    if image_size is not None or mean is not None or std is not None:
         raise InputError(
-            f"`image_size` is for a folder with train/<class>/*, but {root} has none."
+            "`image_size`, `mean` and `std` are for a folder with train/<class>/* or train.csv, "
+            f"but {root} has neither."
         )
     return load_cifar10(root, validation=validation, seed=seed)
 
@@ -293,6 +310,91 @@ def load_image_folder(
         std=std,
         memory_limit=memory_limit,
     )
+
+
+def load_csv_images(
+    root: str | Path,
+    *,
+    image_size: int | None = None,
+    validation: Validation = "train",
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    memory_limit: int = _MEMORY_LIMIT,
+) -> ImageData:
+    """``root/images/*`` with ``train.csv``, ``val.csv``, ``test.csv``: Mini-ImageNet as passed on.
+
+    Each row has a ``filename`` and a ``label``. The three files have different classes, since the
+    data set was made for few-shot learning (Vinyals 2016); for classification all images are put
+    together and split by class.
+
+    Args:
+        root: The folder; of the three files those that are there are read.
+        image_size: See :func:`load_image_folder`.
+        validation: See :func:`load_image_folder`.
+        val_fraction: See :func:`load_image_folder`.
+        test_fraction: Share of the images that is the test split, taken by class, always the same.
+        seed: Of the validation split.
+        mean: See :func:`load_image_folder`.
+        std: See :func:`load_image_folder`.
+        memory_limit: See :func:`load_image_folder`.
+
+    Raises:
+        InputError: A file is missing, empty or has other columns, or cannot be split.
+    """
+    root = Path(root)
+    rows: list[tuple[str, str]] = []
+    for name in ("train.csv", "val.csv", "test.csv"):
+        if (root / name).is_file():
+            with (root / name).open(newline="", encoding="utf-8") as file:
+                table = csv.DictReader(file)
+                rows += [(row.get("filename") or "", row.get("label") or "") for row in table]
+    if not rows or not all(name and label for name, label in rows):
+        raise InputError(f"{root}: the .csv files must have rows with `filename` and `label`.")
+    classes = sorted({label for _, label in rows})
+    number = {label: index for index, label in enumerate(classes)}
+    files = _Files(
+        [root / "images" / name for name, _ in rows], [number[label] for _, label in rows]
+    )
+    missing = next((path for path in files.paths if not path.is_file()), None)
+    if missing is not None:
+        raise InputError(f"{root}: a .csv file names {missing}, which is not there.")
+    everything = Split(files, torch.arange(len(files)), torch.tensor(files.targets))
+    parts = _stratified(everything, test_fraction, seed=0)
+    train, test = (
+        _Files(
+            [files.paths[index] for index in part.indices], [int(label) for label in part.labels]
+        )
+        for part in parts
+    )
+    return load_datasets(
+        train,
+        test,
+        name=root.name,
+        classes=classes,
+        image_size=image_size,
+        validation=validation,
+        val_fraction=val_fraction,
+        seed=seed,
+        mean=mean,
+        std=std,
+        memory_limit=memory_limit,
+    )
+
+
+class _Files(Dataset[tuple[Any, int]]):
+    """Image files and their labels."""
+
+    def __init__(self, paths: Sequence[Path], targets: Sequence[int]) -> None:
+        self.paths, self.targets = list(paths), list(targets)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return default_loader(str(self.paths[index])), self.targets[index]
 
 
 def load_datasets(
