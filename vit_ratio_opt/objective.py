@@ -74,8 +74,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PruningObjective"]
 
-# MACs for which the likeliest pair is looked up, and ratios of a module of which one is measured.
-_LEVELS, _MEASURED = 64, 8
+# Levels of MACs at which a path is looked for, and pairs that it has.
+_SCREENED_LEVELS, _PATH_PAIRS = 6, 64
 
 # Images of the survey of the attention: the mean over so many does not move with more.
 _SURVEYED = 128
@@ -261,7 +261,7 @@ class PruningObjective:
 
         Args:
             start: The pair that a search within a budget begins with, see :meth:`screen`.
-            path: Where a search with a tolerance begins, see :meth:`path`.
+            path: Where a search with a tolerance begins, see :attr:`path`.
         """
         noise = self.noise
         if noise is None:
@@ -282,67 +282,40 @@ class PruningObjective:
     def likely_best(self) -> Pair | None:
         """The pair of the budget's curve with the least expected loss, without pruning any.
 
-        None with a tolerance, and for whole heads, for which nothing is foretold.
+        None with a tolerance, and for whole heads and tokens, for which nothing is foretold.
         """
-        if len(self.curve) < 2 or self._expected_losses is None:
-            return self.curve[0] if self.curve else None
-        return min(self.curve, key=self._expected_loss)
+        if not self.curve or self.shape.mhsa_unit == "head" or self.strategy != "structural":
+            return None
 
-    def path(self) -> tuple[Pair, ...]:
-        """The pairs with the least expected loss from the dense model down to the smallest.
+        attention, ffn = expected_losses(self.calibration, round_to=self.shape.round_to)
 
-        For a search with a tolerance, at each of some MACs. None for one ratio, and for whole
-        heads.
-        """
-        if self.tolerance is None or self.fixed_ratio or self._expected_losses is None:
-            return ()
-        smallest = smallest_macs_ratio(self.space)
-        levels = np.linspace(1.0, smallest, _LEVELS)[1:-1]
-        best = [
-            min(budget_curve(self.space, float(level)), key=self._expected_loss)
-            for level in levels
-        ]
-        return tuple(dict.fromkeys((pair.mhsa_ratio, pair.ffn_ratio) for pair in best))
+        def loss(pair: RatioPair) -> float:
+            units, neurons = self.shape.removed(pair)
+            return float(attention[units * self.shape.mhsa_unit_dims] + ffn[neurons])
 
-    def _expected_loss(self, pair: RatioPair) -> float:
-        assert self._expected_losses is not None
-        attention, ffn = self._expected_losses
-        return attention[pair.mhsa_ratio] + ffn[pair.ffn_ratio]
+        return min(self.curve, key=loss)
 
     @cached_property
-    def _expected_losses(self) -> tuple[dict[float, float], dict[float, float]] | None:
-        """What each ratio alone costs in nats; those of a pair nearly add up.
+    def path(self) -> tuple[Pair, ...]:
+        """The likeliest pairs from the dense model down to the smallest, without training any.
 
-        For structural pruning calibration says it. Else each module is pruned alone at a few
-        ratios, without training, and the divergence from the dense model's predictions on the
-        calibration images is interpolated.
+        For a search with a tolerance. At some levels of MACs the curve of pairs is searched, as
+        :meth:`screen` does, for the pruned model whose predictions diverge least from the dense
+        one's, on as many training images as calibrate, but other ones: a repair is at its best on
+        those that it was made with. Between the levels the MHSA ratio is interpolated.
+
+        Pairs of falling MACs; none within a budget and for one fixed ratio.
         """
-        if self.shape.mhsa_unit == "head":
-            return None
-        space = self.space
-        if self.strategy == "structural":
-            attention, ffn = expected_losses(self.calibration, round_to=self.shape.round_to)
-            units, neurons = self.shape.removed(self.shape.max_pair)
-            mhsa_step, ffn_step = self.shape.steps
-            dims = range(0, units + 1, mhsa_step)
-            return (
-                {
-                    ratio: float(attention[count * self.shape.mhsa_unit_dims])
-                    for ratio, count in zip(space.mhsa_ratios, dims, strict=True)
-                },
-                {
-                    ratio: float(ffn[count])
-                    for ratio, count in zip(
-                        space.ffn_ratios, range(0, neurons + 1, ffn_step), strict=True
-                    )
-                },
-            )
-        batches = self._calibration_images
+        if self.tolerance is None or self.fixed_ratio:
+            return ()
+        batches = [
+            images for images, _ in self._seeded_batches(self.calibration_images, skip=True)
+        ]
         with torch.inference_mode(), autocast(self.device):
             dense = [self.model(images).log_softmax(dim=1) for images in batches]
 
-        def divergence(pair: RatioPair) -> float:
-            model = self.prune(pair)
+        def agreement(pair: Pair) -> float:
+            model = self.prune(RatioPair(*pair))
             with torch.inference_mode(), autocast(self.device):
                 losses = [
                     F.kl_div(
@@ -350,20 +323,26 @@ class PruningObjective:
                     )
                     for images, target in zip(batches, dense, strict=True)
                 ]
-            return float(sum(losses)) / sum(len(images) for images in batches)
+            return -float(sum(losses)) / sum(len(images) for images in batches)
 
-        found = []
-        for axis, ratios in enumerate((space.mhsa_ratios, space.ffn_ratios)):
-            some = sorted(
-                {ratios[round(i * (len(ratios) - 1) / _MEASURED)] for i in range(_MEASURED + 1)}
-            )
-            pairs = [
-                RatioPair(ratio, 0.0) if axis == 0 else RatioPair(0.0, ratio) for ratio in some
-            ]
-            # More pruning is never better but by chance.
-            losses = np.maximum.accumulate([divergence(pair) for pair in pairs])
-            found.append(dict(zip(ratios, np.interp(ratios, some, losses).tolist(), strict=True)))
-        return found[0], found[1]
+        smallest = smallest_macs_ratio(self.space)
+        levels, ratios, start = [smallest], [self.space.max_pair.mhsa_ratio], None
+        for level in np.linspace(smallest, 1.0, _SCREENED_LEVELS + 2)[1:-1]:
+            curve = budget_curve(self.space, float(level))
+            if start is not None:  # the optimum moves little from one level to the next
+                start = min(curve, key=lambda pair: abs(pair.mhsa_ratio - ratios[-1]))
+            seen = follow(BudgetSearch(curve, start=start), agreement)
+            start = max(seen, key=seen.__getitem__)
+            levels.append(float(level))
+            ratios.append(start[0])
+        levels.append(1.0)
+        ratios.append(0.0)
+        path = []
+        for level in np.linspace(1.0, smallest, _PATH_PAIRS):
+            wanted = np.interp(level, levels, ratios)
+            curve = budget_curve(self.space, float(level))
+            path.append(min(curve, key=lambda pair: abs(pair.mhsa_ratio - wanted)))
+        return tuple(dict.fromkeys((pair.mhsa_ratio, pair.ffn_ratio) for pair in path))
 
     def screen(self) -> dict[Pair, float]:
         """A cheap look along the budget's curve: accuracies after pruning, without any training.
@@ -460,10 +439,16 @@ class PruningObjective:
         images = self._seeded_batches(min(self.calibration_images, _SURVEYED))
         return attention_survey(self.model, [batch for batch, _ in images])
 
-    def _seeded_batches(self, images: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _seeded_batches(
+        self, images: int, *, skip: bool = False
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The first of the shuffled training images, or those after them, as far as they go."""
         train = self.data.train
         generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(len(train), generator=generator)[:images]
+        order = torch.randperm(len(train), generator=generator)
+        if skip and len(order) > images:
+            order = order[images:]
+        chosen = order[:images]
         return list(on_device(self.data, train.subset(chosen), 128, self.device))
 
     @property

@@ -153,7 +153,7 @@ def create_study(
         pruner: An Optuna pruner for the reports after each epoch; none by default.
         screen: Whether a new study begins with the best pair of
             :meth:`~vit_ratio_opt.PruningObjective.screen`, or with a tolerance on
-            :meth:`~vit_ratio_opt.PruningObjective.path`, which the study remembers too.
+            :attr:`~vit_ratio_opt.PruningObjective.path`, which the study remembers too.
 
     Raises:
         InputError: The storage cannot be used, or the study exists with other settings.
@@ -185,7 +185,7 @@ def create_study(
         )
         seen = objective.screen() if screen else {}
         study.set_user_attr("screened", [[*pair, accuracy] for pair, accuracy in seen.items()])
-        study.set_user_attr("path", objective.path() if screen else ())
+        study.set_user_attr("path", objective.path if screen else ())
     path = [(first, second) for first, second in study.user_attrs.get("path", ())]
     plan = objective.plan(_screened_best(study), path)
     if isinstance(plan, BudgetSearch):

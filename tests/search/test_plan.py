@@ -306,6 +306,25 @@ def test_ten_trials_come_within_a_hundredth_of_the_cheapest_pair(tolerance: floa
     assert cost(*plan.winner(observed)) <= cheapest + 0.01
 
 
+@pytest.mark.parametrize("tolerance", [0.5, 1.0, 2.0, 4.0])
+def test_a_search_goes_along_its_path_before_it_leaves_it(tolerance: float) -> None:
+    path = [PAIRS[index] for index in range(len(PAIRS)) if PAIRS[index][0] == 2 * PAIRS[index][1]]
+    assert len(path) > 5
+    plan, observed, left = tolerance_plan(tolerance, path=path), {}, 0
+    for trial in range(12):
+        pair = plan.propose(observed).pair
+        if pair is None:
+            break
+        if pair in path:
+            assert not left, "back on the path"
+        else:
+            left = left or trial
+        observed[pair] = [tolerance - loss(*pair)]
+    assert 0 < left <= 6
+    cheapest = min(cost(*pair) for pair in PAIRS if tolerance - loss(*pair) >= 0)
+    assert cost(*plan.winner(observed)) <= cheapest + 0.01
+
+
 def test_a_pair_that_prunes_more_than_one_that_failed_is_never_tried() -> None:
     failed: list[Pair] = []
 
@@ -440,6 +459,7 @@ def test_along_a_fixed_ratio_the_other_is_bisected(axis: int) -> None:
         (lambda: tolerance_plan(1.0, noise=float("inf")), "`noise` must be"),
         (lambda: ToleranceSearch([], cost, 1.0), "at least one pair"),
         (lambda: ToleranceSearch([(0.1, [])], cost, 1.0), "at least one pair"),
+        (lambda: ToleranceSearch([(0.1, [0.2])], cost, 1.0, path=[(0.1, 0.3)]), "`path` must be"),
         (lambda: ToleranceSearch([(0.1, [0.2]), (0.1, [0.2])], cost, 1.0), "must rise"),
         (lambda: ToleranceSearch([(0.1, [0.2, 0.1])], cost, 1.0), "must rise"),
     ],

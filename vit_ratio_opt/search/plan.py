@@ -284,8 +284,8 @@ _NEAREST = 48  # observations that a belief is made from
 _EVERYTHING_PRUNED, _EVERYTHING_VARIANCE = -3.0, 1.0
 
 
-# What a trial on the path has to promise: less than that is less than a path can be trusted.
-_PATH_RESOLUTION = 0.02
+# What a trial on the path, or near it, has to promise, and how far away near is: shares of all.
+_PATH_RESOLUTION, _CORRIDOR = 0.005, 0.15
 
 
 class _Ranked(NamedTuple):
@@ -329,9 +329,10 @@ class ToleranceSearch:
     good, and is trained again with a fresh seed before anything else, up to ``confirmations``
     times; so is the last one.
 
-    Where something foretells which split is the best at each cost, these pairs are the ``path``,
-    and the search first goes along it alone, like that of one ratio, until no trial there can be
-    expected to save a fiftieth of the cost. Only then does it ask whether the path was right.
+    Where something foretells which split is the best at each cost, these pairs are the ``path``.
+    The search first goes along it alone, like that of one ratio, then along a corridor around it,
+    each time until no trial there can be expected to save half a hundredth of the cost. Only then
+    does it ask whether the path was right.
 
     *Proven, without noise and for a monotone margin.* No pair that could be the answer is ever
     left out: a pair needs no trial if it costs at least as much as the answer so far, or prunes
@@ -428,21 +429,30 @@ class ToleranceSearch:
         limit = self.cost(0.0, 0.0) if winner is None else self.cost(*winner)
         excluded = observed, pending, blocked
         failed = _array(ranked.failed)
+
+        def promising(pairs: _Array, costs: _Array) -> tuple[Pair | None, float]:
+            return self._most_saving(belief, pairs, costs, limit, pending, excluded, failed)
+
         if self.path:
-            best, saving = self._most_saving(belief, *self._path, limit, pending, excluded, failed)
+            best, saving = promising(*self._path)
+            if saving <= _PATH_RESOLUTION:
+                best, saving = promising(*self._near_path(*self._thin))
+                if best is not None:
+                    finer = promising(*self._near_path(*self._around(best)))
+                    best, saving = finer if finer[1] > saving else (best, saving)
             if best is not None and saving > _PATH_RESOLUTION:
-                return Proposal(best, f"expected to save {saving:.4f} of the cost on the path")
-        pairs, costs = self._thin
-        best, saving = self._most_saving(belief, pairs, costs, limit, pending, excluded, failed)
+                where = "on" if best in self.path else "near"
+                return Proposal(
+                    best, f"expected to save {saving:.4f} of the cost {where} the path"
+                )
+        best, saving = promising(*self._thin)
         if best is not None:
             # The same again between the neighbours, down to one unit.
-            pairs, costs = self._around(best)
-            finer = self._most_saving(belief, pairs, costs, limit, pending, excluded, failed)
+            finer = promising(*self._around(best))
             best, saving = finer if finer[1] > saving else (best, saving)
         if best is None or saving <= self.resolution:
             # The thinned candidates may all be settled while pairs between them are open.
-            pairs, costs = self._open(limit, failed)
-            last = self._most_saving(belief, pairs, costs, limit, pending, excluded, failed)
+            last = promising(*self._open(limit, failed))
             best, saving = last if last[1] > saving else (best, saving)
         if best is not None and saving > self.resolution:
             return Proposal(best, f"expected to save {saving:.4f} of the cost")
@@ -591,6 +601,12 @@ class ToleranceSearch:
                 chosen = seconds[max(0, place - reach) : place + reach + 1]
             pairs += [(first, second) for second in _spread(chosen, rows)]
         return _array(pairs), np.array([self.cost(*pair) for pair in pairs])
+
+    def _near_path(self, pairs: _Array, costs: _Array) -> tuple[_Array, _Array]:
+        """Those of the pairs that are in the corridor."""
+        apart = np.abs((pairs[:, None] - self._path[0][None]) / self._scale).max(axis=2)
+        near = apart.min(axis=1) <= _CORRIDOR
+        return pairs[near], costs[near]
 
     def _around(self, pair: Pair) -> tuple[_Array, _Array]:
         firsts = [first for first, _ in self.columns]
