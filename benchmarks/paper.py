@@ -44,7 +44,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -67,6 +67,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import shape_of
 from vit_ratio_opt.report import best_trial, write_json
+from vit_ratio_opt.strategies import CP_VIT, LATE, Combined
 from vit_ratio_opt.study import create_study, finished_trials, run_study
 from vit_ratio_opt.training import (
     ImageData,
@@ -176,6 +177,8 @@ def main(
         trials=n_trials,
         final_epochs=longer.epochs,
         final_images=len(final.train),
+        rules={"cascade": asdict(CP_VIT), "both": asdict(LATE)},
+        by_cascade=Combined.by_cascade,
         dense_test_accuracy=evaluate(dense, images, images.test),
     )
     path = RESULTS / f"paper-{name}.json"
