@@ -7,10 +7,11 @@ them), in evaluation mode. Dense and pruned take turns, batch by batch, so that 
 machine does falls on both; a row is the median over the turns of their ratio. The pruned shapes
 are those of nearly one ratio for both modules, the same in every block, once with heads of a lower
 rank and once with fewer whole heads, each also with ranks and neurons in multiples of 8
-(``round_to``).
+(``round_to``); and the dense weights with CP-ViT's cascade of one ratio.
 
     python benchmarks/speed.py [--model NAME] [--macs-ratio 0.5] [--turns 7] [--compile]
     python benchmarks/speed.py --checkpoint FILE
+    python benchmarks/speed.py --kind cascade --batch 64 --macs-ratio 0.7
 
 Output: ``results/speed.json``, a row for each model, shapes, batch size and mode; rows of the same
 are replaced. Runtime on two cores: about 5 minutes for DeiT-S at 224 pixels, seconds for the small
@@ -24,6 +25,7 @@ import math
 import platform
 import statistics
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -36,14 +38,16 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.checkpoint import load_dense
 from vit_ratio_opt.cli import run_command
-from vit_ratio_opt.geometry import BlockShape, ViTShape
-from vit_ratio_opt.pruning import shape_of, shrink_to
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.geometry import BlockShape, ViTShape, fixed_ratio_pair
+from vit_ratio_opt.pruning import cascade, shape_of, shrink_to
 from vit_ratio_opt.report import write_json
+from vit_ratio_opt.strategies import CP_VIT, Cascade
 from vit_ratio_opt.training import best_device
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 BATCHES = (1, 64, 256)
-KINDS = ("lower rank", "fewer heads")
+KINDS = ("lower rank", "fewer heads", "cascade")
 
 
 def main(
@@ -59,6 +63,10 @@ def main(
     ] = None,
     turns: Annotated[int, typer.Option(min=3)] = 7,
     compiled: Annotated[bool, typer.Option("--compile", help="With torch.compile too.")] = False,
+    only: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--kind", help="Only these shapes; may be repeated.", show_default="all"),
+    ] = None,
 ) -> None:
     """Measure the speed of one model, dense and pruned."""
     device = best_device()
@@ -67,12 +75,23 @@ def main(
     name = model if checkpoint is None else checkpoint.stem
     shape = shape_of(dense)
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    for kind, round_to in product(KINDS, (1, 8)):
-        blocks = pruned_blocks(shape, macs_ratio, kind, round_to)
-        if not blocks:
-            print(f"{name}  {kind}: no size in multiples of {round_to}")
-            continue
-        pruned = shrink_to(dense, blocks).eval()
+    unknown = sorted(set(only or ()) - set(KINDS))
+    if unknown:
+        raise InputError(f"`--kind` must be one of {KINDS}, not {unknown}.")
+    for kind, round_to in product(only or KINDS, (1, 8)):
+        if kind == "cascade":
+            if round_to > 1:
+                continue
+            space = Cascade(shape, replace(CP_VIT, by_range=False))
+            pruned = cascade(dense, space.tokens(fixed_ratio_pair(space, macs_ratio)))
+            sizes: list[Any] = [list(counts) for counts in shape_of(pruned).block_tokens]
+        else:
+            blocks = pruned_blocks(shape, macs_ratio, kind, round_to)
+            if not blocks:
+                print(f"{name}  {kind}: no size in multiples of {round_to}")
+                continue
+            pruned = shrink_to(dense, blocks).eval()
+            sizes = [blocks[0].num_heads, blocks[0].head_dim, blocks[0].hidden_dim]
         realised = shape_of(pruned).macs / shape.macs
         for mode, size in product(
             ("eager", "compiled") if compiled else ("eager",), batch or BATCHES
@@ -82,7 +101,7 @@ def main(
                 "model": name,
                 "shapes": kind,
                 "round_to": round_to,
-                "block": [blocks[0].num_heads, blocks[0].head_dim, blocks[0].hidden_dim],
+                "block": sizes,  # of a cascade, the tokens of every block
                 "macs_ratio": realised,
                 "mode": mode,
                 "batch": size,
@@ -93,13 +112,13 @@ def main(
                 "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
                 "threads": torch.get_num_threads(),
             }
-            same = ("model", "shapes", "round_to", "mode", "batch", "device", "threads")
+            same = ("model", "shapes", "round_to", "block", "mode", "batch", "device", "threads")
             rows = [r for r in rows if any(r[key] != row[key] for key in same)] + [row]
             write_json(
                 {"machine": platform.machine(), "versions": _versions(), "rows": rows}, RESULTS
             )
             print(
-                f"{name}  {kind:11s} round_to {round_to}  {row['block']}  MACs {realised:.3f}  "
+                f"{name}  {kind:11s} round_to {round_to}  MACs {realised:.3f}  "
                 f"{mode} batch {size:3d}: {row['dense_images_per_second']:.1f} -> "
                 f"{row['pruned_images_per_second']:.1f} images/s, {row['speedup']:.2f} times",
                 flush=True,

@@ -274,16 +274,24 @@ class CascadeBlocks(nn.Sequential):
 
 
 def _gather(x: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+    """The tokens of ``x`` at ``places``, whole rows at a time: a gather goes number by number."""
     if places is None:
         return x
-    return x.gather(1, places[:, :, None].expand(-1, -1, x.shape[2]))
+    return x.flatten(0, 1).index_select(0, _rows(x, places)).unflatten(0, places.shape)
 
 
 def _add(x: torch.Tensor, places: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
     """``x`` with ``out`` added at ``places``."""
     if places is None:
         return x + out
-    return x.scatter_add(1, places[:, :, None].expand(-1, -1, x.shape[2]), out.to(x.dtype))
+    rows = out.flatten(0, 1).to(x.dtype)
+    return x.flatten(0, 1).index_add(0, _rows(x, places), rows).view_as(x)
+
+
+def _rows(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Where the tokens are when all images' are in one list."""
+    first = torch.arange(len(x), device=x.device) * x.shape[1]
+    return (places + first[:, None]).flatten()
 
 
 def _attend(

@@ -1,0 +1,126 @@
+"""Which reading of CP-ViT serves it best?
+
+Question: the published description leaves choices open. How accurate is the cascade, without any
+training, under each of them, at the same share of the dense model's MACs and with one fixed ratio?
+
+Method: ``paper`` is what this package calls CP-ViT; every other line changes one choice, and
+``late queries`` is the cascade of the strategy that combines it with structural pruning. Accuracy
+is on one half of the test images.
+
+    python benchmarks/cascade.py cifar10-d64 --data DIR --checkpoint FILE
+    python benchmarks/cascade.py --show
+
+Output: ``results/cascade-NAME.json`` and a table. Runtime on one thread: 4 minutes for
+``cifar10-d64``, 15 for ``cifar10-d128``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import torch
+import typer
+from recording import DataOption, ThreadsOption, header, load_images, rows_so_far
+
+from vit_ratio_opt.checkpoint import load_dense
+from vit_ratio_opt.cli import run_command
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.geometry import smallest_macs_ratio
+from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.report import write_json
+from vit_ratio_opt.strategies import CP_VIT, LATE
+from vit_ratio_opt.training import Recipe, evaluate
+
+RESULTS = Path(__file__).parent / "results"
+RULES = {
+    "paper": CP_VIT,
+    "not by range": replace(CP_VIT, by_range=False),
+    "heads too": replace(CP_VIT, heads=True),
+    "mean attention": replace(CP_VIT, scores="mean"),
+    "class token's attention": replace(CP_VIT, scores="class"),
+    "queries only": replace(CP_VIT, left_out="queries"),
+    "late": replace(CP_VIT, schedule="late"),
+    "late queries": LATE,
+}
+
+
+def main(
+    name: Annotated[Optional[str], typer.Argument(help="Of the results.")] = None,  # noqa: UP045
+    checkpoint: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The dense model, safetensors."),
+    ] = None,
+    data: DataOption = None,
+    budget: Annotated[
+        Optional[list[float]],  # noqa: UP045
+        typer.Option(help="Share of the MACs; may be repeated.", show_default="0.9 0.8 0.7"),
+    ] = None,
+    threads: ThreadsOption = 1,
+    show: Annotated[bool, typer.Option("--show", help="Only print what was recorded.")] = False,
+) -> None:
+    """Measure, or go on with it, and print the table."""
+    if show:
+        for path in sorted(RESULTS.glob("cascade-*.json")):
+            _show(json.loads(path.read_text()))
+        return
+    if name is None or checkpoint is None:
+        raise InputError("Name the results and give --checkpoint, or use --show.")
+    torch.set_num_threads(threads)
+    dense, images = load_dense(checkpoint), load_images(data, None)
+    budgets = budget or [0.9, 0.8, 0.7]
+
+    def objective(rule_name: str, macs_ratio: float) -> PruningObjective:
+        return PruningObjective(
+            dense,
+            images,
+            budget=macs_ratio,
+            recipe=Recipe(epochs=0),
+            strategy="cascade",
+            rule=RULES[rule_name],
+            fixed_ratio=True,
+        )
+
+    head = header(objective("paper", 1.0), benchmark="cascade", name=name, threads=threads)
+    path = RESULTS / f"cascade-{name}.json"
+    rows = rows_so_far(path, head)
+    done = {(row["rule"], row["budget"]) for row in rows}
+    for rule_name in RULES:
+        smallest = smallest_macs_ratio(objective(rule_name, 1.0).space)
+        for macs_ratio in budgets:
+            if (rule_name, macs_ratio) in done or macs_ratio < smallest:
+                continue
+            chosen = objective(rule_name, macs_ratio)
+            (pair,) = chosen.curve
+            row = {
+                "rule": rule_name,
+                **asdict(RULES[rule_name]),
+                "budget": macs_ratio,
+                "ratio": pair.mhsa_ratio,
+                "macs_ratio": chosen.space.macs_ratio(*pair),
+                "accuracy": evaluate(chosen.prune(pair), images, images.val),
+            }
+            rows.append(row)
+            write_json({**head, "rows": rows}, path)
+    _show({**head, "rows": rows})
+
+
+def _show(results: dict[str, Any]) -> None:
+    """Accuracies in per cent, a line for each rule."""
+    budgets = sorted({row["budget"] for row in results["rows"]}, reverse=True)
+    found = {(row["rule"], row["budget"]): row["accuracy"] for row in results["rows"]}
+    print(
+        f"\n{results['name']}: dense {results['dense_accuracy']:.2f} %, on "
+        f"{results['eval_images']} images\n\n| choice | {' | '.join(map(str, budgets))} |\n"
+        f"|{' --- |' * (1 + len(budgets))}"
+    )
+    for rule in RULES:
+        values = [found.get((rule, budget)) for budget in budgets]
+        shown = " | ".join("-" if value is None else f"{value:.2f}" for value in values)
+        print(f"| {rule} | {shown} |")
+
+
+if __name__ == "__main__":
+    run_command(main)
