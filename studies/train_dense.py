@@ -9,6 +9,8 @@ The recipe is that of DeiT (Touvron 2021) for small images: AdamW with a cosine,
 mirroring, MixUp or CutMix in every batch, label smoothing, stochastic depth and an average of the
 weights.
 
+Killed, it goes on after the last whole epoch when it is run again.
+
     python studies/train_dense.py dense.safetensors
     python studies/train_dense.py dense.safetensors --data DIR --embed-dim 192 --depth 9 \
         --num-heads 6 --epochs 200
@@ -128,6 +130,9 @@ def main(
     make_folder(checkpoint.parent)
     check_output(checkpoint)
     clock = Stopwatch()
+    state = checkpoint.with_name(f"{checkpoint.name}.training")
+    if state.exists():
+        print(f"going on from {state}")
 
     def on_epoch(epoch: int, accuracy: float) -> None:
         print(f"epoch {epoch:3d} of {epochs}: {accuracy:.2f} % on the validation split")
@@ -138,11 +143,13 @@ def main(
         recipe,
         mix=_mixed(len(images.classes), mixup, cutmix, smoothing),
         seed=seed,
+        state=state,
         on_epoch=on_epoch,
         stopwatch=clock,
         title="dense",
     )
     save_dense(model, checkpoint, name=MODEL, arguments=arguments)
+    state.unlink()
     tested = evaluate(model, images, images.test)
     print(
         f"{checkpoint}: {validated:.2f} % on the validation and {tested:.2f} % on the test split"

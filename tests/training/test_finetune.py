@@ -134,3 +134,48 @@ def test_no_epochs_leave_the_model_as_it_is(digits, digits_vit):
 def test_impossible_recipes_are_refused_by_name(wrong):
     with pytest.raises(InputError, match=f"`{next(iter(wrong))}` must be"):
         Recipe(**wrong)
+
+
+# Going on after a kill
+
+
+@pytest.mark.parametrize("recipe", [Recipe(epochs=3), Recipe(epochs=3, ema=0.9, augment=True)])
+def test_a_training_that_was_killed_ends_with_the_weights_it_would_have_had(
+    digits, digits_vit, tmp_path, recipe
+):
+    whole, killed = copy.deepcopy(digits_vit), copy.deepcopy(digits_vit)
+    options = {"teacher": copy.deepcopy(digits_vit).eval(), "seed": 3}
+    expected = finetune(whole, digits, recipe, **options)
+
+    def kill(epoch, _):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    state, seen = tmp_path / "state", []
+    with pytest.raises(KeyboardInterrupt):
+        finetune(killed, digits, recipe, state=state, on_epoch=kill, **options)
+    again = copy.deepcopy(digits_vit)
+    accuracy = finetune(
+        again, digits, recipe, state=state, on_epoch=lambda epoch, _: seen.append(epoch), **options
+    )
+    assert seen == [3]
+    assert accuracy == expected
+    assert torch.equal(weights(again), weights(whole))
+    # A finished one trains no more.
+    once_more = copy.deepcopy(digits_vit)
+    assert finetune(once_more, digits, recipe, state=state, **options) == expected
+    assert torch.equal(weights(once_more), weights(whole))
+
+
+def test_a_state_of_another_training_or_damaged_is_refused_and_changes_nothing(
+    digits, digits_vit, tmp_path
+):
+    state = tmp_path / "state"
+    finetune(copy.deepcopy(digits_vit), digits, Recipe(epochs=1), state=state)
+    before = weights(digits_vit)
+    with pytest.raises(InputError, match="a training with other recipe, seed"):
+        finetune(digits_vit, digits, Recipe(epochs=2), state=state, seed=1)
+    state.write_bytes(state.read_bytes()[:-200])
+    with pytest.raises(InputError, match="no readable state"):
+        finetune(digits_vit, digits, Recipe(epochs=1), state=state)
+    assert torch.equal(weights(digits_vit), before)

@@ -277,7 +277,8 @@ def _gather(x: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
     """The tokens of ``x`` at ``places``, whole rows at a time: a gather goes number by number."""
     if places is None:
         return x
-    return x.flatten(0, 1).index_select(0, _rows(x, places)).unflatten(0, places.shape)
+    chosen = x.flatten(0, 1).index_select(0, _rows(x, places))
+    return chosen.view(*places.shape, x.shape[2])
 
 
 def _add(x: torch.Tensor, places: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.training.data import ImageData
 from vit_ratio_opt.training.evaluate import autocast, evaluate, model_device
 from vit_ratio_opt.training.progress import TrainingProgress
+from vit_ratio_opt.training.resume import load_state, save_state
 
 __all__ = ["Mix", "Recipe", "Stopwatch", "finetune"]
 
@@ -102,6 +105,7 @@ def finetune(
     teacher: nn.Module | None = None,
     mix: Mix | None = None,
     seed: int = 0,
+    state: Path | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
     stopwatch: Stopwatch | None = None,
     title: str = "fine-tune",
@@ -119,6 +123,8 @@ def finetune(
         mix: Applied to the normalised images and the labels of each batch; it may return class
             probabilities for the labels, as torchvision's MixUp and CutMix do.
         seed: Of order, augmentation, mixing and dropout.
+        state: A file that is written after each epoch. Where it is there already, the training
+            goes on from it, to the same weights on the same machine. It is left there in the end.
         on_epoch: Called with the epoch (from 1) and the validation accuracy in per cent; what it
             raises ends the training.
         stopwatch: Told the seconds of ``train``, ``data`` and ``evaluate``.
@@ -127,6 +133,9 @@ def finetune(
 
     Returns:
         Validation accuracy in per cent after the last epoch.
+
+    Raises:
+        InputError: ``state`` is damaged, of another training, or cannot be written.
     """
     clock = stopwatch or Stopwatch()
     device = model_device(model)
@@ -153,6 +162,17 @@ def finetune(
         "cuda", enabled=device.type == "cuda" and not torch.cuda.is_bf16_supported()
     )
     generator = torch.Generator().manual_seed(seed)
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    if average is not None:
+        parts["average"] = average
+    training = {
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "images": len(data.train),
+        "validation": data.fingerprint,
+        "mix": mix is not None,
+        "teacher": teacher is not None,
+    }
     accuracy: float | None = None
     devices = [device] if device.type == "cuda" else []
     with (
@@ -160,8 +180,11 @@ def finetune(
         TrainingProgress(title, steps, enabled=progress) as bar,
     ):
         torch.manual_seed(seed)  # mixing, dropout and stochastic depth
-        step = 0
-        for epoch in range(1, recipe.epochs + 1):
+        done: dict[str, float] = {}
+        if state is not None:
+            done = load_state(state, training, parts, generator, device)
+        step, accuracy = int(done.get("step", 0)), done.get("accuracy")
+        for epoch in range(int(done.get("epoch", 0)) + 1, recipe.epochs + 1):
             model.train()
             batches = data.train.batches(recipe.batch_size, generator=generator)
             while True:
@@ -196,6 +219,9 @@ def finetune(
                     bar.advance(len(labels), loss.item(), 100 * hits.item())
             with clock("evaluate"):
                 accuracy = evaluate(average or model, data, data.val)
+            if state is not None:
+                progressed = {"epoch": epoch, "step": step, "accuracy": accuracy}
+                save_state(state, training, parts, generator, device, **progressed)
             if on_epoch is not None:
                 on_epoch(epoch, accuracy)
     model.eval()
