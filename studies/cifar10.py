@@ -9,6 +9,8 @@ through them, or both. ``--fixed-ratio`` runs the baseline, one ratio for both m
     python studies/cifar10.py --data DIR --checkpoint FILE --budget 0.7 --epochs 1 --fixed-ratio
     python studies/cifar10.py --data DIR --checkpoint FILE --tolerance 2 --n-trials 12 --epochs 1
     python studies/cifar10.py --data DIR --checkpoint FILE --tolerance 1 --strategy both
+    python studies/cifar10.py --data DIR --checkpoint FILE --tolerance 0.5 --strategy cascade \
+        --cascade late --start runs/cifar10/checkpoints/cifar10-0%2e7/trial-0003.safetensors
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from vit_ratio_opt.cli import (
     RoundToOption,
     SearchNameOption,
     SeedOption,
+    StartOption,
     StorageOption,
     StrategyOption,
     ToleranceOption,
@@ -49,6 +52,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder of the images.")],
     checkpoint: CheckpointOption = None,
     model: ModelOption = None,
+    start: StartOption = None,
     budget: BudgetOption = 0.6,
     tolerance: ToleranceOption = None,
     n_trials: TrialsOption = 8,
@@ -75,6 +79,7 @@ def main(
         partial(load_images, data, validation=validation, seed=seed),
         checkpoint=checkpoint,
         model=model,
+        start=start,
         budget=budget,
         tolerance=tolerance,
         n_trials=n_trials,

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from vit_ratio_opt.checkpoint import create_model, load_dense
+from vit_ratio_opt.checkpoint import create_model, load_dense, load_pruned
 from vit_ratio_opt.cli import check_output, checkpoint_folder, make_folder, print_report
 from vit_ratio_opt.geometry import check_budget, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
@@ -24,6 +24,7 @@ def search(
     *,
     checkpoint: Path | None,
     model: str | None,
+    start: Path | None,
     budget: float,
     tolerance: float | None,
     n_trials: int,
@@ -41,6 +42,8 @@ def search(
             ``std`` where the model's weights say how images are normalised.
         checkpoint: The dense model; timm's own weights of ``model`` without it.
         model: A timm name; the checkpoint's by default.
+        start: A pruned model of an earlier study of this dense model, to be pruned further: it is
+            then what limits refer to and what is distilled from.
         budget: Used without a tolerance.
         tolerance: In its place.
         n_trials: Trained trials in all.
@@ -58,6 +61,8 @@ def search(
         normalisation = {key: dense.pretrained_cfg[key] for key in ("mean", "std")}
     else:
         raise typer.BadParameter("give --checkpoint, --model or both")
+    if start is not None:
+        dense, _ = load_pruned(start, dense)
     fixed_ratio, strategy = settings["fixed_ratio"], settings["strategy"]
     if tolerance is None and strategy == "structural":  # the others see the images first
         shape = replace(

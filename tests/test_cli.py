@@ -273,7 +273,8 @@ def test_public_names_are_there():
 def test_mini_imagenet_runs_every_strategy_from_csv_files(tmp_path, monkeypatch, tiny_vit, capsys):
     from PIL import Image
 
-    from vit_ratio_opt.checkpoint import save_dense
+    from vit_ratio_opt.checkpoint import load_pruned, save_dense
+    from vit_ratio_opt.pruning import shape_of
 
     (tmp_path / "data" / "images").mkdir(parents=True)
     rows = ["filename,label"]
@@ -305,11 +306,20 @@ def test_mini_imagenet_runs_every_strategy_from_csv_files(tmp_path, monkeypatch,
         ["--budget", 0.8, "--strategy", "both", "--cascade", "cp-vit"],
     ):
         assert run(mini_imagenet.main, *common, *flags, monkeypatch=monkeypatch) == 0
+    folder = tmp_path / "run" / "checkpoints" / "mini-imagenet-0%2e7"
+    pruned = next(folder.glob("*.safetensors"))
+    further = ["--start", pruned, "--budget", 0.9, "--strategy", "cascade"]
+    assert run(mini_imagenet.main, *common, *further, monkeypatch=monkeypatch) == 0
+    report = json.loads((tmp_path / "rows.json").read_text())
+    first, second = report["rows"]
+    assert first["macs"] == shape_of(load_pruned(pruned, tiny_vit)[0]).macs
+    assert second["macs"] <= 0.9 * first["macs"]
     studies = optuna.get_all_study_names(f"sqlite:///{tmp_path / 'run' / 'study.db'}")
     assert sorted(studies) == [
         "mini-imagenet-0.7",
         "mini-imagenet-0.8-both",
         "mini-imagenet-0.8-cascade-fixed",
+        "mini-imagenet-0.9-cascade",
         "mini-imagenet-drop20.0-both",
     ]
     assert run(mini_imagenet.main, *common, "--strategy", "tokens", monkeypatch=monkeypatch) == 2

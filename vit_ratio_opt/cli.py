@@ -39,6 +39,7 @@ __all__ = [
     "OutputOption",
     "RepairOption",
     "SeedOption",
+    "StartOption",
     "StorageOption",
     "StudyNameOption",
     "ToleranceOption",
@@ -96,6 +97,14 @@ ModelOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         help="timm name, the checkpoint's by default; without one, timm's weights.",
+        show_default=False,
+    ),
+]
+StartOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        help="A pruned model of an earlier study of the dense model: one strategy after the "
+        "other. Limits then refer to it.",
         show_default=False,
     ),
 ]
