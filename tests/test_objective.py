@@ -260,7 +260,13 @@ def test_another_unit_is_refused(make):
 def test_every_strategy_trains_keeps_and_reports_its_model(
     make, url, dense, digits, strategy, fixed_ratio
 ):
-    objective = make(strategy=strategy, fixed_ratio=fixed_ratio, budget=0.85, iterative=False)
+    options = {
+        "strategy": strategy,
+        "fixed_ratio": fixed_ratio,
+        "budget": 0.85,
+        "iterative": False,
+    }
+    objective = make(**options)
     study = create_study(objective, study_name="s", storage=url)
     study.optimize(objective, n_trials=2)
     for trial in study.trials:
@@ -277,6 +283,8 @@ def test_every_strategy_trains_keeps_and_reports_its_model(
         assert evaluate(model, digits, digits.val) == trial.user_attrs["accuracy"]
         assert (pair.mhsa_ratio == pair.ffn_ratio) >= fixed_ratio
         assert manifest["pruned"] == strategy
+    again = create_study(make(**options), study_name="s", storage=url)
+    assert len(again.trials) == 2
     with pytest.raises(InputError, match="pruned"):
         create_study(make(budget=0.85, iterative=False), study_name="s", storage=url)
 

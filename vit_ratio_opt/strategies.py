@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -272,12 +273,20 @@ class Combined:
     @cached_property
     def mhsa_ratios(self) -> tuple[float, ...]:
         """Whole per cents, as far as they can be had."""
-        return tuple(ratio for ratio in _PER_CENT if self._least(ratio)[0] <= self._left(ratio)[0])
+        return self._realisable(0)
 
     @cached_property
     def ffn_ratios(self) -> tuple[float, ...]:
         """Whole per cents, as far as they can be had."""
-        return tuple(ratio for ratio in _PER_CENT if self._least(ratio)[1] <= self._left(ratio)[1])
+        return self._realisable(1)
+
+    def _realisable(self, module: int) -> tuple[float, ...]:
+        """The ratios that leave a module enough for the least of every block."""
+        return tuple(
+            itertools.takewhile(
+                lambda ratio: self._least(ratio)[module] <= self._left(ratio)[module], _PER_CENT
+            )
+        )
 
     @cached_property
     def max_pair(self) -> RatioPair:
