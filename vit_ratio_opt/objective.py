@@ -397,7 +397,7 @@ class PruningObjective:
         settings: dict[str, Any] = {
             "pruned": self.strategy,
             "rule": asdict(self.rule),
-            "ranges": tokens.ranges,
+            "ranges": list(tokens.ranges),  # as JSON gives them back
         }
         if isinstance(space, Combined):
             settings["by_cascade"] = space.by_cascade
