@@ -284,7 +284,7 @@ def test_every_strategy_trains_keeps_and_reports_its_model(
         assert (pair.mhsa_ratio == pair.ffn_ratio) >= fixed_ratio
         assert manifest["pruned"] == strategy
     again = create_study(make(**options), study_name="s", storage=url)
-    assert len(again.trials) == 2
+    assert len(again.trials) == len(study.trials) > 0
     with pytest.raises(InputError, match="pruned"):
         create_study(make(budget=0.85, iterative=False), study_name="s", storage=url)
 
