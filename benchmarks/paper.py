@@ -73,6 +73,7 @@ from vit_ratio_opt.training import (
     ImageData,
     Recipe,
     Split,
+    best_device,
     evaluate,
     finetune,
     load_digits,
@@ -146,7 +147,7 @@ def main(
         raise InputError(f"`--method` must be one of {list(METHODS)}, not {unknown}.")
     torch.set_num_threads(threads)
     optuna.logging.set_verbosity(logging.ERROR)
-    dense = load_dense(checkpoint)
+    dense = load_dense(checkpoint).to(best_device())
     images = _images(data, image_size, validation, val_images)
     final = replace(images, train=_first(images.train, final_images))
     images = replace(images, train=_first(images.train, train_images))
