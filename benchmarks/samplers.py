@@ -18,8 +18,9 @@ TPE, GP and NSGA-II are told the constraint, the others a value that puts every 
 tolerance before every other one (Deb 2000). OptunaHub's AutoSampler hands a numerical search of
 less than 250 trials with one objective to GPSampler after its first trial: GP's row is its row.
 
-``ours screened`` begins at the best pair of a screen without training (see ``screen.py``), which
-costs a second or two a pair and is not counted; ``ours`` at the fixed ratio's place.
+``ours screened`` begins at the best pair of a screen without training (see ``screen.py``), or with
+a tolerance on the path of the best pairs without training, which costs a second or two a pair and
+is not counted; ``ours`` at the fixed ratio's place, or knowing nothing.
 
 Ours is told the noise that a study would expect from the number of images, not the recorded one.
 
@@ -203,6 +204,15 @@ def screened_best(name: str, curve: tuple[Pair, ...]) -> Pair:
     return max(seen, key=lambda pair: seen[pair][0])
 
 
+@lru_cache
+def screened_path(name: str) -> tuple[Pair, ...]:
+    """About where :attr:`vit_ratio_opt.PruningObjective.path` would lead."""
+    shape, pruned = surface_of(name).shape, surface_of(name, "accuracy_pruned").accuracy
+    levels = np.linspace(1.0, smallest_macs_ratio(shape), 64)
+    best = [max(budget_curve(shape, float(level)), key=pruned) for level in levels]
+    return tuple(dict.fromkeys((first, second) for first, second in best))
+
+
 def _contests(surfaces: list[str], workers: tuple[int, ...]) -> list[Contest]:
     contests = []
     for count, surface in itertools.product(workers, surfaces):
@@ -211,7 +221,7 @@ def _contests(surfaces: list[str], workers: tuple[int, ...]) -> list[Contest]:
         budget = [*ours, *(f"{p} curve" for p in ON_THE_CURVE), *AS_PAIRS]
         for mode, levels, samplers in (
             ("budget", [b for b in BUDGETS if b >= lowest], budget),
-            ("tolerance", TOLERANCES, ["ours", *WITH_TOLERANCE]),
+            ("tolerance", TOLERANCES, [*ours[: 1 if count > 1 else None], *WITH_TOLERANCE]),
         ):
             for level, sampler in itertools.product(levels, samplers):
                 strong = sampler in WITH_WORKERS and count != 8
@@ -236,12 +246,15 @@ def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial],
 
     if name.startswith("ours"):
         noise: Any = {"noise": surface.noise, "confirmations": 1}
-        start = screened_best(contest.surface, curve) if name == "ours screened" else None
-        plan: Any = (
-            BudgetSearch(curve, start=start, **noise)
-            if contest.mode == "budget"
-            else ToleranceSearch(surface.columns, surface.shape.macs_ratio, contest.level, **noise)
-        )
+        screened = name == "ours screened"
+        plan: Any
+        if contest.mode == "budget":
+            start = screened_best(contest.surface, curve) if screened else None
+            plan = BudgetSearch(curve, start=start, **noise)
+        else:
+            noise["path"] = screened_path(contest.surface) if screened else ()
+            costs = surface.shape.macs_ratio
+            plan = ToleranceSearch(surface.columns, costs, contest.level, **noise)
         sampler: Any = BinarySearchSampler(space, plan, seed=seed)
     elif name == "Grid curve":
         sampler = optuna.samplers.GridSampler({"position": list(range(len(curve)))}, seed=seed)
@@ -310,7 +323,7 @@ def _search(contest: Contest, seed: int) -> tuple[list[tuple[float, Pair | None]
 def _tell_tolerance(
     study: optuna.Study, trial: Trial, margin: float, cost: float, sampler: str
 ) -> None:
-    if sampler in ("ours", "TPE", "GP", "NSGA-II"):
+    if sampler.startswith("ours") or sampler in ("TPE", "GP", "NSGA-II"):
         trial.set_constraint("accuracy_drop", -margin)
         study.tell(trial, cost)
     else:

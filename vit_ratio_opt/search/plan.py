@@ -398,6 +398,7 @@ class ToleranceSearch:
             [self.columns[-1][0] or 1.0, max(seconds[-1] for _, seconds in self.columns) or 1.0]
         )
         self._thin = self._candidates(range(len(self.columns)), None)
+        self._thin_near_path = self._near_path(*self._thin) if self.path else self._thin
         draws = np.random.default_rng(0).standard_normal((_OUTCOMES // 2, 64))
         self._draws = np.concatenate([draws, -draws])
 
@@ -436,7 +437,7 @@ class ToleranceSearch:
         if self.path:
             best, saving = promising(*self._path)
             if saving <= _PATH_RESOLUTION:
-                best, saving = promising(*self._near_path(*self._thin))
+                best, saving = promising(*self._thin_near_path)
                 if best is not None:
                     finer = promising(*self._near_path(*self._around(best)))
                     best, saving = finer if finer[1] > saving else (best, saving)
