@@ -204,7 +204,7 @@ class PruningObjective:
         if strategy == "cascade" and round_to != 1:
             raise InputError("`round_to` is for structural pruning: a cascade cuts no weights.")
         if strategy == "structural" and rule is not None:
-            raise InputError("`rule` is for the strategies 'cascade' and 'both'.")
+            raise InputError("`rule` (--cascade) is for the strategies 'cascade' and 'both'.")
         self.budget = budget
         self.tolerance = tolerance
         self.fixed_ratio = fixed_ratio

@@ -249,6 +249,10 @@ def run_study(
         looked_at = len(study.user_attrs["screened"])
         say(f"begins with {ratios}: the best of {looked_at} pairs before any training")
 
+    path = study.user_attrs.get("path", [])
+    if path and not study.get_trials(deepcopy=False):
+        say(f"begins along {len(path)} pairs, the likeliest of their FLOPs before any training")
+
     def report(study: Study, trial: FrozenTrial) -> None:
         done = len(finished_trials(study))
         say(_describe(trial, done, n_trials))
