@@ -156,7 +156,7 @@ def main(
 
     @cache
     def objective(method: str, seed: int) -> PruningObjective:
-        made = PruningObjective(
+        return PruningObjective(
             dense,
             images,
             tolerance=1.0,
@@ -166,9 +166,6 @@ def main(
             progress=False,
             **METHODS[method],
         )
-        # What does not depend on the tolerance is measured once.
-        made.path, made.dense_accuracy  # noqa: B018
-        return made
 
     head = header(
         objective("structural", 0),
@@ -190,7 +187,9 @@ def main(
             continue
         started = time.perf_counter()
         with TemporaryDirectory() as folder:
-            trial = copy.copy(objective(method_name, seed))
+            searched = objective(method_name, seed)
+            searched.path, searched.dense_accuracy  # noqa: B018  the same for every tolerance
+            trial = copy.copy(searched)
             trial.tolerance, trial.checkpoints = points, Path(folder)
             row, model = _search(trial, n_trials)
         row = {"method": method_name, "tolerance": points, "seed": seed, **row}
