@@ -79,6 +79,7 @@ from vit_ratio_opt.training import (
     load_digits,
     load_images,
 )
+from vit_ratio_opt.training.evaluate import predict
 
 RESULTS = Path(__file__).parent / "results"
 FIGURE = Path(__file__).parent / "figures" / "paper.png"
@@ -167,6 +168,10 @@ def main(
             **METHODS[method],
         )
 
+    @cache
+    def taught() -> torch.Tensor:
+        return predict(dense, final, final.train)
+
     head = header(
         objective("structural", 0),
         benchmark="paper",
@@ -195,7 +200,7 @@ def main(
         row = {"method": method_name, "tolerance": points, "seed": seed, **row}
         if longer.epochs and model is not dense:
             row["val_accuracy"] = finetune(
-                model, final, longer, teacher=dense, seed=seed, progress=False
+                model, final, longer, teacher=taught(), seed=seed, progress=False
             )
         row["test_accuracy"] = evaluate(model, images, images.test)
         row["seconds"] = round(time.perf_counter() - started, 1)

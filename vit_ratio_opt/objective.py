@@ -67,12 +67,15 @@ from vit_ratio_opt.search.plan import accuracy_noise, follow
 from vit_ratio_opt.strategies import CP_VIT, LATE, Cascade, CascadeRule, Combined, Strategy
 from vit_ratio_opt.study import finished_trials
 from vit_ratio_opt.training import ImageData, Recipe, Stopwatch, best_device, evaluate, finetune
-from vit_ratio_opt.training.evaluate import autocast, on_device
+from vit_ratio_opt.training.evaluate import autocast, on_device, predict
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
 __all__ = ["PruningObjective"]
+
+# Of a teacher's logits, 256 MB are kept at most.
+_MOST_LOGITS = 2**26
 
 # Levels of MACs at which a path is looked for, and pairs that it has.
 _SCREENED_LEVELS, _PATH_PAIRS = 6, 64
@@ -416,6 +419,19 @@ class PruningObjective:
         return evaluate(self.model, self.data, self.data.val)
 
     @cached_property
+    def _teacher(self) -> VisionTransformer | torch.Tensor | None:
+        """What is distilled from: the same logits in every trial, or the dense model.
+
+        Recomputing them takes longer than a small pruned model takes to train.
+        """
+        if self.recipe.distillation == 0:
+            return None
+        logits = len(self.data.train) * len(self.data.classes)
+        if self.recipe.augment or logits > _MOST_LOGITS:
+            return self.model
+        return predict(self.model, self.data, self.data.train)
+
+    @cached_property
     def importance(self) -> Importance:
         """Taylor scores of the dense model on seeded calibration images, computed once."""
         return self._taylor(self.model)
@@ -599,11 +615,13 @@ class PruningObjective:
 
         accuracy = accuracy_pruned
         if self.recipe.epochs:
+            with clock("train"):
+                teacher = self._teacher  # at work in the first trial only
             accuracy = finetune(
                 model,
                 self.data,
                 self.recipe,
-                teacher=self.model,
+                teacher=teacher,
                 seed=seed,
                 on_epoch=on_epoch,
                 stopwatch=clock,

@@ -8,6 +8,7 @@ import torch
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.training import Recipe, Stopwatch, evaluate, finetune
+from vit_ratio_opt.training.evaluate import predict
 from vit_ratio_opt.training.finetune import _loss
 
 
@@ -111,9 +112,24 @@ def test_loss_mixes_true_labels_and_the_teachers(digits, digits_vit):
     logits = digits_vit.eval()(images)
     hard = torch.nn.functional.cross_entropy(logits, labels)
     soft_only, half = Recipe(distillation=1.0), Recipe(distillation=0.5)
-    assert abs(_loss(logits, labels, images, digits_vit, soft_only)) < 1e-6
-    torch.testing.assert_close(_loss(logits, labels, images, digits_vit, half), hard / 2)
-    assert _loss(logits, labels, images, None, soft_only) == hard
+    assert abs(_loss(logits, labels, logits, soft_only)) < 1e-6
+    torch.testing.assert_close(_loss(logits, labels, logits, half), hard / 2)
+    assert _loss(logits, labels, None, soft_only) == hard
+
+
+def test_a_teachers_logits_teach_what_the_teacher_teaches(digits, digits_vit):
+    teacher = copy.deepcopy(digits_vit).eval()
+    finetune(teacher, digits, Recipe(epochs=1))
+    logits = predict(teacher, digits, digits.train)
+    assert logits.shape == (len(digits.train), 10)
+    models = [copy.deepcopy(digits_vit) for _ in range(2)]
+    for model, taught in zip(models, (teacher, logits), strict=True):
+        finetune(model, digits, Recipe(epochs=2, distillation=1.0), teacher=taught)
+    torch.testing.assert_close(weights(models[0]), weights(models[1]), atol=1e-4, rtol=1e-3)
+    with pytest.raises(InputError, match="neither mixed nor moved"):
+        finetune(models[0], digits, Recipe(augment=True), teacher=logits)
+    with pytest.raises(InputError, match="must have logits for 1149 images, but has 5"):
+        finetune(models[0], digits, Recipe(), teacher=logits[:5])
 
 
 def test_no_epochs_leave_the_model_as_it_is(digits, digits_vit):

@@ -11,7 +11,7 @@ from torch import nn
 
 from vit_ratio_opt.training.data import ImageData, Split
 
-__all__ = ["autocast", "best_device", "evaluate", "model_device", "on_device"]
+__all__ = ["autocast", "best_device", "evaluate", "model_device", "on_device", "predict"]
 
 _BATCH = 500
 
@@ -45,6 +45,25 @@ def on_device(
             data.normalise(images.to(device, non_blocking=True)),
             labels.to(device, non_blocking=True),
         )
+
+
+def predict(model: nn.Module, data: ImageData, split: Split) -> torch.Tensor:
+    """Logits ``(images, classes)`` of ``split`` in its order, float32, on the CPU.
+
+    The model is in evaluation mode; its mode stays as it was.
+    """
+    device, was_training = model_device(model), model.training
+    try:
+        model.eval()
+        with torch.no_grad(), autocast(device):
+            return torch.cat(
+                [
+                    model(images).float().cpu()
+                    for images, _ in on_device(data, split, _BATCH, device)
+                ]
+            )
+    finally:
+        model.train(was_training)
 
 
 def evaluate(model: nn.Module, data: ImageData, split: Split) -> float:

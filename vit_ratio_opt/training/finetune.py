@@ -102,7 +102,7 @@ def finetune(
     data: ImageData,
     recipe: Recipe,
     *,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | torch.Tensor | None = None,
     mix: Mix | None = None,
     seed: int = 0,
     state: Path | None = None,
@@ -119,7 +119,9 @@ def finetune(
         model: Gives class logits.
         data: Trains on ``data.train``, validates on ``data.val`` after each epoch.
         recipe: How.
-        teacher: The dense model, for distillation; on the same device.
+        teacher: The dense model, for distillation; on the same device. Or, where images are
+            neither augmented nor mixed, its logits for every image of ``data.train``, see
+            :func:`~vit_ratio_opt.training.evaluate.predict`: then it need not run again.
         mix: Applied to the normalised images and the labels of each batch; it may return class
             probabilities for the labels, as torchvision's MixUp and CutMix do.
         seed: Of order, augmentation, mixing and dropout.
@@ -135,8 +137,18 @@ def finetune(
         Validation accuracy in per cent after the last epoch.
 
     Raises:
-        InputError: ``state`` is damaged, of another training, or cannot be written.
+        InputError: ``state`` is damaged, of another training, or cannot be written; or logits do
+            not fit the images.
     """
+    if isinstance(teacher, torch.Tensor):
+        if recipe.augment or mix is not None:
+            raise InputError(
+                "Logits of a teacher are for images that are neither mixed nor moved."
+            )
+        if len(teacher) != len(data.train):
+            raise InputError(
+                f"`teacher` must have logits for {len(data.train)} images, but has {len(teacher)}."
+            )
     clock = stopwatch or Stopwatch()
     device = model_device(model)
     steps_per_epoch = math.ceil(len(data.train) / recipe.batch_size)
@@ -186,12 +198,11 @@ def finetune(
         step, accuracy = int(done.get("step", 0)), done.get("accuracy")
         for epoch in range(int(done.get("epoch", 0)) + 1, recipe.epochs + 1):
             model.train()
-            batches = data.train.batches(recipe.batch_size, generator=generator)
-            while True:
+            order = torch.randperm(len(data.train), generator=generator)
+            batches = data.train.subset(order).batches(recipe.batch_size)
+            for positions in torch.split(order, recipe.batch_size):
                 with clock("data"):
-                    batch = next(batches, None)
-                    if batch is None:
-                        break
+                    batch = next(batches)
                     images = batch[0].to(device, non_blocking=True)
                     labels = batch[1].to(device, non_blocking=True)
                     if recipe.augment:
@@ -204,7 +215,14 @@ def finetune(
                     scheduler.step_update(step)
                     with autocast(device):
                         logits = model(images)
-                        loss = _loss(logits, targets, images, teacher, recipe)
+                        if teacher is None or recipe.distillation == 0:
+                            taught = None
+                        elif isinstance(teacher, torch.Tensor):
+                            taught = teacher[positions].to(device, non_blocking=True)
+                        else:
+                            with torch.no_grad():
+                                taught = teacher(images)
+                        loss = _loss(logits, targets, taught, recipe)
                     optimizer.zero_grad(set_to_none=True)
                     torch.autograd.backward(scaler.scale(loss))
                     scaler.unscale_(optimizer)
@@ -236,16 +254,14 @@ def finetune(
 def _loss(
     logits: torch.Tensor,
     targets: torch.Tensor,
-    images: torch.Tensor,
-    teacher: nn.Module | None,
+    taught: torch.Tensor | None,
     recipe: Recipe,
 ) -> torch.Tensor:
     """``(1 - a) cross-entropy + a T^2 KL(teacher || student)`` at temperature T (Hinton 2015)."""
     hard = F.cross_entropy(logits, targets)
-    if teacher is None or recipe.distillation == 0:
+    if taught is None:
         return hard
-    with torch.no_grad():
-        soft_labels = F.log_softmax(teacher(images) / recipe.temperature, dim=1)
+    soft_labels = F.log_softmax(taught / recipe.temperature, dim=1)
     student = F.log_softmax(logits / recipe.temperature, dim=1)
     soft = F.kl_div(student, soft_labels, reduction="batchmean", log_target=True)
     soft = soft * recipe.temperature**2
