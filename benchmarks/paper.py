@@ -22,7 +22,7 @@ Rows are written as they come: run the same command again and it goes on where i
     python benchmarks/paper.py cifar10-d64 --data DIR --checkpoint FILE
     python benchmarks/paper.py cifar10-d64-untrained --data DIR --checkpoint FILE --epochs 0
     python benchmarks/paper.py cifar10-d128 --data DIR --checkpoint FILE --seeds 1 \
-        --val-images 2500
+        --val-images 2500 --distillation 1 --lr 3e-4
     python benchmarks/paper.py cifar10-d128-untrained --data DIR --checkpoint FILE --epochs 0 \
         --val-images 2500
     python benchmarks/paper.py mini-imagenet --data DIR --checkpoint FILE --validation train \
@@ -118,6 +118,10 @@ def main(
     final_images: Annotated[
         int, typer.Option(min=1, help="Training images of an epoch of the answer.")
     ] = 25_600,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of both.")] = Recipe.lr,
+    distillation: Annotated[
+        float, typer.Option(min=0, max=1, help="Weight of the dense model's labels in both.")
+    ] = Recipe.distillation,
     val_images: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Validation images; all of them by default."),
@@ -152,7 +156,8 @@ def main(
     images = _images(data, image_size, validation, val_images)
     final = replace(images, train=_first(images.train, final_images))
     images = replace(images, train=_first(images.train, train_images))
-    recipe = Recipe(epochs=epochs, batch_size=128 if data else 64)
+    batch_size = 128 if data else 64
+    recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, distillation=distillation)
     longer = replace(recipe, epochs=final_epochs if epochs else 0)
 
     @cache
