@@ -197,6 +197,21 @@ def test_new_study_begins_with_the_best_pair_of_the_screen_and_remembers_it(make
     assert "before any training" in said[0]
 
 
+def test_a_study_whose_maker_was_killed_in_the_screen_gets_one_from_the_next(
+    make, url, monkeypatch
+):
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PruningObjective, "screen", killed)
+        with pytest.raises(KeyboardInterrupt):
+            create_study(make(), study_name="s", storage=url)
+    study = create_study(make(), study_name="s", storage=url)
+    assert len(study.user_attrs["screened"]) > 2
+    assert study.user_attrs["path"] == []
+
+
 def test_without_a_screen_the_search_begins_at_the_fixed_ratio(make, url):
     objective = make()
     study = create_study(objective, study_name="s", storage=url, screen=False)

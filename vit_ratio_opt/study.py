@@ -183,8 +183,11 @@ def create_study(
                 "val_accuracy": objective.dense_accuracy,
             },
         )
+    # These take a while: a worker that was killed in the middle left the study without them.
+    if "screened" not in study.user_attrs:
         seen = objective.screen() if screen else {}
         study.set_user_attr("screened", [[*pair, accuracy] for pair, accuracy in seen.items()])
+    if "path" not in study.user_attrs:
         study.set_user_attr("path", objective.path if screen else ())
     path = [(first, second) for first, second in study.user_attrs.get("path", ())]
     plan = objective.plan(_screened_best(study), path)
