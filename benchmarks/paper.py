@@ -48,7 +48,7 @@ from dataclasses import asdict, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal, Optional
 
@@ -58,7 +58,7 @@ import torch
 import typer
 from matplotlib import pyplot as plt
 from optuna.storages import InMemoryStorage
-from recording import DataOption, SeedsOption, ThreadsOption, header, rows_so_far
+from recording import DataOption, SeedsOption, ThreadsOption, header, rows_so_far, spread
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.checkpoint import load_dense, load_pruned
@@ -293,17 +293,10 @@ def _show(results: dict[str, Any]) -> None:
         pairs = [row["pair"] for row in rows.values()]
         ratios = ", ".join(f"{mean(side):.2f}" for side in zip(*pairs, strict=True))
         print(
-            f"| {points} | {method} | {_spread([row['macs_ratio'] for row in rows.values()], 3)} "
-            f"| {_spread(shares, 2)} | {_spread(tests, 2)} "
+            f"| {points} | {method} | {spread([row['macs_ratio'] for row in rows.values()], 3)} "
+            f"| {spread(shares, 2)} | {spread(tests, 2)} "
             f"| {results['dense_test_accuracy'] - mean(tests):.2f} | {ratios} | {len(rows)} |"
         )
-
-
-def _spread(values: list[float], digits: int) -> str:
-    if not values:
-        return "-"
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
 
 
 def _plot(results: list[dict[str, Any]]) -> None:

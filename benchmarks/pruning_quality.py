@@ -48,7 +48,6 @@ from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Annotated, Any, Optional
 
 import torch
@@ -63,6 +62,7 @@ from recording import (
     joined,
     load_images,
     rows_so_far,
+    spread,
 )
 from timm.models.vision_transformer import VisionTransformer
 
@@ -252,13 +252,8 @@ def _show(results: dict[str, Any]) -> None:
     )
     for (macs_ratio, name), pairs in sorted(values.items(), key=lambda item: item[0][0]):
         measured = list(zip(*pairs, strict=True))[: len(columns)]
-        spreads = " | ".join(_spread(list(column)) for column in measured)
+        spreads = " | ".join(spread(list(column)) for column in measured)
         print(f"| {-macs_ratio} | {name} | {spreads} | {len(pairs)} |")
-
-
-def _spread(values: list[float]) -> str:
-    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{mean(values):.2f}{spread}"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Annotated, Any, Optional
 
 import torch
@@ -106,3 +107,11 @@ def rows_so_far(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
         raise InputError(f"{path} was recorded with other {', '.join(differing)}: name another.")
     rows: list[dict[str, Any]] = stored["rows"]
     return rows
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Mean and standard deviation, for a table."""
+    if not values:
+        return "-"
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{deviation}"
