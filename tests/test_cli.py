@@ -314,6 +314,7 @@ def test_mini_imagenet_runs_every_strategy_from_csv_files(tmp_path, monkeypatch,
     first, second = report["rows"]
     assert first["macs"] == shape_of(load_pruned(pruned, tiny_vit)[0]).macs
     assert second["macs"] <= 0.9 * first["macs"]
+    assert second["strategy"] == "cascade"
     studies = optuna.get_all_study_names(f"sqlite:///{tmp_path / 'run' / 'study.db'}")
     assert sorted(studies) == [
         "mini-imagenet-0.7",

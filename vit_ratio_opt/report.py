@@ -174,7 +174,7 @@ def _study_row(study: Study) -> dict[str, Any] | None:
     tested = study.user_attrs.get("tested", {})
     return {
         "name": study.user_attrs["settings"]["strategy"],
-        "strategy": "structural",
+        "strategy": study.user_attrs["settings"].get("pruned", "structural"),
         "mhsa_ratio": pair[0],
         "ffn_ratio": pair[1],
         "macs": best.user_attrs["macs"],
