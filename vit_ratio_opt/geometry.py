@@ -33,9 +33,9 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, NamedTuple, Protocol
 
 from vit_ratio_opt.errors import InputError
@@ -424,9 +424,7 @@ def budget_curve(space: RatioSpace, budget: float) -> tuple[RatioPair, ...]:
     ffn_ratios = space.ffn_ratios
     curve = []
     for mhsa_ratio in space.mhsa_ratios:
-        least = _first_within(
-            space, [RatioPair(mhsa_ratio, ratio) for ratio in ffn_ratios], allowed
-        )
+        least = _first_within(ffn_ratios, allowed, partial(_macs_of_column, space, mhsa_ratio))
         if least < len(ffn_ratios):
             curve.append(RatioPair(mhsa_ratio, ffn_ratios[least]))
         if least == 0:  # more attention would go without need
@@ -444,7 +442,9 @@ def fixed_ratio_pair(space: RatioSpace, budget: float) -> RatioPair:
     check_budget(space, budget)
     allowed = _largest_macs(space.macs, budget)
     ratios = _fixed_ratios(space)
-    least = _first_within(space, [RatioPair(ratio, ratio) for ratio in ratios], allowed)
+    least = _first_within(
+        ratios, allowed, lambda ratio: space.pruned_macs(RatioPair(ratio, ratio))
+    )
     if least < len(ratios):
         return RatioPair(ratios[least], ratios[least])
     smallest = space.macs_ratio(ratios[-1], ratios[-1])
@@ -473,9 +473,13 @@ def _fixed_ratios(space: RatioSpace) -> list[float]:
     return sorted(ratio for ratio in {*space.mhsa_ratios, *space.ffn_ratios} if ratio <= largest)
 
 
-def _first_within(space: RatioSpace, pairs: Sequence[RatioPair], allowed: int) -> int:
-    """Index of the first within the MACs; each of ``pairs`` prunes no less than the last."""
-    return bisect.bisect_left(pairs, -allowed, key=lambda pair: -space.pruned_macs(pair))
+def _macs_of_column(space: RatioSpace, mhsa_ratio: float, ffn_ratio: float) -> int:
+    return space.pruned_macs(RatioPair(mhsa_ratio, ffn_ratio))
+
+
+def _first_within(ratios: Sequence[float], allowed: int, macs_of: Callable[[float], int]) -> int:
+    """Index of the first of the rising ratios that leaves at most so many MACs."""
+    return bisect.bisect_left(ratios, -allowed, key=lambda ratio: -macs_of(ratio))
 
 
 def _largest_macs(dense_macs: int, budget: float) -> int:
