@@ -52,30 +52,27 @@ def predict(model: nn.Module, data: ImageData, split: Split) -> torch.Tensor:
 
     The model is in evaluation mode; its mode stays as it was.
     """
-    device, was_training = model_device(model), model.training
-    try:
-        model.eval()
-        with torch.no_grad(), autocast(device):
-            return torch.cat(
-                [
-                    model(images).float().cpu()
-                    for images, _ in on_device(data, split, _BATCH, device)
-                ]
-            )
-    finally:
-        model.train(was_training)
+    return torch.cat([logits.float().cpu() for logits, _ in _outputs(model, data, split)])
 
 
 def evaluate(model: nn.Module, data: ImageData, split: Split) -> float:
     """Top-1 accuracy in per cent on ``split``, on the model's device; its mode stays as it was."""
-    device = model_device(model)
-    was_training = model.training
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=model_device(model))
+    for logits, labels in _outputs(model, data, split):
+        correct += (logits.argmax(dim=1) == labels).sum()
+    return 100.0 * correct.item() / len(split)
+
+
+def _outputs(
+    model: nn.Module, data: ImageData, split: Split
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits and labels on the model's device, batch by batch, in evaluation mode."""
+    device, was_training = model_device(model), model.training
     try:
         model.eval()
-        with torch.inference_mode(), autocast(device):
-            for images, labels in on_device(data, split, _BATCH, device):
-                correct += (model(images).argmax(dim=1) == labels).sum()
+        for images, labels in on_device(data, split, _BATCH, device):
+            with torch.inference_mode(), autocast(device):  # not while the caller is at work
+                logits = model(images)
+            yield logits, labels
     finally:
         model.train(was_training)
-    return 100.0 * correct.item() / len(split)
