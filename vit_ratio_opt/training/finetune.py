@@ -22,7 +22,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.training.data import ImageData
 from vit_ratio_opt.training.evaluate import autocast, evaluate, model_device
 from vit_ratio_opt.training.progress import TrainingProgress
-from vit_ratio_opt.training.resume import load_state, save_state
+from vit_ratio_opt.training.resume import TrainingState
 
 __all__ = ["Mix", "Recipe", "Stopwatch", "finetune"]
 
@@ -185,6 +185,7 @@ def finetune(
         "mix": mix is not None,
         "teacher": teacher is not None,
     }
+    saved = None if state is None else TrainingState(state, training, parts, generator, device)
     accuracy: float | None = None
     devices = [device] if device.type == "cuda" else []
     with (
@@ -192,9 +193,7 @@ def finetune(
         TrainingProgress(title, steps, enabled=progress) as bar,
     ):
         torch.manual_seed(seed)  # mixing, dropout and stochastic depth
-        done: dict[str, float] = {}
-        if state is not None:
-            done = load_state(state, training, parts, generator, device)
+        done = {} if saved is None else saved.load()
         step, accuracy = int(done.get("step", 0)), done.get("accuracy")
         for epoch in range(int(done.get("epoch", 0)) + 1, recipe.epochs + 1):
             model.train()
@@ -237,9 +236,8 @@ def finetune(
                     bar.advance(len(labels), loss.item(), 100 * hits.item())
             with clock("evaluate"):
                 accuracy = evaluate(average or model, data, data.val)
-            if state is not None:
-                progressed = {"epoch": epoch, "step": step, "accuracy": accuracy}
-                save_state(state, training, parts, generator, device, **progressed)
+            if saved is not None:
+                saved.save(epoch=epoch, step=step, accuracy=accuracy)
             if on_epoch is not None:
                 on_epoch(epoch, accuracy)
     model.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import torch
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.files import replacing
 
-__all__ = ["load_state", "save_state"]
+__all__ = ["TrainingState"]
 
 
 class _Stateful(Protocol):
@@ -20,78 +21,76 @@ class _Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
-def save_state(
-    path: Path,
-    training: Mapping[str, Any],
-    parts: Mapping[str, _Stateful],
-    generator: torch.Generator,
-    device: torch.device,
-    **progress: float,
-) -> None:
-    """Write a file that is there whole or not at all.
+@dataclass(frozen=True)
+class TrainingState:
+    """What a training has to put by, and the file that it is put into.
 
     Args:
-        path: Where.
+        path: The file; it is there whole or not at all.
         training: What says that it is the same training, of JSON values.
         parts: Model, optimiser and the like.
         generator: Of the order of the images.
         device: Whose random state counts too.
-        **progress: How far it is.
-
-    Raises:
-        InputError: It cannot be written.
     """
-    state = {
-        "training": dict(training),
-        "progress": progress,
-        "parts": {name: part.state_dict() for name, part in parts.items()},
-        "generator": generator.get_state(),
-        "random": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-    }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            torch.save(state, partial)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from None
 
+    path: Path
+    training: Mapping[str, Any]
+    parts: Mapping[str, _Stateful]
+    generator: torch.Generator
+    device: torch.device
 
-def load_state(
-    path: Path,
-    training: Mapping[str, Any],
-    parts: Mapping[str, _Stateful],
-    generator: torch.Generator,
-    device: torch.device,
-) -> dict[str, float]:
-    """Put everything back to where :func:`save_state` found it; see there.
+    def save(self, **progress: float) -> None:
+        """Write everything, and how far the training is.
 
-    Returns:
-        The progress; nothing, and nothing changed, where there is no file.
+        Raises:
+            InputError: The file cannot be written.
+        """
+        cuda = self.device.type == "cuda"
+        state = {
+            "training": dict(self.training),
+            "progress": progress,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "generator": self.generator.get_state(),
+            "random": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+        }
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path) as partial:
+                torch.save(state, partial)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error.strerror}.") from None
 
-    Raises:
-        InputError: The file is damaged or of another training.
-    """
-    if not path.exists():
-        return {}
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        stored, progress = state["training"], state["progress"]
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise InputError(
-            f"{path} is no readable state of a training ({type(error).__name__}): remove it to "
-            "begin again."
-        ) from None
-    differing = sorted(key for key in training if stored.get(key) != training[key])
-    if differing:
-        raise InputError(
-            f"{path} is of a training with other {', '.join(differing)}: name another file, or "
-            "remove it to begin again."
-        )
-    for name, part in parts.items():
-        part.load_state_dict(state["parts"][name])
-    generator.set_state(state["generator"])
-    torch.set_rng_state(state["random"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
-    return dict(progress)
+    def load(self) -> dict[str, float]:
+        """Put everything back to where :meth:`save` found it.
+
+        Returns:
+            The progress; nothing, and nothing changed, where there is no file.
+
+        Raises:
+            InputError: The file is damaged or of another training.
+        """
+        path = self.path
+        if not path.exists():
+            return {}
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            stored, progress = state["training"], state["progress"]
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise InputError(
+                f"{path} is no readable state of a training ({type(error).__name__}): remove it "
+                "to begin again."
+            ) from None
+        differing = sorted(key for key in self.training if stored.get(key) != self.training[key])
+        if differing:
+            raise InputError(
+                f"{path} is of a training with other {', '.join(differing)}: name another file, "
+                "or remove it to begin again."
+            )
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+        return dict(progress)
