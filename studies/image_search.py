@@ -1,100 +1,144 @@
-"""What the studies of image folders share: the search itself, once the images have been named."""
+"""What the studies of image folders share: their command line, and the search behind it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
 from vit_ratio_opt.checkpoint import create_model, load_dense, load_pruned
-from vit_ratio_opt.cli import check_output, checkpoint_folder, make_folder, print_report
+from vit_ratio_opt.cli import (
+    BudgetOption,
+    CascadeOption,
+    CheckpointOption,
+    EpochsOption,
+    FixedRatioOption,
+    IterativeOption,
+    MhsaUnitOption,
+    ModelOption,
+    OutputOption,
+    RepairOption,
+    RoundToOption,
+    SearchNameOption,
+    SeedOption,
+    StartOption,
+    StorageOption,
+    StrategyOption,
+    ToleranceOption,
+    TrialsOption,
+    ValidationOption,
+    cascade_rule,
+    check_output,
+    checkpoint_folder,
+    make_folder,
+    print_report,
+)
 from vit_ratio_opt.geometry import check_budget, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import shape_of
 from vit_ratio_opt.study import check_storage_url, create_study, open_storage, run_study
-from vit_ratio_opt.training import ImageData
+from vit_ratio_opt.training import Recipe, load_images
 
 
-def search(
-    prefix: str,
-    images: Callable[..., ImageData],
-    *,
-    checkpoint: Path | None,
-    model: str | None,
-    start: Path | None,
-    budget: float,
-    tolerance: float | None,
-    n_trials: int,
-    folder: Path,
-    storage: str | None,
-    study_name: str | None,
-    output: Path | None,
-    **settings: Any,
-) -> None:
-    """Run one study from the dense model to the printed table.
+def study_of(
+    dataset: str, title: str, *, image_size: int | None, validation: Literal["train", "test"]
+) -> Callable[..., None]:
+    """The command line of a data set's study.
 
     Args:
-        prefix: Of the study's name.
-        images: Gives the images, once all arguments have been checked; called with ``mean`` and
-            ``std`` where the model's weights say how images are normalised.
-        checkpoint: The dense model; timm's own weights of ``model`` without it.
-        model: A timm name; the checkpoint's by default.
-        start: A pruned model of an earlier study of this dense model, to be pruned further: it is
-            then what limits refer to and what is distilled from.
-        budget: Used without a tolerance.
-        tolerance: In its place.
-        n_trials: Trained trials in all.
-        folder: Of models and the study.
-        storage: A database URL; a SQLite file in ``folder`` by default.
-        study_name: From limit and strategy by default.
-        output: Where the rows go as JSON.
-        **settings: Of the objective.
+        dataset: Begins the study's name, and names its folder below ``runs``.
+        title: What ``--help`` begins with.
+        image_size: Of ``--image-size`` by default.
+        validation: Of ``--validation`` by default.
     """
-    normalisation: dict[str, Any] = {}
-    if checkpoint is not None:
-        dense = load_dense(checkpoint, name=model)
-    elif model is not None:
-        dense = create_model(model, pretrained=True)
-        normalisation = {key: dense.pretrained_cfg[key] for key in ("mean", "std")}
-    else:
-        raise typer.BadParameter("give --checkpoint, --model or both")
-    if start is not None:
-        dense, _ = load_pruned(start, dense)
-    fixed_ratio, strategy = settings["fixed_ratio"], settings["strategy"]
-    if tolerance is None and strategy == "structural":  # the others see the images first
-        shape = replace(
-            shape_of(dense), mhsa_unit=settings["mhsa_unit"], round_to=settings["round_to"]
-        )
-        check_budget(shape, budget)
-        if fixed_ratio:
-            fixed_ratio_pair(shape, budget)
-    check_output(output)
-    if storage is not None:
-        check_storage_url(storage)
-    data = images(**normalisation)
+    size, split, runs = image_size, validation, Path("runs") / dataset
 
-    limit = f"{budget}" if tolerance is None else f"drop{tolerance}"
-    kind = "" if strategy == "structural" else f"-{strategy}"
-    name = study_name or f"{prefix}-{limit}{kind}{'-fixed' if fixed_ratio else ''}"
-    objective = PruningObjective(
-        dense,
-        data,
-        budget=budget if tolerance is None else None,
-        tolerance=tolerance,
-        checkpoints=checkpoint_folder(folder, name),
-        **settings,
-    )
-    if storage is None:
-        make_folder(folder)
-    backend = open_storage(storage or f"sqlite:///{folder / 'study.db'}")
-    study = create_study(objective, study_name=name, storage=backend)
-    if tolerance is None:
-        print(f"study {name!r}: {len(objective.curve)} pair(s) meet the budget {budget}")
-    else:
-        print(f"study {name!r}: the fewest FLOPs that lose at most {tolerance} points")
-    run_study(study, objective, n_trials=n_trials)
-    objective.test(study)
-    print_report([study], output)
+    def main(
+        data: Annotated[Path, typer.Option(help="Folder of the images.")],
+        image_size: Annotated[
+            Optional[int],  # noqa: UP045
+            typer.Option(
+                min=1,
+                help="Pixels that the images of a folder are resized and cropped to; by default "
+                "those of the first one.",
+            ),
+        ] = size,
+        checkpoint: CheckpointOption = None,
+        model: ModelOption = None,
+        start: StartOption = None,
+        budget: BudgetOption = 0.6,
+        tolerance: ToleranceOption = None,
+        n_trials: TrialsOption = 8,
+        epochs: EpochsOption = 1,
+        seed: SeedOption = 0,
+        fixed_ratio: FixedRatioOption = False,
+        strategy: StrategyOption = "structural",
+        cascade: CascadeOption = None,
+        mhsa_unit: MhsaUnitOption = "rank",
+        repair: RepairOption = True,
+        round_to: RoundToOption = 1,
+        iterative: IterativeOption = False,
+        validation: ValidationOption = split,
+        folder: Annotated[Path, typer.Option(help="Where models and the study are kept.")] = runs,
+        storage: StorageOption = None,
+        study_name: SearchNameOption = None,
+        output: OutputOption = None,
+    ) -> None:
+        normalisation: dict[str, Any] = {}
+        if checkpoint is not None:
+            dense = load_dense(checkpoint, name=model)
+        elif model is not None:
+            dense = create_model(model, pretrained=True)
+            normalisation = {key: dense.pretrained_cfg[key] for key in ("mean", "std")}
+        else:
+            raise typer.BadParameter("give --checkpoint, --model or both")
+        if start is not None:
+            dense, _ = load_pruned(start, dense)
+        if tolerance is None and strategy == "structural":  # the others see the images first
+            shape = replace(shape_of(dense), mhsa_unit=mhsa_unit, round_to=round_to)
+            check_budget(shape, budget)
+            if fixed_ratio:
+                fixed_ratio_pair(shape, budget)
+        check_output(output)
+        if storage is not None:
+            check_storage_url(storage)
+        images = load_images(
+            data, image_size=image_size, validation=validation, seed=seed, **normalisation
+        )
+
+        limit = f"{budget}" if tolerance is None else f"drop{tolerance}"
+        kind = "" if strategy == "structural" else f"-{strategy}"
+        name = study_name or f"{dataset}-{limit}{kind}{'-fixed' if fixed_ratio else ''}"
+        objective = PruningObjective(
+            dense,
+            images,
+            budget=budget if tolerance is None else None,
+            tolerance=tolerance,
+            recipe=Recipe(epochs=epochs),
+            fixed_ratio=fixed_ratio,
+            strategy=strategy,
+            rule=cascade_rule(cascade),
+            checkpoints=checkpoint_folder(folder, name),
+            mhsa_unit=mhsa_unit,
+            repair=repair,
+            round_to=round_to,
+            iterative=iterative,
+            seed=seed,
+        )
+        if storage is None:
+            make_folder(folder)
+        backend = open_storage(storage or f"sqlite:///{folder / 'study.db'}")
+        study = create_study(objective, study_name=name, storage=backend)
+        if tolerance is None:
+            print(f"study {name!r}: {len(objective.curve)} pair(s) meet the budget {budget}")
+        else:
+            print(f"study {name!r}: the fewest FLOPs that lose at most {tolerance} points")
+        run_study(study, objective, n_trials=n_trials)
+        objective.test(study)
+        print_report([study], output)
+
+    main.__doc__ = title
+    return main
