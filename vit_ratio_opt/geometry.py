@@ -96,8 +96,46 @@ class BlockTokens(NamedTuple):
     """Tokens that pass through the FFN; the streams of the others skip it."""
 
 
+class RatioSpace(Protocol):
+    """What the two ratios of a strategy mean: the pairs there are, and what each of them costs.
+
+    A :class:`ViTShape` is that of structural pruning; :mod:`vit_ratio_opt.strategies` has others.
+    """
+
+    @property
+    def macs(self) -> int:
+        """MACs of the dense model."""
+
+    @property
+    def mhsa_ratios(self) -> tuple[float, ...]:
+        """Every MHSA ratio that makes a difference, rising from 0."""
+
+    @property
+    def ffn_ratios(self) -> tuple[float, ...]:
+        """Every FFN ratio that makes a difference, rising from 0."""
+
+    @property
+    def max_pair(self) -> RatioPair:
+        """The largest ratios that leave every block its minimum."""
+        return RatioPair(self.mhsa_ratios[-1], self.ffn_ratios[-1])
+
+    @property
+    def minimum(self) -> str:
+        """What every block keeps at least, in words."""
+
+    def removed(self, pair: RatioPair) -> tuple[int, int]:
+        """Whole units that the two ratios remove."""
+
+    def pruned_macs(self, pair: RatioPair) -> int:
+        """MACs that are left; they never rise with a ratio."""
+
+    def macs_ratio(self, mhsa_ratio: float, ffn_ratio: float) -> float:
+        """Fraction of the MACs that a pair leaves; raises as :meth:`removed` does."""
+        return self.pruned_macs(RatioPair(mhsa_ratio, ffn_ratio)) / self.macs
+
+
 @dataclass(frozen=True)
-class ViTShape:
+class ViTShape(RatioSpace):
     """Everything about a ViT that its MACs and parameters depend on.
 
     Args:
@@ -220,11 +258,6 @@ class ViTShape:
         return 2 * self.embed_dim + self.fc1_bias
 
     @cached_property
-    def max_pair(self) -> RatioPair:
-        """The largest ratios that leave every block its minimum."""
-        return RatioPair(self.mhsa_ratios[-1], self.ffn_ratios[-1])
-
-    @cached_property
     def mhsa_ratios(self) -> tuple[float, ...]:
         """Every ratio that removes another number of heads, or ranks, rising from 0."""
         step = self.steps[0]
@@ -278,10 +311,6 @@ class ViTShape:
         units, neurons = self.removed(pair)
         return self.macs - units * self.mhsa_unit_macs - neurons * self.neuron_macs
 
-    def macs_ratio(self, mhsa_ratio: float, ffn_ratio: float) -> float:
-        """Fraction of the MACs that a pair leaves; raises as :meth:`pruned_macs` does."""
-        return self.pruned_macs(RatioPair(mhsa_ratio, ffn_ratio)) / self.macs
-
     def pruned_params(self, pair: RatioPair) -> int:
         """Parameters after removing ``pair``; raises as :meth:`pruned_macs` does."""
         units, neurons = self.removed(pair)
@@ -309,42 +338,6 @@ class ViTShape:
             )
         size: int = sizes.pop()
         return size
-
-
-class RatioSpace(Protocol):
-    """What the two ratios of a strategy mean: the pairs there are, and what each of them costs.
-
-    A :class:`ViTShape` is that of structural pruning; :mod:`vit_ratio_opt.strategies` has others.
-    """
-
-    @property
-    def macs(self) -> int:
-        """MACs of the dense model."""
-
-    @property
-    def mhsa_ratios(self) -> tuple[float, ...]:
-        """Every MHSA ratio that makes a difference, rising from 0."""
-
-    @property
-    def ffn_ratios(self) -> tuple[float, ...]:
-        """Every FFN ratio that makes a difference, rising from 0."""
-
-    @property
-    def max_pair(self) -> RatioPair:
-        """The largest two ratios."""
-
-    @property
-    def minimum(self) -> str:
-        """What every block keeps at least, in words."""
-
-    def removed(self, pair: RatioPair) -> tuple[int, int]:
-        """Whole units that the two ratios remove."""
-
-    def pruned_macs(self, pair: RatioPair) -> int:
-        """MACs that are left; they never rise with a ratio."""
-
-    def macs_ratio(self, mhsa_ratio: float, ffn_ratio: float) -> float:
-        """Fraction of the MACs that is left."""
 
 
 # A ratio that came out of a division must give back the count it was made from.

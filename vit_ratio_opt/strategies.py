@@ -20,6 +20,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import (
     BlockTokens,
     RatioPair,
+    RatioSpace,
     ViTShape,
     check_pair,
     least_neurons,
@@ -80,13 +81,13 @@ LATE = CascadeRule(schedule="late", by_range=False, left_out="queries")
 
 
 @dataclass(frozen=True)
-class Cascade:
+class Cascade(RatioSpace):
     """The pairs of a cascade.
 
     ``mhsa_ratio`` of the patches is left out of the attention, ``ffn_ratio`` of them skips the
     FFN, on average over the blocks.
 
-    A :class:`~vit_ratio_opt.geometry.RatioSpace`. One unit is one patch in every block; the units
+    One unit is one patch in every block; the units
     are dealt to the blocks one by one, always to the one that is furthest behind its weight
     (Sainte-Lague), so that every block's share only rises with the ratio. Every block keeps one
     patch in each module, and the prefix tokens.
@@ -134,11 +135,6 @@ class Cascade:
     def ffn_ratios(self) -> tuple[float, ...]:
         """The same: attention and FFN leave out the same numbers at the same ratio."""
         return self.mhsa_ratios
-
-    @cached_property
-    def max_pair(self) -> RatioPair:
-        """Nearly all patches of all blocks but the first, which has no scores to choose by."""
-        return RatioPair(self.mhsa_ratios[-1], self.ffn_ratios[-1])
 
     @property
     def free_ratio(self) -> float:
@@ -192,10 +188,6 @@ class Cascade:
         mhsa, ffn = self.removed(pair)
         return self.macs - self._saved[0][mhsa] - self._saved[1][ffn]
 
-    def macs_ratio(self, mhsa_ratio: float, ffn_ratio: float) -> float:
-        """Fraction of the MACs that a pair leaves; raises as :meth:`removed` does."""
-        return self.pruned_macs(RatioPair(mhsa_ratio, ffn_ratio)) / self.macs
-
     @cached_property
     def _saved(self) -> tuple[list[int], list[int]]:
         """MACs that attention and FFN are rid of, by units; neither depends on the other."""
@@ -232,10 +224,10 @@ class Cascade:
 
 
 @dataclass(frozen=True)
-class Combined:
+class Combined(RatioSpace):
     """The pairs of surgery and cascade together: shares of the MACs of attention and FFN.
 
-    A :class:`~vit_ratio_opt.geometry.RatioSpace`. Each ratio is divided between the two: what the
+    Each ratio is divided between the two: what the
     cascade saves for free goes first, and of the rest, in logarithms, a share of ``by_cascade``;
     surgery removes what is then still too much, from the blocks where a MAC costs least. So the
     MACs here are what a model may have at most: it comes out smaller by less than a unit a block.
@@ -288,11 +280,6 @@ class Combined:
             )
         )
 
-    @cached_property
-    def max_pair(self) -> RatioPair:
-        """The largest per cents that can be had."""
-        return RatioPair(self.mhsa_ratios[-1], self.ffn_ratios[-1])
-
     def removed(self, pair: RatioPair) -> tuple[int, int]:
         """The two ratios in whole per cents.
 
@@ -315,10 +302,6 @@ class Combined:
     def pruned_macs(self, pair: RatioPair) -> int:
         """MACs that may be left; raises as :meth:`removed` does."""
         return self.dense.fixed_macs + sum(self.module_macs(pair))
-
-    def macs_ratio(self, mhsa_ratio: float, ffn_ratio: float) -> float:
-        """Fraction of the MACs that a pair may leave; raises as :meth:`removed` does."""
-        return self.pruned_macs(RatioPair(mhsa_ratio, ffn_ratio)) / self.macs
 
     def _left(self, ratio: float) -> tuple[int, int]:
         """MACs of attention and FFN that are not in ``ratio``."""
