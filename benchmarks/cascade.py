@@ -23,7 +23,16 @@ from typing import Annotated, Any, Optional
 
 import torch
 import typer
-from recording import DataOption, ThreadsOption, header, load_images, rows_so_far
+from recording import (
+    DataOption,
+    DenseOption,
+    NameArgument,
+    ShowOption,
+    ThreadsOption,
+    header,
+    load_images,
+    rows_so_far,
+)
 
 from vit_ratio_opt.checkpoint import load_dense
 from vit_ratio_opt.cli import run_command
@@ -48,18 +57,15 @@ RULES = {
 
 
 def main(
-    name: Annotated[Optional[str], typer.Argument(help="Of the results.")] = None,  # noqa: UP045
-    checkpoint: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="The dense model, safetensors."),
-    ] = None,
+    name: NameArgument = None,
+    checkpoint: DenseOption = None,
     data: DataOption = None,
     budget: Annotated[
         Optional[list[float]],  # noqa: UP045
         typer.Option(help="Share of the MACs; may be repeated.", show_default="0.9 0.8 0.7"),
     ] = None,
     threads: ThreadsOption = 1,
-    show: Annotated[bool, typer.Option("--show", help="Only print what was recorded.")] = False,
+    show: ShowOption = False,
 ) -> None:
     """Measure, or go on with it, and print the table."""
     if show:

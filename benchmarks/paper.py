@@ -58,7 +58,17 @@ import torch
 import typer
 from matplotlib import pyplot as plt
 from optuna.storages import InMemoryStorage
-from recording import DataOption, SeedsOption, ThreadsOption, header, rows_so_far, spread
+from recording import (
+    DataOption,
+    DenseOption,
+    NameArgument,
+    SeedsOption,
+    ShowOption,
+    ThreadsOption,
+    header,
+    rows_so_far,
+    spread,
+)
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.checkpoint import load_dense, load_pruned
@@ -94,11 +104,8 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def main(
-    name: Annotated[Optional[str], typer.Argument(help="Of the results.")] = None,  # noqa: UP045
-    checkpoint: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="The dense model, safetensors."),
-    ] = None,
+    name: NameArgument = None,
+    checkpoint: DenseOption = None,
     data: DataOption = None,
     image_size: Annotated[Optional[int], typer.Option(min=1, help="Pixels.")] = None,  # noqa: UP045
     validation: Annotated[
@@ -131,7 +138,7 @@ def main(
         typer.Option(help="Only this one; may be repeated."),
     ] = None,
     threads: ThreadsOption = 1,
-    show: Annotated[bool, typer.Option("--show", help="Only print what was recorded.")] = False,
+    show: ShowOption = False,
     plot: Annotated[bool, typer.Option("--plot", help="Only draw what was recorded.")] = False,
 ) -> None:
     """Search, fine-tune, test, or go on with it, and print the table."""

@@ -55,7 +55,10 @@ import typer
 from peers import influence_blocks, leverage_neurons, torch_pruning, uniform_l1
 from recording import (
     DataOption,
+    DenseOption,
+    NameArgument,
     SeedsOption,
+    ShowOption,
     ThreadsOption,
     TrainImagesOption,
     header,
@@ -94,11 +97,8 @@ RECIPES: dict[str, Callable[[Recipe], Recipe]] = {
 
 
 def main(
-    name: Annotated[Optional[str], typer.Argument(help="Of the results.")] = None,  # noqa: UP045
-    checkpoint: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="The dense model, safetensors."),
-    ] = None,
+    name: NameArgument = None,
+    checkpoint: DenseOption = None,
     data: DataOption = None,
     budget: Annotated[
         Optional[list[float]],  # noqa: UP045
@@ -114,7 +114,7 @@ def main(
         typer.Option(help="Only this one; may be repeated."),
     ] = None,
     threads: ThreadsOption = 1,
-    show: Annotated[bool, typer.Option("--show", help="Only print what was recorded.")] = False,
+    show: ShowOption = False,
 ) -> None:
     """Prune, fine-tune, measure, or go on with it, and print the table."""
     if show:

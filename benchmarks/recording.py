@@ -17,6 +17,12 @@ from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.training import ImageData, Recipe, Split, load_digits, load_image_folder
 
 CheckpointOption = Annotated[Path, typer.Option(help="The dense model, safetensors.")]
+NameArgument = Annotated[Optional[str], typer.Argument(help="Of the results.")]  # noqa: UP045
+DenseOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--checkpoint", help="The dense model, safetensors."),
+]
+ShowOption = Annotated[bool, typer.Option("--show", help="Only print what was recorded.")]
 DataOption = Annotated[
     Optional[Path],  # noqa: UP045  typer evaluates it, also on Python 3.10
     typer.Option(help="An image folder; scikit-learn's digits without one."),
