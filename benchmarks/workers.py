@@ -71,7 +71,7 @@ from vit_ratio_opt.search import (
     refuse_surplus,
 )
 from vit_ratio_opt.search.sampler import SURPLUS
-from vit_ratio_opt.study import fail_dead_trials, keep_optimizing
+from vit_ratio_opt.workers import fail_dead_trials, keep_optimizing, process_name
 
 RESULTS = Path(__file__).parent / "results" / "workers.json"
 SHAPE = ViTShape(
@@ -162,7 +162,7 @@ def objective(trial: Trial, *, name: str, pause: float) -> float:
         trial.suggest_float(key, dist.low, dist.high) for key, dist in SPACE.items()
     )
     pair = (mhsa_ratio, ffn_ratio)
-    trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
+    trial.set_user_attr("worker", process_name())
     refuse_surplus(trial)
     trial.set_user_attr("evaluation", {"pair": pair, "process": os.getpid(), "at": time.time()})
     time.sleep(random.uniform(0, 2 * pause))

@@ -40,13 +40,8 @@ from vit_ratio_opt.cli import (
 from vit_ratio_opt.geometry import check_budget, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import shape_of
-from vit_ratio_opt.study import (
-    check_storage_url,
-    check_study,
-    create_study,
-    open_storage,
-    run_study,
-)
+from vit_ratio_opt.storage import check_storage_url, open_storage
+from vit_ratio_opt.study import check_study, create_study, run_study
 from vit_ratio_opt.training import ImageData, Recipe, best_device, finetune, load_digits
 
 MODEL = "vit_tiny_patch16_224"

@@ -134,7 +134,7 @@ def main(
     if state.exists():
         print(f"going on from {state}")
 
-    def on_epoch(epoch: int, accuracy: float) -> None:
+    def on_epoch(epoch: int, accuracy: float, _: float) -> None:
         print(f"epoch {epoch:3d} of {epochs}: {accuracy:.2f} % on the validation split")
 
     validated = finetune(

@@ -90,13 +90,12 @@ def test_a_child_starts_from_its_parents_trained_weights(make, url, dense, tmp_p
     assert study.trials[1].user_attrs["accuracy_pruned"] == accuracy
 
 
-def test_switched_off_every_trial_starts_dense_and_uploads_nothing(make, url, tmp_path):
+def test_switched_off_every_trial_starts_dense(make, url, tmp_path):
     study = run_pairs(make(iterative=False), url, LIGHT, HALF)
     assert parents(study) == ["dense", "dense"]
     assert study.trials[1].user_attrs["total_epochs"] == 1
-    assert get_all_artifact_meta(study.trials[0], storage=study._storage) == []
     assert sorted(os.listdir(tmp_path / "models")) == [
-        "trial-0000.safetensors", "trial-0001.safetensors",
+        "artifacts", "trial-0000.safetensors", "trial-0001.safetensors",
     ]  # fmt: skip
 
 
@@ -121,7 +120,8 @@ def test_another_machine_finds_parents_in_a_shared_store(make, url, tmp_path):
     run_pairs(make(artifact_store=store, checkpoints=tmp_path / "here"), url, LIGHT)
     study = run_pairs(make(artifact_store=store, checkpoints=tmp_path / "there"), url, HALF)
     assert parents(study) == ["dense", 0]
-    assert len(os.listdir(tmp_path / "shared")) == 2
+    kept = [name for name in os.listdir(tmp_path / "shared") if "training-state" not in name]
+    assert len(kept) == 2
 
 
 @pytest.mark.parametrize("damage", ["dangling", "truncated"])

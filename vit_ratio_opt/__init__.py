@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.errors import InputError
     from vit_ratio_opt.geometry import RatioPair, budget_curve
     from vit_ratio_opt.objective import PruningObjective
+    from vit_ratio_opt.origin import load_objective
     from vit_ratio_opt.pruning import (
         Calibration,
         UnsupportedModelError,
@@ -42,6 +43,7 @@ _HOMES = {
     "errors": ("InputError",),
     "geometry": ("RatioPair", "budget_curve"),
     "objective": ("PruningObjective",),
+    "origin": ("load_objective",),
     "pruning": (
         "Calibration",
         "UnsupportedModelError",
@@ -89,6 +91,7 @@ __all__ = [
     "load_digits",
     "load_image_folder",
     "load_images",
+    "load_objective",
     "load_pruned",
     "magnitude_importance",
     "prune",

@@ -23,10 +23,12 @@ from vit_ratio_opt.pruning.surgery import check_supported, shape_of, shrink_to
 
 __all__ = [
     "create_model",
+    "load_again",
     "load_dense",
     "load_pruned",
     "save_dense",
     "save_pruned",
+    "source_of",
     "weights_hash",
 ]
 
@@ -38,6 +40,8 @@ _MODEL_ARGS = {
     *("act_layer", "norm_layer", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "attn_layer"),
 }
 _FORMAT = "vit_ratio_opt/1"
+# Attribute of a model: how to load it again elsewhere, of JSON values.
+_SOURCE = "vit_ratio_opt_source"
 
 
 def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> VisionTransformer:
@@ -69,6 +73,8 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
         ) from None
     check_supported(model)
     model.eval()
+    if pretrained:
+        setattr(model, _SOURCE, {"model": name, "arguments": arguments})
     return model
 
 
@@ -77,6 +83,7 @@ def save_dense(
 ) -> None:
     """Write a dense model so that :func:`load_dense` needs nothing but the file."""
     _save(model, Path(path), {"timm_name": name, "timm_kwargs": json.dumps(dict(arguments))})
+    setattr(model, _SOURCE, {"checkpoint": str(Path(path).resolve()), "arguments": {}})
 
 
 def load_dense(
@@ -102,6 +109,8 @@ def load_dense(
         arguments = {**_stored_arguments(path, metadata), **arguments}
     model = create_model(str(name or stored_name), **arguments)
     _load_into(model, state, path)
+    source = {"checkpoint": str(path.resolve()), "name": name, "arguments": arguments}
+    setattr(model, _SOURCE, source)
     return model
 
 
@@ -148,7 +157,50 @@ def load_pruned(
         model = cascade(model, tokens, scores=scores)
     _load_into(model, state, path)
     model.eval()
+    if source_of(dense) is not None:
+        setattr(model, _SOURCE, {"pruned": str(path.resolve()), "dense": source_of(dense)})
     return model, manifest
+
+
+def source_of(model: VisionTransformer) -> dict[str, Any] | None:
+    """How :func:`load_again` finds the model, of JSON values; None where that is not known.
+
+    It is known of models that this module has read or written, in their first weights.
+    """
+    source: dict[str, Any] | None = getattr(model, _SOURCE, None)
+    return source
+
+
+def load_again(
+    source: Mapping[str, Any],
+    *,
+    checkpoint: str | Path | None = None,
+    start: str | Path | None = None,
+) -> VisionTransformer:
+    """The model of :func:`source_of`, perhaps from other files.
+
+    Args:
+        source: See there.
+        checkpoint: Where the dense model is here; where it was by default.
+        start: Where the pruned model is that ``source`` begins with.
+
+    Raises:
+        InputError: A file is missing or unreadable, ``start`` has no place in ``source``, or it
+            is no source.
+    """
+    try:
+        if "pruned" in source:
+            dense = load_again(source["dense"], checkpoint=checkpoint)
+            return load_pruned(start or source["pruned"], dense)[0]
+        if start is not None:
+            raise InputError("The study begins with the dense model: leave --start out.")
+        if "checkpoint" in source or checkpoint is not None:
+            path = checkpoint or source["checkpoint"]
+            name = source.get("name", source.get("model"))
+            return load_dense(path, name=name, **source["arguments"])
+        return create_model(source["model"], pretrained=True, **source["arguments"])
+    except (KeyError, TypeError) as error:  # of another version
+        raise InputError(f"The dense model cannot be loaded as the study says: {error}.") from None
 
 
 def weights_hash(model: torch.nn.Module) -> str:

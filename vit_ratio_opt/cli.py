@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Optional
@@ -17,6 +17,7 @@ from rich.console import Console
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import MhsaUnit
+from vit_ratio_opt.proxy import check_port, serve_proxy
 from vit_ratio_opt.report import (
     build_report,
     load_studies,
@@ -25,8 +26,18 @@ from vit_ratio_opt.report import (
     trials_table,
     write_json,
 )
+from vit_ratio_opt.storage import (
+    BEATS_IN_GRACE,
+    DEFAULT_STORAGE,
+    GRACE_SECONDS,
+    GRPC_PORT,
+    is_storage_error,
+    open_storage,
+    rdb_of,
+    reason,
+)
 from vit_ratio_opt.strategies import CP_VIT, LATE, CascadeRule, Strategy
-from vit_ratio_opt.study import DEFAULT_STORAGE, open_storage
+from vit_ratio_opt.workers import Reaper
 
 __all__ = [
     "BudgetOption",
@@ -75,7 +86,11 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Of splits, calibration and
 StudyNameOption = Annotated[str, typer.Option(help="The study's name in the storage.")]
 StorageOption = Annotated[
     Optional[str],  # noqa: UP045  typer evaluates it, also on Python 3.10
-    typer.Option(help="A database URL; a SQLite file in --folder by default.", show_default=False),
+    typer.Option(
+        envvar="OPTUNA_STORAGE",
+        help="A database URL; a SQLite file in --folder by default.",
+        show_default=False,
+    ),
 ]
 IterativeOption = Annotated[
     bool,
@@ -148,7 +163,23 @@ OutputOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="Write the rows as JSON to this file.", show_default=False),
 ]
-_StudyUrl = Annotated[str, typer.Option("--storage", help="A database URL.")]
+_StudyUrl = Annotated[
+    str,
+    typer.Option(
+        "--storage",
+        envvar="OPTUNA_STORAGE",
+        help="A database URL, or grpc://host:port of a proxy.",
+    ),
+]
+_OneStudy = Annotated[str, typer.Option("--study-name", help="The study's name in the storage.")]
+_Grace = Annotated[
+    int,
+    typer.Option(
+        min=2,
+        help="Seconds without a sign of life until a running trial is tried again; the same for "
+        "all workers of a study.",
+    ),
+]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -186,14 +217,139 @@ def dashboard(
     from optuna_dashboard import run_server
 
     backend = open_storage(storage, must_exist=True)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InputError(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
+    check_port(host, port)
     print(f"optuna-dashboard at http://{host}:{port}/ (Ctrl-C stops it)", flush=True)
     run_server(backend, host=host, port=port)
+
+
+@app.command()
+def worker(
+    study_name: _OneStudy,
+    storage: _StudyUrl = DEFAULT_STORAGE,
+    n_trials: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=1,
+            help="Trained trials of the study in all; until nothing is left to learn by default.",
+            show_default=False,
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The dense model here; where the study says by default."),
+    ] = None,
+    start: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The pruned model that the study begins with, here; likewise."),
+    ] = None,
+    data: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of the images here; likewise."),
+    ] = None,
+    artifacts: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Folder or s3://bucket that all workers share; likewise."),
+    ] = None,
+    checkpoints: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder for the models of this worker; likewise."),
+    ] = None,
+    device: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Such as cuda:1 or cpu; the first GPU by default.", show_default=False),
+    ] = None,
+    wait: Annotated[
+        bool,
+        typer.Option(help="Stay while others are at work, and take over what they leave."),
+    ] = True,
+    grace: _Grace = GRACE_SECONDS,
+) -> None:
+    """Join a study: take trials from it until it is done.
+
+    The study says what model, images and settings it is about. On SIGTERM or Ctrl-C the training
+    is put by and the trial handed back. Under torchrun all processes share the training of each
+    trial.
+    """
+    from vit_ratio_opt.origin import load_objective
+    from vit_ratio_opt.study import create_study, run_study
+    from vit_ratio_opt.training import Ranks
+
+    backend = open_storage(storage, must_exist=True, grace=grace)
+    load_studies(backend, [study_name])  # a misspelt name is told before torch is at work
+    ranks = Ranks.from_environment()
+    objective = load_objective(
+        study_name,
+        backend,
+        checkpoint=checkpoint,
+        start=start,
+        data=data,
+        artifacts=artifacts,
+        checkpoints=checkpoints,
+        device=device,
+        ranks=ranks,
+    )
+    objective.beat_seconds = grace / BEATS_IN_GRACE
+    if ranks is not None and ranks.rank > 0:
+        objective.follow()
+        return
+    try:
+        study = create_study(objective, study_name=study_name, storage=backend)
+        run_study(
+            study,
+            objective,
+            n_trials=n_trials,
+            wait=wait,
+            say=lambda text: print(text, flush=True),
+        )
+    finally:
+        if ranks is not None:
+            ranks.tell(None)
+
+
+@app.command()
+def serve(
+    storage: _StudyUrl = DEFAULT_STORAGE,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = GRPC_PORT,
+    threads: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 16,
+    grace: _Grace = GRACE_SECONDS,
+) -> None:
+    """Serve a database to many workers over gRPC, as --storage grpc://HOST:PORT.
+
+    It has no passwords: keep it on this machine, or in a network of yours. Trials of dead workers
+    are failed here, as no worker behind it can.
+    """
+    serve_proxy(storage, host, port, threads, grace)
+
+
+@app.command()
+def reap(
+    storage: _StudyUrl = DEFAULT_STORAGE,
+    study_name: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Only these studies; may be repeated.", show_default=False),
+    ] = None,
+    every: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=1, help="Look again after so many seconds; once by default."),
+    ] = None,
+    grace: _Grace = GRACE_SECONDS,
+) -> None:
+    """Fail the running trials of dead workers, so that their pairs are tried again.
+
+    Workers and `serve` do so themselves.
+    """
+    backend = open_storage(storage, must_exist=True, grace=grace)
+    if rdb_of(backend) is None:
+        raise InputError("Reaping needs the database itself, not a proxy: give its URL.")
+    reaper = Reaper(backend)
+    names = [study.study_name for study in load_studies(backend, study_name or ())]
+    while True:
+        for name, number in reaper.reap(names):
+            print(f"study {name!r}: trial {number} was left behind; its pair is free", flush=True)
+        if every is None:
+            return
+        time.sleep(every)
 
 
 def cascade_rule(name: Literal["cp-vit", "late"] | None) -> CascadeRule | None:
@@ -260,7 +416,10 @@ def checkpoint_folder(folder: Path, study_name: str) -> Path:
 
 
 def run_command(command: Callable[..., Any] | typer.Typer) -> NoReturn:
-    """Run a command line; an :class:`InputError` becomes one sentence and exit code 2."""
+    """Run a command line; an :class:`InputError` becomes one sentence and exit code 2.
+
+    So does a storage that fails, such as a database that is full.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if not isinstance(command, typer.Typer):
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -270,6 +429,11 @@ def run_command(command: Callable[..., Any] | typer.Typer) -> NoReturn:
         command()
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if not is_storage_error(error):
+            raise
+        print(f"Error: The storage cannot be used: {reason(error)}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
 

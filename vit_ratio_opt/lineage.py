@@ -1,33 +1,88 @@
-"""What an iterative trial may start from, and where its weights are. Never imports torch.
+"""What a trial may start from, and where its weights are. Never imports torch.
 
-A trial's model is an Optuna artifact of the trial: whoever has the study's storage and the
-artifact store can go on from it, on any machine.
+Either a finished trial's model (iterative pruning), which is an Optuna artifact of that trial, or
+the state in which an interrupted trial of the same pair was left. Whoever has the study's storage
+and the artifact store can go on from both, on any machine.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, BinaryIO
 
 from optuna.artifacts import (
+    Backoff,
+    Boto3ArtifactStore,
     FileSystemArtifactStore,
     download_artifact,
     get_all_artifact_meta,
 )
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, Trial, TrialState
 
+from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import RatioPair, RatioSpace
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
-__all__ = ["ArtifactFolder", "fetched_checkpoint", "nearest_parents"]
+__all__ = [
+    "ArtifactFolder",
+    "artifact_location",
+    "fetch_state",
+    "fetched_checkpoint",
+    "interrupted_trials",
+    "keep_state",
+    "nearest_parents",
+    "open_artifacts",
+    "remove_states",
+    "state_artifact",
+]
+
+_STATE = "training_state"
+"""User attribute of a trial: the artifact with the state of its training, and how far that is."""
+
+_logger = logging.getLogger(f"optuna.{__name__}")
+
+
+def artifact_location(location: str | Path) -> str:
+    """An absolute folder, or ``s3://bucket`` in any store that speaks S3.
+
+    Raises:
+        InputError: It is neither.
+    """
+    scheme, _, bucket = str(location).partition("://")
+    if not bucket:
+        return str(Path(location).resolve())
+    if scheme != "s3" or "/" in bucket.rstrip("/"):
+        raise InputError(f"Artifacts are kept in a folder or in s3://bucket, not in {location!r}.")
+    return str(location).rstrip("/")
+
+
+def open_artifacts(location: str) -> ArtifactStore:
+    """The store at an :func:`artifact_location`, without connecting.
+
+    Credentials, region and ``AWS_ENDPOINT_URL`` are boto3's business.
+
+    Raises:
+        InputError: boto3 is not installed, or has no region or the like.
+    """
+    if not location.startswith("s3://"):
+        return ArtifactFolder(Path(location))
+    try:
+        return Backoff(Boto3ArtifactStore(location.removeprefix("s3://")))
+    except ImportError:
+        raise InputError("s3:// needs boto3: pip install 'vit_ratio_opt[s3]'.") from None
+    except Exception as error:  # of botocore, which may not be there
+        raise InputError(f"{location} cannot be used: {error}") from None
 
 
 def nearest_parents(
@@ -96,3 +151,61 @@ def fetched_checkpoint(
             artifact_store=store, file_path=str(path), artifact_id=metas[-1].artifact_id
         )
         yield path
+
+
+def keep_state(trial: Trial, file: Path, store: ArtifactStore, *, epoch: int) -> None:
+    """Put the state of the trial's training into the store, in place of an earlier one.
+
+    Not as one of the trial's Optuna artifacts, of which none can be removed. At every moment the
+    trial names a state that is there and whole.
+    """
+    earlier = trial.user_attrs.get(_STATE)
+    artifact = f"training-state-{uuid.uuid4()}"
+    with file.open("rb") as content:
+        store.write(artifact, content)
+    trial.set_user_attr(_STATE, {"artifact": artifact, "epoch": epoch})
+    if earlier is not None:
+        remove_states([earlier["artifact"]], store)
+
+
+def interrupted_trials(
+    trials: Iterable[FrozenTrial], pair: RatioPair, seed: int
+) -> list[FrozenTrial]:
+    """Trials of the same training that ended before it, the one that came furthest first."""
+    found = [
+        trial
+        for trial in trials
+        if trial.state == TrialState.FAIL
+        and _STATE in trial.user_attrs
+        and trial.user_attrs.get("seed") == seed
+        and "blocks" in trial.user_attrs
+        and tuple(trial.params.get(name) for name in RatioPair._fields) == pair
+    ]
+    return sorted(found, key=lambda trial: (-trial.user_attrs[_STATE]["epoch"], -trial.number))
+
+
+def fetch_state(artifact: str, store: ArtifactStore, path: Path) -> bool:
+    """Write a training's state to ``path``; False, with a warning, where it cannot be had."""
+    try:
+        with store.open_reader(artifact) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target)
+    except Exception as error:  # a store raises whatever its client does
+        _logger.warning(
+            f"The state of a training, {artifact}, cannot be read; it begins again: "
+            f"{type(error).__name__}: {error}"
+        )
+        return False
+    return True
+
+
+def state_artifact(trial: FrozenTrial | Trial) -> str | None:
+    """Where the state of the trial's training is, if it has left one."""
+    state = trial.user_attrs.get(_STATE)
+    return None if state is None else str(state["artifact"])
+
+
+def remove_states(artifacts: Iterable[str], store: ArtifactStore) -> None:
+    """Those that are still there."""
+    for artifact in artifacts:
+        with contextlib.suppress(Exception):  # a store raises whatever its client does
+            store.remove(artifact)

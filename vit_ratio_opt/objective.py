@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import os
-import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -17,14 +17,16 @@ import optuna
 import torch
 import torch.nn.functional as F
 from optuna.artifacts import upload_artifact
+from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.cache import cached_calibration, default_cache
-from vit_ratio_opt.checkpoint import load_pruned, save_pruned, weights_hash
+from vit_ratio_opt.checkpoint import load_pruned, save_pruned, source_of, weights_hash
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import (
+    BlockShape,
     MhsaUnit,
     RatioPair,
     RatioSpace,
@@ -33,7 +35,17 @@ from vit_ratio_opt.geometry import (
     pair_columns,
     smallest_macs_ratio,
 )
-from vit_ratio_opt.lineage import ArtifactFolder, fetched_checkpoint, nearest_parents
+from vit_ratio_opt.lineage import (
+    artifact_location,
+    fetch_state,
+    fetched_checkpoint,
+    interrupted_trials,
+    keep_state,
+    nearest_parents,
+    open_artifacts,
+    remove_states,
+    state_artifact,
+)
 from vit_ratio_opt.pruning import (
     Allocation,
     AttentionSurvey,
@@ -51,6 +63,7 @@ from vit_ratio_opt.pruning import (
     reads_prefix_only,
     repair,
     shape_of,
+    shrink_to,
     taylor_importance,
     without_cascade,
 )
@@ -60,14 +73,27 @@ from vit_ratio_opt.search import (
     Pair,
     Plan,
     ToleranceSearch,
+    hand_back,
     ratio_space,
     refuse_surplus,
 )
 from vit_ratio_opt.search.plan import accuracy_noise, follow
+from vit_ratio_opt.storage import is_storage_error, reason
 from vit_ratio_opt.strategies import CP_VIT, LATE, Cascade, CascadeRule, Combined, Strategy
 from vit_ratio_opt.study import finished_trials
-from vit_ratio_opt.training import ImageData, Recipe, Stopwatch, best_device, evaluate, finetune
+from vit_ratio_opt.training import (
+    ImageData,
+    Ranks,
+    Recipe,
+    Stopwatch,
+    TrainingDiverged,
+    TrainingStopped,
+    best_device,
+    evaluate,
+    finetune,
+)
 from vit_ratio_opt.training.evaluate import autocast, on_device, predict
+from vit_ratio_opt.workers import process_name, sign_of_life
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -101,11 +127,24 @@ class PruningObjective:
     ``macs``, ``params``, ``accuracy_pruned`` (before fine-tuning), ``accuracy``,
     ``accuracy_drop`` (points against the dense model), ``parent_trial`` (what it started from:
     ``"dense"`` or a trial's number), ``epochs``, ``total_epochs`` (those of its parents included),
-    ``seconds``, ``seed``, ``device``, ``checkpoint``, and, for the report and for finding dead
-    workers, ``timing`` and ``worker``. Accuracies are top-1 in per cent; 1 FLOP is 1 multiply-add.
+    ``seconds``, ``seed``, ``device``, ``checkpoint``, ``blocks`` (heads, their dimensions and
+    hidden neurons of each), ``losses`` (of each epoch), for the report and for finding dead
+    workers ``timing`` and ``worker``, and of a trial that failed, why: ``failure``. Accuracies are
+    top-1 in per cent; 1 FLOP is 1 multiply-add.
 
     Every pair is first trained with the same seed, so that pairs differ in nothing but the pair;
-    a pair that is trained again takes the next seed.
+    a pair that is trained again, or the training of which diverged, takes the next seed.
+
+    With ``checkpoints``, the state of the training goes into the artifact store after each epoch,
+    and, when :attr:`stop` says so, in the middle of one. A trial of the same pair and seed goes on
+    from there, on any machine, and ends as the interrupted one would have (``resumed_from`` names
+    it, and its epoch).
+
+    Attributes:
+        stop: Asked before each step of a training; True ends the trial with KeyboardInterrupt, its
+            pair handed back. :func:`~vit_ratio_opt.run_study` sets it.
+        beat_seconds: How often a running trial gives a sign of life; the storage decides by
+            default.
 
     Args:
         model: The dense, fine-tuned ViT. It is copied, not changed.
@@ -117,6 +156,8 @@ class PruningObjective:
         strategy: What is pruned. ``"structural"``: weights. ``"cascade"``: the tokens that pass
             through them, with ``fixed_ratio`` CP-ViT. ``"both"``: the ratios are then shares
             of the MACs of the two modules, see :class:`~vit_ratio_opt.strategies.Combined`.
+        ranges: How far the attention of each block reaches, for a rule that minds it; measured on
+            calibration images by default.
         rule: How tokens are left out; by default ``CP_VIT`` for a cascade alone and ``LATE``,
             which loses less, for both.
         noise: Standard deviation of the accuracy over seeds, in points; by default half the
@@ -133,14 +174,17 @@ class PruningObjective:
         iterative: Start each trial from the nearest finished trial that pruned neither module
             more, and from the dense model where there is none. The pairs on the curve of one
             budget have no such parents: it is for studies that move from large models to small.
-        artifact_store: Where the checkpoints are uploaded too and parents are read from; an
-            iterative study keeps them in the folder ``artifacts`` of ``checkpoints`` by default.
+        artifact_store: Where the checkpoints and the states of interrupted trainings are uploaded
+            to and read from: a folder, ``s3://bucket``, or any store of Optuna's. By default the
+            folder ``artifacts`` of ``checkpoints``.
         calibration_images: Training images that importance, factors and repair are made from.
         cache: Folder of what was measured on them, shared by all trials and workers; the user's
             cache folder by default.
         seed: Of the calibration images and of fine-tuning.
         device: Chosen automatically by default.
         progress: None shows bars in a terminal only.
+        ranks: Processes that share the training of each trial. Rank 0 runs the study, the others
+            :meth:`follow` it.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
@@ -160,6 +204,7 @@ class PruningObjective:
         fixed_ratio: bool = False,
         strategy: Strategy = "structural",
         rule: CascadeRule | None = None,
+        ranges: Sequence[float] | None = None,
         noise: float | None = None,
         confirmations: int = 1,
         mhsa_unit: MhsaUnit = "rank",
@@ -168,12 +213,13 @@ class PruningObjective:
         round_to: int = 1,
         checkpoints: str | Path | None = None,
         iterative: bool = False,
-        artifact_store: ArtifactStore | None = None,
+        artifact_store: ArtifactStore | str | Path | None = None,
         calibration_images: int = 512,
         cache: str | Path | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
         progress: bool | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if mhsa_unit not in ("head", "rank"):
             raise InputError(f"`mhsa_unit` must be 'head' or 'rank', but got {mhsa_unit!r}.")
@@ -213,7 +259,9 @@ class PruningObjective:
         self.fixed_ratio = fixed_ratio
         self.noise = noise
         self.confirmations = confirmations
-        self.device = best_device() if device is None else torch.device(device)
+        if device is None:
+            device = best_device() if ranks is None else ranks.device
+        self.device = torch.device(device)
         # A copy, so that nothing the caller does later changes the teacher.
         self.model = copy.deepcopy(model).eval().to(self.device)
         self.data = data
@@ -222,7 +270,7 @@ class PruningObjective:
         self.seed = seed
         self.strategy: Strategy = strategy
         self.rule = rule or (CP_VIT if strategy == "cascade" else LATE)
-        self.space: RatioSpace = self._space()
+        self.space: RatioSpace = self._space(ranges)
         self.curve: tuple[RatioPair, ...] = ()
         if budget is not None and fixed_ratio:
             self.curve = (fixed_ratio_pair(self.space, budget),)
@@ -234,19 +282,28 @@ class PruningObjective:
         self.iterative = iterative
         if self.checkpoints is None and (iterative or artifact_store is not None):
             raise InputError("`iterative` and `artifact_store` need `checkpoints`: name a folder.")
-        if iterative and self.checkpoints is not None and artifact_store is None:
-            artifact_store = ArtifactFolder(self.checkpoints / "artifacts")
+        if self.checkpoints is not None and artifact_store is None:
+            artifact_store = self.checkpoints / "artifacts"
+        self.artifacts: str | None = None
+        if isinstance(artifact_store, (str, Path)):
+            self.artifacts = artifact_location(artifact_store)
+            artifact_store = open_artifacts(self.artifacts)
         if iterative and strategy != "structural" and self.rule.heads:
             raise InputError("`iterative` does not go with a rule that removes heads.")
         self.artifact_store = artifact_store
         self.cache = default_cache() if cache is None else Path(cache)
         self.progress = progress
+        self.ranks = ranks
+        self.stop: Callable[[], bool] | None = None
+        self.beat_seconds: float | None = None
+        self._spent_states: list[str] = []
 
-    def _space(self) -> RatioSpace:
+    def _space(self, ranges: Sequence[float] | None) -> RatioSpace:
         if self.strategy == "structural":
             return self.shape
-        ranges = self.survey.ranges if self.rule.by_range else ()
-        tokens = Cascade(self.shape, self.rule, ranges, reads_prefix_only(self.model))
+        if ranges is None:
+            ranges = self.survey.ranges if self.rule.by_range else ()
+        tokens = Cascade(self.shape, self.rule, tuple(ranges), reads_prefix_only(self.model))
         return tokens if self.strategy == "cascade" else Combined(tokens)
 
     @property
@@ -391,6 +448,18 @@ class PruningObjective:
         }
 
     @property
+    def origin(self) -> dict[str, Any]:
+        """What :func:`vit_ratio_opt.load_objective` needs beside the settings, as JSON values."""
+        return {
+            "model": source_of(self.model),
+            "data": self.data.source,
+            "noise": self.noise,
+            "confirmations": self.confirmations,
+            "checkpoints": None if self.checkpoints is None else str(self.checkpoints.resolve()),
+            "artifacts": self.artifacts,
+        }
+
+    @property
     def _cascade_settings(self) -> dict[str, Any]:
         if self.strategy == "structural":
             return {}
@@ -512,12 +581,12 @@ class PruningObjective:
         return prune_units(start, heads, neurons, scores, **spread)
 
     def _parent(
-        self, trial: optuna.Trial, pair: RatioPair, finished: list[FrozenTrial]
+        self, trial: optuna.Trial, pair: RatioPair
     ) -> tuple[FrozenTrial | None, VisionTransformer | None]:
         """The trial to start from and its model; None for the dense model."""
-        if not self.iterative or self.artifact_store is None:
+        if not self.iterative or self.artifact_store is None or not hasattr(trial, "study"):
             return None, None
-        by_number = {other.number: other for other in finished}
+        by_number = {other.number: other for other in finished_trials(trial.study)}
         pairs = {number: _pair_of(other) for number, other in by_number.items()}
         for number in nearest_parents(self.space, pair, pairs):
             parent = by_number[number]
@@ -551,7 +620,7 @@ class PruningObjective:
             name = best.user_attrs.get("checkpoint")
             if self.checkpoints is None or name is None:
                 raise InputError("The final test needs `checkpoints`, the folder of the models.")
-            model, _ = load_pruned(self.checkpoints / name, self.model)
+            model = self._model_of(best, study)
             dense = tested.get("dense")
             if dense is None:
                 dense = evaluate(self.model, self.data, self.data.test)
@@ -564,16 +633,49 @@ class PruningObjective:
                 study.set_user_attr("dense_full_test_accuracy", round(whole, 4))
         return float(tested["accuracy"])
 
+    def _model_of(self, trial: FrozenTrial, study: optuna.Study) -> VisionTransformer:
+        """The trial's pruned model, from this machine's folder or from the store of all."""
+        assert self.checkpoints is not None
+        path = self.checkpoints / trial.user_attrs["checkpoint"]
+        if path.exists() or self.artifact_store is None:
+            return load_pruned(path, self.model)[0]
+        try:
+            with fetched_checkpoint(trial, study._storage, self.artifact_store) as fetched:
+                return load_pruned(fetched, self.model)[0]
+        except ArtifactNotFound as error:
+            raise InputError(
+                f"{path} is not there, and not in the artifact store: {error}"
+            ) from None
+
     def __call__(self, trial: optuna.Trial) -> float:
         """One trial.
 
         Raises:
             TrialPruned: The pair is over the budget or loses more than the tolerance, Optuna's
                 pruner says so after an epoch, or the sampler had nothing left to learn.
+            TrainingStopped: :attr:`stop` said so.
         """
+        self.discard_spent_states()
+        trial.set_user_attr("worker", process_name())
+        alive: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if hasattr(trial, "study"):  # a FixedTrial is in none
+            alive = sign_of_life(trial._trial_id, trial.storage, every=self.beat_seconds)
+        with alive:
+            try:
+                return self._run(trial)
+            except optuna.TrialPruned:
+                raise
+            except (Exception, KeyboardInterrupt) as error:
+                with contextlib.suppress(Exception):  # the storage may be what failed
+                    text = f"{type(error).__name__}: {reason(error)}"
+                    trial.set_user_attr("failure", text)
+                    if isinstance(error, KeyboardInterrupt) or is_storage_error(error):
+                        hand_back(trial)
+                raise
+
+    def _run(self, trial: optuna.Trial) -> float:
         started = time.perf_counter()
         clock = Stopwatch()
-        trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
         pair = RatioPair(
             *(trial.suggest_float(n, d.low, d.high) for n, d in self.search_space.items())
         )
@@ -585,49 +687,22 @@ class PruningObjective:
             trial.set_constraint("flops", macs_ratio - self.budget)
             if macs_ratio > self.budget:
                 raise optuna.TrialPruned(f"{macs_ratio:.4f} of the FLOPs, over {self.budget}.")
-        # A FixedTrial is in no study.
         in_study = hasattr(trial, "study")
+        trials = trial.study.get_trials(deepcopy=False) if in_study else []
         finished = finished_trials(trial.study) if in_study else []
         seed = self.seed + sum(_pair_of(other) == pair for other in finished)
-
+        seed += sum(_diverged(other) and _pair_of(other) == pair for other in trials)
+        trial.set_user_attr("seed", seed)
         with clock("evaluate"):
             dense_accuracy = self.dense_accuracy
-        with clock("prune"):
-            parent, parent_model = self._parent(trial, pair, finished)
-            model = self.prune(pair, parent_model)
-            realised = shape_of(model)
+
+        with TemporaryDirectory() as folder:
+            model, accuracy = self._trained(trial, pair, seed, trials, Path(folder), clock)
+
+        realised = shape_of(model)
         if realised.macs != macs:  # not every size can be had; a model then comes out smaller
             macs_ratio = realised.macs / self.shape.macs
             _set_attributes(trial, macs_ratio=macs_ratio, macs=realised.macs)
-        trial.set_user_attr("params", realised.params)
-        with clock("evaluate"):
-            accuracy_pruned = evaluate(model, self.data, self.data.val)
-        trial.set_user_attr("accuracy_pruned", accuracy_pruned)
-
-        def on_epoch(epoch: int, accuracy: float) -> None:
-            # Pruners compare reports in the study's direction.
-            drop = dense_accuracy - accuracy
-            trial.report(accuracy if self.tolerance is None else drop, epoch)
-            if trial.should_prune():
-                if self.tolerance is not None:
-                    trial.set_constraint("accuracy_drop", drop - self.tolerance)
-                raise optuna.TrialPruned(f"{accuracy:.2f} % after epoch {epoch}.")
-
-        accuracy = accuracy_pruned
-        if self.recipe.epochs:
-            with clock("train"):
-                teacher = self._teacher  # at work in the first trial only
-            accuracy = finetune(
-                model,
-                self.data,
-                self.recipe,
-                teacher=teacher,
-                seed=seed,
-                on_epoch=on_epoch,
-                stopwatch=clock,
-                title=f"trial {trial.number}",
-                progress=self.progress,
-            )
         checkpoint = None
         if self.checkpoints is not None:
             with clock("checkpoint"):
@@ -642,26 +717,193 @@ class PruningObjective:
                         study_or_trial=trial,
                     )
         drop = dense_accuracy - accuracy
-        earlier = 0 if parent is None else parent.user_attrs.get("total_epochs", 0)
         _set_attributes(
             trial,
             accuracy=accuracy,
             accuracy_drop=drop,
-            parent_trial="dense" if parent is None else parent.number,
             epochs=self.recipe.epochs,
-            total_epochs=earlier + self.recipe.epochs,
             seconds=round(time.perf_counter() - started, 3),
-            seed=seed,
             device=self.device_name,
             checkpoint=checkpoint,
             timing={name: round(seconds, 4) for name, seconds in clock.seconds.items()},
         )
+        # Only from now on: until the trial is told, its process may die.
+        earlier = interrupted_trials(trials, pair, seed)
+        states = [state_artifact(trial), *map(state_artifact, earlier)]
+        self._spent_states += [artifact for artifact in states if artifact is not None]
         if self.tolerance is None:
             return accuracy
         trial.set_constraint("accuracy_drop", drop - self.tolerance)
         if drop > self.tolerance:
             raise optuna.TrialPruned(f"{drop:.2f} points lost, over {self.tolerance}.")
         return macs_ratio
+
+    def _trained(
+        self,
+        trial: optuna.Trial,
+        pair: RatioPair,
+        seed: int,
+        trials: Sequence[FrozenTrial],
+        folder: Path,
+        clock: Stopwatch,
+    ) -> tuple[VisionTransformer, float]:
+        """The pair's model and accuracy: from where an interrupted training was left, or anew."""
+        state = None if self.artifact_store is None else folder / "state.safetensors"
+        if state is not None and self.artifact_store is not None and self.recipe.epochs:
+            for earlier in interrupted_trials(trials, pair, seed):
+                artifact = state_artifact(earlier)
+                assert artifact is not None
+                if not fetch_state(artifact, self.artifact_store, state):
+                    continue
+                model = self._rebuilt(pair, earlier.user_attrs["blocks"])
+                _take_over(trial, earlier)
+                try:
+                    return model, self._finetuned(trial, model, pair, seed, state, artifact, clock)
+                except InputError as error:
+                    state.unlink(missing_ok=True)
+                    _logger.warning(f"Trial {trial.number} begins again: {error}")
+        with clock("prune"):
+            parent, parent_model = self._parent(trial, pair)
+            model = self.prune(pair, parent_model)
+        shape = shape_of(model)
+        earlier_epochs = 0 if parent is None else parent.user_attrs.get("total_epochs", 0)
+        _set_attributes(
+            trial,
+            params=shape.params,
+            blocks=[[b.num_heads, b.head_dim, b.hidden_dim] for b in shape.blocks],
+            parent_trial="dense" if parent is None else parent.number,
+            total_epochs=earlier_epochs + self.recipe.epochs,
+            losses=[],
+        )
+        with clock("evaluate"):
+            accuracy = evaluate(model, self.data, self.data.val)
+        trial.set_user_attr("accuracy_pruned", accuracy)
+        if self.recipe.epochs:
+            accuracy = self._finetuned(trial, model, pair, seed, state, None, clock)
+        return model, accuracy
+
+    def _finetuned(
+        self,
+        trial: optuna.Trial,
+        model: VisionTransformer,
+        pair: RatioPair,
+        seed: int,
+        state: Path | None,
+        artifact: str | None,
+        clock: Stopwatch,
+    ) -> float:
+        """Fine-tune in place; give the accuracy."""
+
+        def put_by(epoch: int) -> None:
+            if state is not None and self.artifact_store is not None:
+                try:
+                    keep_state(trial, state, self.artifact_store, epoch=epoch)
+                except Exception as error:  # a store raises whatever its client does
+                    if is_storage_error(error):
+                        raise
+                    text = f"{type(error).__name__}: {error}"
+                    trial.set_user_attr("state_not_kept", text)
+                    _logger.warning(f"The state of trial {trial.number} was not kept: {text}")
+
+        def on_epoch(epoch: int, accuracy: float, loss: float) -> None:
+            trial.set_user_attr("losses", [*trial.user_attrs.get("losses", []), round(loss, 5)])
+            put_by(epoch)
+            # Pruners compare reports in the study's direction.
+            drop = self.dense_accuracy - accuracy
+            trial.report(accuracy if self.tolerance is None else drop, epoch)
+            if trial.should_prune():
+                if self.tolerance is not None:
+                    trial.set_constraint("accuracy_drop", drop - self.tolerance)
+                raise optuna.TrialPruned(f"{accuracy:.2f} % after epoch {epoch}.")
+
+        if self.ranks is not None:
+            blocks = trial.user_attrs["blocks"]
+            self.ranks.tell({"pair": pair, "seed": seed, "blocks": blocks, "artifact": artifact})
+        try:
+            with clock("train"):
+                teacher = self._teacher  # at work in the first trial only
+            return finetune(
+                model,
+                self.data,
+                self.recipe,
+                teacher=teacher,
+                seed=seed,
+                state=state,
+                stop=self.stop,
+                ranks=self.ranks,
+                on_epoch=on_epoch,
+                stopwatch=clock,
+                title=f"trial {trial.number}",
+                progress=self.progress,
+            )
+        except TrainingStopped:
+            put_by(len(trial.user_attrs["losses"]))
+            raise
+        except (InputError, TrainingDiverged, optuna.TrialPruned):
+            raise
+        except Exception as error:
+            if self.ranks is None:
+                raise
+            # The other processes are in the middle of this training: there is no way on.
+            trial.set_user_attr("failure", f"{type(error).__name__}: {reason(error)}")
+            _logger.exception(f"Trial {trial.number} failed, and with it this group of processes.")
+            raise SystemExit(1) from error
+
+    def follow(self) -> None:
+        """Take part in what rank 0 trains, until it has no more; for every other rank.
+
+        Raises:
+            InputError: The objective has no ``ranks``, or this is rank 0.
+        """
+        if self.ranks is None or self.ranks.rank == 0:
+            raise InputError("Only ranks other than 0 follow.")
+        while (job := self.ranks.tell()) is not None:
+            model = self._rebuilt(RatioPair(*job["pair"]), job["blocks"])
+            with TemporaryDirectory() as folder:
+                state = None
+                if job["artifact"] is not None and self.artifact_store is not None:
+                    state = Path(folder) / "state.safetensors"
+                    fetch_state(job["artifact"], self.artifact_store, state)
+                # What ends it in rank 0 ends it here.
+                with contextlib.suppress(TrainingStopped, TrainingDiverged, InputError):
+                    finetune(
+                        model,
+                        self.data,
+                        self.recipe,
+                        teacher=self._teacher,
+                        seed=job["seed"],
+                        state=state,
+                        ranks=self.ranks,
+                    )
+
+    def _rebuilt(self, pair: RatioPair, blocks: Sequence[Sequence[int]]) -> VisionTransformer:
+        """A model of the pair's shape, with weights that are yet to be read."""
+        model = shrink_to(self.model, [BlockShape(*block) for block in blocks])
+        if isinstance(self.space, (Cascade, Combined)):
+            model = cascade(model, self.space.tokens(pair), scores=self.rule.scores)
+        return model.to(self.device)
+
+    def discard_spent_states(self) -> None:
+        """Remove the states of trainings that have ended since."""
+        if self.artifact_store is not None:
+            remove_states(self._spent_states, self.artifact_store)
+        self._spent_states = []
+
+
+def _take_over(trial: optuna.Trial, earlier: FrozenTrial) -> None:
+    """What the interrupted trial knew when its state was kept; later epochs are done again."""
+    epoch = earlier.user_attrs["training_state"]["epoch"]
+    for name in ("params", "blocks", "parent_trial", "total_epochs", "accuracy_pruned"):
+        trial.set_user_attr(name, earlier.user_attrs[name])
+    trial.set_user_attr("losses", earlier.user_attrs["losses"][:epoch])
+    trial.set_user_attr("resumed_from", {"trial": earlier.number, "epoch": epoch})
+    for step, value in earlier.intermediate_values.items():
+        if step <= epoch:
+            trial.report(value, step)
+
+
+def _diverged(trial: FrozenTrial) -> bool:
+    return str(trial.user_attrs.get("failure", "")).startswith(TrainingDiverged.__name__)
 
 
 def _pair_of(trial: FrozenTrial) -> RatioPair:

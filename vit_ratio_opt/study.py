@@ -1,121 +1,43 @@
-"""Create, resume and run a study: storage URL, stored settings, dead workers."""
+"""Create, resume and run a study, with the settings that it stores."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import platform
-import re
+import math
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-import sqlalchemy
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.engine import URL
+from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair
+from vit_ratio_opt.storage import DEFAULT_STORAGE, is_storage_error, open_storage, reason
+from vit_ratio_opt.workers import (
+    SearchStopped,
+    StopRequest,
+    fail_dead_trials,
+    fail_stale_trials,
+    hand_own_trials_back,
+    keep_optimizing,
+    stop_on_signals,
+)
 
 if TYPE_CHECKING:
     from vit_ratio_opt.objective import PruningObjective
 
-__all__ = [
-    "DEFAULT_STORAGE",
-    "check_storage_url",
-    "check_study",
-    "create_study",
-    "fail_dead_trials",
-    "finished_trials",
-    "keep_optimizing",
-    "open_storage",
-    "run_study",
-]
+__all__ = ["check_study", "create_study", "finished_trials", "run_study"]
 
-DEFAULT_STORAGE = "sqlite:///vit_ratio_opt.db"
-
-# A suspended laptop must not lose its trial at once, a dead node must not block its pair for ever.
-_HEARTBEAT_SECONDS, _GRACE_SECONDS = 60, 600
-# Writers of a SQLite file wait for each other; by default only 5 seconds.
-_SQLITE_SECONDS = 60
+# Between two looks at what other workers do.
+_WAIT_SECONDS = 2.0
+# In a row: a database that is restarted is waited for, so one that fails again and again is full,
+# read-only or gone.
+_MOST_STORAGE_FAILURES = 5
 _PACKAGES = ("vit_ratio_opt", "torch", "timm", "optuna")
-
-
-def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
-    """Refuse a storage URL that cannot work, without connecting or writing.
-
-    Args:
-        url: A SQLAlchemy URL, such as ``sqlite:///study.db``.
-        must_exist: Refuse a SQLite file that does not exist yet.
-
-    Raises:
-        InputError: The URL is malformed, names an unknown database, or a SQLite file that is not
-            there or cannot be written. Passwords are not repeated.
-    """
-    try:
-        parsed = sqlalchemy.engine.make_url(url)
-        parsed.get_dialect()
-    except sqlalchemy.exc.NoSuchModuleError:
-        raise InputError(f"The storage URL {_redact(url)!r} names an unknown database.") from None
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        raise InputError(
-            f"{_redact(url)!r} is no storage URL; expected one such as {DEFAULT_STORAGE} or "
-            "postgresql+psycopg://user@host/database."
-        ) from None
-    if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
-        file = Path(str(parsed.database))
-        if must_exist and not file.exists():
-            raise InputError(f"There is no database {file}.")
-        if not file.parent.is_dir():
-            raise InputError(f"{url} cannot be made: there is no folder {file.parent}.")
-        if not must_exist and not os.access(file if file.exists() else file.parent, os.W_OK):
-            raise InputError(f"{url} cannot be written: no permission.")
-    return parsed
-
-
-def open_storage(url: str | BaseStorage, *, must_exist: bool = False) -> BaseStorage:
-    """An Optuna storage with heartbeats.
-
-    Args:
-        url: A SQLAlchemy URL; a storage is given back as it is.
-        must_exist: Refuse a SQLite file that does not exist instead of making it.
-
-    Raises:
-        InputError: See :func:`check_storage_url`; or the driver is not installed, or the database
-            cannot be reached or used.
-    """
-    if not isinstance(url, str):
-        return url
-    parsed = check_storage_url(url, must_exist=must_exist)
-    shown = parsed.render_as_string(hide_password=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return RDBStorage(
-                url,
-                engine_kwargs=_engine_settings(parsed),
-                heartbeat_interval=_HEARTBEAT_SECONDS,
-                grace_period=_GRACE_SECONDS,
-            )
-    except ImportError:
-        raise InputError(f"The driver for {shown} is not installed.") from None
-    except (sqlalchemy.exc.SQLAlchemyError, OSError, RuntimeError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        if parsed.password:
-            reason = reason.replace(str(parsed.password), "***")
-        raise InputError(f"The storage {shown} cannot be used: {reason}") from None
-
-
-def _engine_settings(url: URL) -> dict[str, Any]:
-    if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": _SQLITE_SECONDS}}
-    return {}
 
 
 def check_study(objective: PruningObjective, study_name: str, storage: BaseStorage) -> None:
@@ -183,6 +105,10 @@ def create_study(
                 "val_accuracy": objective.dense_accuracy,
             },
         )
+    # Another machine may count an image more or less, and would then search another way.
+    objective.dense_accuracy = study.user_attrs["dense"]["val_accuracy"]
+    if "origin" not in study.user_attrs:
+        study.set_user_attr("origin", objective.origin)
     # These take a while: a worker that was killed in the middle left the study without them.
     if "screened" not in study.user_attrs:
         seen = objective.screen() if screen else {}
@@ -221,166 +147,147 @@ def run_study(
     study: Study,
     objective: PruningObjective,
     *,
-    n_trials: int,
+    n_trials: int | None,
+    wait: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
     """Run until the study has ``n_trials`` trained trials, those of earlier runs included.
 
-    Trials that a killed process of this machine left running are failed first, so that their pairs
-    are tried again.
+    Any number of processes, on any machines that reach the storage, may do so at once. Trials that
+    a killed process of this machine left running are failed first, so that their pairs are tried
+    again. A trial that fails is one that failed: its ``failure`` attribute says why.
+
+    On SIGTERM or Ctrl-C the trial's training is put by, its pair handed back, and the search ends;
+    whoever gets the pair next goes on where it stopped. The second one ends at once.
 
     Args:
         study: From :func:`create_study`.
         objective: The same objective.
-        n_trials: Trained trials in all, at least 1.
+        n_trials: Trained trials in all, at least 1; None until nothing is left to learn.
+        wait: Whether to wait for the trials of others when there is nothing to begin: should they
+            die, this process goes on.
         say: Told, in a line each, what was found and what each trial gave.
 
     Raises:
         InputError: ``n_trials`` is below 1.
+        SearchStopped: By a signal.
     """
-    if n_trials < 1:
+    if n_trials is not None and n_trials < 1:
         raise InputError(f"The number of trials must be at least 1, but got {n_trials!r}.")
-    for number in fail_dead_trials(study):
-        say(f"trial {number} was left behind by a killed process; its pair is tried again")
+    with stop_on_signals() as asked_to_stop:
+        objective.stop = asked_to_stop
+        try:
+            _introduce(study, n_trials, say)
+            _run(study, objective, n_trials, wait, say, asked_to_stop)
+        except KeyboardInterrupt:
+            if not asked_to_stop():
+                raise
+        finally:
+            objective.stop = None
+            objective.discard_spent_states()
+    if asked_to_stop():
+        say("stopped, with nothing lost: run the same again to go on from here")
+        raise SearchStopped(asked_to_stop.signal)
+
+
+def _introduce(study: Study, n_trials: int | None, say: Callable[[str], None]) -> None:
+    """Say where the search begins, or goes on."""
     done = len(finished_trials(study))
     if done:
-        say(f"resuming {study.study_name!r}: {done} of {n_trials} trials are done, none repeated")
-
+        aim = "" if n_trials is None else f" of {n_trials}"
+        say(f"resuming {study.study_name!r}: {done}{aim} trials are done, none repeated")
+    if study.get_trials(deepcopy=False):
+        return
     best = _screened_best(study)
-    if best is not None and not study.get_trials(deepcopy=False):
+    if best is not None:
         ratios = "mhsa_ratio {:.3f}, ffn_ratio {:.3f}".format(*best)
         looked_at = len(study.user_attrs["screened"])
         say(f"begins with {ratios}: the best of {looked_at} pairs before any training")
-
     path = study.user_attrs.get("path", [])
-    if path and not study.get_trials(deepcopy=False):
+    if path:
         say(f"begins along {len(path)} pairs, the likeliest of their FLOPs before any training")
 
-    def report(study: Study, trial: FrozenTrial) -> None:
-        done = len(finished_trials(study))
-        say(_describe(trial, done, n_trials))
-        if done >= n_trials:
-            study.stop()
+
+def _run(
+    study: Study,
+    objective: PruningObjective,
+    n_trials: int | None,
+    wait: bool,
+    say: Callable[[str], None],
+    asked_to_stop: StopRequest,
+) -> None:
+    wanted = math.inf if n_trials is None else n_trials
+    # Attempts are bounded, so a pair over the budget in the queue cannot make this endless.
+    attempts = sys.maxsize if n_trials is None else 4 * n_trials
+
+    def room() -> float:
+        """How many trials more may begin."""
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return wanted - len(finished_trials(study)) - len(running)
 
     def nothing_left() -> str | None:
         sampler = study.sampler
         return sampler.nothing_left(study) if isinstance(sampler, BinarySearchSampler) else None
 
-    if done < n_trials and nothing_left() is None:
-        # Attempts are bounded, so a pair over the budget in the queue cannot make this endless.
-        keep_optimizing(study, objective, n_trials=4 * n_trials, callbacks=[report], say=say)
-    why = nothing_left()
-    if why is not None and len(finished_trials(study)) < n_trials:
-        say(f"nothing is left to learn: {why}")
+    def report(study: Study, trial: FrozenTrial) -> None:
+        say(_describe(trial, len(finished_trials(study)), n_trials))
+        if room() <= 0 or asked_to_stop():
+            study.stop()
+
+    def round_of_trials() -> bool:
+        """Trials as long as there are any to begin; whether to look again after a while."""
+        nonlocal attempts
+        for number in fail_dead_trials(study):
+            say(f"trial {number} was left behind by a killed process; its pair is tried again")
+        if wait:
+            fail_stale_trials(study)
+        if len(finished_trials(study)) >= wanted:
+            return False
+        why = nothing_left()
+        if why is None and room() > 0:
+            attempts -= keep_optimizing(
+                study, objective, n_trials=attempts, callbacks=[report], say=say
+            )
+            return True
+        others = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        if wait and others:
+            asked_to_stop.wait(_WAIT_SECONDS)
+            return True
+        if why is not None:
+            say(f"nothing is left to learn: {why}")
+        if others:
+            say(f"{len(others)} trial(s) of other workers are still running")
+        return False
+
+    failures = 0
+    while attempts > 0 and not asked_to_stop():
+        try:
+            if not round_of_trials():
+                return
+            failures = 0
+        except Exception as error:
+            failures += 1
+            if not is_storage_error(error) or failures > _MOST_STORAGE_FAILURES:
+                raise
+            say(f"the storage failed ({reason(error)}); trying again")
+            asked_to_stop.wait(_WAIT_SECONDS)
+            hand_own_trials_back(study)
 
 
-def _describe(trial: FrozenTrial, done: int, n_trials: int) -> str:
+def _describe(trial: FrozenTrial, done: int, n_trials: int | None) -> str:
     attributes = trial.user_attrs
     ratios = "  ".join(f"{name} {value:.3f}" for name, value in trial.params.items())
     text = f"trial {trial.number:3d}  {ratios}  FLOPs {attributes.get('macs_ratio', 0):.3f}"
     if "accuracy_drop" not in attributes:
-        return f"{text}  {trial.state.name.lower()}"
+        why = f": {attributes['failure']}" if "failure" in attributes else ""
+        return f"{text}  {trial.state.name.lower()}{why}"
     limit = "" if trial.state == TrialState.COMPLETE else ", over the tolerance"
+    aim = "" if n_trials is None else f" of {n_trials}"
     return (
         f"{text}  accuracy {attributes['accuracy_pruned']:.2f} -> {attributes['accuracy']:.2f} % "
         f"({-attributes['accuracy_drop']:+.2f}{limit})  "
-        f"{attributes['seconds']:.1f} s  ({done} of {n_trials})"
+        f"{attributes['seconds']:.1f} s  ({done}{aim})"
     )
-
-
-def keep_optimizing(
-    study: Study,
-    objective: Callable[[Trial], float],
-    *,
-    n_trials: int,
-    callbacks: Sequence[Callable[[Study, FrozenTrial], None]] = (),
-    say: Callable[[str], None] = print,
-) -> None:
-    """``study.optimize`` that goes on after another worker has failed its trial.
-
-    A worker that could not write its heartbeat in time (a suspended laptop, a database out of
-    reach) is taken for dead, and its trial is failed; Optuna then raises when the trial ends.
-
-    Args:
-        study: The study.
-        objective: What it optimises.
-        n_trials: Trials to run at the most, those that were lost included.
-        callbacks: Called after each trial that was not lost.
-        say: Told in a line what was lost.
-    """
-    begun = 0
-
-    def counted(trial: Trial) -> float:
-        nonlocal begun
-        begun += 1
-        return objective(trial)
-
-    while begun < n_trials:
-        try:
-            study.optimize(counted, n_trials=n_trials - begun, callbacks=callbacks)
-        except (UpdateFinishedTrialError, ValueError, AssertionError) as error:
-            if not _trial_was_finished(error):
-                raise
-            say("a trial was failed by another worker, which took this one for dead; going on")
-        else:
-            return
-
-
-def _trial_was_finished(error: BaseException) -> bool:
-    """Whether Optuna raised because someone else had finished the trial.
-
-    It has no exception for that: telling raises a ValueError, which an assertion of ``optimize``
-    ("Should not reach.") then replaces when the objective itself went well.
-    """
-    if isinstance(error, AssertionError) and error.__context__ is not None:
-        error = error.__context__
-    return isinstance(error, UpdateFinishedTrialError) or (
-        isinstance(error, ValueError) and str(error).startswith("Cannot tell a")
-    )
-
-
-def fail_dead_trials(study: Study) -> list[int]:
-    """Fail RUNNING trials of processes of this machine that no longer exist; give their numbers.
-
-    Other machines' trials are left to the heartbeat. A process id given to another program in
-    the meantime looks alive, and falls to the heartbeat too. So does a trial whose process died
-    before its first heartbeat: Optuna would leave that one running for ever, so it is given a
-    first heartbeat here, and its grace period begins.
-    """
-    failed = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        node, _, process = str(trial.user_attrs.get("worker", "")).rpartition(":")
-        if node == platform.node() and process.isdigit() and not _is_alive(int(process)):
-            # Not study.tell: this is not the pair's failure, see BinarySearchSampler.
-            with contextlib.suppress(UpdateFinishedTrialError):  # by another worker meanwhile
-                study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
-                failed.append(trial.number)
-    _start_missing_heartbeats(study)
-    return failed
-
-
-def _start_missing_heartbeats(study: Study) -> None:
-    storage = getattr(study._storage, "_backend", study._storage)
-    if not isinstance(storage, RDBStorage) or storage.heartbeat_interval is None:
-        return
-    without = sqlalchemy.text(
-        "SELECT trial_id FROM trials WHERE study_id = :study AND state = 'RUNNING' "
-        "AND trial_id NOT IN (SELECT trial_id FROM trial_heartbeats)"
-    )
-    with storage.engine.connect() as connection:
-        rows = connection.execute(without, {"study": study._study_id}).scalars().all()
-    for trial_id in rows:
-        storage.record_heartbeat(trial_id)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _refuse_other_settings(
@@ -400,8 +307,3 @@ def _refuse_other_settings(
             f"Study {name!r} exists with other settings: {'; '.join(differences)}. "
             "Use another study name, or the settings it was made with."
         )
-
-
-def _redact(url: str) -> str:
-    """Everything between ``://`` and ``@`` but the user name may be a password."""
-    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import timm
 import torch
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.training import Recipe, Stopwatch, evaluate, finetune
+from vit_ratio_opt.training import (
+    Recipe,
+    Stopwatch,
+    TrainingDiverged,
+    TrainingStopped,
+    evaluate,
+    finetune,
+)
 from vit_ratio_opt.training.evaluate import predict
 from vit_ratio_opt.training.finetune import _loss
 
@@ -32,12 +40,14 @@ def test_training_learns_reports_each_epoch_and_keeps_time(digits, digits_vit):
         digits_vit,
         digits,
         Recipe(epochs=4, lr=3e-3, batch_size=64),
-        on_epoch=lambda epoch, value: reports.append((epoch, value)),
+        on_epoch=lambda *epoch: reports.append(epoch),
         stopwatch=clock,
         progress=True,
     )
-    assert [epoch for epoch, _ in reports] == [1, 2, 3, 4]
-    assert accuracy == reports[-1][1] == evaluate(digits_vit, digits, digits.val)
+    epochs, accuracies, losses = zip(*reports, strict=True)
+    assert epochs == (1, 2, 3, 4)
+    assert losses[0] > losses[-1] > 0
+    assert accuracy == accuracies[-1] == evaluate(digits_vit, digits, digits.val)
     assert accuracy > before + 20
     assert set(clock.seconds) == {"data", "train", "evaluate"}
     assert not digits_vit.training
@@ -163,7 +173,7 @@ def test_a_training_that_was_killed_ends_with_the_weights_it_would_have_had(
     options = {"teacher": copy.deepcopy(digits_vit).eval(), "seed": 3}
     expected = finetune(whole, digits, recipe, **options)
 
-    def kill(epoch, _):
+    def kill(epoch, *_):
         if epoch == 2:
             raise KeyboardInterrupt
 
@@ -172,7 +182,7 @@ def test_a_training_that_was_killed_ends_with_the_weights_it_would_have_had(
         finetune(killed, digits, recipe, state=state, on_epoch=kill, **options)
     again = copy.deepcopy(digits_vit)
     accuracy = finetune(
-        again, digits, recipe, state=state, on_epoch=lambda epoch, _: seen.append(epoch), **options
+        again, digits, recipe, state=state, on_epoch=lambda *e: seen.append(e[0]), **options
     )
     assert seen == [3]
     assert accuracy == expected
@@ -195,3 +205,96 @@ def test_a_state_of_another_training_or_damaged_is_refused_and_changes_nothing(
     with pytest.raises(InputError, match="no readable state"):
         finetune(digits_vit, digits, Recipe(epochs=1), state=state)
     assert torch.equal(weights(digits_vit), before)
+
+
+@pytest.mark.parametrize("stops", [[7], [4], [1, 6, 11]])  # 5 steps an epoch
+def test_a_training_stopped_in_the_middle_of_an_epoch_loses_no_step(
+    digits, digits_vit, tmp_path, stops
+):
+    recipe = Recipe(epochs=3, batch_size=256, ema=0.9, augment=True)
+    expected_reports, reports = [], []
+    whole = copy.deepcopy(digits_vit)
+    expected = finetune(
+        whole, digits, recipe, on_epoch=lambda *epoch: expected_reports.append(epoch)
+    )
+    steps = 0
+
+    def count(*_):
+        nonlocal steps
+        steps += 1
+
+    for stop in [*stops, None]:
+        model = copy.deepcopy(digits_vit)
+        model.register_forward_pre_hook(lambda module, _: count() if module.training else None)
+        options = {
+            "state": tmp_path / "state",
+            "on_epoch": lambda *epoch: reports.append(epoch),
+            "stop": None if stop is None else lambda stop=stop: steps >= stop,
+        }
+        if stop is None:
+            accuracy = finetune(model, digits, recipe, **options)
+        else:
+            with pytest.raises(TrainingStopped, match=f"after step {stop} of 15"):
+                finetune(model, digits, recipe, **options)
+    assert steps == 15
+    assert accuracy == expected
+    assert reports == expected_reports
+    assert torch.equal(weights(model), weights(whole))
+
+
+def test_a_state_is_read_without_pickles(digits, digits_vit, tmp_path, monkeypatch):
+    state = tmp_path / "state"
+    for module, name in ((torch, "load"), (torch, "save"), (pickle, "loads"), (pickle, "load")):
+        monkeypatch.setattr(module, name, None)
+    recipe = Recipe(epochs=2, ema=0.9)
+    expected = finetune(copy.deepcopy(digits_vit), digits, recipe, state=state)
+    assert finetune(digits_vit, digits, recipe, state=state) == expected
+
+
+# What goes wrong
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_leaves_no_state(
+    digits, digits_vit, tmp_path
+):
+    with torch.no_grad():
+        digits_vit.head.weight[0, 0] = float("nan")
+    with pytest.raises(TrainingDiverged, match="The loss is nan after step 9 of 18"):
+        finetune(digits_vit, digits, Recipe(epochs=2), state=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.cuda.OutOfMemoryError("CUDA out of memory."), RuntimeError("can't allocate memory")],
+)
+def test_a_batch_that_does_not_fit_is_passed_through_in_parts_with_the_same_result(
+    digits, digits_vit, error, caplog
+):
+    class Small(torch.nn.Module):
+        def __init__(self, model, most):
+            super().__init__()
+            self.model, self.most = model, most
+
+        def forward(self, images):
+            if len(images) > self.most:
+                raise error
+            return self.model(images)
+
+    digits_vit = timm.create_model(  # dropout would see other random numbers
+        "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2,
+        num_heads=4, mlp_ratio=2.0, num_classes=10,
+    )  # fmt: skip
+    teacher = predict(digits_vit, digits, digits.train)
+    models = [Small(copy.deepcopy(digits_vit), most) for most in (10_000, 50)]
+    accuracies = [finetune(model, digits, Recipe(epochs=2), teacher=teacher) for model in models]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.4)
+    torch.testing.assert_close(weights(models[0]), weights(models[1]), atol=1e-4, rtol=1e-3)
+    assert "in 4 parts, with the same gradients" in caplog.text
+    assert "in 8 parts" not in caplog.text
+    with pytest.raises(RuntimeError, match="memory"):
+        finetune(Small(digits_vit, 0), digits, Recipe(epochs=1))
+    other = RuntimeError("shapes do not fit")
+    digits_vit.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(other))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        finetune(digits_vit, digits, Recipe(epochs=1))

@@ -1,7 +1,7 @@
 """The Optuna half. It never imports torch."""
 
 from vit_ratio_opt.search.plan import BudgetSearch, Pair, Plan, Proposal, ToleranceSearch
-from vit_ratio_opt.search.sampler import BinarySearchSampler, refuse_surplus
+from vit_ratio_opt.search.sampler import BinarySearchSampler, hand_back, refuse_surplus
 from vit_ratio_opt.search.space import ratio_space
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Plan",
     "Proposal",
     "ToleranceSearch",
+    "hand_back",
     "ratio_space",
     "refuse_surplus",
 ]

@@ -21,7 +21,7 @@ from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.plan import Pair, Plan, Proposal
 
-__all__ = ["SURPLUS", "BinarySearchSampler", "refuse_surplus"]
+__all__ = ["SURPLUS", "BinarySearchSampler", "hand_back", "refuse_surplus"]
 
 SURPLUS = "vit_ratio_opt:surplus"
 """System attribute of a trial that was asked for when nothing was left to learn: why."""
@@ -29,6 +29,7 @@ SURPLUS = "vit_ratio_opt:surplus"
 _CLAIM = "vit_ratio_opt:claim"
 _GIVEN_UP = "vit_ratio_opt:given_up"  # older trials that this one has waited for in vain
 _FAILED = "vit_ratio_opt:failed"  # told so by its own worker
+_HANDED_BACK = "vit_ratio_opt:handed_back"  # it did not fail, its worker has to go
 
 _logger = get_logger(f"optuna.{__name__}")
 
@@ -369,6 +370,8 @@ class BinarySearchSampler(BaseSampler):
         pair = self._pair_of(trial)
         if pair is None or (SURPLUS in trial.system_attrs and state != TrialState.COMPLETE):
             return
+        if state == TrialState.FAIL and _HANDED_BACK in trial.system_attrs:
+            return
         if state == TrialState.FAIL:
             told, untold = known.failures.get(pair, (0, 0))
             itself = trial.system_attrs.get(_FAILED, False)
@@ -411,6 +414,15 @@ def refuse_surplus(trial: Trial | FixedTrial) -> None:
     attributes = trial.storage.get_trial(trial._trial_id).system_attrs
     if SURPLUS in attributes:
         raise TrialPruned(f"Nothing left to learn: {attributes[SURPLUS]}.")
+
+
+def hand_back(trial: Trial | FixedTrial) -> None:
+    """Let the trial's pair be tried again however often, though the trial ends FAIL.
+
+    For an objective whose worker has to stop, through no fault of the pair.
+    """
+    if not isinstance(trial, FixedTrial):
+        trial.storage.set_trial_system_attr(trial._trial_id, _HANDED_BACK, True)
 
 
 class _Failures(NamedTuple):

@@ -8,15 +8,26 @@ from vit_ratio_opt.training.data import (
     load_image_folder,
     load_images,
 )
+from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.evaluate import best_device, evaluate
-from vit_ratio_opt.training.finetune import Mix, Recipe, Stopwatch, finetune
+from vit_ratio_opt.training.finetune import (
+    Mix,
+    Recipe,
+    Stopwatch,
+    TrainingDiverged,
+    TrainingStopped,
+    finetune,
+)
 
 __all__ = [
     "ImageData",
     "Mix",
+    "Ranks",
     "Recipe",
     "Split",
     "Stopwatch",
+    "TrainingDiverged",
+    "TrainingStopped",
     "best_device",
     "evaluate",
     "finetune",

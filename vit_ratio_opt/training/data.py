@@ -11,8 +11,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Iterator, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -35,6 +35,7 @@ __all__ = [
     "ImageData",
     "Split",
     "Validation",
+    "load_again",
     "load_cifar10",
     "load_csv_images",
     "load_datasets",
@@ -107,6 +108,8 @@ class ImageData:
         std: As ``mean``.
         flip: Whether a mirrored image keeps its label; digits do not.
         validation: Whether ``val`` was taken from the training or the test images.
+        source: How to load it again elsewhere, of JSON values, see :func:`load_again`; nothing
+            where that is not known.
     """
 
     name: str
@@ -118,6 +121,7 @@ class ImageData:
     std: tuple[float, ...]
     flip: bool = True
     validation: Validation = "train"
+    source: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
@@ -183,7 +187,10 @@ def load_digits(*, seed: int = 0, val_fraction: float = 0.2) -> ImageData:
     train, test = _stratified(everything, 0.2, seed=seed)
     train, val = _stratified(train, val_fraction, seed=seed)
     classes = tuple(str(digit) for digit in range(10))
-    return ImageData("digits", train, val, test, classes, (0.287,), (0.354,), flip=False)
+    source = {"loader": "digits", "seed": seed, "val_fraction": val_fraction}
+    return ImageData(
+        "digits", train, val, test, classes, (0.287,), (0.354,), flip=False, source=source
+    )
 
 
 def load_cifar10(
@@ -217,8 +224,17 @@ def load_cifar10(
     ]
     train, val, test = _three_splits(decoded[0], decoded[1], validation, val_fraction, seed)
     classes = tuple(parts[0].classes)
+    options = {"validation": validation, "val_fraction": val_fraction, "seed": seed}
     return ImageData(
-        "cifar10", train, val, test, classes, CIFAR10_MEAN, CIFAR10_STD, validation=validation
+        "cifar10",
+        train,
+        val,
+        test,
+        classes,
+        CIFAR10_MEAN,
+        CIFAR10_STD,
+        validation=validation,
+        source={"loader": "cifar10", "root": str(Path(root).resolve()), **options},
     )
 
 
@@ -297,19 +313,19 @@ def load_image_folder(
         raise InputError(
             f"{root / 'train'} and {test_root} must have the same classes; differing: {odd[:5]}."
         )
-    return load_datasets(
-        train_folder,
-        test_folder,
-        name=root.name,
-        classes=train_folder.classes,
-        image_size=image_size,
-        validation=validation,
-        val_fraction=val_fraction,
-        seed=seed,
-        mean=mean,
-        std=std,
-        memory_limit=memory_limit,
+    options: dict[str, Any] = {
+        "image_size": image_size,
+        "validation": validation,
+        "val_fraction": val_fraction,
+        "seed": seed,
+        "mean": mean,
+        "std": std,
+        "memory_limit": memory_limit,
+    }
+    data = load_datasets(
+        train_folder, test_folder, name=root.name, classes=train_folder.classes, **options
     )
+    return _with_source(data, "image_folder", root, options)
 
 
 def load_csv_images(
@@ -369,19 +385,54 @@ def load_csv_images(
         )
         for part in parts
     )
-    return load_datasets(
-        train,
-        test,
-        name=root.name,
-        classes=classes,
-        image_size=image_size,
-        validation=validation,
-        val_fraction=val_fraction,
-        seed=seed,
-        mean=mean,
-        std=std,
-        memory_limit=memory_limit,
-    )
+    options: dict[str, Any] = {
+        "image_size": image_size,
+        "validation": validation,
+        "val_fraction": val_fraction,
+        "seed": seed,
+        "mean": mean,
+        "std": std,
+        "memory_limit": memory_limit,
+    }
+    data = load_datasets(train, test, name=root.name, classes=classes, **options)
+    return _with_source(data, "csv_images", root, {**options, "test_fraction": test_fraction})
+
+
+def _with_source(data: ImageData, loader: str, root: Path, options: dict[str, Any]) -> ImageData:
+    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}
+    source = {"loader": loader, "root": str(root.resolve()), **plain}
+    return replace(data, source=source)
+
+
+def load_again(source: Mapping[str, Any], *, root: str | Path | None = None) -> ImageData:
+    """The data set of ``ImageData.source``, perhaps from another folder.
+
+    Args:
+        source: ``loader`` and what it is called with.
+        root: Where the images are here; where they were by default.
+
+    Raises:
+        InputError: ``source`` names no loader of this package, the data set has no folder but
+            ``root`` is given, or as the loader says.
+    """
+    loaders: dict[str, Callable[..., ImageData]] = {
+        "digits": load_digits,
+        "cifar10": load_cifar10,
+        "image_folder": load_image_folder,
+        "csv_images": load_csv_images,
+    }
+    options = dict(source)
+    name = options.pop("loader", None)
+    if name not in loaders:
+        raise InputError(f"Images come from one of {sorted(loaders)}, not from {name!r}.")
+    if root is not None:
+        if "root" not in options:
+            raise InputError(f"The data set {name!r} is in no folder: leave --data out.")
+        options["root"] = root
+    try:
+        return loaders[name](**options)
+    except TypeError as error:  # an option of another version
+        raise InputError(f"The images cannot be loaded as the study says: {error}.") from None
 
 
 class _Files(Dataset[tuple[Any, int]]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
@@ -10,10 +11,21 @@ import torch
 from torch import nn
 
 from vit_ratio_opt.training.data import ImageData, Split
+from vit_ratio_opt.training.distributed import Ranks
 
-__all__ = ["autocast", "best_device", "evaluate", "model_device", "on_device", "predict"]
+__all__ = [
+    "autocast",
+    "best_device",
+    "evaluate",
+    "model_device",
+    "on_device",
+    "out_of_memory",
+    "predict",
+]
 
 _BATCH = 500
+
+_logger = logging.getLogger(f"optuna.{__name__}")
 
 
 def best_device() -> torch.device:
@@ -36,6 +48,15 @@ def autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast("cuda", dtype)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a smaller batch may help. Each device has its own error; only CUDA's has a type."""
+    text = str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("out of memory" in text or "can't allocate memory" in text)
+    )
+
+
 def on_device(
     data: ImageData, split: Split, batch_size: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -55,12 +76,23 @@ def predict(model: nn.Module, data: ImageData, split: Split) -> torch.Tensor:
     return torch.cat([logits.float().cpu() for logits, _ in _outputs(model, data, split)])
 
 
-def evaluate(model: nn.Module, data: ImageData, split: Split) -> float:
-    """Top-1 accuracy in per cent on ``split``, on the model's device; its mode stays as it was."""
+def evaluate(
+    model: nn.Module, data: ImageData, split: Split, *, ranks: Ranks | None = None
+) -> float:
+    """Top-1 accuracy in per cent on ``split``, on the model's device; its mode stays as it was.
+
+    Args:
+        model: Gives class logits.
+        data: Whose images they are.
+        split: Which of them.
+        ranks: Processes that share the images; all of them have to call it.
+    """
+    own = split if ranks is None else split.subset(ranks.share(torch.arange(len(split))))
     correct = torch.zeros((), dtype=torch.int64, device=model_device(model))
-    for logits, labels in _outputs(model, data, split):
+    for logits, labels in _outputs(model, data, own):
         correct += (logits.argmax(dim=1) == labels).sum()
-    return 100.0 * correct.item() / len(split)
+    right = correct.item() if ranks is None else ranks.sum(correct.item())[0]
+    return 100.0 * right / len(split)
 
 
 def _outputs(
@@ -72,7 +104,20 @@ def _outputs(
         model.eval()
         for images, labels in on_device(data, split, _BATCH, device):
             with torch.inference_mode(), autocast(device):  # not while the caller is at work
-                logits = model(images)
+                logits = _in_parts(model, images)
             yield logits, labels
     finally:
         model.train(was_training)
+
+
+def _in_parts(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Logits of all images, of one half after the other where memory is short."""
+    try:
+        return model(images)  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        if len(images) == 1 or not out_of_memory(error):
+            raise
+    _logger.warning(f"{len(images)} images at once do not fit into memory: looking at half.")
+    if images.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return torch.cat([_in_parts(model, part) for part in images.chunk(2)])

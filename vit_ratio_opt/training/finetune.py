@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import defaultdict
@@ -20,14 +21,19 @@ from torch import nn
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.training.data import ImageData
-from vit_ratio_opt.training.evaluate import autocast, evaluate, model_device
+from vit_ratio_opt.training.distributed import Ranks
+from vit_ratio_opt.training.evaluate import autocast, evaluate, model_device, out_of_memory
 from vit_ratio_opt.training.progress import TrainingProgress
 from vit_ratio_opt.training.resume import TrainingState
 
-__all__ = ["Mix", "Recipe", "Stopwatch", "finetune"]
+__all__ = ["Mix", "Recipe", "Stopwatch", "TrainingDiverged", "TrainingStopped", "finetune"]
 
 Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Images and labels of a batch to mixed images and labels, or class probabilities."""
+
+_logger = logging.getLogger(f"optuna.{__name__}")
+# Reading the loss waits for the device.
+_STEPS_BETWEEN_LOOKS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +103,17 @@ class Stopwatch:
             self.seconds[name] += time.perf_counter() - start
 
 
+class TrainingDiverged(ArithmeticError):
+    """The loss is no number any more: another seed or a smaller learning rate may help."""
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """The training was told to stop; where it has a file for its state, the state is in it.
+
+    A KeyboardInterrupt, as Optuna lets those through whatever it was told to catch.
+    """
+
+
 def finetune(
     model: nn.Module,
     data: ImageData,
@@ -106,14 +123,17 @@ def finetune(
     mix: Mix | None = None,
     seed: int = 0,
     state: Path | None = None,
-    on_epoch: Callable[[int, float], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    ranks: Ranks | None = None,
+    on_epoch: Callable[[int, float, float], None] | None = None,
     stopwatch: Stopwatch | None = None,
     title: str = "fine-tune",
     progress: bool | None = None,
 ) -> float:
     """Train ``model`` in place on its device and leave it in evaluation mode.
 
-    The caller's random state is untouched; ``seed`` fixes everything random.
+    The caller's random state is untouched; ``seed`` fixes everything random. A batch that does
+    not fit into memory is passed through in halves, or less, with the same gradients.
 
     Args:
         model: Gives class logits.
@@ -127,8 +147,13 @@ def finetune(
         seed: Of order, augmentation, mixing and dropout.
         state: A file that is written after each epoch. Where it is there already, the training
             goes on from it, to the same weights on the same machine. It is left there in the end.
-        on_epoch: Called with the epoch (from 1) and the validation accuracy in per cent; what it
-            raises ends the training.
+        stop: Asked before each step; when it says so, the state is written, in the middle of the
+            epoch, and the training ends.
+        ranks: Processes that share each batch of ``recipe.batch_size``, so that their number
+            changes nothing but the time (and the augmentation). All of them have to call this;
+            rank 0 writes ``state``, and all go on from it.
+        on_epoch: Called in rank 0 with the epoch (from 1), the validation accuracy in per cent and
+            the mean training loss; what it raises ends the training.
         stopwatch: Told the seconds of ``train``, ``data`` and ``evaluate``.
         title: Of the progress bar.
         progress: None shows the bar in a terminal only.
@@ -139,6 +164,8 @@ def finetune(
     Raises:
         InputError: ``state`` is damaged, of another training, or cannot be written; or logits do
             not fit the images.
+        TrainingDiverged: The loss is no number.
+        TrainingStopped: ``stop`` said so.
     """
     if isinstance(teacher, torch.Tensor):
         if recipe.augment or mix is not None:
@@ -174,6 +201,9 @@ def finetune(
         "cuda", enabled=device.type == "cuda" and not torch.cuda.is_bf16_supported()
     )
     generator = torch.Generator().manual_seed(seed)
+    # Parts of a batch differ in size, but the order has to be the same in all processes.
+    moving = generator if ranks is None else torch.Generator().manual_seed(seed + ranks.rank)
+    first_rank = ranks is None or ranks.rank == 0
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
     if average is not None:
         parts["average"] = average
@@ -186,67 +216,173 @@ def finetune(
         "teacher": teacher is not None,
     }
     saved = None if state is None else TrainingState(state, training, parts, generator, device)
-    accuracy: float | None = None
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices),
-        TrainingProgress(title, steps, enabled=progress) as bar,
+        TrainingProgress(title, steps, enabled=progress if first_rank else False) as bar,
     ):
         torch.manual_seed(seed)  # mixing, dropout and stochastic depth
-        done = {} if saved is None else saved.load()
+        beginning = generator.get_state()
+        done: dict[str, Any] = {}
+        if saved is not None:
+            beginning, done = saved.load()
         step, accuracy = int(done.get("step", 0)), done.get("accuracy")
-        for epoch in range(int(done.get("epoch", 0)) + 1, recipe.epochs + 1):
+        loss_sum = torch.tensor(done.get("loss_sum", 0.0), dtype=torch.float64, device=device)
+        bar.skip(step)
+        trained = model if ranks is None or step == steps else ranks.wrap(model)
+        pieces = 1
+
+        def put_by() -> None:
+            if saved is not None and first_rank:
+                so_far = {"step": step, "accuracy": accuracy, "loss_sum": loss_sum.item()}
+                saved.save(beginning, so_far)
+
+        def mean_loss() -> float:
+            mean = loss_sum.item() / (1 + (step - 1) % steps_per_epoch)
+            (mean,) = (mean,) if ranks is None else ranks.sum(mean)
+            if not math.isfinite(mean):
+                raise TrainingDiverged(f"The loss is {mean} after step {step} of {steps}.")
+            return mean
+
+        while step < steps:
             model.train()
+            done_before = step % steps_per_epoch  # it was stopped in the middle
+            now = generator.get_state()
+            generator.set_state(beginning)
             order = torch.randperm(len(data.train), generator=generator)
-            batches = data.train.subset(order).batches(recipe.batch_size)
-            for positions in torch.split(order, recipe.batch_size):
+            if done_before:
+                generator.set_state(now)
+            wholes = torch.split(order, recipe.batch_size)[done_before:]
+            owns = [whole if ranks is None else _own_part(whole, ranks) for whole in wholes]
+            batches = data.train.subset(torch.cat(owns)).batches(len(owns[0]))
+            for whole, own in zip(wholes, owns, strict=True):
+                told = stop is not None and stop()
+                if told if ranks is None else ranks.any(told):
+                    put_by()
+                    raise TrainingStopped(f"stopped after step {step} of {steps}")
                 with clock("data"):
                     batch = next(batches)
                     images = batch[0].to(device, non_blocking=True)
                     labels = batch[1].to(device, non_blocking=True)
                     if recipe.augment:
-                        images = data.augment(images, generator)
+                        images = data.augment(images, moving)
                     images = data.normalise(images)
                     targets = labels
                     if mix is not None:
                         images, targets = mix(images, labels)
                 with clock("train"):
                     scheduler.step_update(step)
-                    with autocast(device):
-                        logits = model(images)
-                        if teacher is None or recipe.distillation == 0:
-                            taught = None
-                        elif isinstance(teacher, torch.Tensor):
-                            taught = teacher[positions].to(device, non_blocking=True)
-                        else:
-                            with torch.no_grad():
-                                taught = teacher(images)
-                        loss = _loss(logits, targets, taught, recipe)
-                    optimizer.zero_grad(set_to_none=True)
-                    torch.autograd.backward(scaler.scale(loss))
+                    taught = teacher if recipe.distillation else None
+                    if isinstance(taught, torch.Tensor):
+                        taught = taught[own].to(device, non_blocking=True)
+                    # Means over parts of different sizes, averaged over the processes.
+                    weight = 1.0 if ranks is None else _weight(whole, ranks)
+                    while True:
+                        optimizer.zero_grad(set_to_none=True)
+                        try:
+                            loss, logits = _backward(
+                                trained, images, targets, taught, recipe, scaler, weight, pieces
+                            )
+                            break
+                        except RuntimeError as error:
+                            whole_batch = ranks is not None or pieces >= len(images)
+                            if whole_batch or not out_of_memory(error):
+                                raise
+                        pieces *= 2
+                        _logger.warning(
+                            f"A batch of {len(images)} images does not fit into memory: passing "
+                            f"it through in {pieces} parts, with the same gradients."
+                        )
+                        if device.type == "cuda":
+                            torch.cuda.empty_cache()
                     scaler.unscale_(optimizer)
                     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
                     scaler.step(optimizer)
                     scaler.update()
                     step += 1
+                    loss_sum += loss / (1 if ranks is None else ranks.size)
                     if average is not None:
                         average.update(model, step=step)
+                if step % _STEPS_BETWEEN_LOOKS == 0:
+                    mean_loss()
                 if bar.enabled:
                     hits = (logits.argmax(dim=1) == labels).float().mean()
-                    bar.advance(len(labels), loss.item(), 100 * hits.item())
+                    bar.advance(len(whole), loss.item(), 100 * hits.item())
+            mean = mean_loss()
             with clock("evaluate"):
-                accuracy = evaluate(average or model, data, data.val)
-            if saved is not None:
-                saved.save(epoch=epoch, step=step, accuracy=accuracy)
-            if on_epoch is not None:
-                on_epoch(epoch, accuracy)
+                accuracy = evaluate(average or model, data, data.val, ranks=ranks)
+            beginning = generator.get_state()
+            loss_sum.zero_()
+            put_by()
+            _report(on_epoch, step // steps_per_epoch, accuracy, mean, ranks)
     model.eval()
     if average is not None:
         model.load_state_dict(average.module.state_dict())
     if accuracy is None:
         with clock("evaluate"):
-            accuracy = evaluate(model, data, data.val)
-    return accuracy
+            accuracy = evaluate(model, data, data.val, ranks=ranks)
+    return float(accuracy)
+
+
+def _own_part(batch: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """This process's positions of a batch; any one, for a step without weight, if it has none."""
+    own = ranks.share(batch)
+    return own if len(own) else batch[:1]
+
+
+def _weight(batch: torch.Tensor, ranks: Ranks) -> float:
+    return len(ranks.share(batch)) * ranks.size / len(batch)
+
+
+def _backward(
+    model: nn.Module,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    teacher: Any,
+    recipe: Recipe,
+    scaler: torch.amp.GradScaler,
+    weight: float,
+    pieces: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add the batch's gradients, passing it through in ``pieces``; gives its loss and logits."""
+    losses, outputs = [], []
+    taught = teacher.chunk(pieces) if isinstance(teacher, torch.Tensor) else [teacher] * pieces
+    parts = zip(images.chunk(pieces), targets.chunk(pieces), taught, strict=False)
+    for part, part_targets, part_taught in parts:
+        with autocast(images.device):
+            logits = model(part)
+            if isinstance(part_taught, nn.Module):
+                with torch.no_grad():
+                    part_taught = part_taught(part)
+            loss = _loss(logits, part_targets, part_taught, recipe)
+        loss = loss * (weight * len(part) / len(images))
+        torch.autograd.backward(scaler.scale(loss))
+        losses.append(loss.detach())
+        outputs.append(logits.detach())
+    return torch.stack(losses).sum(), torch.cat(outputs)
+
+
+def _report(
+    on_epoch: Callable[[int, float, float], None] | None,
+    epoch: int,
+    accuracy: float,
+    loss: float,
+    ranks: Ranks | None,
+) -> None:
+    """What rank 0's ``on_epoch`` raises ends the training in all processes."""
+    if ranks is not None and ranks.rank > 0:
+        if not ranks.tell():
+            raise TrainingStopped("rank 0 ended the training")
+        return
+    try:
+        if on_epoch is not None:
+            on_epoch(epoch, accuracy, loss)
+    except BaseException:
+        if ranks is not None:
+            ranks.tell(False)
+        raise
+    if ranks is not None:
+        ranks.tell(True)
 
 
 def _loss(

@@ -52,6 +52,10 @@ class TrainingProgress:
         """Whether anyone sees it; what it shows need not be computed otherwise."""
         return not self._progress.disable
 
+    def skip(self, steps: int) -> None:
+        """So many batches were done before."""
+        self._progress.update(self._task, completed=steps)
+
     def advance(self, images: int, loss: float, accuracy: float) -> None:
         """One batch of ``images`` done, with its loss and its accuracy in per cent."""
         self._images += images

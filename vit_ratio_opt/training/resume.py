@@ -1,18 +1,26 @@
-"""The state of a training after an epoch, so that a killed one goes on as if nothing had been."""
+"""The state of a training, so that a killed or preempted one goes on as if nothing had been.
+
+Tensors as safetensors, all else as JSON in its header: nothing that is read can run code.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.files import replacing
 
 __all__ = ["TrainingState"]
+
+_FORMAT = "vit_ratio_opt training/1"
 
 
 class _Stateful(Protocol):
@@ -29,7 +37,7 @@ class TrainingState:
         path: The file; it is there whole or not at all.
         training: What says that it is the same training, of JSON values.
         parts: Model, optimiser and the like.
-        generator: Of the order of the images.
+        generator: Of the order of the images, and of their augmentation.
         device: Whose random state counts too.
     """
 
@@ -39,49 +47,66 @@ class TrainingState:
     generator: torch.Generator
     device: torch.device
 
-    def save(self, **progress: float) -> None:
+    def save(self, order: torch.Tensor, progress: Mapping[str, float | None]) -> None:
         """Write everything, and how far the training is.
+
+        Args:
+            order: State that the generator had when the order of the epoch's images was drawn.
+            progress: See :meth:`load`.
 
         Raises:
             InputError: The file cannot be written.
         """
         cuda = self.device.type == "cuda"
         state = {
-            "training": dict(self.training),
-            "progress": progress,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "order": order,
             "generator": self.generator.get_state(),
             "random": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
         }
+        tensors: dict[str, torch.Tensor] = {}
+        metadata = {
+            "format": _FORMAT,
+            "training": json.dumps(dict(self.training)),
+            "progress": json.dumps(dict(progress)),
+            "state": json.dumps(_pack(state, tensors)),
+        }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as partial:
-                torch.save(state, partial)
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror}.") from None
+                save_file(tensors, partial, metadata)
+        except Exception as error:  # the disk's errors, or safetensors' own for the same
+            raise InputError(f"{self.path} cannot be written: {error}") from None
 
-    def load(self) -> dict[str, float]:
+    def load(self) -> tuple[torch.Tensor, dict[str, Any]]:
         """Put everything back to where :meth:`save` found it.
 
         Returns:
-            The progress; nothing, and nothing changed, where there is no file.
+            ``order`` and ``progress`` of :meth:`save`. Where there is no file, nothing is changed,
+            and they are the generator's state and empty.
 
         Raises:
             InputError: The file is damaged or of another training.
         """
         path = self.path
         if not path.exists():
-            return {}
+            return self.generator.get_state(), {}
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            stored, progress = state["training"], state["progress"]
-        except Exception as error:  # torch raises many kinds for a damaged file
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise ValueError(f"its format is {metadata.get('format')!r}")
+                stored = json.loads(metadata["training"])
+                progress = json.loads(metadata["progress"])
+                state = _unpack(json.loads(metadata["state"]), file)
+        except Exception as error:  # safetensors and JSON raise many kinds for a damaged file
             raise InputError(
-                f"{path} is no readable state of a training ({type(error).__name__}): remove it "
-                "to begin again."
+                f"{path} is no readable state of a training ({type(error).__name__}: {error}): "
+                "remove it to begin again."
             ) from None
-        differing = sorted(key for key in self.training if stored.get(key) != self.training[key])
+        wanted = json.loads(json.dumps(dict(self.training)))
+        differing = sorted(key for key in wanted if stored.get(key) != wanted[key])
         if differing:
             raise InputError(
                 f"{path} is of a training with other {', '.join(differing)}: name another file, "
@@ -93,4 +118,27 @@ class TrainingState:
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
-        return dict(progress)
+        return state["order"], dict(progress)
+
+
+def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """``value`` as JSON, its tensors put into ``tensors``. Tuples become lists."""
+    if isinstance(value, torch.Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous()
+        return {"tensor": name}
+    if isinstance(value, Mapping):  # not an object: an optimiser's keys are numbers
+        return {"items": [[key, _pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_pack(item, tensors) for item in value]
+    return value
+
+
+def _unpack(value: Any, file: Any) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, file) for item in value]
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return file.get_tensor(value["tensor"])
+        return {key: _unpack(item, file) for key, item in value["items"]}
+    return value

@@ -1,0 +1,225 @@
+"""Storages by URL: SQLite, PostgreSQL, MySQL, or Optuna's gRPC proxy in front of one of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy.engine import URL
+
+from vit_ratio_opt.errors import InputError
+
+__all__ = [
+    "BEATS_IN_GRACE",
+    "DEFAULT_STORAGE",
+    "GRACE_SECONDS",
+    "GRPC_PORT",
+    "check_storage_url",
+    "is_storage_error",
+    "open_storage",
+    "rdb_of",
+    "redact",
+]
+
+DEFAULT_STORAGE = "sqlite:///vit_ratio_opt.db"
+
+GRACE_SECONDS = 600
+"""How long a running trial may give no sign of life. A suspended laptop must not lose its trial
+at once, a dead node must not block its pair for ever."""
+
+BEATS_IN_GRACE = 20
+"""Signs of life that may get lost before a trial is taken for dead."""
+
+# Writers of a SQLite file wait for each other; by default only 5 seconds.
+_SQLITE_SECONDS = 60
+# How long a worker waits for a database that is being restarted, and for its first answer.
+_RESTART_SECONDS, _FIRST_SECONDS = 300, 10
+GRPC_PORT = 13000
+# Drivers that `pip install vit_ratio_opt[postgres]` and `[mysql]` bring, where the URL names none.
+_DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "mysql": ("pymysql", "MySQLdb")}
+_EXTRAS = {"postgresql": "postgres", "mysql": "mysql", "mariadb": "mysql"}
+
+_logger = logging.getLogger(f"optuna.{__name__}")
+
+
+def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
+    """Refuse a storage URL that cannot work, without connecting or writing.
+
+    Args:
+        url: A SQLAlchemy URL, such as ``sqlite:///study.db``, or ``grpc://host:port``.
+        must_exist: Refuse a SQLite file that does not exist yet.
+
+    Returns:
+        The URL, with the driver that is to be used.
+
+    Raises:
+        InputError: The URL is malformed, names an unknown database, or a SQLite file that is not
+            there or cannot be written. Passwords are not repeated.
+    """
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+        if parsed.drivername == "grpc":
+            if not parsed.host or parsed.database:
+                raise InputError(f"{redact(url)!r} must be grpc://host:port.")
+            return parsed
+        parsed = _with_driver(parsed)
+        parsed.get_dialect()
+    except sqlalchemy.exc.NoSuchModuleError:
+        raise InputError(f"The storage URL {redact(url)!r} names an unknown database.") from None
+    except InputError:
+        raise
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise InputError(
+            f"{redact(url)!r} is no storage URL; expected one such as {DEFAULT_STORAGE}, "
+            "postgresql://user@host/database or grpc://host:13000."
+        ) from None
+    if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        file = Path(str(parsed.database))
+        if must_exist and not file.exists():
+            raise InputError(f"There is no database {file}.")
+        if not file.parent.is_dir():
+            raise InputError(f"{url} cannot be made: there is no folder {file.parent}.")
+        if not must_exist and not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise InputError(f"{url} cannot be written: no permission.")
+    return parsed
+
+
+def _with_driver(url: URL) -> URL:
+    """Psycopg 3 and PyMySQL where no driver is named, unless only the usual ones are there."""
+    for backend, (ours, default) in _DRIVERS.items():
+        if url.drivername == backend and (find_spec(ours) or not find_spec(default)):
+            return url.set(drivername=f"{backend}+{ours}")
+    if url.drivername == "mariadb":
+        return _with_driver(url.set(drivername="mysql"))
+    return url
+
+
+def open_storage(
+    url: str | BaseStorage,
+    *,
+    must_exist: bool = False,
+    grace: int = GRACE_SECONDS,
+    connections: int = 2,
+) -> BaseStorage:
+    """An Optuna storage with heartbeats, and patience with a database that is restarted.
+
+    Args:
+        url: See :func:`check_storage_url`; a storage is given back as it is.
+        must_exist: Refuse a SQLite file that does not exist instead of making it.
+        grace: Seconds after which a trial without a sign of life is taken for dead; the same for
+            all workers of a study.
+        connections: To a database server, kept open at the most; twice as many in need.
+
+    Raises:
+        InputError: See :func:`check_storage_url`; or the driver is not installed, or the database
+            or the proxy cannot be reached or used.
+    """
+    if not isinstance(url, str):
+        return url
+    parsed = check_storage_url(url, must_exist=must_exist)
+    shown = parsed.render_as_string(hide_password=True)
+    if parsed.drivername == "grpc":
+        return _open_proxy(parsed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # Braces: Optuna fills URLs in as templates.
+            whole = parsed.render_as_string(hide_password=False)
+            storage = RDBStorage(
+                whole.replace("{", "{{").replace("}", "}}"),
+                engine_kwargs=_engine_settings(parsed, connections),
+                heartbeat_interval=max(1, grace // BEATS_IN_GRACE),
+                grace_period=grace,
+            )
+    except ImportError:
+        extra = _EXTRAS.get(parsed.get_backend_name())
+        hint = f": pip install 'vit_ratio_opt[{extra}]'" if extra else ""
+        raise InputError(f"The driver for {shown} is not installed{hint}.") from None
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, OSError, RuntimeError) as error:
+        raise InputError(f"The storage {shown} cannot be used: {reason(error, parsed)}") from None
+    if parsed.get_backend_name() != "sqlite":
+        sqlalchemy.event.listen(storage.engine, "do_connect", _connect_patiently)
+    return storage
+
+
+def _open_proxy(url: URL) -> BaseStorage:
+    if find_spec("grpc") is None:
+        raise InputError("grpc:// needs gRPC: pip install 'vit_ratio_opt[grpc]'.")
+    host, port = str(url.host), url.port or GRPC_PORT
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
+    try:
+        storage.wait_server_ready(timeout=_FIRST_SECONDS)
+    except ConnectionError:
+        raise InputError(
+            f"Nothing answers at grpc://{host}:{port}: start `vit-ratio-opt serve` there."
+        ) from None
+    return storage
+
+
+def _engine_settings(url: URL, connections: int) -> dict[str, Any]:
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        return {"connect_args": {"timeout": _SQLITE_SECONDS}}
+    # A connection that a restart has cut is noticed before it is used.
+    seconds = {"connect_timeout": _FIRST_SECONDS} if backend in ("postgresql", "mysql") else {}
+    return {
+        "pool_pre_ping": True,
+        "pool_size": connections,
+        "max_overflow": connections,
+        "connect_args": seconds,
+    }
+
+
+def _connect_patiently(dialect: Any, record: Any, arguments: Any, options: Any) -> Any:
+    """A connection to a database that was there before: it may be restarting."""
+    deadline, pause = time.monotonic() + _RESTART_SECONDS, 0.1
+    while True:
+        try:
+            return dialect.connect(*arguments, **options)
+        except dialect.loaded_dbapi.OperationalError:
+            if time.monotonic() + pause > deadline:
+                raise
+        _logger.warning("The database does not answer; trying again.")
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
+
+
+def reason(error: BaseException, url: URL | None = None) -> str:
+    """The first line of what a database said, without the password of its URL."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    text = str(getattr(cause, "orig", None) or cause or error).strip()
+    line = (text.splitlines() or [type(error).__name__])[0]
+    if url is not None and url.password:
+        line = line.replace(str(url.password), "***")
+    return redact(line)
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Whether the storage failed, and not what was asked of it: it may be back in a moment."""
+    module = type(error).__module__
+    return isinstance(error, (StorageInternalError, sqlalchemy.exc.DBAPIError)) or (
+        module == "grpc" or module.startswith("grpc.")
+    )
+
+
+def rdb_of(storage: BaseStorage) -> RDBStorage | None:
+    """The database behind Optuna's cache; None behind a proxy, or where there is none."""
+    backend = getattr(storage, "_backend", storage)
+    return backend if isinstance(backend, RDBStorage) else None
+
+
+def redact(url: str) -> str:
+    """Everything between ``://`` and ``@`` but the user name may be a password."""
+    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)

@@ -1,0 +1,90 @@
+"""Several processes, one training, as ``torchrun`` starts them. No pickles go between them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vit_ratio_opt.errors import InputError
+
+__all__ = ["Ranks"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of one training, and which of them this is.
+
+    The first one (rank 0) decides; the others do as it tells them.
+
+    Args:
+        rank: This process.
+        size: How many there are.
+        device: What this one computes on.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def from_environment(cls) -> Ranks | None:
+        """Join the processes that ``torchrun`` has started; None where there is one only.
+
+        NCCL between GPUs, one for each process of a machine, and gloo between CPUs.
+
+        Raises:
+            InputError: A machine has some GPUs, but fewer than processes.
+        """
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return None
+        local = int(os.environ["LOCAL_RANK"])
+        gpus = torch.cuda.device_count()
+        if 0 < gpus < int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+            raise InputError(
+                f"Each process needs a GPU of its own, but there are {gpus} for "
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes: lower --nproc-per-node."
+            )
+        device = torch.device("cuda", local) if gpus else torch.device("cpu")
+        if gpus:
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        return cls(dist.get_rank(), dist.get_world_size(), device)
+
+    def share(self, items: torch.Tensor) -> torch.Tensor:
+        """This process's part of ``items``, every ``size``-th."""
+        return items[self.rank :: self.size]
+
+    def sum(self, *values: float) -> list[float]:
+        """The sums over all processes, in float64."""
+        numbers = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(numbers)
+        return numbers.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process."""
+        return self.sum(float(flag))[0] > 0
+
+    def tell(self, message: Any = None) -> Any:
+        """Rank 0's ``message``, of JSON values, in every process; bit for bit, floats too."""
+        text = json.dumps(message).encode() if self.rank == 0 else b""
+        length = torch.tensor([len(text)])
+        dist.broadcast(length, src=0)
+        content = torch.zeros(int(length), dtype=torch.uint8)
+        if self.rank == 0:
+            content = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        dist.broadcast(content, src=0)
+        return json.loads(bytes(content.tolist()))
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """``model`` with rank 0's weights, and gradients that are averaged over the processes."""
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids)
