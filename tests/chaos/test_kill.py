@@ -1,0 +1,118 @@
+"""Real workers, killed by real signals, on a database that is restarted under them."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from optuna.trial import TrialState
+
+from vit_ratio_opt.checkpoint import load_dense, load_pruned, weights_hash
+from vit_ratio_opt.report import best_trial
+from vit_ratio_opt.search.sampler import SURPLUS
+from vit_ratio_opt.storage import open_storage
+from vit_ratio_opt.study import create_study, finished_trials
+from vit_ratio_opt.training import Recipe
+
+
+def pair_of(trial):
+    return tuple(trial.params.values())
+
+
+def wait_for(condition, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_a_search_survives_kills_and_two_restarts_of_its_database(
+    postgresql, make_objective, undisturbed, start_worker, tmp_path
+):
+    url = postgresql.new("kills")
+    study = create_study(make_objective(), study_name="s", storage=open_storage(url))
+    arguments = ("--storage", url, "--study-name", "s", "--grace", "10")
+    dice, workers = random.Random(0), [start_worker(*arguments) for _ in range(4)]
+    kills, restarts, next_kill = 0, 0, time.monotonic() + 4
+    while any(worker.exitcode != 0 for worker in workers):
+        time.sleep(0.05)
+        for index, worker in enumerate(workers):
+            if worker.exitcode not in (None, 0):
+                # 2: it was started while there was no database.
+                assert worker.exitcode in (-signal.SIGKILL, 2), (tmp_path / "log").read_text()
+                workers[index] = start_worker(*arguments)
+        done = len(finished_trials(study))
+        if (restarts, done > 4, done > 14) in ((0, True, False), (1, True, True)):
+            restarts += 1
+            postgresql.restart()
+        alive = [worker for worker in workers if worker.is_alive()]
+        if time.monotonic() > next_kill and alive and done < 22:
+            os.kill(dice.choice(alive).pid, signal.SIGKILL)
+            kills += 1
+            next_kill = time.monotonic() + dice.uniform(2, 4)
+    trials = study.get_trials()
+    alone = undisturbed()
+    assert restarts == 2
+    assert kills >= 2
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    assert not any(trial.state == TrialState.RUNNING for trial in trials)
+    trained = sorted(pair_of(trial) for trial in finished_trials(study))
+    assert len(trained) == 24
+    assert trained == sorted(pair_of(trial) for trial in finished_trials(alone))
+    unfinished = [trial for trial in trials if trial not in finished_trials(study)]
+    assert all(t.state == TrialState.FAIL or SURPLUS in t.system_attrs for t in unfinished)
+    assert pair_of(best_trial(study)) == pair_of(best_trial(alone))
+    accuracies = [
+        {pair_of(trial): trial.user_attrs["accuracy"] for trial in finished_trials(one)}
+        for one in (study, alone)
+    ]
+    assert accuracies[0] == accuracies[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_trial_goes_on_and_ends_as_if_nothing_had_been(
+    make_objective, undisturbed, start_worker, tmp_path, number
+):
+    recipe = Recipe(epochs=30, batch_size=64)
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study = create_study(make_objective(recipe=recipe), study_name="s", storage=url)
+    arguments = ("--storage", url, "--study-name", "s", "--n-trials", "1")
+    worker = start_worker(*arguments)
+
+    def in_the_middle():
+        trials = study.get_trials(deepcopy=False)
+        return trials and len(trials[0].intermediate_values) >= 3
+
+    wait_for(in_the_middle)
+    os.kill(worker.pid, number)
+    worker.join(60)
+    assert worker.exitcode == (128 + number if number == signal.SIGTERM else -number)
+    interrupted = study.get_trials()[0]
+    epochs = len(interrupted.intermediate_values)
+    assert 3 <= epochs < 30
+    if number == signal.SIGTERM:
+        assert interrupted.state == TrialState.FAIL
+        assert interrupted.user_attrs["failure"].startswith("TrainingStopped: stopped after step")
+        assert "with nothing lost" in (tmp_path / "log").read_text()
+    worker = start_worker(*arguments)
+    worker.join(60)
+    assert worker.exitcode == 0
+    _, resumed = study.get_trials()
+    at = resumed.user_attrs["resumed_from"]
+    assert at["trial"] == 0
+    assert at["epoch"] == epochs if number == signal.SIGTERM else at["epoch"] >= epochs - 1
+    alone = undisturbed(n_trials=1, recipe=recipe).trials[0]
+    assert pair_of(resumed) == pair_of(alone)
+    for name in ("accuracy", "accuracy_pruned", "losses", "blocks", "params", "total_epochs"):
+        assert resumed.user_attrs[name] == alone.user_attrs[name], name
+    assert resumed.intermediate_values == alone.intermediate_values
+    dense = load_dense(study.user_attrs["origin"]["model"]["checkpoint"])
+    ends = [
+        weights_hash(load_pruned(tmp_path / folder / trial.user_attrs["checkpoint"], dense)[0])
+        for folder, trial in (("models", resumed), ("undisturbed", alone))
+    ]
+    assert ends[0] == ends[1]
+    # What it was resumed from takes no space any more.
+    left = [path.name for path in (tmp_path / "models" / "artifacts").iterdir()]
+    assert not any(name.startswith("training-state") for name in left)
