@@ -251,6 +251,17 @@ def test_a_state_is_read_without_pickles(digits, digits_vit, tmp_path, monkeypat
     assert finetune(digits_vit, digits, recipe, state=state) == expected
 
 
+def test_a_state_that_cannot_be_written_costs_a_warning_and_not_the_training(
+    digits, digits_vit, tmp_path, caplog
+):
+    (tmp_path / "file").touch()
+    model = copy.deepcopy(digits_vit)
+    accuracy = finetune(model, digits, Recipe(epochs=1), state=tmp_path / "file" / "state")
+    assert "cannot be written" in caplog.text
+    assert "The training goes on" in caplog.text
+    assert accuracy == finetune(digits_vit, digits, Recipe(epochs=1))
+
+
 # What goes wrong
 
 

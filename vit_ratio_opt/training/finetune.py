@@ -145,8 +145,9 @@ def finetune(
         mix: Applied to the normalised images and the labels of each batch; it may return class
             probabilities for the labels, as torchvision's MixUp and CutMix do.
         seed: Of order, augmentation, mixing and dropout.
-        state: A file that is written after each epoch. Where it is there already, the training
-            goes on from it, to the same weights on the same machine. It is left there in the end.
+        state: A file that is written after each epoch, as far as that is possible. Where it is
+            there already, the training goes on from it, to the same weights on the same machine.
+            It is left there in the end.
         stop: Asked before each step; when it says so, the state is written, in the middle of the
             epoch, and the training ends.
         ranks: Processes that share each batch of ``recipe.batch_size``, so that their number
@@ -162,8 +163,7 @@ def finetune(
         Validation accuracy in per cent after the last epoch.
 
     Raises:
-        InputError: ``state`` is damaged, of another training, or cannot be written; or logits do
-            not fit the images.
+        InputError: ``state`` is damaged or of another training; or logits do not fit the images.
         TrainingDiverged: The loss is no number.
         TrainingStopped: ``stop`` said so.
     """
@@ -235,7 +235,10 @@ def finetune(
         def put_by() -> None:
             if saved is not None and first_rank:
                 so_far = {"step": step, "accuracy": accuracy, "loss_sum": loss_sum.item()}
-                saved.save(beginning, so_far)
+                try:
+                    saved.save(beginning, so_far)
+                except InputError as error:  # a full disk, say: no reason to lose the training
+                    _logger.warning(f"{error} The training goes on, but could not be resumed.")
 
         def mean_loss() -> float:
             mean = loss_sum.item() / (1 + (step - 1) % steps_per_epoch)

@@ -77,7 +77,7 @@ class TrainingState:
             with replacing(self.path) as partial:
                 save_file(tensors, partial, metadata)
         except Exception as error:  # the disk's errors, or safetensors' own for the same
-            raise InputError(f"{self.path} cannot be written: {error}") from None
+            raise InputError(f"{self.path} cannot be written: {error}.") from None
 
     def load(self) -> tuple[torch.Tensor, dict[str, Any]]:
         """Put everything back to where :meth:`save` found it.
