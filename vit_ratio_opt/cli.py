@@ -272,7 +272,7 @@ def worker(
     """
     from vit_ratio_opt.origin import load_objective
     from vit_ratio_opt.study import create_study, run_study
-    from vit_ratio_opt.training import Ranks
+    from vit_ratio_opt.training.distributed import Ranks, RanksBroken
 
     backend = open_storage(storage, must_exist=True, grace=grace)
     load_studies(backend, [study_name])  # a misspelt name is told before torch is at work
@@ -291,7 +291,9 @@ def worker(
     objective.beat_seconds = grace / BEATS_IN_GRACE
     if ranks is not None and ranks.rank > 0:
         objective.follow()
+        ranks.leave()
         return
+    heard = True
     try:
         study = create_study(objective, study_name=study_name, storage=backend)
         run_study(
@@ -301,9 +303,13 @@ def worker(
             wait=wait,
             say=lambda text: print(text, flush=True),
         )
+    except RanksBroken:
+        heard = False
+        raise
     finally:
-        if ranks is not None:
+        if ranks is not None and heard:
             ranks.tell(None)
+            ranks.leave()
 
 
 @app.command()

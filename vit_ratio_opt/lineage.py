@@ -78,9 +78,14 @@ def open_artifacts(location: str) -> ArtifactStore:
     if not location.startswith("s3://"):
         return ArtifactFolder(Path(location))
     try:
-        return Backoff(Boto3ArtifactStore(location.removeprefix("s3://")))
+        import boto3
+        from botocore.config import Config
     except ImportError:
         raise InputError("s3:// needs boto3: pip install 'vit_ratio_opt[s3]'.") from None
+    try:
+        patient = Config(retries={"mode": "standard", "max_attempts": 10})
+        client = boto3.client("s3", config=patient)
+        return Boto3ArtifactStore(location.removeprefix("s3://"), client)
     except Exception as error:  # of botocore, which may not be there
         raise InputError(f"{location} cannot be used: {error}") from None
 
@@ -206,6 +211,8 @@ def state_artifact(trial: FrozenTrial | Trial) -> str | None:
 
 def remove_states(artifacts: Iterable[str], store: ArtifactStore) -> None:
     """Those that are still there."""
+    if isinstance(store, Backoff):  # Optuna 5.0's removes again and again, for a minute
+        store = store._backend
     for artifact in artifacts:
         with contextlib.suppress(Exception):  # a store raises whatever its client does
             store.remove(artifact)

@@ -92,8 +92,9 @@ from vit_ratio_opt.training import (
     evaluate,
     finetune,
 )
+from vit_ratio_opt.training.distributed import RanksBroken
 from vit_ratio_opt.training.evaluate import autocast, on_device, predict
-from vit_ratio_opt.workers import process_name, sign_of_life
+from vit_ratio_opt.workers import process_name, sign_of_life, stop_on_signals
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -844,10 +845,10 @@ class PruningObjective:
         except Exception as error:
             if self.ranks is None:
                 raise
-            # The other processes are in the middle of this training: there is no way on.
+            # The other processes are in the middle of this training.
             trial.set_user_attr("failure", f"{type(error).__name__}: {reason(error)}")
             _logger.exception(f"Trial {trial.number} failed, and with it this group of processes.")
-            raise SystemExit(1) from error
+            raise RanksBroken(1) from error
 
     def follow(self) -> None:
         """Take part in what rank 0 trains, until it has no more; for every other rank.
@@ -857,7 +858,11 @@ class PruningObjective:
         """
         if self.ranks is None or self.ranks.rank == 0:
             raise InputError("Only ranks other than 0 follow.")
-        while (job := self.ranks.tell()) is not None:
+        with stop_on_signals() as asked_to_stop:
+            self._follow(self.ranks, asked_to_stop)
+
+    def _follow(self, ranks: Ranks, stop: Callable[[], bool]) -> None:
+        while (job := ranks.tell()) is not None:
             model = self._rebuilt(RatioPair(*job["pair"]), job["blocks"])
             with TemporaryDirectory() as folder:
                 state = None
@@ -873,7 +878,8 @@ class PruningObjective:
                         teacher=self._teacher,
                         seed=job["seed"],
                         state=state,
-                        ranks=self.ranks,
+                        stop=stop,
+                        ranks=ranks,
                     )
 
     def _rebuilt(self, pair: RatioPair, blocks: Sequence[Sequence[int]]) -> VisionTransformer:

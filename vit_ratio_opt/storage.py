@@ -24,10 +24,13 @@ __all__ = [
     "DEFAULT_STORAGE",
     "GRACE_SECONDS",
     "GRPC_PORT",
+    "RESTART_SECONDS",
     "check_storage_url",
     "is_storage_error",
+    "is_unreachable",
     "open_storage",
     "rdb_of",
+    "reason",
     "redact",
 ]
 
@@ -42,8 +45,10 @@ BEATS_IN_GRACE = 20
 
 # Writers of a SQLite file wait for each other; by default only 5 seconds.
 _SQLITE_SECONDS = 60
-# How long a worker waits for a database that is being restarted, and for its first answer.
-_RESTART_SECONDS, _FIRST_SECONDS = 300, 10
+RESTART_SECONDS = 300
+"""How long a worker waits for a database or a proxy that is being restarted."""
+
+_FIRST_SECONDS = 10  # for its first answer
 GRPC_PORT = 13000
 # Drivers that `pip install vit_ratio_opt[postgres]` and `[mysql]` bring, where the URL names none.
 _DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "mysql": ("pymysql", "MySQLdb")}
@@ -184,7 +189,7 @@ def _engine_settings(url: URL, connections: int) -> dict[str, Any]:
 
 def _connect_patiently(dialect: Any, record: Any, arguments: Any, options: Any) -> Any:
     """A connection to a database that was there before: it may be restarting."""
-    deadline, pause = time.monotonic() + _RESTART_SECONDS, 0.1
+    deadline, pause = time.monotonic() + RESTART_SECONDS, 0.1
     while True:
         try:
             return dialect.connect(*arguments, **options)
@@ -197,10 +202,13 @@ def _connect_patiently(dialect: Any, record: Any, arguments: Any, options: Any) 
 
 
 def reason(error: BaseException, url: URL | None = None) -> str:
-    """The first line of what a database said, without the password of its URL."""
-    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    text = str(getattr(cause, "orig", None) or cause or error).strip()
-    line = (text.splitlines() or [type(error).__name__])[0]
+    """The first line of what an error says, without the password of a URL."""
+    cause = _storage_error(error) or error
+    if isinstance(cause, StorageInternalError):
+        cause = cause.__cause__ or cause
+    details = getattr(cause, "details", None)  # gRPC's
+    text = details() if callable(details) else str(getattr(cause, "orig", None) or cause)
+    line = ((text or "").strip().splitlines() or [type(cause).__name__])[0]
     if url is not None and url.password:
         line = line.replace(str(url.password), "***")
     return redact(line)
@@ -208,10 +216,27 @@ def reason(error: BaseException, url: URL | None = None) -> str:
 
 def is_storage_error(error: BaseException) -> bool:
     """Whether the storage failed, and not what was asked of it: it may be back in a moment."""
-    module = type(error).__module__
-    return isinstance(error, (StorageInternalError, sqlalchemy.exc.DBAPIError)) or (
-        module == "grpc" or module.startswith("grpc.")
-    )
+    return _storage_error(error) is not None
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether there is no proxy at the moment; a database is waited for when connecting."""
+    cause = _storage_error(error)
+    code = getattr(cause, "code", None)
+    return callable(code) and getattr(code(), "name", None) == "UNAVAILABLE"
+
+
+def _storage_error(error: BaseException) -> BaseException | None:
+    """What the storage has raised. Optuna stumbles over it, so it may be the error's context."""
+    cause: BaseException | None = None if isinstance(error, InputError) else error
+    while cause is not None:
+        module = type(cause).__module__
+        if isinstance(cause, (StorageInternalError, sqlalchemy.exc.DBAPIError)):
+            return cause
+        if module == "grpc" or module.startswith("grpc."):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def rdb_of(storage: BaseStorage) -> RDBStorage | None:

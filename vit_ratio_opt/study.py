@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
@@ -16,7 +17,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair
-from vit_ratio_opt.storage import DEFAULT_STORAGE, is_storage_error, open_storage, reason
+from vit_ratio_opt.storage import (
+    DEFAULT_STORAGE,
+    RESTART_SECONDS,
+    is_storage_error,
+    is_unreachable,
+    open_storage,
+    reason,
+)
 from vit_ratio_opt.workers import (
     SearchStopped,
     StopRequest,
@@ -259,15 +267,18 @@ def _run(
             say(f"{len(others)} trial(s) of other workers are still running")
         return False
 
-    failures = 0
+    failures, since = 0, time.monotonic()
     while attempts > 0 and not asked_to_stop():
         try:
             if not round_of_trials():
                 return
-            failures = 0
+            failures, since = 0, time.monotonic()
         except Exception as error:
             failures += 1
-            if not is_storage_error(error) or failures > _MOST_STORAGE_FAILURES:
+            lasting = failures > _MOST_STORAGE_FAILURES
+            if is_unreachable(error):
+                lasting = time.monotonic() > since + RESTART_SECONDS
+            if not is_storage_error(error) or lasting:
                 raise
             say(f"the storage failed ({reason(error)}); trying again")
             asked_to_stop.wait(_WAIT_SECONDS)

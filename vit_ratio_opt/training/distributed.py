@@ -14,7 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["Ranks"]
+__all__ = ["Ranks", "RanksBroken"]
+
+
+class RanksBroken(SystemExit):
+    """One process has left a training that the others are still in: there is no way on."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,10 @@ class Ranks:
             content = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         dist.broadcast(content, src=0)
         return json.loads(bytes(content.tolist()))
+
+    def leave(self) -> None:
+        """The last thing that a process does with the others."""
+        dist.destroy_process_group()
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """``model`` with rank 0's weights, and gradients that are averaged over the processes."""

@@ -233,8 +233,10 @@ def finetune(
         pieces = 1
 
         def put_by() -> None:
+            so_far = {"step": step, "accuracy": accuracy, "loss_sum": loss_sum.item()}
+            if ranks is not None:  # each has its part
+                so_far["loss_sum"] = ranks.sum(loss_sum.item())[0] / ranks.size
             if saved is not None and first_rank:
-                so_far = {"step": step, "accuracy": accuracy, "loss_sum": loss_sum.item()}
                 try:
                     saved.save(beginning, so_far)
                 except InputError as error:  # a full disk, say: no reason to lose the training
