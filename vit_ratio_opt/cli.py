@@ -181,6 +181,35 @@ _Grace = Annotated[
     ),
 ]
 
+_AllTrials = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        min=1,
+        help="Trained trials of the study in all; until nothing is left to learn by default.",
+        show_default=False,
+    ),
+]
+_Checkpoint = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="The dense model here; where the study says by default."),
+]
+_Start = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="The pruned model that the study begins with, here; likewise."),
+]
+_Data = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Folder of the images here; likewise."),
+]
+_Artifacts = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Folder or s3://bucket that all workers share; likewise."),
+]
+_Checkpoints = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Folder for the models of a worker; likewise."),
+]
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -226,34 +255,12 @@ def dashboard(
 def worker(
     study_name: _OneStudy,
     storage: _StudyUrl = DEFAULT_STORAGE,
-    n_trials: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            min=1,
-            help="Trained trials of the study in all; until nothing is left to learn by default.",
-            show_default=False,
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="The dense model here; where the study says by default."),
-    ] = None,
-    start: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="The pruned model that the study begins with, here; likewise."),
-    ] = None,
-    data: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder of the images here; likewise."),
-    ] = None,
-    artifacts: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Folder or s3://bucket that all workers share; likewise."),
-    ] = None,
-    checkpoints: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder for the models of this worker; likewise."),
-    ] = None,
+    n_trials: _AllTrials = None,
+    checkpoint: _Checkpoint = None,
+    start: _Start = None,
+    data: _Data = None,
+    artifacts: _Artifacts = None,
+    checkpoints: _Checkpoints = None,
     device: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Such as cuda:1 or cpu; the first GPU by default.", show_default=False),
@@ -310,6 +317,49 @@ def worker(
         if ranks is not None and heard:
             ranks.tell(None)
             ranks.leave()
+
+
+@app.command()
+def ray(
+    study_name: _OneStudy,
+    storage: _StudyUrl = DEFAULT_STORAGE,
+    address: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of a cluster, such as auto or ray://HOST:10001; by default a new one."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="How many at once.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(min=0)] = 1,
+    cpus_per_worker: Annotated[float, typer.Option(min=0)] = 1,
+    n_trials: _AllTrials = None,
+    checkpoint: _Checkpoint = None,
+    start: _Start = None,
+    data: _Data = None,
+    artifacts: _Artifacts = None,
+    checkpoints: _Checkpoints = None,
+    grace: _Grace = GRACE_SECONDS,
+) -> None:
+    """Run workers on a Ray cluster, and again those that are lost with their node."""
+    from vit_ratio_opt.ray_cluster import run_on_ray
+
+    load_studies(open_storage(storage, must_exist=True, grace=grace), [study_name])
+    arguments = {
+        "study_name": study_name,
+        "n_trials": n_trials,
+        "checkpoint": checkpoint,
+        "start": start,
+        "data": data,
+        "artifacts": artifacts,
+        "checkpoints": checkpoints,
+        "grace": grace,
+    }
+    run_on_ray(
+        arguments,
+        storage,
+        address=address,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        cpus_per_worker=cpus_per_worker,
+    )
 
 
 @app.command()
