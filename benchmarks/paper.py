@@ -29,6 +29,9 @@ Rows are written as they come: run the same command again and it goes on where i
         --seeds 1
     python benchmarks/paper.py digits --checkpoint FILE --seeds 5 --tolerance 0.5 --tolerance 1 \
         --tolerance 2 --epochs 5 --final-epochs 10
+    python benchmarks/paper.py cifar10-d128-untrained-class --data DIR --checkpoint FILE \
+        --epochs 0 --val-images 2500 --seeds 1 --tolerance 1 --method cp-vit --method cascade \
+        --scores class
     python benchmarks/paper.py --show
     python benchmarks/paper.py --plot
 
@@ -77,7 +80,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import shape_of
 from vit_ratio_opt.report import best_trial, write_json
-from vit_ratio_opt.strategies import CP_VIT, LATE, Combined
+from vit_ratio_opt.strategies import CP_VIT, LATE, Combined, Scores
 from vit_ratio_opt.study import create_study, finished_trials, run_study
 from vit_ratio_opt.training import (
     ImageData,
@@ -137,6 +140,8 @@ def main(
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="Only this one; may be repeated."),
     ] = None,
+    scores: Annotated[Scores, typer.Option(help="Of the two cascades alone.")] = CP_VIT.scores,
+    by_range: Annotated[bool, typer.Option(help="Of the two cascades alone.")] = CP_VIT.by_range,
     threads: ThreadsOption = 1,
     show: ShowOption = False,
     plot: Annotated[bool, typer.Option("--plot", help="Only draw what was recorded.")] = False,
@@ -149,7 +154,7 @@ def main(
         for result in results:
             _show(result)
         if plot:
-            _plot(results)
+            _plot([one for one in results if one["rules"]["cascade"] == asdict(CP_VIT)])
         return
     if name is None or checkpoint is None:
         raise InputError("Name the results and give --checkpoint, or use --show or --plot.")
@@ -166,6 +171,7 @@ def main(
     batch_size = 128 if data else 64
     recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, distillation=distillation)
     longer = replace(recipe, epochs=final_epochs if epochs else 0)
+    rule = replace(CP_VIT, scores=scores, by_range=by_range)
 
     @cache
     def objective(method: str, seed: int) -> PruningObjective:
@@ -177,6 +183,7 @@ def main(
             seed=seed,
             confirmations=1 if epochs else 0,  # without training it is the same again
             progress=False,
+            rule=rule if METHODS[method].get("strategy") == "cascade" else None,
             **METHODS[method],
         )
 
@@ -192,7 +199,7 @@ def main(
         trials=n_trials,
         final_epochs=longer.epochs,
         final_images=len(final.train),
-        rules={"cascade": asdict(CP_VIT), "both": asdict(LATE)},
+        rules={"cascade": asdict(rule), "both": asdict(LATE)},
         by_cascade=Combined.by_cascade,
         dense_test_accuracy=evaluate(dense, images, images.test),
     )

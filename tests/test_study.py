@@ -16,7 +16,7 @@ from vit_ratio_opt.report import best_trial, build_report, load_studies, timing_
 from vit_ratio_opt.storage import open_storage
 from vit_ratio_opt.study import create_study, finished_trials, run_study
 from vit_ratio_opt.training import Recipe
-from vit_ratio_opt.workers import fail_dead_trials, keep_optimizing, process_name
+from vit_ratio_opt.workers import process_name
 
 
 @pytest.fixture
@@ -293,28 +293,6 @@ def test_fewer_than_one_trial_is_refused(make, url, n_trials):
         )
 
 
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("nonsense", "no storage URL"),
-        ("nodb://user:secret@host/x", "unknown database"),
-        ("sqlite:////no/such/folder/x.db", "no folder"),
-        ("postgresql+psycopg://user:secret@localhost:1/x", "not installed|cannot be used"),
-    ],
-)
-def test_bad_storage_is_one_sentence_without_the_password(url, message):
-    with pytest.raises(InputError, match=message) as error:
-        open_storage(url)
-    assert "secret" not in str(error.value)
-
-
-def test_file_that_is_no_database_is_refused_and_stays(tmp_path):
-    (tmp_path / "x.db").write_text("not a database " * 100)
-    with pytest.raises(InputError, match="cannot be used"):
-        open_storage(f"sqlite:///{tmp_path / 'x.db'}")
-    assert (tmp_path / "x.db").read_text().startswith("not a database")
-
-
 def test_objective_refuses_data_that_does_not_fit(digits, dense):
     wrong = {
         "channels": {"in_chans": 3}, "pixels": {"img_size": 16}, "classes": {"num_classes": 5},
@@ -329,60 +307,3 @@ def test_objective_refuses_data_that_does_not_fit(digits, dense):
     for budget in (0, -1, 1.5, 0.01):
         with pytest.raises(InputError, match="budget must be"):
             PruningObjective(dense, digits, budget=budget)
-
-
-def test_trial_of_a_process_that_died_before_its_first_heartbeat_gets_one(url):
-    storage = open_storage(url)
-    study = optuna.create_study(storage=storage)
-    orphan = storage.create_new_trial(study._study_id)  # in study.optimize, and died there
-    alive = storage.create_new_trial(study._study_id)
-    storage.record_heartbeat(alive)
-    storage.grace_period = -1
-    assert storage._get_stale_trial_ids(study._study_id) == [alive]
-    assert fail_dead_trials(study) == []  # its grace period has only begun
-    assert storage._get_stale_trial_ids(study._study_id) == [orphan, alive]
-
-
-def test_optimize_goes_on_after_another_worker_failed_its_trial(url):
-    study = optuna.create_study(storage=open_storage(url))
-    lost, said = [], []
-
-    def taken_for_dead(trial):
-        if not lost:
-            lost.append(trial.number)
-            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-        return 1.0
-
-    keep_optimizing(study, taken_for_dead, n_trials=3, say=said.append)
-    states = [trial.state for trial in study.trials]
-    assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
-    assert len(said) == 1
-    assert "took this one for dead" in said[0]
-
-
-def test_optimize_goes_on_after_its_trial_was_failed_while_it_wrote_to_it(url):
-    study = optuna.create_study(storage=open_storage(url))
-
-    def taken_for_dead(trial):
-        if trial.number == 0:
-            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-        trial.report(1.0, 0)
-        return 1.0
-
-    keep_optimizing(study, taken_for_dead, n_trials=2, say=lambda line: None)
-    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
-
-
-def test_an_objective_may_fail_but_not_three_times_in_a_row(url):
-    def fails(trial):
-        if trial.number in (0, 1, 3, 5, 6, 7):
-            raise ValueError(f"in trial {trial.number}")
-        if trial.number == 2:
-            raise optuna.TrialPruned
-        return 1.0
-
-    study = optuna.create_study(storage=open_storage(url))
-    with pytest.raises(ValueError, match="in trial 7"):
-        keep_optimizing(study, fails, n_trials=20)
-    letters = "".join(trial.state.name[0] for trial in study.trials)
-    assert letters == "FFPFCFFF"

@@ -13,6 +13,7 @@ from vit_ratio_opt.checkpoint import weights_hash
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.report import load_studies
+from vit_ratio_opt.storage import open_storage
 from vit_ratio_opt.strategies import CascadeRule
 from vit_ratio_opt.training import Ranks, Recipe
 from vit_ratio_opt.training.data import load_again as load_images_again
@@ -22,7 +23,7 @@ __all__ = ["load_objective"]
 
 def load_objective(
     study_name: str,
-    storage: BaseStorage,
+    storage: str | BaseStorage,
     *,
     checkpoint: str | Path | None = None,
     start: str | Path | None = None,
@@ -40,7 +41,7 @@ def load_objective(
 
     Args:
         study_name: The study.
-        storage: Where it is.
+        storage: Where it is, or its URL.
         checkpoint: The dense model here; where the study says by default.
         start: The pruned model that the study begins with, if it does; likewise.
         data: The folder of the images; likewise.
@@ -54,7 +55,7 @@ def load_objective(
         InputError: The study is not there, does not say where its model or its images come from,
             or these are others.
     """
-    (study,) = load_studies(storage, [study_name])
+    (study,) = load_studies(open_storage(storage, must_exist=True), [study_name])
     settings: dict[str, Any] = study.user_attrs["settings"]
     origin: dict[str, Any] = study.user_attrs.get("origin", {})
     if origin.get("model") is None and checkpoint is None:

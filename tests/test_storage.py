@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.storage import (
+    check_storage_url,
+    is_storage_error,
+    is_unreachable,
+    open_storage,
+    reason,
+    redact,
+)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "no storage URL"),
+        ("nodb://user:secret@host/x", "unknown database"),
+        ("sqlite:////no/such/folder/x.db", "no folder"),
+        ("postgresql+psycopg://user:secret@localhost:1/x", "not installed|cannot be used"),
+    ],
+)
+def test_bad_storage_is_one_sentence_without_the_password(url, message):
+    with pytest.raises(InputError, match=message) as error:
+        open_storage(url)
+    assert "secret" not in str(error.value)
+
+
+def test_file_that_is_no_database_is_refused_and_stays(tmp_path):
+    (tmp_path / "x.db").write_text("not a database " * 100)
+    with pytest.raises(InputError, match="cannot be used"):
+        open_storage(f"sqlite:///{tmp_path / 'x.db'}")
+    assert (tmp_path / "x.db").read_text().startswith("not a database")
+
+
+def test_urls_without_a_driver_get_the_one_that_the_extra_brings():
+    assert check_storage_url("postgresql://me@host/db").drivername == "postgresql+psycopg"
+    assert check_storage_url("mysql://me@host/db").drivername == "mysql+pymysql"
+    assert check_storage_url("mariadb://me@host/db").drivername == "mysql+pymysql"
+    assert check_storage_url("postgresql+psycopg://me@h/db").drivername == "postgresql+psycopg"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:se:c@ret@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me@host/db", "postgresql://me@host/db"),
+        ("sqlite:///study.db", "sqlite:///study.db"),
+    ],
+)
+def test_passwords_are_redacted(url, shown):
+    assert redact(url) == shown
+
+
+def test_what_optuna_stumbles_over_is_the_storages_failure():
+    cause = sqlalchemy.exc.OperationalError("SELECT", {}, OSError("disk I/O error"))
+
+    def stumble():
+        try:
+            raise StorageInternalError("An exception is raised during the commit.") from cause
+        except StorageInternalError:
+            raise UnboundLocalError("updated_state")  # noqa: B904  as Optuna does
+
+    def explain():
+        try:
+            raise cause
+        except sqlalchemy.exc.OperationalError:
+            raise InputError("put this right") from None
+
+    with pytest.raises(UnboundLocalError) as stumbled:
+        stumble()
+    assert is_storage_error(stumbled.value)
+    assert not is_unreachable(stumbled.value)
+    assert reason(stumbled.value) == "disk I/O error"
+    with pytest.raises(InputError) as explained:
+        explain()
+    assert not is_storage_error(explained.value)
+    assert not is_storage_error(ValueError("of the objective"))
+
+
+def test_a_reason_is_one_line_without_a_password():
+    assert reason(ValueError("two\nlines")) == "two"
+    assert reason(ValueError()) == "ValueError"
+    assert "hush" not in reason(ValueError("of postgresql://me:hush@host/db"))
+
+
+def test_a_storage_object_is_taken_as_it_is():
+    storage = optuna.storages.InMemoryStorage()
+    assert open_storage(storage) is storage
