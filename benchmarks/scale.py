@@ -35,7 +35,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from importlib.metadata import version
 from multiprocessing.synchronize import Barrier
@@ -288,8 +288,10 @@ def _show(results: dict[str, Any]) -> None:
         "| of which plan | round trips a trial | random |\n"
         f"|{' --- |' * 10}"
     )
-    pairs = zip(results["rows"][::2], results["rows"][1::2], strict=True)
-    for ours, other in pairs:
+    by_case: defaultdict[tuple[Any, ...], dict[str, Any]] = defaultdict(dict)
+    for row in results["rows"]:
+        by_case[row["running"], row["storage"]][row["sampler"]] = row
+    for ours, other in ((case["ours"], case["random"]) for _, case in sorted(by_case.items())):
         asks = [f"{r['ask_ms']['50']} ({r['ask_ms']['95']})" for r in (ours, other)]
         cells = [
             *(ours["storage"], ours["workers"], ours["running"]),

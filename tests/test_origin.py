@@ -189,3 +189,9 @@ def test_a_study_that_is_not_there_is_refused(url):
         load_objective("s", storage)
     with pytest.raises(InputError, match="not made by vit_ratio_opt"):
         load_objective("foreign", storage)
+
+
+@pytest.mark.parametrize("device", ["nosuch", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_sentence(dense_file, device):
+    with pytest.raises(InputError, match=f"`device` must be one of this machine.*'{device}'"):
+        PruningObjective(load_dense(dense_file), load_digits(), budget=0.6, device=device)

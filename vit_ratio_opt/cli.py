@@ -215,7 +215,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 @app.callback()
 def _vit_ratio_opt() -> None:
-    """Look at studies that search the pruning ratios of a Vision Transformer."""
+    """Work on studies that search the pruning ratios of a Vision Transformer, and look at them."""
 
 
 @app.command()
@@ -277,12 +277,13 @@ def worker(
     is put by and the trial handed back. Under torchrun all processes share the training of each
     trial.
     """
+    backend = open_storage(storage, must_exist=True, grace=grace)
+    load_studies(backend, [study_name])  # a misspelt name is told before torch is at work
+
     from vit_ratio_opt.origin import load_objective
     from vit_ratio_opt.study import create_study, run_study
     from vit_ratio_opt.training.distributed import Ranks, RanksBroken
 
-    backend = open_storage(storage, must_exist=True, grace=grace)
-    load_studies(backend, [study_name])  # a misspelt name is told before torch is at work
     ranks = Ranks.from_environment()
     objective = load_objective(
         study_name,

@@ -262,9 +262,16 @@ class PruningObjective:
         self.confirmations = confirmations
         if device is None:
             device = best_device() if ranks is None else ranks.device
-        self.device = torch.device(device)
         # A copy, so that nothing the caller does later changes the teacher.
-        self.model = copy.deepcopy(model).eval().to(self.device)
+        self.model = copy.deepcopy(model).eval()
+        try:
+            self.device = torch.device(device)
+            self.model.to(self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(
+                f"`device` must be one of this machine, such as 'cuda:0' or 'cpu', but got "
+                f"{str(device)!r}: {reason(error)}"
+            ) from None
         self.data = data
         self.recipe = recipe or Recipe()
         self.calibration_images = calibration_images

@@ -266,7 +266,8 @@ class BinarySearchSampler(BaseSampler):
             if view.taken >= deadline:  # they were still missing then
                 return view, sorted(missing)
             time.sleep(pause)
-            pause = min(2 * pause, 0.1)
+            # Whoever is next looks often; the others leave the database time for the claims.
+            pause = min(2 * pause, 0.02 * len(missing), _PATIENCE_SECONDS / 4)
 
     def _propose(
         self, study: Study, ended: tuple[int, TrialState, Sequence[float] | None] | None = None
