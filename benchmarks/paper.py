@@ -45,6 +45,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import time
 from collections import defaultdict
 from dataclasses import asdict, replace
@@ -316,11 +317,15 @@ def _show(results: dict[str, Any]) -> None:
 def _plot(results: list[dict[str, Any]]) -> None:
     """Validation accuracy against MACs of all trials, and the frontier of each method."""
     mpl.use("Agg")
+    columns = min(3, len(results))
+    rows = math.ceil(len(results) / columns)
     figure, axes = plt.subplots(
-        1, len(results), figsize=(5 * len(results), 4), squeeze=False, layout="constrained"
+        rows, columns, figsize=(5 * columns, 4 * rows), squeeze=False, layout="constrained"
     )
     colours = {method: f"C{index}" for index, method in enumerate(METHODS)}
-    for axis, result in zip(axes[0], results, strict=True):
+    for axis in axes.flat[len(results) :]:
+        axis.set_visible(False)
+    for axis, result in zip(axes.flat, results, strict=False):
         dense = result["dense_accuracy"]
         axis.axhline(0, color="0.6", linewidth=0.8)
         for method, colour in colours.items():
@@ -350,7 +355,8 @@ def _plot(results: list[dict[str, Any]]) -> None:
             xlim=(0, 1.02),
             ylim=(-6, 2),
         )
-    axes[0][0].set_ylabel("validation accuracy against dense, points")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("validation accuracy against dense, points")
     axes[0][-1].legend(fontsize=8)
     figure.savefig(FIGURE, dpi=130)
     plt.close(figure)
