@@ -672,6 +672,7 @@ class PruningObjective:
             try:
                 return self._run(trial)
             except optuna.TrialPruned:
+                self._spend_states(trial)
                 raise
             except (Exception, KeyboardInterrupt) as error:
                 with contextlib.suppress(Exception):  # the storage may be what failed
@@ -735,10 +736,7 @@ class PruningObjective:
             checkpoint=checkpoint,
             timing={name: round(seconds, 4) for name, seconds in clock.seconds.items()},
         )
-        # Only from now on: until the trial is told, its process may die.
-        earlier = interrupted_trials(trials, pair, seed)
-        states = [state_artifact(trial), *map(state_artifact, earlier)]
-        self._spent_states += [artifact for artifact in states if artifact is not None]
+        self._spend_states(trial, *interrupted_trials(trials, pair, seed))
         if self.tolerance is None:
             return accuracy
         trial.set_constraint("accuracy_drop", drop - self.tolerance)
@@ -895,6 +893,11 @@ class PruningObjective:
         if isinstance(self.space, (Cascade, Combined)):
             model = cascade(model, self.space.tokens(pair), scores=self.rule.scores)
         return model.to(self.device)
+
+    def _spend_states(self, *trials: optuna.Trial | FrozenTrial) -> None:
+        """Let the states of these trials go, but not yet: until it is told, a trial may die."""
+        states = map(state_artifact, trials)
+        self._spent_states += [artifact for artifact in states if artifact is not None]
 
     def discard_spent_states(self) -> None:
         """Remove the states of trainings that have ended since."""
