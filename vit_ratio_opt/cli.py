@@ -20,11 +20,15 @@ from vit_ratio_opt.geometry import MhsaUnit
 from vit_ratio_opt.proxy import check_port, serve_proxy
 from vit_ratio_opt.report import (
     build_report,
+    csv_text,
+    group_studies,
     load_studies,
     results_table,
     timing_split,
+    trial_rows,
     trials_table,
     write_json,
+    write_text,
 )
 from vit_ratio_opt.storage import (
     BEATS_IN_GRACE,
@@ -225,15 +229,51 @@ def report(
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="Only these studies; may be repeated.", show_default=False),
     ] = None,
-    output: OutputOption = None,
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write one page with figures, which needs no network."),
+    ] = None,
+    markdown: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write sentences and tables as Markdown."),
+    ] = None,
+    csv: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write all trials as CSV."),
+    ] = None,
+    json: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write the rows of the table as JSON; studies of one dense model."),
+    ] = None,
 ) -> None:
-    """Print the table dense / fixed / searched, every trial, and where the time went."""
-    check_output(output)
+    """Print the table dense / fixed / searched, every trial, and where the time went.
+
+    Or write them: on one page, several studies can be compared.
+    """
+    for path in (html, markdown, csv, json):
+        check_output(path)
     studies = load_studies(open_storage(storage, must_exist=True), study_name or ())
     console = Console()
-    for study in studies:
-        console.print(trials_table(study))
-    print_report(studies, output, console)
+    if json is not None:
+        write_json(build_report(studies), json)
+    if csv is not None:
+        write_text(csv_text([row for study in studies for row in trial_rows(study)]), csv)
+    if html is not None or markdown is not None:
+        from vit_ratio_opt import page  # plotly
+
+        if html is not None:
+            write_text(page.html_page(studies, storage), html)
+        if markdown is not None:
+            write_text(page.markdown(studies), markdown)
+    written = [path for path in (html, markdown, csv, json) if path is not None]
+    for path in written:
+        console.print(f"written to {path}", soft_wrap=True)
+    if written:
+        return
+    for group in group_studies(studies):
+        for study in group:
+            console.print(trials_table(study))
+        print_report(group, None, console)
 
 
 @app.command()
@@ -241,14 +281,22 @@ def dashboard(
     storage: _StudyUrl = DEFAULT_STORAGE,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    study_name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Open this study instead of the list of all.", show_default=False),
+    ] = None,
+    browse: Annotated[bool, typer.Option(help="Open a browser, when run in a terminal.")] = True,
 ) -> None:
-    """Serve optuna-dashboard. It has no passwords: keep it on this machine, or behind a proxy."""
-    from optuna_dashboard import run_server
+    """Serve optuna-dashboard with the studies' artifacts.
+
+    It has no passwords: keep it on this machine, or behind a proxy that has.
+    """
+    from vit_ratio_opt.dashboard import serve_dashboard
 
     backend = open_storage(storage, must_exist=True)
     check_port(host, port)
-    print(f"optuna-dashboard at http://{host}:{port}/ (Ctrl-C stops it)", flush=True)
-    run_server(backend, host=host, port=port)
+    browse = browse and sys.stdout.isatty()
+    serve_dashboard(backend, host, port, study_name=study_name, browse=browse)
 
 
 @app.command()

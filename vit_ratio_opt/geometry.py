@@ -53,6 +53,7 @@ __all__ = [
     "check_budget",
     "check_pair",
     "fixed_ratio_pair",
+    "macs_saved",
     "least_neurons",
     "pair_columns",
     "removed_units",
@@ -445,6 +446,32 @@ def fixed_ratio_pair(space: RatioSpace, budget: float) -> RatioPair:
         f"One fixed ratio for both modules reaches at best {math.ceil(smallest * 1e4) / 1e4:.4f} "
         f"of the dense model's FLOPs (at ratio {ratios[-1]:.4f}), but the budget is {budget!r}."
     )
+
+
+def macs_saved(space: RatioSpace, points: int = 33) -> dict[str, list[list[float]]]:
+    """What each ratio alone saves, for drawing lines of equal MACs without the model.
+
+    The savings of the two modules add up, in every strategy.
+
+    Args:
+        space: Of the dense model.
+        points: Ratios of each module at the most.
+
+    Returns:
+        For ``mhsa_ratio`` and ``ffn_ratio``, rising pairs of a ratio and the share of the dense
+        model's MACs that it saves.
+    """
+    saved = {}
+    for axis, name in enumerate(RatioPair._fields):
+        ratios = (space.mhsa_ratios, space.ffn_ratios)[axis]
+        steps = min(points, len(ratios)) - 1
+        chosen = [ratios[round(i * (len(ratios) - 1) / max(1, steps))] for i in range(steps + 1)]
+        pairs = [RatioPair(r, 0.0) if axis == 0 else RatioPair(0.0, r) for r in chosen]
+        saved[name] = [
+            [round(ratio, 6), round(1 - space.pruned_macs(pair) / space.macs, 6)]
+            for ratio, pair in zip(chosen, pairs, strict=True)
+        ]
+    return saved
 
 
 def pair_columns(

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,6 +46,7 @@ from vit_ratio_opt.lineage import (
     remove_states,
     state_artifact,
 )
+from vit_ratio_opt.plots import training_curve
 from vit_ratio_opt.pruning import (
     Allocation,
     AttentionSurvey,
@@ -67,7 +68,7 @@ from vit_ratio_opt.pruning import (
     taylor_importance,
     without_cascade,
 )
-from vit_ratio_opt.report import best_trial
+from vit_ratio_opt.report import best_trial, block_rows, csv_text
 from vit_ratio_opt.search import (
     BudgetSearch,
     Pair,
@@ -129,9 +130,10 @@ class PruningObjective:
     ``accuracy_drop`` (points against the dense model), ``parent_trial`` (what it started from:
     ``"dense"`` or a trial's number), ``epochs``, ``total_epochs`` (those of its parents included),
     ``seconds``, ``seed``, ``device``, ``checkpoint``, ``blocks`` (heads, their dimensions and
-    hidden neurons of each), ``losses`` (of each epoch), for the report and for finding dead
-    workers ``timing`` and ``worker``, and of a trial that failed, why: ``failure``. Accuracies are
-    top-1 in per cent; 1 FLOP is 1 multiply-add.
+    hidden neurons of each), ``tokens`` (of a cascade: queries, keys and tokens in the FFN of each
+    block), ``losses`` (of each epoch), for the report and for finding dead workers ``timing`` and
+    ``worker``, and of a trial that failed, why: ``failure``. Accuracies are top-1 in per cent;
+    1 FLOP is 1 multiply-add.
 
     Every pair is first trained with the same seed, so that pairs differ in nothing but the pair;
     a pair that is trained again, or the training of which diverged, takes the next seed.
@@ -725,6 +727,9 @@ class PruningObjective:
                         file_path=str(path),
                         study_or_trial=trial,
                     )
+            if self.artifact_store is not None and in_study:
+                with clock("explain"):
+                    self._attach(trial, self.artifact_store)
         drop = dense_accuracy - accuracy
         _set_attributes(
             trial,
@@ -743,6 +748,26 @@ class PruningObjective:
         if drop > self.tolerance:
             raise optuna.TrialPruned(f"{drop:.2f} points lost, over {self.tolerance}.")
         return macs_ratio
+
+    def _attach(self, trial: optuna.Trial, store: ArtifactStore) -> None:
+        """The curve of the training and the table of the blocks, for who looks at the trial."""
+        frozen = trial.study._storage.get_trial(trial._trial_id)
+        blocks = [list(astuple(block)) for block in self.shape.blocks]
+        rows = block_rows({"blocks": blocks, "tokens": self.shape.tokens}, frozen)
+        try:
+            with TemporaryDirectory() as folder:
+                curve, table = Path(folder, "training-curve.png"), Path(folder, "blocks.csv")
+                drops = self.tolerance is not None
+                curve.write_bytes(training_curve(frozen, self.dense_accuracy, drops=drops))
+                table.write_text(csv_text(rows))
+                for path in (curve, table):
+                    upload_artifact(
+                        artifact_store=store, file_path=str(path), study_or_trial=trial
+                    )
+        except Exception as error:  # a store raises whatever its client does
+            if is_storage_error(error):
+                raise
+            _logger.warning(f"Trial {trial.number} has no figures: {reason(error)}")
 
     def _trained(
         self,
@@ -781,6 +806,8 @@ class PruningObjective:
             total_epochs=earlier_epochs + self.recipe.epochs,
             losses=[],
         )
+        if shape.block_tokens:
+            trial.set_user_attr("tokens", [list(counts) for counts in shape.block_tokens])
         with clock("evaluate"):
             accuracy = evaluate(model, self.data, self.data.val)
         trial.set_user_attr("accuracy_pruned", accuracy)
@@ -909,8 +936,10 @@ class PruningObjective:
 def _take_over(trial: optuna.Trial, earlier: FrozenTrial) -> None:
     """What the interrupted trial knew when its state was kept; later epochs are done again."""
     epoch = earlier.user_attrs["training_state"]["epoch"]
-    for name in ("params", "blocks", "parent_trial", "total_epochs", "accuracy_pruned"):
-        trial.set_user_attr(name, earlier.user_attrs[name])
+    known = ("params", "blocks", "tokens", "parent_trial", "total_epochs", "accuracy_pruned")
+    for name in known:
+        if name in earlier.user_attrs:
+            trial.set_user_attr(name, earlier.user_attrs[name])
     trial.set_user_attr("losses", earlier.user_attrs["losses"][:epoch])
     trial.set_user_attr("resumed_from", {"trial": earlier.number, "epoch": epoch})
     for step, value in earlier.intermediate_values.items():

@@ -1,11 +1,13 @@
-"""A study as rows: the dense model, the fixed ratio, the searched pair. Never imports torch."""
+"""A study as rows and sentences: dense, fixed ratio, searched pair. Never imports torch."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,17 +25,54 @@ from vit_ratio_opt.search import BudgetSearch, Pair
 from vit_ratio_opt.study import finished_trials
 
 __all__ = [
+    "TRIAL_COLUMNS",
+    "accuracy_of",
+    "baseline_of",
     "best_trial",
+    "block_rows",
     "build_report",
+    "csv_text",
+    "group_studies",
+    "limit_of",
     "load_studies",
     "results_table",
+    "short",
+    "show",
+    "summary",
     "timing_split",
+    "trial_rows",
     "trials_table",
     "write_json",
+    "write_text",
 ]
+
+TRIAL_COLUMNS = (
+    "study",
+    "trial",
+    "state",
+    "best",
+    "mhsa_ratio",
+    "ffn_ratio",
+    "macs_ratio",
+    "macs",
+    "params",
+    "accuracy_pruned",
+    "accuracy",
+    "accuracy_drop",
+    "parent_trial",
+    "epochs",
+    "seconds",
+    "seed",
+    "device",
+    "checkpoint",
+    "failure",
+)
+"""What :func:`trial_rows` gives, in the order in which it is shown everywhere."""
 
 # What a trial cannot do without; the rest of its time is the price of searching and pruning.
 _WORK = ("train", "evaluate", "data")
+# Settings that the studies of one table have in common.
+_SHARED = ("weights", "dataset", "validation")
 
 
 def load_studies(storage: BaseStorage, names: Sequence[str] = ()) -> list[Study]:
@@ -106,11 +145,133 @@ def _pair_of(trial: FrozenTrial) -> Pair:
     return trial.params["mhsa_ratio"], trial.params["ffn_ratio"]
 
 
+def short(text: object, most: int = 80) -> str:
+    """One line of so many characters at the most, for names that users chose."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def accuracy_of(trial: FrozenTrial, study: Study) -> float | None:
+    """Validation accuracy in per cent: at its end, or when Optuna's pruner stopped it."""
+    if "accuracy" in trial.user_attrs:
+        return float(trial.user_attrs["accuracy"])
+    if not trial.intermediate_values:
+        return None
+    reported = trial.intermediate_values[max(trial.intermediate_values)]
+    if study.direction == StudyDirection.MAXIMIZE:
+        return reported
+    return float(study.user_attrs["dense"]["val_accuracy"]) - reported  # a drop was reported
+
+
+def limit_of(study: Study) -> str:
+    """The limit in words, such as ``at most 60 % of the FLOPs``."""
+    settings = study.user_attrs["settings"]
+    if settings["tolerance"] is None:
+        return f"at most {100 * settings['budget']:g} % of the FLOPs"
+    return f"at most {settings['tolerance']:g} points of accuracy lost"
+
+
+def baseline_of(study: Study, studies: Sequence[Study]) -> Study | None:
+    """Of a searched study, the one of ``studies`` with one fixed ratio and the same limit."""
+
+    def same(other: Study, *keys: str) -> bool:
+        mine, its = study.user_attrs["settings"], other.user_attrs["settings"]
+        return all(mine.get(key) == its.get(key) for key in keys)
+
+    if study.user_attrs["settings"]["strategy"] == "fixed":
+        return None
+    found = [
+        other
+        for other in studies
+        if other.user_attrs["settings"]["strategy"] == "fixed"
+        and same(other, "weights", "dataset", "validation", "budget", "tolerance", "pruned")
+    ]
+    # Several may differ in the recipe or the seed.
+    return max(found, key=lambda other: same(other, "recipe", "seed"), default=None)
+
+
+def summary(study: Study, studies: Sequence[Study] = ()) -> list[str]:
+    """The study in three sentences: what is looked for, what was found, what that saves.
+
+    Args:
+        study: The study.
+        studies: Among which there may be the fixed ratio to compare it with.
+    """
+    settings, dense = study.user_attrs["settings"], study.user_attrs["dense"]
+    fixed = settings["strategy"] == "fixed"
+    ratios = "one fixed ratio of" if fixed else "how much each of"
+    sentences = [
+        f"This study looks for {ratios} attention (MHSA) and feed-forward (FFN) to prune from "
+        f"{short(settings['model'])} on {short(settings['dataset'])}, with {limit_of(study)}; "
+        f"the dense model has {dense['val_accuracy']:.2f} % on validation images and "
+        f"needs {dense['macs']:,} FLOPs an image (1 FLOP is 1 multiply-add)."
+    ]
+    row, best = _study_row(study), best_trial(study)
+    done = len(finished_trials(study))
+    if row is None or best is None:
+        return [*sentences, f"None of {done} trained trials keeps within that yet."]
+    test = f", {row['test_accuracy']:.2f} % on test images" if row["test_accuracy"] else ""
+    sentences.append(
+        f"The best of {done} trained trials is trial {best.number}: without "
+        f"{100 * row['mhsa_ratio']:.1f} % of the MHSA and {100 * row['ffn_ratio']:.1f} % of the "
+        f"FFN, {100 * row['macs_ratio']:.1f} % of the FLOPs and "
+        f"{100 * row['params'] / dense['params']:.1f} % of the parameters are left, with "
+        f"{row['val_accuracy']:.2f} % on validation images "
+        f"({row['val_accuracy'] - dense['val_accuracy']:+.2f} points){test}."
+    )
+    if fixed:
+        return [*sentences, "It is the baseline that a search of both ratios has to beat."]
+    baseline = baseline_of(study, studies)
+    other = None if baseline is None else _study_row(baseline)
+    if baseline is None or other is None:
+        return [*sentences, "There is no study of one fixed ratio with this limit to compare yet."]
+    if settings["tolerance"] is None:
+        gain = row["val_accuracy"] - other["val_accuracy"]
+        against = f"has {gain:+.2f} points for {row['macs_ratio'] / other['macs_ratio']:.3f} times"
+    else:
+        against = f"needs {row['macs_ratio'] / other['macs_ratio']:.3f} times"
+    return [
+        *sentences,
+        f"Against one fixed ratio of {other['mhsa_ratio']:.3f} (study "
+        f"{short(baseline.study_name)}, {other['val_accuracy']:.2f} % with "
+        f"{100 * other['macs_ratio']:.1f} % of the FLOPs) it {against} the FLOPs.",
+    ]
+
+
+def block_rows(dense: Mapping[str, Any], trial: FrozenTrial) -> list[dict[str, int]]:
+    """What is left of each block, beside what the dense model has; empty before it was pruned.
+
+    Args:
+        dense: The study's attribute, of which ``blocks`` and ``tokens`` count.
+        trial: With its ``blocks``, and ``tokens`` where the strategy leaves some out.
+    """
+    blocks, before = trial.user_attrs.get("blocks", []), dense.get("blocks", [])
+    rows: list[dict[str, int]] = []
+    for index, (now, was) in enumerate(zip(blocks, before, strict=False)):
+        row = {"block": index}
+        for name, value, whole in zip(("heads", "head_dim", "neurons"), now, was, strict=True):
+            row |= {name: value, f"dense_{name}": whole}
+        if "tokens" in trial.user_attrs:
+            queries, _, ffn = trial.user_attrs["tokens"][index]
+            row |= {"mhsa_tokens": queries, "ffn_tokens": ffn, "dense_tokens": dense["tokens"]}
+        rows.append(row)
+    return rows
+
+
+def group_studies(studies: Sequence[Study]) -> list[list[Study]]:
+    """Studies of the same dense model and images, which one table can hold, together."""
+    groups: defaultdict[tuple[str, ...], list[Study]] = defaultdict(list)
+    for study in studies:
+        settings = study.user_attrs["settings"]
+        groups[tuple(settings[key] for key in _SHARED)].append(study)
+    return list(groups.values())
+
+
 def build_report(studies: Sequence[Study]) -> dict[str, Any]:
     """``{model, dataset, seed, epochs, device, versions, rows}`` of studies of one dense model.
 
-    Beside them ``budget`` and ``tolerance``, one of which is None. A row is ``{name, strategy,
-    mhsa_ratio, ffn_ratio, macs, macs_ratio, params, val_accuracy, test_accuracy, trials,
+    Beside them ``budget`` and ``tolerance``, one of which is None. A row is ``{name, study,
+    strategy, mhsa_ratio, ffn_ratio, macs, macs_ratio, params, val_accuracy, test_accuracy, trials,
     seconds}``; accuracies in per cent, ``val_accuracy`` the mean over a pair's trainings,
     ``test_accuracy`` of the first of them and None until it was tested, ``seconds`` over all
     trials, ``name`` one of dense, fixed, searched.
@@ -120,7 +281,7 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
     """
     first = studies[0].user_attrs
     settings = first["settings"]
-    for key in ("weights", "dataset", "validation"):
+    for key in _SHARED:
         values = {study.user_attrs["settings"][key] for study in studies}
         if len(values) > 1:
             raise InputError(
@@ -131,6 +292,7 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
     rows = [
         {
             "name": "dense",
+            "study": None,
             "strategy": "none",
             "mhsa_ratio": 0.0,
             "ffn_ratio": 0.0,
@@ -174,6 +336,7 @@ def _study_row(study: Study) -> dict[str, Any] | None:
     tested = study.user_attrs.get("tested", {})
     return {
         "name": study.user_attrs["settings"]["strategy"],
+        "study": study.study_name,
         "strategy": study.user_attrs["settings"].get("pruned", "structural"),
         "mhsa_ratio": pair[0],
         "ffn_ratio": pair[1],
@@ -207,26 +370,42 @@ def results_table(report: dict[str, Any]) -> Table:
     return table
 
 
+def trial_rows(study: Study) -> list[dict[str, Any]]:
+    """All trials in the order of the search, each with :data:`TRIAL_COLUMNS`; None if unknown."""
+    best = best_trial(study)
+    rows = []
+    for trial in study.get_trials(deepcopy=False):
+        known = {**trial.user_attrs, **trial.params, "accuracy": accuracy_of(trial, study)}
+        rows.append(
+            {name: known.get(name) for name in TRIAL_COLUMNS}
+            | {
+                "study": study.study_name,
+                "trial": trial.number,
+                "state": trial.state.name.lower(),
+                "best": best is not None and trial.number == best.number,
+            }
+        )
+    return rows
+
+
 def trials_table(study: Study) -> Table:
     """One line a trial, in the order of the search."""
     table = _table(
         f"study {study.study_name!r}", "trial", "state", "MHSA", "FFN", "FLOPs", "pruned %",
         "val %", "drop", "sec",
     )  # fmt: skip
-    best = best_trial(study)
-    for trial in study.get_trials(deepcopy=False):
-        attributes, params = trial.user_attrs, trial.params
+    for row in trial_rows(study):
         table.add_row(
-            str(trial.number),
-            trial.state.name,
-            _number(params.get("mhsa_ratio"), 3),
-            _number(params.get("ffn_ratio"), 3),
-            _number(attributes.get("macs_ratio"), 4),
-            _number(attributes.get("accuracy_pruned"), 2),
-            _number(attributes.get("accuracy"), 2),
-            _number(attributes.get("accuracy_drop"), 2),
-            _number(attributes.get("seconds"), 1),
-            style="bold" if best is not None and trial.number == best.number else "",
+            str(row["trial"]),
+            row["state"],
+            _number(row["mhsa_ratio"], 3),
+            _number(row["ffn_ratio"], 3),
+            _number(row["macs_ratio"], 4),
+            _number(row["accuracy_pruned"], 2),
+            _number(row["accuracy"], 2),
+            _number(row["accuracy_drop"], 2),
+            _number(row["seconds"], 1),
+            style="bold" if row["best"] else "",
         )
     return table
 
@@ -246,12 +425,43 @@ def timing_split(study: Study) -> dict[str, float]:
     return {**shares, "other": 1 - sum(shares.values())}
 
 
+def show(*studies: Study) -> None:
+    """Display sentences, table and figures of one or more studies in a notebook."""
+    from IPython.display import Markdown, display
+
+    from vit_ratio_opt.page import figures, markdown
+
+    for group in group_studies(studies):
+        display(Markdown(markdown(group, trials=False)))  # type: ignore[no-untyped-call]
+        for figure in figures(group):
+            display(figure)  # type: ignore[no-untyped-call]
+
+
 def write_json(report: dict[str, Any], path: str | Path) -> None:
     """Write a report; a file that was there is replaced whole or not at all."""
+    write_text(json.dumps(report, indent=2) + "\n", path)
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of the same columns as CSV, with a line of their names."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write a file, replaced whole or not at all.
+
+    Raises:
+        InputError: It cannot be written.
+    """
     path = Path(path)
     try:
         with replacing(path) as partial:
-            partial.write_text(json.dumps(report, indent=2) + "\n")
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}.") from None
 

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.geometry import macs_saved
 from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair
 from vit_ratio_opt.storage import (
     DEFAULT_STORAGE,
@@ -111,8 +112,13 @@ def create_study(
                 "macs": objective.shape.macs,
                 "params": objective.shape.params,
                 "val_accuracy": objective.dense_accuracy,
+                "blocks": [
+                    [b.num_heads, b.head_dim, b.hidden_dim] for b in objective.shape.blocks
+                ],
+                "tokens": objective.shape.tokens,
             },
         )
+        study.set_user_attr("saved", macs_saved(objective.space))
     # Another machine may count an image more or less, and would then search another way.
     objective.dense_accuracy = study.user_attrs["dense"]["val_accuracy"]
     if "origin" not in study.user_attrs:
@@ -158,6 +164,8 @@ def run_study(
     n_trials: int | None,
     wait: bool = False,
     say: Callable[[str], None] = print,
+    callbacks: Sequence[Callable[[Study, FrozenTrial], None]] = (),
+    explain: bool = True,
 ) -> None:
     """Run until the study has ``n_trials`` trained trials, those of earlier runs included.
 
@@ -175,6 +183,9 @@ def run_study(
         wait: Whether to wait for the trials of others when there is nothing to begin: should they
             die, this process goes on.
         say: Told, in a line each, what was found and what each trial gave.
+        callbacks: Called after each trial of this process, as those of ``study.optimize``.
+        explain: Whether notes and figures for optuna-dashboard are kept in the study, see
+            :class:`~vit_ratio_opt.dashboard.Explainer`.
 
     Raises:
         InputError: ``n_trials`` is below 1.
@@ -182,17 +193,25 @@ def run_study(
     """
     if n_trials is not None and n_trials < 1:
         raise InputError(f"The number of trials must be at least 1, but got {n_trials!r}.")
+    explainer = None
+    if explain:
+        from vit_ratio_opt.dashboard import Explainer  # plotly and a web server
+
+        explainer = Explainer(n_trials)
+        callbacks = [explainer, *callbacks]
     with stop_on_signals() as asked_to_stop:
         objective.stop = asked_to_stop
         try:
             _introduce(study, n_trials, say)
-            _run(study, objective, n_trials, wait, say, asked_to_stop)
+            _run(study, objective, n_trials, wait, say, asked_to_stop, callbacks)
         except KeyboardInterrupt:
             if not asked_to_stop():
                 raise
         finally:
             objective.stop = None
             objective.discard_spent_states()
+        if explainer is not None:
+            explainer.refresh(study)
     if asked_to_stop():
         say("stopped, with nothing lost: run the same again to go on from here")
         raise SearchStopped(asked_to_stop.signal)
@@ -223,6 +242,7 @@ def _run(
     wait: bool,
     say: Callable[[str], None],
     asked_to_stop: StopRequest,
+    callbacks: Sequence[Callable[[Study, FrozenTrial], None]],
 ) -> None:
     wanted = math.inf if n_trials is None else n_trials
     # Attempts are bounded, so a pair over the budget in the queue cannot make this endless.
@@ -254,7 +274,7 @@ def _run(
         why = nothing_left()
         if why is None and room() > 0:
             attempts -= keep_optimizing(
-                study, objective, n_trials=attempts, callbacks=[report], say=say
+                study, objective, n_trials=attempts, callbacks=[report, *callbacks], say=say
             )
             return True
         others = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))

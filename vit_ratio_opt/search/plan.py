@@ -193,9 +193,7 @@ class BudgetSearch:
         if not means and start not in taken:
             return Proposal(self.curve[start], "where the search begins")
 
-        contenders = self._contenders(means, counts)
-        low = max((p for p in means if p < min(contenders, default=-1)), default=-1)
-        high = min((p for p in means if p > max(contenders, default=size)), default=size)
+        low, high = self._bracket(means, counts)
         marks = sorted({low, high, *(p for p in (*means, *taken) if low < p < high)})
         gaps = [(a, b) for a, b in itertools.pairwise(marks) if b - a > 1]
         if gaps:
@@ -225,6 +223,11 @@ class BudgetSearch:
         means, _ = self._estimates(observed)
         best = max(means, key=lambda p: (means[p], -abs(p - self._start), -p), default=None)
         return None if best is None else self.curve[best]
+
+    def bracket(self, observed: Observed) -> tuple[Pair, Pair]:
+        """The pairs of the curve between which the best one is looked for, these included."""
+        low, high = self._bracket(*self._estimates(observed))
+        return self.curve[max(low, 0)], self.curve[min(high, len(self.curve) - 1)]
 
     def along(self, axis: int, value: float) -> BudgetSearch:
         """The one pair worth trying: the least of the other ratio that meets the budget."""
@@ -257,6 +260,13 @@ class BudgetSearch:
             smooth, _ = belief.predict(places)
             means = dict(zip(order, (centre + scale * smooth).tolist(), strict=True))
         return means, counts
+
+    def _bracket(self, means: dict[int, float], counts: dict[int, int]) -> tuple[int, int]:
+        """The tried positions on either side of the contenders, or what lies beyond the curve."""
+        contenders, size = self._contenders(means, counts), len(self.curve)
+        low = max((p for p in means if p < min(contenders, default=-1)), default=-1)
+        high = min((p for p in means if p > max(contenders, default=size)), default=size)
+        return low, high
 
     def _contenders(self, means: dict[int, float], counts: dict[int, int]) -> list[int]:
         if not means:

@@ -116,8 +116,12 @@ class BinarySearchSampler(BaseSampler):
 
     def nothing_left(self, study: Study) -> str | None:
         """Why no trial can add anything, or None while one can."""
-        proposal = self._propose(study)
+        proposal = self.next_proposal(study)
         return proposal.why if proposal.pair is None else None
+
+    def next_proposal(self, study: Study) -> Proposal:
+        """What a trial that begins now would try, and what for; it is not claimed."""
+        return self._propose(study)
 
     def winner(self, study: Study) -> Pair | None:
         """The plan's answer so far: over all trainings of a pair, not the luckiest one."""

@@ -1,0 +1,341 @@
+"""What a study says of itself in optuna-dashboard while it runs, and the dashboard. No torch."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import sys
+import time
+import webbrowser
+from collections.abc import Mapping, Sequence
+from threading import Timer
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import optuna
+from optuna.artifacts.exceptions import ArtifactNotFound
+from optuna.storages import BaseStorage, get_storage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from optuna_dashboard import run_server, save_note, save_plotly_graph_object
+from optuna_dashboard._note import note_ver_key, split_body
+from optuna_dashboard._serializer import serialize_frozen_trial
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.lineage import open_artifacts
+from vit_ratio_opt.page import (
+    code,
+    escape_markdown,
+    markdown_table,
+    results_cells,
+    resume_command,
+)
+from vit_ratio_opt.plots import accuracy_figure, path_figure, widths_figure
+from vit_ratio_opt.report import (
+    TRIAL_COLUMNS,
+    accuracy_of,
+    baseline_of,
+    best_trial,
+    block_rows,
+    load_studies,
+    short,
+    summary,
+)
+from vit_ratio_opt.search import BinarySearchSampler
+from vit_ratio_opt.storage import is_storage_error, rdb_of, reason
+from vit_ratio_opt.study import finished_trials
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+
+__all__ = ["Explainer", "serve_dashboard", "study_note", "trial_note"]
+
+# Of the time of a search, what explaining it may take.
+_SHARE = 0.01
+_SPARKS = "▁▂▃▄▅▆▇█"
+
+_logger = logging.getLogger(f"optuna.{__name__}")
+
+
+class Explainer:
+    """A callback of ``study.optimize`` that keeps the dashboard's notes and figures up to date.
+
+    Each trial gets its note at once. The study's own note and figures grow dearer with the number
+    of trials, so they are made again when a hundred times the time has passed that the last time
+    took, and by :meth:`refresh`. Several workers may do so: they write the same.
+
+    Nothing that goes wrong here disturbs the search.
+
+    Args:
+        n_trials: Trained trials that the search is to have; None if it has no such number.
+    """
+
+    def __init__(self, n_trials: int | None = None) -> None:
+        self.n_trials = n_trials
+        self._due = 0.0
+        self._others: list[Study] | None = None
+
+    def __call__(self, study: Study, trial: FrozenTrial) -> None:
+        """After each trial."""
+        try:
+            _save_trial_note(study, trial)
+        except Exception as error:
+            _complain(error)
+        if time.monotonic() >= self._due:
+            self.refresh(study)
+
+    def refresh(self, study: Study) -> None:
+        """Make the study's note and figures anew."""
+        started = time.monotonic()
+        try:
+            if self._others is None:
+                self._others = _fixed_studies(study)
+            save_note(study, study_note(study, self._others, n_trials=self.n_trials))
+            best = best_trial(study)
+            if best is not None:
+                baseline = baseline_of(study, self._others)
+                both = [study] if baseline is None else [study, baseline]
+                for name, figure in (
+                    ("accuracy-against-flops", accuracy_figure(both)),
+                    ("path-of-the-search", path_figure(study)),
+                    ("blocks-of-the-best-model", widths_figure([study])),
+                ):
+                    save_plotly_graph_object(study, figure, graph_object_id=name)
+        except Exception as error:
+            _complain(error)
+        ended = time.monotonic()
+        self._due = ended + (ended - started) / _SHARE
+
+
+def study_note(study: Study, others: Sequence[Study] = (), *, n_trials: int | None = None) -> str:
+    """The study's note in Markdown: what is looked for, the best so far, what comes next and why.
+
+    Args:
+        study: With its own sampler, which says what comes next.
+        others: Studies of one fixed ratio, one of which may be its baseline.
+        n_trials: Trained trials that the search is to have.
+    """
+    baseline = baseline_of(study, others)
+    group = [study] if baseline is None else [baseline, study]
+    sentences = [escape_markdown(sentence) for sentence in summary(study, group)]
+    done, trials = len(finished_trials(study)), study.get_trials(deepcopy=False)
+    count = f"{done} of {n_trials}" if n_trials is not None else f"{done}"
+    states = {state: sum(trial.state == state for trial in trials) for state in TrialState}
+    parts = [
+        "\n\n".join(sentences),
+        markdown_table(*results_cells(group)),
+        f"**Progress**: {count} trials are trained, {states[TrialState.RUNNING]} running, "
+        f"{states[TrialState.FAIL]} failed.",
+        f"**Next**: {_next(study)}",
+        f"**Go on**, here or on another machine:\n\n{_code_block(_resume(study))}",
+    ]
+    return "\n\n".join(parts)
+
+
+def trial_note(study: Study, trial: FrozenTrial) -> str:
+    """A trial's note in Markdown: its ratios, where it came from, its training, its blocks."""
+    attributes, dense = trial.user_attrs, study.user_attrs["dense"]
+    ratios = ", ".join(f"{name} {value:.3f}" for name, value in trial.params.items())
+    parts = [f"**{escape_markdown(ratios) or 'no ratios yet'}**"]
+    if "macs_ratio" in attributes:
+        parts[0] += f": {100 * attributes['macs_ratio']:.2f} % of the FLOPs"
+    if "params" in attributes:
+        parts[0] += f", {100 * attributes['params'] / dense['params']:.2f} % of the parameters"
+    limit = next((f"{v:+.4g}" for v in trial.constraints.values() if v > 0), None)
+    if limit is not None:
+        parts.append(f"Over the limit by {limit}, so it cannot be the best.")
+    if "accuracy_pruned" in attributes:
+        parts.append(_training(study, trial))
+    parent, resumed = attributes.get("parent_trial"), attributes.get("resumed_from")
+    if parent is not None:
+        start = "the dense model" if parent == "dense" else f"trial {parent}"
+        text = f"Pruned from {start}, seed {attributes.get('seed')}"
+        if resumed is not None:
+            text += f"; went on from epoch {resumed['epoch']} of trial {resumed['trial']}"
+        parts.append(f"{text}.")
+    if "failure" in attributes:
+        parts.append(f"Failed: {code(attributes['failure'])}")
+    blocks = block_rows(dense, trial)
+    if blocks:
+        cells = [[str(value) for value in row.values()] for row in blocks]
+        parts.append(markdown_table([name.replace("_", " ") for name in blocks[0]], cells))
+    return "\n\n".join(parts)
+
+
+def serve_dashboard(
+    storage: BaseStorage, host: str, port: int, *, study_name: str | None, browse: bool
+) -> None:
+    """Run optuna-dashboard, with the artifacts of all studies, until the process ends.
+
+    Args:
+        storage: Of the studies.
+        host: Where to listen.
+        port: Where to listen.
+        study_name: Which study to open; the list of them by default.
+        browse: Whether to open a browser, if this machine has one with windows.
+    """
+    backend = get_storage(storage)  # with a cache
+    address = f"http://{host}:{port}/dashboard"
+    if study_name is not None:
+        load_studies(backend, [study_name])
+        address += f"/studies/{backend.get_study_id_from_name(study_name)}"
+    all_trials = backend.get_all_trials
+
+    def get_all_trials(study_id: int, *arguments: Any, **options: Any) -> list[FrozenTrial]:
+        return [_as_shown(trial) for trial in all_trials(study_id, *arguments, **options)]
+
+    # Of this one object only: the trials that the dashboard gets to see.
+    setattr(backend, "get_all_trials", get_all_trials)  # noqa: B010
+    print(f"optuna-dashboard at {address} (Ctrl-C stops it)", flush=True)
+    if browse and _has_windows():
+        opening = Timer(1.0, webbrowser.open, [address])  # when the server answers
+        opening.daemon = True
+        opening.start()
+    run_server(backend, host=host, port=port, artifact_store=_AllArtifacts(backend))
+
+
+class _AllArtifacts:
+    """The artifact stores of all studies of a storage as one; new files go into the first."""
+
+    def __init__(self, storage: BaseStorage) -> None:
+        self._storage = storage
+        self._stores: dict[str, ArtifactStore] = {}
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        for store in self._all():
+            try:
+                return store.open_reader(artifact_id)
+            except Exception:
+                continue
+        raise ArtifactNotFound(f"{artifact_id} is in none of the studies' artifact stores.")
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        for store in self._all():
+            store.write(artifact_id, content_body)
+            return
+        raise InputError("No study of this storage has an artifact store.")
+
+    def remove(self, artifact_id: str) -> None:
+        for store in self._all():
+            try:
+                store.remove(artifact_id)
+                return
+            except Exception:
+                continue
+
+    def _all(self) -> list[ArtifactStore]:
+        """Those of studies that were made in the meantime, too."""
+        for study in self._storage.get_all_studies():
+            location = study.user_attrs.get("origin", {}).get("artifacts")
+            if location is not None and location not in self._stores:
+                try:
+                    self._stores[location] = open_artifacts(location)
+                except InputError as error:
+                    _logger.warning(str(error))
+        return list(self._stores.values())
+
+
+def _as_shown(trial: FrozenTrial) -> FrozenTrial:
+    """A trial for the dashboard: attributes in our order, constraints where it looks for them.
+
+    Databases give attributes in any order. The second is for versions that do not know the keys of
+    Optuna 5, in which every trial would look feasible.
+    """
+    shown = copy.copy(trial)
+    attributes = trial.user_attrs
+    order = [name for name in TRIAL_COLUMNS if name in attributes]
+    shown._user_attrs = {name: attributes[name] for name in [*order, *attributes]}
+    if trial.constraints and not serialize_frozen_trial(0, trial, {})["constraints"]:
+        values = list(trial.constraints.values())
+        shown._system_attrs = {**trial.system_attrs, "constraints": values}
+    return shown
+
+
+def _save_trial_note(study: Study, trial: FrozenTrial) -> None:
+    """As ``save_note``, which reads all notes of the study, twice, to find the one before."""
+    body = trial_note(study, trial)
+    attributes: Mapping[str, Any] = {
+        note_ver_key(trial._trial_id): 1,
+        **split_body(body, trial._trial_id),
+    }
+    for key, value in attributes.items():
+        study._storage.set_study_system_attr(study._study_id, key, value)
+
+
+def _fixed_studies(study: Study) -> list[Study]:
+    """Studies of one fixed ratio beside this one."""
+    storage = study._storage
+    names = [
+        other.study_name
+        for other in storage.get_all_studies()
+        if other.user_attrs.get("settings", {}).get("strategy") == "fixed"
+        and "dense" in other.user_attrs
+    ]
+    return [optuna.load_study(study_name=name, storage=storage) for name in names]
+
+
+def _next(study: Study) -> str:
+    sampler = study.sampler
+    if not isinstance(sampler, BinarySearchSampler):
+        return "what its sampler proposes."
+    proposal = sampler.next_proposal(study)
+    if proposal.pair is None:
+        return f"nothing, {proposal.why}."
+    first, second = proposal.pair
+    return f"MHSA ratio {first:.3f} and FFN ratio {second:.3f}: {proposal.why}."
+
+
+def _training(study: Study, trial: FrozenTrial) -> str:
+    """The training in one line."""
+    dense = study.user_attrs["dense"]["val_accuracy"]
+    pruned = trial.user_attrs["accuracy_pruned"]
+    text = f"Accuracy: {dense:.2f} % dense, {pruned:.2f} % pruned"
+    reported = [value for _, value in sorted(trial.intermediate_values.items())]
+    if study.direction == optuna.study.StudyDirection.MINIMIZE:
+        reported = [dense - drop for drop in reported]
+    accuracy = accuracy_of(trial, study)
+    if reported and accuracy is not None:
+        text += f", {accuracy:.2f} % after {len(reported)} epochs"
+        if len(reported) > 1:
+            text += f" {_sparkline([pruned, *reported])}"
+    losses = trial.user_attrs.get("losses", [])
+    if losses:
+        text += f"; loss {losses[0]:.3f}"
+        text += f" → {losses[-1]:.3f} {_sparkline(losses)}" if len(losses) > 1 else ""
+    if "seconds" in trial.user_attrs:
+        text += f"; {trial.user_attrs['seconds']:.1f} s"
+    return f"{text}."
+
+
+def _sparkline(values: Sequence[float]) -> str:
+    """At most forty of the values as bars."""
+    step = -(-len(values) // 40)
+    shown = list(values)[::step]
+    low, high = min(shown), max(shown)
+    scale = (len(_SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_SPARKS[round((value - low) * scale)] for value in shown)
+
+
+def _resume(study: Study) -> str:
+    database = rdb_of(study._storage)
+    return resume_command(study, None if database is None else database.url)
+
+
+def _code_block(text: str) -> str:
+    """A block that the text cannot leave."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}\n{short(text, 1000)}\n{fence}"
+
+
+def _has_windows() -> bool:
+    """Whether a browser that opens is one beside this terminal, not in it."""
+    if sys.platform in ("darwin", "win32"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _complain(error: Exception) -> None:
+    if not is_storage_error(error):  # the search itself will notice that
+        _logger.warning(f"The dashboard's notes were not written: {reason(error)}")
