@@ -17,6 +17,7 @@ from vit_ratio_opt.cli import (
     EpochsOption,
     FixedRatioOption,
     IterativeOption,
+    JsonLogOption,
     MhsaUnitOption,
     ModelOption,
     OutputOption,
@@ -27,6 +28,7 @@ from vit_ratio_opt.cli import (
     StartOption,
     StorageOption,
     StrategyOption,
+    TensorBoardOption,
     ToleranceOption,
     TrialsOption,
     ValidationOption,
@@ -35,6 +37,7 @@ from vit_ratio_opt.cli import (
     checkpoint_folder,
     make_folder,
     print_report,
+    trackers,
 )
 from vit_ratio_opt.geometry import check_budget, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
@@ -86,6 +89,8 @@ def study_of(
         folder: Annotated[Path, typer.Option(help="Where models and the study are kept.")] = runs,
         storage: StorageOption = None,
         study_name: SearchNameOption = None,
+        json_log: JsonLogOption = None,
+        tensorboard: TensorBoardOption = None,
         output: OutputOption = None,
     ) -> None:
         normalisation: dict[str, Any] = {}
@@ -104,6 +109,7 @@ def study_of(
             if fixed_ratio:
                 fixed_ratio_pair(shape, budget)
         check_output(output)
+        callbacks = trackers(json_log, tensorboard)
         if storage is not None:
             check_storage_url(storage)
         images = load_images(
@@ -137,7 +143,7 @@ def study_of(
             print(f"study {name!r}: {len(objective.curve)} pair(s) meet the budget {budget}")
         else:
             print(f"study {name!r}: the fewest FLOPs that lose at most {tolerance} points")
-        run_study(study, objective, n_trials=n_trials)
+        run_study(study, objective, n_trials=n_trials, callbacks=callbacks)
         objective.test(study)
         print_report([study], output)
 

@@ -22,6 +22,7 @@ from vit_ratio_opt.cli import (
     BudgetOption,
     EpochsOption,
     IterativeOption,
+    JsonLogOption,
     MhsaUnitOption,
     OutputOption,
     RepairOption,
@@ -30,12 +31,14 @@ from vit_ratio_opt.cli import (
     StorageOption,
     StrategyOption,
     StudyNameOption,
+    TensorBoardOption,
     TrialsOption,
     check_output,
     checkpoint_folder,
     make_folder,
     print_report,
     run_command,
+    trackers,
 )
 from vit_ratio_opt.geometry import check_budget, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
@@ -81,6 +84,8 @@ def main(
     ),
     storage: StorageOption = None,
     study_name: StudyNameOption = "quickstart",
+    json_log: JsonLogOption = None,
+    tensorboard: TensorBoardOption = None,
     output: OutputOption = None,
 ) -> None:
     """Search the two pruning ratios of a small ViT on scikit-learn's digits."""
@@ -91,6 +96,7 @@ def main(
         check_budget(shape, budget)
         fixed_ratio_pair(shape, budget)
     check_output(output)
+    callbacks = trackers(json_log, tensorboard)
     if storage is not None:
         check_storage_url(storage)
     make_folder(folder)
@@ -121,7 +127,7 @@ def main(
     for name, objective in runs.items():
         study = create_study(objective, study_name=name, storage=backend)
         print(f"study {name!r}: {len(objective.curve)} pair(s) meet the budget {budget}")
-        run_study(study, objective, n_trials=n_trials)
+        run_study(study, objective, n_trials=n_trials, callbacks=callbacks)
         objective.test(study)
         studies.append(study)
     print_report(studies, output)

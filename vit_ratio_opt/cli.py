@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from optuna.study import Study
 from rich.console import Console
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.files import file_name
 from vit_ratio_opt.geometry import MhsaUnit
 from vit_ratio_opt.proxy import check_port, serve_proxy
 from vit_ratio_opt.report import (
@@ -41,6 +41,7 @@ from vit_ratio_opt.storage import (
     reason,
 )
 from vit_ratio_opt.strategies import CP_VIT, LATE, CascadeRule, Strategy
+from vit_ratio_opt.trackers import JsonLog, TensorBoardLog
 from vit_ratio_opt.workers import Reaper
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "CheckpointOption",
     "EpochsOption",
     "FixedRatioOption",
+    "JsonLogOption",
     "IterativeOption",
     "MhsaUnitOption",
     "ModelOption",
@@ -61,6 +63,7 @@ __all__ = [
     "StorageOption",
     "StrategyOption",
     "StudyNameOption",
+    "TensorBoardOption",
     "ToleranceOption",
     "TrialsOption",
     "ValidationOption",
@@ -72,6 +75,7 @@ __all__ = [
     "make_folder",
     "print_report",
     "run_command",
+    "trackers",
 ]
 
 BudgetOption = Annotated[
@@ -166,6 +170,14 @@ SearchNameOption = Annotated[
 OutputOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="Write the rows as JSON to this file.", show_default=False),
+]
+JsonLogOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Append a line of JSON for each trial to this file.", show_default=False),
+]
+TensorBoardOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--tensorboard", help="Folder for TensorBoard: curves and ratios of each trial."),
 ]
 _StudyUrl = Annotated[
     str,
@@ -313,6 +325,8 @@ def worker(
         Optional[str],  # noqa: UP045
         typer.Option(help="Such as cuda:1 or cpu; the first GPU by default.", show_default=False),
     ] = None,
+    json_log: JsonLogOption = None,
+    tensorboard: TensorBoardOption = None,
     wait: Annotated[
         bool,
         typer.Option(help="Stay while others are at work, and take over what they leave."),
@@ -325,6 +339,7 @@ def worker(
     is put by and the trial handed back. Under torchrun all processes share the training of each
     trial.
     """
+    callbacks = trackers(json_log, tensorboard)
     backend = open_storage(storage, must_exist=True, grace=grace)
     load_studies(backend, [study_name])  # a misspelt name is told before torch is at work
 
@@ -358,6 +373,7 @@ def worker(
             n_trials=n_trials,
             wait=wait,
             say=lambda text: print(text, flush=True),
+            callbacks=callbacks,
         )
     except RanksBroken:
         heard = False
@@ -457,6 +473,21 @@ def reap(
         time.sleep(every)
 
 
+def trackers(json_log: Path | None, tensorboard: Path | None) -> list[Callable[..., None]]:
+    """The callbacks that the options of these names ask for.
+
+    Raises:
+        InputError: A file cannot be written, or TensorBoard is not installed.
+    """
+    chosen: list[Callable[..., None]] = []
+    if json_log is not None:
+        check_output(json_log)
+        chosen.append(JsonLog(json_log))
+    if tensorboard is not None:
+        chosen.append(TensorBoardLog(tensorboard))
+    return chosen
+
+
 def cascade_rule(name: Literal["cp-vit", "late"] | None) -> CascadeRule | None:
     """The rule that ``--cascade`` names; None leaves it to the strategy."""
     return None if name is None else {"cp-vit": CP_VIT, "late": LATE}[name]
@@ -516,8 +547,7 @@ def make_folder(folder: Path) -> None:
 
 def checkpoint_folder(folder: Path, study_name: str) -> Path:
     """The folder of a study's models; two names never share one, whatever is in them."""
-    safe = re.sub(r"[^\w-]", lambda match: f"%{ord(match[0]):x}", study_name)
-    return folder / "checkpoints" / safe
+    return folder / "checkpoints" / file_name(study_name)
 
 
 def run_command(command: Callable[..., Any] | typer.Typer) -> NoReturn:

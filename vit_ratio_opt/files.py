@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["replacing"]
+__all__ = ["file_name", "replacing"]
 
 
 @contextlib.contextmanager
@@ -24,3 +25,8 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def file_name(text: str) -> str:
+    """A name for a file or folder, as readable as may be; two texts never share one."""
+    return re.sub(r"[^\w-]", lambda match: f"%{ord(match[0]):x}", text)

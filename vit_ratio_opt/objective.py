@@ -47,6 +47,7 @@ from vit_ratio_opt.lineage import (
     state_artifact,
 )
 from vit_ratio_opt.plots import training_curve
+from vit_ratio_opt.progress import SearchProgress
 from vit_ratio_opt.pruning import (
     Allocation,
     AttentionSurvey,
@@ -302,7 +303,7 @@ class PruningObjective:
             raise InputError("`iterative` does not go with a rule that removes heads.")
         self.artifact_store = artifact_store
         self.cache = default_cache() if cache is None else Path(cache)
-        self.progress = progress
+        self.progress: SearchProgress | bool | None = progress
         self.ranks = ranks
         self.stop: Callable[[], bool] | None = None
         self.beat_seconds: float | None = None

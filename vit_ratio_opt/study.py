@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import macs_saved
+from vit_ratio_opt.progress import SearchProgress, waiting
 from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair
 from vit_ratio_opt.storage import (
     DEFAULT_STORAGE,
@@ -124,11 +125,13 @@ def create_study(
     if "origin" not in study.user_attrs:
         study.set_user_attr("origin", objective.origin)
     # These take a while: a worker that was killed in the middle left the study without them.
-    if "screened" not in study.user_attrs:
-        seen = objective.screen() if screen else {}
-        study.set_user_attr("screened", [[*pair, accuracy] for pair, accuracy in seen.items()])
-    if "path" not in study.user_attrs:
-        study.set_user_attr("path", objective.path if screen else ())
+    shown = None if objective.progress is None else bool(objective.progress)
+    with waiting("looking at pairs before any training", enabled=shown):
+        if "screened" not in study.user_attrs:
+            seen = objective.screen() if screen else {}
+            study.set_user_attr("screened", [[*pair, value] for pair, value in seen.items()])
+        if "path" not in study.user_attrs:
+            study.set_user_attr("path", objective.path if screen else ())
     path = [(first, second) for first, second in study.user_attrs.get("path", ())]
     plan = objective.plan(_screened_best(study), path)
     if isinstance(plan, BudgetSearch):
@@ -199,16 +202,23 @@ def run_study(
 
         explainer = Explainer(n_trials)
         callbacks = [explainer, *callbacks]
-    with stop_on_signals() as asked_to_stop:
-        objective.stop = asked_to_stop
+    shown = objective.progress
+    enabled = None if shown is None else bool(shown)
+    with stop_on_signals() as asked_to_stop, SearchProgress(n_trials, enabled=enabled) as bars:
+        objective.stop, objective.progress = asked_to_stop, bars
+
+        def count(study: Study, trial: FrozenTrial) -> None:
+            bars.trained(len(finished_trials(study)))
+
         try:
+            bars.trained(len(finished_trials(study)))
             _introduce(study, n_trials, say)
-            _run(study, objective, n_trials, wait, say, asked_to_stop, callbacks)
+            _run(study, objective, n_trials, wait, say, asked_to_stop, [count, *callbacks])
         except KeyboardInterrupt:
             if not asked_to_stop():
                 raise
         finally:
-            objective.stop = None
+            objective.stop, objective.progress = None, shown
             objective.discard_spent_states()
         if explainer is not None:
             explainer.refresh(study)

@@ -348,6 +348,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if request():
             raise KeyboardInterrupt
         request.ask(number)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping: the training is put by; once more to end at once\n")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -20,10 +20,10 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.progress import SearchProgress, TrainingProgress
 from vit_ratio_opt.training.data import ImageData
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.evaluate import autocast, evaluate, model_device, out_of_memory
-from vit_ratio_opt.training.progress import TrainingProgress
 from vit_ratio_opt.training.resume import TrainingState
 
 __all__ = ["Mix", "Recipe", "Stopwatch", "TrainingDiverged", "TrainingStopped", "finetune"]
@@ -128,7 +128,7 @@ def finetune(
     on_epoch: Callable[[int, float, float], None] | None = None,
     stopwatch: Stopwatch | None = None,
     title: str = "fine-tune",
-    progress: bool | None = None,
+    progress: SearchProgress | bool | None = None,
 ) -> float:
     """Train ``model`` in place on its device and leave it in evaluation mode.
 
@@ -157,7 +157,7 @@ def finetune(
             the mean training loss; what it raises ends the training.
         stopwatch: Told the seconds of ``train``, ``data`` and ``evaluate``.
         title: Of the progress bar.
-        progress: None shows the bar in a terminal only.
+        progress: None shows bars in a terminal only; or those of a search, to appear under.
 
     Returns:
         Validation accuracy in per cent after the last epoch.
@@ -219,7 +219,9 @@ def finetune(
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices),
-        TrainingProgress(title, steps, enabled=progress if first_rank else False) as bar,
+        TrainingProgress(
+            title, steps, steps_per_epoch, shown=progress if first_rank else False
+        ) as bar,
     ):
         torch.manual_seed(seed)  # mixing, dropout and stochastic depth
         beginning = generator.get_state()
@@ -312,7 +314,7 @@ def finetune(
                     mean_loss()
                 if bar.enabled:
                     hits = (logits.argmax(dim=1) == labels).float().mean()
-                    bar.advance(len(whole), loss.item(), 100 * hits.item())
+                    bar.advance(step, len(whole), loss.item(), 100 * hits.item())
             mean = mean_loss()
             with clock("evaluate"):
                 accuracy = evaluate(average or model, data, data.val, ranks=ranks)
