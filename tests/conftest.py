@@ -1,12 +1,24 @@
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 import timm
 import torch
+from optuna.trial import TrialState
 from timm.models.vision_transformer import VisionTransformer
 
+from vit_ratio_opt.geometry import (
+    BlockShape,
+    RatioPair,
+    ViTShape,
+    budget_curve,
+    macs_saved,
+    pair_columns,
+)
+from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, ToleranceSearch, ratio_space
 from vit_ratio_opt.training import ImageData, load_digits
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -80,3 +92,108 @@ def dense() -> VisionTransformer:
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'study.db'}"
+
+
+@pytest.fixture
+def make_study() -> Callable[..., optuna.Study]:
+    """A study as ``create_study`` and its trials leave it, in milliseconds: nothing is trained."""
+    blocks = (BlockShape(4, 8, 64),) * 3
+    shape = ViTShape(
+        patches=16, prefix_tokens=1, patch_dim=48, embed_dim=32, num_classes=10, blocks=blocks,
+        fixed_params=1_000, mhsa_unit="rank",
+    )  # fmt: skip
+
+    def make(
+        storage: Any = None,
+        name: str = "searched",
+        *,
+        trials: int = 6,
+        budget: float | None = 0.5,
+        fixed: bool = False,
+        **settings: Any,
+    ) -> optuna.Study:
+        tolerance = None if budget is not None else 2.0
+        study = optuna.create_study(
+            study_name=name,
+            storage=storage,
+            direction="maximize" if tolerance is None else "minimize",
+        )
+        study.set_metric_names(["accuracy" if tolerance is None else "FLOPs of dense"])
+        given = {
+            "strategy": "fixed" if fixed else "searched", "budget": budget,
+            "tolerance": tolerance, "model": "vit_tiny", "weights": "abc", "dataset": "digits",
+            "validation": "def", "recipe": {"epochs": 2}, "seed": 0,
+        }  # fmt: skip
+        sizes = [[b.num_heads, b.head_dim, b.hidden_dim] for b in blocks]
+        curve = budget_curve(shape, budget or 0.5)
+        for key, value in {
+            "settings": {**given, **settings},
+            "versions": {"torch": "2"},
+            "device": "cpu",
+            "dense": {
+                "macs": shape.macs, "params": shape.params, "val_accuracy": 80.0,
+                "blocks": sizes, "tokens": shape.tokens,
+            },
+            "saved": macs_saved(shape),
+            "origin": {"artifacts": None},
+        }.items():  # fmt: skip
+            study.set_user_attr(key, value)
+        plan: Any = ToleranceSearch(pair_columns(shape), shape.macs_ratio, 2.0)
+        if tolerance is None:
+            study.set_user_attr("plan", {"curve": curve, "noise": 0.1})
+            plan = BudgetSearch(curve, noise=0.1)
+        study.sampler = BinarySearchSampler(ratio_space(shape), plan)
+        for number in range(trials):
+            study.add_trial(_trained(shape, curve, number, trials, tolerance))
+        return study
+
+    return make
+
+
+def _trained(
+    shape: ViTShape,
+    curve: tuple[RatioPair, ...],
+    number: int,
+    trials: int,
+    tolerance: float | None,
+) -> optuna.trial.FrozenTrial:
+    pair = curve[(7 * number) % len(curve)]
+    if tolerance is not None:
+        share = (number + 1) / (trials + 1)
+        pair = RatioPair(share * shape.max_pair[0], share * shape.max_pair[1])
+    macs_ratio = shape.macs_ratio(*pair)
+    accuracy = (
+        80 - 4 * (1 - macs_ratio) - 8 * (pair.mhsa_ratio - 0.4) ** 2 + 0.1 * math.sin(number)
+    )
+    drop = 80 - accuracy
+    over = tolerance is not None and drop > tolerance
+    value = accuracy if tolerance is None else macs_ratio
+    limit = (
+        {"flops": macs_ratio - 0.5} if tolerance is None else {"accuracy_drop": drop - tolerance}
+    )
+    reported = [accuracy - 1, accuracy] if tolerance is None else [drop + 1, drop]
+    return optuna.trial.create_trial(
+        state=TrialState.PRUNED if over else TrialState.COMPLETE,
+        value=None if over else value,
+        params=pair._asdict(),
+        distributions=ratio_space(shape),
+        user_attrs={
+            "macs_ratio": macs_ratio,
+            "macs": shape.pruned_macs(pair),
+            "params": shape.pruned_params(pair),
+            "accuracy_pruned": accuracy - 3,
+            "accuracy": accuracy,
+            "accuracy_drop": drop,
+            "parent_trial": "dense",
+            "epochs": 2,
+            "seconds": 1.5,
+            "seed": 0,
+            "device": "cpu",
+            "checkpoint": f"trial-{number:04d}",
+            "blocks": [[4, 4, 32], [4, 2, 16], [3, 4, 8]],
+            "losses": [1.5, 0.75],
+            "timing": {"train": 1.0, "evaluate": 0.1, "data": 0.1},
+        },
+        intermediate_values=dict(enumerate(reported, start=1)),
+        constraints=limit,
+    )

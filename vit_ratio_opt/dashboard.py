@@ -52,6 +52,7 @@ __all__ = ["Explainer", "serve_dashboard", "study_note", "trial_note"]
 
 # Of the time of a search, what explaining it may take.
 _SHARE = 0.01
+_CARD = 430  # pixels that a figure has in the dashboard
 _SPARKS = "▁▂▃▄▅▆▇█"
 
 _logger = logging.getLogger(f"optuna.{__name__}")
@@ -97,7 +98,7 @@ class Explainer:
                 both = [study] if baseline is None else [study, baseline]
                 for name, figure in (
                     ("accuracy-against-flops", accuracy_figure(both)),
-                    ("path-of-the-search", path_figure(study)),
+                    ("path-of-the-search", path_figure(study, height=_CARD)),
                     ("blocks-of-the-best-model", widths_figure([study])),
                 ):
                     save_plotly_graph_object(study, figure, graph_object_id=name)
@@ -157,8 +158,9 @@ def trial_note(study: Study, trial: FrozenTrial) -> str:
         parts.append(f"Failed: {code(attributes['failure'])}")
     blocks = block_rows(dense, trial)
     if blocks:
-        cells = [[str(value) for value in row.values()] for row in blocks]
-        parts.append(markdown_table([name.replace("_", " ") for name in blocks[0]], cells))
+        headings = ["block", "heads", "neurons"]
+        headings += ["MHSA tokens", "FFN tokens"] if "dense_tokens" in blocks[0] else []
+        parts.append(markdown_table(headings, [_block_cells(row) for row in blocks]))
     return "\n\n".join(parts)
 
 
@@ -305,6 +307,14 @@ def _training(study: Study, trial: FrozenTrial) -> str:
     if "seconds" in trial.user_attrs:
         text += f"; {trial.user_attrs['seconds']:.1f} s"
     return f"{text}."
+
+
+def _block_cells(row: Mapping[str, int]) -> list[str]:
+    heads = "{heads} of {head_dim} dimensions, before {dense_heads} of {dense_head_dim}"
+    templates = ["{block}", heads, "{neurons} of {dense_neurons}"]
+    if "dense_tokens" in row:
+        templates += ["{mhsa_tokens} of {dense_tokens}", "{ffn_tokens} of {dense_tokens}"]
+    return [template.format(**row) for template in templates]
 
 
 def _sparkline(values: Sequence[float]) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = ["file_name", "replacing"]
+
+_LONGEST = 150  # bytes; file systems take 255, of which others need some
 
 
 @contextlib.contextmanager
@@ -29,4 +32,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def file_name(text: str) -> str:
     """A name for a file or folder, as readable as may be; two texts never share one."""
-    return re.sub(r"[^\w-]", lambda match: f"%{ord(match[0]):x}", text)
+    safe = re.sub(r"[^\w-]", lambda match: f"%{ord(match[0]):x}", text)
+    if len(safe.encode()) <= _LONGEST:
+        return safe
+    return f"{safe.encode()[:_LONGEST].decode(errors='ignore')}%{_hash(text)}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]

@@ -130,10 +130,14 @@ class ArtifactFolder(FileSystemArtifactStore):
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Called by ``upload_artifact``."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        file = getattr(content_body, "name", None)  # what comes over the network has none
         try:
-            os.link(content_body.name, self._folder / artifact_id)
+            if file is not None:
+                os.link(file, self._folder / artifact_id)
+                return
         except OSError:  # not every file system has links
-            super().write(artifact_id, content_body)
+            pass
+        super().write(artifact_id, content_body)
 
 
 @contextlib.contextmanager

@@ -642,6 +642,9 @@ class PruningObjective:
                 sizes = len(self.data.val), len(self.data.test)
                 whole = (sizes[0] * self.dense_accuracy + sizes[1] * dense) / sum(sizes)
                 study.set_user_attr("dense_full_test_accuracy", round(whole, 4))
+            from vit_ratio_opt.dashboard import Explainer  # plotly and a web server
+
+            Explainer(None).refresh(study)
         return float(tested["accuracy"])
 
     def _model_of(self, trial: FrozenTrial, study: optuna.Study) -> VisionTransformer:

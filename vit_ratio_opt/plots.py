@@ -32,6 +32,7 @@ __all__ = ["accuracy_figure", "path_figure", "training_curve", "widths_figure"]
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 _INK, _GRID, _CLEAR = "#808080", "rgba(128,128,128,0.25)", "rgba(0,0,0,0)"
 _SHADE = "rgba(0,114,178,0.15)"
+_LOW = 500  # pixels
 # Points of one trace, and moments at which the search's interval is drawn.
 _MOST_POINTS, _MOST_MOMENTS = 300, 60
 
@@ -107,12 +108,16 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
     )
 
 
-def path_figure(study: Study) -> go.Figure:
+def path_figure(study: Study, *, height: int = 680) -> go.Figure:
     """The path of the search in the plane of the two ratios, and how its interval shrinks.
 
     Above, the trials in their order over lines of equal FLOPs. Below, what was still open after
     each: within a budget the part of its curve that the best pair has to lie in, with a tolerance
     the FLOPs between the largest model that lost too much and the smallest that did not.
+
+    Args:
+        study: Its search.
+        height: In pixels; a low figure has no room for a legend.
     """
     figure = make_subplots(rows=2, cols=1, row_heights=[0.65, 0.35], vertical_spacing=0.15)
     _add_equal_macs(figure, study)
@@ -204,7 +209,8 @@ def path_figure(study: Study) -> go.Figure:
     figure.update_yaxes(title_text="FFN ratio", row=1, col=1)
     figure.update_xaxes(title_text="trained trials", row=2, col=1)
     figure.update_yaxes(title_text=unit, row=2, col=1)
-    return _finished(figure, "Path of the search", x="MHSA ratio", height=680)
+    figure.update_layout(showlegend=height > _LOW)
+    return _finished(figure, "Path of the search", x="MHSA ratio", height=height)
 
 
 def widths_figure(studies: Sequence[Study]) -> go.Figure:
@@ -407,7 +413,7 @@ def _finished(
     figure: go.Figure, title: str, *, x: str = "", y: str = "", height: int = 440
 ) -> go.Figure:
     """The look that all figures share, legible on light and on dark pages."""
-    top, bottom = 45, 110
+    top, bottom = 45, 60 if figure.layout.showlegend is False else 110
     figure.update_layout(
         template="none",
         title={"text": title, "x": 0, "xanchor": "left", "font_size": 16},
