@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from itertools import product
@@ -47,8 +49,8 @@ def test_quickstart_writes_the_rows_and_resumes(demo, monkeypatch, capsys):
     first = json.loads((demo / "rows.json").read_text())
     assert [row["name"] for row in first["rows"]] == ["dense", "fixed", "searched"]
     keys = (
-        "name strategy mhsa_ratio ffn_ratio macs macs_ratio params val_accuracy test_accuracy "
-        "trials seconds"
+        "name study strategy mhsa_ratio ffn_ratio macs macs_ratio params val_accuracy "
+        "test_accuracy trials seconds"
     )
     assert all(list(row) == keys.split() for row in first["rows"])
     again = ["--n-trials", 2, "--epochs", 1, "--folder", demo / "run"]
@@ -57,16 +59,39 @@ def test_quickstart_writes_the_rows_and_resumes(demo, monkeypatch, capsys):
     assert "none repeated" in capsys.readouterr().out
 
 
-def test_report_prints_rows_trials_and_time(demo, tmp_path):
+def test_report_prints_rows_trials_and_time(demo):
     url = f"sqlite:///{demo / 'run' / 'study.db'}"
-    rows = tmp_path / "rows.json"
-    result = CliRunner().invoke(
-        cli.app, ["report", "--storage", url, "--output", str(rows)], env={"COLUMNS": "200"}
-    )
+    result = CliRunner().invoke(cli.app, ["report", "--storage", url], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     for word in ("dense", "fixed", "searched", "COMPLETE", "time of 'quickstart'", "other"):
         assert word in result.output
-    assert json.loads(rows.read_text())["dataset"] == "digits"
+
+
+def test_report_writes_what_is_asked_for(demo, tmp_path):
+    arguments = ["report", "--storage", f"sqlite:///{demo / 'run' / 'study.db'}"]
+    files = {name: tmp_path / f"report.{name}" for name in ("json", "csv", "html", "markdown")}
+    for name, path in files.items():
+        arguments += [f"--{name}", str(path)]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(files["json"].read_text())["rows"]
+    assert [row["name"] for row in rows] == ["dense", "fixed", "searched"]
+    trials = files["csv"].read_text().splitlines()
+    assert len(trials) == 1 + 1 + 2
+    assert trials[0].startswith("study,trial,state,best,mhsa_ratio")
+    for name in ("html", "markdown"):
+        assert f"{rows[2]['macs_ratio']:.4f}" in files[name].read_text()
+
+
+def test_quickstart_logs_each_trial(demo, monkeypatch, tmp_path):
+    pytest.importorskip("tensorboard")
+    shutil.copytree(demo / "run", tmp_path / "run")
+    arguments = ["--n-trials", 3, "--epochs", 1, "--folder", tmp_path / "run"]
+    arguments += ["--json-log", tmp_path / "log", "--tensorboard", tmp_path / "board"]
+    assert run(quickstart.main, *arguments, monkeypatch=monkeypatch) == 0
+    (line,) = map(json.loads, (tmp_path / "log").read_text().splitlines())
+    assert (line["study"], line["trial"]) == ("quickstart", 2)
+    assert os.listdir(tmp_path / "board" / "quickstart") == ["trial-0002"]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +212,8 @@ def test_train_dense_refuses_bad_input_and_writes_nothing(
     [
         (["report", "--storage", "sqlite:///missing.db"], "There is no database"),
         (["dashboard", "--storage", "sqlite:///missing.db"], "There is no database"),
-        (["report", "--output", "/no/such/folder/x"], "cannot be written"),
+        (["report", "--html", "/no/such/folder/x"], "cannot be written"),
+        (["report", "--json", "/no/such/folder/x"], "cannot be written"),
     ],
 )
 def test_commands_refuse_bad_input(tmp_path, monkeypatch, capsys, command, message):
@@ -208,9 +234,10 @@ def test_report_refuses_unknown_and_foreign_studies(tmp_path, monkeypatch, capsy
         ([], "has no study made by"),
     ):
         options = [part for name in names for part in ("--study-name", name)]
-        command = ["report", "--storage", url, *options]
-        assert run(cli.app, *command, monkeypatch=monkeypatch) == 2
-        assert message in capsys.readouterr().err
+        for command in ("report", "dashboard")[: 1 + len(names)]:
+            arguments = [command, "--storage", url, *options]
+            assert run(cli.app, *arguments, monkeypatch=monkeypatch) == 2
+            assert message in capsys.readouterr().err
 
 
 def test_dashboard_listens_on_loopback_and_refuses_a_taken_port(tmp_path, monkeypatch, capsys):
@@ -222,7 +249,8 @@ def test_dashboard_listens_on_loopback_and_refuses_a_taken_port(tmp_path, monkey
     optuna.create_study(storage=url)
     started = {}
     monkeypatch.setattr(
-        "optuna_dashboard.run_server", lambda storage, host, port: started.update(host=host)
+        "vit_ratio_opt.dashboard.run_server",
+        lambda storage, host, **options: started.update(host=host),
     )
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -236,7 +264,7 @@ def test_dashboard_listens_on_loopback_and_refuses_a_taken_port(tmp_path, monkey
 
 
 def test_two_study_names_never_share_a_checkpoint_folder(tmp_path):
-    names = ["a", "a/b", "a_b", "..", "a%2fb", "a.b"]
+    names = ["a", "a/b", "a_b", "..", "a%2fb", "a.b", "é" * 10_000, "é" * 10_001]
     folders = {cli.checkpoint_folder(tmp_path, name) for name in names}
     assert len(folders) == len(names)
     assert all(folder.parent == tmp_path / "checkpoints" for folder in folders)

@@ -63,7 +63,7 @@ def test_after_each_trial_note_and_figures_are_there(make_study):
     assert note_of(study, study.trials[0]) == trial_note(study, study.trials[0])
 
 
-def test_what_grows_is_made_again_only_after_a_hundred_times_its_time(make_study, monkeypatch):
+def test_what_grows_is_made_again_only_after_two_hundred_times_its_time(make_study, monkeypatch):
     now = [1_000.0]
     monkeypatch.setattr(dashboard.time, "monotonic", lambda: now[0])
     made = []
@@ -76,10 +76,10 @@ def test_what_grows_is_made_again_only_after_a_hundred_times_its_time(make_study
     monkeypatch.setattr(dashboard, "study_note", slow_note)
     study = make_study(trials=2)
     explain = Explainer()
-    for _ in range(30):
+    for _ in range(60):
         explain(study, study.trials[0])
         now[0] += 10.0
-    assert made == [1_000.0, 1_202.0]
+    assert made == [1_000.0, 1_402.0]
 
 
 def test_the_note_of_a_trial_tells_its_training_and_its_blocks(make_study):

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Explainer", "serve_dashboard", "study_note", "trial_note"]
 
-# Of the time of a search, what explaining it may take.
-_SHARE = 0.01
+# Of the time of a search, what its note and figures may take; what each trial shows comes on top.
+_SHARE = 0.005
 _CARD = 430  # pixels that a figure has in the dashboard
 _SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -62,8 +62,8 @@ class Explainer:
     """A callback of ``study.optimize`` that keeps the dashboard's notes and figures up to date.
 
     Each trial gets its note at once. The study's own note and figures grow dearer with the number
-    of trials, so they are made again when a hundred times the time has passed that the last time
-    took, and by :meth:`refresh`. Several workers may do so: they write the same.
+    of trials, so they are made again when two hundred times the time has passed that the last
+    time took, and by :meth:`refresh`. Several workers may do so: they write the same.
 
     Nothing that goes wrong here disturbs the search.
 

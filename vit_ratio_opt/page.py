@@ -232,7 +232,7 @@ def _study_parts(study: Study, storage: str | None) -> dict[str, Any]:
 def _again(study: Study, storage: str | None) -> str:
     """Python that repeats the study from its beginning."""
     url = "URL" if storage is None else redact(storage)
-    done = sum(row["state"] in ("complete", "pruned") for row in trial_rows(study))
+    done = sum(row["state"] in ("COMPLETE", "PRUNED") for row in trial_rows(study))
     return (
         "from vit_ratio_opt import create_study, load_objective, run_study\n\n"
         f"objective = load_objective({study.study_name!r}, {url!r})\n"

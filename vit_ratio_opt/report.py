@@ -381,7 +381,7 @@ def trial_rows(study: Study) -> list[dict[str, Any]]:
             | {
                 "study": study.study_name,
                 "trial": trial.number,
-                "state": trial.state.name.lower(),
+                "state": trial.state.name,
                 "best": best is not None and trial.number == best.number,
             }
         )

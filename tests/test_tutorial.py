@@ -1,0 +1,23 @@
+from pathlib import Path
+
+import pytest
+
+NOTEBOOK = Path(__file__).parent.parent / "studies" / "tutorial.ipynb"
+
+
+def test_the_tutorial_runs_and_shows_table_and_figures(tmp_path):
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # none are committed
+    nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    shown = [
+        output["data"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output["output_type"] == "display_data"
+    ]
+    assert sum("application/vnd.plotly.v1+json" in data for data in shown) == 3
+    assert any("| searched | tutorial |" in data.get("text/markdown", "") for data in shown)
