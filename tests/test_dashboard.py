@@ -93,7 +93,7 @@ def test_the_note_of_a_trial_tells_its_training_and_its_blocks(make_study):
         f"{kept.user_attrs['accuracy']:.2f} % after 2 epochs ▁",
         "loss 1.500 → 0.750 █▁",
         "Pruned from the dense model, seed 0.",
-        "| 2 | 3 of 4 dimensions, before 4 of 8 | 8 of 64 |",
+        "| 2 | 3 x 4, before 4 x 8 | 8 of 64 |",
     ):
         assert part in note
     assert "Over the limit" not in note
@@ -309,7 +309,7 @@ def test_the_dashboard_shows_figures_note_best_trial_and_artifacts(trained, serv
     text = page.inner_text("body")
     assert f"number={study.best_trial.number}" in text.replace(" ", "")
     page.wait_for_timeout(1_000)
-    photograph(page, "dashboard-study", clip={"x": 0, "y": 0, "width": 1300, "height": 2100},
+    photograph(page, "dashboard-study", clip={"x": 0, "y": 0, "width": 1300, "height": 2150},
                full_page=True)  # fmt: skip
     page.click("a[href$='/note']")
     page.wait_for_selector("text=Progress", timeout=30_000)
@@ -349,7 +349,7 @@ def test_the_report_works_without_a_network(trained, open_page, tmp_path, scheme
     page = open_page(path.as_uri(), offline=True, width=1000, color_scheme=scheme)
     page.wait_for_function("document.querySelectorAll('.figure.drawn').length == 3")
     text = page.inner_text("body")
-    assert f"The best of {len(study.trials)} trained trials is trial {best.number}:" in text
+    assert f"Trial {best.number} is the best of {len(study.trials)} trained:" in text
     assert f"{best.user_attrs['macs_ratio']:.4f}" in text
     colours = [
         page.evaluate("getComputedStyle(document.body).backgroundColor"),

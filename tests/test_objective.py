@@ -469,5 +469,5 @@ def test_no_state_outlives_its_training(plain, url, tmp_path):
     study = create_study(objective, study_name="s", storage=url)
     quietly(study, objective, 3)
     left = [path.name for path in (tmp_path / "models" / "artifacts").iterdir()]
-    assert len(left) == 3  # the models
+    assert len(left) == 9  # models, curves and tables
     assert not any(name.startswith("training-state") for name in left)

@@ -158,7 +158,7 @@ def trial_note(study: Study, trial: FrozenTrial) -> str:
         parts.append(f"Failed: {code(attributes['failure'])}")
     blocks = block_rows(dense, trial)
     if blocks:
-        headings = ["block", "heads", "neurons"]
+        headings = ["block", "heads x dimensions", "neurons"]
         headings += ["MHSA tokens", "FFN tokens"] if "dense_tokens" in blocks[0] else []
         parts.append(markdown_table(headings, [_block_cells(row) for row in blocks]))
     return "\n\n".join(parts)
@@ -310,7 +310,7 @@ def _training(study: Study, trial: FrozenTrial) -> str:
 
 
 def _block_cells(row: Mapping[str, int]) -> list[str]:
-    heads = "{heads} of {head_dim} dimensions, before {dense_heads} of {dense_head_dim}"
+    heads = "{heads} x {head_dim}, before {dense_heads} x {dense_head_dim}"
     templates = ["{block}", heads, "{neurons} of {dense_neurons}"]
     if "dense_tokens" in row:
         templates += ["{mhsa_tokens} of {dense_tokens}", "{ffn_tokens} of {dense_tokens}"]

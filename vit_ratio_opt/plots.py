@@ -119,7 +119,7 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
         study: Its search.
         height: In pixels; a low figure has no room for a legend.
     """
-    figure = make_subplots(rows=2, cols=1, row_heights=[0.65, 0.35], vertical_spacing=0.15)
+    figure = make_subplots(rows=2, cols=1, row_heights=[0.65, 0.35], vertical_spacing=100 / height)
     _add_equal_macs(figure, study)
     trials = [
         trial for trial in finished_trials(study) if len(trial.params) >= len(RatioPair._fields)

@@ -209,10 +209,10 @@ def summary(study: Study, studies: Sequence[Study] = ()) -> list[str]:
     row, best = _study_row(study), best_trial(study)
     done = len(finished_trials(study))
     if row is None or best is None:
-        return [*sentences, f"None of {done} trained trials keeps within that yet."]
+        return [*sentences, f"Of {done} trained trials none keeps within that yet."]
     test = f", {row['test_accuracy']:.2f} % on test images" if row["test_accuracy"] else ""
     sentences.append(
-        f"The best of {done} trained trials is trial {best.number}: without "
+        f"Trial {best.number} is the best of {done} trained: without "
         f"{100 * row['mhsa_ratio']:.1f} % of the MHSA and {100 * row['ffn_ratio']:.1f} % of the "
         f"FFN, {100 * row['macs_ratio']:.1f} % of the FLOPs and "
         f"{100 * row['params'] / dense['params']:.1f} % of the parameters are left, with "

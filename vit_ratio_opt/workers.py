@@ -43,6 +43,7 @@ _PROXIED_BEAT_SECONDS = 30.0
 _MOST_FAILURES = 3
 
 _logger = logging.getLogger(f"optuna.{__name__}")
+_optunas_logger = logging.getLogger("optuna.study._optimize")
 
 
 def process_name(process: int | None = None) -> str:
@@ -240,16 +241,19 @@ def keep_optimizing(
     Returns:
         How many were begun.
     """
-    begun, in_a_row = 0, 0
+    begun, in_a_row, interrupted = 0, 0, False
     last: Exception | None = None
 
     def guarded(trial: Trial) -> float:
-        nonlocal begun, in_a_row, last
+        nonlocal begun, in_a_row, interrupted, last
         begun += 1
         try:
             value = objective(trial)
         except TrialPruned:
             in_a_row = 0
+            raise
+        except KeyboardInterrupt:
+            interrupted = True
             raise
         except Exception as error:
             in_a_row, last = in_a_row + 1, error
@@ -259,16 +263,24 @@ def keep_optimizing(
         in_a_row = 0
         return value
 
-    while begun < n_trials:
-        try:
-            study.optimize(
-                guarded, n_trials=n_trials - begun, callbacks=callbacks, catch=(Exception,)
-            )
-            break
-        except Exception as error:
-            if not _trial_was_finished(error):
-                raise
-            say("a trial was failed by another worker, which took this one for dead; going on")
+    def no_failure(record: logging.LogRecord) -> bool:
+        """Optuna would warn, with a traceback, of a trial that somebody has stopped."""
+        return not interrupted
+
+    _optunas_logger.addFilter(no_failure)
+    try:
+        while begun < n_trials:
+            try:
+                study.optimize(
+                    guarded, n_trials=n_trials - begun, callbacks=callbacks, catch=(Exception,)
+                )
+                break
+            except Exception as error:
+                if not _trial_was_finished(error):
+                    raise
+                say("a trial was failed by another worker, which took this one for dead; going on")
+    finally:
+        _optunas_logger.removeFilter(no_failure)
     if in_a_row == _MOST_FAILURES and last is not None:
         raise last
     return begun
