@@ -56,9 +56,8 @@ def run_on_ray(
     task = ray.remote(_work).options(
         num_gpus=gpus_per_worker, num_cpus=cpus_per_worker, max_retries=-1
     )
-    tasks = [task.remote(dict(arguments), storage) for _ in range(workers)]
+    pending = [task.remote(dict(arguments), storage) for _ in range(workers)]
     try:
-        pending = tasks
         while pending:
             done, pending = ray.wait(pending)
             ray.get(done)
@@ -67,9 +66,12 @@ def run_on_ray(
             raise InputError(str(error.cause)) from None
         raise
     finally:
-        for one in tasks:
+        for (
+            one
+        ) in pending:  # only these: to cancel what has just failed may kill Ray's own process
             ray.cancel(one)
-        ray.wait(tasks, num_returns=len(tasks), timeout=60)
+        if pending:
+            ray.wait(pending, num_returns=len(pending), timeout=60)
         ray.shutdown()
 
 

@@ -15,16 +15,11 @@ from vit_ratio_opt.storage import open_storage
 from vit_ratio_opt.study import create_study, finished_trials
 from vit_ratio_opt.training import Recipe
 
+from .conftest import wait_for
+
 
 def pair_of(trial):
     return tuple(trial.params.values())
-
-
-def wait_for(condition, seconds=120.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_a_search_survives_kills_and_two_restarts_of_its_database(

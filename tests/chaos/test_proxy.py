@@ -17,6 +17,8 @@ from vit_ratio_opt.study import create_study, finished_trials
 from vit_ratio_opt.training import Recipe
 from vit_ratio_opt.workers import Reaper, sign_of_life
 
+from .conftest import wait_for
+
 pytest.importorskip("grpc")
 
 
@@ -64,13 +66,6 @@ def bucket(monkeypatch):
     server.stop()
 
 
-def wait_for(condition, seconds=90.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
-
-
 def test_a_killed_worker_behind_the_proxy_is_reaped_and_another_machine_goes_on_from_the_bucket(
     serve, bucket, make_objective, undisturbed, tmp_path, monkeypatch
 ):
@@ -109,8 +104,8 @@ def test_a_killed_worker_behind_the_proxy_is_reaped_and_another_machine_goes_on_
     )
     assert objective.test(study) is not None  # its model comes from the bucket
     kept = [item["Key"] for item in client.list_objects_v2(Bucket="models")["Contents"]]
-    assert len(kept) == 1
-    assert not kept[0].startswith("training-state")
+    assert len(kept) == 3  # model, curve and table
+    assert not any(name.startswith("training-state") for name in kept)
 
 
 def _made(url):
