@@ -28,10 +28,13 @@ def cluster():
 
 
 def drive(cluster, url, file, *arguments):
-    """Starts ``vit-ratio-opt ray`` in a process of its own: Ray ends it with its cluster."""
+    """Starts ``vit-ratio-opt ray`` in a process of its own: Ray ends it with its cluster.
+
+    A worker that dies between asking for a trial and signing it is known by its silence alone.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "vit_ratio_opt", "ray", "--address", cluster.address]
-        + ["--storage", url, "--study-name", "s", *arguments],
+        + ["--storage", url, "--study-name", "s", "--grace", "10", *arguments],
         stdout=file,
         stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
