@@ -57,7 +57,7 @@ _RESULTS = (
 )
 # As people say it; the rest are called what they are called everywhere.
 _HEADINGS = {
-    "name": "",
+    "name": "method",
     "mhsa_ratio": "MHSA ratio",
     "ffn_ratio": "FFN ratio",
     "macs_ratio": "FLOPs",

@@ -66,9 +66,8 @@ def run_on_ray(
             raise InputError(str(error.cause)) from None
         raise
     finally:
-        for (
-            one
-        ) in pending:  # only these: to cancel what has just failed may kill Ray's own process
+        # Only these: to cancel a task that has just failed may abort the whole process.
+        for one in pending:
             ray.cancel(one)
         if pending:
             ray.wait(pending, num_returns=len(pending), timeout=60)
