@@ -21,7 +21,7 @@ import optuna
 import pytest
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.trial import TrialState
-from optuna_dashboard import get_note
+from optuna_dashboard import get_note, save_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from optuna_dashboard._note import get_note_from_system_attrs
 from optuna_dashboard._serializer import serialize_frozen_trial
@@ -61,6 +61,43 @@ def test_after_each_trial_note_and_figures_are_there(make_study):
         "accuracy-against-flops", "path-of-the-search", "blocks-of-the-best-model",
     }  # fmt: skip
     assert note_of(study, study.trials[0]) == trial_note(study, study.trials[0])
+
+
+def test_notes_and_figures_are_written_in_one_piece(make_study):
+    """Two workers that write at the same time would mix the pieces of two figures."""
+    study = make_study(budget=None, trials=400)
+    Explainer()(study, study.trials[0])
+    attributes = study._storage.get_study_system_attrs(study._study_id)
+    texts = [key for key in attributes if "plot_data" in key or "note_str" in key]
+    assert len(texts) == 3 + 1 + 1
+    assert all(key.endswith(":0") for key in texts)
+
+
+def test_a_long_text_comes_back_from_its_parts_and_so_does_a_shorter_one(make_study, monkeypatch):
+    monkeypatch.setattr(dashboard, "_PART", 7)
+    study = make_study()
+    for text in ("0123456789" * 3, "short", ""):
+        known = study._storage.get_study_system_attrs(study._study_id)
+        dashboard._write(study, "dashboard:plot_data:x:", text, known)
+        attributes = study._storage.get_study_system_attrs(study._study_id)
+        assert get_plotly_graph_objects(attributes) == {"x": text}
+
+
+def test_what_people_write_into_the_note_is_kept(make_study):
+    study = make_study()
+    save_note(study, "mine")
+    explain = Explainer(n_trials=8)
+    explain.refresh(study)
+    first = get_note(study)
+    assert first.endswith("is kept.*\n\nmine\n")
+    explain.refresh(study)
+    assert get_note(study) == first
+    save_note(study, first + "more" * 600)
+    study.add_trial(study.trials[0])
+    explain.refresh(study)
+    assert get_note(study).endswith("mine\n" + "more" * 600 + "\n")
+    assert "7 of 8 trials" in get_note(study)
+    assert get_note(study).count("is kept") == 1
 
 
 def test_what_grows_is_made_again_only_after_two_hundred_times_its_time(make_study, monkeypatch):

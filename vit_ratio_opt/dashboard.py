@@ -17,8 +17,9 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage, get_storage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from optuna_dashboard import run_server, save_note, save_plotly_graph_object
-from optuna_dashboard._note import note_ver_key, split_body
+from optuna_dashboard import run_server
+from optuna_dashboard._custom_plot_data import SYSTEM_ATTR_PLOT_DATA
+from optuna_dashboard._note import get_note_from_system_attrs, note_str_key_prefix, note_ver_key
 from optuna_dashboard._serializer import serialize_frozen_trial
 
 from vit_ratio_opt.errors import InputError
@@ -52,6 +53,9 @@ __all__ = ["Explainer", "serve_dashboard", "study_note", "trial_note"]
 
 # Of the time of a search, what its note and figures may take; what each trial shows comes on top.
 _SHARE = 0.005
+# Of a note or a figure in one attribute: MySQL takes 64 KiB, after Optuna has escaped it.
+_PART = 40_000  # characters
+_OWN_NOTES = "*What is written below this line is kept.*"
 _CARD = 430  # pixels that a figure has in the dashboard
 _SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -63,7 +67,8 @@ class Explainer:
 
     Each trial gets its note at once. The study's own note and figures grow dearer with the number
     of trials, so they are made again when two hundred times the time has passed that the last
-    time took, and by :meth:`refresh`. Several workers may do so: they write the same.
+    time took, and by :meth:`refresh`. Several workers may do so: they write the same. What people
+    write into the study's note, below ours, is kept.
 
     Nothing that goes wrong here disturbs the search.
 
@@ -91,7 +96,9 @@ class Explainer:
         try:
             if self._others is None:
                 self._others = _fixed_studies(study)
-            save_note(study, study_note(study, self._others, n_trials=self.n_trials))
+            known = study._storage.get_study_system_attrs(study._study_id)
+            note = study_note(study, self._others, n_trials=self.n_trials)
+            _save_study_note(study, note, known)
             best = best_trial(study)
             if best is not None:
                 baseline = baseline_of(study, self._others)
@@ -101,7 +108,8 @@ class Explainer:
                     ("path-of-the-search", path_figure(study, height=_CARD)),
                     ("blocks-of-the-best-model", widths_figure([study])),
                 ):
-                    save_plotly_graph_object(study, figure, graph_object_id=name)
+                    key = f"{SYSTEM_ATTR_PLOT_DATA}{name}:"
+                    _write(study, key, str(figure.to_json()), known)
         except Exception as error:
             _complain(error)
         ended = time.monotonic()
@@ -255,13 +263,39 @@ def _as_shown(trial: FrozenTrial) -> FrozenTrial:
 
 def _save_trial_note(study: Study, trial: FrozenTrial) -> None:
     """As ``save_note``, which reads all notes of the study, twice, to find the one before."""
-    body = trial_note(study, trial)
-    attributes: Mapping[str, Any] = {
-        note_ver_key(trial._trial_id): 1,
-        **split_body(body, trial._trial_id),
-    }
-    for key, value in attributes.items():
-        study._storage.set_study_system_attr(study._study_id, key, value)
+    study._storage.set_study_system_attr(study._study_id, note_ver_key(trial._trial_id), 1)
+    _write(study, note_str_key_prefix(trial._trial_id), trial_note(study, trial), {})
+
+
+def _save_study_note(study: Study, note: str, known: Mapping[str, Any]) -> None:
+    """The note, with what somebody has written below the one before, or instead of it."""
+    before = get_note_from_system_attrs(dict(known), None)
+    _, _, kept = before["body"].partition(_OWN_NOTES)
+    if _OWN_NOTES not in before["body"]:
+        kept = before["body"]
+    whole = f"{note}\n\n---\n\n{_OWN_NOTES}\n\n{kept.strip()}\n"
+    if whole != before["body"]:
+        version = before["version"] + 1
+        study._storage.set_study_system_attr(study._study_id, note_ver_key(None), version)
+        _write(study, note_str_key_prefix(None), whole, known)
+
+
+def _write(study: Study, key: str, text: str, known: Mapping[str, Any]) -> None:
+    """A text under a key of the dashboard's, in as few parts as may be.
+
+    The dashboard's own functions make parts of 2,045 characters. Those of two workers that write
+    at the same time get mixed, and a figure that is no JSON takes its page down.
+
+    Args:
+        study: The study.
+        key: What the parts' numbers are appended to.
+        text: All of it.
+        known: The study's system attributes, among which there may be more parts than now.
+    """
+    parts = [text[start : start + _PART] for start in range(0, max(1, len(text)), _PART)]
+    parts += [""] * (sum(name.startswith(key) for name in known) - len(parts))
+    for number, part in enumerate(parts):
+        study._storage.set_study_system_attr(study._study_id, f"{key}{number}", part)
 
 
 def _fixed_studies(study: Study) -> list[Study]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import plotly.graph_objects as go
@@ -34,7 +35,9 @@ _INK, _GRID, _CLEAR = "#808080", "rgba(128,128,128,0.25)", "rgba(0,0,0,0)"
 _SHADE = "rgba(0,114,178,0.15)"
 _LOW = 500  # pixels
 # Points of one trace, and moments at which the search's interval is drawn.
-_MOST_POINTS, _MOST_MOMENTS = 300, 60
+_MOST_POINTS, _MOST_MOMENTS = 200, 60
+
+_T = TypeVar("_T")
 
 
 def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
@@ -63,8 +66,8 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 8, "opacity": 0.7},
                 name=f"{name}{label}",
-                text=[_trial_text(trial) for trial in chosen],
-                hovertemplate="%{text}<br>%{y:.2f} % at %{x:.4f} of the FLOPs<extra></extra>",
+                customdata=[trial.number for trial in chosen],
+                hovertemplate="trial %{customdata}<br>%{y:.2f} % at %{x:.4f}<extra></extra>",
             )
         figure.add_scatter(
             x=[trial.user_attrs["macs_ratio"] for trial in frontier],
@@ -82,8 +85,8 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
                 mode="markers",
                 marker={"color": colour, "symbol": "star", "size": 15},
                 showlegend=False,
-                text=[_trial_text(best)],
-                hovertemplate="best, %{text}<br>%{y:.2f} % at %{x:.4f}<extra></extra>",
+                customdata=[best.number],
+                hovertemplate="best, trial %{customdata}<br>%{y:.2f} % at %{x:.4f}<extra></extra>",
             )
     figure.add_scatter(
         x=[1.0],
@@ -127,8 +130,8 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
     plan = study.user_attrs.get("plan")
     if plan is not None:
         figure.add_scatter(
-            x=[mhsa_ratio for mhsa_ratio, _ in plan["curve"]],
-            y=[ffn_ratio for _, ffn_ratio in plan["curve"]],
+            x=[mhsa_ratio for mhsa_ratio, _ in _spread_out(plan["curve"], _MOST_MOMENTS)],
+            y=[ffn_ratio for _, ffn_ratio in _spread_out(plan["curve"], _MOST_MOMENTS)],
             mode="lines",
             line={"color": _COLOURS[1], "width": 2},
             name=_text(limit_of(study)),
@@ -153,8 +156,8 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
                 ],
             },
         },
-        text=[_trial_text(trial) for trial in drawn],
-        hovertemplate="%{text}<br>MHSA %{x:.3f}, FFN %{y:.3f}: %{marker.color:.2f} %"
+        customdata=[trial.number for trial in drawn],
+        hovertemplate="trial %{customdata}<br>MHSA %{x:.3f}, FFN %{y:.3f}: %{marker.color:.2f} %"
         "<extra></extra>",
         name="trials in their order",
     )
@@ -200,8 +203,8 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
                 _COLOURS[0] if t.state == TrialState.COMPLETE else _COLOURS[1] for t in drawn
             ]
         },
-        text=[_trial_text(trial) for trial in drawn],
-        hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
+        customdata=[trial.number for trial in drawn],
+        hovertemplate="trial %{customdata}<br>%{y:.4f}<extra></extra>",
         showlegend=False,
         row=2,
         col=1,
@@ -389,19 +392,19 @@ def _value(trial: FrozenTrial, study: Study) -> float:
 
 def _thinned(trials: Sequence[FrozenTrial], needed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """At most some hundred of the trials, evenly over the search, those needed among them."""
-    if len(trials) <= _MOST_POINTS:
-        return list(trials)
-    kept = {trial.number for trial in needed}
-    kept |= {trials[round(i)].number for i in np.linspace(0, len(trials) - 1, _MOST_POINTS)}
+    kept = {trial.number for trial in [*needed, *_spread_out(trials, _MOST_POINTS)]}
     return [trial for trial in trials if trial.number in kept]
+
+
+def _spread_out(values: Sequence[_T], most: int) -> list[_T]:
+    """At most so many of the values, evenly, the first and the last among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(i)] for i in np.linspace(0, len(values) - 1, most)]
 
 
 def _colours(studies: Sequence[Study]) -> list[str]:
     return [_COLOURS[index % len(_COLOURS)] for index in range(len(studies))]
-
-
-def _trial_text(trial: FrozenTrial) -> str:
-    return f"trial {trial.number}"
 
 
 def _text(name: object) -> str:
