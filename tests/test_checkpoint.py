@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -53,6 +55,65 @@ def test_pruned_model_comes_back_with_its_manifest(tmp_path, tiny_vit, images):
     loaded, manifest = load_pruned(path, tiny_vit)
     assert torch.equal(loaded(images), pruned(images))
     assert manifest["mhsa_ratio"] == 0.5
+
+
+@pytest.mark.parametrize("cut", ["structural", "cascade"])
+def test_a_pruned_model_comes_back_from_the_file_alone(tmp_path, images, cut):
+    torch.manual_seed(0)
+    dense = create_model(NAME, **ARGUMENTS)
+    if cut == "structural":
+        pruned = prune(dense, (0.5, 0.5), magnitude_importance(dense))
+    else:
+        pruned = cascade(dense, [BlockTokens(17, 17, 17), BlockTokens(9, 17, 5)], scores="max")
+    path = tmp_path / "pruned.safetensors"
+    save_pruned(pruned, path, {})
+    torch.save(pruned(images), tmp_path / "logits")
+    torch.save(images, tmp_path / "images")
+    code = (
+        "import sys, torch, vit_ratio_opt as vro\n"
+        f"model, _ = vro.load_pruned({str(path)!r})\n"
+        f"folder = {str(tmp_path)!r}\n"
+        "torch.set_num_threads(1)\n"
+        "images, logits = (torch.load(f'{folder}/{n}') for n in ('images', 'logits'))\n"
+        "assert torch.equal(model(images), logits)\n"
+        "assert not model.training\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_pruned_model_of_unknown_descent_needs_its_dense_one(tmp_path, tiny_vit):
+    path = tmp_path / "pruned.safetensors"
+    save_pruned(prune(tiny_vit, (0.5, 0.5), magnitude_importance(tiny_vit)), path, {})
+    with pytest.raises(InputError, match="does not say what it was pruned from"):
+        load_pruned(path)
+    assert load_pruned(path, tiny_vit)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ({"timm_name": "hf-hub:a/b"}, "no timm model"),
+        ({"timm_name": 3}, "no timm model"),
+        ({"timm_name": "vit_nope"}, "no model named"),
+        ({"timm_name": "resnet18"}, "resnet18|cannot be pruned|not supported|ResNet"),
+        ({"timm_name": NAME, "timm_kwargs": {"checkpoint_path": "x"}}, "not accepted"),
+        ({"timm_name": NAME, "timm_kwargs": [1]}, "not accepted"),
+        ({"timm_name": NAME, "timm_kwargs": {"depth": "x"}}, "arguments do not fit"),
+        ("x", "give the dense model"),
+    ],
+)
+def test_what_a_hostile_manifest_asks_for_is_refused(tmp_path, tiny_vit, architecture, message):
+    path = tmp_path / "pruned.safetensors"
+    save_pruned(tiny_vit, path, {"architecture": architecture})
+    with pytest.raises((InputError, UnsupportedModelError), match=message):
+        load_pruned(path)
+
+
+def test_a_dense_file_may_not_have_anything_fetched(tmp_path, tiny_vit):
+    path = tmp_path / "dense.safetensors"
+    save_file(dict(tiny_vit.state_dict()), path, {"timm_name": "hf-hub:a/b"})
+    with pytest.raises(InputError, match="no timm model"):
+        load_dense(path)
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path):

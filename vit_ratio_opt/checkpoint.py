@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -42,6 +43,8 @@ _MODEL_ARGS = {
 _FORMAT = "vit_ratio_opt/1"
 # Attribute of a model: how to load it again elsewhere, of JSON values.
 _SOURCE = "vit_ratio_opt_source"
+# Attribute of a model, which its pruned copies keep: timm's name and arguments.
+_ARCHITECTURE = "vit_ratio_opt_architecture"
 
 
 def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> VisionTransformer:
@@ -73,6 +76,10 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
         ) from None
     check_supported(model)
     model.eval()
+    if ":" not in name and set(arguments) <= _MODEL_ARGS:
+        with contextlib.suppress(TypeError):  # classes as arguments: no file can say which
+            kept = json.loads(json.dumps(arguments))
+            setattr(model, _ARCHITECTURE, {"timm_name": name, "timm_kwargs": kept})
     if pretrained:
         setattr(model, _SOURCE, {"model": name, "arguments": arguments})
     return model
@@ -105,6 +112,8 @@ def load_dense(
     stored_name = metadata.get("timm_name")
     if name is None and stored_name is None:
         raise InputError(f"{path} does not say which timm model it is: name the model.")
+    if name is None:
+        _check_stored_name(path, stored_name)
     if name in (None, stored_name):
         arguments = {**_stored_arguments(path, metadata), **arguments}
     model = create_model(str(name or stored_name), **arguments)
@@ -115,10 +124,17 @@ def load_dense(
 
 
 def save_pruned(model: VisionTransformer, path: str | Path, manifest: Mapping[str, Any]) -> None:
-    """Write a pruned model with its block shapes and ``manifest`` (JSON) in the metadata."""
+    """Write a pruned model with its block shapes and ``manifest`` (JSON) in the metadata.
+
+    Of models that :func:`create_model` or :func:`load_dense` made, timm's name and arguments are
+    kept too, so that :func:`load_pruned` needs nothing but the file.
+    """
     own: dict[str, Any] = {
         "blocks": [[b.num_heads, b.head_dim, b.hidden_dim] for b in shape_of(model).blocks]
     }
+    architecture = getattr(model, _ARCHITECTURE, None)
+    if architecture is not None:
+        own["architecture"] = architecture
     if isinstance(model.blocks, CascadeBlocks):
         own["cascade"] = {"tokens": model.blocks.block_tokens, "scores": model.blocks.scores}
     text = json.dumps({**own, **manifest})
@@ -126,16 +142,18 @@ def save_pruned(model: VisionTransformer, path: str | Path, manifest: Mapping[st
 
 
 def load_pruned(
-    path: str | Path, dense: VisionTransformer
+    path: str | Path, dense: VisionTransformer | None = None
 ) -> tuple[VisionTransformer, dict[str, Any]]:
-    """A pruned model and its manifest.
+    """A pruned model, ready to use, and its manifest.
 
     Args:
         path: A file of :func:`save_pruned`.
-        dense: The model it was pruned from; gives the architecture, and is not changed.
+        dense: The model it was pruned from; gives the architecture, and is not changed. Not needed
+            where the file says what that is.
 
     Raises:
-        InputError: The file is missing, damaged, of another format, or does not fit ``dense``.
+        InputError: The file is missing, damaged, of another format, does not fit ``dense``, or
+            does not say what it was pruned from.
     """
     path = Path(path)
     state, metadata = _load(path)
@@ -152,13 +170,14 @@ def load_pruned(
             scores = chosen["scores"]
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path} has a damaged manifest.") from None
-    model = shrink_to(dense, blocks)
+    model = shrink_to(dense or _architecture(path, manifest), blocks)
     if chosen is not None:
         model = cascade(model, tokens, scores=scores)
     _load_into(model, state, path)
     model.eval()
-    if source_of(dense) is not None:
-        setattr(model, _SOURCE, {"pruned": str(path.resolve()), "dense": source_of(dense)})
+    if dense is None or source_of(dense) is not None:
+        source = None if dense is None else source_of(dense)
+        setattr(model, _SOURCE, {"pruned": str(path.resolve()), "dense": source})
     return model, manifest
 
 
@@ -190,7 +209,9 @@ def load_again(
     """
     try:
         if "pruned" in source:
-            dense = load_again(source["dense"], checkpoint=checkpoint)
+            dense = None
+            if source["dense"] is not None:
+                dense = load_again(source["dense"], checkpoint=checkpoint)
             return load_pruned(start or source["pruned"], dense)[0]
         if start is not None:
             raise InputError("The study begins with the dense model: leave --start out.")
@@ -237,6 +258,23 @@ def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise InputError(
             f"{path} is no readable checkpoint (truncated?): {_first_line(error)}"
         ) from None
+
+
+def _check_stored_name(path: Path, name: object) -> None:
+    """A file may not have anything fetched."""
+    if not isinstance(name, str) or ":" in name:
+        raise InputError(f"{path} names the model {name!r}, which is no timm model.")
+
+
+def _architecture(path: Path, manifest: Mapping[str, Any]) -> VisionTransformer:
+    """The dense model that a manifest names, with weights that are yet to be read."""
+    stored = manifest.get("architecture")
+    if not isinstance(stored, dict):
+        raise InputError(f"{path} does not say what it was pruned from: give the dense model.")
+    name = stored.get("timm_name")
+    _check_stored_name(path, name)
+    text = json.dumps(stored.get("timm_kwargs", {}))
+    return create_model(str(name), **_stored_arguments(path, {"timm_kwargs": text}))
 
 
 def _stored_arguments(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -642,9 +642,10 @@ class PruningObjective:
                 sizes = len(self.data.val), len(self.data.test)
                 whole = (sizes[0] * self.dense_accuracy + sizes[1] * dense) / sum(sizes)
                 study.set_user_attr("dense_full_test_accuracy", round(whole, 4))
-            from vit_ratio_opt.dashboard import Explainer  # plotly and a web server
+            if "dense" in study.user_attrs:  # not of a study that somebody else has made
+                from vit_ratio_opt.dashboard import Explainer  # plotly and a web server
 
-            Explainer(None).refresh(study)
+                Explainer().refresh(study)
         return float(tested["accuracy"])
 
     def _model_of(self, trial: FrozenTrial, study: optuna.Study) -> VisionTransformer:
@@ -722,7 +723,15 @@ class PruningObjective:
         if self.checkpoints is not None:
             with clock("checkpoint"):
                 checkpoint = f"trial-{trial.number:04d}.safetensors"
-                manifest = {**pair._asdict(), "val_accuracy": accuracy, **self.settings}
+                manifest = {
+                    **pair._asdict(),
+                    "macs_ratio": macs_ratio,
+                    "val_accuracy": accuracy,
+                    "classes": self.data.classes,
+                    "mean": self.data.mean,
+                    "std": self.data.std,
+                    **self.settings,
+                }
                 path = self.checkpoints / checkpoint
                 save_pruned(model, path, manifest)
                 if self.artifact_store is not None and in_study:
