@@ -23,6 +23,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -30,6 +31,7 @@ from typing import Annotated, Any
 
 import optuna
 import typer
+from ask_latency import SHAPE as DEIT_S
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -37,9 +39,7 @@ from vit_ratio_opt import dashboard
 from vit_ratio_opt.cli import run_command
 from vit_ratio_opt.dashboard import Explainer
 from vit_ratio_opt.geometry import (
-    BlockShape,
     RatioPair,
-    ViTShape,
     budget_curve,
     macs_saved,
     pair_columns,
@@ -58,16 +58,7 @@ from vit_ratio_opt.search import (
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "explain.json"
 CIFAR10 = HERE.parent / "studies" / "results" / "cifar10_searched.json"
-SHAPE = ViTShape(
-    patches=196,
-    prefix_tokens=1,
-    patch_dim=768,
-    embed_dim=384,
-    num_classes=1000,
-    blocks=(BlockShape(num_heads=6, head_dim=64, hidden_dim=1536),) * 12,
-    fixed_params=0,
-    mhsa_unit="rank",
-)
+SHAPE = replace(DEIT_S, mhsa_unit="rank")
 TRIALS = (10, 100, 500, 1_000)
 BUDGET, TOLERANCE, DENSE = 0.6, 2.0, 80.0
 
