@@ -129,9 +129,7 @@ def save_pruned(model: VisionTransformer, path: str | Path, manifest: Mapping[st
     Of models that :func:`create_model` or :func:`load_dense` made, timm's name and arguments are
     kept too, so that :func:`load_pruned` needs nothing but the file.
     """
-    own: dict[str, Any] = {
-        "blocks": [[b.num_heads, b.head_dim, b.hidden_dim] for b in shape_of(model).blocks]
-    }
+    own: dict[str, Any] = {"blocks": shape_of(model).block_sizes}
     architecture = getattr(model, _ARCHITECTURE, None)
     if architecture is not None:
         own["architecture"] = architecture

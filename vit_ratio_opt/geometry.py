@@ -177,6 +177,11 @@ class ViTShape(RatioSpace):
         if self.round_to < 1:
             raise InputError(f"`round_to` must be at least 1, but got {self.round_to!r}.")
 
+    @property
+    def block_sizes(self) -> list[list[int]]:
+        """The blocks as JSON has them: heads, their dimensions, hidden neurons of each."""
+        return [[b.num_heads, b.head_dim, b.hidden_dim] for b in self.blocks]
+
     @cached_property
     def tokens(self) -> int:
         """Length N of the sequence."""

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -765,8 +765,8 @@ class PruningObjective:
     def _attach(self, trial: optuna.Trial, store: ArtifactStore) -> None:
         """The curve of the training and the table of the blocks, for who looks at the trial."""
         frozen = trial.study._storage.get_trial(trial._trial_id)
-        blocks = [list(astuple(block)) for block in self.shape.blocks]
-        rows = block_rows({"blocks": blocks, "tokens": self.shape.tokens}, frozen)
+        dense = {"blocks": self.shape.block_sizes, "tokens": self.shape.tokens}
+        rows = block_rows(dense, frozen)
         try:
             with TemporaryDirectory() as folder:
                 curve, table = Path(folder, "training-curve.png"), Path(folder, "blocks.csv")
@@ -814,7 +814,7 @@ class PruningObjective:
         _set_attributes(
             trial,
             params=shape.params,
-            blocks=[[b.num_heads, b.head_dim, b.hidden_dim] for b in shape.blocks],
+            blocks=shape.block_sizes,
             parent_trial="dense" if parent is None else parent.number,
             total_epochs=earlier_epochs + self.recipe.epochs,
             losses=[],

@@ -6,7 +6,7 @@ import base64
 import gzip
 import hashlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache
 from typing import Any
@@ -19,6 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from vit_ratio_opt.plots import accuracy_figure, path_figure, widths_figure
 from vit_ratio_opt.report import (
+    TRIAL_COLUMNS,
     best_trial,
     block_rows,
     build_report,
@@ -80,22 +81,9 @@ _DIGITS = {
     "accuracy_drop": 2,
     "seconds": 1,
 }
-_TRIALS = (
-    "trial",
-    "state",
-    "mhsa_ratio",
-    "ffn_ratio",
-    "macs_ratio",
-    "params",
-    "accuracy_pruned",
-    "accuracy",
-    "accuracy_drop",
-    "parent_trial",
-    "epochs",
-    "seconds",
-    "seed",
-    "failure",
-)
+# What a page does not say of each trial: it is said above the table, or for programs.
+_LEFT_OUT = ("study", "best", "macs", "device", "checkpoint")
+_TRIALS = tuple(name for name in TRIAL_COLUMNS if name not in _LEFT_OUT)
 
 
 def html_page(studies: Sequence[Study], storage: str | None = None) -> str:
@@ -210,7 +198,7 @@ def _searched_first(group: Sequence[Study]) -> list[Study]:
 
 def _study_parts(study: Study, storage: str | None) -> dict[str, Any]:
     attributes = study.user_attrs
-    best = best_trial(study)
+    best, rows = best_trial(study), trial_rows(study)
     blocks = [] if best is None else block_rows(attributes["dense"], best)
     settings = {**attributes["settings"], "device": attributes["device"], **attributes["versions"]}
     split = timing_split(study)
@@ -220,19 +208,19 @@ def _study_parts(study: Study, storage: str | None) -> dict[str, Any]:
         )
     return {
         "name": short(study.study_name),
-        "trials": _cells(trial_rows(study), _TRIALS),
-        "best": [index for index, row in enumerate(trial_rows(study)) if row["best"]],
+        "trials": _cells(rows, _TRIALS),
+        "best": [index for index, row in enumerate(rows) if row["best"]],
         "blocks": _cells(blocks, tuple(blocks[0])) if blocks else None,
         "settings": [(name, _cell(value)) for name, value in settings.items()],
         "resume": resume_command(study, storage),
-        "again": _again(study, storage),
+        "again": _again(study, storage, rows),
     }
 
 
-def _again(study: Study, storage: str | None) -> str:
+def _again(study: Study, storage: str | None, rows: Sequence[Mapping[str, Any]]) -> str:
     """Python that repeats the study from its beginning."""
     url = "URL" if storage is None else redact(storage)
-    done = sum(row["state"] in ("COMPLETE", "PRUNED") for row in trial_rows(study))
+    done = sum(row["state"] in ("COMPLETE", "PRUNED") for row in rows)
     return (
         "from vit_ratio_opt import create_study, load_objective, run_study\n\n"
         f"objective = load_objective({study.study_name!r}, {url!r})\n"

@@ -113,9 +113,7 @@ def create_study(
                 "macs": objective.shape.macs,
                 "params": objective.shape.params,
                 "val_accuracy": objective.dense_accuracy,
-                "blocks": [
-                    [b.num_heads, b.head_dim, b.hidden_dim] for b in objective.shape.blocks
-                ],
+                "blocks": objective.shape.block_sizes,
                 "tokens": objective.shape.tokens,
             },
         )
