@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vit_ratio_opt.checkpoint import create_model, load_dense, load_pruned
+    from vit_ratio_opt.convert import to_timm
     from vit_ratio_opt.errors import InputError
     from vit_ratio_opt.geometry import RatioPair, budget_curve
     from vit_ratio_opt.objective import PruningObjective
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "checkpoint": ("create_model", "load_dense", "load_pruned"),
+    "convert": ("to_timm",),
     "errors": ("InputError",),
     "geometry": ("RatioPair", "budget_curve"),
     "objective": ("PruningObjective",),
@@ -99,6 +101,7 @@ __all__ = [
     "run_study",
     "shape_of",
     "taylor_importance",
+    "to_timm",
 ]
 
 

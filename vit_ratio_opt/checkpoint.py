@@ -23,10 +23,12 @@ from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
 from vit_ratio_opt.pruning.surgery import check_supported, shape_of, shrink_to
 
 __all__ = [
+    "check_fits",
     "create_model",
     "load_again",
     "load_dense",
     "load_pruned",
+    "load_tensors",
     "save_dense",
     "save_pruned",
     "source_of",
@@ -38,7 +40,15 @@ _MODEL_ARGS = {
     *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth"),
     *("num_heads", "mlp_ratio", "qkv_bias", "proj_bias", "init_values", "class_token"),
     *("no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm", "dynamic_img_size"),
-    *("act_layer", "norm_layer", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "attn_layer"),
+    *(
+        "act_layer",
+        "norm_layer",
+        "norm_eps",
+        "qk_norm",
+        "scale_attn_norm",
+        "scale_mlp_norm",
+        "attn_layer",
+    ),
 }
 _FORMAT = "vit_ratio_opt/1"
 # Attribute of a model: how to load it again elsewhere, of JSON values.
@@ -53,7 +63,8 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
     Args:
         name: A timm model name, or ``hf-hub:owner/model``.
         pretrained: Fetch timm's weights (needs a network the first time).
-        **arguments: Passed on, such as ``img_size`` or ``num_classes``.
+        **arguments: Passed on, such as ``img_size`` or ``num_classes``. Only ``norm_eps`` is not
+            timm's: the epsilon of all layer norms, which JSON cannot say in timm's way.
 
     Raises:
         InputError: The name is unknown, an argument does not fit, or the weights cannot be had.
@@ -65,8 +76,12 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
         raise InputError(f"timm has no model named {name!r}.{hint}")
     if pretrained:  # say what cannot be pruned before anything is fetched
         create_model(name, **arguments)
+    for_timm = dict(arguments)
+    norm_eps = for_timm.pop("norm_eps", 1e-6)
+    if not isinstance(norm_eps, (int, float)) or not 0 < norm_eps < 1:
+        raise InputError(f"`norm_eps` must be a number between 0 and 1, but is {norm_eps!r}.")
     try:
-        model = timm.create_model(name, pretrained=pretrained, **arguments)
+        model = timm.create_model(name, pretrained=pretrained, **for_timm)
     except Exception as error:  # timm raises whatever the model's constructor or the hub raises
         what = (
             "its pretrained weights cannot be loaded" if pretrained else "its arguments do not fit"
@@ -76,6 +91,10 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
         ) from None
     check_supported(model)
     model.eval()
+    if "norm_eps" in arguments:
+        for module in model.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.eps = norm_eps
     if ":" not in name and set(arguments) <= _MODEL_ARGS:
         with contextlib.suppress(TypeError):  # classes as arguments: no file can say which
             kept = json.loads(json.dumps(arguments))
@@ -86,10 +105,29 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
 
 
 def save_dense(
-    model: VisionTransformer, path: str | Path, *, name: str, arguments: Mapping[str, Any]
+    model: VisionTransformer,
+    path: str | Path,
+    *,
+    name: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a dense model so that :func:`load_dense` needs nothing but the file."""
-    _save(model, Path(path), {"timm_name": name, "timm_kwargs": json.dumps(dict(arguments))})
+    """Write a dense model so that :func:`load_dense` needs nothing but the file.
+
+    Args:
+        model: The model.
+        path: The file.
+        name: timm's name of it; known of models that this package has made.
+        arguments: timm's arguments; likewise.
+
+    Raises:
+        InputError: The file cannot be written, or the name has to be given.
+    """
+    if name is None:
+        known = getattr(model, _ARCHITECTURE, None)
+        if known is None:
+            raise InputError("Nothing says which timm model this is: give its name.")
+        name, arguments = known["timm_name"], {**known["timm_kwargs"], **(arguments or {})}
+    _save(model, Path(path), {"timm_name": name, "timm_kwargs": json.dumps(dict(arguments or {}))})
     setattr(model, _SOURCE, {"checkpoint": str(Path(path).resolve()), "arguments": {}})
 
 
@@ -98,9 +136,12 @@ def load_dense(
 ) -> VisionTransformer:
     """The dense model of a safetensors file, or of a ``.pth`` state dict read without pickle code.
 
+    Hugging Face's and torchvision's are converted: see :mod:`vit_ratio_opt.convert`.
+
     Args:
-        path: The file.
-        name: timm's model name; the one in the file's metadata by default.
+        path: The file, or a Hugging Face folder with ``config.json`` and ``model.safetensors``.
+        name: timm's model name; the one in the file's metadata by default. For torchvision's
+            weights ``torchvision/vit_b_16`` or another of theirs.
         **arguments: timm's arguments; added to those in the metadata when that names this model.
 
     Raises:
@@ -108,16 +149,21 @@ def load_dense(
         UnsupportedModelError: The model cannot be pruned.
     """
     path = Path(path)
-    state, metadata = _load(path)
-    stored_name = metadata.get("timm_name")
-    if name is None and stored_name is None:
-        raise InputError(f"{path} does not say which timm model it is: name the model.")
-    if name is None:
-        _check_stored_name(path, stored_name)
-    if name in (None, stored_name):
-        arguments = {**_stored_arguments(path, metadata), **arguments}
-    model = create_model(str(name or stored_name), **arguments)
-    _load_into(model, state, path)
+    if path.is_dir() or (name or "").startswith("torchvision/"):
+        from vit_ratio_opt.convert import load_converted  # which is made of this module
+
+        model = load_converted(path, name=name, **arguments)
+    else:
+        state, metadata = _load(path)
+        stored_name = metadata.get("timm_name")
+        if name is None and stored_name is None:
+            raise InputError(f"{path} does not say which timm model it is: name the model.")
+        if name is None:
+            _check_stored_name(path, stored_name)
+        if name in (None, stored_name):
+            arguments = {**_stored_arguments(path, metadata), **arguments}
+        model = create_model(str(name or stored_name), **arguments)
+        _load_into(model, state, path)
     source = {"checkpoint": str(path.resolve()), "name": name, "arguments": arguments}
     setattr(model, _SOURCE, source)
     return model
@@ -242,14 +288,25 @@ def _save(model: VisionTransformer, path: Path, metadata: dict[str, str]) -> Non
         raise InputError(f"{path} cannot be written: {_first_line(error)}") from None
 
 
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file or a ``.pth`` state dict, whatever they belong to.
+
+    Raises:
+        InputError: The file is missing, truncated or no checkpoint.
+    """
+    return _load(path)[0]
+
+
 def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     if not path.is_file():
         raise InputError(f"There is no checkpoint {path}.")
     try:
         if path.suffix in (".pt", ".pth", ".bin"):
             state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("state_dict", state.get("model", state))
-            return dict(state), {}
+            state = dict(state.get("state_dict", state.get("model", state)))
+            if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+                raise TypeError("it holds other things than tensors")
+            return state, {}
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
@@ -286,20 +343,31 @@ def _stored_arguments(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]
     return arguments
 
 
-def _load_into(model: VisionTransformer, state: dict[str, torch.Tensor], path: Path) -> None:
+def check_fits(
+    model: VisionTransformer, state: Mapping[str, torch.Tensor], where: str | Path
+) -> None:
+    """Refuse a state dict that has other tensors than the model, or of other shapes.
+
+    Raises:
+        InputError: With the first of them, and ``where`` they are.
+    """
     own = model.state_dict()
     missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing or extra:
         raise InputError(
-            f"{path} does not fit the model: {len(missing)} tensors are missing {missing[:3]}, "
+            f"{where} does not fit the model: {len(missing)} tensors are missing {missing[:3]}, "
             f"{len(extra)} are not the model's {extra[:3]}."
         )
     for key, tensor in own.items():
         if state[key].shape != tensor.shape:
             raise InputError(
-                f"{path} does not fit the model: `{key}` has shape {tuple(state[key].shape)}, but "
-                f"the model's has {tuple(tensor.shape)}."
+                f"{where} does not fit the model: `{key}` has shape {tuple(state[key].shape)}, "
+                f"but the model's has {tuple(tensor.shape)}."
             )
+
+
+def _load_into(model: VisionTransformer, state: dict[str, torch.Tensor], path: Path) -> None:
+    check_fits(model, state, path)
     model.load_state_dict(state)
 
 
