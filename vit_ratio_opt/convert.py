@@ -113,7 +113,10 @@ def to_timm(model: nn.Module) -> VisionTransformer:
         settings = _hugging_face(_MODEL, kind, source.config.to_dict())
     else:
         raise UnsupportedModelError(f"{_MODEL} is of class {kind}. {_WHAT_WORKS}")
-    state = model.state_dict()
+    state = {  # whatever place a classifier has in a sequence: the logits will tell
+        re.sub(r"^heads\.\d+\.", "heads.", key): tensor
+        for key, tensor in model.state_dict().items()
+    }
     if {tensor.dtype for tensor in state.values()} != {torch.float32}:
         raise InputError(f"{_MODEL} must be in float32 to be converted: call `model.float()`.")
     converted = _converted(_MODEL, state, settings).to(next(model.parameters()).device)
@@ -178,8 +181,8 @@ def _hugging_face(where: str, kind: object, config: Mapping[str, Any]) -> dict[s
     """What the tensors of a Hugging Face model do not say, in timm's words."""
     if isinstance(kind, str) and kind.startswith("Dinov2"):
         raise UnsupportedModelError(
-            f"{where} is of class {kind:.80}, which classifies the class token and the mean of all "
-            f"patches side by side, as no timm model does. {_WHAT_WORKS}"
+            f"{where} is of class {kind:.80}, which classifies the class token and the mean of "
+            f"all patches side by side, as no timm model does. {_WHAT_WORKS}"
         )
     if kind not in _HUGGING_FACE:
         raise UnsupportedModelError(f"{where} is of class {kind!s:.80}. {_WHAT_WORKS}")
