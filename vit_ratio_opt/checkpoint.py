@@ -149,7 +149,7 @@ def load_dense(
         UnsupportedModelError: The model cannot be pruned.
     """
     path = Path(path)
-    if path.is_dir() or (name or "").startswith("torchvision/"):
+    if path.is_dir() or str(name).startswith("torchvision/"):
         from vit_ratio_opt.convert import load_converted  # which is made of this module
 
         model = load_converted(path, name=name, **arguments)

@@ -120,12 +120,16 @@ RoundToOption = Annotated[
 ]
 CheckpointOption = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option(help="The dense model, safetensors or a .pth state dict.", show_default=False),
+    typer.Option(
+        help="The dense model, safetensors or a .pth state dict, or a Hugging Face folder.",
+        show_default=False,
+    ),
 ]
 ModelOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        help="timm name, the checkpoint's by default; without one, timm's weights.",
+        help="timm name (or, of a checkpoint, torchvision/vit_b_16), the checkpoint's by default; "
+        "without one, timm's weights.",
         show_default=False,
     ),
 ]
