@@ -18,6 +18,7 @@ from vit_ratio_opt.geometry import (
     macs_saved,
     pair_columns,
 )
+from vit_ratio_opt.pruning.blocks import separate_parallel
 from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, ToleranceSearch, ratio_space
 from vit_ratio_opt.training import ImageData, load_digits
 
@@ -51,6 +52,7 @@ def make_vit() -> Callable[..., VisionTransformer]:
     def make(name: str = "vit_tiny_patch16_224", **changes: object) -> VisionTransformer:
         torch.manual_seed(0)
         model = timm.create_model(name, **(TINY | changes)).eval()
+        separate_parallel(model)  # as `create_model` does
         with torch.no_grad():  # timm's biases, class tokens and LayerScales start at (nearly) zero
             for parameter in model.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))

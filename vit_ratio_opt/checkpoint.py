@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.files import replacing
 from vit_ratio_opt.geometry import BlockShape, BlockTokens
+from vit_ratio_opt.pruning.blocks import separate_names, separate_parallel
 from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
 from vit_ratio_opt.pruning.surgery import check_supported, shape_of, shrink_to
 
@@ -89,6 +90,7 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
         raise InputError(
             f"timm model {name!r} cannot be made, {what}: {_first_line(error)}"
         ) from None
+    separate_parallel(model)
     check_supported(model)
     model.eval()
     if "norm_eps" in arguments:
@@ -367,6 +369,7 @@ def check_fits(
 
 
 def _load_into(model: VisionTransformer, state: dict[str, torch.Tensor], path: Path) -> None:
+    state = separate_names(state)
     check_fits(model, state, path)
     model.load_state_dict(state)
 

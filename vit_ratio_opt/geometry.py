@@ -19,10 +19,11 @@ fc1           N D M          M (D + bias)
 fc2           N M D          M D  (+ D)
 ============  =============  ==================
 
-So MACs and parameters are linear in the number of units left, whichever blocks they are left in.
-The unit of the FFN ratio is a neuron; that of the MHSA ratio is a whole head, or a *rank*: one
-dimension of every head of a block, which is what remains to be counted in when heads are
-factorised instead of removed.
+A gated FFN (SwiGLU) has the row of fc1 twice. Where a block has several attentions and FFNs in
+parallel, each pair of them counts as a block here. So MACs and parameters are linear in the number
+of units left, whichever blocks they are left in. The unit of the FFN ratio is a neuron; that of
+the MHSA ratio is a whole head, or a *rank*: one dimension of every head of a block, which is what
+remains to be counted in when heads are factorised instead of removed.
 
 A block may also work on a part of the tokens only, see :class:`BlockTokens`. With Q tokens that
 attend to K tokens and F tokens in the FFN, the rows above become ``(Q + 2 K) D H d``,
@@ -152,6 +153,9 @@ class ViTShape(RatioSpace):
             norms, LayerScale, the biases of the projection and of fc2, classifiers.
         qkv_bias: Whether qkv has biases.
         fc1_bias: Whether fc1 has biases.
+        fc1_rows: Rows of fc1 for each hidden neuron: 2 where it is gated.
+        pool_macs: MACs of an attention pooling.
+        whole_heads: Whether heads go whole or not at all, as queries and keys have norms.
         mhsa_unit: What an MHSA ratio of this model counts in.
         round_to: What ranks and hidden neurons that are left in a block are multiples of, wherever
             some are removed.
@@ -169,6 +173,9 @@ class ViTShape(RatioSpace):
     classified_tokens: int = 1
     qkv_bias: bool = True
     fc1_bias: bool = True
+    fc1_rows: int = 1
+    pool_macs: int = 0
+    whole_heads: bool = False
     mhsa_unit: MhsaUnit = "head"
     round_to: int = 1
     block_tokens: tuple[BlockTokens, ...] = ()
@@ -192,6 +199,11 @@ class ViTShape(RatioSpace):
         """Heads in all blocks."""
         return sum(block.num_heads for block in self.blocks)
 
+    @property
+    def unit(self) -> MhsaUnit:
+        """What an MHSA ratio counts in: heads also where these go whole whatever was wished."""
+        return "head" if self.whole_heads else self.mhsa_unit
+
     @cached_property
     def mhsa_units(self) -> int:
         """Heads, or ranks, in all blocks."""
@@ -199,7 +211,7 @@ class ViTShape(RatioSpace):
 
     @property
     def _mhsa_units_by_block(self) -> list[int]:
-        if self.mhsa_unit == "head":
+        if self.unit == "head":
             return [block.num_heads for block in self.blocks]
         return [block.head_dim for block in self.blocks]
 
@@ -221,14 +233,16 @@ class ViTShape(RatioSpace):
     @property
     def neuron_macs(self) -> int:
         """MACs of one hidden neuron, the same in every block."""
-        return 2 * self.tokens * self.embed_dim
+        return (1 + self.fc1_rows) * self.tokens * self.embed_dim
 
     @property
     def fixed_macs(self) -> int:
-        """MACs outside the blocks: patch embedding and classifiers."""
+        """MACs outside the blocks: patch embedding, attention pooling and classifiers."""
         embed = self.patches * self.patch_dim * self.embed_dim
         return (
-            embed + self.classified_tokens * self.classifiers * self.embed_dim * self.num_classes
+            embed
+            + self.pool_macs
+            + self.classified_tokens * self.classifiers * self.embed_dim * self.num_classes
         )
 
     @cached_property
@@ -247,7 +261,7 @@ class ViTShape(RatioSpace):
         """MACs of one dimension of a head, and of one neuron, in a block with so many tokens."""
         queries, keys, ffn = tokens
         attention = 2 * (queries + keys) * self.embed_dim + 2 * queries * keys
-        return attention, 2 * ffn * self.embed_dim
+        return attention, (1 + self.fc1_rows) * ffn * self.embed_dim
 
     @property
     def params(self) -> int:
@@ -261,7 +275,7 @@ class ViTShape(RatioSpace):
 
     @property
     def _neuron_params(self) -> int:
-        return 2 * self.embed_dim + self.fc1_bias
+        return self.embed_dim + self.fc1_rows * (self.embed_dim + self.fc1_bias)
 
     @cached_property
     def mhsa_ratios(self) -> tuple[float, ...]:
@@ -277,10 +291,14 @@ class ViTShape(RatioSpace):
         most = sum(max(0, block.hidden_dim - least) for block in self.blocks)
         return tuple(neurons / self.neurons for neurons in range(0, most + 1, step))
 
+    def least_dims(self, block: BlockShape) -> int:
+        """Dimensions of heads that ``block`` keeps at least: one head of the lowest rank."""
+        return block.head_dim if self.whole_heads else min(block.head_dim, self.round_to)
+
     @property
     def minimum(self) -> str:
         """What every block keeps at least, in words."""
-        return f"{MIN_MHSA_UNITS} {self.mhsa_unit} and {least_neurons(self.round_to)} neurons"
+        return f"{MIN_MHSA_UNITS} {self.unit} and {least_neurons(self.round_to)} neurons"
 
     @cached_property
     def steps(self) -> tuple[int, int]:
@@ -290,7 +308,7 @@ class ViTShape(RatioSpace):
         also what every block keeps at least. Not every sum of them can be had, so a model may come
         out smaller than its ratios say, by less than ``round_to`` ranks.
         """
-        if self.mhsa_unit == "head":
+        if self.unit == "head":
             return MIN_MHSA_UNITS, self.round_to
         shared = math.gcd(self.round_to, *(block.num_heads for block in self.blocks))
         return self.round_to // shared, self.round_to
@@ -335,7 +353,7 @@ class ViTShape(RatioSpace):
         Raises:
             InputError: They differ from block to block, so that a ratio does not fix the MACs.
         """
-        name = "head_dim" if self.mhsa_unit == "head" else "num_heads"
+        name = "head_dim" if self.unit == "head" else "num_heads"
         sizes = {getattr(block, name) for block in self.blocks}
         if len(sizes) != 1:
             raise InputError(

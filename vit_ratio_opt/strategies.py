@@ -322,10 +322,10 @@ class Combined(RatioSpace):
         share = self._by_cascade(ratio)
         tokens = self.cascade.tokens(RatioPair(share, share))
         attention = ffn = 0
-        least, round_to = least_neurons(self.dense.round_to), self.dense.round_to
+        least = least_neurons(self.dense.round_to)
         for block, counts in zip(self.dense.blocks, tokens, strict=True):
             dim_macs, neuron_macs = self.dense.unit_macs(counts)
-            attention += min(block.head_dim, round_to) * dim_macs
+            attention += self.dense.least_dims(block) * dim_macs
             ffn += min(block.hidden_dim, least) * neuron_macs
         return attention, ffn
 

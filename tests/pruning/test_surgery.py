@@ -5,9 +5,15 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from timm.layers import Attention, GluMlp, SwiGLU
+from timm.layers import Attention, GatedMlp, SwiGLU, SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer
+from timm.models.vision_transformer import (
+    DiffParallelScalingBlock,
+    ParallelScalingBlock,
+    ParallelThingsBlock,
+    ResPostBlock,
+    VisionTransformer,
+)
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
@@ -22,6 +28,7 @@ from vit_ratio_opt.pruning import (
     shrink_to,
     taylor_importance,
 )
+from vit_ratio_opt.pruning.blocks import branches
 
 MakeViT = Callable[..., VisionTransformer]
 Units = Sequence[Sequence[int]]
@@ -40,6 +47,15 @@ VARIANTS = [
     {"init_values": 1e-5, "pre_norm": True},
     {"reg_tokens": 4, "no_embed_class": True},
     {"class_token": False, "reg_tokens": 2, "global_pool": "avg"},
+    {"class_token": False, "global_pool": "map"},
+    {"qk_norm": True},
+    {"mlp_layer": SwiGLU},
+    {"mlp_layer": SwiGLUPacked, "mlp_ratio": 4.0, "proj_bias": False},
+    {"block_fn": ResPostBlock},
+    {"block_fn": ParallelThingsBlock, "depth": 1, "init_values": 0.1},
+    {"block_fn": ParallelScalingBlock},
+    {"block_fn": ParallelScalingBlock, "qkv_bias": False, "qk_norm": True, "init_values": 0.1},
+    {"dynamic_img_size": True},
 ]
 
 
@@ -54,10 +70,12 @@ def masked_outputs(
         return layer.register_forward_pre_hook(lambda _, args: (args[0] * kept,))
 
     handles = []
-    for block, head_indices, neuron_indices in zip(model.blocks, heads, neurons, strict=True):
-        d = block.attn.head_dim
+    for (attention, ffn), head_indices, neuron_indices in zip(
+        branches(model), heads, neurons, strict=True
+    ):
+        d = attention.module.head_dim
         dims = [head * d + i for head in head_indices for i in range(d)]
-        handles += [mask(block.attn.proj, dims), mask(block.mlp.fc2, list(neuron_indices))]
+        handles += [mask(attention.last, dims), mask(ffn.last, list(neuron_indices))]
     outputs = model(images)
     for handle in handles:
         handle.remove()
@@ -262,17 +280,14 @@ def with_subclassed_linear(make_vit: MakeViT) -> VisionTransformer:
 @pytest.mark.parametrize(
     ("build", "name"),
     [
-        (lambda make: make(qk_norm=True), "qk_norm"),
         (lambda make: make(scale_attn_norm=True), "attn.norm` has a norm over heads"),
         (lambda make: make(scale_mlp_norm=True), "mlp.norm` has a norm over neurons"),
         (gated, "blocks.1.attn.gate"),
         (with_subclassed_linear, "blocks.1.mlp.fc2` has layer class LoRALinear"),
         (lambda make: make(attn_layer="diff"), "DiffAttention"),
-        (lambda make: make(mlp_layer=SwiGLU), "SwiGLU"),
-        (lambda make: make(mlp_layer=GluMlp), "GluMlp"),
-        (lambda make: make(block_fn=ResPostBlock), "ResPostBlock"),
-        (lambda make: make(block_fn=ParallelScalingBlock), "ParallelScalingBlock"),
-        (lambda make: make(global_pool="map", class_token=False), "AttentionPoolLatent"),
+        (lambda make: make(mlp_layer=GatedMlp), "GatedMlp"),
+        (lambda make: make(block_fn=DiffParallelScalingBlock), "DiffParallelScalingBlock"),
+        (lambda make: make(global_pool="prr"), "AttentionPoolPrr"),
     ],
 )
 def test_unsupported_module_is_refused_by_name(

@@ -110,7 +110,7 @@ def cheapest_heads(
 
     Args:
         losses: By block, ``(heads, rank)``: the loss with h heads of r dimensions at
-            ``[h - 1, r - 1]``.
+            ``[h - 1, r - 1]``, infinite where it cannot be had.
         dims: Heads times rank, summed over the blocks; enough for the least of each.
         round_to: Ranks are multiples of this, or the full one.
     """
@@ -226,7 +226,7 @@ def _options(table: np.ndarray, dims: int, round_to: int) -> list[tuple[tuple[in
     """For each product of heads and rank, the choice that loses least, ties to more heads."""
     best: dict[int, tuple[float, int, tuple[int, int]]] = {}
     for (h, r), loss in np.ndenumerate(table):
-        if (r + 1) % round_to and r + 1 < table.shape[1]:
+        if ((r + 1) % round_to and r + 1 < table.shape[1]) or not np.isfinite(loss):
             continue
         size = (h + 1) * (r + 1)
         offer = (float(loss), -h, (h + 1, r + 1))

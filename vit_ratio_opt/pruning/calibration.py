@@ -12,17 +12,21 @@ about a layer, images do not: on the CIFAR-10 models 4 of 64 patches were as goo
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.pruning.blocks import branches, keeps_ranks, stages
 from vit_ratio_opt.pruning.eliminate import elimination_order
 from vit_ratio_opt.pruning.factorize import HeadFactors, HeadMoments, head_factors
 from vit_ratio_opt.pruning.surgery import check_all_tokens, evaluating, shape_of
@@ -124,10 +128,10 @@ def calibrate(
         raise InputError("Calibration needs at least one batch of images, but got none.")
     positions = _sample(model, sum(len(batch) for batch in images), seed)
     with evaluating(model):
-        branches = _branches(model, images, seed, positions.shape[1])
+        costs = _branch_costs(model, images, seed, positions.shape[1])
         moments = [
-            _Moments(block, branches[2 * index], branches[2 * index + 1], positions)
-            for index, block in enumerate(model.blocks)
+            _Moments(*parts, costs[2 * index], costs[2 * index + 1], positions)
+            for index, parts in enumerate(_parts(model))
         ]
         hooks = [hook for block in moments for hook in block.hooks()]
         try:
@@ -162,7 +166,7 @@ def _sample(model: VisionTransformer, images: int, seed: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class _Branch:
+class _Cost:
     """What an error in what a branch adds to the stream costs.
 
     Args:
@@ -174,16 +178,16 @@ class _Branch:
     weights: torch.Tensor
 
 
-def _branches(
+def _branch_costs(
     model: VisionTransformer, images: Sequence[torch.Tensor], seed: int, sampled: int
-) -> list[_Branch]:
+) -> list[_Cost]:
     """Fisher information of every branch, attention and FFN in turn."""
     taps: list[torch.Tensor] = []
 
     def tap(module: nn.Module, args: object, output: torch.Tensor) -> None:
         taps.append(output)
 
-    layers = [layer for block in model.blocks for layer in (block.attn.proj, block.mlp.fc2)]
+    layers = [branch.last for pair in branches(model) for branch in pair]
     hooks = [layer.register_forward_hook(tap) for layer in layers]
     generator = torch.Generator().manual_seed(seed)
     squares = [torch.zeros(0)] * len(layers)
@@ -211,20 +215,20 @@ def _branches(
         for hook in hooks:
             hook.remove()
     return [
-        _branch(square, token / seen, model.num_prefix_tokens, seen, sampled)
+        _cost(square, token / seen, model.num_prefix_tokens, seen, sampled)
         for square, token in zip(squares, tokens, strict=True)
     ]
 
 
-def _branch(
+def _cost(
     square: torch.Tensor, tokens: torch.Tensor, prefix: int, images: int, sampled: int
-) -> _Branch:
+) -> _Cost:
     # One patch's weight is noise, that of all patches is not.
     tokens[prefix:] = tokens[prefix:].mean()
     total = float(tokens.sum())
     if total == 0:  # a branch that changes nothing
         weights = torch.full((sampled,), 1 / sampled, dtype=tokens.dtype)
-        return _Branch(torch.zeros_like(square), weights)
+        return _Cost(torch.zeros_like(square), weights)
     weights = tokens[:sampled] / total
     weights[prefix:] *= (len(tokens) - prefix) / (sampled - prefix)
     width = len(square)
@@ -233,7 +237,7 @@ def _branch(
     doubt = width / (images * _effective(tokens))
     metric = (metric + doubt / width * torch.eye(width, dtype=metric.dtype)) / (1 + doubt)
     values, vectors = torch.linalg.eigh(metric * total / 2)
-    return _Branch(values.clamp_min(0).sqrt()[:, None] * vectors.mT, weights)
+    return _Cost(values.clamp_min(0).sqrt()[:, None] * vectors.mT, weights)
 
 
 def _effective(weights: torch.Tensor) -> float:
@@ -241,33 +245,69 @@ def _effective(weights: torch.Tensor) -> float:
     return float(weights.sum().square() / weights.square().sum())
 
 
+_Tap = Callable[[Callable[[torch.Tensor], None]], torch.utils.hooks.RemovableHandle]
+"""Has a function told a tensor in every forward pass, until the handle is removed."""
+
+
+def _parts(model: VisionTransformer) -> Iterator[tuple[Any, Any, _Tap, _Tap]]:
+    """Of each pair of branches the attention, the FFN, and where the streams after them are."""
+    after: dict[tuple[str, int], _Tap] = {}
+    order = list(stages(model))
+    for now, following in itertools.pairwise(order):
+        entry = following[0][2].entry
+        for index, kind, _ in now:
+            after[kind, index] = partial(_on_input, entry)
+    for index, kind, _ in order[-1]:
+        after[kind, index] = partial(_on_output, model.blocks[-1])
+    for index, (attention, ffn) in enumerate(branches(model)):
+        ends = after["attention", index], after["ffn", index]
+        yield attention.module, ffn.module, *ends
+
+
+def _on_input(
+    module: nn.Module, told: Callable[[torch.Tensor], None]
+) -> torch.utils.hooks.RemovableHandle:
+    return module.register_forward_pre_hook(lambda _, args: told(args[0]))
+
+
+def _on_output(
+    module: nn.Module, told: Callable[[torch.Tensor], None]
+) -> torch.utils.hooks.RemovableHandle:
+    return module.register_forward_hook(lambda *args: told(args[2]))
+
+
 class _Moments:
     """Weighted sums over the sampled tokens of one block, gathered by hooks, and the targets."""
 
     def __init__(
-        self, block: Any, attention: _Branch, ffn: _Branch, positions: torch.Tensor
+        self,
+        attn: Attention,
+        ffn: Any,
+        middle: _Tap,
+        end: _Tap,
+        attention_cost: _Cost,
+        ffn_cost: _Cost,
+        positions: torch.Tensor,
     ) -> None:
-        self._block = block
-        self._attention, self._ffn = attention, ffn
+        self._attn, self._fc2, self._ends = attn, ffn.fc2, (middle, end)
+        self._attention, self._ffn = attention_cost, ffn_cost
         self._positions = positions
         self._seen = slice(0, 0)  # images in hand
         self._sums: dict[str, torch.Tensor] = {}
         self._qkv = torch.zeros(0)
         self._targets: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
-        columns = (attention.root @ block.attn.proj.weight.detach().cpu().double()).float()
-        columns = torch.unflatten(columns, 1, (block.attn.num_heads, -1)).transpose(0, 1)
+        columns = (attention_cost.root @ attn.proj.weight.detach().cpu().double()).float()
+        columns = torch.unflatten(columns, 1, (attn.num_heads, -1)).transpose(0, 1)
         self._gram = columns.mT @ columns  # (H, d, d): v' gram v is what v counts for in the loss
 
     def hooks(self) -> list[torch.utils.hooks.RemovableHandle]:
         """Register; the caller removes."""
-        block = self._block
         return [
-            block.register_forward_pre_hook(self._begin),
-            block.attn.qkv.register_forward_hook(self._see_qkv),
-            block.attn.proj.register_forward_pre_hook(self._see_heads),
-            block.norm2.register_forward_pre_hook(lambda module, args: self._keep(0, args[0])),
-            block.mlp.fc2.register_forward_pre_hook(self._see_neurons),
-            block.register_forward_hook(lambda module, args, output: self._keep(1, output)),
+            self._attn.register_forward_pre_hook(self._begin),
+            self._attn.qkv.register_forward_hook(self._see_qkv),
+            self._attn.proj.register_forward_pre_hook(self._see_heads),
+            self._fc2.register_forward_pre_hook(self._see_neurons),
+            *(tap(partial(self._keep, branch)) for branch, tap in enumerate(self._ends)),
         ]
 
     def _begin(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -283,13 +323,14 @@ class _Moments:
         self._qkv = output
 
     def _see_heads(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        attn = self._block.attn
+        attn = self._attn
         sizes = (attn.num_heads, attn.head_dim)
         q, k, v = self._qkv.chunk(3, dim=-1)
         q, k, v, outputs = (
             torch.unflatten(rows, 2, sizes).transpose(1, 2)  # (B, H, N, d)
             for rows in (self._sampled(q), k, v, self._sampled(args[0]))
         )
+        q, k = attn.q_norm(q), attn.k_norm(k)
         weights = self._attention.weights.to(q)[:, None]
         self._add("queries", _products(q * weights, q))
         self._add("outputs", _products(outputs * weights, outputs))
@@ -319,7 +360,7 @@ class _Moments:
         """When all images were seen."""
         images = self._seen.stop
         means = {name: total / images for name, total in self._sums.items()}
-        attn, fc2 = self._block.attn, self._block.mlp.fc2
+        attn, fc2 = self._attn, self._fc2
         centre, outputs = means.pop("output_mean"), means.pop("outputs")
         if attn.proj.bias is None:
             centre = torch.zeros_like(centre)
@@ -339,6 +380,7 @@ class _Moments:
                 moments,
                 self._attention.root @ attn.proj.weight.detach().cpu().double(),
                 attn.scale,
+                truncate=keeps_ranks(attn),
             ),
             neuron_order=order,
             neuron_losses=losses,

@@ -34,7 +34,14 @@ from torch import nn
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BlockTokens
-from vit_ratio_opt.pruning.surgery import check_all_tokens, evaluating, keep_units, shape_of
+from vit_ratio_opt.pruning.blocks import branches
+from vit_ratio_opt.pruning.surgery import (
+    UnsupportedModelError,
+    check_all_tokens,
+    evaluating,
+    keep_units,
+    shape_of,
+)
 from vit_ratio_opt.strategies import Scores
 
 __all__ = [
@@ -89,6 +96,11 @@ def cascade(
             raise InputError(
                 f"The keys of block {index} must be its {queries} queries or all {shape.tokens} "
                 f"tokens, but got {keys}."
+            )
+    for index, block in enumerate(model.blocks):
+        if type(block) is not Block:
+            raise UnsupportedModelError(
+                f"`blocks.{index}` is a {type(block).__name__}: a cascade needs timm's Block."
             )
     model = copy.deepcopy(model)
     model.blocks = CascadeBlocks(model.blocks, tokens, shape.tokens, shape.prefix_tokens, scores)
@@ -146,8 +158,8 @@ def attention_survey(model: VisionTransformer, batches: Iterable[torch.Tensor]) 
 
     with evaluating(model):
         hooks = [
-            block.attn.register_forward_pre_hook(look(index))
-            for index, block in enumerate(model.blocks)
+            attention.module.register_forward_pre_hook(look(index))
+            for index, (attention, _) in enumerate(branches(model))
         ]
         try:
             for batch in batches:
@@ -328,7 +340,7 @@ def _heads(
         q = F.linear(queries, weight[:width], parts[0])
         k, v = F.linear(keys, weight[width:], parts[1]).chunk(2, dim=2)
     q, k, v = (part.unflatten(2, (-1, attn.head_dim)).transpose(1, 2) for part in (q, k, v))
-    return q, k, v
+    return attn.q_norm(q), attn.k_norm(k), v
 
 
 def _attention(attn: Attention, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

@@ -61,7 +61,8 @@ class HeadFactors:
         values: ``(H, d, d)``, in the same way.
         outputs: ``(H, d, d)``; a head's output is nearly ``outputs[h][:, :r] @ new`` + its mean.
         output_mean: ``(H, d)``.
-        logit_losses: ``(H, d)``; loss of leaving out the i-th coordinate of queries and keys.
+        logit_losses: ``(H, d)``; loss of leaving out the i-th coordinate of queries and keys,
+            infinite where none can be left out.
         value_losses: ``(H, d)``; loss of leaving out the i-th coordinate of the values.
     """
 
@@ -74,7 +75,9 @@ class HeadFactors:
     value_losses: torch.Tensor
 
 
-def head_factors(moments: HeadMoments, projection: torch.Tensor, scale: float) -> HeadFactors:
+def head_factors(
+    moments: HeadMoments, projection: torch.Tensor, scale: float, *, truncate: bool = True
+) -> HeadFactors:
     """The factors of one block's heads, in double precision.
 
     Args:
@@ -82,6 +85,8 @@ def head_factors(moments: HeadMoments, projection: torch.Tensor, scale: float) -
         projection: ``(E, H d)``: the projection's weight, in any E coordinates in which squared
             length is the loss that is caused.
         scale: The softmax scale.
+        truncate: False where queries or keys pass through a norm, which no smaller product stands
+            for: a head then keeps all dimensions or goes.
     """
     heads, d, _ = moments.queries.shape
     columns = torch.unflatten(projection.double(), 1, (heads, d)).transpose(0, 1)  # (H, E, d)
@@ -92,13 +97,18 @@ def head_factors(moments: HeadMoments, projection: torch.Tensor, scale: float) -
     z, z_inverse = _roots(moments.outputs)
     _, values, basis = torch.linalg.svd(columns @ z)
     basis, missing = basis.mT, d - values.shape[1]  # E may be smaller than d
+    queries, keys = q_inverse @ left * root, k_inverse @ right.mT * root
+    logit_losses = (logits * scale).square() * moments.logit_effect[:, None]
+    if not truncate:
+        queries = keys = torch.eye(d, dtype=queries.dtype).expand(heads, d, d)
+        logit_losses = torch.full_like(logit_losses, torch.inf)
     return HeadFactors(
-        queries=q_inverse @ left * root,
-        keys=k_inverse @ right.mT * root,
+        queries=queries,
+        keys=keys,
         values=z_inverse @ basis,
         outputs=z @ basis,
         output_mean=moments.output_mean,
-        logit_losses=(logits * scale).square() * moments.logit_effect[:, None],
+        logit_losses=logit_losses,
         value_losses=torch.nn.functional.pad(values.square(), (0, missing)),
     )
 
@@ -121,7 +131,9 @@ def rank_losses(factors: HeadFactors) -> tuple[torch.Tensor, torch.Tensor]:
     value = factors.value_losses
     gone = value.sum(dim=1)  # a removed head loses its values; its logits are of no account
     left_out = value + factors.logit_losses
-    cut = left_out.sum(dim=1, keepdim=True) - left_out.cumsum(dim=1)  # (H, d)
+    # Added up from the end: what may be infinite cannot be taken away again.
+    cut = left_out.flip(1).cumsum(dim=1).flip(1).roll(-1, dims=1)  # (H, d)
+    cut[:, -1] = 0
     gains, order = (gone[:, None] - cut).sort(dim=0, descending=True, stable=True)
     losses = gone.sum() - gains.cumsum(dim=0)
     return losses.clamp_min(0), order.mT

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.pruning.blocks import branches, input_layers
 from vit_ratio_opt.pruning.surgery import check_supported, evaluating
 
 __all__ = ["Importance", "magnitude_importance", "taylor_importance"]
@@ -56,8 +57,9 @@ def taylor_importance(
     def tap(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         taps[module] = args[0]
 
-    projections = [block.attn.proj for block in model.blocks]
-    outputs = [block.mlp.fc2 for block in model.blocks]
+    pairs = [(attention.module, ffn.module) for attention, ffn in branches(model)]
+    projections = [attn.proj for attn, _ in pairs]
+    outputs = [mlp.fc2 for _, mlp in pairs]
     sums = [torch.zeros(0)] * (len(projections) + len(outputs))
     images_seen = 0
     hooks = [layer.register_forward_pre_hook(tap) for layer in projections + outputs]
@@ -75,7 +77,7 @@ def taylor_importance(
                 ):
                     change = (activation.detach() * gradient).sum(dim=1)  # over tokens
                     if index < len(projections):
-                        num_heads = model.blocks[index].attn.num_heads
+                        num_heads = pairs[index][0].num_heads
                         change = torch.unflatten(change, 1, (num_heads, -1)).sum(dim=2)
                     total = change.abs().sum(dim=0).double().cpu()
                     sums[index] = total if images_seen == 0 else sums[index] + total
@@ -105,13 +107,17 @@ def magnitude_importance(model: VisionTransformer, *, p: int = 2) -> Importance:
     check_supported(model)
     heads, neurons = [], []
     with torch.no_grad():
-        for block in model.blocks:
-            attn, mlp = block.attn, block.mlp
+        for attention, ffn in branches(model):
+            attn, mlp = attention.module, ffn.module
             qkv = torch.unflatten(_powers(attn.qkv, p), 0, (3, attn.num_heads, attn.head_dim))
             proj = attn.proj.weight.abs().pow(p).sum(dim=0)
             proj = torch.unflatten(proj, 0, (attn.num_heads, attn.head_dim))
             heads.append(qkv.sum(dim=(0, 2)) + proj.sum(dim=1))
-            neurons.append(_powers(mlp.fc1, p) + mlp.fc2.weight.abs().pow(p).sum(dim=0))
+            rows = [
+                torch.unflatten(_powers(layer, p), 0, (parts, -1)).sum(dim=0)
+                for layer, parts in input_layers(mlp)
+            ]
+            neurons.append(sum(rows) + mlp.fc2.weight.abs().pow(p).sum(dim=0))
     return Importance(
         heads=tuple(_relative_to_mean(total, p) for total in heads),
         neurons=tuple(_relative_to_mean(total, p) for total in neurons),

@@ -28,6 +28,7 @@ from vit_ratio_opt.pruning.allocate import (
     heads_losses,
     prefix_losses,
 )
+from vit_ratio_opt.pruning.blocks import branches
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.factorize import factorize_attention, rank_losses
 from vit_ratio_opt.pruning.importance import Importance
@@ -62,7 +63,8 @@ def prune(
             to remove. Counts are rounded up, so the MACs never exceed what the ratios ask for.
         guide: A :class:`Calibration` of this model gives its heads a lower rank, see
             :mod:`vit_ratio_opt.pruning.factorize`; the ratio then counts in ranks, one dimension
-            of every head of a block. An :class:`Importance` removes whole heads, those with the
+            of every head of a block, or in whole heads where these cannot be factorised, as their
+            queries and keys have norms. An :class:`Importance` removes whole heads, those with the
             lowest scores.
         allocation: ``"global"`` removes what loses least, or has the lowest scores, in all blocks
             together; ``"energy"`` the same, with losses or scores as shares of their sum in a
@@ -108,13 +110,15 @@ def prune_ranks(
         allocation: See :func:`prune`.
         round_to: See :func:`prune`.
     """
-    shape = shape_of(model)
+    shape = replace(shape_of(model), round_to=round_to)
     blocks = shape.blocks
     _check_allocation(allocation)
     _check_calibration(model, calibration)
     sizes = [block.num_heads * block.head_dim for block in blocks]
+    smallest = [shape.least_dims(block) for block in blocks]
     steps = [math.lcm(block.num_heads, round_to) for block in blocks]
-    smallest = [min(block.head_dim, round_to) for block in blocks]  # one head
+    if shape.whole_heads:
+        steps = smallest
     _check_removed("dims", dims, sizes, steps if allocation == "uniform" else smallest)
     hidden, least = [block.hidden_dim for block in blocks], least_neurons(round_to)
     _check_removed("neurons", neurons, hidden, [least] * len(blocks))
@@ -223,11 +227,13 @@ def prune_blocks(
             for block, count in zip(calibration.blocks, neurons, strict=True)
         ],
     )
-    for block, known, (count, rank) in zip(pruned.blocks, calibration.blocks, heads, strict=True):
-        if (count, rank) != (block.attn.num_heads, block.attn.head_dim):
+    attentions = [attention for attention, _ in branches(pruned)]
+    for branch, known, (count, rank) in zip(attentions, calibration.blocks, heads, strict=True):
+        attn = branch.module
+        if (count, rank) != (attn.num_heads, attn.head_dim):
             _, order = rank_losses(known.factors)
             kept = order[rank - 1, :count].tolist()
-            block.attn = factorize_attention(block.attn, known.factors, kept, rank)
+            branch.replace(factorize_attention(attn, known.factors, kept, rank))
     return pruned
 
 

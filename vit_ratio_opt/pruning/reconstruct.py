@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.pruning.blocks import Branch, stages
 from vit_ratio_opt.pruning.calibration import Calibration, tokens_at
 from vit_ratio_opt.pruning.surgery import evaluating, shape_of
 
@@ -143,7 +145,7 @@ def repair(
     Returns:
         By refitted layer, attention and FFN in turn, the weighted squared error before and after,
         as shares of the target's square. None is larger after than before. Layers that have
-        nothing to correct but rounding errors are left as they are.
+        nothing to correct but rounding errors are left as they are and have no entry.
 
     Raises:
         InputError: The model, the images and the calibration do not belong together.
@@ -169,29 +171,33 @@ def repair(
     errors = []
     with evaluating(pruned), torch.inference_mode():
         streams = [embed(pruned, batch) for batch in images]
-        for block, known in zip(pruned.blocks, blocks, strict=True):
-            for names, target, weights in zip(
-                _BRANCHES,
-                (known.attention_target, known.ffn_target),
-                (known.attention_weights, known.ffn_weights),
-                strict=True,
-            ):
-                branch = _Branch(block, *names)
-                weights = weights.to(streams[0])
-                equations = NormalEquations(branch.layer.bias is not None)
-                inputs = [branch.inputs(stream) for stream in streams]
-                gap = scale = 0.0
-                for x, stream, wanted, where in zip(
-                    inputs, streams, torch.split(target.to(device), sizes), positions, strict=True
+        for stage in stages(pruned):
+            ends = [_End(branch) for _, _, branch in stage]
+            inputs = [[end.inputs(stream) for stream in streams] for end in ends]
+            for number, (index, kind, _) in enumerate(stage):
+                known = blocks[index]
+                target, weights = known.attention_target, known.attention_weights
+                if kind == "ffn":
+                    target, weights = known.ffn_target, known.ffn_weights
+                wanted = []
+                for batch, (goal, where) in enumerate(
+                    zip(torch.split(target.to(device), sizes), positions, strict=True)
                 ):
-                    x, lacking = tokens_at(x, where), wanted - tokens_at(stream, where)
-                    equations.add(x, branch.ungated(lacking), weights)
-                    gap += _square(lacking - branch.add(x), weights)
-                    scale += _square(wanted, weights)
-                if gap > _ROUNDING * scale:
-                    errors.append(_refit(branch.layer, equations))
-                for index, x in enumerate(inputs):
-                    streams[index] = streams[index] + branch.add(x)
+                    lacking = goal - tokens_at(streams[batch], where)
+                    for other, end in enumerate(ends):
+                        if other != number:
+                            lacking = lacking - end.add(tokens_at(inputs[other][batch], where))
+                    wanted.append(lacking)
+                sampled = [
+                    tokens_at(x, where) for x, where in zip(inputs[number], positions, strict=True)
+                ]
+                scale = sum(_square(goal, weights.to(goal)) for goal in torch.split(target, sizes))
+                refitted = ends[number].refit(sampled, wanted, weights.to(device), scale)
+                if refitted is not None:
+                    errors.append(refitted)
+            for batch in range(len(streams)):
+                for end, own in zip(ends, inputs, strict=True):
+                    streams[batch] = streams[batch] + end.add(own[batch])
     return errors
 
 
@@ -202,40 +208,79 @@ def embed(model: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
     return tokens
 
 
-_BRANCHES = (("norm1", "attn", "proj", "ls1"), ("norm2", "mlp", "fc2", "ls2"))
+class _End:
+    """A residual branch from its last layer on."""
 
-
-class _Branch:
-    """One of the two residual branches of a block, taken apart before its last layer."""
-
-    def __init__(self, block: nn.Module, norm: str, module: str, layer: str, gate: str) -> None:
-        self.norm, self.module = getattr(block, norm), getattr(block, module)
-        self._name, self.gate = layer, getattr(block, gate)
-
-    @property
-    def layer(self) -> nn.Linear:
-        layer: nn.Linear = getattr(self.module, self._name)
-        return layer
+    def __init__(self, branch: Branch) -> None:
+        self._branch, self.layer, self._after = branch, branch.last, branch.after
 
     def inputs(self, stream: torch.Tensor) -> torch.Tensor:
         """What the last layer is given."""
-        layer = self.layer
-        setattr(self.module, self._name, nn.Identity())
+        module, name = self._branch.module, self._branch.last_name
+        setattr(module, name, nn.Identity())
         try:
-            inputs: torch.Tensor = self.module(self.norm(stream))
+            inputs: torch.Tensor = module(self._branch.before(stream))
         finally:
-            setattr(self.module, self._name, layer)
+            setattr(module, name, self.layer)
         return inputs
 
     def add(self, inputs: torch.Tensor) -> torch.Tensor:
         """What the branch adds to the stream."""
-        added: torch.Tensor = self.gate(self.layer(inputs))
+        added: torch.Tensor = self._after(self.layer(inputs))
         return added
 
-    def ungated(self, added: torch.Tensor) -> torch.Tensor:
+    def refit(
+        self,
+        inputs: Sequence[torch.Tensor],
+        wanted: Sequence[torch.Tensor],
+        weights: torch.Tensor,
+        scale: float,
+    ) -> tuple[float, float] | None:
+        """Make the branch add what is ``wanted``, as nearly as it can.
+
+        Args:
+            inputs: Of the last layer, at the sampled tokens, batch by batch.
+            wanted: What the branch is to add to the stream there.
+            weights: Of the tokens.
+            scale: What an error is small against.
+
+        Returns:
+            The squared error before and after as a share of the target's square; None where there
+            is nothing to correct, or nothing was found to be better.
+        """
+        equations = NormalEquations(self.layer.bias is not None)
+        before = 0.0
+        for x, lacking in zip(inputs, wanted, strict=True):
+            equations.add(x, self._ungated(x, lacking), weights.to(x))
+            before += _square(lacking - self.add(x), weights.to(x))
+        if before <= _ROUNDING * scale:
+            return None
+        if not isinstance(self._after, nn.LayerNorm):
+            return _refit(self.layer, equations)
+        # Through a norm the equations are only nearly what is wanted.
+        kept = {name: tensor.clone() for name, tensor in self.layer.state_dict().items()}
+        refitted = _refit(self.layer, equations)
+        pairs = zip(inputs, wanted, strict=True)
+        if sum(_square(y - self.add(x), weights.to(x)) for x, y in pairs) > before:
+            self.layer.load_state_dict(kept)
+            return None
+        return refitted
+
+    def _ungated(self, inputs: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
         """What the last layer has to give for the branch to add ``added``."""
-        scale = getattr(self.gate, "gamma", None)  # of timm's LayerScale
-        return added if scale is None else torch.where(scale == 0, 0.0, added / scale)
+        after: Any = self._after
+        scale: torch.Tensor | None
+        if isinstance(after, nn.LayerNorm):  # with the mean and spread that the layer gives now
+            now = self.layer(inputs)
+            scale = after.weight / (now.var(dim=2, keepdim=True, correction=0) + after.eps).sqrt()
+            mean: torch.Tensor = now.mean(dim=2, keepdim=True)
+            return _quotient(added - after.bias, scale) + mean
+        scale = getattr(after, "gamma", None)  # of timm's LayerScale
+        return added if scale is None else _quotient(added, scale)
+
+
+def _quotient(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return torch.where(scale == 0, 0.0, values / scale)
 
 
 def _square(tokens: torch.Tensor, weights: torch.Tensor) -> float:

@@ -15,13 +15,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.layers import Attention, Mlp
+from timm.layers import Attention, AttentionPoolLatent, PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BlockShape, ViTShape
+from vit_ratio_opt.pruning.blocks import BLOCKS, FFNS, branches, input_layers, keeps_ranks
 
 __all__ = [
     "UnsupportedModelError",
@@ -36,7 +37,7 @@ __all__ = [
 
 _WHAT_WORKS = (
     "Supported are timm's VisionTransformer and VisionTransformerDistilled (ViT, DeiT, DeiT-3, "
-    "CLIP, DINOv2 with or without registers) with standard attention and an MLP."
+    "CLIP, SigLIP, DINOv2 ...) with standard attention and an MLP or SwiGLU."
 )
 
 
@@ -57,30 +58,35 @@ def check_supported(model: Any) -> None:
         raise UnsupportedModelError(
             f"Models of class {type(model).__name__} cannot be pruned. {_WHAT_WORKS}"
         )
-    if model.attn_pool is not None:
-        _refuse("attn_pool", f"attention pooling ({type(model.attn_pool).__name__})")
+    if type(model.patch_embed) is not PatchEmbed:
+        _refuse("patch_embed", f"an embedding of class {type(model.patch_embed).__name__}")
+    if type(model.attn_pool) not in (type(None), AttentionPoolLatent):
+        _refuse("attn_pool", f"attention pooling of class {type(model.attn_pool).__name__}")
     for index, block in enumerate(model.blocks):
-        where = f"blocks.{index}"
-        if type(block) is not Block:
-            _refuse(where, f"block class {type(block).__name__}")
-        if type(block.attn) is not Attention:
-            _refuse(f"{where}.attn", f"attention class {type(block.attn).__name__}")
-        if type(block.mlp) is not Mlp:
-            _refuse(f"{where}.mlp", f"feed-forward class {type(block.mlp).__name__}")
-        _require_identity(f"{where}.attn.q_norm", block.attn.q_norm, "a norm on queries (qk_norm)")
-        _require_identity(f"{where}.attn.k_norm", block.attn.k_norm, "a norm on keys (qk_norm)")
-        _require_identity(f"{where}.attn.norm", block.attn.norm, "a norm over heads (scale_norm)")
-        _require_identity(f"{where}.mlp.norm", block.mlp.norm, "a norm over neurons (scale_norm)")
-        if getattr(block.attn, "gate", None) is not None:
-            _refuse(f"{where}.attn.gate", "gated attention (gated)")
-        for name, linear in _linears(block).items():
-            if type(linear) is not nn.Linear:
-                _refuse(f"{where}.{name}", f"layer class {type(linear).__name__}")
+        if type(block) is ParallelScalingBlock:
+            raise UnsupportedModelError(
+                f"`blocks.{index}` keeps fc1 and qkv in one matrix, which cannot be cut: make the "
+                "model with `vit_ratio_opt.create_model`, which takes them apart."
+            )
+        if type(block) not in BLOCKS:
+            _refuse(f"blocks.{index}", f"block class {type(block).__name__}")
+    for attention, ffn in branches(model):
+        where, attn, mlp = attention.name, attention.module, ffn.module
+        if type(attn) is not Attention:
+            _refuse(where, f"attention class {type(attn).__name__}")
+        if type(mlp) not in FFNS:
+            _refuse(ffn.name, f"feed-forward class {type(mlp).__name__}")
+        _require_identity(f"{where}.norm", attn.norm, "a norm over heads (scale_norm)")
+        _require_identity(f"{ffn.name}.norm", mlp.norm, "a norm over neurons (scale_norm)")
+        if getattr(attn, "gate", None) is not None:
+            _refuse(f"{where}.gate", "gated attention (gated)")
+        for owner, module in ((where, attn), (ffn.name, mlp)):
+            for name, linear in module.named_children():
+                if name in _LINEARS and type(linear) is not nn.Linear:
+                    _refuse(f"{owner}.{name}", f"layer class {type(linear).__name__}")
 
 
-def _linears(block: Block) -> dict[str, nn.Module]:
-    attn, mlp = block.attn, block.mlp
-    return {"attn.qkv": attn.qkv, "attn.proj": attn.proj, "mlp.fc1": mlp.fc1, "mlp.fc2": mlp.fc2}
+_LINEARS = ("qkv", "proj", "fc1", "fc1_g", "fc1_x", "fc2")
 
 
 def _require_identity(where: str, module: nn.Module, what: str) -> None:
@@ -99,12 +105,13 @@ def shape_of(model: VisionTransformer) -> ViTShape:
         UnsupportedModelError: See :func:`check_supported`.
     """
     check_supported(model)
+    pairs = [(attention.module, ffn.module) for attention, ffn in branches(model)]
     blocks = tuple(
-        BlockShape(block.attn.num_heads, block.attn.head_dim, block.mlp.fc1.out_features)
-        for block in model.blocks
+        BlockShape(attn.num_heads, attn.head_dim, mlp.fc2.in_features) for attn, mlp in pairs
     )
-    first = model.blocks[0]
+    first, first_mlp = pairs[0]
     patches = model.patch_embed.num_patches
+    inputs = input_layers(first_mlp)
     shape = ViTShape(
         patches=patches,
         prefix_tokens=model.num_prefix_tokens,
@@ -115,22 +122,43 @@ def shape_of(model: VisionTransformer) -> ViTShape:
         fixed_params=0,
         classifiers=2 if isinstance(model, VisionTransformerDistilled) else 1,
         classified_tokens=1 if model.global_pool else patches + model.num_prefix_tokens,
-        qkv_bias=first.attn.qkv.bias is not None,
-        fc1_bias=first.mlp.fc1.bias is not None,
+        qkv_bias=first.qkv.bias is not None,
+        fc1_bias=inputs[0][0].bias is not None,
+        fc1_rows=sum(rows for _, rows in inputs),
+        pool_macs=_pool_macs(model),
+        whole_heads=not all(keeps_ranks(attn) for attn, _ in pairs),
         block_tokens=getattr(model.blocks, "block_tokens", ()),  # of a cascade
     )
     prunable = sum(
         layer.weight.numel() + (0 if bias is None else bias.numel())
-        for block in model.blocks
+        for attn, mlp in pairs
         for layer, bias in (
-            (block.attn.qkv, block.attn.qkv.bias),
-            (block.attn.proj, None),
-            (block.mlp.fc1, block.mlp.fc1.bias),
-            (block.mlp.fc2, None),
+            (attn.qkv, attn.qkv.bias),
+            (attn.proj, None),
+            *((layer, layer.bias) for layer, _ in input_layers(mlp)),
+            (mlp.fc2, None),
         )
     )
     total = sum(parameter.numel() for parameter in model.parameters())
     return replace(shape, fixed_params=total - prunable)
+
+
+def _pool_macs(model: VisionTransformer) -> int:
+    """Of timm's ``AttentionPoolLatent``: a few queries of its own attend to the tokens."""
+    pool = model.attn_pool
+    if pool is None:
+        return 0
+    tokens = model.patch_embed.num_patches
+    if model.pool_include_prefix:
+        tokens += model.num_prefix_tokens
+    queries, width = pool.latent_len, pool.kv.in_features
+    layers = [(tokens, pool.kv), (queries, pool.q), (queries, pool.proj)]
+    if pool.mlp is not None:
+        layers += [(queries, pool.mlp.fc1), (queries, pool.mlp.fc2)]
+    products = sum(
+        rows * layer.weight.numel() for rows, layer in layers if hasattr(layer, "weight")
+    )
+    return products + 2 * queries * tokens * width
 
 
 def check_all_tokens(model: VisionTransformer) -> None:
@@ -174,9 +202,11 @@ def keep_units(
                     f"but got {list(units)!r}."
                 )
     pruned = copy.deepcopy(model)
-    for block, head_indices, neuron_indices in zip(pruned.blocks, heads, neurons, strict=True):
-        _keep_heads(block.attn, sorted(head_indices))
-        _keep_neurons(block.mlp, sorted(neuron_indices))
+    for (attention, ffn), head_indices, neuron_indices in zip(
+        branches(pruned), heads, neurons, strict=True
+    ):
+        _keep_heads(attention.module, sorted(head_indices))
+        _keep_neurons(ffn.module, sorted(neuron_indices))
     return pruned
 
 
@@ -186,17 +216,21 @@ def shrink_to(model: VisionTransformer, shapes: Sequence[BlockShape]) -> VisionT
     Raises:
         InputError: A block of ``shapes`` is larger than the block of ``model``.
     """
-    dense = shape_of(model).blocks
+    dense_shape = shape_of(model)
+    dense = dense_shape.blocks
     if len(dense) != len(shapes):
         raise InputError(f"The model has {len(dense)} blocks, but {len(shapes)} shapes are given.")
     for index, (old, new) in enumerate(zip(dense, shapes, strict=True)):
         fits = 0 < new.num_heads <= old.num_heads and 0 < new.hidden_dim <= old.hidden_dim
-        if not fits or not 0 < new.head_dim <= old.head_dim:
+        ranks = 0 < new.head_dim <= old.head_dim
+        if dense_shape.whole_heads:
+            ranks = new.head_dim == old.head_dim
+        if not (fits and ranks):
             raise InputError(f"Block {index} is {old}, which cannot be cut to {new}.")
     shrunk = copy.deepcopy(model)
-    for block, new in zip(shrunk.blocks, shapes, strict=True):
-        block.attn = resized_attention(block.attn, new.num_heads, new.head_dim)
-        _keep_neurons(block.mlp, list(range(new.hidden_dim)))
+    for (attention, ffn), new in zip(branches(shrunk), shapes, strict=True):
+        attention.replace(resized_attention(attention.module, new.num_heads, new.head_dim))
+        _keep_neurons(ffn.module, list(range(new.hidden_dim)))
     return shrunk
 
 
@@ -249,11 +283,13 @@ def _keep_heads(attn: Attention, heads: list[int]) -> None:
     attn.attn_dim = len(heads) * d
 
 
-def _keep_neurons(mlp: Mlp, neurons: list[int]) -> None:
-    if len(neurons) == mlp.fc1.out_features:
+def _keep_neurons(mlp: Any, neurons: list[int]) -> None:
+    hidden = mlp.fc2.in_features
+    if len(neurons) == hidden:
         return
     kept = torch.tensor(neurons)
-    _select(mlp.fc1, rows=kept)
+    for layer, rows in input_layers(mlp):
+        _select(layer, rows=torch.cat([kept + part * hidden for part in range(rows)]))
     _select(mlp.fc2, columns=kept)
 
 
