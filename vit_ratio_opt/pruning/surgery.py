@@ -148,15 +148,15 @@ def _pool_macs(model: VisionTransformer) -> int:
     pool = model.attn_pool
     if pool is None:
         return 0
-    tokens = model.patch_embed.num_patches
+    tokens: int = model.patch_embed.num_patches
     if model.pool_include_prefix:
         tokens += model.num_prefix_tokens
-    queries, width = pool.latent_len, pool.kv.in_features
-    layers = [(tokens, pool.kv), (queries, pool.q), (queries, pool.proj)]
-    if pool.mlp is not None:
-        layers += [(queries, pool.mlp.fc1), (queries, pool.mlp.fc2)]
-    products = sum(
-        rows * layer.weight.numel() for rows, layer in layers if hasattr(layer, "weight")
+    queries: int = pool.latent_len
+    width: int = pool.kv.in_features
+    products: int = sum(
+        layer.weight.numel() * (tokens if layer is pool.kv else queries)
+        for layer in pool.modules()
+        if isinstance(layer, nn.Linear)
     )
     return products + 2 * queries * tokens * width
 
