@@ -1,0 +1,285 @@
+"""Which of timm's models can be pruned: each, at a small width, goes the whole way.
+
+``MODELS=docs python -m pytest tests/test_models.py`` writes the table ``docs/models.md``, and then
+exports each of them too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections import defaultdict
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.layers import SwiGLU
+from timm.models.vision_transformer import VisionTransformer
+
+from vit_ratio_opt.checkpoint import create_model, load_dense, save_pruned
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.geometry import RatioPair
+from vit_ratio_opt.pruning import (
+    UnsupportedModelError,
+    calibrate,
+    count_macs,
+    keep_units,
+    magnitude_importance,
+    prune,
+    repair,
+    shape_of,
+)
+from vit_ratio_opt.pruning.blocks import ParallelBlock, branches, separate_names
+
+MODULES = ("vision_transformer", "deit")
+# In these modules, but refused; and other architectures with attention.
+REFUSED = [
+    *("beit3_base_patch16_224", "beit3_large_patch16_224", "vit_dlittle_patch16_reg1_gap_256"),
+    *(
+        "vit_dwee_patch16_reg1_gap_256",
+        "vit_dpwee_patch16_reg1_gap_256",
+        "beit3_giant_patch14_224",
+    ),
+    *("beit3_giant_patch14_336", "vit_base_mci_224", "vit_small_r26_s32_224"),
+    *("vit_relpos_small_patch16_224", "samvit_base_patch16", "beit_base_patch16_224"),
+    *("eva02_tiny_patch14_224", "cait_xxs24_224", "swin_tiny_patch4_window7_224", "pit_ti_224"),
+    *("xcit_nano_12_p16_224", "levit_128s", "crossvit_tiny_240", "convit_tiny", "volo_d1_224"),
+    *("mvitv2_tiny", "twins_svt_small", "tiny_vit_5m_224", "resnet18"),
+]
+
+
+def names() -> list[str]:
+    found = sorted({name for module in MODULES for name in timm.list_models(module=module)})
+    return [name for name in found if name not in REFUSED]
+
+
+def patch_size(name: str) -> int:
+    found = re.search(r"patch(\d+)", name)
+    return int(found[1]) if found else 16
+
+
+@cache
+def small(name: str) -> VisionTransformer:
+    """The model with two narrow blocks and four by four patches; everything else as it is."""
+    torch.manual_seed(0)
+    model = create_model(
+        name, depth=2, embed_dim=32, num_heads=4, img_size=4 * patch_size(name), num_classes=5
+    )
+    with torch.no_grad():  # biases, class tokens and LayerScales start at (nearly) zero
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def images_for(model: VisionTransformer, count: int) -> torch.Tensor:
+    size = (count, model.in_chans, *model.patch_embed.img_size)
+    return torch.randn(size, generator=torch.Generator().manual_seed(1))
+
+
+def masked(model: VisionTransformer, images: torch.Tensor, heads: list, neurons: list):
+    """What the model gives with all other heads and neurons set to zero."""
+    handles = []
+    for (attention, ffn), own_heads, own_neurons in zip(
+        branches(model), heads, neurons, strict=True
+    ):
+        d = attention.module.head_dim
+        for layer, kept in (
+            (attention.last, [head * d + i for head in own_heads for i in range(d)]),
+            (ffn.last, own_neurons),
+        ):
+            mask = torch.zeros(layer.in_features)
+            mask[kept] = 1
+            handles.append(
+                layer.register_forward_pre_hook(lambda _, args, mask=mask: (args[0] * mask,))
+            )
+    outputs = model(images)
+    for handle in handles:
+        handle.remove()
+    return outputs
+
+
+@pytest.mark.parametrize("name", names())
+@torch.no_grad()
+def test_a_model_of_timm_can_be_pruned(name: str) -> None:
+    model = small(name)
+    images, shape = images_for(model, 2), shape_of(model)
+    heads = [[0, 2] if i % 2 else [1, 2, 3] for i in range(len(shape.blocks))]
+    neurons = [list(range(0, block.hidden_dim, 2 + i)) for i, block in enumerate(shape.blocks)]
+    expected = masked(model, images, heads, neurons)
+    pruned = keep_units(model, heads, neurons)
+    torch.testing.assert_close(pruned(images), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(expected, model(images), atol=1e-3)
+    cut = prune(model, (0.3, 0.6), magnitude_importance(model))
+    assert shape_of(cut).params == sum(parameter.numel() for parameter in cut.parameters())
+    traced = count_macs(cut, images[:1])
+    norms = ("layer_norm", "rms_norm")
+    macs = sum(count for operator, count in traced.items() if operator not in norms)
+    assert shape_of(cut).macs == macs == shape.pruned_macs(RatioPair(0.3, 0.6))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "deit_tiny_distilled_patch16_224",
+        "vit_base_patch16_siglip_224",  # attention pooling
+        "vit_giant_patch14_dinov2",  # packed SwiGLU
+        "aimv2_large_patch14_224",  # SwiGLU
+        "vit_base_patch16_rpn_224",  # norms after
+        "vit_base_patch16_18x2_224",  # parallel attentions
+        "vit_base_patch16_xp_224",  # parallel attention and FFN, norms on queries and keys
+    ],
+)
+def test_every_kind_of_block_is_calibrated_cut_and_repaired(name: str) -> None:
+    model = small(name)
+    images = list(images_for(model, 64).split(16))
+    known = calibrate(model, images)
+    whole = prune(model, (0, 0), known)
+    assert torch.equal(whole(images[0]), model(images[0]))
+    pruned = prune(model, (0.5, 0.5), known)
+    shape = replace(shape_of(model), mhsa_unit="rank")
+    assert shape_of(pruned).macs <= shape.pruned_macs(RatioPair(0.5, 0.5)) < shape.macs
+
+    def error() -> float:
+        with torch.no_grad():
+            return float(
+                sum((pruned.forward_features(x) - model.forward_features(x)).square().mean()
+                    for x in images)
+            )  # fmt: skip
+
+    before = error()
+    errors = repair(pruned, images, known)
+    assert len(errors) > len(branches(model)) / 2
+    assert all(after <= start for start, after in errors)
+    assert error() < before
+
+
+def test_separate_layers_give_what_timms_parallel_block_gives() -> None:
+    name, arguments = "vit_base_patch16_xp_224", {"depth": 2, "embed_dim": 32, "num_heads": 4}
+    for changes in ({}, {"qkv_bias": False, "init_values": 0.1}, {"qk_norm": False}):
+        torch.manual_seed(0)
+        theirs = timm.create_model(name, img_size=32, **arguments, **changes).eval()
+        ours = create_model(name, img_size=32, **arguments, **changes)
+        ours.load_state_dict(separate_names(theirs.state_dict()))
+        assert all(type(block) is ParallelBlock for block in ours.blocks)
+        images = images_for(ours, 2)
+        torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)
+
+
+def test_a_file_with_timms_names_of_a_parallel_block_loads(tmp_path: Path) -> None:
+    arguments = {"depth": 1, "embed_dim": 32, "num_heads": 4, "img_size": 32}
+    theirs = timm.create_model("vit_base_patch16_xp_224", **arguments).eval()
+    path = tmp_path / "dense.safetensors"
+    save_file(theirs.state_dict(), path)
+    ours = load_dense(path, name="vit_base_patch16_xp_224", **arguments)
+    images = images_for(ours, 2)
+    torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_pruned_models_come_back_in_a_fresh_process_bit_for_bit(tmp_path: Path) -> None:
+    for name in names():
+        pruned = prune(small(name), (0.4, 0.5), magnitude_importance(small(name)))
+        save_pruned(pruned, tmp_path / f"{name}.safetensors", {"name": name})
+        images = images_for(pruned, 2)
+        logits = {"images": images, "logits": pruned(images)}
+        save_file(logits, tmp_path / f"{name}.expected")
+    code = f"""
+import torch
+from pathlib import Path
+from safetensors.torch import load_file
+from vit_ratio_opt.checkpoint import load_pruned
+torch.set_num_threads(1)
+for path in sorted(Path({str(tmp_path)!r}).glob("*.safetensors")):
+    model, manifest = load_pruned(path)
+    expected = load_file(path.with_suffix(".expected"))
+    with torch.no_grad():
+        assert torch.equal(model(expected["images"]), expected["logits"]), path
+    print(manifest["name"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == names()
+    assert len(names()) >= 60
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_pruned_is_refused_by_name_in_one_sentence(name: str) -> None:
+    with torch.device("meta"), pytest.raises(UnsupportedModelError) as error:
+        create_model(name)
+    message = str(error.value)
+    assert "`" in message or "class" in message
+    assert "\n" not in message
+    assert len(REFUSED) >= 15
+
+
+def _kind(model: VisionTransformer) -> str:
+    """In words, what is not as in a plain ViT."""
+    block, ffn = model.blocks[0], branches(model)[0][1]
+    words = {
+        "ResPostBlock": "norms after",
+        "ParallelThingsBlock": "two attentions and two FFNs in parallel",
+        "ParallelBlock": "attention and FFN in parallel",
+    }
+    parts = [words.get(type(block).__name__, "")]
+    if shape_of(model).whole_heads:
+        parts.append("norms on queries and keys: whole heads only")
+    if shape_of(model).fc1_rows == 2:
+        parts.append("SwiGLU" if isinstance(ffn.module, SwiGLU) else "packed SwiGLU")
+    if model.attn_pool is not None:
+        parts.append("attention pooling")
+    if type(model).__name__ == "VisionTransformerDistilled":
+        parts.append("distilled, two classifiers")
+    return ", ".join(part for part in parts if part) or "plain"
+
+
+@pytest.mark.skipif("MODELS" not in os.environ, reason="writes docs/models.md; minutes")
+def test_the_table_of_models_is_written(tmp_path: Path) -> None:
+    from vit_ratio_opt.export import export_model
+
+    by_kind = defaultdict(list)
+    for name in names():
+        model = small(name)
+        pruned = prune(model, (0.4, 0.5), magnitude_importance(model))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            export_model(pruned, tmp_path / "model.onnx", "onnx")
+        by_kind[_kind(model)].append(name)
+    refused = []
+    for name in REFUSED:
+        with torch.device("meta"):
+            try:
+                create_model(name)
+            except InputError as error:
+                refused.append((name, str(error).split(", which")[0].split(" cannot")[0]))
+    lines = [
+        "# Models",
+        "",
+        "Written by `MODELS=docs python -m pytest tests/test_models.py`: each of these names of "
+        f"timm ({timm.__version__}) was made with two narrow blocks, pruned, compared with "
+        "masking, counted, saved, loaded in a fresh process, and exported to ONNX.",
+        "",
+        "| kind | names | |",
+        "| --- | --- | --- |",
+        *(
+            f"| {kind} | {len(found)} | {', '.join(f'`{name}`' for name in found)} |"
+            for kind, found in sorted(by_kind.items(), key=lambda item: -len(item[1]))
+        ),
+        "",
+        "Refused by name, among others:",
+        "",
+        "| name | because |",
+        "| --- | --- |",
+        *(f"| `{name}` | {why} |" for name, why in refused),
+        "",
+    ]
+    Path(os.environ["MODELS"], "models.md").write_text("\n".join(lines))
