@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.checkpoint import create_model, load_dense, load_pruned
     from vit_ratio_opt.convert import to_timm
     from vit_ratio_opt.errors import InputError
+    from vit_ratio_opt.export import export_model
     from vit_ratio_opt.geometry import RatioPair, budget_curve
     from vit_ratio_opt.objective import PruningObjective
     from vit_ratio_opt.origin import load_objective
@@ -43,6 +44,7 @@ _HOMES = {
     "checkpoint": ("create_model", "load_dense", "load_pruned"),
     "convert": ("to_timm",),
     "errors": ("InputError",),
+    "export": ("export_model",),
     "geometry": ("RatioPair", "budget_curve"),
     "objective": ("PruningObjective",),
     "origin": ("load_objective",),
@@ -85,6 +87,7 @@ __all__ = [
     "create_model",
     "create_study",
     "evaluate",
+    "export_model",
     "finetune",
     "load_cifar10",
     "load_csv_images",

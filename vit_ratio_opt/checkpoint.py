@@ -28,6 +28,7 @@ __all__ = [
     "create_model",
     "load_again",
     "load_dense",
+    "load_model",
     "load_pruned",
     "load_tensors",
     "save_dense",
@@ -225,6 +226,17 @@ def load_pruned(
         source = None if dense is None else source_of(dense)
         setattr(model, _SOURCE, {"pruned": str(path.resolve()), "dense": source})
     return model, manifest
+
+
+def load_model(path: str | Path) -> tuple[VisionTransformer, dict[str, Any]]:
+    """The model of a file, pruned or dense, in evaluation mode, and the manifest of a pruned one.
+
+    Raises:
+        InputError: As :func:`load_pruned` and :func:`load_dense`.
+    """
+    if "format" in _load(Path(path))[1]:
+        return load_pruned(path)
+    return load_dense(path), {}
 
 
 def source_of(model: VisionTransformer) -> dict[str, Any] | None:

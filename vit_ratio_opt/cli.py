@@ -477,6 +477,84 @@ def reap(
         time.sleep(every)
 
 
+@app.command("export")
+def export_command(
+    model: Annotated[
+        Path, typer.Argument(help="Its safetensors file, pruned or dense.", show_default=False)
+    ],
+    to: Annotated[
+        Literal["onnx", "torch-export", "torchscript"], typer.Option(help="The file's format.")
+    ] = "onnx",
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The file; beside the model by default.", show_default=False),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Write an ONNX file in int8 as well; measure both.")
+    ] = False,
+    data: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of the images: measure accuracy on the study's test split."),
+    ] = None,
+    image_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Pixels of a side; the model's own by default."),
+    ] = None,
+) -> None:
+    """Write a model as a file for other programs, load it again and compare.
+
+    It takes normalised images, (batch, channels, height, width), and gives logits. With --data its
+    accuracy is measured, on the very test images that the model's study reported on.
+    """
+    from vit_ratio_opt.checkpoint import load_model
+    from vit_ratio_opt.export import (
+        SUFFIXES,
+        check_target,
+        export_model,
+        exported_accuracy,
+        image_shape,
+        quantize,
+    )
+    from vit_ratio_opt.objective import check_fit
+    from vit_ratio_opt.origin import study_images
+    from vit_ratio_opt.pruning import shape_of
+
+    output = output or model.with_suffix(SUFFIXES[to])
+    smaller = output.with_suffix(".int8.onnx")
+    if int8 and to != "onnx":
+        raise InputError(f"--int8 is for --to onnx, not for {to}.")
+    for path in (output, smaller) if int8 else (output,):
+        check_output(path)
+    check_target(output, to)
+    loaded, manifest = load_model(model)
+    height = image_shape(loaded, image_size)[1]
+    keys = ("classes", "mean", "std")
+    metadata: dict[str, Any] = {key: manifest[key] for key in keys if key in manifest}
+    images = None
+    if int8 or data is not None:
+        images = study_images(manifest, data, image_size=height)
+        check_fit(loaded, images)
+        metadata = {"classes": images.classes, "mean": images.mean, "std": images.std}
+    difference = export_model(loaded, output, to, metadata=metadata, image_size=image_size)
+    share = manifest.get("macs_ratio")
+    of_dense = f" ({share:.4f} of the dense model's)" if isinstance(share, float) else ""
+    print(
+        f"written to {output}: {_megabytes(output)}, {shape_of(loaded).macs:,} FLOPs{of_dense}, "
+        f"logits within {difference:.1e} of the model's"
+    )
+    if int8:
+        print(f"written to {quantize(output, smaller)}: {_megabytes(smaller)} in int8")
+    if images is not None:
+        found = f"{exported_accuracy(output, images):.2f} %"
+        if int8:
+            found += f", in int8 {exported_accuracy(smaller, images):.2f} %"
+        print(f"accuracy on the {len(images.test):,} test images of {images.name}: {found}")
+
+
+def _megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.2f} MB"
+
+
 def trackers(json_log: Path | None, tensorboard: Path | None) -> list[Callable[..., None]]:
     """The callbacks that the options of these names ask for.
 

@@ -101,7 +101,7 @@ from vit_ratio_opt.workers import process_name, sign_of_life, stop_on_signals
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
-__all__ = ["PruningObjective"]
+__all__ = ["PruningObjective", "check_fit"]
 
 # Of a teacher's logits, 256 MB are kept at most.
 _MOST_LOGITS = 2**26
@@ -233,7 +233,7 @@ class PruningObjective:
             )
         check_all_tokens(model)
         self.shape = replace(shape_of(model), mhsa_unit=mhsa_unit, round_to=round_to)
-        _check_fit(model, data)
+        check_fit(model, data)
         if calibration_images < 1:
             raise InputError(
                 f"`calibration_images` must be at least 1, but got {calibration_images!r}."
@@ -730,6 +730,11 @@ class PruningObjective:
                     "classes": self.data.classes,
                     "mean": self.data.mean,
                     "std": self.data.std,
+                    # How to have the same splits elsewhere; where the images are is left open.
+                    "images": {
+                        key: None if key == "root" else value
+                        for key, value in self.data.source.items()
+                    },
                     **self.settings,
                 }
                 path = self.checkpoints / checkpoint
@@ -973,7 +978,12 @@ def _set_attributes(trial: optuna.Trial, **attributes: Any) -> None:
         trial.set_user_attr(name, value)
 
 
-def _check_fit(model: VisionTransformer, data: ImageData) -> None:
+def check_fit(model: VisionTransformer, data: ImageData) -> None:
+    """Refuse images or classes that the model was not made for.
+
+    Raises:
+        InputError: Channels, size or number of classes differ.
+    """
     channels, *size = data.image_shape
     wanted = model.patch_embed.proj.in_channels
     if channels != wanted:

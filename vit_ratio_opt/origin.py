@@ -1,7 +1,11 @@
-"""What a study stores so that a worker on any machine can make its objective. JSON, no pickles."""
+"""What a study and its models store so that any machine can have objective and images again.
+
+JSON, no pickles.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +17,12 @@ from vit_ratio_opt.checkpoint import weights_hash
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.report import load_studies
-from vit_ratio_opt.storage import open_storage
+from vit_ratio_opt.storage import open_storage, reason
 from vit_ratio_opt.strategies import CascadeRule
-from vit_ratio_opt.training import Ranks, Recipe
+from vit_ratio_opt.training import ImageData, Ranks, Recipe, load_images
 from vit_ratio_opt.training.data import load_again as load_images_again
 
-__all__ = ["load_objective"]
+__all__ = ["load_objective", "study_images"]
 
 
 def load_objective(
@@ -112,3 +116,62 @@ def load_objective(
             f"({study.user_attrs.get('versions', {}).get('vit_ratio_opt')}): {error} does not fit."
         ) from None
     return objective
+
+
+def study_images(
+    manifest: Mapping[str, Any], root: str | Path | None = None, *, image_size: int | None = None
+) -> ImageData:
+    """The images that a pruned model's study was about, in its splits.
+
+    The test split is thus what the study reported on. Where the manifest is of no study, all test
+    images are.
+
+    Args:
+        manifest: Of ``load_pruned``; empty for a dense model.
+        root: The folder of the images, see :func:`vit_ratio_opt.load_images`; none for the digits.
+        image_size: Pixels of a side, where the manifest does not say how the images were loaded.
+
+    Raises:
+        InputError: There is no ``root`` but the study was not about the digits, the folder cannot
+            be read, or it gives another validation split or other classes than the study had.
+    """
+    source, fingerprint = manifest.get("images"), manifest.get("validation")
+    try:
+        is_digits = (source["loader"] if source else manifest.get("dataset")) == "digits"
+        if root is None and not is_digits:
+            raise InputError("Accuracy is measured, not assumed: give --data, the images' folder.")
+        for load in _loads(manifest, root, image_size):
+            data = load()
+            if fingerprint in (None, data.fingerprint):
+                break
+    except InputError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"The model has a damaged manifest: {reason(error)}.") from None
+    if fingerprint not in (None, data.fingerprint):
+        raise InputError(
+            f"The images here give another validation split ({data.fingerprint}) than the model's "
+            f"study had ({fingerprint}), so its test images are not known: give its own images."
+        )
+    if manifest.get("classes") not in (None, list(data.classes)):
+        raise InputError(f"The classes of {data.name} are not those that the model was made for.")
+    return data
+
+
+def _loads(
+    manifest: Mapping[str, Any], root: str | Path | None, image_size: int | None
+) -> list[Callable[[], ImageData]]:
+    """Ways to load the images of a manifest, one of which is right."""
+    source, seed = manifest.get("images"), manifest.get("seed", 0)
+    if source:
+        return [lambda: load_images_again(source, root=root)]
+    if root is None:
+        return [lambda: load_images_again({"loader": "digits", "seed": seed})]
+    options: dict[str, Any] = {"seed": seed}
+    if not (Path(root) / "cifar-10-batches-py").is_dir():  # which has its own
+        options["image_size"] = image_size
+        options.update({key: manifest.get(key) for key in ("mean", "std")})
+    loads = [lambda: load_images(root, validation="train", **options)]
+    if "validation" in manifest:  # the hash of a split, by an earlier version
+        loads.append(lambda: load_images(root, validation="test", **options))
+    return loads

@@ -237,7 +237,7 @@ class CascadeBlocks(nn.Sequential):
         """Streams ``(batch, tokens, width)`` through all blocks."""
         if x.shape[1] != self.tokens:
             raise InputError(f"The cascade is for {self.tokens} tokens, but got {x.shape[1]}.")
-        scores = x.new_zeros((len(x), self.tokens - self.prefix_tokens), dtype=torch.float32)
+        scores = x.new_zeros((x.shape[0], self.tokens - self.prefix_tokens), dtype=torch.float32)
         blocks: list[Block] = list(self)
         for index, (block, counts) in enumerate(zip(blocks, self.block_tokens, strict=True)):
             is_scored = self._is_scored[index]
@@ -282,7 +282,7 @@ class CascadeBlocks(nn.Sequential):
             return None
         patches = scores.topk(count - self.prefix_tokens, dim=1).indices + self.prefix_tokens
         prefix = torch.arange(self.prefix_tokens, device=scores.device)
-        return torch.cat([prefix.expand(len(scores), -1), patches], dim=1)
+        return torch.cat([prefix.expand(scores.shape[0], -1), patches], dim=1)
 
 
 def _gather(x: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
@@ -303,7 +303,8 @@ def _add(x: torch.Tensor, places: torch.Tensor | None, out: torch.Tensor) -> tor
 
 def _rows(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Where the tokens are when all images' are in one list."""
-    first = torch.arange(len(x), device=x.device) * x.shape[1]
+    # Not len(x), which would be a constant in an exported model.
+    first = torch.arange(x.shape[0], device=x.device) * x.shape[1]
     return (places + first[:, None]).flatten()
 
 
