@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from vit_ratio_opt.checkpoint import (
     create_model,
     load_dense,
+    load_model,
     load_pruned,
     save_dense,
     save_pruned,
@@ -40,6 +41,19 @@ def test_dense_model_comes_back_from_the_file_alone(tmp_path, tiny_vit, images):
     assert torch.equal(loaded(images), tiny_vit(images))
     assert weights_hash(loaded) == weights_hash(tiny_vit)
     assert [file.name for file in tmp_path.iterdir()] == ["dense.safetensors"]
+
+
+def test_a_file_is_taken_for_the_pruned_or_dense_model_that_it_has(tmp_path, images):
+    dense = create_model(NAME, **ARGUMENTS)
+    pruned = prune(dense, (0.5, 0.5), magnitude_importance(dense))
+    save_dense(dense, tmp_path / "dense.safetensors", name=NAME, arguments=ARGUMENTS)
+    save_pruned(pruned, tmp_path / "pruned.safetensors", {"macs_ratio": 0.5})
+    model, manifest = load_model(tmp_path / "dense.safetensors")
+    assert torch.equal(model(images), dense(images))
+    assert manifest == {}
+    model, manifest = load_model(tmp_path / "pruned.safetensors")
+    assert torch.equal(model(images), pruned(images))
+    assert manifest["macs_ratio"] == 0.5
 
 
 def test_pth_state_dict_loads_by_name(tmp_path, tiny_vit, images):

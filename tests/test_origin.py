@@ -5,6 +5,7 @@ import json
 import numpy as np
 import optuna
 import pytest
+import torch
 from PIL import Image
 
 from vit_ratio_opt.checkpoint import (
@@ -18,7 +19,7 @@ from vit_ratio_opt.checkpoint import (
 )
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.origin import load_objective
+from vit_ratio_opt.origin import load_objective, study_images
 from vit_ratio_opt.storage import open_storage
 from vit_ratio_opt.strategies import CascadeRule
 from vit_ratio_opt.study import create_study, run_study
@@ -195,3 +196,61 @@ def test_a_study_that_is_not_there_is_refused(url):
 def test_a_device_that_is_not_there_is_one_sentence(dense_file, device):
     with pytest.raises(InputError, match=f"`device` must be one of this machine.*'{device}'"):
         PruningObjective(load_dense(dense_file), load_digits(), budget=0.6, device=device)
+
+
+# The images of a pruned model's study
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images of two classes that differ from each other."""
+    for part, count in (("train", 20), ("test", 12)):
+        for label in "ab":
+            (tmp_path / "images" / part / label).mkdir(parents=True)
+            for i in range(count):
+                grey = 10 * i + (100 if label == "b" else 0)
+                place = tmp_path / "images" / part / label / f"{i:02d}.png"
+                Image.new("RGB", (8, 8), (grey, i, 0)).save(place)
+    return tmp_path / "images"
+
+
+def test_a_pruned_model_finds_the_test_images_of_its_study(dense_file, tmp_path):
+    data = load_digits(seed=5, val_fraction=0.3)
+    objective = PruningObjective(
+        load_dense(dense_file), data, budget=0.6, recipe=Recipe(epochs=0),
+        calibration_images=64, checkpoints=tmp_path / "models",
+    )  # fmt: skip
+    objective(optuna.trial.FixedTrial({"mhsa_ratio": 0.5, "ffn_ratio": 0.5}))
+    _, manifest = load_pruned(tmp_path / "models" / "trial-0000.safetensors")
+    assert torch.equal(study_images(manifest).test.indices, data.test.indices)
+
+
+@pytest.mark.parametrize("validation", ["train", "test"])
+@pytest.mark.parametrize("version", ["earlier", "now"])
+def test_the_splits_of_a_folder_come_back_wherever_it_is(folder, tmp_path, validation, version):
+    options = {"image_size": 8, "validation": validation, "seed": 3}
+    data = load_image_folder(folder, **options, mean=(0.1, 0.2, 0.3))
+    manifest = {
+        "classes": list(data.classes), "mean": list(data.mean), "std": list(data.std),
+        "dataset": data.name, "validation": data.fingerprint, "seed": 3,
+    }  # fmt: skip
+    if version == "now":
+        manifest["images"] = {**data.source, "root": None}
+    moved = folder.rename(tmp_path / "moved")
+    again = study_images(json.loads(json.dumps(manifest)), moved, image_size=8)
+    assert torch.equal(again.test.indices, data.test.indices)
+    assert (again.mean, again.validation) == (data.mean, validation)
+    with pytest.raises(InputError, match="Accuracy is measured, not assumed: give --data"):
+        study_images(manifest)
+    for changed, sentence in (
+        ({"validation": "abc"}, r"another validation split \(\w+\) than .* had \(abc\)"),
+        ({"classes": ["b", "a"]}, "The classes of moved are not those"),
+        ({"images": ["odd"]}, "damaged manifest"),
+        ({"images": {"loader": "pickle"}}, "not from 'pickle'"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            study_images({**manifest, **changed}, moved, image_size=8)
+
+
+def test_without_a_study_all_test_images_are_the_test_split(folder):
+    assert len(study_images({}, folder, image_size=8).test) == 24

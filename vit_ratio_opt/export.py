@@ -111,6 +111,7 @@ def export_model(
     }
     try:
         with replacing(path) as partial:
+            partial.touch()  # some exporters do not say that it is the folder
             with _quiet(), torch.no_grad():
                 _write(model, torch.zeros(2, *shape), partial, to, texts)
             difference = _largest_difference(model, load_exported(partial, to), shape)
@@ -160,7 +161,15 @@ def load_exported(path: str | Path, to: Format | None = None) -> Run:
     try:
         with _quiet():
             if to == "onnx":
-                return _onnx_session(path)
+                import onnxruntime
+
+                options = onnxruntime.SessionOptions()
+                options.log_severity_level = 3  # errors
+                options.intra_op_num_threads = torch.get_num_threads()
+                session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+                return lambda images: torch.from_numpy(
+                    session.run(None, {"images": images.numpy()})[0]
+                )
             if to == "torchscript":
                 script: Any = torch.jit.load  # has no types
                 return cast(Run, script(path, map_location="cpu"))
@@ -189,8 +198,8 @@ def exported_accuracy(path: str | Path, data: ImageData) -> float:
 def quantize(path: str | Path, output: str | Path) -> Path:
     """Write an ONNX file with the weights of its linear layers, and their products, in int8.
 
-    Each layer's inputs are quantised as they come (dynamic quantisation), so no calibration images
-    are needed; the rest stays in float32. How much accuracy that costs has to be measured.
+    Each layer's inputs are quantised as they come (dynamic quantisation), so it needs no images to
+    calibrate on; the rest stays in float32. What accuracy that costs has to be measured.
 
     Args:
         path: An ONNX file of :func:`export_model`.
@@ -204,10 +213,10 @@ def quantize(path: str | Path, output: str | Path) -> Path:
     load_exported(path)
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # onnxruntime's and not torchao's: the file has its integer kernels with it, on every CPU that
-    # onnxruntime knows, while torchao's are fast only after torch.compile on the machine itself.
-    # A scale for each output of a layer (`per_channel`) halves the error on our models and costs
-    # no time. The products of queries, keys and values have no weights, and stay as they are.
+    # By onnxruntime, whose integer kernels run wherever it does, and not by torchao, whose are
+    # slower than float32 until torch.compile has been at work on the machine itself. Unsigned
+    # weights, since signed ones saturate on CPUs without VNNI; a scale for each output of a layer
+    # (`per_channel`) then brings the logits nearer to float32's and costs no time.
     try:
         with replacing(output) as partial, _quiet():
             quantize_dynamic(
@@ -215,7 +224,7 @@ def quantize(path: str | Path, output: str | Path) -> Path:
                 partial,
                 op_types_to_quantize=["MatMul", "Gemm"],
                 per_channel=True,
-                weight_type=QuantType.QInt8,
+                weight_type=QuantType.QUInt8,
                 extra_options={"MatMulConstBOnly": True},
             )
     except OSError as error:
@@ -241,15 +250,14 @@ def _write(
             verbose=False,
         )
         assert exported is not None
-        ClearMetadataAndDocStringPass()(
-            exported.model
-        )  # lines of source and paths of this machine
+        # Lines of source, and where they are on this machine.
+        ClearMetadataAndDocStringPass()(exported.model)
         exported.model.metadata_props.update(texts)
         exported.save(path, external_data=False)
     elif to == "torch-export":
         program = torch.export.export(model, (example,), dynamic_shapes=any_batch)
         for node in program.graph.nodes:
-            node.meta.pop("stack_trace", None)  # as above
+            node.meta.pop("stack_trace", None)  # likewise
         with path.open("wb") as file:
             torch.export.save(program, file, extra_files=texts)
     else:
@@ -257,21 +265,7 @@ def _write(
         torch.jit.save(trace(model, example, check_trace=False), path, texts)
 
 
-def _onnx_session(path: Path) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-
-
-def _largest_difference(
-    model: torch.nn.Module,
-    run: Run,
-    shape: tuple[int, int, int],
-) -> float:
+def _largest_difference(model: torch.nn.Module, run: Run, shape: tuple[int, int, int]) -> float:
     """Between the logits of both on random images, in batches of several sizes."""
     generator = torch.Generator().manual_seed(0)
     found = []
@@ -279,8 +273,7 @@ def _largest_difference(
         for size in _CHECKED_BATCHES:
             images = torch.randn(size, *shape, generator=generator)
             wanted = model(images)
-            got = run(images)
-            found.append(((got - wanted).abs() / wanted.abs().clamp(min=1)).flatten())
+            found.append((run(images) - wanted).abs() / wanted.abs().clamp(min=1))
     return float(torch.cat(found).max())
 
 

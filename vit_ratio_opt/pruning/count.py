@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.pruning.surgery import evaluating
@@ -28,6 +28,10 @@ def count_macs(model: VisionTransformer, image: torch.Tensor) -> dict[str, int]:
         Operator name to MACs. Norms are under ``layer_norm`` and not part of what the package
         calls MACs.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # its use of torch.jit.script, not ours
+        from fvcore.nn import FlopCountAnalysis
+
     with evaluating(model):
         analysis = FlopCountAnalysis(model, image)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
