@@ -146,7 +146,7 @@ def study_images(
                 break
     except InputError:
         raise
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"The model has a damaged manifest: {reason(error)}.") from None
     if fingerprint not in (None, data.fingerprint):
         raise InputError(
