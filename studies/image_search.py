@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Literal
 
 import typer
 
-from vit_ratio_opt.checkpoint import create_model, load_dense, load_pruned
 from vit_ratio_opt.cli import (
     BudgetOption,
     CascadeOption,
     CheckpointOption,
     EpochsOption,
     FixedRatioOption,
+    ImageSizeOption,
     IterativeOption,
     JsonLogOption,
     MhsaUnitOption,
@@ -35,6 +35,7 @@ from vit_ratio_opt.cli import (
     cascade_rule,
     check_output,
     checkpoint_folder,
+    dense_model,
     make_folder,
     print_report,
     trackers,
@@ -62,14 +63,7 @@ def study_of(
 
     def main(
         data: Annotated[Path, typer.Option(help="Folder of the images.")],
-        image_size: Annotated[
-            Optional[int],  # noqa: UP045
-            typer.Option(
-                min=1,
-                help="Pixels that the images of a folder are resized and cropped to; by default "
-                "those of the first one.",
-            ),
-        ] = size,
+        image_size: ImageSizeOption = size,
         checkpoint: CheckpointOption = None,
         model: ModelOption = None,
         start: StartOption = None,
@@ -93,16 +87,7 @@ def study_of(
         tensorboard: TensorBoardOption = None,
         output: OutputOption = None,
     ) -> None:
-        normalisation: dict[str, Any] = {}
-        if checkpoint is not None:
-            dense = load_dense(checkpoint, name=model)
-        elif model is not None:
-            dense = create_model(model, pretrained=True)
-            normalisation = {key: dense.pretrained_cfg[key] for key in ("mean", "std")}
-        else:
-            raise typer.BadParameter("give --checkpoint, --model or both")
-        if start is not None:
-            dense, _ = load_pruned(start, dense)
+        dense, normalisation = dense_model(checkpoint, model, start)
         if tolerance is None and strategy == "structural":  # the others see the images first
             shape = replace(shape_of(dense), mhsa_unit=mhsa_unit, round_to=round_to)
             check_budget(shape, budget)

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ __all__ = [
     "load_model",
     "load_pruned",
     "load_tensors",
+    "normalisation_of",
     "save_dense",
     "save_pruned",
     "source_of",
@@ -53,6 +55,8 @@ _MODEL_ARGS = {
     ),
 }
 _FORMAT = "vit_ratio_opt/1"
+# Said in a pruned model's file.
+_PACKAGES = ("vit_ratio_opt", "torch", "timm")
 # Attribute of a model: how to load it again elsewhere, of JSON values.
 _SOURCE = "vit_ratio_opt_source"
 # Attribute of a model, which its pruned copies keep: timm's name and arguments.
@@ -178,7 +182,10 @@ def save_pruned(model: VisionTransformer, path: str | Path, manifest: Mapping[st
     Of models that :func:`create_model` or :func:`load_dense` made, timm's name and arguments are
     kept too, so that :func:`load_pruned` needs nothing but the file.
     """
-    own: dict[str, Any] = {"blocks": shape_of(model).block_sizes}
+    own: dict[str, Any] = {
+        "blocks": shape_of(model).block_sizes,
+        "versions": {package: version(package) for package in _PACKAGES},
+    }
     architecture = getattr(model, _ARCHITECTURE, None)
     if architecture is not None:
         own["architecture"] = architecture
@@ -204,10 +211,7 @@ def load_pruned(
     """
     path = Path(path)
     state, metadata = _load(path)
-    if metadata.get("format") != _FORMAT:
-        raise InputError(
-            f"{path} must have format {_FORMAT!r}, but has {metadata.get('format')!r}."
-        )
+    _check_format(path, metadata.get("format"))
     try:
         manifest = json.loads(metadata["manifest"])
         blocks = [BlockShape(*(int(n) for n in block)) for block in manifest["blocks"]]
@@ -237,6 +241,26 @@ def load_model(path: str | Path) -> tuple[VisionTransformer, dict[str, Any]]:
     if "format" in _load(Path(path))[1]:
         return load_pruned(path)
     return load_dense(path), {}
+
+
+def normalisation_of(path: str | Path) -> dict[str, tuple[float, ...]]:
+    """``mean`` and ``std`` that a Hugging Face folder gives; none where it does not say.
+
+    Raises:
+        InputError: Its ``preprocessor_config.json`` is damaged.
+    """
+    config = Path(path) / "preprocessor_config.json"
+    if not config.is_file():
+        return {}
+    try:
+        stored = json.loads(config.read_text(encoding="utf-8"))
+        if not stored.get("do_normalize", True):
+            return {}
+        return {
+            key: tuple(float(value) for value in stored[f"image_{key}"]) for key in ("mean", "std")
+        }
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError):
+        raise InputError(f"{config} is damaged: it gives no image_mean and image_std.") from None
 
 
 def source_of(model: VisionTransformer) -> dict[str, Any] | None:
@@ -327,6 +351,18 @@ def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise InputError(
             f"{path} is no readable checkpoint (truncated?): {_first_line(error)}"
         ) from None
+
+
+def _check_format(path: Path, found: str | None) -> None:
+    if found == _FORMAT:
+        return
+    name, _, number = str(found).partition("/")
+    if name == _FORMAT.split("/")[0] and number.isdecimal():
+        raise InputError(
+            f"{path} was written by a newer version of vit_ratio_opt (format {found!r}), and this "
+            f"one reads {_FORMAT!r}: upgrade with `pip install -U vit_ratio_opt`."
+        )
+    raise InputError(f"{path} must have format {_FORMAT!r}, but has {found!r}.")
 
 
 def _check_stored_name(path: Path, name: object) -> None:

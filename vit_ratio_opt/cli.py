@@ -25,6 +25,7 @@ from vit_ratio_opt.report import (
     load_studies,
     results_table,
     timing_split,
+    trained_trial,
     trial_rows,
     trials_table,
     write_json,
@@ -50,6 +51,7 @@ __all__ = [
     "CheckpointOption",
     "EpochsOption",
     "FixedRatioOption",
+    "ImageSizeOption",
     "JsonLogOption",
     "IterativeOption",
     "MhsaUnitOption",
@@ -71,6 +73,7 @@ __all__ = [
     "cascade_rule",
     "check_output",
     "checkpoint_folder",
+    "dense_model",
     "main",
     "make_folder",
     "print_report",
@@ -90,6 +93,15 @@ ToleranceOption = Annotated[
 ]
 TrialsOption = Annotated[int, typer.Option(min=1, help="Trained trials in all, earlier runs too.")]
 EpochsOption = Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning in each trial.")]
+LearningRateOption = Annotated[float, typer.Option(help="Peak learning rate of fine-tuning.")]
+ImageSizeOption = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        min=1,
+        help="Pixels that the images of a folder are resized and cropped to; by default those of "
+        "the first one.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of splits, calibration and fine-tuning.")]
 StudyNameOption = Annotated[str, typer.Option(help="The study's name in the storage.")]
 StorageOption = Annotated[
@@ -229,6 +241,10 @@ _Checkpoints = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="Folder for the models of a worker; likewise."),
 ]
+_Device = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Such as cuda:1 or cpu; the first GPU by default.", show_default=False),
+]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -325,10 +341,7 @@ def worker(
     data: _Data = None,
     artifacts: _Artifacts = None,
     checkpoints: _Checkpoints = None,
-    device: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Such as cuda:1 or cpu; the first GPU by default.", show_default=False),
-    ] = None,
+    device: _Device = None,
     json_log: JsonLogOption = None,
     tensorboard: TensorBoardOption = None,
     wait: Annotated[
@@ -553,6 +566,186 @@ def export_command(
 
 def _megabytes(path: Path) -> str:
     return f"{path.stat().st_size / 1e6:.2f} MB"
+
+
+@app.command()
+def final(
+    study_name: _OneStudy,
+    storage: _StudyUrl = DEFAULT_STORAGE,
+    trial: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, help="Number of the trial; the best one by default."),
+    ] = None,
+    epochs: EpochsOption = 10,
+    lr: LearningRateOption = 1e-3,
+    seed: SeedOption = 0,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The model's file; STUDY.safetensors here by default."),
+    ] = None,
+    checkpoint: _Checkpoint = None,
+    start: _Start = None,
+    data: _Data = None,
+    artifacts: _Artifacts = None,
+    checkpoints: _Checkpoints = None,
+    device: _Device = None,
+) -> None:
+    """Train a trial's model longer, test it once, and write it with a model card.
+
+    Stopped, it goes on from its last epoch when it is run again.
+    """
+    path = output or Path(f"{file_name(study_name)}.safetensors")
+    check_model_output(path)
+    backend = open_storage(storage, must_exist=True)
+    (study,) = load_studies(backend, [study_name])
+    chosen = trained_trial(study, trial)
+
+    from dataclasses import replace
+
+    from vit_ratio_opt.final import finish
+    from vit_ratio_opt.geometry import RatioPair
+    from vit_ratio_opt.origin import load_objective
+
+    objective = load_objective(
+        study_name,
+        backend,
+        checkpoint=checkpoint,
+        start=start,
+        data=data,
+        artifacts=artifacts,
+        checkpoints=checkpoints,
+        device=device,
+    )
+    lineage = {
+        "study": study_name,
+        "trial": chosen.number,
+        "parent_trial": chosen.user_attrs.get("parent_trial"),
+        "search_accuracy": chosen.user_attrs["accuracy"],
+    }
+    _finish(
+        lambda: finish(
+            objective,
+            RatioPair(*(chosen.params[name] for name in RatioPair._fields)),
+            objective.model_of(chosen, study).to(objective.device),
+            path,
+            recipe=replace(objective.recipe, epochs=epochs, lr=lr),
+            seed=seed,
+            lineage=lineage,
+        ),
+        path,
+    )
+
+
+@app.command()
+def prune(
+    data: Annotated[Path, typer.Option(help="Folder of the images.")],
+    mhsa_ratio: Annotated[float, typer.Option(help="Of the attention, to remove; in [0, 1).")],
+    ffn_ratio: Annotated[float, typer.Option(help="Of the FFN, to remove; in [0, 1).")],
+    checkpoint: CheckpointOption = None,
+    model: ModelOption = None,
+    start: StartOption = None,
+    output: Annotated[Path, typer.Option(help="The pruned model's file.")] = Path(
+        "pruned.safetensors"
+    ),
+    epochs: EpochsOption = 0,
+    lr: LearningRateOption = 1e-3,
+    image_size: ImageSizeOption = None,
+    validation: ValidationOption = "test",
+    strategy: StrategyOption = "structural",
+    cascade: CascadeOption = None,
+    mhsa_unit: MhsaUnitOption = "rank",
+    repair: RepairOption = True,
+    round_to: RoundToOption = 1,
+    seed: SeedOption = 0,
+) -> None:
+    """Prune by two given ratios, without a search; fine-tune, test once, write with a card."""
+    check_model_output(output)
+    dense, normalisation = dense_model(checkpoint, model, start)
+
+    from vit_ratio_opt.final import finish
+    from vit_ratio_opt.geometry import RatioPair, check_pair
+    from vit_ratio_opt.objective import PruningObjective
+    from vit_ratio_opt.training import Recipe, load_images
+
+    objective = PruningObjective(
+        dense,
+        load_images(
+            data, image_size=image_size, validation=validation, seed=seed, **normalisation
+        ),
+        budget=1.0,
+        recipe=Recipe(epochs=epochs, lr=lr),
+        strategy=strategy,
+        rule=cascade_rule(cascade),
+        mhsa_unit=mhsa_unit,
+        repair=repair,
+        round_to=round_to,
+        seed=seed,
+    )
+    pair = RatioPair(mhsa_ratio, ffn_ratio)
+    check_pair(objective.space, pair)
+    _finish(
+        lambda: finish(
+            objective, pair, objective.prune(pair), output, recipe=objective.recipe, seed=seed
+        ),
+        output,
+    )
+
+
+def _finish(make: Callable[[], dict[str, Any]], path: Path) -> None:
+    """Make the model and print what came out."""
+    from vit_ratio_opt.final import card_path
+    from vit_ratio_opt.training import TrainingDiverged, TrainingStopped
+
+    try:
+        made = make()
+    except TrainingDiverged as error:
+        raise InputError(f"The training failed, {error}: try a smaller --lr.") from None
+    except TrainingStopped:
+        print("stopped, with nothing lost: run the same again to go on from here")
+        sys.exit(143)
+    dense = made["dense"]
+    print(
+        f"{made['macs_ratio']:.4f} of the FLOPs, {made['params']:,} of {dense['params']:,} "
+        f"parameters; validation {dense['val_accuracy']:.2f} -> {made['val_accuracy']:.2f} %, "
+        f"test {dense['test_accuracy']:.2f} -> {made['test_accuracy']:.2f} %"
+    )
+    print(f"written to {path}, its card to {card_path(path)}")
+
+
+def check_model_output(path: Path) -> None:
+    """Refuse, before any work, a file of a model or a card that could not be written after it.
+
+    Raises:
+        InputError: Its suffix is another one, or see :func:`check_output`.
+    """
+    if path.suffix != ".safetensors":
+        raise InputError(f"A model goes into a .safetensors file, but --output is {path}.")
+    check_output(path)
+    check_output(path.with_suffix(".md"))
+
+
+def dense_model(
+    checkpoint: Path | None, model: str | None, start: Path | None
+) -> tuple[Any, dict[str, Any]]:
+    """The model that the options of these names ask for, and how its images are normalised.
+
+    Raises:
+        InputError: None is named, or it cannot be had.
+    """
+    from vit_ratio_opt.checkpoint import create_model, load_dense, load_pruned, normalisation_of
+
+    normalisation: dict[str, Any] = {}
+    if checkpoint is not None:
+        dense = load_dense(checkpoint, name=model)
+        normalisation = normalisation_of(checkpoint)
+    elif model is not None:
+        dense = create_model(model, pretrained=True)
+        normalisation = {key: dense.pretrained_cfg[key] for key in ("mean", "std")}
+    else:
+        raise InputError("Which model? Give --checkpoint, --model or both.")
+    if start is not None:
+        dense, _ = load_pruned(start, dense)
+    return dense, normalisation
 
 
 def trackers(json_log: Path | None, tensorboard: Path | None) -> list[Callable[..., None]]:

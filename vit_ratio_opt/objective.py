@@ -436,6 +436,32 @@ class PruningObjective:
         seen = follow(BudgetSearch(self.curve, start=self.likely_best()), accuracy)
         return {pair: value for pair, (value,) in seen.items()}
 
+    def manifest(
+        self, pair: RatioPair, model: VisionTransformer, accuracy: float
+    ) -> dict[str, Any]:
+        """What a file of the pair's model says about it, as JSON values."""
+        shape = shape_of(model)
+        return {
+            **pair._asdict(),
+            "macs_ratio": shape.macs / self.shape.macs,
+            "macs": shape.macs,
+            "params": shape.params,
+            "val_accuracy": accuracy,
+            "dense": {
+                "macs": self.shape.macs,
+                "params": self.shape.params,
+                "val_accuracy": self.dense_accuracy,
+            },
+            "classes": self.data.classes,
+            "mean": self.data.mean,
+            "std": self.data.std,
+            # How to have the same splits elsewhere; where the images are is left open.
+            "images": {
+                key: None if key == "root" else value for key, value in self.data.source.items()
+            },
+            **self.settings,
+        }
+
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What makes two trials comparable, as JSON values; a study holds one such set."""
@@ -504,10 +530,14 @@ class PruningObjective:
 
         Recomputing them takes longer than a small pruned model takes to train.
         """
-        if self.recipe.distillation == 0:
+        return self.teacher_for(self.recipe)
+
+    def teacher_for(self, recipe: Recipe) -> VisionTransformer | torch.Tensor | None:
+        """What a training by ``recipe`` is to be distilled from: logits where that is possible."""
+        if recipe.distillation == 0:
             return None
         logits = len(self.data.train) * len(self.data.classes)
-        if self.recipe.augment or logits > _MOST_LOGITS:
+        if recipe.augment or logits > _MOST_LOGITS:
             return self.model
         return predict(self.model, self.data, self.data.train)
 
@@ -628,10 +658,7 @@ class PruningObjective:
             return None
         tested = study.user_attrs.get("tested", {})
         if tested.get("trial") != best.number:
-            name = best.user_attrs.get("checkpoint")
-            if self.checkpoints is None or name is None:
-                raise InputError("The final test needs `checkpoints`, the folder of the models.")
-            model = self._model_of(best, study)
+            model = self.model_of(best, study)
             dense = tested.get("dense")
             if dense is None:
                 dense = evaluate(self.model, self.data, self.data.test)
@@ -648,9 +675,17 @@ class PruningObjective:
                 Explainer().refresh(study)
         return float(tested["accuracy"])
 
-    def _model_of(self, trial: FrozenTrial, study: optuna.Study) -> VisionTransformer:
-        """The trial's pruned model, from this machine's folder or from the store of all."""
-        assert self.checkpoints is not None
+    def model_of(self, trial: FrozenTrial, study: optuna.Study) -> VisionTransformer:
+        """A trial's pruned model, from this machine's folder or from the store of all.
+
+        Raises:
+            InputError: The trial kept no model, or it is gone.
+        """
+        if self.checkpoints is None or trial.user_attrs.get("checkpoint") is None:
+            raise InputError(
+                f"Trial {trial.number} of {study.study_name!r} kept no model: `checkpoints` names "
+                "the folder of a study's models."
+            )
         path = self.checkpoints / trial.user_attrs["checkpoint"]
         if path.exists() or self.artifact_store is None:
             return load_pruned(path, self.model)[0]
@@ -723,19 +758,11 @@ class PruningObjective:
         if self.checkpoints is not None:
             with clock("checkpoint"):
                 checkpoint = f"trial-{trial.number:04d}.safetensors"
-                manifest = {
-                    **pair._asdict(),
-                    "macs_ratio": macs_ratio,
-                    "val_accuracy": accuracy,
-                    "classes": self.data.classes,
-                    "mean": self.data.mean,
-                    "std": self.data.std,
-                    # How to have the same splits elsewhere; where the images are is left open.
-                    "images": {
-                        key: None if key == "root" else value
-                        for key, value in self.data.source.items()
-                    },
-                    **self.settings,
+                manifest = self.manifest(pair, model, accuracy)
+                manifest["lineage"] = {
+                    "study": trial.study.study_name if in_study else None,
+                    "trial": trial.number,
+                    "parent_trial": trial.user_attrs["parent_trial"],
                 }
                 path = self.checkpoints / checkpoint
                 save_pruned(model, path, manifest)

@@ -41,6 +41,7 @@ __all__ = [
     "summary",
     "timing_split",
     "trial_rows",
+    "trained_trial",
     "trials_table",
     "write_json",
     "write_text",
@@ -93,6 +94,30 @@ def load_studies(storage: BaseStorage, names: Sequence[str] = ()) -> list[Study]
         raise InputError("The storage has no study made by vit_ratio_opt.")
     studies = [optuna.load_study(study_name=name, storage=storage) for name in ours]
     return sorted(studies, key=lambda s: s.user_attrs["settings"]["strategy"] == "searched")
+
+
+def trained_trial(study: Study, number: int | None = None) -> FrozenTrial:
+    """The trial of this number, or the best one.
+
+    Raises:
+        InputError: It is not there or was not trained to its end, or no trial is within the limit.
+    """
+    if number is None:
+        best = best_trial(study)
+        if best is None:
+            raise InputError(f"Study {study.study_name!r} has no trial within its limit yet.")
+        return best
+    trained = {
+        trial.number: trial
+        for trial in study.get_trials(deepcopy=False)
+        if "accuracy" in trial.user_attrs
+    }
+    if number not in trained:
+        raise InputError(
+            f"Trial {number} of study {study.study_name!r} was not trained to its end; "
+            f"{', '.join(map(str, trained)) or 'none'} were."
+        )
+    return trained[number]
 
 
 def best_trial(study: Study) -> FrozenTrial | None:

@@ -1,0 +1,159 @@
+"""The model that is taken away: a pair, trained longer, tested once, with a card that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
+
+from vit_ratio_opt.checkpoint import save_pruned
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.files import replacing
+from vit_ratio_opt.geometry import RatioPair
+from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.training import Recipe, evaluate, finetune
+from vit_ratio_opt.workers import stop_on_signals
+
+__all__ = ["card_path", "finish", "model_card"]
+
+
+def finish(
+    objective: PruningObjective,
+    pair: RatioPair,
+    model: VisionTransformer,
+    path: str | Path,
+    *,
+    recipe: Recipe,
+    seed: int = 0,
+    lineage: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Fine-tune ``model`` by ``recipe``, test it once, and write it with its card.
+
+    A training that is stopped leaves its state beside ``path``: the same call goes on from there.
+
+    Args:
+        objective: Of the dense model and the images.
+        pair: The model's ratios.
+        model: The pruned model, on the objective's device; it is trained in place.
+        path: Its safetensors file; the card is the Markdown file of the same name.
+        recipe: How long and how it is trained; no epochs leave it as it is.
+        seed: Of the training.
+        lineage: Where the model comes from, as JSON values.
+
+    Returns:
+        What the file says: see :meth:`PruningObjective.manifest`, with ``test_accuracy``,
+        ``dense["test_accuracy"]``, the ``recipe``, ``seed`` and ``lineage``.
+
+    Raises:
+        InputError: A file cannot be written, or a state beside it is of another training.
+        TrainingDiverged: The loss is no number.
+        TrainingStopped: By a signal; the state was kept.
+    """
+    path, data = Path(path), objective.data
+    if recipe.epochs:
+        state = path.with_name(f"{path.name}.training")
+        with stop_on_signals() as asked_to_stop:
+            accuracy = finetune(
+                model,
+                data,
+                recipe,
+                teacher=objective.teacher_for(recipe),
+                seed=seed,
+                state=state,
+                stop=asked_to_stop,
+                title=path.name,
+                progress=objective.progress,
+            )
+    else:
+        accuracy = evaluate(model, data, data.val)
+    manifest = objective.manifest(pair, model, accuracy)
+    manifest["dense"]["test_accuracy"] = evaluate(objective.model, data, data.test)
+    manifest |= {
+        "test_accuracy": evaluate(model, data, data.test),
+        "test_images": len(data.test),
+        "recipe": asdict(recipe),
+        "training_seed": seed,
+        "lineage": dict(lineage or {}),
+    }
+    save_pruned(model, path, manifest)
+    try:
+        with replacing(card_path(path)) as partial:
+            partial.write_text(model_card(manifest, path.name), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{card_path(path)} cannot be written: {error.strerror}.") from None
+    if recipe.epochs:
+        state.unlink(missing_ok=True)
+    return manifest
+
+
+def card_path(path: str | Path) -> Path:
+    """Where the card of the model in ``path`` is."""
+    return Path(path).with_suffix(".md")
+
+
+def model_card(manifest: Mapping[str, Any], file: str) -> str:
+    """A model card in Markdown, with the front matter that Hugging Face's hub reads.
+
+    Args:
+        manifest: As :func:`finish` gives it.
+        file: The name of the model's file.
+    """
+    dense, recipe, lineage = manifest["dense"], manifest["recipe"], manifest["lineage"]
+    drop = dense["test_accuracy"] - manifest["test_accuracy"]
+    training = "It was not trained after pruning."
+    if recipe["epochs"]:
+        training = (
+            f"After pruning it was trained for {recipe['epochs']} epoch(s) on "
+            f"{manifest['dataset']} with AdamW at a peak learning rate of {recipe['lr']:g}, "
+            f"{recipe['distillation']:.0%} of the loss being distillation from the dense model."
+        )
+    origin = "Its two ratios were given by hand."
+    if lineage.get("study") is not None:
+        limit = f"a budget of {manifest['budget']} of the FLOPs"
+        if manifest["budget"] is None:
+            limit = f"a tolerance of {manifest['tolerance']} points"
+        origin = f"Its ratios are those of trial {lineage['trial']} of study "
+        origin += f"{lineage['study']!r}, which searched within {limit}."
+    validation = "Validation images were held out of the training images."
+    if manifest["images"].get("validation") == "test":
+        validation = (
+            "Validation images are one half of the test split, as the dense model has seen all "
+            "training images; the test accuracy is of the other half."
+        )
+    mean, std = (", ".join(f"{value:g}" for value in manifest[key]) for key in ("mean", "std"))
+    return f"""---
+library_name: vit_ratio_opt
+pipeline_tag: image-classification
+tags:
+- vision-transformer
+- pruning
+- timm
+---
+
+# {file}
+
+A `{manifest["model"]}` for the {len(manifest["classes"])} classes of {manifest["dataset"]} with \
+{manifest["mhsa_ratio"]:.1%} of its attention and {manifest["ffn_ratio"]:.1%} of its feed-forward \
+modules pruned. {origin} {training}
+
+| | FLOPs | parameters | validation % | test % |
+| --- | --- | --- | --- | --- |
+| dense | {dense["macs"]:,} | {dense["params"]:,} | {dense["val_accuracy"]:.2f} \
+| {dense["test_accuracy"]:.2f} |
+| pruned | {manifest["macs"]:,} ({manifest["macs_ratio"]:.1%}) | {manifest["params"]:,} \
+({manifest["params"] / dense["params"]:.1%}) | {manifest["val_accuracy"]:.2f} \
+| {manifest["test_accuracy"]:.2f} ({-drop:+.2f}) |
+
+1 FLOP is 1 multiply-add. {validation} The {manifest["test_images"]:,} test images were read once.
+
+```python
+import vit_ratio_opt as vro
+
+model, manifest = vro.load_pruned("{file}")  # a timm model in evaluation mode
+logits = model(images)  # (batch, channels, height, width), mean {mean}, std {std}
+classes = manifest["classes"]
+```
+"""
