@@ -110,6 +110,7 @@ def test_final_goes_on_where_it_was_killed(searched, tmp_path):
         [sys.executable, "-m", "vit_ratio_opt", *map(str, arguments), str(killed)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as many as here
         text=True,
     )
     state = tmp_path / "killed.safetensors.training"
