@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -238,3 +240,116 @@ def test_a_cascade_that_does_not_fit_is_refused(tmp_path, make_vit, damage):
     save_pruned(small, tmp_path / "m.safetensors", {"cascade": chosen})
     with pytest.raises(InputError):
         load_pruned(tmp_path / "m.safetensors", model)
+
+
+def _rewritten(source: Path, target: Path, change) -> None:
+    """The file with another header: ``change`` is given its JSON, and the bytes of the tensors."""
+    whole = source.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header, data = json.loads(whole[8 : 8 + length]), whole[8 + length :]
+    text = json.dumps(change(header) or header).encode()
+    target.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def _manifest_with(**changes):
+    def change(header):
+        manifest = json.loads(header["__metadata__"]["manifest"])
+        header["__metadata__"]["manifest"] = json.dumps(manifest | changes)
+        header["__metadata__"].pop("checksum")  # whoever forges a file leaves it out
+        return header
+
+    return change
+
+
+_PATH_LIKE = ["../../escaped", "/tmp/escaped", "C:\\escaped", "blocks.0\x00", "a" * 5000]
+_HOSTILE = [
+    *(lambda h, n=n: h | {n: h[next(k for k in h if k != "__metadata__")]} for n in _PATH_LIKE),
+    *(_manifest_with(architecture={"timm_name": name}) for name in _PATH_LIKE),
+    *(
+        _manifest_with(architecture={"timm_name": NAME, "timm_kwargs": ARGUMENTS | changes})
+        for changes in (
+            {"depth": 10**9}, {"depth": -1}, {"depth": 0}, {"depth": 1e308}, {"embed_dim": 10**12},
+            {"embed_dim": 10**7}, {"img_size": 10**9}, {"img_size": 10**5}, {"num_heads": 0},
+            {"num_heads": 10**9}, {"mlp_ratio": 1e18}, {"mlp_ratio": float("nan")},
+            {"num_classes": 10**12}, {"reg_tokens": 10**12}, {"act_layer": "os.system"},
+            {"norm_layer": "__import__"}, {"norm_eps": "x"}, {"attn_layer": "eval"},
+            {"checkpoint_path": "/etc/passwd"}, {"pretrained": True}, {"block_fn": "x"},
+        )
+    ),
+    *(
+        _manifest_with(blocks=blocks)
+        for blocks in (
+            [], [[1, 2]], [[4, 8, 64]] * 3, [[4, 8, 64]] * 10**5, [[10**30, 8, 64]] * 2,
+            [[0, 8, 64]] * 2, [[-1, 8, 64]] * 2, [["4", 8, 64]] * 3, [[4, 8, float("inf")]] * 2,
+            [[4, 8, None]] * 2, "blocks", None, {"a": 1},
+        )
+    ),
+    *(
+        _manifest_with(cascade=chosen)
+        for chosen in (
+            {}, {"tokens": [[1, 1, 1]] * 2, "scores": "max"}, {"tokens": "x", "scores": "max"},
+            {"tokens": [[17, 17, 10**12]] * 2, "scores": "max"},
+            {"tokens": [[17, 17, 17]] * 2, "scores": "__import__"}, [], 3,
+        )
+    ),
+    lambda h: h["__metadata__"].update(manifest="[" * 100_000),
+    lambda h: h["__metadata__"].update(manifest="{"),
+    lambda h: h["__metadata__"].update(manifest="null"),
+    lambda h: h["__metadata__"].update(manifest="9" * 10_000),
+    lambda h: h["__metadata__"].update(format="vit_ratio_opt/x"),
+    lambda h: h.pop("__metadata__") and h,
+]  # fmt: skip
+
+
+@pytest.fixture
+def watched(tmp_path, monkeypatch):
+    """A pruned model's file in a folder of its own, and what is there before and after."""
+    torch.manual_seed(0)
+    dense = create_model(NAME, **ARGUMENTS)
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / "files" / "pruned.safetensors"
+    save_pruned(prune(dense, (0.5, 0.5), magnitude_importance(dense)), source, {})
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("code of the file would have run")
+
+    for name in ("pickle.loads", "pickle.load", "torch.load", "os.system", "subprocess.Popen"):
+        monkeypatch.setattr(name, forbidden)
+    yield source
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["files"]
+
+
+@pytest.mark.parametrize("change", _HOSTILE, ids=range(len(_HOSTILE)))
+def test_a_forged_file_is_refused_in_one_sentence(watched, change):
+    forged = watched.with_name("forged.safetensors")
+    _rewritten(watched, forged, change)
+    with pytest.raises(InputError) as error:
+        load_pruned(forged)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_damaged_files_are_refused_whatever_bit_is_wrong(watched):
+    whole = watched.read_bytes()
+    generator = random.Random(0)
+    mutations = [whole[: generator.randrange(len(whole))] for _ in range(60)]
+    for _ in range(100):
+        flipped = bytearray(whole)
+        flipped[generator.randrange(len(whole))] ^= 1 << generator.randrange(8)
+        mutations.append(bytes(flipped))
+    sizes = (0, 1, len(whole), 10**8, 2**40, 2**63, 2**64 - 1)
+    mutations += [size.to_bytes(8, "little") + whole[8:] for size in sizes]
+    mutations += [b"", b"\x80\x04.", whole + b"\x00", whole[8:], b"PK\x03\x04" + whole]
+    damaged = watched.with_name("damaged.safetensors")
+    for mutation in mutations:
+        damaged.write_bytes(mutation)
+        with pytest.raises(InputError):
+            load_pruned(damaged)
+    assert len(mutations) + len(_HOSTILE) >= 200
+
+
+def test_a_newer_format_is_named_with_what_to_do(watched):
+    newer = watched.with_name("newer.safetensors")
+    _rewritten(watched, newer, lambda h: h["__metadata__"].update(format="vit_ratio_opt/2"))
+    with pytest.raises(InputError, match=r"newer version .*vit_ratio_opt/2.* upgrade"):
+        load_pruned(newer)

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
     if ":" not in name and not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f" Did you mean {', '.join(close)}?" if close else ""
-        raise InputError(f"timm has no model named {name!r}.{hint}")
+        raise InputError(f"timm has no model named {name!r:.200}.{hint}")
     if pretrained:  # say what cannot be pruned before anything is fetched
         create_model(name, **arguments)
     for_timm = dict(arguments)
@@ -93,7 +93,7 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
             "its pretrained weights cannot be loaded" if pretrained else "its arguments do not fit"
         )
         raise InputError(
-            f"timm model {name!r} cannot be made, {what}: {_first_line(error)}"
+            f"timm model {name!r:.200} cannot be made, {what}: {_first_line(error)}"
         ) from None
     separate_parallel(model)
     check_supported(model)
@@ -169,8 +169,7 @@ def load_dense(
             _check_stored_name(path, stored_name)
         if name in (None, stored_name):
             arguments = {**_stored_arguments(path, metadata), **arguments}
-        model = create_model(str(name or stored_name), **arguments)
-        _load_into(model, state, path)
+        model = _filled(path, state, str(name or stored_name), arguments)
     source = {"checkpoint": str(path.resolve()), "name": name, "arguments": arguments}
     setattr(model, _SOURCE, source)
     return model
@@ -192,7 +191,9 @@ def save_pruned(model: VisionTransformer, path: str | Path, manifest: Mapping[st
     if isinstance(model.blocks, CascadeBlocks):
         own["cascade"] = {"tokens": model.blocks.block_tokens, "scores": model.blocks.scores}
     text = json.dumps({**own, **manifest})
-    _save(model, Path(path), {"format": _FORMAT, "manifest": text})
+    checksum = _checksum(model.state_dict(), text)
+    metadata = {"format": _FORMAT, "manifest": text, "checksum": checksum}
+    _save(model, Path(path), metadata)
 
 
 def load_pruned(
@@ -219,12 +220,22 @@ def load_pruned(
         if chosen is not None:
             tokens = [BlockTokens(*(int(n) for n in counts)) for counts in chosen["tokens"]]
             scores = chosen["scores"]
-    except (KeyError, TypeError, ValueError):
+        stored = metadata.get("checksum")
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError):
         raise InputError(f"{path} has a damaged manifest.") from None
-    model = shrink_to(dense or _architecture(path, manifest), blocks)
-    if chosen is not None:
-        model = cascade(model, tokens, scores=scores)
-    _load_into(model, state, path)
+    if stored is not None and stored != _checksum(state, metadata["manifest"]):
+        raise InputError(f"{path} is damaged: what it holds is not what was written.")
+
+    def cut(whole: VisionTransformer) -> VisionTransformer:
+        smaller = shrink_to(whole, blocks)
+        return smaller if chosen is None else cascade(smaller, tokens, scores=scores)
+
+    if dense is None:
+        model = _filled(path, state, *_architecture(path, manifest), cut)
+    else:
+        model = cut(dense)
+        check_fits(model, state, path)
+        model.load_state_dict(state)
     model.eval()
     if dense is None or source_of(dense) is not None:
         source = None if dense is None else source_of(dense)
@@ -308,11 +319,7 @@ def load_again(
 
 def weights_hash(model: torch.nn.Module) -> str:
     """Hash of names, shapes and values of all weights."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    return _tensors_hash(model.state_dict())[:16]
 
 
 def _save(model: VisionTransformer, path: Path, metadata: dict[str, str]) -> None:
@@ -368,25 +375,50 @@ def _check_format(path: Path, found: str | None) -> None:
 def _check_stored_name(path: Path, name: object) -> None:
     """A file may not have anything fetched."""
     if not isinstance(name, str) or ":" in name:
-        raise InputError(f"{path} names the model {name!r}, which is no timm model.")
+        raise InputError(f"{path} names the model {name!r:.200}, which is no timm model.")
 
 
-def _architecture(path: Path, manifest: Mapping[str, Any]) -> VisionTransformer:
-    """The dense model that a manifest names, with weights that are yet to be read."""
+def _architecture(path: Path, manifest: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Timm's name and arguments of the dense model that a manifest names."""
     stored = manifest.get("architecture")
     if not isinstance(stored, dict):
         raise InputError(f"{path} does not say what it was pruned from: give the dense model.")
     name = stored.get("timm_name")
     _check_stored_name(path, name)
     text = json.dumps(stored.get("timm_kwargs", {}))
-    return create_model(str(name), **_stored_arguments(path, {"timm_kwargs": text}))
+    return str(name), _stored_arguments(path, {"timm_kwargs": text})
+
+
+def _filled(
+    path: Path,
+    state: Mapping[str, torch.Tensor],
+    name: str,
+    arguments: Mapping[str, Any],
+    cut: Callable[[VisionTransformer], VisionTransformer] = lambda model: model,
+) -> VisionTransformer:
+    """The model of a file, or a smaller one made of it, with the file's tensors.
+
+    Nothing is allocated, and no more blocks are made than there are tensors, before all fits.
+    """
+    depth = arguments.get("depth", 0)
+    if isinstance(depth, int) and depth > len(state):
+        raise InputError(f"{path} does not fit the model: it has {len(state)} tensors only.")
+    with torch.device("meta"):
+        model = cut(create_model(name, **arguments))
+    state = separate_names(state)
+    check_fits(model, state, path)
+    own = model.state_dict()
+    model.load_state_dict(
+        {key: tensor.to(own[key].dtype) for key, tensor in state.items()}, assign=True
+    )
+    return model
 
 
 def _stored_arguments(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         arguments = json.loads(metadata.get("timm_kwargs", "{}"))
         unknown = sorted(set(arguments) - _MODEL_ARGS)
-    except (TypeError, ValueError):
+    except (RecursionError, TypeError, ValueError):
         raise InputError(f"{path} has damaged model arguments in its metadata.") from None
     if not isinstance(arguments, dict) or unknown:
         raise InputError(f"{path} has model arguments that are not accepted: {unknown}.")
@@ -416,10 +448,17 @@ def check_fits(
             )
 
 
-def _load_into(model: VisionTransformer, state: dict[str, torch.Tensor], path: Path) -> None:
-    state = separate_names(state)
-    check_fits(model, state, path)
-    model.load_state_dict(state)
+def _checksum(state: Mapping[str, torch.Tensor], manifest: str) -> str:
+    """Of all that a file of a pruned model holds; against damage, not against malice."""
+    return hashlib.sha256(f"{_tensors_hash(state)} {manifest}".encode()).hexdigest()
+
+
+def _tensors_hash(state: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in sorted(state.items()):
+        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

@@ -58,6 +58,8 @@ def check_supported(model: Any) -> None:
         raise UnsupportedModelError(
             f"Models of class {type(model).__name__} cannot be pruned. {_WHAT_WORKS}"
         )
+    if not len(model.blocks):
+        raise UnsupportedModelError("A model without blocks has nothing to prune.")
     if type(model.patch_embed) is not PatchEmbed:
         _refuse("patch_embed", f"an embedding of class {type(model.patch_embed).__name__}")
     if type(model.attn_pool) not in (type(None), AttentionPoolLatent):
