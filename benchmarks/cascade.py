@@ -37,7 +37,7 @@ from recording import (
 from vit_ratio_opt.checkpoint import load_dense
 from vit_ratio_opt.cli import run_command
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import smallest_macs_ratio
+from vit_ratio_opt.geometry import smallest_cost_ratio
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.report import write_json
 from vit_ratio_opt.strategies import CP_VIT, LATE
@@ -94,7 +94,7 @@ def main(
     rows = rows_so_far(path, head)
     done = {(row["rule"], row["budget"]) for row in rows}
     for rule_name in RULES:
-        smallest = smallest_macs_ratio(objective(rule_name, 1.0).space)
+        smallest = smallest_cost_ratio(objective(rule_name, 1.0).space)
         for macs_ratio in budgets:
             if (rule_name, macs_ratio) in done or macs_ratio < smallest:
                 continue

@@ -41,7 +41,7 @@ from vit_ratio_opt.dashboard import Explainer
 from vit_ratio_opt.geometry import (
     RatioPair,
     budget_curve,
-    macs_saved,
+    cost_saved,
     pair_columns,
 )
 from vit_ratio_opt.page import html_page
@@ -154,7 +154,7 @@ def _filled(url: str, mode: str, trials: int) -> Study:
             "blocks": [[b.num_heads, b.head_dim, b.hidden_dim] for b in SHAPE.blocks],
             "tokens": SHAPE.tokens,
         },
-        "saved": macs_saved(SHAPE),
+        "saved": cost_saved(SHAPE),
         "origin": {"artifacts": None},
     }  # fmt: skip
     plan: Plan

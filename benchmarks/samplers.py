@@ -71,7 +71,7 @@ from vit_ratio_opt.geometry import (
     ViTShape,
     budget_curve,
     pair_columns,
-    smallest_macs_ratio,
+    smallest_cost_ratio,
 )
 from vit_ratio_opt.report import write_json
 from vit_ratio_opt.search import (
@@ -208,7 +208,7 @@ def screened_best(name: str, curve: tuple[Pair, ...]) -> Pair:
 def screened_path(name: str) -> tuple[Pair, ...]:
     """About where :attr:`vit_ratio_opt.PruningObjective.path` would lead."""
     shape, pruned = surface_of(name).shape, surface_of(name, "accuracy_pruned").accuracy
-    levels = np.linspace(1.0, smallest_macs_ratio(shape), 64)
+    levels = np.linspace(1.0, smallest_cost_ratio(shape), 64)
     best = [max(budget_curve(shape, float(level)), key=pruned) for level in levels]
     return tuple(dict.fromkeys((first, second) for first, second in best))
 
@@ -216,7 +216,7 @@ def screened_path(name: str) -> tuple[Pair, ...]:
 def _contests(surfaces: list[str], workers: tuple[int, ...]) -> list[Contest]:
     contests = []
     for count, surface in itertools.product(workers, surfaces):
-        lowest = smallest_macs_ratio(surface_of(surface).shape)
+        lowest = smallest_cost_ratio(surface_of(surface).shape)
         ours = ["ours", "ours screened"] if surface_of(surface).epochs else ["ours"]
         budget = [*ours, *(f"{p} curve" for p in ON_THE_CURVE), *AS_PAIRS]
         for mode, levels, samplers in (

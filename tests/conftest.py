@@ -15,7 +15,7 @@ from vit_ratio_opt.geometry import (
     RatioPair,
     ViTShape,
     budget_curve,
-    macs_saved,
+    cost_saved,
     pair_columns,
 )
 from vit_ratio_opt.pruning.blocks import separate_parallel
@@ -136,7 +136,7 @@ def make_study() -> Callable[..., optuna.Study]:
                 "macs": shape.macs, "params": shape.params, "val_accuracy": 80.0,
                 "blocks": sizes, "tokens": shape.tokens,
             },
-            "saved": macs_saved(shape),
+            "saved": cost_saved(shape),
             "origin": {"artifacts": None},
         }.items():  # fmt: skip
             study.set_user_attr(key, value)

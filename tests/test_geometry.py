@@ -20,7 +20,7 @@ from vit_ratio_opt.geometry import (
     budget_curve,
     fixed_ratio_pair,
     removed_units,
-    smallest_macs_ratio,
+    smallest_cost_ratio,
 )
 
 # The two-block, 32-pixel ViT of conftest.py.
@@ -65,7 +65,7 @@ def shapes_and_budgets(
     draw: st.DrawFn, max_heads: int = 8, max_hidden: int = 64
 ) -> tuple[ViTShape, float]:
     shape = draw(shapes(max_heads, max_hidden))
-    smallest = smallest_macs_ratio(shape)
+    smallest = smallest_cost_ratio(shape)
     return shape, draw(st.floats(smallest, 1))
 
 
@@ -215,7 +215,7 @@ def test_budget_one_prunes_nothing(shape: ViTShape) -> None:
 @given(shape=shapes())
 @settings(max_examples=50, deadline=None)
 def test_smallest_budget_gives_only_the_largest_pair(shape: ViTShape) -> None:
-    assert budget_curve(shape, smallest_macs_ratio(shape)) == (shape.max_pair,)
+    assert budget_curve(shape, smallest_cost_ratio(shape)) == (shape.max_pair,)
 
 
 @given(case=shapes_and_budgets())
@@ -225,7 +225,7 @@ def test_budget_is_exact_to_the_last_bit(case: tuple[ViTShape, float]) -> None:
     for pair in budget_curve(shape, budget):
         exactly = macs_ratio(shape, pair)
         assert pair in budget_curve(shape, exactly)
-        if exactly > smallest_macs_ratio(shape):
+        if exactly > smallest_cost_ratio(shape):
             assert pair not in budget_curve(shape, math.nextafter(exactly, 0))
 
 
@@ -233,7 +233,7 @@ def test_budget_is_exact_to_the_last_bit(case: tuple[ViTShape, float]) -> None:
 @settings(max_examples=50, deadline=None)
 def test_budget_below_smallest_names_one_that_works(shape: ViTShape, share: float) -> None:
     with pytest.raises(InputError) as error:
-        budget_curve(shape, smallest_macs_ratio(shape) * share)
+        budget_curve(shape, smallest_cost_ratio(shape) * share)
     assert budget_curve(shape, number_after("must be at least", error))
 
 
@@ -278,7 +278,7 @@ def test_curve_dominates_the_fixed_ratio(case: tuple[ViTShape, float]) -> None:
 
 
 def test_budget_that_one_ratio_cannot_meet_names_the_one_it_can() -> None:
-    budget = smallest_macs_ratio(TINY)
+    budget = smallest_cost_ratio(TINY)
     with pytest.raises(InputError, match=r"ratio 0\.7500") as error:
         fixed_ratio_pair(TINY, budget)
     assert fixed_ratio_pair(TINY, number_after("reaches at best", error)) == (0.75, 0.75)

@@ -14,7 +14,7 @@ from vit_ratio_opt.geometry import (
     ViTShape,
     budget_curve,
     fixed_ratio_pair,
-    smallest_macs_ratio,
+    smallest_cost_ratio,
 )
 from vit_ratio_opt.strategies import CP_VIT, LATE, Cascade, CascadeRule, Combined
 
@@ -89,7 +89,7 @@ def test_a_larger_ratio_leaves_out_no_less_in_any_block(space: Cascade) -> None:
 @given(space=cascades(), share=st.floats(0, 1))
 @settings(max_examples=40, deadline=None)
 def test_the_curve_of_a_budget_is_exact(space: Cascade, share: float) -> None:
-    smallest = smallest_macs_ratio(space)
+    smallest = smallest_cost_ratio(space)
     budget = smallest + share * (1 - smallest)
     for pair in budget_curve(space, budget):
         assert space.macs_ratio(*pair) <= budget

@@ -8,6 +8,7 @@ that miss the same file both measure, and one of them overwrites the other's equ
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -19,14 +20,18 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.checkpoint import weights_hash
+from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.files import replacing
 from vit_ratio_opt.pruning import Calibration, calibrate
+from vit_ratio_opt.pruning.latency import LatencyTable, conditions, measure_latency
+from vit_ratio_opt.report import write_json
 
-__all__ = ["cached_calibration", "default_cache"]
+__all__ = ["cached_calibration", "cached_latency", "default_cache"]
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 # Change it when the measurement changes.
 _VERSION = "calibration-2"
+_LATENCY_VERSION = "latency-1"
 
 
 def default_cache() -> Path:
@@ -66,6 +71,34 @@ def cached_calibration(
     calibration = calibrate(model, images, seed=seed)
     _try_to_save(calibration.to_tensors(), path)
     return calibration
+
+
+def cached_latency(
+    model: VisionTransformer, folder: Path, *, batch: int = 1, round_to: int = 1
+) -> LatencyTable:
+    """:func:`vit_ratio_opt.pruning.latency.measure_latency`, read from ``folder`` likewise.
+
+    Args:
+        model: As there; of its weights only the sizes count.
+        folder: Where the file is.
+        batch: As there.
+        round_to: As there.
+    """
+    known = json.dumps(conditions(model, batch=batch, round_to=round_to), sort_keys=True)
+    digest = hashlib.sha256(f"{_LATENCY_VERSION} {known}".encode())
+    path = folder / f"{digest.hexdigest()[:32]}.json"
+    if path.is_file():
+        try:
+            return LatencyTable.from_json(json.loads(path.read_text()))
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            _logger.warning(f"{path} cannot be read and is measured again: {error}")
+    table = measure_latency(model, batch=batch, round_to=round_to)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(table.to_json(), path)
+    except (OSError, InputError) as error:
+        _logger.warning(f"{path} cannot be written, the next search measures again: {error}")
+    return table
 
 
 def _try_to_save(tensors: dict[str, torch.Tensor], path: Path) -> None:

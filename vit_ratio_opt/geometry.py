@@ -42,10 +42,13 @@ from typing import Literal, NamedTuple, Protocol
 from vit_ratio_opt.errors import InputError
 
 __all__ = [
+    "BUDGET_CONSTRAINTS",
+    "COST_WORDS",
     "MIN_MHSA_UNITS",
     "MIN_NEURONS",
     "BlockShape",
     "BlockTokens",
+    "Cost",
     "MhsaUnit",
     "RatioPair",
     "RatioSpace",
@@ -53,13 +56,23 @@ __all__ = [
     "budget_curve",
     "check_budget",
     "check_pair",
+    "cost_saved",
+    "evenly",
     "fixed_ratio_pair",
-    "macs_saved",
     "least_neurons",
     "pair_columns",
     "removed_units",
-    "smallest_macs_ratio",
+    "smallest_cost_ratio",
 ]
+
+Cost = Literal["macs", "params", "latency"]
+"""What a budget is a share of, and what a search with a tolerance makes least of."""
+
+COST_WORDS: dict[Cost, str] = {"macs": "FLOPs", "params": "parameters", "latency": "latency"}
+"""What people call a cost, as in "60 % of the FLOPs"."""
+
+BUDGET_CONSTRAINTS: dict[Cost, str] = {"macs": "flops", "params": "params", "latency": "latency"}
+"""What the constraint of a trial's budget is called."""
 
 MhsaUnit = Literal["head", "rank"]
 """What ``mhsa_ratio`` counts in: whole heads, or one dimension of every head of a block."""
@@ -102,7 +115,13 @@ class RatioSpace(Protocol):
     """What the two ratios of a strategy mean: the pairs there are, and what each of them costs.
 
     A :class:`ViTShape` is that of structural pruning; :mod:`vit_ratio_opt.strategies` has others.
+    Costs are MACs, but in a :class:`~vit_ratio_opt.costs.CostSpace`.
     """
+
+    @property
+    def cost(self) -> Cost:
+        """What a pair's cost is counted in."""
+        return "macs"
 
     @property
     def macs(self) -> int:
@@ -134,6 +153,19 @@ class RatioSpace(Protocol):
     def macs_ratio(self, mhsa_ratio: float, ffn_ratio: float) -> float:
         """Fraction of the MACs that a pair leaves; raises as :meth:`removed` does."""
         return self.pruned_macs(RatioPair(mhsa_ratio, ffn_ratio)) / self.macs
+
+    @property
+    def dense_cost(self) -> int:
+        """Cost of the dense model."""
+        return self.macs
+
+    def pruned_cost(self, pair: RatioPair) -> int:
+        """The cost that is left; it never rises with a ratio. Raises as :meth:`removed` does."""
+        return self.pruned_macs(pair)
+
+    def cost_ratio(self, mhsa_ratio: float, ffn_ratio: float) -> float:
+        """Fraction of the cost that a pair leaves; raises as :meth:`removed` does."""
+        return self.pruned_cost(RatioPair(mhsa_ratio, ffn_ratio)) / self.dense_cost
 
 
 @dataclass(frozen=True)
@@ -392,29 +424,30 @@ def check_pair(space: RatioSpace, pair: RatioPair) -> None:
             )
 
 
-def smallest_macs_ratio(space: RatioSpace) -> float:
-    """The MACs fraction of the smallest realisable model: every block at its minimum."""
-    return space.macs_ratio(*space.max_pair)
+def smallest_cost_ratio(space: RatioSpace) -> float:
+    """The cost fraction of the smallest realisable model: every block at its minimum."""
+    return space.cost_ratio(*space.max_pair)
 
 
 def check_budget(space: RatioSpace, budget: float) -> None:
     """Refuse a budget that is no fraction or that no pruned model can meet.
 
     Raises:
-        InputError: ``budget`` is outside (0, 1] or below :func:`smallest_macs_ratio`.
+        InputError: ``budget`` is outside (0, 1] or below :func:`smallest_cost_ratio`.
     """
+    word = COST_WORDS[space.cost]
     if not 0 < budget <= 1:
         raise InputError(
-            f"The budget must be in (0, 1], a fraction of the dense model's FLOPs, "
+            f"The budget must be in (0, 1], a fraction of the dense model's {word}, "
             f"but got {budget!r}."
         )
-    smallest = smallest_macs_ratio(space)
+    smallest = smallest_cost_ratio(space)
     if budget < smallest:
         # Rounded up, so that the number we name can be typed back in.
         shown = math.ceil(smallest * 1e4) / 1e4
         raise InputError(
             f"The budget must be at least {shown:.4f}: the smallest realisable model "
-            f"({space.minimum} in every block) needs that share of the dense model's FLOPs, but "
+            f"({space.minimum} in every block) needs that share of the dense model's {word}, but "
             f"got {budget!r}."
         )
 
@@ -428,7 +461,7 @@ def budget_curve(space: RatioSpace, budget: float) -> tuple[RatioPair, ...]:
 
     Args:
         space: Of the dense model: its shape, for structural pruning.
-        budget: Largest MACs fraction allowed, in (0, 1].
+        budget: Largest fraction of the cost allowed, in (0, 1].
 
     Returns:
         At least one pair; ``mhsa_ratio`` rises and ``ffn_ratio`` falls along the curve.
@@ -437,11 +470,11 @@ def budget_curve(space: RatioSpace, budget: float) -> tuple[RatioPair, ...]:
         InputError: See :func:`check_budget`.
     """
     check_budget(space, budget)
-    allowed = _largest_macs(space.macs, budget)
+    allowed = _largest_cost(space.dense_cost, budget)
     ffn_ratios = space.ffn_ratios
     curve = []
     for mhsa_ratio in space.mhsa_ratios:
-        least = _first_within(ffn_ratios, allowed, partial(_macs_of_column, space, mhsa_ratio))
+        least = _first_within(ffn_ratios, allowed, partial(_cost_in_column, space, mhsa_ratio))
         if least < len(ffn_ratios):
             curve.append(RatioPair(mhsa_ratio, ffn_ratios[least]))
         if least == 0:  # more attention would go without need
@@ -457,22 +490,23 @@ def fixed_ratio_pair(space: RatioSpace, budget: float) -> RatioPair:
             the module that has less to give is at its minimum.
     """
     check_budget(space, budget)
-    allowed = _largest_macs(space.macs, budget)
+    allowed = _largest_cost(space.dense_cost, budget)
     ratios = _fixed_ratios(space)
     least = _first_within(
-        ratios, allowed, lambda ratio: space.pruned_macs(RatioPair(ratio, ratio))
+        ratios, allowed, lambda ratio: space.pruned_cost(RatioPair(ratio, ratio))
     )
     if least < len(ratios):
         return RatioPair(ratios[least], ratios[least])
-    smallest = space.macs_ratio(ratios[-1], ratios[-1])
+    smallest = space.cost_ratio(ratios[-1], ratios[-1])
     raise InputError(
         f"One fixed ratio for both modules reaches at best {math.ceil(smallest * 1e4) / 1e4:.4f} "
-        f"of the dense model's FLOPs (at ratio {ratios[-1]:.4f}), but the budget is {budget!r}."
+        f"of the dense model's {COST_WORDS[space.cost]} (at ratio {ratios[-1]:.4f}), but the "
+        f"budget is {budget!r}."
     )
 
 
-def macs_saved(space: RatioSpace, points: int = 33) -> dict[str, list[list[float]]]:
-    """What each ratio alone saves, for drawing lines of equal MACs without the model.
+def cost_saved(space: RatioSpace, points: int = 33) -> dict[str, list[list[float]]]:
+    """What each ratio alone saves, for drawing lines of equal cost without the model.
 
     The savings of the two modules add up, in every strategy.
 
@@ -482,19 +516,23 @@ def macs_saved(space: RatioSpace, points: int = 33) -> dict[str, list[list[float
 
     Returns:
         For ``mhsa_ratio`` and ``ffn_ratio``, rising pairs of a ratio and the share of the dense
-        model's MACs that it saves.
+        model's cost that it saves.
     """
     saved = {}
     for axis, name in enumerate(RatioPair._fields):
-        ratios = (space.mhsa_ratios, space.ffn_ratios)[axis]
-        steps = min(points, len(ratios)) - 1
-        chosen = [ratios[round(i * (len(ratios) - 1) / max(1, steps))] for i in range(steps + 1)]
+        chosen = evenly((space.mhsa_ratios, space.ffn_ratios)[axis], points)
         pairs = [RatioPair(r, 0.0) if axis == 0 else RatioPair(0.0, r) for r in chosen]
         saved[name] = [
-            [round(ratio, 6), round(1 - space.pruned_macs(pair) / space.macs, 6)]
+            [round(ratio, 6), round(1 - space.pruned_cost(pair) / space.dense_cost, 6)]
             for ratio, pair in zip(chosen, pairs, strict=True)
         ]
     return saved
+
+
+def evenly(ratios: Sequence[float], points: int) -> list[float]:
+    """At most so many of the ratios, the first and the last among them."""
+    steps = min(points, len(ratios)) - 1
+    return [ratios[round(i * (len(ratios) - 1) / max(1, steps))] for i in range(steps + 1)]
 
 
 def pair_columns(
@@ -516,20 +554,20 @@ def _fixed_ratios(space: RatioSpace) -> list[float]:
     return sorted(ratio for ratio in {*space.mhsa_ratios, *space.ffn_ratios} if ratio <= largest)
 
 
-def _macs_of_column(space: RatioSpace, mhsa_ratio: float, ffn_ratio: float) -> int:
-    return space.pruned_macs(RatioPair(mhsa_ratio, ffn_ratio))
+def _cost_in_column(space: RatioSpace, mhsa_ratio: float, ffn_ratio: float) -> int:
+    return space.pruned_cost(RatioPair(mhsa_ratio, ffn_ratio))
 
 
-def _first_within(ratios: Sequence[float], allowed: int, macs_of: Callable[[float], int]) -> int:
-    """Index of the first of the rising ratios that leaves at most so many MACs."""
-    return bisect.bisect_left(ratios, -allowed, key=lambda ratio: -macs_of(ratio))
+def _first_within(ratios: Sequence[float], allowed: int, cost_of: Callable[[float], int]) -> int:
+    """Index of the first of the rising ratios that leaves at most so much of the cost."""
+    return bisect.bisect_left(ratios, -allowed, key=lambda ratio: -cost_of(ratio))
 
 
-def _largest_macs(dense_macs: int, budget: float) -> int:
-    """The largest count that ``count / dense_macs <= budget`` accepts, in floating point."""
-    allowed = math.floor(budget * dense_macs)
-    while (allowed + 1) / dense_macs <= budget:
+def _largest_cost(dense: int, budget: float) -> int:
+    """The largest count that ``count / dense <= budget`` accepts, in floating point."""
+    allowed = math.floor(budget * dense)
+    while (allowed + 1) / dense <= budget:
         allowed += 1
-    while allowed / dense_macs > budget:
+    while allowed / dense > budget:
         allowed -= 1
     return allowed

@@ -33,7 +33,7 @@ from vit_ratio_opt.geometry import (
     budget_curve,
     fixed_ratio_pair,
     pair_columns,
-    smallest_macs_ratio,
+    smallest_cost_ratio,
 )
 from vit_ratio_opt.lineage import (
     artifact_location,
@@ -396,7 +396,7 @@ class PruningObjective:
                 ]
             return -float(sum(losses)) / sum(len(images) for images in batches)
 
-        smallest = smallest_macs_ratio(self.space)
+        smallest = smallest_cost_ratio(self.space)
         levels, ratios, start = [smallest], [self.space.max_pair.mhsa_ratio], None
         for level in np.linspace(smallest, 1.0, _SCREENED_LEVELS + 2)[1:-1]:
             curve = budget_curve(self.space, float(level))

@@ -16,7 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import macs_saved
+from vit_ratio_opt.geometry import cost_saved
 from vit_ratio_opt.progress import SearchProgress, waiting
 from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair
 from vit_ratio_opt.storage import (
@@ -117,7 +117,7 @@ def create_study(
                 "tokens": objective.shape.tokens,
             },
         )
-        study.set_user_attr("saved", macs_saved(objective.space))
+        study.set_user_attr("saved", cost_saved(objective.space))
     # Another machine may count an image more or less, and would then search another way.
     objective.dense_accuracy = study.user_attrs["dense"]["val_accuracy"]
     if "origin" not in study.user_attrs:

@@ -13,6 +13,7 @@ __all__ = [
     "cheapest_heads",
     "cheapest_prefixes",
     "even_counts",
+    "heads_by_dims",
     "heads_choices",
     "heads_losses",
     "prefix_losses",
@@ -114,14 +115,25 @@ def cheapest_heads(
         dims: Heads times rank, summed over the blocks; enough for the least of each.
         round_to: Ranks are multiples of this, or the full one.
     """
-    best, choices = _program(losses, dims, round_to)
-    left = int(np.flatnonzero(np.isfinite(best))[-1])
-    chosen = []
-    for options, taken in reversed(choices):
-        heads, rank = options[taken[left]]
-        chosen.append((heads, rank))
-        left -= heads * rank
-    return chosen[::-1]
+    return heads_by_dims(losses, [dims], round_to)[0]
+
+
+def heads_by_dims(
+    losses: Sequence[torch.Tensor], dims: Sequence[int], round_to: int = 1
+) -> list[list[tuple[int, int]]]:
+    """:func:`cheapest_heads` for several numbers of dimensions, at the price of the largest."""
+    best, choices = _program(losses, max(dims), round_to)
+    had = np.flatnonzero(np.isfinite(best))
+    found = []
+    for count in dims:
+        left = int(had[np.searchsorted(had, count, side="right") - 1])
+        chosen = []
+        for options, taken in reversed(choices):
+            heads, rank = options[taken[left]]
+            chosen.append((heads, rank))
+            left -= heads * rank
+        found.append(chosen[::-1])
+    return found
 
 
 def cheapest_choices(

@@ -17,6 +17,7 @@ from vit_ratio_opt.geometry import (
     BlockTokens,
     MhsaUnit,
     RatioPair,
+    ViTShape,
     least_neurons,
 )
 from vit_ratio_opt.pruning.allocate import (
@@ -24,6 +25,7 @@ from vit_ratio_opt.pruning.allocate import (
     cheapest_heads,
     cheapest_prefixes,
     even_counts,
+    heads_by_dims,
     heads_choices,
     heads_losses,
     prefix_losses,
@@ -42,6 +44,7 @@ __all__ = [
     "prune_ranks",
     "prune_to_macs",
     "prune_units",
+    "sizes_left",
 ]
 
 Allocation = Literal["global", "energy", "uniform"]
@@ -122,24 +125,98 @@ def prune_ranks(
     _check_removed("dims", dims, sizes, steps if allocation == "uniform" else smallest)
     hidden, least = [block.hidden_dim for block in blocks], least_neurons(round_to)
     _check_removed("neurons", neurons, hidden, [least] * len(blocks))
+    (chosen,), (counts,) = _spread_ranks(
+        shape, [dims], [neurons], calibration, allocation=allocation, round_to=round_to
+    )
+    return prune_blocks(model, chosen, counts, calibration)
+
+
+def sizes_left(
+    shape: ViTShape,
+    units: Sequence[int],
+    neurons: Sequence[int],
+    guide: Importance | Calibration,
+    *,
+    allocation: Allocation = "global",
+) -> tuple[list[list[tuple[int, int]]], list[list[int]]]:
+    """The sizes of blocks that :func:`prune` would leave, without pruning anything.
+
+    Args:
+        shape: Of the dense model, with its unit and what sizes are rounded to.
+        units: Heads, or ranks, to remove: several choices of how many.
+        neurons: Hidden neurons to remove, likewise.
+        guide: See :func:`prune`.
+        allocation: See there.
+
+    Returns:
+        For each of ``units``, by block, heads and their rank; for each of ``neurons``, by block,
+        hidden neurons.
+    """
+    blocks = shape.blocks
+    if isinstance(guide, Importance):
+        least, step = least_neurons(shape.round_to), shape.round_to
+        heads = [
+            _spread_scores(guide.heads, count, MIN_MHSA_UNITS, 1, allocation) for count in units
+        ]
+        gone = [_spread_scores(guide.neurons, n, least, step, allocation) for n in neurons]
+        left = [
+            [(b.num_heads - count, b.head_dim) for b, count in zip(blocks, counts, strict=True)]
+            for counts in heads
+        ]
+    else:
+        dims = [count * shape.mhsa_unit_dims for count in units]
+        left, gone = _spread_ranks(
+            shape, dims, neurons, guide, allocation=allocation, round_to=shape.round_to
+        )
+    return left, [
+        [b.hidden_dim - count for b, count in zip(blocks, counts, strict=True)] for counts in gone
+    ]
+
+
+def _spread_ranks(
+    shape: ViTShape,
+    dims: Sequence[int],
+    neurons: Sequence[int],
+    calibration: Calibration,
+    *,
+    allocation: Allocation,
+    round_to: int,
+) -> tuple[list[list[tuple[int, int]]], list[list[int]]]:
+    """By block, heads and rank that stay for each of ``dims`` to go; neurons that go."""
+    least, hidden = least_neurons(round_to), [block.hidden_dim for block in shape.blocks]
     tables = [rank_losses(block.factors)[0] for block in calibration.blocks]
     if allocation == "uniform":
-        gone, chosen, spare = even_counts(sizes, dims, steps, steps), [], 0
-        for table, size, share in zip(tables, sizes, gone, strict=True):
-            heads, rank = cheapest_heads([table], min(size, size - share + spare), round_to)[0]
-            chosen.append((heads, rank))
-            # What no number of heads and rank comes to, the next block may keep.
-            spare += size - share - heads * rank
-        counts = even_counts(hidden, neurons, [least] * len(blocks), [round_to] * len(blocks))
-    else:
-        losses = [block.neuron_losses for block in calibration.blocks]
-        if allocation == "energy":
-            wholes = [block.factors.value_losses.sum() for block in calibration.blocks]
-            tables = [_shares(table, whole) for table, whole in zip(tables, wholes, strict=True)]
-            losses = [_shares(loss, loss.sum()) for loss in losses]
-        chosen = cheapest_heads(tables, shape.attention_dims - dims, round_to)
-        counts = cheapest_prefixes(losses, neurons, least, round_to)
-    return prune_blocks(model, chosen, counts, calibration)
+        return (
+            [_uniform_ranks(shape, tables, count, round_to) for count in dims],
+            [
+                even_counts(hidden, count, [least] * len(hidden), [round_to] * len(hidden))
+                for count in neurons
+            ],
+        )
+    losses = [block.neuron_losses for block in calibration.blocks]
+    if allocation == "energy":
+        wholes = [block.factors.value_losses.sum() for block in calibration.blocks]
+        tables = [_shares(table, whole) for table, whole in zip(tables, wholes, strict=True)]
+        losses = [_shares(loss, loss.sum()) for loss in losses]
+    return (
+        heads_by_dims(tables, [shape.attention_dims - count for count in dims], round_to),
+        [cheapest_prefixes(losses, count, least, round_to) for count in neurons],
+    )
+
+
+def _uniform_ranks(
+    shape: ViTShape, tables: Sequence[torch.Tensor], dims: int, round_to: int
+) -> list[tuple[int, int]]:
+    sizes = [block.num_heads * block.head_dim for block in shape.blocks]
+    steps = [math.lcm(block.num_heads, round_to) for block in shape.blocks]
+    chosen, spare = [], 0
+    gone = even_counts(sizes, dims, steps, steps)
+    for table, size, share in zip(tables, sizes, gone, strict=True):
+        heads, rank = cheapest_heads([table], min(size, size - share + spare), round_to)[0]
+        chosen.append((heads, rank))
+        # What no number of heads and rank comes to, the next block may keep.
+        spare += size - share - heads * rank
+    return chosen
 
 
 def prune_to_macs(
@@ -277,31 +354,33 @@ def prune_units(
     """
     _check_allocation(allocation)
     blocks = shape_of(model).blocks
-    keep = []
-    for name, scores, sizes, removed, least, step in (
-        ("heads", importance.heads, [b.num_heads for b in blocks], heads, MIN_MHSA_UNITS, 1),
-        (
-            "neurons",
-            importance.neurons,
-            [b.hidden_dim for b in blocks],
-            neurons,
-            least_neurons(round_to),
-            round_to,
-        ),
-    ):
-        _check_removed(name, removed, sizes, [least] * len(sizes))
-        _check_scores(name, scores, sizes)
-        if allocation == "uniform":
-            counts = even_counts(sizes, removed, [least] * len(sizes), [step] * len(sizes))
-        else:
-            lowest = [score.double().sort(stable=True).values for score in scores]
-            if allocation == "energy":
-                lowest = [_shares(score, score.sum()) for score in lowest]
-            counts = cheapest_prefixes(lowest, removed, least, step)
-        keep.append(
-            [sorted(_ranked(score)[count:]) for score, count in zip(scores, counts, strict=True)]
+    sizes = [b.num_heads for b in blocks], [b.hidden_dim for b in blocks]
+    least = MIN_MHSA_UNITS, least_neurons(round_to)
+    scores = importance.heads, importance.neurons
+    for index, (name, removed) in enumerate((("heads", heads), ("neurons", neurons))):
+        _check_removed(name, removed, sizes[index], [least[index]] * len(blocks))
+        _check_scores(name, scores[index], sizes[index])
+    keep = [
+        [sorted(_ranked(score)[count:]) for score, count in zip(kind, counts, strict=True)]
+        for kind, counts in (
+            (scores[0], _spread_scores(scores[0], heads, least[0], 1, allocation)),
+            (scores[1], _spread_scores(scores[1], neurons, least[1], round_to, allocation)),
         )
+    ]
     return keep_units(model, *keep)
+
+
+def _spread_scores(
+    scores: Sequence[torch.Tensor], removed: int, least: int, step: int, allocation: Allocation
+) -> list[int]:
+    """Units that each block gives, those with the lowest scores."""
+    if allocation == "uniform":
+        sizes = [len(score) for score in scores]
+        return even_counts(sizes, removed, [least] * len(sizes), [step] * len(sizes))
+    lowest = [score.double().sort(stable=True).values for score in scores]
+    if allocation == "energy":
+        lowest = [_shares(score, score.sum()) for score in lowest]
+    return cheapest_prefixes(lowest, removed, least, step)
 
 
 def _check_calibration(model: VisionTransformer, calibration: Calibration) -> None:

@@ -1,0 +1,337 @@
+"""How long a pruned model takes, foretold from a table that is measured once on a device.
+
+Models of equal blocks are timed, once over numbers of heads and ranks and once over numbers of
+hidden neurons. A block's attention and its FFN come one after the other, so what they take adds
+up: the table has, for each size, what a block's branch takes more than with the least of it, and
+``rest``, what a model takes that has the least of everything. Sizes in between are interpolated.
+
+Whole models are timed, not single blocks, whose weights would never leave the caches. All of them
+use the memory of the dense model's weights, so none needs its own; how long a product takes does
+not depend on what is multiplied. They take turns, and of each the shortest run counts: whatever
+else the machine does only makes a run longer (as in Python's ``timeit``).
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import math
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from vit_ratio_opt.costs import falling
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.geometry import BlockShape, RatioPair, ViTShape, evenly, least_neurons
+from vit_ratio_opt.pruning.calibration import Calibration
+from vit_ratio_opt.pruning.importance import Importance
+from vit_ratio_opt.pruning.prune import Allocation, sizes_left
+from vit_ratio_opt.pruning.surgery import shape_of, shrink_to
+from vit_ratio_opt.training.evaluate import autocast, model_device
+
+__all__ = [
+    "LatencyTable",
+    "conditions",
+    "latency_curves",
+    "measure_latency",
+    "random_blocks",
+    "sharing",
+    "time_models",
+]
+
+# Sizes that are timed at the most: of heads, of their ranks, of neurons. Others are interpolated.
+_HEADS, _RANKS, _NEURONS = 6, 16, 16
+# Turns of every model, but no more than these seconds after the least number of turns.
+_TURNS, _LEAST_TURNS, _MOST_SECONDS = 10, 3, 120.0
+# A turn lasts at least so long, of which the first run is from cold caches.
+_TURN_SECONDS, _LEAST_RUNS = 0.005, 2
+_CHECKED = 5
+_KNOTS = 129
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """What a model of given block sizes takes, in nanoseconds a batch.
+
+    Args:
+        heads: Sizes that were timed, rising.
+        ranks: Likewise.
+        hidden: Likewise.
+        attention: By heads and ranks, what a block's attention takes more than the first.
+        ffn: By hidden neurons, what a block's FFN takes more than the first.
+        rest: A model with the first of all sizes in every block.
+        conditions: See :func:`conditions`.
+        error: Median relative error of what was foretold of some models that were timed after the
+            table was made, as shares of the dense model's time.
+    """
+
+    heads: tuple[int, ...]
+    ranks: tuple[int, ...]
+    hidden: tuple[int, ...]
+    attention: tuple[tuple[float, ...], ...]
+    ffn: tuple[float, ...]
+    rest: float
+    conditions: dict[str, Any]
+    error: float = math.nan
+
+    def attention_of(self, num_heads: int, head_dim: int) -> float:
+        """What the attention of one block takes, beyond the least."""
+        (low, high), share = _neighbours(self.heads, num_heads)
+        below, above = (_between(self.ranks, self.attention[i], head_dim) for i in (low, high))
+        return below + share * (above - below)
+
+    def ffn_of(self, hidden_dim: int) -> float:
+        """What the FFN of one block takes, beyond the least."""
+        return _between(self.hidden, self.ffn, hidden_dim)
+
+    def latency(self, blocks: Sequence[BlockShape]) -> float:
+        """What a model of such blocks takes."""
+        return self.rest + sum(
+            self.attention_of(block.num_heads, block.head_dim) + self.ffn_of(block.hidden_dim)
+            for block in blocks
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> LatencyTable:
+        """What :meth:`to_json` made; KeyError or TypeError where it did not."""
+        rows = tuple(tuple(map(float, row)) for row in values["attention"])
+        sizes = {name: tuple(map(int, values[name])) for name in ("heads", "ranks", "hidden")}
+        ffn = tuple(map(float, values["ffn"]))
+        return cls(**(values | sizes | {"attention": rows, "ffn": ffn}))
+
+
+def conditions(model: VisionTransformer, *, batch: int = 1, round_to: int = 1) -> dict[str, Any]:
+    """What a model's latency depends on, its weights apart, as JSON values.
+
+    Args:
+        model: On the device.
+        batch: Images at once.
+        round_to: What the sizes to come are multiples of.
+    """
+    device = model_device(model)
+    cuda = device.type == "cuda"
+    with autocast(device):
+        precise = not torch.is_autocast_enabled(device.type)
+        precision = torch.float32 if precise else torch.get_autocast_dtype(device.type)
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "precision": str(precision).removeprefix("torch."),
+        "batch": batch,
+        "round_to": round_to,
+        "image": list(_image_shape(model)),
+        "model": hashlib.sha256(str(model).encode()).hexdigest()[:16],
+    }
+
+
+def measure_latency(
+    model: VisionTransformer, *, batch: int = 1, round_to: int = 1
+) -> LatencyTable:
+    """Time models with smaller blocks than ``model`` has, on its device.
+
+    Seconds for a small model, a minute or two for DeiT-S at 224 pixels on two cores.
+
+    Args:
+        model: Dense or pruned, without a cascade; in the precision of
+            :func:`~vit_ratio_opt.training.evaluate.autocast`.
+        batch: Images at once.
+        round_to: What the sizes to come are multiples of.
+
+    Raises:
+        UnsupportedModelError: The model cannot be pruned.
+        InputError: ``batch`` is below 1.
+    """
+    known = conditions(model, batch=batch, round_to=round_to)
+    blocks = shape_of(model).blocks
+    depth = len(blocks)
+    most = BlockShape(
+        *(max(getattr(b, name) for b in blocks) for name in BlockShape.__dataclass_fields__)
+    )
+    heads = _grid(1, most.num_heads, _HEADS)
+    ranks = _grid(min(round_to, most.head_dim), most.head_dim, _RANKS, round_to)
+    least = min(least_neurons(round_to), most.hidden_dim)
+    hidden = _grid(least, most.hidden_dim, _NEURONS, round_to)
+    # Around the middle, so that what does not quite add up errs little at either end.
+    middle = BlockShape(*(sizes[len(sizes) // 2] for sizes in (heads, ranks, hidden)))
+    attention = [replace(middle, num_heads=h, head_dim=r) for h in heads for r in ranks]
+    ffn = [replace(middle, hidden_dim=size) for size in hidden]
+    shapes = list(dict.fromkeys([*attention, *ffn]))
+    timed = time_models([sharing(model, [shape] * depth) for shape in shapes], batch=batch)
+    taken = {shape: seconds * 1e9 for shape, seconds in zip(shapes, timed, strict=True)}
+    by_heads = [taken[shape] for shape in attention]
+    by_hidden = [taken[shape] for shape in ffn]
+    rows = [by_heads[i : i + len(ranks)] for i in range(0, len(by_heads), len(ranks))]
+    table = LatencyTable(
+        heads,
+        ranks,
+        hidden,
+        tuple(tuple((cost - rows[0][0]) / depth for cost in row) for row in rows),
+        tuple((cost - by_hidden[0]) / depth for cost in by_hidden),
+        rest=rows[0][0] + by_hidden[0] - taken[middle],
+        conditions=known,
+    )
+    return replace(table, error=_error_of(table, model, batch, round_to))
+
+
+def time_models(models: Sequence[torch.nn.Module], *, batch: int = 1) -> list[float]:
+    """Seconds that each model takes for a batch, at its best, while all of them take turns.
+
+    Args:
+        models: ViTs for images of one shape, on one device; in evaluation mode afterwards.
+        batch: Images at once.
+
+    Raises:
+        InputError: ``batch`` is below 1.
+    """
+    if batch < 1:
+        raise InputError(f"The batch of a latency must be at least 1, but got {batch!r}.")
+    images = torch.randn(batch, *_image_shape(models[0]), device=model_device(models[0]))
+    best = [min(_runs(model.eval(), images, _LEAST_RUNS)) for model in models]
+    runs = [max(_LEAST_RUNS, math.ceil(_TURN_SECONDS / seconds)) for seconds in best]
+    order, shuffle = list(range(len(models))), random.Random(0).shuffle
+    started = time.monotonic()
+    for turn in range(_TURNS):
+        if turn >= _LEAST_TURNS and time.monotonic() > started + _MOST_SECONDS:
+            break
+        shuffle(order)
+        for index in order:
+            best[index] = min(best[index], *_runs(models[index], images, runs[index]))
+    return best
+
+
+def latency_curves(
+    table: LatencyTable,
+    shape: ViTShape,
+    guide: Importance | Calibration,
+    *,
+    allocation: Allocation = "global",
+) -> dict[str, Any]:
+    """What the models of a study's pairs take, as the study stores it.
+
+    Which sizes blocks have depends on the calibration, so the curves belong to the study, and the
+    table to the device.
+
+    Args:
+        table: Of the dense model.
+        shape: The dense model's, with its unit and what sizes are rounded to.
+        guide: What pruning is guided by.
+        allocation: How what is removed is spread over the blocks.
+
+    Returns:
+        ``rest``, and ``mhsa`` and ``ffn``, each a list of units that are gone and what is left, in
+        nanoseconds a batch; the table's ``conditions`` and ``error``.
+    """
+    units = [shape.removed(RatioPair(r, 0.0))[0] for r in evenly(shape.mhsa_ratios, _KNOTS)]
+    neurons = [shape.removed(RatioPair(0.0, r))[1] for r in evenly(shape.ffn_ratios, _KNOTS)]
+    heads, hidden = sizes_left(shape, units, neurons, guide, allocation=allocation)
+    mhsa = [sum(table.attention_of(*size) for size in sizes) for sizes in heads]
+    ffn = [sum(table.ffn_of(size) for size in sizes) for sizes in hidden]
+    return {
+        "rest": round(table.rest),
+        "mhsa": [list(knot) for knot in zip(units, falling([*map(round, mhsa)]), strict=True)],
+        "ffn": [list(knot) for knot in zip(neurons, falling([*map(round, ffn)]), strict=True)],
+        "error": table.error,
+        **table.conditions,
+    }
+
+
+def random_blocks(shape: ViTShape, draw: random.Random, *, round_to: int = 1) -> list[BlockShape]:
+    """Blocks of different sizes, for checking a table; how much is left of all is drawn, too."""
+    level = draw.uniform(0.15, 0.9)
+    low, high = max(0.0, 2 * level - 1), min(1.0, 2 * level)
+    blocks = []
+    for block in shape.blocks:
+        dims = draw.uniform(low, high) * block.num_heads * block.head_dim
+        heads = draw.randint(max(1, math.ceil(dims / block.head_dim)), block.num_heads)
+        rank = _rounded(dims / heads, block.head_dim, round_to, round_to)
+        hidden = draw.uniform(low, high) * block.hidden_dim
+        least = least_neurons(round_to)
+        blocks.append(BlockShape(heads, rank, _rounded(hidden, block.hidden_dim, round_to, least)))
+    return blocks
+
+
+def sharing(model: VisionTransformer, blocks: Sequence[BlockShape]) -> VisionTransformer:
+    """A model of such blocks in the memory of ``model``: its weights are some of those.
+
+    For timing only: what it gives means nothing.
+    """
+    smaller = shrink_to(model, blocks)
+    memory = dict(model.named_parameters())
+    for name, parameter in smaller.named_parameters():
+        values = memory[name].detach().flatten()[: parameter.numel()]
+        parameter.data = values.view(parameter.shape)
+    return smaller
+
+
+def _rounded(size: float, most: int, step: int, least: int) -> int:
+    return min(most, max(least, round(size / step) * step))
+
+
+def _error_of(table: LatencyTable, model: VisionTransformer, batch: int, round_to: int) -> float:
+    """Median relative error of shares of the dense model's time, for some random blocks."""
+    shape, draw = shape_of(model), random.Random(0)
+    checked = [random_blocks(shape, draw, round_to=round_to) for _ in range(_CHECKED)]
+    models = [sharing(model, blocks) for blocks in [shape.blocks, *checked]]
+    dense, *pruned = time_models(models, batch=batch)
+    whole = table.latency(shape.blocks)
+    return statistics.median(
+        abs(table.latency(blocks) / whole / (seconds / dense) - 1)
+        for blocks, seconds in zip(checked, pruned, strict=True)
+    )
+
+
+def _runs(model: torch.nn.Module, images: torch.Tensor, runs: int) -> list[float]:
+    """Seconds of each run."""
+    device, seconds = images.device, []
+    with torch.inference_mode(), autocast(device):
+        for _ in range(runs):
+            started = time.perf_counter()
+            model(images)
+            _finish(device)
+            seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def _finish(device: torch.device) -> None:
+    """Wait until the device has done what it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _image_shape(model: torch.nn.Module) -> tuple[int, ...]:
+    patches: Any = model.patch_embed
+    return patches.proj.in_channels, *patches.img_size
+
+
+def _grid(least: int, most: int, points: int, step: int = 1) -> tuple[int, ...]:
+    """Sizes from the least to the most: multiples of a step that is doubled until they are few."""
+    while most // step > points:
+        step *= 2
+    return tuple(sorted({least, *(n for n in range(step, most, step) if n > least), most}))
+
+
+def _neighbours(sizes: Sequence[int], size: int) -> tuple[tuple[int, int], float]:
+    """Indices of the sizes on either side, and how far from the first to the second it is."""
+    high = min(max(1, bisect.bisect_left(sizes, size)), len(sizes) - 1)
+    if high == 0:  # there is only one
+        return (0, 0), 0.0
+    low = high - 1
+    return (low, high), (size - sizes[low]) / (sizes[high] - sizes[low])
+
+
+def _between(sizes: Sequence[int], costs: Sequence[float], size: int) -> float:
+    (low, high), share = _neighbours(sizes, size)
+    return costs[low] + share * (costs[high] - costs[low])
