@@ -13,11 +13,13 @@ from vit_ratio_opt.cli import (
     BudgetOption,
     CascadeOption,
     CheckpointOption,
+    CostOption,
     EpochsOption,
     FixedRatioOption,
     ImageSizeOption,
     IterativeOption,
     JsonLogOption,
+    LatencyBatchOption,
     MhsaUnitOption,
     ModelOption,
     OutputOption,
@@ -40,7 +42,8 @@ from vit_ratio_opt.cli import (
     print_report,
     trackers,
 )
-from vit_ratio_opt.geometry import check_budget, fixed_ratio_pair
+from vit_ratio_opt.costs import check_cost, params_space
+from vit_ratio_opt.geometry import COST_WORDS, check_budget, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import shape_of
 from vit_ratio_opt.storage import check_storage_url, open_storage
@@ -69,6 +72,8 @@ def study_of(
         start: StartOption = None,
         budget: BudgetOption = 0.6,
         tolerance: ToleranceOption = None,
+        cost: CostOption = "macs",
+        latency_batch: LatencyBatchOption = 1,
         n_trials: TrialsOption = 8,
         epochs: EpochsOption = 1,
         seed: SeedOption = 0,
@@ -87,12 +92,15 @@ def study_of(
         tensorboard: TensorBoardOption = None,
         output: OutputOption = None,
     ) -> None:
+        check_cost(cost, strategy=strategy, iterative=iterative, latency_batch=latency_batch)
         dense, normalisation = dense_model(checkpoint, model, start)
-        if tolerance is None and strategy == "structural":  # the others see the images first
+        if tolerance is None and strategy == "structural" and cost != "latency":
+            # The others see the images first.
             shape = replace(shape_of(dense), mhsa_unit=mhsa_unit, round_to=round_to)
-            check_budget(shape, budget)
+            space = params_space(shape) if cost == "params" else shape
+            check_budget(space, budget)
             if fixed_ratio:
-                fixed_ratio_pair(shape, budget)
+                fixed_ratio_pair(space, budget)
         check_output(output)
         callbacks = trackers(json_log, tensorboard)
         if storage is not None:
@@ -103,12 +111,15 @@ def study_of(
 
         limit = f"{budget}" if tolerance is None else f"drop{tolerance}"
         kind = "" if strategy == "structural" else f"-{strategy}"
+        kind += "" if cost == "macs" else f"-{cost}"
         name = study_name or f"{dataset}-{limit}{kind}{'-fixed' if fixed_ratio else ''}"
         objective = PruningObjective(
             dense,
             images,
             budget=budget if tolerance is None else None,
             tolerance=tolerance,
+            cost=cost,
+            latency_batch=latency_batch,
             recipe=Recipe(epochs=epochs),
             fixed_ratio=fixed_ratio,
             strategy=strategy,
@@ -127,7 +138,10 @@ def study_of(
         if tolerance is None:
             print(f"study {name!r}: {len(objective.curve)} pair(s) meet the budget {budget}")
         else:
-            print(f"study {name!r}: the fewest FLOPs that lose at most {tolerance} points")
+            print(
+                f"study {name!r}: the least of the {COST_WORDS[cost]} that loses at most "
+                f"{tolerance} points"
+            )
         run_study(study, objective, n_trials=n_trials, callbacks=callbacks)
         objective.test(study)
         print_report([study], output)

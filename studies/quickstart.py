@@ -20,9 +20,11 @@ from timm.models.vision_transformer import VisionTransformer
 from vit_ratio_opt.checkpoint import create_model, load_dense, save_dense
 from vit_ratio_opt.cli import (
     BudgetOption,
+    CostOption,
     EpochsOption,
     IterativeOption,
     JsonLogOption,
+    LatencyBatchOption,
     MhsaUnitOption,
     OutputOption,
     RepairOption,
@@ -40,6 +42,7 @@ from vit_ratio_opt.cli import (
     run_command,
     trackers,
 )
+from vit_ratio_opt.costs import check_cost, params_space
 from vit_ratio_opt.geometry import check_budget, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import shape_of
@@ -71,6 +74,8 @@ DENSE_RECIPE = Recipe(
 
 def main(
     budget: BudgetOption = 0.2,
+    cost: CostOption = "macs",
+    latency_batch: LatencyBatchOption = 1,
     n_trials: TrialsOption = 8,
     epochs: EpochsOption = 10,
     seed: SeedOption = 0,
@@ -89,12 +94,15 @@ def main(
     output: OutputOption = None,
 ) -> None:
     """Search the two pruning ratios of a small ViT on scikit-learn's digits."""
+    check_cost(cost, strategy=strategy, iterative=iterative, latency_batch=latency_batch)
     shape = replace(
         shape_of(create_model(MODEL, **ARGUMENTS)), mhsa_unit=mhsa_unit, round_to=round_to
     )
-    if strategy == "structural":  # what the others cost depends on the dense model
-        check_budget(shape, budget)
-        fixed_ratio_pair(shape, budget)
+    if strategy == "structural" and cost != "latency":
+        # What the others cost depends on the dense model.
+        space = params_space(shape) if cost == "params" else shape
+        check_budget(space, budget)
+        fixed_ratio_pair(space, budget)
     check_output(output)
     callbacks = trackers(json_log, tensorboard)
     if storage is not None:
@@ -109,6 +117,8 @@ def main(
             model,
             data,
             budget=budget,
+            cost=cost,
+            latency_batch=latency_batch,
             recipe=Recipe(epochs=epochs, batch_size=64),
             fixed_ratio=fixed_ratio,
             strategy=strategy,

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.files import file_name
-from vit_ratio_opt.geometry import MhsaUnit
+from vit_ratio_opt.geometry import Cost, MhsaUnit
 from vit_ratio_opt.proxy import check_port, serve_proxy
 from vit_ratio_opt.report import (
     build_report,
@@ -49,11 +49,13 @@ __all__ = [
     "BudgetOption",
     "CascadeOption",
     "CheckpointOption",
+    "CostOption",
     "EpochsOption",
     "FixedRatioOption",
     "ImageSizeOption",
     "JsonLogOption",
     "IterativeOption",
+    "LatencyBatchOption",
     "MhsaUnitOption",
     "ModelOption",
     "OutputOption",
@@ -82,14 +84,25 @@ __all__ = [
 ]
 
 BudgetOption = Annotated[
-    float, typer.Option(help="Largest share of the dense model's FLOPs, in (0, 1].")
+    float, typer.Option(help="Largest share of the dense model's --cost, in (0, 1].")
 ]
 ToleranceOption = Annotated[
     Optional[float],  # noqa: UP045  typer evaluates it, also on Python 3.10
     typer.Option(
-        help="Instead of a budget: the largest loss of accuracy, in points; the fewest FLOPs win.",
+        help="Instead of a budget: the largest loss of accuracy, in points; the least --cost "
+        "wins.",
         show_default=False,
     ),
+]
+CostOption = Annotated[
+    Cost,
+    typer.Option(
+        help="What is paid for: 'macs' (FLOPs), 'params' (parameters), or 'latency', the time on "
+        "this device, foretold from a table that is measured once."
+    ),
+]
+LatencyBatchOption = Annotated[
+    int, typer.Option(min=1, help="Images at once whose latency counts.")
 ]
 TrialsOption = Annotated[int, typer.Option(min=1, help="Trained trials in all, earlier runs too.")]
 EpochsOption = Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning in each trial.")]

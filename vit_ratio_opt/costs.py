@@ -13,12 +13,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import Cost, RatioPair, RatioSpace, ViTShape
 
-__all__ = ["CostSpace", "Knots", "falling", "latency_space", "params_space"]
+__all__ = ["CostSpace", "Knots", "check_cost", "falling", "latency_space", "params_space"]
 
 Knots = tuple[tuple[int, int], ...]
 """Units that are gone, rising from 0, and what is left of the cost; in between on a line."""
@@ -100,6 +100,34 @@ class CostSpace(RatioSpace):
     @cached_property
     def _by_units(self) -> tuple[list[int], list[int]]:
         return _between(self.mhsa), _between(self.ffn)
+
+
+def check_cost(
+    cost: str, *, strategy: str = "structural", iterative: bool = False, latency_batch: int = 1
+) -> None:
+    """Refuse a cost that is none, or does not go with the rest.
+
+    Raises:
+        InputError: With the reason.
+    """
+    if cost not in get_args(Cost):
+        raise InputError(f"`cost` must be one of {get_args(Cost)}, but got {cost!r}.")
+    if latency_batch < 1:
+        raise InputError(f"`latency_batch` must be at least 1, but got {latency_batch!r}.")
+    if cost != "latency" and latency_batch != 1:
+        raise InputError(f"`latency_batch` is for the cost 'latency', but the cost is {cost!r}.")
+    if cost != "macs" and strategy != "structural":
+        why = (
+            "leaving out tokens removes no parameter"
+            if cost == "params"
+            else "the latency of a model that leaves out tokens is not foretold"
+        )
+        raise InputError(f"`cost={cost!r}` needs the strategy 'structural': {why}.")
+    if cost == "latency" and iterative:
+        raise InputError(
+            "`cost='latency'` does not go with `iterative`: the sizes of blocks, and with them "
+            "the latency, would depend on the model that a trial starts from."
+        )
 
 
 def params_space(shape: ViTShape) -> CostSpace:

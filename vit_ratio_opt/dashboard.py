@@ -23,6 +23,7 @@ from optuna_dashboard._note import get_note_from_system_attrs, note_str_key_pref
 from optuna_dashboard._serializer import serialize_frozen_trial
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.geometry import BUDGET_CONSTRAINTS
 from vit_ratio_opt.lineage import open_artifacts
 from vit_ratio_opt.page import (
     code,
@@ -38,6 +39,7 @@ from vit_ratio_opt.report import (
     baseline_of,
     best_trial,
     block_rows,
+    cost_of,
     load_studies,
     short,
     summary,
@@ -103,8 +105,9 @@ class Explainer:
             if best is not None:
                 baseline = baseline_of(study, self._others)
                 both = [study] if baseline is None else [study, baseline]
+                cost = BUDGET_CONSTRAINTS[cost_of(study)]
                 for name, figure in (
-                    ("accuracy-against-flops", accuracy_figure(both)),
+                    (f"accuracy-against-{cost}", accuracy_figure(both)),
                     ("path-of-the-search", path_figure(study, height=_CARD)),
                     ("blocks-of-the-best-model", widths_figure([study])),
                 ):
@@ -150,6 +153,8 @@ def trial_note(study: Study, trial: FrozenTrial) -> str:
         parts[0] += f": {100 * attributes['macs_ratio']:.2f} % of the FLOPs"
     if "params" in attributes:
         parts[0] += f", {100 * attributes['params'] / dense['params']:.2f} % of the parameters"
+    if cost_of(study) == "latency" and "cost_ratio" in attributes:
+        parts[0] += f", {100 * attributes['cost_ratio']:.2f} % of the latency (foretold)"
     limit = next((f"{v:+.4g}" for v in trial.constraints.values() if v > 0), None)
     if limit is not None:
         parts.append(f"Over the limit by {limit}, so it cannot be the best.")

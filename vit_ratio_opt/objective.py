@@ -22,11 +22,15 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.cache import cached_calibration, default_cache
+from vit_ratio_opt.cache import cached_calibration, cached_latency, default_cache
 from vit_ratio_opt.checkpoint import load_pruned, save_pruned, source_of, weights_hash
+from vit_ratio_opt.costs import check_cost, latency_space, params_space
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import (
+    BUDGET_CONSTRAINTS,
+    COST_WORDS,
     BlockShape,
+    Cost,
     MhsaUnit,
     RatioPair,
     RatioSpace,
@@ -47,7 +51,7 @@ from vit_ratio_opt.lineage import (
     state_artifact,
 )
 from vit_ratio_opt.plots import training_curve
-from vit_ratio_opt.progress import SearchProgress
+from vit_ratio_opt.progress import SearchProgress, waiting
 from vit_ratio_opt.pruning import (
     Allocation,
     AttentionSurvey,
@@ -69,6 +73,7 @@ from vit_ratio_opt.pruning import (
     taylor_importance,
     without_cascade,
 )
+from vit_ratio_opt.pruning.latency import latency_curves, time_models
 from vit_ratio_opt.report import best_trial, block_rows, csv_text
 from vit_ratio_opt.search import (
     BudgetSearch,
@@ -106,7 +111,7 @@ __all__ = ["PruningObjective", "check_fit"]
 # Of a teacher's logits, 256 MB are kept at most.
 _MOST_LOGITS = 2**26
 
-# Levels of MACs at which a path is looked for, and pairs that it has.
+# Levels of cost at which a path is looked for, and pairs that it has.
 _SCREENED_LEVELS, _PATH_PAIRS = 6, 64
 
 # Images of the survey of the attention: the mean over so many does not move with more.
@@ -122,12 +127,13 @@ class PruningObjective:
 
     - ``budget``: returns the validation accuracy, to be maximised. A pair over the budget is
       pruned (in Optuna's sense) before any training.
-    - ``tolerance``: returns the fraction of the MACs that is left, to be minimised. A pair that
+    - ``tolerance``: returns the fraction of the cost that is left, to be minimised. A pair that
       loses more accuracy than the tolerance is pruned after its training, so that the cheapest
       complete trial is one that keeps it.
 
     Called by ``study.optimize`` in every trial. A trial's user attributes are ``macs_ratio``,
-    ``macs``, ``params``, ``accuracy_pruned`` (before fine-tuning), ``accuracy``,
+    ``macs``, ``cost_ratio`` (where the cost is not MACs), ``params``, ``accuracy_pruned`` (before
+    fine-tuning), ``accuracy``,
     ``accuracy_drop`` (points against the dense model), ``parent_trial`` (what it started from:
     ``"dense"`` or a trial's number), ``epochs``, ``total_epochs`` (those of its parents included),
     ``seconds``, ``seed``, ``device``, ``checkpoint``, ``blocks`` (heads, their dimensions and
@@ -153,8 +159,14 @@ class PruningObjective:
     Args:
         model: The dense, fine-tuned ViT. It is copied, not changed.
         data: Its data set.
-        budget: Largest fraction of the dense model's MACs, in (0, 1].
+        budget: Largest fraction of the dense model's cost, in (0, 1].
         tolerance: Largest loss of accuracy against the dense model, in points, above 0.
+        cost: ``"macs"``; ``"params"``, parameters; or ``"latency"``, the time that a batch takes
+            on this device, see :mod:`vit_ratio_opt.pruning.latency`. The last two are for
+            structural pruning.
+        latency_batch: Images at once whose latency counts.
+        latency: What a study of latency stores, see
+            :func:`~vit_ratio_opt.pruning.latency.latency_curves`; measured by default.
         recipe: Fine-tuning of each trial.
         fixed_ratio: Search the baseline instead: one ratio for both modules.
         strategy: What is pruned. ``"structural"``: weights. ``"cascade"``: the tokens that pass
@@ -204,6 +216,9 @@ class PruningObjective:
         *,
         budget: float | None = None,
         tolerance: float | None = None,
+        cost: Cost = "macs",
+        latency_batch: int = 1,
+        latency: dict[str, Any] | None = None,
         recipe: Recipe | None = None,
         fixed_ratio: bool = False,
         strategy: Strategy = "structural",
@@ -231,6 +246,7 @@ class PruningObjective:
             raise InputError(
                 f"`strategy` must be one of {get_args(Strategy)}, but got {strategy!r}."
             )
+        check_cost(cost, strategy=strategy, iterative=iterative, latency_batch=latency_batch)
         check_all_tokens(model)
         self.shape = replace(shape_of(model), mhsa_unit=mhsa_unit, round_to=round_to)
         check_fit(model, data)
@@ -240,7 +256,7 @@ class PruningObjective:
             )
         if (budget is None) == (tolerance is None):
             raise InputError(
-                "Give either `budget` (a fraction of the FLOPs) or `tolerance` (points of "
+                "Give either `budget` (a fraction of the cost) or `tolerance` (points of "
                 f"accuracy), but got {budget=} and {tolerance=}."
             )
         if tolerance is not None and not 0 < tolerance < 100:
@@ -281,14 +297,19 @@ class PruningObjective:
         self.seed = seed
         self.strategy: Strategy = strategy
         self.rule = rule or (CP_VIT if strategy == "cascade" else LATE)
-        self.space: RatioSpace = self._space(ranges)
-        self.curve: tuple[RatioPair, ...] = ()
-        if budget is not None and fixed_ratio:
-            self.curve = (fixed_ratio_pair(self.space, budget),)
-        elif budget is not None:
-            self.curve = budget_curve(self.space, budget)
         self.repair = repair
         self.allocation: Allocation = allocation
+        self.cache = default_cache() if cache is None else Path(cache)
+        self.progress: SearchProgress | bool | None = progress
+        self.cost: Cost = cost
+        self.latency_batch = latency_batch
+        self.latency: dict[str, Any] | None = None
+        self.curve: tuple[RatioPair, ...] = ()
+        self.space: RatioSpace = self.shape
+        if cost == "latency":
+            self.search_latency(self._foretold() if latency is None else latency)
+        else:
+            self._search(self._space(ranges))
         self.checkpoints = None if checkpoints is None else Path(checkpoints)
         self.iterative = iterative
         if self.checkpoints is None and (iterative or artifact_store is not None):
@@ -302,14 +323,43 @@ class PruningObjective:
         if iterative and strategy != "structural" and self.rule.heads:
             raise InputError("`iterative` does not go with a rule that removes heads.")
         self.artifact_store = artifact_store
-        self.cache = default_cache() if cache is None else Path(cache)
-        self.progress: SearchProgress | bool | None = progress
         self.ranks = ranks
         self.stop: Callable[[], bool] | None = None
         self.beat_seconds: float | None = None
         self._spent_states: list[str] = []
 
+    def _search(self, space: RatioSpace) -> None:
+        self.space = space
+        if self.budget is not None and self.fixed_ratio:
+            self.curve = (fixed_ratio_pair(space, self.budget),)
+        elif self.budget is not None:
+            self.curve = budget_curve(space, self.budget)
+
+    def search_latency(self, latency: dict[str, Any]) -> None:
+        """Search what takes so long, whatever it takes here: a study's workers agree on it.
+
+        Args:
+            latency: What the study stores.
+
+        Raises:
+            InputError: It is of another model, or the budget cannot be met.
+        """
+        self._search(latency_space(self.shape, latency))
+        self.latency = latency
+
+    def _foretold(self) -> dict[str, Any]:
+        """The latency of this study's pairs on this device."""
+        shown = None if self.progress is None else bool(self.progress)
+        with waiting("measuring the latency of blocks", enabled=shown):
+            table = cached_latency(
+                self.model, self.cache, batch=self.latency_batch, round_to=self.shape.round_to
+            )
+        guide = self.calibration if self.shape.mhsa_unit == "rank" else self.importance
+        return latency_curves(table, self.shape, guide, allocation=self.allocation)
+
     def _space(self, ranges: Sequence[float] | None) -> RatioSpace:
+        if self.cost == "params":
+            return params_space(self.shape)
         if self.strategy == "structural":
             return self.shape
         if ranges is None:
@@ -324,7 +374,7 @@ class PruningObjective:
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
-        """Of the study: accuracy within a budget, or MACs within a tolerance."""
+        """Of the study: accuracy within a budget, or cost within a tolerance."""
         return "maximize" if self.tolerance is None else "minimize"
 
     def plan(self, start: Pair | None = None, path: Sequence[Pair] = ()) -> Plan:
@@ -343,7 +393,7 @@ class PruningObjective:
             )
         return ToleranceSearch(
             pair_columns(self.space, fixed_ratio=self.fixed_ratio),
-            self.space.macs_ratio,
+            self.space.cost_ratio,
             self.tolerance,
             noise=noise,
             confirmations=self.confirmations,
@@ -370,12 +420,12 @@ class PruningObjective:
     def path(self) -> tuple[Pair, ...]:
         """The likeliest pairs from the dense model down to the smallest, without training any.
 
-        For a search with a tolerance. At some levels of MACs the curve of pairs is searched, as
+        For a search with a tolerance. At some levels of cost the curve of pairs is searched, as
         :meth:`screen` does, for the pruned model whose predictions diverge least from the dense
         one's, on as many training images as calibrate, but other ones: a repair is at its best on
         those that it was made with. Between the levels the MHSA ratio is interpolated.
 
-        Pairs of falling MACs; none within a budget and for one fixed ratio.
+        Pairs of falling cost; none within a budget and for one fixed ratio.
         """
         if self.tolerance is None or self.fixed_ratio:
             return ()
@@ -481,6 +531,7 @@ class PruningObjective:
             "round_to": self.shape.round_to,
             "iterative": self.iterative,
             "seed": self.seed,
+            **self._cost_settings,
             **self._cascade_settings,
         }
 
@@ -495,6 +546,13 @@ class PruningObjective:
             "checkpoints": None if self.checkpoints is None else str(self.checkpoints.resolve()),
             "artifacts": self.artifacts,
         }
+
+    @property
+    def _cost_settings(self) -> dict[str, Any]:
+        """None for MACs, as in studies of earlier versions."""
+        if self.cost == "latency":
+            return {"cost": self.cost, "latency_batch": self.latency_batch}
+        return {} if self.cost == "macs" else {"cost": self.cost}
 
     @property
     def _cascade_settings(self) -> dict[str, Any]:
@@ -648,7 +706,8 @@ class PruningObjective:
         """Accuracy on the test split of the study's best trial, in per cent; None without a trial.
 
         Read from the trial's checkpoint, once for each best trial, and kept in the study as
-        ``tested`` beside the dense model's.
+        ``tested`` beside the dense model's; in a study of latency with what a batch takes here,
+        in milliseconds, for both.
 
         Raises:
             InputError: The objective keeps no checkpoints, or this one is gone.
@@ -664,6 +723,11 @@ class PruningObjective:
                 dense = evaluate(self.model, self.data, self.data.test)
             accuracy = evaluate(model.to(self.device), self.data, self.data.test)
             tested = {"trial": best.number, "accuracy": accuracy, "dense": dense}
+            if self.cost == "latency":
+                taken = time_models([self.model, model], batch=self.latency_batch)
+                names = ("dense_ms", "pruned_ms")
+                tested |= {n: round(1e3 * t, 4) for n, t in zip(names, taken, strict=True)}
+                tested["device"] = self.device_name
             study.set_user_attr("tested", tested)
             if self.data.validation == "test":
                 sizes = len(self.data.val), len(self.data.test)
@@ -733,11 +797,16 @@ class PruningObjective:
         refuse_surplus(trial)
         macs = self.space.pruned_macs(pair)
         macs_ratio = macs / self.shape.macs
+        cost_ratio = self.space.cost_ratio(*pair)
         _set_attributes(trial, macs_ratio=macs_ratio, macs=macs)
+        if self.cost != "macs":
+            trial.set_user_attr("cost_ratio", cost_ratio)
         if self.budget is not None:
-            trial.set_constraint("flops", macs_ratio - self.budget)
-            if macs_ratio > self.budget:
-                raise optuna.TrialPruned(f"{macs_ratio:.4f} of the FLOPs, over {self.budget}.")
+            trial.set_constraint(BUDGET_CONSTRAINTS[self.cost], cost_ratio - self.budget)
+            if cost_ratio > self.budget:
+                raise optuna.TrialPruned(
+                    f"{cost_ratio:.4f} of the {COST_WORDS[self.cost]}, over {self.budget}."
+                )
         in_study = hasattr(trial, "study")
         trials = trial.study.get_trials(deepcopy=False) if in_study else []
         finished = finished_trials(trial.study) if in_study else []
@@ -754,6 +823,11 @@ class PruningObjective:
         if realised.macs != macs:  # not every size can be had; a model then comes out smaller
             macs_ratio = realised.macs / self.shape.macs
             _set_attributes(trial, macs_ratio=macs_ratio, macs=realised.macs)
+            if self.cost == "params":
+                cost_ratio = realised.params / self.shape.params
+                trial.set_user_attr("cost_ratio", cost_ratio)
+        if self.cost == "macs":
+            cost_ratio = macs_ratio
         checkpoint = None
         if self.checkpoints is not None:
             with clock("checkpoint"):
@@ -764,6 +838,8 @@ class PruningObjective:
                     "trial": trial.number,
                     "parent_trial": trial.user_attrs["parent_trial"],
                 }
+                if self.cost != "macs":
+                    manifest["cost_ratio"] = cost_ratio
                 path = self.checkpoints / checkpoint
                 save_pruned(model, path, manifest)
                 if self.artifact_store is not None and in_study:
@@ -792,7 +868,7 @@ class PruningObjective:
         trial.set_constraint("accuracy_drop", drop - self.tolerance)
         if drop > self.tolerance:
             raise optuna.TrialPruned(f"{drop:.2f} points lost, over {self.tolerance}.")
-        return macs_ratio
+        return cost_ratio
 
     def _attach(self, trial: optuna.Trial, store: ArtifactStore) -> None:
         """The curve of the training and the table of the blocks, for who looks at the trial."""

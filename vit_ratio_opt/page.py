@@ -50,6 +50,9 @@ _RESULTS = (
     "mhsa_ratio",
     "ffn_ratio",
     "macs_ratio",
+    "cost_ratio",
+    "latency_ms",
+    "measured_ms",
     "params",
     "val_accuracy",
     "test_accuracy",
@@ -62,6 +65,9 @@ _HEADINGS = {
     "mhsa_ratio": "MHSA ratio",
     "ffn_ratio": "FFN ratio",
     "macs_ratio": "FLOPs",
+    "cost_ratio": "cost",
+    "latency_ms": "foretold ms",
+    "measured_ms": "measured ms",
     "val_accuracy": "val %",
     "test_accuracy": "test %",
     "accuracy_pruned": "pruned %",
@@ -74,6 +80,9 @@ _DIGITS = {
     "mhsa_ratio": 3,
     "ffn_ratio": 3,
     "macs_ratio": 4,
+    "cost_ratio": 4,
+    "latency_ms": 2,
+    "measured_ms": 2,
     "val_accuracy": 2,
     "test_accuracy": 2,
     "accuracy_pruned": 2,
@@ -83,6 +92,7 @@ _DIGITS = {
 }
 # What a page does not say of each trial: it is said above the table, or for programs.
 _LEFT_OUT = ("study", "best", "macs", "device", "checkpoint")
+_CURVES = ("rest", "mhsa", "ffn")
 _TRIALS = tuple(name for name in TRIAL_COLUMNS if name not in _LEFT_OUT)
 
 
@@ -200,7 +210,13 @@ def _study_parts(study: Study, storage: str | None) -> dict[str, Any]:
     attributes = study.user_attrs
     best, rows = best_trial(study), trial_rows(study)
     blocks = [] if best is None else block_rows(attributes["dense"], best)
-    settings = {**attributes["settings"], "device": attributes["device"], **attributes["versions"]}
+    latency = attributes.get("latency", {})
+    settings = {
+        **attributes["settings"],
+        **{f"latency {name}": latency[name] for name in latency if name not in _CURVES},
+        "device": attributes["device"],
+        **attributes["versions"],
+    }
     split = timing_split(study)
     if split:
         settings["time"] = ", ".join(
@@ -233,9 +249,9 @@ def _cells(
     rows: Sequence[dict[str, Any]], columns: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
     """Headings and text; columns without any value are left out."""
-    used = [name for name in columns if any(row[name] is not None for row in rows)]
+    used = [name for name in columns if any(row.get(name) is not None for row in rows)]
     headings = [_HEADINGS.get(name, name.replace("_", " ")) for name in used]
-    return headings, [[_cell(row[name], _DIGITS.get(name)) for name in used] for row in rows]
+    return headings, [[_cell(row.get(name), _DIGITS.get(name)) for name in used] for row in rows]
 
 
 def _cell(value: Any, digits: int | None = None) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -16,11 +16,13 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
 
-from vit_ratio_opt.geometry import RatioPair
+from vit_ratio_opt.geometry import COST_WORDS, Cost, RatioPair
 from vit_ratio_opt.report import (
     accuracy_of,
     best_trial,
     block_rows,
+    cost_of,
+    cost_ratio_of,
     limit_of,
     short,
 )
@@ -41,17 +43,24 @@ _T = TypeVar("_T")
 
 
 def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
-    """Validation accuracy against FLOPs: trials, the frontier of each study, and its limit.
+    """Validation accuracy against cost: trials, the frontier of each study, and its limit.
 
     Args:
-        studies: Of one dense model.
+        studies: Of one dense model; where they differ in the cost, FLOPs are drawn.
     """
     figure = go.Figure()
+    costs = {cost_of(study) for study in studies}
+    drawn_cost: Cost = costs.pop() if len(costs) == 1 else "macs"
+    word = COST_WORDS[drawn_cost]
+
+    def cost(trial: FrozenTrial) -> float:
+        return float(trial.user_attrs["macs_ratio" if drawn_cost == "macs" else "cost_ratio"])
+
     dense = studies[0].user_attrs["dense"]
     for colour, study in zip(_colours(studies), studies, strict=True):
         name = _text(study.study_name)
         trials = [t for t in finished_trials(study) if accuracy_of(t, study) is not None]
-        frontier = _frontier(study, trials)
+        frontier = _frontier(study, trials, cost)
         drawn = _thinned(trials, frontier)
         for label, symbol, wanted in (
             ("", "circle", TrialState.COMPLETE),
@@ -61,7 +70,7 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
             if not chosen:
                 continue
             figure.add_scatter(
-                x=[trial.user_attrs["macs_ratio"] for trial in chosen],
+                x=[cost(trial) for trial in chosen],
                 y=[accuracy_of(trial, study) for trial in chosen],
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 8, "opacity": 0.7},
@@ -70,7 +79,7 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
                 hovertemplate="trial %{customdata}<br>%{y:.2f} % at %{x:.4f}<extra></extra>",
             )
         figure.add_scatter(
-            x=[trial.user_attrs["macs_ratio"] for trial in frontier],
+            x=[cost(trial) for trial in frontier],
             y=[accuracy_of(trial, study) for trial in frontier],
             mode="lines",
             line={"color": colour, "shape": "hv", "width": 1},
@@ -80,7 +89,7 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
         best = best_trial(study)
         if best is not None:
             figure.add_scatter(
-                x=[best.user_attrs["macs_ratio"]],
+                x=[cost(best)],
                 y=[accuracy_of(best, study)],
                 mode="markers",
                 marker={"color": colour, "symbol": "star", "size": 15},
@@ -95,7 +104,7 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
         marker={"color": _INK, "symbol": "diamond", "size": 10},
         name="dense",
     )
-    settings = [study.user_attrs["settings"] for study in studies]
+    settings = [study.user_attrs["settings"] for study in studies if cost_of(study) == drawn_cost]
     limits = {(one["budget"], one["tolerance"]) for one in settings}
     for budget, tolerance in sorted(limits, key=str):
         if tolerance is None:
@@ -105,8 +114,8 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
             figure.add_hline(least, line_dash="dot", line_color=_INK, line_width=1)
     return _finished(
         figure,
-        "Accuracy against FLOPs (star: best, dotted: limit)",
-        x="FLOPs, share of the dense model's",
+        f"Accuracy against {word} (star: best, dotted: limit)",
+        x=f"{word}, share of the dense model's",
         y="validation accuracy, %",
     )
 
@@ -114,16 +123,16 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
 def path_figure(study: Study, *, height: int = 680) -> go.Figure:
     """The path of the search in the plane of the two ratios, and how its interval shrinks.
 
-    Above, the trials in their order over lines of equal FLOPs. Below, what was still open after
+    Above, the trials in their order over lines of equal cost. Below, what was still open after
     each: within a budget the part of its curve that the best pair has to lie in, with a tolerance
-    the FLOPs between the largest model that lost too much and the smallest that did not.
+    the cost between the largest model that lost too much and the smallest that did not.
 
     Args:
         study: Its search.
         height: In pixels; a low figure has no room for a legend.
     """
     figure = make_subplots(rows=2, cols=1, row_heights=[0.65, 0.35], vertical_spacing=100 / height)
-    _add_equal_macs(figure, study)
+    _add_equal_cost(figure, study)
     trials = [
         trial for trial in finished_trials(study) if len(trial.params) >= len(RatioPair._fields)
     ]
@@ -176,8 +185,8 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
         values = [trial.params["mhsa_ratio"] for trial in drawn]
         moments, low, high = _brackets(study, trials)
     else:
-        unit = "FLOPs of dense"
-        values = [trial.user_attrs["macs_ratio"] for trial in drawn]
+        unit = f"{COST_WORDS[cost_of(study)]} of dense"
+        values = [cost_ratio_of(trial) for trial in drawn]
         moments, low, high = _doubts(trials)
     for bound, fill in ((low, None), (high, "tonexty")):
         figure.add_scatter(
@@ -301,8 +310,8 @@ def training_curve(trial: FrozenTrial, dense_accuracy: float, *, drops: bool) ->
     return image.getvalue()
 
 
-def _add_equal_macs(figure: go.Figure, study: Study) -> None:
-    """Lines of equal FLOPs; studies of earlier versions do not say what they need."""
+def _add_equal_cost(figure: go.Figure, study: Study) -> None:
+    """Lines of equal cost; studies of earlier versions do not say what they need."""
     saved = study.user_attrs.get("saved")
     if saved is None:
         return
@@ -317,7 +326,7 @@ def _add_equal_macs(figure: go.Figure, study: Study) -> None:
         line={"color": _INK, "width": 0.5},
         showscale=False,
         hoverinfo="skip",
-        name="equal FLOPs",
+        name=f"equal {COST_WORDS[cost_of(study)]}",
         showlegend=True,
         row=1,
         col=1,
@@ -350,10 +359,10 @@ def _brackets(
 
 
 def _doubts(trials: Sequence[FrozenTrial]) -> tuple[list[int], list[float], list[float]]:
-    """After how many trials, between which shares of the FLOPs the answer was still to be found.
+    """After how many trials, between which shares of the cost the answer was still to be found.
 
     Above the cheapest trial that kept the tolerance nothing is open; the dearest one below it that
-    lost more is no proof against other pairs of its FLOPs, but says where the limit is.
+    lost more is no proof against other pairs of its cost, but says where the limit is.
     """
     moments = _moments(len(trials))
     low, high = [], []
@@ -361,9 +370,9 @@ def _doubts(trials: Sequence[FrozenTrial]) -> tuple[list[int], list[float], list
         kept, failed = [1.0], [0.0]
         for trial in trials[:moment]:
             side = kept if trial.state == TrialState.COMPLETE else failed
-            side.append(trial.user_attrs["macs_ratio"])
+            side.append(cost_ratio_of(trial))
         high.append(min(kept))
-        low.append(max(macs_ratio for macs_ratio in failed if macs_ratio < high[-1]))
+        low.append(max(cost_ratio for cost_ratio in failed if cost_ratio < high[-1]))
     return moments, low, high
 
 
@@ -374,11 +383,13 @@ def _moments(count: int) -> list[int]:
     return [0, *sorted({round(m) for m in np.geomspace(1, count, _MOST_MOMENTS)})]
 
 
-def _frontier(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials that no other one beats in accuracy at no more FLOPs, by rising FLOPs."""
+def _frontier(
+    study: Study, trials: Sequence[FrozenTrial], cost: Callable[[FrozenTrial], float]
+) -> list[FrozenTrial]:
+    """Trials that no other one beats in accuracy at no more cost, by rising cost."""
     frontier: list[FrozenTrial] = []
     highest = -np.inf
-    for trial in sorted(trials, key=lambda t: (t.user_attrs["macs_ratio"], -_value(t, study))):
+    for trial in sorted(trials, key=lambda t: (cost(t), -_value(t, study))):
         if _value(trial, study) > highest:
             highest = _value(trial, study)
             frontier.append(trial)

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.files import replacing
+from vit_ratio_opt.geometry import BUDGET_CONSTRAINTS, COST_WORDS, Cost
 from vit_ratio_opt.search import BudgetSearch, Pair
 from vit_ratio_opt.study import finished_trials
 
@@ -31,6 +32,8 @@ __all__ = [
     "best_trial",
     "block_rows",
     "build_report",
+    "cost_of",
+    "cost_ratio_of",
     "csv_text",
     "group_studies",
     "limit_of",
@@ -56,6 +59,7 @@ TRIAL_COLUMNS = (
     "ffn_ratio",
     "macs_ratio",
     "macs",
+    "cost_ratio",
     "params",
     "accuracy_pruned",
     "accuracy",
@@ -143,7 +147,7 @@ def best_trial(study: Study) -> FrozenTrial | None:
 
         def merit(trials: list[FrozenTrial]) -> float:
             within = fmean(trial.constraints["accuracy_drop"] for trial in trials) <= 0
-            return -trials[0].user_attrs["macs_ratio"] if within else -math.inf
+            return -cost_ratio_of(trials[0]) if within else -math.inf
 
     # The first of equals: a later pair has to be better, not lucky enough to tie.
     best = max(
@@ -159,9 +163,10 @@ def best_trial(study: Study) -> FrozenTrial | None:
 def _trainings(study: Study) -> dict[Pair, list[FrozenTrial]]:
     """Trials that were trained to the end within the budget, by pair."""
     by_pair: defaultdict[Pair, list[FrozenTrial]] = defaultdict(list)
+    limit = BUDGET_CONSTRAINTS[cost_of(study)]
     for trial in finished_trials(study):
         to_the_end = trial.state == TrialState.COMPLETE or "accuracy_drop" in trial.user_attrs
-        if to_the_end and trial.constraints.get("flops", 0.0) <= 0:
+        if to_the_end and trial.constraints.get(limit, 0.0) <= 0:
             by_pair[_pair_of(trial)].append(trial)
     return dict(by_pair)
 
@@ -188,16 +193,28 @@ def accuracy_of(trial: FrozenTrial, study: Study) -> float | None:
     return float(study.user_attrs["dense"]["val_accuracy"]) - reported  # a drop was reported
 
 
+def cost_of(study: Study) -> Cost:
+    """What the study's limit is a share of, or what it makes least of."""
+    cost: Cost = study.user_attrs.get("settings", {}).get("cost", "macs")
+    return cost
+
+
+def cost_ratio_of(trial: FrozenTrial) -> float:
+    """The share of the dense model's cost that a trial's pair leaves."""
+    return float(trial.user_attrs.get("cost_ratio", trial.user_attrs["macs_ratio"]))
+
+
 def limit_of(study: Study) -> str:
     """The limit in words, such as ``at most 60 % of the FLOPs``."""
     settings = study.user_attrs["settings"]
     if settings["tolerance"] is None:
-        return f"at most {100 * settings['budget']:g} % of the FLOPs"
+        return f"at most {100 * settings['budget']:g} % of the {COST_WORDS[cost_of(study)]}"
     return f"at most {settings['tolerance']:g} points of accuracy lost"
 
 
 def baseline_of(study: Study, studies: Sequence[Study]) -> Study | None:
     """Of a searched study, the one of ``studies`` with one fixed ratio and the same limit."""
+    limit = ("budget", "tolerance", "cost", "latency_batch")
 
     def same(other: Study, *keys: str) -> bool:
         mine, its = study.user_attrs["settings"], other.user_attrs["settings"]
@@ -209,7 +226,7 @@ def baseline_of(study: Study, studies: Sequence[Study]) -> Study | None:
         other
         for other in studies
         if other.user_attrs["settings"]["strategy"] == "fixed"
-        and same(other, "weights", "dataset", "validation", "budget", "tolerance", "pruned")
+        and same(other, "weights", "dataset", "validation", "pruned", *limit)
     ]
     # Several may differ in the recipe or the seed.
     return max(found, key=lambda other: same(other, "recipe", "seed"), default=None)
@@ -223,44 +240,76 @@ def summary(study: Study, studies: Sequence[Study] = ()) -> list[str]:
         studies: Among which there may be the fixed ratio to compare it with.
     """
     settings, dense = study.user_attrs["settings"], study.user_attrs["dense"]
+    word, latency = COST_WORDS[cost_of(study)], study.user_attrs.get("latency")
+    takes = "" if latency is None else f", and takes {_conditions(latency)}"
     fixed = settings["strategy"] == "fixed"
     ratios = "one fixed ratio of" if fixed else "how much each of"
     sentences = [
         f"This study looks for {ratios} attention (MHSA) and feed-forward (FFN) to prune from "
         f"{short(settings['model'])} on {short(settings['dataset'])}, with {limit_of(study)}; "
         f"the dense model has {dense['val_accuracy']:.2f} % on validation images and "
-        f"needs {dense['macs']:,} FLOPs an image (1 FLOP is 1 multiply-add)."
+        f"needs {dense['macs']:,} FLOPs an image (1 FLOP is 1 multiply-add){takes}."
     ]
     row, best = _study_row(study), best_trial(study)
     done = len(finished_trials(study))
     if row is None or best is None:
         return [*sentences, f"Of {done} trained trials none keeps within that yet."]
+    time = (
+        ""
+        if latency is None
+        else f", and {100 * row['cost_ratio']:.1f} % of the latency is foretold, "
+        f"{row['latency_ms']:.2f} ms"
+    )
     test = f", {row['test_accuracy']:.2f} % on test images" if row["test_accuracy"] else ""
     sentences.append(
         f"Trial {best.number} is the best of {done} trained: without "
         f"{100 * row['mhsa_ratio']:.1f} % of the MHSA and {100 * row['ffn_ratio']:.1f} % of the "
         f"FFN, {100 * row['macs_ratio']:.1f} % of the FLOPs and "
-        f"{100 * row['params'] / dense['params']:.1f} % of the parameters are left, with "
+        f"{100 * row['params'] / dense['params']:.1f} % of the parameters are left{time}, with "
         f"{row['val_accuracy']:.2f} % on validation images "
         f"({row['val_accuracy'] - dense['val_accuracy']:+.2f} points){test}."
     )
+    if "measured_ms" in row:
+        share = 100 * row["measured_ms"] / row["dense_ms"]
+        sentences.append(
+            f"Measured on {row['measured_on']}, its model takes {row['measured_ms']:.2f} ms and "
+            f"the dense model {row['dense_ms']:.2f} ms, {share:.1f} %."
+        )
     if fixed:
         return [*sentences, "It is the baseline that a search of both ratios has to beat."]
     baseline = baseline_of(study, studies)
     other = None if baseline is None else _study_row(baseline)
     if baseline is None or other is None:
         return [*sentences, "There is no study of one fixed ratio with this limit to compare yet."]
+    name = "cost_ratio" if "cost_ratio" in row else "macs_ratio"
+    share = row[name] / other[name]
     if settings["tolerance"] is None:
         gain = row["val_accuracy"] - other["val_accuracy"]
-        against = f"has {gain:+.2f} points for {row['macs_ratio'] / other['macs_ratio']:.3f} times"
+        against = f"has {gain:+.2f} points for {share:.3f} times"
     else:
-        against = f"needs {row['macs_ratio'] / other['macs_ratio']:.3f} times"
+        against = f"needs {share:.3f} times"
     return [
         *sentences,
         f"Against one fixed ratio of {other['mhsa_ratio']:.3f} (study "
         f"{short(baseline.study_name)}, {other['val_accuracy']:.2f} % with "
-        f"{100 * other['macs_ratio']:.1f} % of the FLOPs) it {against} the FLOPs.",
+        f"{100 * other[name]:.1f} % of the {word}) it {against} the {word}.",
     ]
+
+
+def _conditions(latency: Mapping[str, Any]) -> str:
+    """What the dense model is foretold to take, and how well."""
+    device = short(latency["device"])
+    if device == "cpu":
+        device += f" with {latency['threads']} thread(s)"
+    return (
+        f"{_dense_ms(latency):.2f} ms for a batch of {latency['batch']} on {device}"
+        f", by a table whose median error is {100 * latency['error']:.1f} %"
+    )
+
+
+def _dense_ms(latency: Mapping[str, Any]) -> float:
+    nanoseconds = latency["rest"] + latency["mhsa"][0][1] + latency["ffn"][0][1]
+    return float(nanoseconds / 1e6)
 
 
 def block_rows(dense: Mapping[str, Any], trial: FrozenTrial) -> list[dict[str, int]]:
@@ -295,11 +344,13 @@ def group_studies(studies: Sequence[Study]) -> list[list[Study]]:
 def build_report(studies: Sequence[Study]) -> dict[str, Any]:
     """``{model, dataset, seed, epochs, device, versions, rows}`` of studies of one dense model.
 
-    Beside them ``budget`` and ``tolerance``, one of which is None. A row is ``{name, study,
-    strategy, mhsa_ratio, ffn_ratio, macs, macs_ratio, params, val_accuracy, test_accuracy, trials,
-    seconds}``; accuracies in per cent, ``val_accuracy`` the mean over a pair's trainings,
+    Beside them ``budget`` and ``tolerance``, one of which is None, and ``cost``. A row is ``{name,
+    study, strategy, mhsa_ratio, ffn_ratio, macs, macs_ratio, params, val_accuracy, test_accuracy,
+    trials, seconds}``; accuracies in per cent, ``val_accuracy`` the mean over a pair's trainings,
     ``test_accuracy`` of the first of them and None until it was tested, ``seconds`` over all
-    trials, ``name`` one of dense, fixed, searched.
+    trials, ``name`` one of dense, fixed, searched. Of another cost than MACs there is also
+    ``cost_ratio``; of latency ``latency_ms``, foretold, and once it was tested ``measured_ms``,
+    ``dense_ms`` and ``measured_on``.
 
     Raises:
         InputError: The studies are of different dense models or data.
@@ -314,7 +365,7 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
                 f"{', '.join(sorted(values))}. Name the studies."
             )
     dense = first["dense"]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": "dense",
             "study": None,
@@ -333,6 +384,8 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
             "seconds": 0.0,
         }
     ]
+    if any(cost_of(study) != "macs" for study in studies):
+        rows[0]["cost_ratio"] = 1.0
     rows += [row for row in map(_study_row, studies) if row is not None]
     report = {
         "model": settings["model"],
@@ -343,6 +396,7 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
         "versions": first["versions"],
         "budget": settings["budget"],
         "tolerance": settings["tolerance"],
+        "cost": cost_of(studies[0]),
         "rows": rows,
     }
     # Where validation took half of the test split: the dense model on both halves together.
@@ -359,6 +413,18 @@ def _study_row(study: Study) -> dict[str, Any] | None:
     finished = finished_trials(study)
     pair = _pair_of(best)
     tested = study.user_attrs.get("tested", {})
+    # A search that went on has a new best, which has not been tested yet.
+    if tested.get("trial") != best.number:
+        tested = {}
+    cost: dict[str, Any] = {}
+    if cost_of(study) != "macs":
+        cost["cost_ratio"] = cost_ratio_of(best)
+    if "latency" in study.user_attrs:
+        dense_ms = _dense_ms(study.user_attrs["latency"])
+        cost["latency_ms"] = round(cost["cost_ratio"] * dense_ms, 4)
+    if "pruned_ms" in tested:
+        cost |= {"measured_ms": tested["pruned_ms"], "dense_ms": tested["dense_ms"]}
+        cost["measured_on"] = tested["device"]
     return {
         "name": study.user_attrs["settings"]["strategy"],
         "study": study.study_name,
@@ -369,19 +435,22 @@ def _study_row(study: Study) -> dict[str, Any] | None:
         "macs_ratio": best.user_attrs["macs_ratio"],
         "params": best.user_attrs["params"],
         "val_accuracy": fmean(t.user_attrs["accuracy"] for t in _trainings(study)[pair]),
-        # A search that went on has a new best, which has not been tested yet.
-        "test_accuracy": tested.get("accuracy") if tested.get("trial") == best.number else None,
+        "test_accuracy": tested.get("accuracy"),
         "trials": len(finished),
         "seconds": round(sum(t.user_attrs.get("seconds", 0.0) for t in finished), 1),
+        **cost,
     }
 
 
 def results_table(report: dict[str, Any]) -> Table:
     """The rows of :func:`build_report` for a terminal, narrow enough for 80 columns."""
-    title = f"{report['model']} on {report['dataset']}, FLOPs as a share of dense"
-    table = _table(title, "", "MHSA", "FFN", "FLOPs", "params", "val %", "test %", "trials", "sec")
+    priced = any("cost_ratio" in row for row in report["rows"])
+    shares = f"FLOPs and {COST_WORDS[report['cost']]}" if priced else "FLOPs"
+    title = f"{report['model']} on {report['dataset']}, {shares} as a share of dense"
+    names = ["", "MHSA", "FFN", "FLOPs", "params", "val %", "test %", "trials", "sec"]
+    table = _table(title, *_with_cost(names, "cost", priced))
     for row in report["rows"]:
-        table.add_row(
+        cells = [
             row["name"],
             f"{row['mhsa_ratio']:.3f}",
             f"{row['ffn_ratio']:.3f}",
@@ -391,7 +460,8 @@ def results_table(report: dict[str, Any]) -> Table:
             _number(row["test_accuracy"], 2),
             str(row["trials"]),
             f"{row['seconds']:,.1f}",
-        )
+        ]
+        table.add_row(*_with_cost(cells, _number(row.get("cost_ratio"), 4), priced))
     return table
 
 
@@ -415,12 +485,12 @@ def trial_rows(study: Study) -> list[dict[str, Any]]:
 
 def trials_table(study: Study) -> Table:
     """One line a trial, in the order of the search."""
-    table = _table(
-        f"study {study.study_name!r}", "trial", "state", "MHSA", "FFN", "FLOPs", "pruned %",
-        "val %", "drop", "sec",
-    )  # fmt: skip
+    names = ["trial", "state", "MHSA", "FFN", "FLOPs", "pruned %", "val %", "drop", "sec"]
+    cost = cost_of(study)
+    priced, word = cost != "macs", COST_WORDS[cost]
+    table = _table(f"study {study.study_name!r}", *_with_cost(names, word, priced, at=5))
     for row in trial_rows(study):
-        table.add_row(
+        cells = [
             str(row["trial"]),
             row["state"],
             _number(row["mhsa_ratio"], 3),
@@ -430,8 +500,9 @@ def trials_table(study: Study) -> Table:
             _number(row["accuracy"], 2),
             _number(row["accuracy_drop"], 2),
             _number(row["seconds"], 1),
-            style="bold" if row["best"] else "",
-        )
+        ]
+        cells = _with_cost(cells, _number(row["cost_ratio"], 4), priced, at=5)
+        table.add_row(*cells, style="bold" if row["best"] else "")
     return table
 
 
@@ -496,6 +567,11 @@ def _table(title: str, *columns: str) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     return table
+
+
+def _with_cost(cells: list[str], cost: str, priced: bool, at: int = 4) -> list[str]:
+    """Cells of a row with that of the cost after the FLOPs, where it is another."""
+    return [*cells[:at], cost, *cells[at:]] if priced else cells
 
 
 def _number(value: float | None, digits: int) -> str:

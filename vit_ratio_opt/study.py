@@ -16,7 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import cost_saved
+from vit_ratio_opt.geometry import COST_WORDS, cost_saved
 from vit_ratio_opt.progress import SearchProgress, waiting
 from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair
 from vit_ratio_opt.storage import (
@@ -99,10 +99,20 @@ def create_study(
         pruner=pruner or optuna.pruners.NopPruner(),
         load_if_exists=True,
     )
+    if objective.latency is not None:
+        # Measured by whoever came first: all search the same pairs, on whatever device.
+        if "latency" not in study.user_attrs:
+            study.set_user_attr("latency", objective.latency)
+        if study.user_attrs["latency"] != objective.latency:
+            objective.search_latency(study.user_attrs["latency"])
     if "dense" not in study.user_attrs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            metric = "accuracy" if objective.direction == "maximize" else "FLOPs of dense"
+            metric = (
+                "accuracy"
+                if objective.direction == "maximize"
+                else f"{COST_WORDS[objective.cost]} of dense"
+            )
             study.set_metric_names([metric])
         study.set_user_attr("settings", objective.settings)
         study.set_user_attr("versions", {name: version(name) for name in _PACKAGES})
@@ -240,7 +250,8 @@ def _introduce(study: Study, n_trials: int | None, say: Callable[[str], None]) -
         say(f"begins with {ratios}: the best of {looked_at} pairs before any training")
     path = study.user_attrs.get("path", [])
     if path:
-        say(f"begins along {len(path)} pairs, the likeliest of their FLOPs before any training")
+        word = COST_WORDS[study.user_attrs["settings"].get("cost", "macs")]
+        say(f"begins along {len(path)} pairs, the likeliest of their {word} before any training")
 
 
 def _run(
@@ -266,7 +277,7 @@ def _run(
         return sampler.nothing_left(study) if isinstance(sampler, BinarySearchSampler) else None
 
     def report(study: Study, trial: FrozenTrial) -> None:
-        say(_describe(trial, len(finished_trials(study)), n_trials))
+        say(_describe(study, trial, n_trials))
         if room() <= 0 or asked_to_stop():
             study.stop()
 
@@ -313,10 +324,13 @@ def _run(
             hand_own_trials_back(study)
 
 
-def _describe(trial: FrozenTrial, done: int, n_trials: int | None) -> str:
-    attributes = trial.user_attrs
+def _describe(study: Study, trial: FrozenTrial, n_trials: int | None) -> str:
+    attributes, done = trial.user_attrs, len(finished_trials(study))
     ratios = "  ".join(f"{name} {value:.3f}" for name, value in trial.params.items())
     text = f"trial {trial.number:3d}  {ratios}  FLOPs {attributes.get('macs_ratio', 0):.3f}"
+    if "cost_ratio" in attributes:
+        word = COST_WORDS[study.user_attrs["settings"]["cost"]]
+        text += f"  {word} {attributes['cost_ratio']:.3f}"
     if "accuracy_drop" not in attributes:
         why = f": {attributes['failure']}" if "failure" in attributes else ""
         return f"{text}  {trial.state.name.lower()}{why}"

@@ -90,6 +90,9 @@ class TensorBoardLog:
                 writer.add_scalar("accuracy", dense - value if drops else value, epoch)
             for epoch, loss in enumerate(attributes.get("losses", []), start=1):
                 writer.add_scalar("loss", loss, epoch)
-            names = ("macs_ratio", "params", "accuracy_pruned", "accuracy", "accuracy_drop")
+            names = (
+                "macs_ratio", "cost_ratio", "params", "accuracy_pruned", "accuracy",
+                "accuracy_drop",
+            )  # fmt: skip
             results = {f"result/{n}": attributes[n] for n in names if n in attributes}
             writer.add_hparams({**trial.params, "state": trial.state.name}, results, run_name=".")

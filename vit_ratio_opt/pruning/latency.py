@@ -32,7 +32,7 @@ from vit_ratio_opt.geometry import BlockShape, RatioPair, ViTShape, evenly, leas
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.prune import Allocation, sizes_left
-from vit_ratio_opt.pruning.surgery import shape_of, shrink_to
+from vit_ratio_opt.pruning.surgery import resized, shape_of, shrink_to
 from vit_ratio_opt.training.evaluate import autocast, model_device
 
 __all__ = [
@@ -167,7 +167,9 @@ def measure_latency(
     attention = [replace(middle, num_heads=h, head_dim=r) for h in heads for r in ranks]
     ffn = [replace(middle, hidden_dim=size) for size in hidden]
     shapes = list(dict.fromkeys([*attention, *ffn]))
-    timed = time_models([sharing(model, [shape] * depth) for shape in shapes], batch=batch)
+    # What was pruned before has blocks of different sizes, none of them as large as any other.
+    even = model if set(blocks) == {most} else resized(model, most)
+    timed = time_models([sharing(even, [shape] * depth) for shape in shapes], batch=batch)
     taken = {shape: seconds * 1e9 for shape, seconds in zip(shapes, timed, strict=True)}
     by_heads = [taken[shape] for shape in attention]
     by_hidden = [taken[shape] for shape in ffn]

@@ -30,6 +30,7 @@ __all__ = [
     "check_supported",
     "evaluating",
     "keep_units",
+    "resized",
     "resized_attention",
     "shape_of",
     "shrink_to",
@@ -234,6 +235,17 @@ def shrink_to(model: VisionTransformer, shapes: Sequence[BlockShape]) -> VisionT
         attention.replace(resized_attention(attention.module, new.num_heads, new.head_dim))
         _keep_neurons(ffn.module, list(range(new.hidden_dim)))
     return shrunk
+
+
+def resized(model: VisionTransformer, shape: BlockShape) -> VisionTransformer:
+    """A copy of ``model`` with blocks of this shape, larger or smaller, its weights to be set."""
+    new = copy.deepcopy(model)
+    for block in new.blocks:
+        block.attn = resized_attention(block.attn, shape.num_heads, shape.head_dim)
+        if block.mlp.fc1.out_features != shape.hidden_dim:
+            _resize(block.mlp.fc1, shape.hidden_dim, block.mlp.fc1.in_features)
+            _resize(block.mlp.fc2, block.mlp.fc2.out_features, shape.hidden_dim)
+    return new
 
 
 def resized_attention(attn: Attention, num_heads: int, head_dim: int) -> Attention:
