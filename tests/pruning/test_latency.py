@@ -97,10 +97,12 @@ def test_real_models_are_timed_in_turns(tiny_vit, monkeypatch):
         time_models([tiny_vit], batch=0)
 
 
-def test_the_shortest_run_counts(tiny_vit, monkeypatch):
-    times = itertools.cycle([5.0, 2.0, 3.0])
-    monkeypatch.setattr(module, "_runs", lambda model, images, n: [next(times) for _ in range(n)])
-    assert time_models([tiny_vit]) == [2.0]
+def test_what_slows_a_machine_down_changes_no_ratio(make_vit, monkeypatch):
+    models, speeds = [make_vit(), make_vit()], itertools.cycle([1.0, 1.0, 1.0, 4.0, 4.0, 4.0, 1.0])
+    own = dict(zip(models, (2.0, 0.5), strict=True))
+    monkeypatch.setattr(module, "_LEAST_RUNS", 1)
+    monkeypatch.setattr(module, "_runs", lambda model, *rest: [own[model] * next(speeds)])
+    assert time_models(models) == [2.0, 0.5]
 
 
 def test_a_table_survives_json(tiny_vit, exact_device):

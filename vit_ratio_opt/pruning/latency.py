@@ -7,8 +7,9 @@ up: the table has, for each size, what a block's branch takes more than with the
 
 Whole models are timed, not single blocks, whose weights would never leave the caches. All of them
 use the memory of the dense model's weights, so none needs its own; how long a product takes does
-not depend on what is multiplied. They take turns, and of each the shortest run counts: whatever
-else the machine does only makes a run longer (as in Python's ``timeit``).
+not depend on what is multiplied. Each is timed between two runs of the same other model, and the
+median of how much longer or shorter it takes counts: what else the machine does, and how fast its
+clock is, changes from minute to minute and falls on both.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _HEADS, _RANKS, _NEURONS = 6, 16, 16
 # Turns of every model, but no more than these seconds after the least number of turns.
 _TURNS, _LEAST_TURNS, _MOST_SECONDS = 10, 3, 120.0
 # A turn lasts at least so long, of which the first run is from cold caches.
-_TURN_SECONDS, _LEAST_RUNS = 0.005, 2
+_TURN_SECONDS, _LEAST_RUNS = 0.02, 2
 _CHECKED = 5
 _KNOTS = 129
 
@@ -166,7 +167,7 @@ def measure_latency(
     middle = BlockShape(*(sizes[len(sizes) // 2] for sizes in (heads, ranks, hidden)))
     attention = [replace(middle, num_heads=h, head_dim=r) for h in heads for r in ranks]
     ffn = [replace(middle, hidden_dim=size) for size in hidden]
-    shapes = list(dict.fromkeys([*attention, *ffn]))
+    shapes = list(dict.fromkeys([middle, *attention, *ffn]))
     # What was pruned before has blocks of different sizes, none of them as large as any other.
     even = model if set(blocks) == {most} else resized(model, most)
     timed = time_models([sharing(even, [shape] * depth) for shape in shapes], batch=batch)
@@ -187,7 +188,7 @@ def measure_latency(
 
 
 def time_models(models: Sequence[torch.nn.Module], *, batch: int = 1) -> list[float]:
-    """Seconds that each model takes for a batch, at its best, while all of them take turns.
+    """Seconds that each model takes for a batch, while all of them take turns with the first.
 
     Args:
         models: ViTs for images of one shape, on one device; in evaluation mode afterwards.
@@ -199,17 +200,26 @@ def time_models(models: Sequence[torch.nn.Module], *, batch: int = 1) -> list[fl
     if batch < 1:
         raise InputError(f"The batch of a latency must be at least 1, but got {batch!r}.")
     images = torch.randn(batch, *_image_shape(models[0]), device=model_device(models[0]))
-    best = [min(_runs(model.eval(), images, _LEAST_RUNS)) for model in models]
-    runs = [max(_LEAST_RUNS, math.ceil(_TURN_SECONDS / seconds)) for seconds in best]
-    order, shuffle = list(range(len(models))), random.Random(0).shuffle
+    once = [min(_runs(model.eval(), images, _LEAST_RUNS)) for model in models]
+    runs = [max(_LEAST_RUNS, math.ceil(_TURN_SECONDS / seconds)) for seconds in once]
+
+    def turn(index: int) -> float:
+        return min(_runs(models[index], images, runs[index]))
+
+    order, shuffle = list(range(1, len(models))), random.Random(0).shuffle
+    ratios: list[list[float]] = [[] for _ in models]
+    reference = [once[0], turn(0)]
     started = time.monotonic()
-    for turn in range(_TURNS):
-        if turn >= _LEAST_TURNS and time.monotonic() > started + _MOST_SECONDS:
+    for turns in range(_TURNS):
+        if turns >= _LEAST_TURNS and time.monotonic() > started + _MOST_SECONDS:
             break
         shuffle(order)
         for index in order:
-            best[index] = min(best[index], *_runs(models[index], images, runs[index]))
-    return best
+            taken = turn(index)
+            reference.append(turn(0))
+            ratios[index].append(taken / statistics.fmean(reference[-2:]))
+    best = min(reference)
+    return [best, *(best * statistics.median(ratios[index]) for index in range(1, len(models)))]
 
 
 def latency_curves(

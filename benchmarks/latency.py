@@ -1,0 +1,206 @@
+"""How well does the table foretell the time of a pruned model, and does a search keep a budget?
+
+Question: by how much is the foretold latency of a pruned model off, as a share of the dense one's,
+which is what a budget is about? And does the best model of a search with a latency budget take no
+longer than that?
+
+Method: a table as ``PruningObjective(cost="latency")`` makes it, then models of random shapes,
+different heads, ranks and neurons in every block, at several levels of MACs, timed afterwards,
+each between two runs of the dense model; the median of ten turns counts. The error of a model is that of its
+share of the dense model's time. The search is of ``--budget`` on CIFAR-10, without fine-tuning;
+its best model and the dense one are timed in turns again.
+
+    python benchmarks/latency.py foretell [--checkpoint FILE] [--batch 1] [--threads 1]
+    python benchmarks/latency.py search --data DIR --checkpoint FILE [--budget 0.7] [--batch 1]
+    python benchmarks/latency.py show
+
+Output: ``results/latency.json``, a row for each model, batch and number of threads (and budget);
+rows of the same are replaced. Runtime on one core: a minute for a CIFAR-10 model at batch 1, three
+for DeiT-S at 224 pixels; two or three for the search.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Optional
+
+import timm
+import torch
+import typer
+
+from vit_ratio_opt.checkpoint import load_dense
+from vit_ratio_opt.cli import run_command
+from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.pruning import shape_of
+from vit_ratio_opt.pruning.latency import measure_latency, random_blocks, sharing, time_models
+from vit_ratio_opt.report import best_trial, write_json
+from vit_ratio_opt.study import create_study, run_study
+from vit_ratio_opt.training import Recipe, best_device, load_images
+
+RESULTS = Path(__file__).parent / "results" / "latency.json"
+
+Checkpoint = Annotated[Optional[Path], typer.Option(help="A dense model.")]  # noqa: UP045
+Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
+Threads = Annotated[int, typer.Option(min=1, help="Of torch, on a CPU.")]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.command()
+def foretell(
+    model: Annotated[str, typer.Option(help="A timm ViT.")] = "deit_small_patch16_224",
+    checkpoint: Checkpoint = None,
+    batch: Batch = 1,
+    threads: Threads = 1,
+    shapes: Annotated[int, typer.Option(min=1, help="Random shapes that are timed.")] = 30,
+) -> None:
+    """Foretold against measured, for random shapes."""
+    torch.set_num_threads(threads)
+    dense = timm.create_model(model) if checkpoint is None else load_dense(checkpoint)
+    dense = dense.eval().to(best_device())
+    started = time.perf_counter()
+    table = measure_latency(dense, batch=batch)
+    table_seconds = time.perf_counter() - started
+    shape, draw = shape_of(dense), random.Random(1)
+    drawn = [random_blocks(shape, draw) for _ in range(shapes)]
+    pruned = [sharing(dense, blocks) for blocks in drawn]
+    dense_seconds, *seconds = time_models([dense, *pruned], batch=batch)
+    whole = table.latency(shape.blocks)
+    rows = [
+        {
+            "macs_ratio": round(shape_of(smaller).macs / shape.macs, 4),
+            "foretold": round(table.latency(blocks) / whole, 4),
+            "measured": round(taken / dense_seconds, 4),
+        }
+        for blocks, smaller, taken in zip(drawn, pruned, seconds, strict=True)
+    ]
+    errors = sorted(abs(row["foretold"] / row["measured"] - 1) for row in rows)
+    _keep(
+        {
+            "kind": "foretell",
+            "model": model if checkpoint is None else checkpoint.stem,
+            "batch": batch,
+            **_machine(table.conditions),
+            "table_seconds": round(table_seconds, 1),
+            "table_error": round(table.error, 4),
+            "dense_ms": round(1e3 * dense_seconds, 3),
+            "dense_foretold_ms": round(whole / 1e6, 3),
+            "median_error": round(statistics.median(errors), 4),
+            "p90_error": round(errors[int(0.9 * (len(errors) - 1) + 0.5)], 4),
+            "shapes": rows,
+        }
+    )
+
+
+@app.command()
+def search(
+    data: Annotated[Path, typer.Option(help="Folder of CIFAR-10.")],
+    checkpoint: Annotated[Path, typer.Option(help="A dense model.")],
+    budget: Annotated[float, typer.Option(help="Share of the dense model's latency.")] = 0.7,
+    batch: Batch = 1,
+    threads: Threads = 1,
+    n_trials: Annotated[int, typer.Option(min=1)] = 3,
+) -> None:
+    """A search with a latency budget, and what its best model takes."""
+    torch.set_num_threads(threads)
+    images = load_images(data, validation="test", seed=0)
+    dense = load_dense(checkpoint)
+    with TemporaryDirectory() as folder:
+        objective = PruningObjective(
+            dense,
+            images,
+            budget=budget,
+            cost="latency",
+            latency_batch=batch,
+            recipe=Recipe(epochs=0),
+            checkpoints=folder,
+            cache=Path(folder) / "cache",
+            calibration_images=128,
+        )
+        started = time.perf_counter()
+        study = create_study(
+            objective, study_name="latency", storage=f"sqlite:///{folder}/study.db", screen=False
+        )
+        run_study(study, objective, n_trials=n_trials, explain=False)
+        seconds = time.perf_counter() - started
+        accuracy, best = objective.test(study), best_trial(study)
+        assert best is not None
+        tested, known = study.user_attrs["tested"], study.user_attrs["latency"]
+    _keep(
+        {
+            "kind": "search",
+            "model": checkpoint.stem,
+            "batch": batch,
+            **_machine(known),
+            "budget": budget,
+            "trials": n_trials,
+            "seconds": round(seconds, 1),
+            "table_error": round(known["error"], 4),
+            "mhsa_ratio": best.params["mhsa_ratio"],
+            "ffn_ratio": best.params["ffn_ratio"],
+            "macs_ratio": round(best.user_attrs["macs_ratio"], 4),
+            "foretold": round(best.user_attrs["cost_ratio"], 4),
+            "measured": round(tested["pruned_ms"] / tested["dense_ms"], 4),
+            "dense_ms": tested["dense_ms"],
+            "pruned_ms": tested["pruned_ms"],
+            "test_accuracy": accuracy,
+            "dense_test_accuracy": tested["dense"],
+        }
+    )
+
+
+@app.command()
+def show() -> None:
+    """Print the tables of what was recorded."""
+    rows = _rows()
+    print("| model | batch | threads | table, s | median error | 90th percentile | dense, ms |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        if row["kind"] == "foretell":
+            print(
+                f"| {row['model']} | {row['batch']} | {row['threads']} | {row['table_seconds']} "
+                f"| {100 * row['median_error']:.1f} % | {100 * row['p90_error']:.1f} % "
+                f"| {row['dense_ms']:.1f} |"
+            )
+    print("\n| model | batch | budget | foretold | measured | FLOPs | test % | dense % |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        if row["kind"] == "search":
+            print(
+                f"| {row['model']} | {row['batch']} | {row['budget']} | {row['foretold']:.3f} "
+                f"| {row['measured']:.3f} | {row['macs_ratio']:.3f} | {row['test_accuracy']:.2f} "
+                f"| {row['dense_test_accuracy']:.2f} |"
+            )
+
+
+def _machine(known: dict[str, Any]) -> dict[str, Any]:
+    return {key: known[key] for key in ("device", "threads", "precision")}
+
+
+def _rows() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    if RESULTS.exists():
+        rows = json.loads(RESULTS.read_text())["rows"]
+    return rows
+
+
+def _keep(row: dict[str, Any]) -> None:
+    same = ("kind", "model", "batch", "device", "threads", "budget")
+    rows = [r for r in _rows() if any(r.get(key) != row.get(key) for key in same)]
+    machine = {
+        "machine": platform.machine(),
+        "versions": {package: version(package) for package in ("torch", "timm")},
+    }
+    write_json({**machine, "rows": [*rows, row]}, RESULTS)
+    print(json.dumps({key: value for key, value in row.items() if key != "shapes"}, indent=2))
+
+
+if __name__ == "__main__":
+    run_command(app)
