@@ -471,3 +471,93 @@ def test_no_state_outlives_its_training(plain, url, tmp_path):
     left = [path.name for path in (tmp_path / "models" / "artifacts").iterdir()]
     assert len(left) == 9  # models, curves and tables
     assert not any(name.startswith("training-state") for name in left)
+
+
+def latency_of(shape, *, fast=False):
+    """A device on which nothing but attention, or nothing but the FFN, takes time."""
+    units, neurons = shape.removed(shape.max_pair)
+    dear, cheap = [1_000_000, 100_000], [1_000, 0]
+    mhsa, ffn = (cheap, dear) if fast else (dear, cheap)
+    return {
+        "rest": 1_000,
+        "mhsa": [[0, mhsa[0]], [units, mhsa[1]]],
+        "ffn": [[0, ffn[0]], [neurons, ffn[1]]],
+        "error": 0.02, "device": "cpu", "threads": 1, "batch": 1,
+    }  # fmt: skip
+
+
+def latency_objective(make, **changes):
+    shape = make(iterative=False).shape
+    options = {"cost": "latency", "latency": latency_of(shape), "iterative": False, "budget": 0.5}
+    return make(recipe=Recipe(epochs=0), **{**options, **changes})
+
+
+def model_file(objective, trial):
+    return objective.checkpoints / trial.user_attrs["checkpoint"]
+
+
+@pytest.mark.parametrize("round_to", [1, 4])
+def test_a_budget_of_parameters_is_met(make, url, round_to):
+    objective = make(cost="params", budget=0.5, round_to=round_to, recipe=Recipe(epochs=0))
+    study = create_study(objective, study_name="s", storage=url, screen=False)
+    run_study(study, objective, n_trials=2, say=lambda line: None)
+    for trial in study.trials:
+        model, manifest = load_pruned(model_file(objective, trial), objective.model)
+        share = shape_of(model).params / objective.shape.params
+        assert trial.user_attrs["cost_ratio"] == manifest["cost_ratio"] == share <= 0.5
+        assert trial.user_attrs["macs_ratio"] == shape_of(model).macs / objective.shape.macs
+        assert set(trial.constraints) == {"params"}
+    assert study.user_attrs["settings"]["cost"] == "params"
+
+
+def test_with_a_tolerance_the_value_is_the_share_of_the_cost(make, url):
+    objective = latency_objective(make, budget=None, tolerance=99.0)
+    study = create_study(objective, study_name="s", storage=url, screen=False)
+    assert study.metric_names == ["latency of dense"]
+    study.enqueue_trial(RatioPair(0.0, 0.0)._asdict())
+    study.enqueue_trial(RatioPair(0.5, 0.25)._asdict())
+    study.optimize(objective, n_trials=2)
+    nothing, half = study.trials
+    assert nothing.value == nothing.user_attrs["cost_ratio"] == 1.0
+    assert half.value == objective.space.cost_ratio(0.5, 0.25) < half.user_attrs["macs_ratio"]
+    assert objective.direction == "minimize"
+
+
+def test_a_pair_over_the_latency_is_pruned_before_any_training(make, url):
+    objective = latency_objective(make)
+    study = create_study(objective, study_name="s", storage=url, screen=False)
+    study.enqueue_trial(RatioPair(0.25, 0.875)._asdict())
+    study.optimize(objective, n_trials=1)
+    assert study.trials[0].state == TrialState.PRUNED
+    assert study.trials[0].constraints["latency"] > 0
+    assert "blocks" not in study.trials[0].user_attrs
+
+
+def test_the_best_of_a_latency_study_is_measured_when_it_is_tested(make, url, monkeypatch):
+    monkeypatch.setattr(objective_module, "time_models", lambda models, batch: [0.004, 0.0015])
+    objective = latency_objective(make)
+    study = create_study(objective, study_name="s", storage=url, screen=False)
+    run_study(study, objective, n_trials=1, say=lambda line: None)
+    objective.test(study)
+    tested = study.user_attrs["tested"]
+    assert (tested["dense_ms"], tested["pruned_ms"]) == (4.0, 1.5)
+
+
+def test_a_resumed_study_keeps_the_latency_that_it_was_made_with(make, url):
+    first = latency_objective(make)
+    create_study(first, study_name="s", storage=url, screen=False)
+    second = latency_objective(make, latency=latency_of(first.shape, fast=True))
+    assert second.curve != first.curve
+    assert second.settings == first.settings
+    study = create_study(second, study_name="s", storage=url, screen=False)
+    assert second.curve == first.curve
+    assert second.latency == first.latency
+    run_study(study, second, n_trials=1, say=lambda line: None)
+    assert study.trials[0].constraints["latency"] <= 0
+
+
+def test_cascades_have_no_other_cost_than_macs(make):
+    with pytest.raises(InputError, match="removes no parameter"):
+        make(cost="params", strategy="cascade", iterative=False)
+    with pytest.raises(InputError, match="`iterative`"):
+        make(cost="latency")

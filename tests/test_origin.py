@@ -20,6 +20,8 @@ from vit_ratio_opt.checkpoint import (
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.origin import load_objective, study_images
+from vit_ratio_opt.pruning import latency as latency_module
+from vit_ratio_opt.pruning import shape_of
 from vit_ratio_opt.storage import open_storage
 from vit_ratio_opt.strategies import CascadeRule
 from vit_ratio_opt.study import create_study, run_study
@@ -47,6 +49,8 @@ def dense_file(tmp_path):
         {"tolerance": 2.0, "noise": 0.3, "confirmations": 2},
         {"budget": 0.6, "fixed_ratio": True, "mhsa_unit": "head", "repair": False},
         {"budget": 0.9, "strategy": "cascade"},
+        {"budget": 0.6, "cost": "params"},
+        {"tolerance": 5.0, "cost": "params", "mhsa_unit": "head"},
         {"tolerance": 5.0, "strategy": "both", "rule": CascadeRule(schedule="late")},
         {"budget": 0.6, "round_to": 4, "allocation": "energy", "iterative": True, "seed": 3},
     ],
@@ -241,3 +245,38 @@ def test_the_splits_of_a_folder_come_back_wherever_it_is(folder, tmp_path, valid
 
 def test_without_a_study_all_test_images_are_the_test_split(folder):
     assert len(study_images({}, folder, image_size=8).test) == 20
+
+
+def test_a_worker_on_another_device_searches_the_same_pairs(
+    dense_file, tmp_path, url, monkeypatch
+):
+    def device(slow: float):
+        """One on which heads, or neurons, take their time."""
+
+        def runs(model, images, count):
+            shape = shape_of(model)
+            seconds = 1e-4 + slow * shape.attention_dims + (1 - slow) * shape.neurons
+            return [1e-6 * seconds] * count
+
+        monkeypatch.setattr(latency_module, "_runs", runs)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache-{slow}"))
+
+    device(slow=0.9)
+    made = PruningObjective(
+        load_dense(dense_file), load_digits(), budget=0.6, cost="latency", latency_batch=2,
+        recipe=Recipe(epochs=0), calibration_images=64, checkpoints=tmp_path / "models",
+    )  # fmt: skip
+    study = create_study(made, study_name="s", storage=url, screen=False)
+    json.dumps(study.user_attrs)
+    device(slow=0.1)
+    again = load_objective("s", url)
+    assert again.curve == made.curve
+    assert again.settings == made.settings
+    assert again.latency == made.latency
+    joined = create_study(again, study_name="s", storage=url)
+    assert joined.sampler.nothing_left(joined) is None
+    own = PruningObjective(
+        load_dense(dense_file), load_digits(), budget=0.6, cost="latency", latency_batch=2,
+        recipe=Recipe(epochs=0), calibration_images=64,
+    )  # fmt: skip
+    assert own.curve != made.curve  # so that it does matter
