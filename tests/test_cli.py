@@ -130,6 +130,9 @@ def test_quickstart_refuses_a_study_with_other_settings(demo, monkeypatch, capsy
         (["--model", "vit_tny_patch16_224"], "no model named"),
         (["--checkpoint", "missing.safetensors"], "There is no checkpoint"),
         ([], "give --checkpoint, --model or both"),
+        (["--cost", "params", "--strategy", "both"], "removes no parameter"),
+        (["--cost", "latency", "--iterative"], "does not go with `iterative`"),
+        (["--latency-batch", "8"], "is for the cost 'latency'"),
     ],
 )
 def test_cifar10_refuses_bad_input_and_writes_nothing(

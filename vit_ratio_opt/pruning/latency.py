@@ -47,9 +47,9 @@ __all__ = [
 ]
 
 # Sizes that are timed at the most: of heads, of their ranks, of neurons. Others are interpolated.
-_HEADS, _RANKS, _NEURONS = 6, 16, 16
+_HEADS, _RANKS, _NEURONS = 6, 8, 8
 # Turns of every model, but no more than these seconds after the least number of turns.
-_TURNS, _LEAST_TURNS, _MOST_SECONDS = 10, 3, 120.0
+_TURNS, _LEAST_TURNS, _MOST_SECONDS = 10, 3, 60.0
 # A turn lasts at least so long, of which the first run is from cold caches.
 _TURN_SECONDS, _LEAST_RUNS = 0.02, 2
 _CHECKED = 5
