@@ -26,6 +26,7 @@ from timm.models.vision_transformer import VisionTransformer
 from vit_ratio_opt.checkpoint import create_model, load_dense, save_pruned
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import RatioPair
+from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import (
     UnsupportedModelError,
     calibrate,
@@ -37,6 +38,8 @@ from vit_ratio_opt.pruning import (
     shape_of,
 )
 from vit_ratio_opt.pruning.blocks import ParallelBlock, branches, separate_names
+from vit_ratio_opt.study import create_study, run_study
+from vit_ratio_opt.training import Recipe
 
 MODULES = ("vision_transformer", "deit")
 # In these modules, but refused; and other architectures with attention.
@@ -159,6 +162,45 @@ def test_every_kind_of_block_is_calibrated_cut_and_repaired(name: str) -> None:
     assert len(errors) > len(branches(model)) / 2
     assert all(after <= start for start, after in errors)
     assert error() < before
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_rpn_224", "vit_base_patch16_xp_224"])
+def test_a_cascade_of_other_blocks_is_refused_before_a_study_is_made(digits, name: str) -> None:
+    model = create_model(
+        name, img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2, num_heads=4,
+        num_classes=10,
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match="only timm's Block can leave out tokens"):
+        PruningObjective(model, digits, budget=0.6, strategy="both")
+    PruningObjective(model, digits, budget=0.6)
+
+
+def test_images_of_another_size_than_the_flops_are_counted_at_are_refused(digits) -> None:
+    model = create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=4, in_chans=1, embed_dim=32, depth=2,
+        num_heads=4, num_classes=10, dynamic_img_size=True,
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"Call `model\.set_input_size` first"):
+        PruningObjective(model, digits, budget=0.6)
+    model.set_input_size(8)
+    assert PruningObjective(model, digits, budget=0.6).shape.patches == 4
+
+
+def test_heads_that_keep_their_rank_are_searched_whole(digits, url) -> None:
+    torch.manual_seed(0)
+    model = create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2,
+        num_heads=4, num_classes=10, qk_norm=True,
+    )  # fmt: skip
+    objective = PruningObjective(
+        model, digits, budget=0.6, recipe=Recipe(epochs=0), calibration_images=32, progress=False
+    )
+    study = create_study(objective, study_name="heads", storage=url)
+    run_study(study, objective, n_trials=2, say=lambda _: None)
+    for trial in study.trials:
+        assert trial.user_attrs["macs_ratio"] <= 0.6
+        assert (trial.params["mhsa_ratio"] * 8) % 1 == 0  # two blocks of four heads
+        assert all(dims == 8 for _, dims, _ in trial.user_attrs["blocks"])
 
 
 def test_separate_layers_give_what_timms_parallel_block_gives() -> None:

@@ -61,6 +61,7 @@ from vit_ratio_opt.pruning import (
     calibrate,
     cascade,
     check_all_tokens,
+    check_cascade,
     expected_losses,
     keep_heads,
     prune_ranks,
@@ -248,6 +249,8 @@ class PruningObjective:
             )
         check_cost(cost, strategy=strategy, iterative=iterative, latency_batch=latency_batch)
         check_all_tokens(model)
+        if strategy != "structural":
+            check_cascade(model)
         self.shape = replace(shape_of(model), mhsa_unit=mhsa_unit, round_to=round_to)
         check_fit(model, data)
         if calibration_images < 1:
@@ -1093,10 +1096,11 @@ def check_fit(model: VisionTransformer, data: ImageData) -> None:
         raise InputError(
             f"The model takes {wanted} channels, but {data.name} has images of {channels}."
         )
-    if not model.dynamic_img_size and tuple(model.patch_embed.img_size) != tuple(size):
+    if tuple(model.patch_embed.img_size) != tuple(size):  # FLOPs are those of this size
+        hint = " Call `model.set_input_size` first." if model.dynamic_img_size else ""
         raise InputError(
             f"The model takes images of {tuple(model.patch_embed.img_size)} pixels, but "
-            f"{data.name} has {tuple(size)}."
+            f"{data.name} has {tuple(size)}.{hint}"
         )
     if model.num_classes != len(data.classes):
         raise InputError(

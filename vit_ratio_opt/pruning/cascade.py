@@ -49,6 +49,7 @@ __all__ = [
     "CascadeBlocks",
     "attention_survey",
     "cascade",
+    "check_cascade",
     "keep_heads",
     "reads_prefix_only",
     "without_cascade",
@@ -78,10 +79,6 @@ def cascade(
         raise InputError(f"`scores` must be one of {get_args(Scores)}, but got {scores!r}.")
     if scores == "class" and model.cls_token is None:
         raise InputError("`scores='class'` needs a class token, but the model has none.")
-    if not isinstance(model.patch_drop, nn.Identity):
-        raise InputError(
-            "A model that drops patches in training (patch_drop_rate) cannot have a cascade."
-        )
     if len(tokens) != len(shape.blocks):
         raise InputError(
             f"`tokens` must list {len(shape.blocks)} blocks, but lists {len(tokens)}."
@@ -97,14 +94,29 @@ def cascade(
                 f"The keys of block {index} must be its {queries} queries or all {shape.tokens} "
                 f"tokens, but got {keys}."
             )
-    for index, block in enumerate(model.blocks):
-        if type(block) is not Block:
-            raise UnsupportedModelError(
-                f"`blocks.{index}` is a {type(block).__name__}: a cascade needs timm's Block."
-            )
+    check_cascade(model)
     model = copy.deepcopy(model)
     model.blocks = CascadeBlocks(model.blocks, tokens, shape.tokens, shape.prefix_tokens, scores)
     return model
+
+
+def check_cascade(model: VisionTransformer) -> None:
+    """Refuse a model whose blocks cannot leave out tokens.
+
+    Raises:
+        UnsupportedModelError: They are of other kinds than timm's ``Block``.
+        InputError: The model drops patches by itself.
+    """
+    for index, block in enumerate(model.blocks):
+        if type(block) is not Block:
+            raise UnsupportedModelError(
+                f"`blocks.{index}` is a {type(block).__name__}: only timm's Block can leave out "
+                "tokens. Use the strategy 'structural'."
+            )
+    if not isinstance(model.patch_drop, nn.Identity):
+        raise InputError(
+            "A model that drops patches in training (patch_drop_rate) cannot have a cascade."
+        )
 
 
 def reads_prefix_only(model: VisionTransformer) -> bool:
