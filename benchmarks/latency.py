@@ -6,7 +6,7 @@ longer than that?
 
 Method: a table as ``PruningObjective(cost="latency")`` makes it, then models of random shapes,
 different heads, ranks and neurons in every block, at several levels of MACs, timed afterwards,
-each in turns with the dense model, its shortest run against that one's. The error of a model is
+each between two runs of the dense model, the median of seven to ten turns. The error of a model is
 that of its share of the dense model's time. The search is of ``--budget`` on CIFAR-10, without
 fine-tuning; its best model and the dense one are timed in turns again.
 

@@ -7,9 +7,10 @@ up: the table has, for each size, what a block's branch takes more than with the
 
 Whole models are timed, not single blocks, whose weights would never leave the caches. All of them
 use the memory of the dense model's weights, so none needs its own; how long a product takes does
-not depend on what is multiplied. Each takes turns with the same other model, and what counts is
-its shortest run against the shortest of that one beside it: whatever else the machine does only
-makes a run longer, and how fast it is changes from minute to minute.
+not depend on what is multiplied. Each is timed between two runs of the same other model, and what
+counts is the median of how much longer or shorter it takes: what else the machine does, and how
+fast its clock is, changes from minute to minute and falls on both. (Tried and worse on a busy
+machine: each model's shortest run, on its own or against the other one's shortest beside it.)
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ __all__ = [
 # Sizes that are timed at the most: of heads, of their ranks, of neurons. Others are interpolated.
 _HEADS, _RANKS, _NEURONS = 6, 8, 8
 # Turns of every model, but no more than these seconds after the least number of turns.
-_TURNS, _LEAST_TURNS, _MOST_SECONDS = 10, 5, 60.0
+_TURNS, _LEAST_TURNS, _MOST_SECONDS = 10, 7, 60.0
 # A turn lasts at least so long, of which the first run is from cold caches.
 _TURN_SECONDS, _LEAST_RUNS = 0.02, 2
 _CHECKED = 5
@@ -207,18 +208,19 @@ def time_models(models: Sequence[torch.nn.Module], *, batch: int = 1) -> list[fl
         return min(_runs(models[index], images, runs[index]))
 
     order, shuffle = list(range(1, len(models))), random.Random(0).shuffle
-    own: list[list[float]] = [[] for _ in models]
-    beside: list[list[float]] = [[] for _ in models]
+    ratios: list[list[float]] = [[] for _ in models]
+    reference = [once[0], turn(0)]
     started = time.monotonic()
     for turns in range(_TURNS):
         if turns >= _LEAST_TURNS and time.monotonic() > started + _MOST_SECONDS:
             break
         shuffle(order)
         for index in order:
-            beside[index].append(turn(0))
-            own[index].append(turn(index))
-    best = min([once[0], *(seconds for others in beside for seconds in others)])
-    return [best, *(best * min(own[i]) / min(beside[i]) for i in range(1, len(models)))]
+            taken = turn(index)
+            reference.append(turn(0))
+            ratios[index].append(taken / statistics.fmean(reference[-2:]))
+    best = min(reference)
+    return [best, *(best * statistics.median(ratios[index]) for index in range(1, len(models)))]
 
 
 def latency_curves(
