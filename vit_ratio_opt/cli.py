@@ -755,7 +755,7 @@ def dense_model(
         dense = create_model(model, pretrained=True)
         normalisation = {key: dense.pretrained_cfg[key] for key in ("mean", "std")}
     else:
-        raise InputError("Which model? Give --checkpoint, --model or both.")
+        raise InputError("No model is named: give --checkpoint, --model or both.")
     if start is not None:
         dense, _ = load_pruned(start, dense)
     return dense, normalisation
