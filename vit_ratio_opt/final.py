@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from vit_ratio_opt.checkpoint import save_pruned
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.files import replacing
-from vit_ratio_opt.geometry import RatioPair
+from vit_ratio_opt.geometry import COST_WORDS, RatioPair
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.training import Recipe, evaluate, finetune
 from vit_ratio_opt.workers import stop_on_signals
@@ -112,7 +112,8 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
         )
     origin = "Its two ratios were given by hand."
     if lineage.get("study") is not None:
-        limit = f"a budget of {manifest['budget']} of the FLOPs"
+        word = COST_WORDS[manifest.get("cost", "macs")]
+        limit = f"a budget of {manifest['budget']} of the {word}"
         if manifest["budget"] is None:
             limit = f"a tolerance of {manifest['tolerance']} points"
         origin = f"Its ratios are those of trial {lineage['trial']} of study "
