@@ -1,5 +1,5 @@
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import timm
 import torch
 from optuna.trial import TrialState
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from vit_ratio_opt.geometry import (
     BlockShape,
@@ -18,7 +19,7 @@ from vit_ratio_opt.geometry import (
     cost_saved,
     pair_columns,
 )
-from vit_ratio_opt.pruning.blocks import separate_parallel
+from vit_ratio_opt.pruning.blocks import branches, separate_parallel
 from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, ToleranceSearch, ratio_space
 from vit_ratio_opt.training import ImageData, load_digits
 
@@ -74,6 +75,36 @@ def images() -> torch.Tensor:
 @pytest.fixture
 def labels() -> torch.Tensor:
     return torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+
+
+@pytest.fixture(scope="session")
+def masked_outputs() -> Callable[..., torch.Tensor]:
+    """What a model gives with all other heads and neurons zero, nothing being removed."""
+
+    def mask(layer: nn.Linear, columns: list[int]) -> torch.utils.hooks.RemovableHandle:
+        kept = torch.zeros(layer.in_features)
+        kept[columns] = 1
+        return layer.register_forward_pre_hook(lambda _, args: (args[0] * kept,))
+
+    def outputs_of(
+        model: VisionTransformer,
+        images: torch.Tensor,
+        heads: Sequence[Sequence[int]],
+        neurons: Sequence[Sequence[int]],
+    ) -> torch.Tensor:
+        handles = []
+        for (attention, ffn), head_indices, neuron_indices in zip(
+            branches(model), heads, neurons, strict=True
+        ):
+            d = attention.module.head_dim
+            dims = [head * d + i for head in head_indices for i in range(d)]
+            handles += [mask(attention.last, dims), mask(ffn.last, list(neuron_indices))]
+        outputs: torch.Tensor = model(images)
+        for handle in handles:
+            handle.remove()
+        return outputs
+
+    return outputs_of
 
 
 @pytest.fixture(scope="module")

@@ -353,3 +353,8 @@ def test_a_newer_format_is_named_with_what_to_do(watched):
     _rewritten(watched, newer, lambda h: h["__metadata__"].update(format="vit_ratio_opt/2"))
     with pytest.raises(InputError, match=r"newer version .*vit_ratio_opt/2.* upgrade"):
         load_pruned(newer)
+
+
+def test_a_folder_is_taken_for_a_hugging_face_model_by_whoever_takes_any_file(tmp_path):
+    with pytest.raises(InputError, match="no Hugging Face model"):
+        load_model(tmp_path)

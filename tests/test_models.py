@@ -32,6 +32,7 @@ from vit_ratio_opt.pruning import (
     calibrate,
     count_macs,
     keep_units,
+    latency,
     magnitude_importance,
     prune,
     repair,
@@ -55,6 +56,19 @@ REFUSED = [
     *("eva02_tiny_patch14_224", "cait_xxs24_224", "swin_tiny_patch4_window7_224", "pit_ti_224"),
     *("xcit_nano_12_p16_224", "levit_128s", "crossvit_tiny_240", "convit_tiny", "volo_d1_224"),
     *("mvitv2_tiny", "twins_svt_small", "tiny_vit_5m_224", "resnet18"),
+]
+
+
+# One of each kind of block.
+KINDS = [
+    "vit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "vit_base_patch16_siglip_224",  # attention pooling
+    "vit_giant_patch14_dinov2",  # packed SwiGLU
+    "aimv2_large_patch14_224",  # SwiGLU
+    "vit_base_patch16_rpn_224",  # norms after
+    "vit_base_patch16_18x2_224",  # parallel attentions
+    "vit_base_patch16_xp_224",  # parallel attention and FFN, norms on queries and keys
 ]
 
 
@@ -86,36 +100,14 @@ def images_for(model: VisionTransformer, count: int) -> torch.Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(1))
 
 
-def masked(model: VisionTransformer, images: torch.Tensor, heads: list, neurons: list):
-    """What the model gives with all other heads and neurons set to zero."""
-    handles = []
-    for (attention, ffn), own_heads, own_neurons in zip(
-        branches(model), heads, neurons, strict=True
-    ):
-        d = attention.module.head_dim
-        for layer, kept in (
-            (attention.last, [head * d + i for head in own_heads for i in range(d)]),
-            (ffn.last, own_neurons),
-        ):
-            mask = torch.zeros(layer.in_features)
-            mask[kept] = 1
-            handles.append(
-                layer.register_forward_pre_hook(lambda _, args, mask=mask: (args[0] * mask,))
-            )
-    outputs = model(images)
-    for handle in handles:
-        handle.remove()
-    return outputs
-
-
 @pytest.mark.parametrize("name", names())
 @torch.no_grad()
-def test_a_model_of_timm_can_be_pruned(name: str) -> None:
+def test_a_model_of_timm_can_be_pruned(name: str, masked_outputs) -> None:
     model = small(name)
     images, shape = images_for(model, 2), shape_of(model)
     heads = [[0, 2] if i % 2 else [1, 2, 3] for i in range(len(shape.blocks))]
     neurons = [list(range(0, block.hidden_dim, 2 + i)) for i, block in enumerate(shape.blocks)]
-    expected = masked(model, images, heads, neurons)
+    expected = masked_outputs(model, images, heads, neurons)
     pruned = keep_units(model, heads, neurons)
     torch.testing.assert_close(pruned(images), expected, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(expected, model(images), atol=1e-3)
@@ -129,16 +121,7 @@ def test_a_model_of_timm_can_be_pruned(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "vit_tiny_patch16_224",
-        "deit_tiny_distilled_patch16_224",
-        "vit_base_patch16_siglip_224",  # attention pooling
-        "vit_giant_patch14_dinov2",  # packed SwiGLU
-        "aimv2_large_patch14_224",  # SwiGLU
-        "vit_base_patch16_rpn_224",  # norms after
-        "vit_base_patch16_18x2_224",  # parallel attentions
-        "vit_base_patch16_xp_224",  # parallel attention and FFN, norms on queries and keys
-    ],
+    KINDS,
 )
 def test_every_kind_of_block_is_calibrated_cut_and_repaired(name: str) -> None:
     model = small(name)
@@ -162,6 +145,34 @@ def test_every_kind_of_block_is_calibrated_cut_and_repaired(name: str) -> None:
     assert len(errors) > len(branches(model)) / 2
     assert all(after <= start for start, after in errors)
     assert error() < before
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_latency_of_every_kind_of_block_is_foretold(name: str, monkeypatch) -> None:
+    def take(model: VisionTransformer, images: torch.Tensor, count: int) -> list[float]:
+        return [1e-9 * shape_of(model).params] * count
+
+    monkeypatch.setattr(latency, "_runs", take)
+    model = small(name)
+    start = prune(model, (0.3, 0.4), calibrate(model, [images_for(model, 16)]))
+    for dense in (model, start):  # a study may begin with a pruned model
+        table, shape = latency.measure_latency(dense), shape_of(dense)
+        assert table.error == pytest.approx(0, abs=1e-6)
+        assert table.latency(shape.blocks) == pytest.approx(shape.params)
+
+
+@pytest.mark.parametrize("allocation", ["global", "energy", "uniform"])
+def test_heads_that_keep_their_rank_go_whole_however_they_are_spread(allocation: str) -> None:
+    torch.manual_seed(0)
+    model = create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=48, depth=3, num_heads=6,
+        num_classes=4, qk_norm=True,
+    )  # fmt: skip
+    known = calibrate(model, [images_for(model, 16)])
+    for heads in range(16):
+        pruned = shape_of(prune(model, (heads / 18, 0), known, allocation=allocation))
+        assert all(block.head_dim == 8 for block in pruned.blocks)
+        assert pruned.heads == 18 - heads
 
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_rpn_224", "vit_base_patch16_xp_224"])

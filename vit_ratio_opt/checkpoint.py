@@ -44,15 +44,8 @@ _MODEL_ARGS = {
     *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth"),
     *("num_heads", "mlp_ratio", "qkv_bias", "proj_bias", "init_values", "class_token"),
     *("no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm", "dynamic_img_size"),
-    *(
-        "act_layer",
-        "norm_layer",
-        "norm_eps",
-        "qk_norm",
-        "scale_attn_norm",
-        "scale_mlp_norm",
-        "attn_layer",
-    ),
+    *("act_layer", "norm_layer", "norm_eps", "qk_norm", "scale_attn_norm", "scale_mlp_norm"),
+    "attn_layer",
 }
 _FORMAT = "vit_ratio_opt/1"
 # Said in a pruned model's file.
@@ -249,7 +242,8 @@ def load_model(path: str | Path) -> tuple[VisionTransformer, dict[str, Any]]:
     Raises:
         InputError: As :func:`load_pruned` and :func:`load_dense`.
     """
-    if "format" in _load(Path(path))[1]:
+    path = Path(path)
+    if not path.is_dir() and "format" in _load(path, tensors=False)[1]:
         return load_pruned(path)
     return load_dense(path), {}
 
@@ -342,7 +336,8 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     return _load(path)[0]
 
 
-def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _load(path: Path, *, tensors: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata, or of a safetensors file the metadata alone."""
     if not path.is_file():
         raise InputError(f"There is no checkpoint {path}.")
     try:
@@ -353,7 +348,8 @@ def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
                 raise TypeError("it holds other things than tensors")
             return state, {}
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            names = file.keys() if tensors else ()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise InputError(
             f"{path} is no readable checkpoint (truncated?): {_first_line(error)}"
@@ -379,14 +375,13 @@ def _check_stored_name(path: Path, name: object) -> None:
 
 
 def _architecture(path: Path, manifest: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Timm's name and arguments of the dense model that a manifest names."""
+    """Name and arguments, timm's, of the dense model that a manifest names."""
     stored = manifest.get("architecture")
     if not isinstance(stored, dict):
         raise InputError(f"{path} does not say what it was pruned from: give the dense model.")
     name = stored.get("timm_name")
     _check_stored_name(path, name)
-    text = json.dumps(stored.get("timm_kwargs", {}))
-    return str(name), _stored_arguments(path, {"timm_kwargs": text})
+    return str(name), _accepted(path, stored.get("timm_kwargs", {}))
 
 
 def _filled(
@@ -417,10 +412,17 @@ def _filled(
 def _stored_arguments(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         arguments = json.loads(metadata.get("timm_kwargs", "{}"))
-        unknown = sorted(set(arguments) - _MODEL_ARGS)
-    except (RecursionError, TypeError, ValueError):
+    except (RecursionError, ValueError):
         raise InputError(f"{path} has damaged model arguments in its metadata.") from None
-    if not isinstance(arguments, dict) or unknown:
+    return _accepted(path, arguments)
+
+
+def _accepted(path: Path, arguments: Any) -> dict[str, Any]:
+    """The arguments, if they only say what a model looks like."""
+    if not isinstance(arguments, dict):
+        raise InputError(f"{path} has model arguments that are not accepted: no JSON object.")
+    unknown = sorted(set(arguments) - _MODEL_ARGS)
+    if unknown:
         raise InputError(f"{path} has model arguments that are not accepted: {unknown}.")
     return arguments
 

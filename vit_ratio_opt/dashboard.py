@@ -39,14 +39,13 @@ from vit_ratio_opt.report import (
     baseline_of,
     best_trial,
     block_rows,
-    cost_of,
     load_studies,
     short,
     summary,
 )
 from vit_ratio_opt.search import BinarySearchSampler
 from vit_ratio_opt.storage import is_storage_error, rdb_of, reason
-from vit_ratio_opt.study import finished_trials
+from vit_ratio_opt.study import cost_of, finished_trials
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore

@@ -21,13 +21,12 @@ from vit_ratio_opt.report import (
     accuracy_of,
     best_trial,
     block_rows,
-    cost_of,
     cost_ratio_of,
     limit_of,
     short,
 )
 from vit_ratio_opt.search import BudgetSearch
-from vit_ratio_opt.study import finished_trials
+from vit_ratio_opt.study import cost_of, finished_trials
 
 __all__ = ["accuracy_figure", "path_figure", "training_curve", "widths_figure"]
 

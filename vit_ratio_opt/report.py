@@ -21,9 +21,9 @@ from rich.table import Table
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.files import replacing
-from vit_ratio_opt.geometry import BUDGET_CONSTRAINTS, COST_WORDS, Cost
+from vit_ratio_opt.geometry import BUDGET_CONSTRAINTS, COST_WORDS
 from vit_ratio_opt.search import BudgetSearch, Pair
-from vit_ratio_opt.study import finished_trials
+from vit_ratio_opt.study import cost_of, finished_trials
 
 __all__ = [
     "TRIAL_COLUMNS",
@@ -32,7 +32,6 @@ __all__ = [
     "best_trial",
     "block_rows",
     "build_report",
-    "cost_of",
     "cost_ratio_of",
     "csv_text",
     "group_studies",
@@ -191,12 +190,6 @@ def accuracy_of(trial: FrozenTrial, study: Study) -> float | None:
     if study.direction == StudyDirection.MAXIMIZE:
         return reported
     return float(study.user_attrs["dense"]["val_accuracy"]) - reported  # a drop was reported
-
-
-def cost_of(study: Study) -> Cost:
-    """What the study's limit is a share of, or what it makes least of."""
-    cost: Cost = study.user_attrs.get("settings", {}).get("cost", "macs")
-    return cost
 
 
 def cost_ratio_of(trial: FrozenTrial) -> float:

@@ -16,7 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import COST_WORDS, cost_saved
+from vit_ratio_opt.geometry import COST_WORDS, Cost, cost_saved
 from vit_ratio_opt.progress import SearchProgress, waiting
 from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair
 from vit_ratio_opt.storage import (
@@ -40,7 +40,7 @@ from vit_ratio_opt.workers import (
 if TYPE_CHECKING:
     from vit_ratio_opt.objective import PruningObjective
 
-__all__ = ["check_study", "create_study", "finished_trials", "run_study"]
+__all__ = ["check_study", "cost_of", "create_study", "finished_trials", "run_study"]
 
 # Between two looks at what other workers do.
 _WAIT_SECONDS = 2.0
@@ -156,6 +156,12 @@ def _screened_best(study: Study) -> Pair | None:
     return None if best is None else (best[0], best[1])
 
 
+def cost_of(study: Study) -> Cost:
+    """What the study's limit is a share of, or what it makes least of."""
+    cost: Cost = study.user_attrs.get("settings", {}).get("cost", "macs")
+    return cost
+
+
 def finished_trials(study: Study) -> list[FrozenTrial]:
     """Trials that were trained: complete, over the tolerance, or stopped after an epoch."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -250,7 +256,7 @@ def _introduce(study: Study, n_trials: int | None, say: Callable[[str], None]) -
         say(f"begins with {ratios}: the best of {looked_at} pairs before any training")
     path = study.user_attrs.get("path", [])
     if path:
-        word = COST_WORDS[study.user_attrs["settings"].get("cost", "macs")]
+        word = COST_WORDS[cost_of(study)]
         say(f"begins along {len(path)} pairs, the likeliest of their {word} before any training")
 
 
@@ -329,7 +335,7 @@ def _describe(study: Study, trial: FrozenTrial, n_trials: int | None) -> str:
     ratios = "  ".join(f"{name} {value:.3f}" for name, value in trial.params.items())
     text = f"trial {trial.number:3d}  {ratios}  FLOPs {attributes.get('macs_ratio', 0):.3f}"
     if "cost_ratio" in attributes:
-        word = COST_WORDS[study.user_attrs["settings"]["cost"]]
+        word = COST_WORDS[cost_of(study)]
         text += f"  {word} {attributes['cost_ratio']:.3f}"
     if "accuracy_drop" not in attributes:
         why = f": {attributes['failure']}" if "failure" in attributes else ""

@@ -28,7 +28,6 @@ from vit_ratio_opt.pruning import (
     shrink_to,
     taylor_importance,
 )
-from vit_ratio_opt.pruning.blocks import branches
 
 MakeViT = Callable[..., VisionTransformer]
 Units = Sequence[Sequence[int]]
@@ -59,29 +58,6 @@ VARIANTS = [
 ]
 
 
-def masked_outputs(
-    model: VisionTransformer, images: torch.Tensor, heads: Units, neurons: Units
-) -> torch.Tensor:
-    """What ``model`` gives with all other heads and neurons set to zero, nothing being removed."""
-
-    def mask(layer: nn.Linear, columns: list[int]) -> torch.utils.hooks.RemovableHandle:
-        kept = torch.zeros(layer.in_features)
-        kept[columns] = 1
-        return layer.register_forward_pre_hook(lambda _, args: (args[0] * kept,))
-
-    handles = []
-    for (attention, ffn), head_indices, neuron_indices in zip(
-        branches(model), heads, neurons, strict=True
-    ):
-        d = attention.module.head_dim
-        dims = [head * d + i for head in head_indices for i in range(d)]
-        handles += [mask(attention.last, dims), mask(ffn.last, list(neuron_indices))]
-    outputs = model(images)
-    for handle in handles:
-        handle.remove()
-    return outputs
-
-
 def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
     return copy.deepcopy(model.state_dict())
 
@@ -103,7 +79,12 @@ def assert_same_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> N
 )
 @torch.no_grad()
 def test_pruned_equals_masked(
-    make_vit: MakeViT, images: torch.Tensor, changes: dict, heads: Units, neurons: Units
+    make_vit: MakeViT,
+    images: torch.Tensor,
+    changes: dict,
+    heads: Units,
+    neurons: Units,
+    masked_outputs: Callable,
 ) -> None:
     model = make_vit(**changes)
     expected = masked_outputs(model, images, heads, neurons)
@@ -114,7 +95,7 @@ def test_pruned_equals_masked(
 
 @torch.no_grad()
 def test_pruned_equals_masked_in_distilled_training(
-    make_vit: MakeViT, images: torch.Tensor
+    make_vit: MakeViT, images: torch.Tensor, masked_outputs: Callable
 ) -> None:
     model = make_vit(**DISTILLED)
     model.set_distilled_training(True)
@@ -125,7 +106,9 @@ def test_pruned_equals_masked_in_distilled_training(
 
 
 @torch.no_grad()
-def test_pruned_equals_masked_in_double_precision(make_vit: MakeViT, images: torch.Tensor) -> None:
+def test_pruned_equals_masked_in_double_precision(
+    make_vit: MakeViT, images: torch.Tensor, masked_outputs: Callable
+) -> None:
     model, images = make_vit().double(), images.double()
     pruned = keep_units(model, HEADS, NEURONS)
     expected = masked_outputs(model, images, HEADS, NEURONS)
@@ -134,7 +117,7 @@ def test_pruned_equals_masked_in_double_precision(make_vit: MakeViT, images: tor
 
 @torch.no_grad()
 def test_pruned_equals_masked_without_fused_attention(
-    tiny_vit: VisionTransformer, images: torch.Tensor
+    tiny_vit: VisionTransformer, images: torch.Tensor, masked_outputs: Callable
 ) -> None:
     for block in tiny_vit.blocks:
         block.attn.fused_attn = False

@@ -45,7 +45,6 @@ __all__ = [
     "separate_names",
     "separate_parallel",
     "stages",
-    "units",
 ]
 
 
@@ -202,11 +201,6 @@ def input_layers(ffn: nn.Module) -> list[tuple[nn.Linear, int]]:
         return [(ffn.fc1_g, 1), (ffn.fc1_x, 1)]
     assert isinstance(ffn, (Mlp, GluMlp))
     return [(ffn.fc1, 2 if isinstance(ffn, GluMlp) else 1)]
-
-
-def units(branch: Branch) -> int:
-    """Dimensions of all heads of an attention, hidden neurons of an FFN."""
-    return branch.last.in_features
 
 
 def keeps_ranks(attn: Attention) -> bool:

@@ -155,13 +155,14 @@ def measure_latency(
         InputError: ``batch`` is below 1.
     """
     known = conditions(model, batch=batch, round_to=round_to)
-    blocks = shape_of(model).blocks
+    shape = replace(shape_of(model), round_to=round_to)
+    blocks = shape.blocks
     depth = len(blocks)
     most = BlockShape(
         *(max(getattr(b, name) for b in blocks) for name in BlockShape.__dataclass_fields__)
     )
     heads = _grid(1, most.num_heads, _HEADS)
-    ranks = _grid(min(round_to, most.head_dim), most.head_dim, _RANKS, round_to)
+    ranks = _grid(shape.least_dims(most), most.head_dim, _RANKS, round_to)
     least = min(least_neurons(round_to), most.hidden_dim)
     hidden = _grid(least, most.hidden_dim, _NEURONS, round_to)
     # Around the middle, so that what does not quite add up errs little at either end.
@@ -267,7 +268,8 @@ def random_blocks(shape: ViTShape, draw: random.Random, *, round_to: int = 1) ->
     for block in shape.blocks:
         dims = draw.uniform(low, high) * block.num_heads * block.head_dim
         heads = draw.randint(max(1, math.ceil(dims / block.head_dim)), block.num_heads)
-        rank = _rounded(dims / heads, block.head_dim, round_to, round_to)
+        step = block.head_dim if shape.whole_heads else round_to
+        rank = _rounded(dims / heads, block.head_dim, step, step)
         hidden = draw.uniform(low, high) * block.hidden_dim
         least = least_neurons(round_to)
         blocks.append(BlockShape(heads, rank, _rounded(hidden, block.hidden_dim, round_to, least)))

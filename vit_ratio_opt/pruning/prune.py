@@ -118,15 +118,13 @@ def prune_ranks(
     _check_allocation(allocation)
     _check_calibration(model, calibration)
     sizes = [block.num_heads * block.head_dim for block in blocks]
-    smallest = [shape.least_dims(block) for block in blocks]
-    steps = [math.lcm(block.num_heads, round_to) for block in blocks]
-    if shape.whole_heads:
-        steps = smallest
-    _check_removed("dims", dims, sizes, steps if allocation == "uniform" else smallest)
+    least_dims = [shape.least_dims(block) for block in blocks]
+    kept = _even_steps(shape) if allocation == "uniform" else least_dims
+    _check_removed("dims", dims, sizes, kept)
     hidden, least = [block.hidden_dim for block in blocks], least_neurons(round_to)
     _check_removed("neurons", neurons, hidden, [least] * len(blocks))
     (chosen,), (counts,) = _spread_ranks(
-        shape, [dims], [neurons], calibration, allocation=allocation, round_to=round_to
+        shape, [dims], [neurons], calibration, allocation=allocation
     )
     return prune_blocks(model, chosen, counts, calibration)
 
@@ -165,9 +163,7 @@ def sizes_left(
         ]
     else:
         dims = [count * shape.mhsa_unit_dims for count in units]
-        left, gone = _spread_ranks(
-            shape, dims, neurons, guide, allocation=allocation, round_to=shape.round_to
-        )
+        left, gone = _spread_ranks(shape, dims, neurons, guide, allocation=allocation)
     return left, [
         [b.hidden_dim - count for b, count in zip(blocks, counts, strict=True)] for counts in gone
     ]
@@ -180,14 +176,14 @@ def _spread_ranks(
     calibration: Calibration,
     *,
     allocation: Allocation,
-    round_to: int,
 ) -> tuple[list[list[tuple[int, int]]], list[list[int]]]:
     """By block, heads and rank that stay for each of ``dims`` to go; neurons that go."""
+    round_to = shape.round_to
     least, hidden = least_neurons(round_to), [block.hidden_dim for block in shape.blocks]
     tables = [rank_losses(block.factors)[0] for block in calibration.blocks]
     if allocation == "uniform":
         return (
-            [_uniform_ranks(shape, tables, count, round_to) for count in dims],
+            [_uniform_ranks(shape, tables, count) for count in dims],
             [
                 even_counts(hidden, count, [least] * len(hidden), [round_to] * len(hidden))
                 for count in neurons
@@ -204,15 +200,23 @@ def _spread_ranks(
     )
 
 
+def _even_steps(shape: ViTShape) -> list[int]:
+    """By block, the dimensions that go together where all heads keep the same rank, or whole."""
+    if shape.whole_heads:
+        return [block.head_dim for block in shape.blocks]
+    return [math.lcm(block.num_heads, shape.round_to) for block in shape.blocks]
+
+
 def _uniform_ranks(
-    shape: ViTShape, tables: Sequence[torch.Tensor], dims: int, round_to: int
+    shape: ViTShape, tables: Sequence[torch.Tensor], dims: int
 ) -> list[tuple[int, int]]:
     sizes = [block.num_heads * block.head_dim for block in shape.blocks]
-    steps = [math.lcm(block.num_heads, round_to) for block in shape.blocks]
+    steps = _even_steps(shape)
     chosen, spare = [], 0
     gone = even_counts(sizes, dims, steps, steps)
     for table, size, share in zip(tables, sizes, gone, strict=True):
-        heads, rank = cheapest_heads([table], min(size, size - share + spare), round_to)[0]
+        left = min(size, size - share + spare)
+        heads, rank = cheapest_heads([table], left, shape.round_to)[0]
         chosen.append((heads, rank))
         # What no number of heads and rank comes to, the next block may keep.
         spare += size - share - heads * rank

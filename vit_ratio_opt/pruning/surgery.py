@@ -240,11 +240,12 @@ def shrink_to(model: VisionTransformer, shapes: Sequence[BlockShape]) -> VisionT
 def resized(model: VisionTransformer, shape: BlockShape) -> VisionTransformer:
     """A copy of ``model`` with blocks of this shape, larger or smaller, its weights to be set."""
     new = copy.deepcopy(model)
-    for block in new.blocks:
-        block.attn = resized_attention(block.attn, shape.num_heads, shape.head_dim)
-        if block.mlp.fc1.out_features != shape.hidden_dim:
-            _resize(block.mlp.fc1, shape.hidden_dim, block.mlp.fc1.in_features)
-            _resize(block.mlp.fc2, block.mlp.fc2.out_features, shape.hidden_dim)
+    for attention, ffn in branches(new):
+        attention.replace(resized_attention(attention.module, shape.num_heads, shape.head_dim))
+        if ffn.last.in_features != shape.hidden_dim:
+            for layer, rows in input_layers(ffn.module):
+                _resize(layer, rows * shape.hidden_dim, layer.in_features)
+            _resize(ffn.last, ffn.last.out_features, shape.hidden_dim)
     return new
 
 
