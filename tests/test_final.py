@@ -101,7 +101,8 @@ def test_a_card_of_no_study_says_that_the_ratios_were_given(searched, tmp_path):
     assert 'load_pruned("m.safetensors")' in card
 
 
-def test_final_goes_on_where_it_was_killed(searched, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_final_goes_on_where_it_was_killed_or_stopped(searched, tmp_path, number):
     url, *_ = searched
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     arguments = ["final", "--study-name", "digits", "--storage", url, "--epochs", 8, "--output"]
@@ -117,8 +118,11 @@ def test_final_goes_on_where_it_was_killed(searched, tmp_path):
     deadline = time.monotonic() + 60
     while not state.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    output, _ = process.communicate()
+    assert process.returncode == (130 if number == signal.SIGINT else -number), output
+    assert ("with nothing lost" in output) == (number == signal.SIGINT)
+    assert "Traceback" not in output
     assert state.exists()
     assert not killed.exists()
     code, output = command(*arguments, killed)

@@ -43,7 +43,7 @@ from vit_ratio_opt.storage import (
 )
 from vit_ratio_opt.strategies import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.trackers import JsonLog, TensorBoardLog
-from vit_ratio_opt.workers import Reaper
+from vit_ratio_opt.workers import Reaper, SearchStopped
 
 __all__ = [
     "BudgetOption",
@@ -707,15 +707,15 @@ def prune(
 def _finish(make: Callable[[], dict[str, Any]], path: Path) -> None:
     """Make the model and print what came out."""
     from vit_ratio_opt.final import card_path
-    from vit_ratio_opt.training import TrainingDiverged, TrainingStopped
+    from vit_ratio_opt.training import TrainingDiverged
 
     try:
         made = make()
     except TrainingDiverged as error:
         raise InputError(f"The training failed, {error}: try a smaller --lr.") from None
-    except TrainingStopped:
-        print("stopped, with nothing lost: run the same again to go on from here")
-        sys.exit(143)
+    except SearchStopped:
+        print("stopped, with nothing lost: run the same again to go on from here", flush=True)
+        raise
     dense = made["dense"]
     print(
         f"{made['macs_ratio']:.4f} of the FLOPs, {made['params']:,} of {dense['params']:,} "

@@ -14,8 +14,8 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.files import replacing
 from vit_ratio_opt.geometry import COST_WORDS, RatioPair
 from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.training import Recipe, evaluate, finetune
-from vit_ratio_opt.workers import stop_on_signals
+from vit_ratio_opt.training import Recipe, TrainingStopped, evaluate, finetune
+from vit_ratio_opt.workers import SearchStopped, stop_on_signals
 
 __all__ = ["card_path", "finish", "model_card"]
 
@@ -45,28 +45,31 @@ def finish(
 
     Returns:
         What the file says: see :meth:`PruningObjective.manifest`, with ``test_accuracy``,
-        ``dense["test_accuracy"]``, the ``recipe``, ``seed`` and ``lineage``.
+        ``dense["test_accuracy"]``, ``test_images``, ``recipe``, ``training_seed`` and ``lineage``.
 
     Raises:
         InputError: A file cannot be written, or a state beside it is of another training.
         TrainingDiverged: The loss is no number.
-        TrainingStopped: By a signal; the state was kept.
+        SearchStopped: By a signal; the state was kept.
     """
     path, data = Path(path), objective.data
     if recipe.epochs:
         state = path.with_name(f"{path.name}.training")
         with stop_on_signals() as asked_to_stop:
-            accuracy = finetune(
-                model,
-                data,
-                recipe,
-                teacher=objective.teacher_for(recipe),
-                seed=seed,
-                state=state,
-                stop=asked_to_stop,
-                title=path.name,
-                progress=objective.progress,
-            )
+            try:
+                accuracy = finetune(
+                    model,
+                    data,
+                    recipe,
+                    teacher=objective.teacher_for(recipe),
+                    seed=seed,
+                    state=state,
+                    stop=asked_to_stop,
+                    title=path.name,
+                    progress=objective.progress,
+                )
+            except TrainingStopped:
+                raise SearchStopped(asked_to_stop.signal) from None
     else:
         accuracy = evaluate(model, data, data.val)
     manifest = objective.manifest(pair, model, accuracy)

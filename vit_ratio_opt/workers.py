@@ -311,7 +311,7 @@ def _trial_was_finished(error: BaseException) -> bool:
 
 
 class SearchStopped(SystemExit):
-    """A signal has ended the search; its trial was handed back.
+    """A signal has ended the search, its trial handed back, or a training, its state kept.
 
     Where nobody catches it, the process ends as one that was ended by the signal: not with 0, so
     that whoever started it (Slurm, Kubernetes) knows that there is more to do.
