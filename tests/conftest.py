@@ -19,7 +19,8 @@ from vit_ratio_opt.geometry import (
     cost_saved,
     pair_columns,
 )
-from vit_ratio_opt.pruning.blocks import branches, separate_parallel
+from vit_ratio_opt.pruning.blocks import branches
+from vit_ratio_opt.pruning.separate import separate
 from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, ToleranceSearch, ratio_space
 from vit_ratio_opt.training import ImageData, load_digits
 
@@ -53,7 +54,7 @@ def make_vit() -> Callable[..., VisionTransformer]:
     def make(name: str = "vit_tiny_patch16_224", **changes: object) -> VisionTransformer:
         torch.manual_seed(0)
         model = timm.create_model(name, **(TINY | changes)).eval()
-        separate_parallel(model)  # as `create_model` does
+        separate(model)  # as `create_model` does
         with torch.no_grad():  # timm's biases, class tokens and LayerScales start at (nearly) zero
             for parameter in model.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))

@@ -369,8 +369,9 @@ def test_a_better_trial_over_budget_is_not_shown_as_best(url, make_study, serve,
     trial.report(99.25, 1)
     study.tell(trial, state=TrialState.PRUNED)
     page = open_page(f"{serve(url)}/studies/{study._study_id}")
-    page.wait_for_selector("text=Best Trial", timeout=90_000)
-    card = page.locator("text=Best Trial").first.locator("xpath=ancestor::*[3]").inner_text()
+    title = page.get_by_text("Best Trial", exact=True).first  # "Best Trials" until they are loaded
+    title.wait_for(timeout=90_000)
+    card = title.locator("xpath=ancestor::*[3]").inner_text()
     assert f"{study.best_value:.3f}"[:5] in card
     assert "99.25" not in card
 
@@ -418,7 +419,7 @@ def assert_harmless(page):
 
 
 @needs_chromium
-@pytest.mark.parametrize("name", [HOSTILE, HOSTILE * 200, "x" * 10_000, "😀" * 300])
+@pytest.mark.parametrize("name", [HOSTILE * 200, "😀" * 300 + "x" * 10_000])
 def test_hostile_names_are_shown_as_text(name, url, make_study, serve, open_page, tmp_path):
     study = make_study(url, name, model=name, dataset=name)
     failed = optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"failure": name})

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.checkpoint import weights_hash
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.files import replacing
 from vit_ratio_opt.pruning import Calibration, calibrate
+from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.latency import LatencyTable, conditions, measure_latency
 from vit_ratio_opt.report import write_json
 
@@ -41,7 +41,7 @@ def default_cache() -> Path:
 
 
 def cached_calibration(
-    model: VisionTransformer,
+    model: ViT,
     images: Sequence[torch.Tensor],
     folder: Path,
     *,
@@ -73,9 +73,7 @@ def cached_calibration(
     return calibration
 
 
-def cached_latency(
-    model: VisionTransformer, folder: Path, *, batch: int = 1, round_to: int = 1
-) -> LatencyTable:
+def cached_latency(model: ViT, folder: Path, *, batch: int = 1, round_to: int = 1) -> LatencyTable:
     """:func:`vit_ratio_opt.pruning.latency.measure_latency`, read from ``folder`` likewise.
 
     Args:

@@ -15,13 +15,13 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.files import replacing
 from vit_ratio_opt.geometry import BlockShape, BlockTokens
-from vit_ratio_opt.pruning.blocks import separate_names, separate_parallel
+from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
+from vit_ratio_opt.pruning.separate import separate, separate_names
 from vit_ratio_opt.pruning.surgery import check_supported, shape_of, shrink_to
 
 __all__ = [
@@ -45,7 +45,10 @@ _MODEL_ARGS = {
     *("num_heads", "mlp_ratio", "qkv_bias", "proj_bias", "init_values", "class_token"),
     *("no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm", "dynamic_img_size"),
     *("act_layer", "norm_layer", "norm_eps", "qk_norm", "scale_attn_norm", "scale_mlp_norm"),
-    "attn_layer",
+    *("attn_layer", "use_abs_pos_emb", "use_rel_pos_bias", "use_fc_norm", "swiglu_mlp"),  # BEiT
+    *("scale_mlp", "num_reg_tokens", "use_rot_pos_emb", "use_post_norm", "rope_type"),  # EVA
+    *("rope_temperature", "rope_grid_offset", "rope_grid_indexing", "rope_rotate_half"),
+    *("ref_feat_shape", "depth_token_only"),  # CaiT
 }
 _FORMAT = "vit_ratio_opt/1"
 # Said in a pruned model's file.
@@ -56,7 +59,7 @@ _SOURCE = "vit_ratio_opt_source"
 _ARCHITECTURE = "vit_ratio_opt_architecture"
 
 
-def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> VisionTransformer:
+def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> ViT:
     """``timm.create_model`` that refuses, in one sentence, what this package cannot prune.
 
     Args:
@@ -88,7 +91,7 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
         raise InputError(
             f"timm model {name!r:.200} cannot be made, {what}: {_first_line(error)}"
         ) from None
-    separate_parallel(model)
+    separate(model)
     check_supported(model)
     model.eval()
     if "norm_eps" in arguments:
@@ -105,7 +108,7 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
 
 
 def save_dense(
-    model: VisionTransformer,
+    model: ViT,
     path: str | Path,
     *,
     name: str | None = None,
@@ -131,9 +134,7 @@ def save_dense(
     setattr(model, _SOURCE, {"checkpoint": str(Path(path).resolve()), "arguments": {}})
 
 
-def load_dense(
-    path: str | Path, *, name: str | None = None, **arguments: Any
-) -> VisionTransformer:
+def load_dense(path: str | Path, *, name: str | None = None, **arguments: Any) -> ViT:
     """The dense model of a safetensors file, or of a ``.pth`` state dict read without pickle code.
 
     Hugging Face's and torchvision's are converted: see :mod:`vit_ratio_opt.convert`.
@@ -168,7 +169,7 @@ def load_dense(
     return model
 
 
-def save_pruned(model: VisionTransformer, path: str | Path, manifest: Mapping[str, Any]) -> None:
+def save_pruned(model: ViT, path: str | Path, manifest: Mapping[str, Any]) -> None:
     """Write a pruned model with its block shapes and ``manifest`` (JSON) in the metadata.
 
     Of models that :func:`create_model` or :func:`load_dense` made, timm's name and arguments are
@@ -189,9 +190,7 @@ def save_pruned(model: VisionTransformer, path: str | Path, manifest: Mapping[st
     _save(model, Path(path), metadata)
 
 
-def load_pruned(
-    path: str | Path, dense: VisionTransformer | None = None
-) -> tuple[VisionTransformer, dict[str, Any]]:
+def load_pruned(path: str | Path, dense: ViT | None = None) -> tuple[ViT, dict[str, Any]]:
     """A pruned model, ready to use, and its manifest.
 
     Args:
@@ -219,7 +218,7 @@ def load_pruned(
     if stored is not None and stored != _checksum(state, metadata["manifest"]):
         raise InputError(f"{path} is damaged: what it holds is not what was written.")
 
-    def cut(whole: VisionTransformer) -> VisionTransformer:
+    def cut(whole: ViT) -> ViT:
         smaller = shrink_to(whole, blocks)
         return smaller if chosen is None else cascade(smaller, tokens, scores=scores)
 
@@ -236,7 +235,7 @@ def load_pruned(
     return model, manifest
 
 
-def load_model(path: str | Path) -> tuple[VisionTransformer, dict[str, Any]]:
+def load_model(path: str | Path) -> tuple[ViT, dict[str, Any]]:
     """The model of a file, pruned or dense, in evaluation mode, and the manifest of a pruned one.
 
     Raises:
@@ -268,7 +267,7 @@ def normalisation_of(path: str | Path) -> dict[str, tuple[float, ...]]:
         raise InputError(f"{config} is damaged: it gives no image_mean and image_std.") from None
 
 
-def source_of(model: VisionTransformer) -> dict[str, Any] | None:
+def source_of(model: ViT) -> dict[str, Any] | None:
     """How :func:`load_again` finds the model, of JSON values; None where that is not known.
 
     It is known of models that this module has read or written, in their first weights.
@@ -282,7 +281,7 @@ def load_again(
     *,
     checkpoint: str | Path | None = None,
     start: str | Path | None = None,
-) -> VisionTransformer:
+) -> ViT:
     """The model of :func:`source_of`, perhaps from other files.
 
     Args:
@@ -316,7 +315,7 @@ def weights_hash(model: torch.nn.Module) -> str:
     return _tensors_hash(model.state_dict())[:16]
 
 
-def _save(model: VisionTransformer, path: Path, metadata: dict[str, str]) -> None:
+def _save(model: ViT, path: Path, metadata: dict[str, str]) -> None:
     """A file that exists is complete."""
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     try:
@@ -389,8 +388,8 @@ def _filled(
     state: Mapping[str, torch.Tensor],
     name: str,
     arguments: Mapping[str, Any],
-    cut: Callable[[VisionTransformer], VisionTransformer] = lambda model: model,
-) -> VisionTransformer:
+    cut: Callable[[ViT], ViT] = lambda model: model,
+) -> ViT:
     """The model of a file, or a smaller one made of it, with the file's tensors.
 
     Nothing is allocated, and no more blocks are made than there are tensors, before all fits.
@@ -406,6 +405,12 @@ def _filled(
     model.load_state_dict(
         {key: tensor.to(own[key].dtype) for key, tensor in state.items()}, assign=True
     )
+    for module in model.modules():  # what no file has, such as the frequencies of rotations
+        if hasattr(module, "init_non_persistent_buffers"):
+            for key, buffer in module.named_buffers(recurse=False):
+                if buffer.is_meta:
+                    module.register_buffer(key, torch.empty_like(buffer, device="cpu"), False)
+            module.init_non_persistent_buffers()
     return model
 
 
@@ -427,9 +432,7 @@ def _accepted(path: Path, arguments: Any) -> dict[str, Any]:
     return arguments
 
 
-def check_fits(
-    model: VisionTransformer, state: Mapping[str, torch.Tensor], where: str | Path
-) -> None:
+def check_fits(model: ViT, state: Mapping[str, torch.Tensor], where: str | Path) -> None:
     """Refuse a state dict that has other tensors than the model, or of other shapes.
 
     Raises:

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.files import replacing
+from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.cascade import CascadeBlocks
 from vit_ratio_opt.storage import reason
 from vit_ratio_opt.training.data import ImageData
@@ -73,7 +73,7 @@ def check_target(path: str | Path, to: Format) -> None:
 
 
 def export_model(
-    model: VisionTransformer,
+    model: ViT,
     path: str | Path,
     to: Format = "onnx",
     *,
@@ -129,7 +129,7 @@ def export_model(
     return difference
 
 
-def image_shape(model: VisionTransformer, image_size: int | None = None) -> tuple[int, int, int]:
+def image_shape(model: ViT, image_size: int | None = None) -> tuple[int, int, int]:
     """Channels, height and width of the images that an exported model takes.
 
     Raises:

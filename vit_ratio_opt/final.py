@@ -7,13 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
-
 from vit_ratio_opt.checkpoint import save_pruned
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.files import replacing
 from vit_ratio_opt.geometry import COST_WORDS, RatioPair
 from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.training import Recipe, TrainingStopped, evaluate, finetune
 from vit_ratio_opt.workers import SearchStopped, stop_on_signals
 
@@ -23,7 +22,7 @@ __all__ = ["card_path", "finish", "model_card"]
 def finish(
     objective: PruningObjective,
     pair: RatioPair,
-    model: VisionTransformer,
+    model: ViT,
     path: str | Path,
     *,
     recipe: Recipe,

@@ -186,8 +186,12 @@ class ViTShape(RatioSpace):
         qkv_bias: Whether qkv has biases.
         fc1_bias: Whether fc1 has biases.
         fc1_rows: Rows of fc1 for each hidden neuron: 2 where it is gated.
-        pool_macs: MACs of an attention pooling.
-        whole_heads: Whether heads go whole or not at all, as queries and keys have norms.
+        other_macs: MACs of an attention pooling, of blocks for the class token alone, and of
+            mixing heads.
+        head_params: Parameters that a head has besides those of its dimensions.
+        whole_heads: Whether heads go whole or not at all, as queries and keys pass through norms
+            or rotations.
+        all_heads: Whether heads only get lower ranks, and all of them stay, as they are mixed.
         mhsa_unit: What an MHSA ratio of this model counts in.
         round_to: What ranks and hidden neurons that are left in a block are multiples of, wherever
             some are removed.
@@ -206,8 +210,10 @@ class ViTShape(RatioSpace):
     qkv_bias: bool = True
     fc1_bias: bool = True
     fc1_rows: int = 1
-    pool_macs: int = 0
+    other_macs: int = 0
+    head_params: int = 0
     whole_heads: bool = False
+    all_heads: bool = False
     mhsa_unit: MhsaUnit = "head"
     round_to: int = 1
     block_tokens: tuple[BlockTokens, ...] = ()
@@ -233,8 +239,10 @@ class ViTShape(RatioSpace):
 
     @property
     def unit(self) -> MhsaUnit:
-        """What an MHSA ratio counts in: heads also where these go whole whatever was wished."""
-        return "head" if self.whole_heads else self.mhsa_unit
+        """What an MHSA ratio counts in: where heads go whole, or never, whatever was wished."""
+        if self.whole_heads or self.all_heads:
+            return "head" if self.whole_heads else "rank"
+        return self.mhsa_unit
 
     @cached_property
     def mhsa_units(self) -> int:
@@ -269,11 +277,11 @@ class ViTShape(RatioSpace):
 
     @property
     def fixed_macs(self) -> int:
-        """MACs outside the blocks: patch embedding, attention pooling and classifiers."""
+        """MACs that no ratio changes: patch embedding, :attr:`other_macs` and classifiers."""
         embed = self.patches * self.patch_dim * self.embed_dim
         return (
             embed
-            + self.pool_macs
+            + self.other_macs
             + self.classified_tokens * self.classifiers * self.embed_dim * self.num_classes
         )
 
@@ -298,7 +306,7 @@ class ViTShape(RatioSpace):
     @property
     def params(self) -> int:
         """Parameters of the model."""
-        attention = self.attention_dims * self._dim_params
+        attention = self.attention_dims * self._dim_params + self.heads * self.head_params
         return self.fixed_params + attention + self.neurons * self._neuron_params
 
     @property
@@ -325,7 +333,10 @@ class ViTShape(RatioSpace):
 
     def least_dims(self, block: BlockShape) -> int:
         """Dimensions of heads that ``block`` keeps at least: one head of the lowest rank."""
-        return block.head_dim if self.whole_heads else min(block.head_dim, self.round_to)
+        if self.whole_heads:
+            return block.head_dim
+        rank = min(block.head_dim, self.round_to)
+        return rank * block.num_heads if self.all_heads else rank
 
     @property
     def minimum(self) -> str:
@@ -342,6 +353,8 @@ class ViTShape(RatioSpace):
         """
         if self.unit == "head":
             return MIN_MHSA_UNITS, self.round_to
+        if self.all_heads:
+            return self.round_to, self.round_to
         shared = math.gcd(self.round_to, *(block.num_heads for block in self.blocks))
         return self.round_to // shared, self.round_to
 
@@ -368,9 +381,14 @@ class ViTShape(RatioSpace):
         return self.macs - units * self.mhsa_unit_macs - neurons * self.neuron_macs
 
     def pruned_params(self, pair: RatioPair) -> int:
-        """Parameters after removing ``pair``; raises as :meth:`pruned_macs` does."""
+        """Parameters after removing ``pair``; raises as :meth:`pruned_macs` does.
+
+        At most so many where ranks go and heads have parameters of their own: some go whole.
+        """
         units, neurons = self.removed(pair)
         attention = units * self.mhsa_unit_dims * self._dim_params
+        if self.unit == "head":
+            attention += units * self.head_params
         return self.params - attention - neurons * self._neuron_params
 
     @property

@@ -20,7 +20,6 @@ from optuna.artifacts import upload_artifact
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
-from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.cache import cached_calibration, cached_latency, default_cache
 from vit_ratio_opt.checkpoint import load_pruned, save_pruned, source_of, weights_hash
@@ -74,6 +73,7 @@ from vit_ratio_opt.pruning import (
     taylor_importance,
     without_cascade,
 )
+from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.latency import latency_curves, time_models
 from vit_ratio_opt.report import best_trial, block_rows, csv_text
 from vit_ratio_opt.search import (
@@ -212,7 +212,7 @@ class PruningObjective:
 
     def __init__(
         self,
-        model: VisionTransformer,
+        model: ViT,
         data: ImageData,
         *,
         budget: float | None = None,
@@ -489,9 +489,7 @@ class PruningObjective:
         seen = follow(BudgetSearch(self.curve, start=self.likely_best()), accuracy)
         return {pair: value for pair, (value,) in seen.items()}
 
-    def manifest(
-        self, pair: RatioPair, model: VisionTransformer, accuracy: float
-    ) -> dict[str, Any]:
+    def manifest(self, pair: RatioPair, model: ViT, accuracy: float) -> dict[str, Any]:
         """What a file of the pair's model says about it, as JSON values."""
         shape = shape_of(model)
         return {
@@ -586,14 +584,14 @@ class PruningObjective:
         return evaluate(self.model, self.data, self.data.val)
 
     @cached_property
-    def _teacher(self) -> VisionTransformer | torch.Tensor | None:
+    def _teacher(self) -> ViT | torch.Tensor | None:
         """What is distilled from: the same logits in every trial, or the dense model.
 
         Recomputing them takes longer than a small pruned model takes to train.
         """
         return self.teacher_for(self.recipe)
 
-    def teacher_for(self, recipe: Recipe) -> VisionTransformer | torch.Tensor | None:
+    def teacher_for(self, recipe: Recipe) -> ViT | torch.Tensor | None:
         """What a training by ``recipe`` is to be distilled from: logits where that is possible."""
         if recipe.distillation == 0:
             return None
@@ -607,7 +605,7 @@ class PruningObjective:
         """Taylor scores of the dense model on seeded calibration images, computed once."""
         return self._taylor(self.model)
 
-    def _taylor(self, model: VisionTransformer) -> Importance:
+    def _taylor(self, model: ViT) -> Importance:
         return taylor_importance(model, self.calibration_batches)
 
     @cached_property
@@ -642,7 +640,7 @@ class PruningObjective:
     def _calibration_images(self) -> list[torch.Tensor]:
         return [images for images, _ in self.calibration_batches]
 
-    def prune(self, pair: RatioPair, parent: VisionTransformer | None = None) -> VisionTransformer:
+    def prune(self, pair: RatioPair, parent: ViT | None = None) -> ViT:
         """The pruned and repaired model of ``pair``, before fine-tuning.
 
         Args:
@@ -662,7 +660,7 @@ class PruningObjective:
             pruned = cascade(pruned, self.space.tokens(pair), scores=self.rule.scores)
         return pruned
 
-    def _cut(self, start: VisionTransformer, pair: RatioPair) -> VisionTransformer:
+    def _cut(self, start: ViT, pair: RatioPair) -> ViT:
         """``start`` with fewer heads, ranks and neurons."""
         dense, now, is_dense = self.shape, shape_of(start), start is self.model
         if dense.mhsa_unit == "rank":
@@ -684,7 +682,7 @@ class PruningObjective:
 
     def _parent(
         self, trial: optuna.Trial, pair: RatioPair
-    ) -> tuple[FrozenTrial | None, VisionTransformer | None]:
+    ) -> tuple[FrozenTrial | None, ViT | None]:
         """The trial to start from and its model; None for the dense model."""
         if not self.iterative or self.artifact_store is None or not hasattr(trial, "study"):
             return None, None
@@ -742,7 +740,7 @@ class PruningObjective:
                 Explainer().refresh(study)
         return float(tested["accuracy"])
 
-    def model_of(self, trial: FrozenTrial, study: optuna.Study) -> VisionTransformer:
+    def model_of(self, trial: FrozenTrial, study: optuna.Study) -> ViT:
         """A trial's pruned model, from this machine's folder or from the store of all.
 
         Raises:
@@ -901,7 +899,7 @@ class PruningObjective:
         trials: Sequence[FrozenTrial],
         folder: Path,
         clock: Stopwatch,
-    ) -> tuple[VisionTransformer, float]:
+    ) -> tuple[ViT, float]:
         """The pair's model and accuracy: from where an interrupted training was left, or anew."""
         state = None if self.artifact_store is None else folder / "state.safetensors"
         if state is not None and self.artifact_store is not None and self.recipe.epochs:
@@ -942,7 +940,7 @@ class PruningObjective:
     def _finetuned(
         self,
         trial: optuna.Trial,
-        model: VisionTransformer,
+        model: ViT,
         pair: RatioPair,
         seed: int,
         state: Path | None,
@@ -1038,7 +1036,7 @@ class PruningObjective:
                         ranks=ranks,
                     )
 
-    def _rebuilt(self, pair: RatioPair, blocks: Sequence[Sequence[int]]) -> VisionTransformer:
+    def _rebuilt(self, pair: RatioPair, blocks: Sequence[Sequence[int]]) -> ViT:
         """A model of the pair's shape, with weights that are yet to be read."""
         model = shrink_to(self.model, [BlockShape(*block) for block in blocks])
         if isinstance(self.space, (Cascade, Combined)):
@@ -1084,7 +1082,7 @@ def _set_attributes(trial: optuna.Trial, **attributes: Any) -> None:
         trial.set_user_attr(name, value)
 
 
-def check_fit(model: VisionTransformer, data: ImageData) -> None:
+def check_fit(model: ViT, data: ImageData) -> None:
     """Refuse images or classes that the model was not made for.
 
     Raises:
@@ -1097,7 +1095,11 @@ def check_fit(model: VisionTransformer, data: ImageData) -> None:
             f"The model takes {wanted} channels, but {data.name} has images of {channels}."
         )
     if tuple(model.patch_embed.img_size) != tuple(size):  # FLOPs are those of this size
-        hint = " Call `model.set_input_size` first." if model.dynamic_img_size else ""
+        hint = (
+            " Call `model.set_input_size` first."
+            if getattr(model, "dynamic_img_size", False)
+            else ""
+        )
         raise InputError(
             f"The model takes images of {tuple(model.patch_embed.img_size)} pixels, but "
             f"{data.name} has {tuple(size)}.{hint}"

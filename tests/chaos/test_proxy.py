@@ -70,7 +70,7 @@ def test_a_killed_worker_behind_the_proxy_is_reaped_and_another_machine_goes_on_
     serve, bucket, make_objective, undisturbed, tmp_path, monkeypatch
 ):
     location, client = bucket
-    recipe = Recipe(epochs=30, batch_size=64)
+    recipe = Recipe(epochs=12, batch_size=64)
     database = f"sqlite:///{tmp_path / 'study.db'}"
     url, _ = serve(_made(database))
     study = create_study(
@@ -94,7 +94,7 @@ def test_a_killed_worker_behind_the_proxy_is_reaped_and_another_machine_goes_on_
     monkeypatch.setattr("vit_ratio_opt.workers._machine", lambda: "another")
     wait_for(lambda: study.trials[0].state == TrialState.FAIL)
     second = worker("second")
-    assert second.wait(120) == 0
+    assert second.wait(300) == 0
     assert study.trials[1].state == TrialState.COMPLETE
     assert study.trials[1].user_attrs["resumed_from"]["epoch"] >= 2
     expected = undisturbed(n_trials=1, recipe=recipe).trials[0]
@@ -142,7 +142,7 @@ def test_a_worker_outlives_a_restart_of_the_proxy(serve, make_objective, undistu
     server.wait()
     time.sleep(1)
     serve(database, port=int(url.rpartition(":")[2]))
-    said, _ = worker.communicate(timeout=120)
+    said, _ = worker.communicate(timeout=300)
     assert worker.returncode == 0, said
     finished = [trial.params for trial in finished_trials(study)]
     expected = [trial.params for trial in finished_trials(undisturbed(n_trials=8))]

@@ -53,7 +53,7 @@ def exit_code(driver, log, timeout):
 def test_a_search_outlives_one_of_two_nodes(cluster, make_objective, undisturbed, tmp_path):
     second = cluster.add_node(num_cpus=1, num_gpus=0)
     cluster.wait_for_nodes()
-    options = {"recipe": Recipe(epochs=4, batch_size=64), "budget": 0.4}
+    options = {"recipe": Recipe(epochs=3, batch_size=64), "budget": 0.3}
     url = f"sqlite:///{tmp_path / 'study.db'}"
     study = create_study(make_objective(**options), study_name="s", storage=url)
     log = tmp_path / "log"
@@ -64,13 +64,13 @@ def test_a_search_outlives_one_of_two_nodes(cluster, make_objective, undisturbed
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return len({trial.user_attrs.get("worker") for trial in running}) == 2
 
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not two_at_work():
         assert time.monotonic() < deadline
         assert driver.poll() is None, log.read_text()
         time.sleep(0.05)
     cluster.remove_node(second, allow_graceful=False)
-    assert exit_code(driver, log, 240) == 0, log.read_text()
+    assert exit_code(driver, log, 600) == 0, log.read_text()
     trials = [tuple(trial.params.values()) for trial in finished_trials(study)]
     alone = undisturbed(**options)
     assert sorted(trials) == sorted(tuple(t.params.values()) for t in finished_trials(alone))
@@ -95,7 +95,7 @@ def test_what_the_cluster_cannot_do_is_one_sentence(
     log = tmp_path / "log"
     with log.open("w") as file:
         driver = drive(cluster, url, file, *arguments)
-    assert exit_code(driver, log, 120) == 2, log.read_text()
+    assert exit_code(driver, log, 300) == 2, log.read_text()
     assert "Error: " in log.read_text()
     assert message in log.read_text()
     assert study_is_untouched(url)

@@ -51,10 +51,10 @@ def test_a_slurm_task_that_is_preempted_is_requeued_and_one_that_is_done_is_not(
     slurm, make_objective, tmp_path
 ):
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    recipe = Recipe(epochs=30, batch_size=64)
+    recipe = Recipe(epochs=8, batch_size=64)
     study = create_study(make_objective(recipe=recipe), study_name="s", storage=url)
     task = slurm(url, "s", "--n-trials", "1")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not (study.trials and study.trials[0].intermediate_values):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -62,9 +62,9 @@ def test_a_slurm_task_that_is_preempted_is_requeued_and_one_that_is_done_is_not(
         ["pgrep", "-P", str(task.pid), "-f", "srun"], capture_output=True, text=True, check=True
     )
     os.kill(int(srun.stdout), signal.SIGTERM)  # the step, not the script
-    assert task.wait(60) == 143
+    assert task.wait(120) == 143
     assert (tmp_path / "scontrol").read_text() == "requeue 17_3\n"
-    assert slurm(url, "s", "--n-trials", "1").wait(90) == 0
+    assert slurm(url, "s", "--n-trials", "1").wait(300) == 0
     assert (tmp_path / "scontrol").read_text() == "requeue 17_3\n"
     assert len(finished_trials(study)) == 1
     assert study.trials[1].user_attrs["resumed_from"]["trial"] == 0

@@ -119,7 +119,7 @@ def test_what_the_first_block_is_given_is_what_the_forward_pass_gives_it(
     seen: list[torch.Tensor] = []
     model.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     model(images)
-    assert torch.equal(embed(model, images), seen[0])
+    assert torch.equal(embed(model, images)[0], seen[0])
 
 
 def test_equations_are_those_of_weighted_least_squares_and_do_not_grow() -> None:

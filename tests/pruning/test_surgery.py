@@ -16,10 +16,12 @@ from timm.models.vision_transformer import (
 )
 from torch import nn
 
+from vit_ratio_opt.checkpoint import create_model
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning import (
     Importance,
     UnsupportedModelError,
+    calibrate,
     check_supported,
     keep_units,
     magnitude_importance,
@@ -303,9 +305,7 @@ def test_unsupported_module_is_refused_by_name(
             {"embed_dim": 24, "depths": (1, 1, 1, 1)},
             "SwinTransformer",
         ),
-        ("eva02_tiny_patch14_224", {"depth": 1}, "Eva"),
-        ("cait_xxs24_224", {"depth": 1}, "Cait"),
-        ("beit_base_patch16_224", {"depth": 1}, "Beit"),
+        ("xcit_nano_12_p16_224", {"depth": 1}, "Xcit"),
         ("resnet18", {}, "ResNet"),
     ],
 )
@@ -315,3 +315,38 @@ def test_unsupported_architecture_is_refused_by_name(
     model = timm.create_model(name, **changes)
     with pytest.raises(UnsupportedModelError, match=rf"class {class_name} cannot be pruned"):
         check_supported(model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "beit_base_patch16_224",
+        "cait_xxs24_224",
+        "eva02_tiny_patch14_224",
+        "vit_base_patch16_xp_224",
+    ],
+)
+def test_what_create_model_puts_into_other_layers_is_refused_without_it(name: str) -> None:
+    model = timm.create_model(name, depth=1, embed_dim=32, num_heads=4)
+    with pytest.raises(UnsupportedModelError, match=r"make the model with `vit_ratio_opt.create"):
+        check_supported(model)
+
+
+def test_no_talking_head_goes_and_all_ranks_are_lowered_together() -> None:
+    torch.manual_seed(0)
+    model = create_model(
+        "cait_xxs24_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4,
+        num_classes=4,
+    )  # fmt: skip
+    images = torch.randn(16, 3, 32, 32)
+    with pytest.raises(UnsupportedModelError, match="none can go"):
+        keep_units(model, [[0, 1], [0, 1, 2, 3]], [range(128)] * 2)
+    with pytest.raises(UnsupportedModelError, match="none can go"):
+        prune(model, (0.5, 0.5), magnitude_importance(model))
+    known = calibrate(model, [images])
+    for allocation in ("global", "energy", "uniform"):
+        pruned = shape_of(prune(model, (0.5, 0.5), known, allocation=allocation))
+        assert all(block.num_heads == 4 for block in pruned.blocks)
+        assert sum(block.head_dim for block in pruned.blocks) == 8
+    rounded = shape_of(prune(model, (0.25, 0.5), known, round_to=4))
+    assert sorted(block.head_dim for block in rounded.blocks) == [4, 8]

@@ -13,39 +13,56 @@ ResPostBlock          attention, then FFN            nothing, norm
 ParallelThingsBlock   several attentions, then       norm, LayerScale
                       as many FFNs
 ParallelBlock         attention and FFN              one norm, one LayerScale for both
+BEiT's, EVA's, CaiT's attention, then FFN            norm, LayerScale
+EvaBlockPostNorm      attention, then FFN            nothing, norm
 ===================== ============================== ===================================
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
-from timm.layers import Attention, GluMlp, Mlp, SwiGLU
+from timm.layers import Attention, AttentionRope, GluMlp, LayerScale, Mlp, SwiGLU
+from timm.models import beit
+from timm.models.cait import Cait, LayerScaleBlock
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import (
     Block,
-    ParallelScalingBlock,
     ParallelThingsBlock,
     ResPostBlock,
     VisionTransformer,
 )
 from torch import nn
 
+from vit_ratio_opt.pruning.separate import BiasedAttention, ParallelBlock, TalkingHeads
+
 __all__ = [
+    "ATTENTIONS",
     "BLOCKS",
     "FFNS",
+    "MODELS",
     "Branch",
-    "ParallelBlock",
+    "ViT",
     "branches",
+    "head_table",
     "input_layers",
+    "keeps_heads",
     "keeps_ranks",
-    "separate_names",
-    "separate_parallel",
     "stages",
 ]
+
+ViT: TypeAlias = VisionTransformer | beit.Beit | Cait | Eva
+"""What is called a ViT here."""
+
+MODELS = (VisionTransformer, VisionTransformerDistilled, beit.Beit, Cait, Eva)
+"""Models that can be pruned. These and all below are compared exactly: a subclass may compute
+something else."""
+
+ATTENTIONS = (Attention, AttentionRope, BiasedAttention, TalkingHeads)
+"""Attentions that can be pruned."""
 
 
 @dataclass(frozen=True)
@@ -93,51 +110,17 @@ class Branch:
         return module if isinstance(self.before, nn.Identity) else self.before
 
 
-class ParallelBlock(nn.Module):
-    """timm's ``ParallelScalingBlock`` (Dehghani 2023, arXiv 2302.05442) in separate layers.
-
-    timm keeps fc1 and qkv in one matrix, and can have no other number of heads than the width
-    says. The same weights in its ``Attention`` and ``Mlp`` can be cut.
-
-    Args:
-        block: timm's; its weights are not taken, see :func:`separate_names`.
-    """
-
-    def __init__(self, block: ParallelScalingBlock) -> None:
-        super().__init__()
-        width, heads = block.in_norm.normalized_shape[0], block.num_heads
-        bias = block.attn_out_proj.bias is not None
-        self.norm = block.in_norm
-        self.attn = Attention(
-            width,
-            num_heads=heads,
-            qkv_bias=block.in_proj.bias is not None,
-            proj_bias=bias,
-            attn_drop=block.attn_drop.p,
-        )
-        self.attn.q_norm, self.attn.k_norm = block.q_norm, block.k_norm
-        self.mlp = Mlp(width, hidden_features=block.in_split[0], bias=(True, bias))
-        self.mlp.act, self.mlp.drop1 = block.mlp_act, block.mlp_drop
-        self.ls, self.drop_path = block.ls, block.drop_path
-
-    def forward(
-        self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False
-    ) -> torch.Tensor:
-        """Streams ``(batch, tokens, width)``."""
-        y = self.norm(x)
-        y = self.attn(y, attn_mask=attn_mask, is_causal=is_causal) + self.mlp(y)
-        out: torch.Tensor = x + self.drop_path(self.ls(y))
-        return out
-
-
-BLOCKS = (Block, ResPostBlock, ParallelThingsBlock, ParallelBlock)
-"""Blocks that can be pruned. Compared exactly: a subclass may compute something else."""
+BLOCKS = (
+    *(Block, ResPostBlock, ParallelThingsBlock, ParallelBlock),
+    *(beit.Block, EvaBlock, EvaBlockPostNorm, LayerScaleBlock),
+)
+"""Blocks that can be pruned."""
 
 FFNS = (Mlp, GluMlp, SwiGLU)
 """FFNs that can be pruned."""
 
 
-def stages(model: VisionTransformer) -> Iterator[list[tuple[int, str, Branch]]]:
+def stages(model: ViT) -> Iterator[list[tuple[int, str, Branch]]]:
     """The residual branches of all blocks in the order in which they run, stage by stage.
 
     Yields:
@@ -160,8 +143,10 @@ def stages(model: VisionTransformer) -> Iterator[list[tuple[int, str, Branch]]]:
             continue
         if isinstance(block, ParallelBlock):
             around = [(block.norm, block.ls)] * 2
-        elif isinstance(block, ResPostBlock):
+        elif isinstance(block, (ResPostBlock, EvaBlockPostNorm)):
             around = [(nn.Identity(), block.norm1), (nn.Identity(), block.norm2)]
+        elif isinstance(block, (beit.Block, EvaBlock, LayerScaleBlock)):
+            around = [(block.norm1, _scale(block.gamma_1)), (block.norm2, _scale(block.gamma_2))]
         else:
             around = [(block.norm1, block.ls1), (block.norm2, block.ls2)]
         attention, ffn = (
@@ -178,7 +163,7 @@ def stages(model: VisionTransformer) -> Iterator[list[tuple[int, str, Branch]]]:
         index += 1
 
 
-def branches(model: VisionTransformer) -> list[tuple[Branch, Branch]]:
+def branches(model: ViT) -> list[tuple[Branch, Branch]]:
     """The i-th attention and the i-th FFN of the model, for every i.
 
     They are the blocks of a :class:`~vit_ratio_opt.geometry.ViTShape`: a block that has several in
@@ -203,45 +188,27 @@ def input_layers(ffn: nn.Module) -> list[tuple[nn.Linear, int]]:
     return [(ffn.fc1, 2 if isinstance(ffn, GluMlp) else 1)]
 
 
-def keeps_ranks(attn: Attention) -> bool:
-    """Whether heads can be given a lower rank: not where queries or keys pass through a norm."""
-    return isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity)
+def keeps_ranks(attn: Any) -> bool:
+    """Whether heads must keep their rank: queries or keys pass through a norm or a rotation."""
+    plain = isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity)
+    return not plain or isinstance(attn, AttentionRope)
 
 
-def separate_parallel(model: VisionTransformer) -> None:
-    """Make every ``ParallelScalingBlock`` of ``model`` a :class:`ParallelBlock`, in place."""
-    if not any(type(block) is ParallelScalingBlock for block in getattr(model, "blocks", ())):
-        return
-    state = separate_names(model.state_dict())
-    for index, block in enumerate(model.blocks):
-        if type(block) is ParallelScalingBlock and block.out_proj is None:
-            model.blocks[index] = ParallelBlock(block).to(block.in_proj.weight.device)
-    model.load_state_dict(state, assign=True)
+def keeps_heads(attn: Any) -> bool:
+    """Whether no head can go, as others are made of it."""
+    return isinstance(attn, TalkingHeads)
 
 
-def separate_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict of :class:`ParallelBlock` from one of timm's; any other one as it is."""
-    separate = dict(state)
-    for matrix in [key for key in state if key.endswith(".in_proj.weight")]:
-        block, width = matrix.removesuffix("in_proj.weight"), state[matrix].shape[-1]
-        for old in [key for key in separate if key.startswith(block)]:
-            tensor, name = separate.pop(old), old.removeprefix(block)
-            if name.startswith("in_proj."):  # [fc1, queries, keys, values]
-                name = name.removeprefix("in_proj.")
-                hidden = len(tensor) - 3 * width
-                separate[f"{block}mlp.fc1.{name}"] = tensor[:hidden].clone()
-                separate[f"{block}attn.qkv.{name}"] = tensor[hidden:].clone()
-                continue
-            for part, new in _SEPARATE.items():
-                name = re.sub(f"^{part}", new, name)
-            separate[block + name] = tensor
-    return separate
+def head_table(attn: Any) -> nn.Parameter | None:
+    """BEiT's position biases ``(distances, heads)``: what heads have besides their dimensions."""
+    table: nn.Parameter | None = getattr(attn, "relative_position_bias_table", None)
+    return table
 
 
-_SEPARATE = {
-    "mlp_bias$": "mlp.fc1.bias",
-    "attn_out_proj": "attn.proj",
-    "mlp_out_proj": "mlp.fc2",
-    "in_norm": "norm",
-    "([qk]_norm)": r"attn.\1",
-}
+def _scale(gamma: nn.Parameter | None) -> nn.Module:
+    """A block's own parameter as timm's LayerScale."""
+    if gamma is None:
+        return nn.Identity()
+    scale: nn.Module = LayerScale(1)
+    scale.gamma = gamma
+    return scale

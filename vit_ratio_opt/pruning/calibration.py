@@ -21,14 +21,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning.blocks import branches, keeps_ranks, stages
+from vit_ratio_opt.pruning.blocks import ViT, branches, keeps_heads, keeps_ranks, stages
 from vit_ratio_opt.pruning.eliminate import elimination_order
 from vit_ratio_opt.pruning.factorize import HeadFactors, HeadMoments, head_factors
+from vit_ratio_opt.pruning.separate import BiasedAttention, TalkingHeads
 from vit_ratio_opt.pruning.surgery import check_all_tokens, evaluating, shape_of
 
 __all__ = ["BlockCalibration", "Calibration", "calibrate", "tokens_at"]
@@ -107,9 +106,7 @@ class Calibration:
         return cls(tuple(blocks), tensors["positions"])
 
 
-def calibrate(
-    model: VisionTransformer, images: Sequence[torch.Tensor], *, seed: int = 0
-) -> Calibration:
+def calibrate(model: ViT, images: Sequence[torch.Tensor], *, seed: int = 0) -> Calibration:
     """Measure ``model`` on ``images``: one pass with gradients, one without.
 
     Args:
@@ -154,7 +151,7 @@ def _chunks(images: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         yield from torch.split(batch, _CHUNK)
 
 
-def _sample(model: VisionTransformer, images: int, seed: int) -> torch.Tensor:
+def _sample(model: ViT, images: int, seed: int) -> torch.Tensor:
     """Positions ``(images, sampled)``."""
     shape = shape_of(model)
     widest = max(max(b.hidden_dim, b.num_heads * b.head_dim) for b in shape.blocks)
@@ -179,7 +176,7 @@ class _Cost:
 
 
 def _branch_costs(
-    model: VisionTransformer, images: Sequence[torch.Tensor], seed: int, sampled: int
+    model: ViT, images: Sequence[torch.Tensor], seed: int, sampled: int
 ) -> list[_Cost]:
     """Fisher information of every branch, attention and FFN in turn."""
     taps: list[torch.Tensor] = []
@@ -215,7 +212,7 @@ def _branch_costs(
         for hook in hooks:
             hook.remove()
     return [
-        _cost(square, token / seen, model.num_prefix_tokens, seen, sampled)
+        _cost(square, token / seen, shape_of(model).prefix_tokens, seen, sampled)
         for square, token in zip(squares, tokens, strict=True)
     ]
 
@@ -249,7 +246,7 @@ _Tap = Callable[[Callable[[torch.Tensor], None]], torch.utils.hooks.RemovableHan
 """Has a function told a tensor in every forward pass, until the handle is removed."""
 
 
-def _parts(model: VisionTransformer) -> Iterator[tuple[Any, Any, _Tap, _Tap]]:
+def _parts(model: ViT) -> Iterator[tuple[Any, Any, _Tap, _Tap]]:
     """Of each pair of branches the attention, the FFN, and where the streams after them are."""
     after: dict[tuple[str, int], _Tap] = {}
     order = list(stages(model))
@@ -281,7 +278,7 @@ class _Moments:
 
     def __init__(
         self,
-        attn: Attention,
+        attn: Any,
         ffn: Any,
         middle: _Tap,
         end: _Tap,
@@ -337,14 +334,17 @@ class _Moments:
         self._add("output_mean", (outputs * weights).sum(dim=(0, 2)))
         k = k - k.mean(dim=2, keepdim=True)
         self._add("keys", _products(k, k) / k.shape[2])
-        # Independent noise e in the logits changes an output by sum_j p_j e_j (v_j - output).
-        shares = (q @ k.mT * attn.scale).softmax(dim=-1).square()
+        logits = q @ k.mT * attn.scale
         gram = self._gram.to(q)
-        lengths = ((v @ gram) * v).sum(dim=-1, keepdim=True)
-        mixed = outputs @ gram
-        effect = shares @ lengths - 2 * ((shares @ v) * mixed).sum(dim=-1, keepdim=True)
-        effect += shares.sum(dim=-1, keepdim=True) * (mixed * outputs).sum(dim=-1, keepdim=True)
-        self._add("logit_effect", (effect * weights).sum(dim=(0, 2, 3)))
+        if isinstance(attn, TalkingHeads):
+            effect = _mixed_effect(attn, logits, v, gram)
+        else:
+            bias = attn.position_bias() if isinstance(attn, BiasedAttention) else None
+            if bias is not None:
+                where = self._positions[self._seen].to(q.device)
+                logits = logits + bias[0][:, where].transpose(0, 1)
+            effect = _logit_effect(logits.softmax(dim=-1), v, outputs, gram)
+        self._add("logit_effect", (effect * weights[:, 0]).sum(dim=(0, 2)))
 
     def _see_neurons(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         hidden = self._sampled(args[0])
@@ -380,7 +380,8 @@ class _Moments:
                 moments,
                 self._attention.root @ attn.proj.weight.detach().cpu().double(),
                 attn.scale,
-                truncate=keeps_ranks(attn),
+                truncate=not keeps_ranks(attn),
+                remove=not keeps_heads(attn),
             ),
             neuron_order=order,
             neuron_losses=losses,
@@ -389,6 +390,46 @@ class _Moments:
             attention_target=torch.cat(self._targets[0]),
             ffn_target=torch.cat(self._targets[1]),
         )
+
+
+def _logit_effect(
+    shares: torch.Tensor, values: torch.Tensor, outputs: torch.Tensor, gram: torch.Tensor
+) -> torch.Tensor:
+    """What noise of variance 1 in the logits costs, ``(B, H, N)``.
+
+    Independent noise e changes an output by ``sum_j p_j e_j (v_j - output)``.
+
+    Args:
+        shares: p, the attention after the softmax, ``(B, H, N, keys)``.
+        values: v, ``(B, H, keys, d)``.
+        outputs: ``shares @ values``.
+        gram: Of the heads, ``(H, d, d)``: ``x' gram x`` is what an error x costs.
+    """
+    shares = shares.square()
+    lengths = ((values @ gram) * values).sum(dim=-1, keepdim=True)
+    mixed = outputs @ gram
+    effect = shares @ lengths - 2 * ((shares @ values) * mixed).sum(dim=-1, keepdim=True)
+    effect += shares.sum(dim=-1, keepdim=True) * (mixed * outputs).sum(dim=-1, keepdim=True)
+    return effect[..., 0]
+
+
+def _mixed_effect(
+    attn: TalkingHeads, logits: torch.Tensor, values: torch.Tensor, gram: torch.Tensor
+) -> torch.Tensor:
+    """The same where the logits of a head reach all heads, before and after the softmax.
+
+    As if what reaches a head on different ways were independent.
+    """
+    before, after = attn.proj_l.weight.square(), attn.proj_w.weight.square()
+    shares = attn.mixed(attn.proj_l, logits).softmax(dim=-1)
+    # Of the noise in the j-th softmax for the i-th head: (B, N, i, j).
+    effects = []
+    for index in range(attn.num_heads):
+        share = shares[:, index : index + 1].expand_as(shares)
+        effects.append(_logit_effect(share, values, share @ values, gram).transpose(1, 2))
+    effect: torch.Tensor = (torch.stack(effects, dim=3) * after).sum(dim=2)
+    raw: torch.Tensor = effect @ before
+    return raw.transpose(1, 2)
 
 
 def _products(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

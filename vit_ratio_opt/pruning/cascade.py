@@ -29,12 +29,12 @@ from typing import NamedTuple, get_args
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BlockTokens
-from vit_ratio_opt.pruning.blocks import branches
+from vit_ratio_opt.pruning.blocks import ViT, branches
 from vit_ratio_opt.pruning.surgery import (
     UnsupportedModelError,
     check_all_tokens,
@@ -56,9 +56,7 @@ __all__ = [
 ]
 
 
-def cascade(
-    model: VisionTransformer, tokens: Sequence[BlockTokens], *, scores: Scores = "max"
-) -> VisionTransformer:
+def cascade(model: ViT, tokens: Sequence[BlockTokens], *, scores: Scores = "max") -> ViT:
     """A copy of ``model`` in which every block works on so many tokens of each image.
 
     It is the timm model that it was, with the same weights under the same names; only its
@@ -100,7 +98,7 @@ def cascade(
     return model
 
 
-def check_cascade(model: VisionTransformer) -> None:
+def check_cascade(model: ViT) -> None:
     """Refuse a model whose blocks cannot leave out tokens.
 
     Raises:
@@ -119,7 +117,7 @@ def check_cascade(model: VisionTransformer) -> None:
         )
 
 
-def reads_prefix_only(model: VisionTransformer) -> bool:
+def reads_prefix_only(model: ViT) -> bool:
     """Whether the classifier reads nothing of the patches: the last block's are of no use."""
     return bool(model.global_pool == "token")
 
@@ -137,7 +135,7 @@ class AttentionSurvey(NamedTuple):
 
 
 @torch.no_grad()
-def attention_survey(model: VisionTransformer, batches: Iterable[torch.Tensor]) -> AttentionSurvey:
+def attention_survey(model: ViT, batches: Iterable[torch.Tensor]) -> AttentionSurvey:
     """Look at the attention of ``model``, without a cascade, on normalised images.
 
     Args:
@@ -194,9 +192,7 @@ def attention_survey(model: VisionTransformer, batches: Iterable[torch.Tensor]) 
     )
 
 
-def keep_heads(
-    model: VisionTransformer, counts: Sequence[int], survey: AttentionSurvey
-) -> VisionTransformer:
+def keep_heads(model: ViT, counts: Sequence[int], survey: AttentionSurvey) -> ViT:
     """A copy of ``model`` with so many heads in each block, those with the highest scores."""
     return keep_units(
         model,
@@ -208,7 +204,7 @@ def keep_heads(
     )
 
 
-def without_cascade(model: VisionTransformer) -> VisionTransformer:
+def without_cascade(model: ViT) -> ViT:
     """``model`` with all tokens in all blocks: a copy where it had a cascade, else itself."""
     if not isinstance(model.blocks, CascadeBlocks):
         return model

@@ -6,14 +6,14 @@ import warnings
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
+from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.surgery import evaluating
 
 __all__ = ["count_macs"]
 
 
-def count_macs(model: VisionTransformer, image: torch.Tensor) -> dict[str, int]:
+def count_macs(model: ViT, image: torch.Tensor) -> dict[str, int]:
     """MACs by operator for one image, as fvcore traces them, fused attention included.
 
     fvcore and torch's own counter give 0 for ``scaled_dot_product_attention`` on a CPU, which

@@ -20,10 +20,11 @@ Two identities make it cheap and a little better:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from timm.layers import Attention
 
+from vit_ratio_opt.pruning.blocks import head_table
 from vit_ratio_opt.pruning.surgery import resized_attention
 
 __all__ = ["HeadFactors", "HeadMoments", "factorize_attention", "head_factors", "rank_losses"]
@@ -64,6 +65,7 @@ class HeadFactors:
         logit_losses: ``(H, d)``; loss of leaving out the i-th coordinate of queries and keys,
             infinite where none can be left out.
         value_losses: ``(H, d)``; loss of leaving out the i-th coordinate of the values.
+        removable: A scalar, whether heads can go.
     """
 
     queries: torch.Tensor
@@ -73,10 +75,16 @@ class HeadFactors:
     output_mean: torch.Tensor
     logit_losses: torch.Tensor
     value_losses: torch.Tensor
+    removable: torch.Tensor
 
 
 def head_factors(
-    moments: HeadMoments, projection: torch.Tensor, scale: float, *, truncate: bool = True
+    moments: HeadMoments,
+    projection: torch.Tensor,
+    scale: float,
+    *,
+    truncate: bool = True,
+    remove: bool = True,
 ) -> HeadFactors:
     """The factors of one block's heads, in double precision.
 
@@ -87,6 +95,7 @@ def head_factors(
         scale: The softmax scale.
         truncate: False where queries or keys pass through a norm, which no smaller product stands
             for: a head then keeps all dimensions or goes.
+        remove: False where no head can go.
     """
     heads, d, _ = moments.queries.shape
     columns = torch.unflatten(projection.double(), 1, (heads, d)).transpose(0, 1)  # (H, E, d)
@@ -110,6 +119,7 @@ def head_factors(
         output_mean=moments.output_mean,
         logit_losses=logit_losses,
         value_losses=torch.nn.functional.pad(values.square(), (0, missing)),
+        removable=torch.tensor(remove),
     )
 
 
@@ -134,18 +144,20 @@ def rank_losses(factors: HeadFactors) -> tuple[torch.Tensor, torch.Tensor]:
     # Added up from the end: what may be infinite cannot be taken away again.
     cut = left_out.flip(1).cumsum(dim=1).flip(1).roll(-1, dims=1)  # (H, d)
     cut[:, -1] = 0
+    if not factors.removable:
+        losses = torch.full_like(cut, torch.inf)
+        losses[-1] = cut.sum(dim=0)
+        return losses, torch.arange(len(cut)).expand(cut.shape[1], -1)
     gains, order = (gone[:, None] - cut).sort(dim=0, descending=True, stable=True)
     losses = gone.sum() - gains.cumsum(dim=0)
     return losses.clamp_min(0), order.mT
 
 
-def factorize_attention(
-    attn: Attention, factors: HeadFactors, heads: list[int], rank: int
-) -> Attention:
+def factorize_attention(attn: Any, factors: HeadFactors, heads: list[int], rank: int) -> Any:
     """A copy of ``attn`` with only ``heads``, of ``rank`` dimensions each.
 
     Args:
-        attn: A supported timm attention; it is not changed.
+        attn: A supported attention; it is not changed.
         factors: Of this module.
         heads: Indices of the heads that stay, at least one.
         rank: Dimensions of each, at least 1.
@@ -165,7 +177,10 @@ def factorize_attention(
     columns = attn.proj.weight.detach().cpu().double()
     columns = torch.unflatten(columns, 1, (heads_before, d)).transpose(0, 1)  # (H, D, d)
     outputs = factors.outputs[kept][:, :, :rank]
+    table = head_table(attn)
     with torch.no_grad():
+        if table is not None:
+            new.relative_position_bias_table.copy_(table[:, kept.to(table.device)])
         new.qkv.weight.copy_(convert(attn.qkv.weight))
         if attn.qkv.bias is not None:
             new.qkv.bias.copy_(convert(attn.qkv.bias[:, None])[:, 0])

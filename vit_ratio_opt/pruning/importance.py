@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning.blocks import branches, input_layers
+from vit_ratio_opt.pruning.blocks import ViT, branches, input_layers
 from vit_ratio_opt.pruning.surgery import check_supported, evaluating
 
 __all__ = ["Importance", "magnitude_importance", "taylor_importance"]
@@ -34,7 +33,7 @@ class Importance:
 
 
 def taylor_importance(
-    model: VisionTransformer, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+    model: ViT, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
 ) -> Importance:
     """First-order estimate of how much the loss changes when a unit's output becomes zero.
 
@@ -91,7 +90,7 @@ def taylor_importance(
     return Importance(heads=scores[: len(projections)], neurons=scores[len(projections) :])
 
 
-def magnitude_importance(model: VisionTransformer, *, p: int = 2) -> Importance:
+def magnitude_importance(model: ViT, *, p: int = 2) -> Importance:
     """The L1 or L2 norm of all weights that go with a unit (Li 2017).
 
     A head's weights are its rows of qkv and columns of the projection, a neuron's its row of fc1

@@ -26,11 +26,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.costs import falling
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BlockShape, RatioPair, ViTShape, evenly, least_neurons
+from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.prune import Allocation, sizes_left
@@ -112,7 +112,7 @@ class LatencyTable:
         return cls(**(values | sizes | {"attention": rows, "ffn": ffn}))
 
 
-def conditions(model: VisionTransformer, *, batch: int = 1, round_to: int = 1) -> dict[str, Any]:
+def conditions(model: ViT, *, batch: int = 1, round_to: int = 1) -> dict[str, Any]:
     """What a model's latency depends on, its weights apart, as JSON values.
 
     Args:
@@ -137,9 +137,7 @@ def conditions(model: VisionTransformer, *, batch: int = 1, round_to: int = 1) -
     }
 
 
-def measure_latency(
-    model: VisionTransformer, *, batch: int = 1, round_to: int = 1
-) -> LatencyTable:
+def measure_latency(model: ViT, *, batch: int = 1, round_to: int = 1) -> LatencyTable:
     """Time models with smaller blocks than ``model`` has, on its device.
 
     Seconds for a small model, a minute or two for DeiT-S at 224 pixels on two cores.
@@ -161,7 +159,7 @@ def measure_latency(
     most = BlockShape(
         *(max(getattr(b, name) for b in blocks) for name in BlockShape.__dataclass_fields__)
     )
-    heads = _grid(1, most.num_heads, _HEADS)
+    heads = _grid(most.num_heads if shape.all_heads else 1, most.num_heads, _HEADS)
     ranks = _grid(shape.least_dims(most), most.head_dim, _RANKS, round_to)
     least = min(least_neurons(round_to), most.hidden_dim)
     hidden = _grid(least, most.hidden_dim, _NEURONS, round_to)
@@ -267,7 +265,8 @@ def random_blocks(shape: ViTShape, draw: random.Random, *, round_to: int = 1) ->
     blocks = []
     for block in shape.blocks:
         dims = draw.uniform(low, high) * block.num_heads * block.head_dim
-        heads = draw.randint(max(1, math.ceil(dims / block.head_dim)), block.num_heads)
+        fewest = block.num_heads if shape.all_heads else max(1, math.ceil(dims / block.head_dim))
+        heads = draw.randint(fewest, block.num_heads)
         step = block.head_dim if shape.whole_heads else round_to
         rank = _rounded(dims / heads, block.head_dim, step, step)
         hidden = draw.uniform(low, high) * block.hidden_dim
@@ -276,7 +275,7 @@ def random_blocks(shape: ViTShape, draw: random.Random, *, round_to: int = 1) ->
     return blocks
 
 
-def sharing(model: VisionTransformer, blocks: Sequence[BlockShape]) -> VisionTransformer:
+def sharing(model: ViT, blocks: Sequence[BlockShape]) -> ViT:
     """A model of such blocks in the memory of ``model``: its weights are some of those.
 
     For timing only: what it gives means nothing.
@@ -293,7 +292,7 @@ def _rounded(size: float, most: int, step: int, least: int) -> int:
     return min(most, max(least, round(size / step) * step))
 
 
-def _error_of(table: LatencyTable, model: VisionTransformer, batch: int, round_to: int) -> float:
+def _error_of(table: LatencyTable, model: ViT, batch: int, round_to: int) -> float:
     """Median relative error of shares of the dense model's time, for some random blocks."""
     shape, draw = shape_of(model), random.Random(0)
     checked = [random_blocks(shape, draw, round_to=round_to) for _ in range(_CHECKED)]

@@ -9,7 +9,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import (
@@ -30,11 +29,11 @@ from vit_ratio_opt.pruning.allocate import (
     heads_losses,
     prefix_losses,
 )
-from vit_ratio_opt.pruning.blocks import branches
+from vit_ratio_opt.pruning.blocks import ViT, branches
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.factorize import factorize_attention, rank_losses
 from vit_ratio_opt.pruning.importance import Importance
-from vit_ratio_opt.pruning.surgery import keep_units, shape_of
+from vit_ratio_opt.pruning.surgery import ALL_HEADS, UnsupportedModelError, keep_units, shape_of
 
 __all__ = [
     "Allocation",
@@ -51,13 +50,13 @@ Allocation = Literal["global", "energy", "uniform"]
 
 
 def prune(
-    model: VisionTransformer,
+    model: ViT,
     pair: RatioPair | tuple[float, float],
     guide: Importance | Calibration,
     *,
     allocation: Allocation = "global",
     round_to: int = 1,
-) -> VisionTransformer:
+) -> ViT:
     """A smaller copy of ``model``; ``model`` itself is not changed.
 
     Args:
@@ -86,20 +85,22 @@ def prune(
     shape = replace(shape_of(model), mhsa_unit=unit, round_to=round_to)
     units, neurons = shape.removed(RatioPair(*pair))
     if isinstance(guide, Importance):
+        if shape.all_heads and units:
+            raise UnsupportedModelError(ALL_HEADS)
         return prune_units(model, units, neurons, guide, allocation=allocation, round_to=round_to)
     dims = units * shape.mhsa_unit_dims
     return prune_ranks(model, dims, neurons, guide, allocation=allocation, round_to=round_to)
 
 
 def prune_ranks(
-    model: VisionTransformer,
+    model: ViT,
     dims: int,
     neurons: int,
     calibration: Calibration,
     *,
     allocation: Allocation = "global",
     round_to: int = 1,
-) -> VisionTransformer:
+) -> ViT:
     """As :func:`prune` with a calibration, with the numbers to remove from all blocks together.
 
     In a block all heads that stay have the same rank; those whose rank would be of less use than
@@ -224,14 +225,14 @@ def _uniform_ranks(
 
 
 def prune_to_macs(
-    model: VisionTransformer,
+    model: ViT,
     attention_macs: int,
     ffn_macs: int,
     tokens: Sequence[BlockTokens],
     calibration: Calibration,
     *,
     round_to: int = 1,
-) -> VisionTransformer:
+) -> ViT:
     """As :func:`prune_ranks`, down to so many MACs where blocks work on different tokens.
 
     There a head or a neuron costs more in one block than in another: what goes is what loses least
@@ -287,11 +288,11 @@ def prune_to_macs(
 
 
 def prune_blocks(
-    model: VisionTransformer,
+    model: ViT,
     heads: Sequence[tuple[int, int]],
     neurons: Sequence[int],
     calibration: Calibration,
-) -> VisionTransformer:
+) -> ViT:
     """As :func:`prune_ranks`, with the sizes of every block given.
 
     Args:
@@ -342,14 +343,14 @@ def expected_losses(
 
 
 def prune_units(
-    model: VisionTransformer,
+    model: ViT,
     heads: int,
     neurons: int,
     importance: Importance,
     *,
     allocation: Allocation = "global",
     round_to: int = 1,
-) -> VisionTransformer:
+) -> ViT:
     """As :func:`prune`, with the numbers of heads and neurons to remove from all blocks together.
 
     For a model that was pruned before, whose own units are not what the ratios count in. Whatever
@@ -387,7 +388,7 @@ def _spread_scores(
     return cheapest_prefixes(lowest, removed, least, step)
 
 
-def _check_calibration(model: VisionTransformer, calibration: Calibration) -> None:
+def _check_calibration(model: ViT, calibration: Calibration) -> None:
     fits = [
         (*block.factors.value_losses.shape, len(block.neuron_order))
         for block in calibration.blocks

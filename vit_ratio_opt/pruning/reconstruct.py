@@ -6,16 +6,16 @@ corrects what the blocks before it got wrong.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning.blocks import Branch, stages
+from vit_ratio_opt.pruning.blocks import Branch, ViT, stages
 from vit_ratio_opt.pruning.calibration import Calibration, tokens_at
 from vit_ratio_opt.pruning.surgery import evaluating, shape_of
 
@@ -126,7 +126,7 @@ def _error(half: _Sums, solution: torch.Tensor) -> float:
 
 
 def repair(
-    pruned: VisionTransformer, images: Sequence[torch.Tensor], calibration: Calibration
+    pruned: ViT, images: Sequence[torch.Tensor], calibration: Calibration
 ) -> list[tuple[float, float]]:
     """Refit ``proj`` and ``fc2`` of ``pruned`` in place, so that its stream follows the dense one.
 
@@ -170,9 +170,10 @@ def repair(
     positions = torch.split(calibration.positions.to(device), sizes)
     errors = []
     with evaluating(pruned), torch.inference_mode():
-        streams = [embed(pruned, batch) for batch in images]
+        begun = [embed(pruned, batch) for batch in images]
+        streams, told = [stream for stream, _ in begun], {"attention": begun[0][1]}
         for stage in stages(pruned):
-            ends = [_End(branch) for _, _, branch in stage]
+            ends = [_End(branch, told.get(kind, {})) for _, kind, branch in stage]
             inputs = [[end.inputs(stream) for stream in streams] for end in ends]
             for number, (index, kind, _) in enumerate(stage):
                 known = blocks[index]
@@ -201,25 +202,44 @@ def repair(
     return errors
 
 
-def embed(model: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
-    """What the first block is given, ``(batch, tokens, width)``."""
-    x = model._pos_embed(model.patch_embed(images))
-    tokens: torch.Tensor = model.norm_pre(model.patch_drop(x))
-    return tokens
+class _Reached(Exception):
+    """The first block is."""
+
+
+def embed(model: ViT, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+    """What the first block is given: the stream ``(batch, tokens, width)``, and the rest by name.
+
+    Whatever a model makes of its images before, the pass ends there. The rest is what the
+    attention of every block is told besides, such as a rotary embedding.
+    """
+    given: list[tuple[torch.Tensor, dict[str, Any]]] = []
+
+    def stop(module: nn.Module, args: tuple[torch.Tensor], told: dict[str, Any]) -> None:
+        given.append((args[0], told))
+        raise _Reached
+
+    hook = model.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        with contextlib.suppress(_Reached):
+            model.forward_features(images)
+    finally:
+        hook.remove()
+    return given[0]
 
 
 class _End:
-    """A residual branch from its last layer on."""
+    """A residual branch from its last layer on; ``told`` is what its module is told besides."""
 
-    def __init__(self, branch: Branch) -> None:
+    def __init__(self, branch: Branch, told: dict[str, Any]) -> None:
         self._branch, self.layer, self._after = branch, branch.last, branch.after
+        self._told = told
 
     def inputs(self, stream: torch.Tensor) -> torch.Tensor:
         """What the last layer is given."""
         module, name = self._branch.module, self._branch.last_name
         setattr(module, name, nn.Identity())
         try:
-            inputs: torch.Tensor = module(self._branch.before(stream))
+            inputs: torch.Tensor = module(self._branch.before(stream), **self._told)
         finally:
             setattr(module, name, self.layer)
         return inputs

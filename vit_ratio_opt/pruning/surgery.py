@@ -15,16 +15,29 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.layers import Attention, AttentionPoolLatent, PatchEmbed
+from timm.layers import AttentionPoolLatent, AttentionRope, PatchEmbed
+from timm.models.cait import Cait
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BlockShape, ViTShape
-from vit_ratio_opt.pruning.blocks import BLOCKS, FFNS, branches, input_layers, keeps_ranks
+from vit_ratio_opt.pruning.blocks import (
+    ATTENTIONS,
+    BLOCKS,
+    FFNS,
+    MODELS,
+    ViT,
+    branches,
+    head_table,
+    input_layers,
+    keeps_heads,
+    keeps_ranks,
+)
+from vit_ratio_opt.pruning.separate import SEPARATED, TalkingHeads
 
 __all__ = [
+    "ALL_HEADS",
     "UnsupportedModelError",
     "check_all_tokens",
     "check_supported",
@@ -38,7 +51,14 @@ __all__ = [
 
 _WHAT_WORKS = (
     "Supported are timm's VisionTransformer and VisionTransformerDistilled (ViT, DeiT, DeiT-3, "
-    "CLIP, SigLIP, DINOv2 ...) with standard attention and an MLP or SwiGLU."
+    "CLIP, SigLIP, DINOv2 ...), Eva (EVA-02, DINOv3, PE ...), Beit and Cait, with standard "
+    "attention and an MLP or SwiGLU."
+)
+
+
+ALL_HEADS = (
+    "The heads of this model are mixed (talking heads), so none can go: lower their ranks, with a "
+    "`Calibration`."
 )
 
 
@@ -55,7 +75,7 @@ def check_supported(model: Any) -> None:
     Raises:
         UnsupportedModelError: With the name of the offending module.
     """
-    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
+    if type(model) not in MODELS:
         raise UnsupportedModelError(
             f"Models of class {type(model).__name__} cannot be pruned. {_WHAT_WORKS}"
         )
@@ -63,19 +83,24 @@ def check_supported(model: Any) -> None:
         raise UnsupportedModelError("A model without blocks has nothing to prune.")
     if type(model.patch_embed) is not PatchEmbed:
         _refuse("patch_embed", f"an embedding of class {type(model.patch_embed).__name__}")
-    if type(model.attn_pool) not in (type(None), AttentionPoolLatent):
-        _refuse("attn_pool", f"attention pooling of class {type(model.attn_pool).__name__}")
+    pool = getattr(model, "attn_pool", None)
+    if type(pool) not in (type(None), AttentionPoolLatent):
+        _refuse("attn_pool", f"attention pooling of class {type(pool).__name__}")
+    if getattr(model, "rel_pos_bias", None) is not None:
+        _refuse("rel_pos_bias", "a position bias that the heads of all blocks share")
+    if getattr(model, "rope_mixed", False):
+        _refuse("rope", "a rotary embedding for each head (rope_type='mixed')")
     for index, block in enumerate(model.blocks):
-        if type(block) is ParallelScalingBlock:
+        if type(block) in SEPARATED or type(getattr(block, "attn", None)) in SEPARATED:
             raise UnsupportedModelError(
-                f"`blocks.{index}` keeps fc1 and qkv in one matrix, which cannot be cut: make the "
-                "model with `vit_ratio_opt.create_model`, which takes them apart."
+                f"`blocks.{index}` is one of timm's that cannot be cut: make the model with "
+                "`vit_ratio_opt.create_model`, which puts its weights into layers that can."
             )
         if type(block) not in BLOCKS:
             _refuse(f"blocks.{index}", f"block class {type(block).__name__}")
     for attention, ffn in branches(model):
         where, attn, mlp = attention.name, attention.module, ffn.module
-        if type(attn) is not Attention:
+        if type(attn) not in ATTENTIONS:
             _refuse(where, f"attention class {type(attn).__name__}")
         if type(mlp) not in FFNS:
             _refuse(ffn.name, f"feed-forward class {type(mlp).__name__}")
@@ -83,6 +108,8 @@ def check_supported(model: Any) -> None:
         _require_identity(f"{ffn.name}.norm", mlp.norm, "a norm over neurons (scale_norm)")
         if getattr(attn, "gate", None) is not None:
             _refuse(f"{where}.gate", "gated attention (gated)")
+        if attn.qkv is None:
+            _refuse(where, "queries, keys and values in layers of their own (num_kv_heads)")
         for owner, module in ((where, attn), (ffn.name, mlp)):
             for name, linear in module.named_children():
                 if name in _LINEARS and type(linear) is not nn.Linear:
@@ -101,7 +128,7 @@ def _refuse(where: str, what: str) -> None:
     raise UnsupportedModelError(f"`{where}` has {what}, which cannot be pruned. {_WHAT_WORKS}")
 
 
-def shape_of(model: VisionTransformer) -> ViTShape:
+def shape_of(model: ViT) -> ViTShape:
     """The shape of a dense or pruned model, read from its modules.
 
     Raises:
@@ -114,22 +141,27 @@ def shape_of(model: VisionTransformer) -> ViTShape:
     )
     first, first_mlp = pairs[0]
     patches = model.patch_embed.num_patches
+    # CaiT's class token joins after the blocks, for blocks of its own.
+    prefix = 0 if isinstance(model, Cait) else model.num_prefix_tokens
+    table = head_table(first)
     inputs = input_layers(first_mlp)
     shape = ViTShape(
         patches=patches,
-        prefix_tokens=model.num_prefix_tokens,
+        prefix_tokens=prefix,
         patch_dim=math.prod(model.patch_embed.proj.weight.shape[1:]),
         embed_dim=model.embed_dim,
         num_classes=model.num_classes,
         blocks=blocks,
         fixed_params=0,
         classifiers=2 if isinstance(model, VisionTransformerDistilled) else 1,
-        classified_tokens=1 if model.global_pool else patches + model.num_prefix_tokens,
+        classified_tokens=1 if model.global_pool else patches + prefix + isinstance(model, Cait),
         qkv_bias=first.qkv.bias is not None,
         fc1_bias=inputs[0][0].bias is not None,
         fc1_rows=sum(rows for _, rows in inputs),
-        pool_macs=_pool_macs(model),
-        whole_heads=not all(keeps_ranks(attn) for attn, _ in pairs),
+        other_macs=_other_macs(model, patches + prefix),
+        head_params=0 if table is None else len(table),
+        whole_heads=any(keeps_ranks(attn) for attn, _ in pairs),
+        all_heads=any(keeps_heads(attn) for attn, _ in pairs),
         block_tokens=getattr(model.blocks, "block_tokens", ()),  # of a cascade
     )
     prunable = sum(
@@ -142,29 +174,41 @@ def shape_of(model: VisionTransformer) -> ViTShape:
             (mlp.fc2, None),
         )
     )
+    prunable += shape.heads * shape.head_params
     total = sum(parameter.numel() for parameter in model.parameters())
     return replace(shape, fixed_params=total - prunable)
 
 
-def _pool_macs(model: VisionTransformer) -> int:
-    """Of timm's ``AttentionPoolLatent``: a few queries of its own attend to the tokens."""
-    pool = model.attn_pool
-    if pool is None:
-        return 0
-    tokens: int = model.patch_embed.num_patches
-    if model.pool_include_prefix:
-        tokens += model.num_prefix_tokens
-    queries: int = pool.latent_len
-    width: int = pool.kv.in_features
-    products: int = sum(
-        layer.weight.numel() * (tokens if layer is pool.kv else queries)
-        for layer in pool.modules()
+def _other_macs(model: ViT, tokens: int) -> int:
+    """What is neither of the patch embedding, the blocks' projections nor the classifier."""
+    macs = 0
+    pool = getattr(model, "attn_pool", None)
+    if pool is not None:  # a few queries of its own attend to the tokens
+        pooled = tokens
+        if not getattr(model, "pool_include_prefix", True):
+            pooled -= model.num_prefix_tokens
+        macs += _macs_of(pool, {pool.kv: pooled}, pool.latent_len)
+        macs += 2 * pool.latent_len * pooled * pool.kv.in_features
+    for block in getattr(model, "blocks_token_only", ()):  # CaiT's class token attends to all
+        seen = tokens + 1
+        macs += _macs_of(block, {block.attn.k: seen, block.attn.v: seen}, 1)
+        macs += 2 * seen * block.attn.k.out_features
+    for attention, _ in branches(model):
+        if isinstance(attention.module, TalkingHeads):
+            macs += 2 * tokens**2 * attention.module.num_heads**2
+    return macs
+
+
+def _macs_of(module: nn.Module, rows: dict[nn.Module, int], others: int) -> int:
+    """Of linear layers that are applied to so many rows, and all others to ``others``."""
+    return sum(
+        layer.weight.numel() * rows.get(layer, others)
+        for layer in module.modules()
         if isinstance(layer, nn.Linear)
     )
-    return products + 2 * queries * tokens * width
 
 
-def check_all_tokens(model: VisionTransformer) -> None:
+def check_all_tokens(model: ViT) -> None:
     """Refuse a model in which blocks leave out tokens: what is measured there is not of all.
 
     Raises:
@@ -175,8 +219,8 @@ def check_all_tokens(model: VisionTransformer) -> None:
 
 
 def keep_units(
-    model: VisionTransformer, heads: Sequence[Sequence[int]], neurons: Sequence[Sequence[int]]
-) -> VisionTransformer:
+    model: ViT, heads: Sequence[Sequence[int]], neurons: Sequence[Sequence[int]]
+) -> ViT:
     """A copy of ``model`` with only the given heads and neurons, in their old order.
 
     The output equals that of ``model`` with the outputs of all other heads and neurons set to
@@ -199,6 +243,8 @@ def keep_units(
         if len(kept) != len(sizes):
             raise InputError(f"`{name}` must list {len(sizes)} blocks, but lists {len(kept)}.")
         for index, (units, size) in enumerate(zip(kept, sizes, strict=True)):
+            if name == "heads" and shape.all_heads and len(units) != size:
+                raise UnsupportedModelError(f"`heads[{index}]` must be all {size}. {ALL_HEADS}")
             if not units or len(set(units)) != len(units) or not all(0 <= u < size for u in units):
                 raise InputError(
                     f"`{name}[{index}]` must be different indices in [0, {size}), at least one, "
@@ -213,7 +259,7 @@ def keep_units(
     return pruned
 
 
-def shrink_to(model: VisionTransformer, shapes: Sequence[BlockShape]) -> VisionTransformer:
+def shrink_to(model: ViT, shapes: Sequence[BlockShape]) -> ViT:
     """A copy of ``model`` cut to the block shapes of a pruned model, ready for its weights.
 
     Raises:
@@ -228,6 +274,8 @@ def shrink_to(model: VisionTransformer, shapes: Sequence[BlockShape]) -> VisionT
         ranks = 0 < new.head_dim <= old.head_dim
         if dense_shape.whole_heads:
             ranks = new.head_dim == old.head_dim
+        if dense_shape.all_heads:
+            fits = fits and new.num_heads == old.num_heads
         if not (fits and ranks):
             raise InputError(f"Block {index} is {old}, which cannot be cut to {new}.")
     shrunk = copy.deepcopy(model)
@@ -237,7 +285,7 @@ def shrink_to(model: VisionTransformer, shapes: Sequence[BlockShape]) -> VisionT
     return shrunk
 
 
-def resized(model: VisionTransformer, shape: BlockShape) -> VisionTransformer:
+def resized(model: ViT, shape: BlockShape) -> ViT:
     """A copy of ``model`` with blocks of this shape, larger or smaller, its weights to be set."""
     new = copy.deepcopy(model)
     for attention, ffn in branches(new):
@@ -249,7 +297,7 @@ def resized(model: VisionTransformer, shape: BlockShape) -> VisionTransformer:
     return new
 
 
-def resized_attention(attn: Attention, num_heads: int, head_dim: int) -> Attention:
+def resized_attention(attn: Any, num_heads: int, head_dim: int) -> Any:
     """A copy of ``attn`` with so many heads of so many dimensions, its weights still to be set.
 
     The softmax scale becomes ``head_dim ** -0.5``, as in a new timm module of that size.
@@ -257,8 +305,12 @@ def resized_attention(attn: Attention, num_heads: int, head_dim: int) -> Attenti
     new = copy.deepcopy(attn)
     if (num_heads, head_dim) == (attn.num_heads, attn.head_dim):
         return new
-    new.num_heads, new.head_dim, new.attn_dim = num_heads, head_dim, num_heads * head_dim
+    _set_sizes(new, num_heads, head_dim)
     new.scale = head_dim**-0.5
+    table = head_table(new)
+    if table is not None:
+        zeros = table.new_zeros(len(table), num_heads)
+        new.relative_position_bias_table = nn.Parameter(zeros, table.requires_grad)
     _resize(new.qkv, 3 * new.attn_dim, new.qkv.in_features)
     _resize(new.proj, new.proj.out_features, new.attn_dim)
     return new
@@ -285,7 +337,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _keep_heads(attn: Attention, heads: list[int]) -> None:
+def _keep_heads(attn: Any, heads: list[int]) -> None:
     if len(heads) == attn.num_heads:
         return
     d = attn.head_dim
@@ -294,8 +346,17 @@ def _keep_heads(attn: Attention, heads: list[int]) -> None:
     rows = torch.cat([dims + part * attn.attn_dim for part in range(3)])
     _select(attn.qkv, rows=rows)
     _select(attn.proj, columns=dims)
-    attn.num_heads = len(heads)
-    attn.attn_dim = len(heads) * d
+    table = head_table(attn)
+    if table is not None:
+        kept = table.detach()[:, torch.tensor(heads, device=table.device)].clone()
+        attn.relative_position_bias_table = nn.Parameter(kept, table.requires_grad)
+    _set_sizes(attn, len(heads), d)
+
+
+def _set_sizes(attn: Any, num_heads: int, head_dim: int) -> None:
+    attn.num_heads, attn.head_dim, attn.attn_dim = num_heads, head_dim, num_heads * head_dim
+    if isinstance(attn, AttentionRope):
+        attn.num_kv_heads, attn.kv_dim = num_heads, num_heads * head_dim
 
 
 def _keep_neurons(mlp: Any, neurons: list[int]) -> None:

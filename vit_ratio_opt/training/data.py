@@ -20,8 +20,6 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits as sklearn_digits
-from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.datasets.folder import default_loader
@@ -179,7 +177,9 @@ def load_digits(*, seed: int = 0, val_fraction: float = 0.2) -> ImageData:
         seed: Of the two stratified splits.
         val_fraction: Share of the rest that validates.
     """
-    digits = sklearn_digits()
+    from sklearn import datasets  # slow to import, and most commands need none of it
+
+    digits = datasets.load_digits()
     # Pixels are 0 to 16; 15 spreads them over a byte exactly.
     images = torch.from_numpy((digits.images * 15).astype(np.uint8))[:, None]
     labels = torch.from_numpy(digits.target.astype(np.int64))
@@ -586,8 +586,10 @@ def _stratified(split: Split, fraction: float, *, seed: int) -> tuple[Split, Spl
     """``split`` without and with a stratified share of it, both in the old order."""
     if not 0 < fraction < 1:
         raise InputError(f"The share of held-out images must be in (0, 1), but got {fraction!r}.")
+    from sklearn import model_selection  # slow to import
+
     try:
-        rest, held = train_test_split(
+        rest, held = model_selection.train_test_split(
             np.arange(len(split)), test_size=fraction, stratify=split.labels, random_state=seed
         )
     except ValueError as error:
