@@ -113,7 +113,7 @@ def small(name: str) -> ViT:
     torch.manual_seed(0)
     arguments = {"depth": 2, "embed_dim": 32, "num_heads": 4, "num_classes": 5}
     if name == "vit_base_patch16_sapiens2":  # as many as heads, in each of its twelve blocks
-        arguments["num_kv_heads"] = None
+        arguments["num_kv_heads"] = 4
     model = create_model(name, img_size=4 * patch_size(name), **arguments)
     with torch.no_grad():  # biases, class tokens and LayerScales start at (nearly) zero
         for parameter in model.parameters():
