@@ -10,7 +10,7 @@ demo: $(READY)  ## train a small ViT on digits, search its two ratios, print the
 	$(BIN)/python studies/quickstart.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 dashboard: $(READY)  ## look at the demo's study
 	$(BIN)/vit-ratio-opt dashboard --storage sqlite:///runs/quickstart/study.db

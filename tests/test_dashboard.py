@@ -19,6 +19,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
@@ -28,13 +29,18 @@ from optuna_dashboard._serializer import serialize_frozen_trial
 from PIL import Image
 
 from vit_ratio_opt import dashboard
+from vit_ratio_opt.checkpoint import create_model, save_dense
 from vit_ratio_opt.dashboard import Explainer, serve_dashboard, study_note, trial_note
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.page import html_page
 from vit_ratio_opt.report import best_trial
 from vit_ratio_opt.storage import open_storage
 from vit_ratio_opt.study import create_study, run_study
-from vit_ratio_opt.training import Recipe
+from vit_ratio_opt.training import Recipe, finetune, load_digits
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
+
+import quickstart
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -300,6 +306,11 @@ def trained(tmp_path_factory):
     if "STORAGE" in os.environ:
         return os.environ["STORAGE"]
     folder = tmp_path_factory.mktemp("quickstart")
+    torch.manual_seed(0)
+    dense = create_model(quickstart.MODEL, **quickstart.ARGUMENTS)
+    recipe = Recipe(epochs=3, batch_size=64, lr=3e-3, distillation=0)  # a tenth of its own
+    finetune(dense, load_digits(), recipe, progress=False)
+    save_dense(dense, folder / "dense-seed0.safetensors")
     command = [sys.executable, "studies/quickstart.py", "--folder", str(folder)]
     command += ["--n-trials", "3", "--epochs", "2"]
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}

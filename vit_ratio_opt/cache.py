@@ -30,8 +30,9 @@ __all__ = ["cached_calibration", "cached_latency", "default_cache"]
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 # Change it when the measurement changes.
-_VERSION = "calibration-2"
+_VERSION = "calibration-3"
 _LATENCY_VERSION = "latency-1"
+_POOR_LATENCY = 0.1
 
 
 def default_cache() -> Path:
@@ -81,6 +82,8 @@ def cached_latency(model: ViT, folder: Path, *, batch: int = 1, round_to: int = 
         folder: Where the file is.
         batch: As there.
         round_to: As there.
+
+    A table with an error above 10 % is warned about and not kept.
     """
     known = json.dumps(conditions(model, batch=batch, round_to=round_to), sort_keys=True)
     digest = hashlib.sha256(f"{_LATENCY_VERSION} {known}".encode())
@@ -91,6 +94,13 @@ def cached_latency(model: ViT, folder: Path, *, batch: int = 1, round_to: int = 
         except (OSError, KeyError, TypeError, ValueError) as error:
             _logger.warning(f"{path} cannot be read and is measured again: {error}")
     table = measure_latency(model, batch=batch, round_to=round_to)
+    if table.error > _POOR_LATENCY:
+        _logger.warning(
+            f"Latencies are foretold with a median error of {100 * table.error:.0f} %: other work "
+            "on this machine disturbs what is timed. A budget may be missed; the next study "
+            "measures again."
+        )
+        return table
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(table.to_json(), path)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vit_ratio_opt import cache
 from vit_ratio_opt.cache import cached_latency
 from vit_ratio_opt.costs import latency_space
 from vit_ratio_opt.errors import InputError
@@ -173,3 +174,28 @@ def test_curves_foretell_the_models_of_the_pairs(tiny_vit, images, exact_device)
         # Not below: a larger pair that takes longer counts for this one, too.
         assert space.pruned_cost(RatioPair(*pair)) >= table.latency(blocks) - 2
     assert space.dense_cost == pytest.approx(table.latency(shape.blocks), abs=2)
+
+
+def test_a_table_that_foretells_poorly_is_warned_about_and_not_kept(
+    tiny_vit, exact_device, tmp_path, monkeypatch, caplog
+):
+    poor = replace(measure_latency(tiny_vit), error=0.16)
+    monkeypatch.setattr(cache, "measure_latency", lambda *a, **options: poor)
+    with caplog.at_level("WARNING", "optuna"):
+        assert cached_latency(tiny_vit, tmp_path) == poor
+    assert "median error of 16 %" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_error_of_a_table_is_taken_off_what_a_pair_saves(tiny_vit, images, exact_device):
+    calibration = calibrate(tiny_vit, [images])
+    shape = replace(shape_of(tiny_vit), mhsa_unit="rank")
+    table = measure_latency(tiny_vit)
+    exact, sure = (
+        latency_space(shape, latency_curves(replace(table, error=error), shape, calibration))
+        for error in (0.0, 0.2)
+    )
+    assert sure.dense_cost == exact.dense_cost
+    for pair in (RatioPair(0.5, 0.25), RatioPair(0.75, 0.5)):
+        saved, surely = (one.dense_cost - one.pruned_cost(pair) for one in (exact, sure))
+        assert surely == pytest.approx(0.8 * saved, abs=2)

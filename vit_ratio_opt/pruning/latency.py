@@ -232,7 +232,8 @@ def latency_curves(
     """What the models of a study's pairs take, as the study stores it.
 
     Which sizes blocks have depends on the calibration, so the curves belong to the study, and the
-    table to the device.
+    table to the device. Of what a pair is foretold to save, the table's error is taken off, as a
+    margin for keeping a budget.
 
     Args:
         table: Of the dense model.
@@ -247,8 +248,8 @@ def latency_curves(
     units = [shape.removed(RatioPair(r, 0.0))[0] for r in evenly(shape.mhsa_ratios, _KNOTS)]
     neurons = [shape.removed(RatioPair(0.0, r))[1] for r in evenly(shape.ffn_ratios, _KNOTS)]
     heads, hidden = sizes_left(shape, units, neurons, guide, allocation=allocation)
-    mhsa = [sum(table.attention_of(*size) for size in sizes) for sizes in heads]
-    ffn = [sum(table.ffn_of(size) for size in sizes) for sizes in hidden]
+    mhsa = _with_margin([sum(table.attention_of(*s) for s in sizes) for sizes in heads], table)
+    ffn = _with_margin([sum(table.ffn_of(size) for size in sizes) for sizes in hidden], table)
     return {
         "rest": round(table.rest),
         "mhsa": [list(knot) for knot in zip(units, falling([*map(round, mhsa)]), strict=True)],
@@ -256,6 +257,12 @@ def latency_curves(
         "error": table.error,
         **table.conditions,
     }
+
+
+def _with_margin(costs: Sequence[float], table: LatencyTable) -> list[float]:
+    """Costs of which the first is of removing nothing."""
+    sure = 1 - min(1.0, table.error)
+    return [costs[0] - sure * (costs[0] - cost) for cost in costs]
 
 
 def random_blocks(shape: ViTShape, draw: random.Random, *, round_to: int = 1) -> list[BlockShape]:
