@@ -25,7 +25,13 @@ import torch
 from safetensors.torch import save_file
 from timm.layers import AttentionRope, SwiGLU
 
-from vit_ratio_opt.checkpoint import create_model, load_dense, save_pruned
+from vit_ratio_opt.checkpoint import (
+    create_model,
+    load_dense,
+    load_pruned,
+    save_dense,
+    save_pruned,
+)
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import RatioPair
 from vit_ratio_opt.objective import PruningObjective
@@ -50,7 +56,7 @@ from vit_ratio_opt.pruning.separate import (
     separate_names,
 )
 from vit_ratio_opt.study import create_study, run_study
-from vit_ratio_opt.training import Recipe
+from vit_ratio_opt.training import Recipe, evaluate
 
 MODULES = ("vision_transformer", "deit", "beit", "eva", "cait")
 # In these modules, but refused; and other architectures with attention.
@@ -261,6 +267,36 @@ def test_heads_that_keep_their_rank_are_searched_whole(digits, url) -> None:
         assert all(dims == 8 for _, dims, _ in trial.user_attrs["blocks"])
 
 
+@pytest.mark.parametrize(
+    "name", ["beit_base_patch16_224", "vit_small_patch16_dinov3", "cait_xxs24_224"]
+)
+def test_other_architectures_are_searched_trained_and_come_back_from_their_files(
+    digits, url, tmp_path: Path, name: str
+) -> None:
+    torch.manual_seed(0)
+    dense = tmp_path / "dense.safetensors"
+    save_dense(
+        create_model(
+            name, img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2, num_heads=4,
+            num_classes=10, global_pool="avg",
+        ),
+        dense,
+    )  # fmt: skip
+    objective = PruningObjective(
+        load_dense(dense), digits, budget=0.6, recipe=Recipe(epochs=1, batch_size=128),
+        calibration_images=32, checkpoints=tmp_path, progress=False,
+    )  # fmt: skip
+    study = create_study(objective, study_name="other", storage=url, screen=False)
+    run_study(study, objective, n_trials=2, say=lambda _: None)
+    for trial in study.trials:
+        assert trial.user_attrs["macs_ratio"] <= 0.6
+        model, manifest = load_pruned(tmp_path / trial.user_attrs["checkpoint"])
+        assert evaluate(model, digits, digits.val) == pytest.approx(trial.user_attrs["accuracy"])
+        assert shape_of(model).macs == manifest["macs"] == trial.user_attrs["macs"]
+        sizes = [[b.num_heads, b.head_dim, b.hidden_dim] for b in shape_of(model).blocks]
+        assert sizes == trial.user_attrs["blocks"]
+
+
 def test_separate_layers_give_what_timms_parallel_block_gives() -> None:
     name, arguments = "vit_base_patch16_xp_224", {"depth": 2, "embed_dim": 32, "num_heads": 4}
     for changes in ({}, {"qkv_bias": False, "init_values": 0.1}, {"qk_norm": False}):
@@ -273,12 +309,29 @@ def test_separate_layers_give_what_timms_parallel_block_gives() -> None:
         torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)
 
 
-def test_a_file_with_timms_names_of_a_parallel_block_loads(tmp_path: Path) -> None:
-    arguments = {"depth": 1, "embed_dim": 32, "num_heads": 4, "img_size": 32}
-    theirs = timm.create_model("vit_base_patch16_xp_224", **arguments).eval()
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_base_patch16_xp_224",
+        "beit_base_patch16_224",
+        "cait_xxs24_224",
+        "eva02_enormous_patch14_clip_224",
+        "eva02_tiny_patch14_224",  # queries, keys and values apart
+        "vit_small_patch16_dinov3_qkvb",
+        "vit_small_patch16_rope_224",
+    ],
+)
+@torch.no_grad()
+def test_a_file_with_timms_names_loads_and_gives_what_timms_model_gives(
+    name: str, tmp_path: Path
+) -> None:
+    arguments = {"depth": 1, "embed_dim": 32, "num_heads": 4, "img_size": 4 * patch_size(name)}
+    theirs = timm.create_model(name, **arguments).eval()
+    for parameter in theirs.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
     path = tmp_path / "dense.safetensors"
     save_file(theirs.state_dict(), path)
-    ours = load_dense(path, name="vit_base_patch16_xp_224", **arguments)
+    ours = load_dense(path, name=name, **arguments)
     images = images_for(ours, 2)
     torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)
 

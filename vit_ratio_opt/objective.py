@@ -358,7 +358,14 @@ class PruningObjective:
                 self.model, self.cache, batch=self.latency_batch, round_to=self.shape.round_to
             )
         guide = self.calibration if self.shape.mhsa_unit == "rank" else self.importance
-        return latency_curves(table, self.shape, guide, allocation=self.allocation)
+        return latency_curves(
+            table,
+            self.model,
+            self.shape,
+            guide,
+            allocation=self.allocation,
+            budget=self.budget,
+        )
 
     def _space(self, ranges: Sequence[float] | None) -> RatioSpace:
         if self.cost == "params":

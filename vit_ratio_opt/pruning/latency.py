@@ -55,6 +55,9 @@ _TURNS, _LEAST_TURNS, _MOST_SECONDS = 10, 7, 60.0
 _TURN_SECONDS, _LEAST_RUNS = 0.02, 2
 _CHECKED = 5
 _KNOTS = 129
+# Shares of the dense model's time at which pairs are timed where no budget says at which.
+_CHECKED_SHARES = (0.8, 0.7, 0.6, 0.5, 0.4)
+_LEAST_KEPT = 0.5
 
 
 @dataclass(frozen=True)
@@ -224,45 +227,75 @@ def time_models(models: Sequence[torch.nn.Module], *, batch: int = 1) -> list[fl
 
 def latency_curves(
     table: LatencyTable,
+    model: ViT,
     shape: ViTShape,
     guide: Importance | Calibration,
     *,
     allocation: Allocation = "global",
+    budget: float | None = None,
 ) -> dict[str, Any]:
     """What the models of a study's pairs take, as the study stores it.
 
     Which sizes blocks have depends on the calibration, so the curves belong to the study, and the
-    table to the device. Of what a pair is foretold to save, the table's error is taken off, as a
-    margin for keeping a budget.
+    table to the device. Models of a few pairs are timed, those that use up the budget if there is
+    one: of what pairs are foretold to save, all keep the least share that one of these did save.
 
     Args:
         table: Of the dense model.
-        shape: The dense model's, with its unit and what sizes are rounded to.
+        model: The dense model, on the device.
+        shape: Its shape, with its unit and what sizes are rounded to.
         guide: What pruning is guided by.
         allocation: How what is removed is spread over the blocks.
+        budget: Share of the dense model's time that is looked for.
 
     Returns:
         ``rest``, and ``mhsa`` and ``ffn``, each a list of units that are gone and what is left, in
-        nanoseconds a batch; the table's ``conditions`` and ``error``.
+        nanoseconds a batch; ``kept``, the share of what was foretold to be saved; the table's
+        ``conditions`` and ``error``.
     """
     units = [shape.removed(RatioPair(r, 0.0))[0] for r in evenly(shape.mhsa_ratios, _KNOTS)]
     neurons = [shape.removed(RatioPair(0.0, r))[1] for r in evenly(shape.ffn_ratios, _KNOTS)]
     heads, hidden = sizes_left(shape, units, neurons, guide, allocation=allocation)
-    mhsa = _with_margin([sum(table.attention_of(*s) for s in sizes) for sizes in heads], table)
-    ffn = _with_margin([sum(table.ffn_of(size) for size in sizes) for sizes in hidden], table)
+    mhsa = falling([round(sum(table.attention_of(*size) for size in sizes)) for sizes in heads])
+    ffn = falling([round(sum(table.ffn_of(size) for size in sizes)) for sizes in hidden])
+    dense = table.rest + mhsa[0] + ffn[0]
+    wanted = _CHECKED_SHARES if budget is None else [budget] * len(_CHECKED_SHARES)
+    checked = _using_up([share * dense - table.rest for share in wanted], mhsa, ffn)
+    models = [model]
+    for i, j in checked:
+        sizes = zip(heads[i], hidden[j], strict=True)
+        models.append(sharing(model, [BlockShape(*attention, size) for attention, size in sizes]))
+    whole, *taken = time_models(models, batch=table.conditions["batch"])
+    saved = [
+        (1 - seconds / whole) * dense / (mhsa[0] - mhsa[i] + ffn[0] - ffn[j])
+        for (i, j), seconds in zip(checked, taken, strict=True)
+    ]
+    kept = max(_LEAST_KEPT, min([1.0, *saved]))
+    mhsa, ffn = ([round(costs[0] - kept * (costs[0] - c)) for c in costs] for costs in (mhsa, ffn))
     return {
         "rest": round(table.rest),
-        "mhsa": [list(knot) for knot in zip(units, falling([*map(round, mhsa)]), strict=True)],
-        "ffn": [list(knot) for knot in zip(neurons, falling([*map(round, ffn)]), strict=True)],
+        "mhsa": [list(knot) for knot in zip(units, mhsa, strict=True)],
+        "ffn": [list(knot) for knot in zip(neurons, ffn, strict=True)],
+        "kept": kept,
         "error": table.error,
         **table.conditions,
     }
 
 
-def _with_margin(costs: Sequence[float], table: LatencyTable) -> list[float]:
-    """Costs of which the first is of removing nothing."""
-    sure = 1 - min(1.0, table.error)
-    return [costs[0] - sure * (costs[0] - cost) for cost in costs]
+def _using_up(
+    allowed: Sequence[float], mhsa: Sequence[int], ffn: Sequence[int]
+) -> list[tuple[int, int]]:
+    """For each cost a pair of knots that comes to it, with more and more of the attention gone."""
+    pairs = []
+    for index, cost in enumerate(allowed):
+        fits = [
+            (i, j)
+            for i in range(len(mhsa))
+            if (j := bisect.bisect_left(ffn, mhsa[i] - cost, key=lambda c: -c)) < len(ffn)
+        ]
+        if fits:
+            pairs.append(fits[index * (len(fits) - 1) // max(1, len(allowed) - 1)])
+    return [(i, j) for i, j in dict.fromkeys(pairs) if mhsa[i] + ffn[j] < mhsa[0] + ffn[0]]
 
 
 def random_blocks(shape: ViTShape, draw: random.Random, *, round_to: int = 1) -> list[BlockShape]:
