@@ -22,6 +22,8 @@ from vit_ratio_opt.storage import (
         ("nonsense", "no storage URL"),
         ("nodb://user:secret@host/x", "unknown database"),
         ("sqlite:////no/such/folder/x.db", "no folder"),
+        ("sqlite://", "in memory"),
+        ("sqlite:///:memory:", "in memory"),
         ("postgresql+psycopg://user:secret@localhost:1/x", "not installed|cannot be used"),
     ],
 )

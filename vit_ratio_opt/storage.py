@@ -88,7 +88,12 @@ def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
             f"{redact(url)!r} is no storage URL; expected one such as {DEFAULT_STORAGE}, "
             "postgresql://user@host/database or grpc://host:13000."
         ) from None
-    if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database in (None, "", ":memory:"):  # and each thread would see its own
+            raise InputError(
+                f"{url} is a database in memory, which ends with the process: name a file, such as "
+                f"{DEFAULT_STORAGE}. From Python, `optuna.storages.InMemoryStorage()` works."
+            )
         file = Path(str(parsed.database))
         if must_exist and not file.exists():
             raise InputError(f"There is no database {file}.")
