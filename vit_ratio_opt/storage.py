@@ -91,7 +91,7 @@ def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
     if parsed.get_backend_name() == "sqlite":
         if parsed.database in (None, "", ":memory:"):  # and each thread would see its own
             raise InputError(
-                f"{url} is a database in memory, which ends with the process: name a file, such as "
+                f"{url} is in memory and ends with the process: name a file, such as "
                 f"{DEFAULT_STORAGE}. From Python, `optuna.storages.InMemoryStorage()` works."
             )
         file = Path(str(parsed.database))
