@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial
 from vit_ratio_opt.cache import cached_calibration, cached_latency, default_cache
 from vit_ratio_opt.checkpoint import load_pruned, save_pruned, source_of, weights_hash
 from vit_ratio_opt.costs import check_cost, latency_space, params_space
+from vit_ratio_opt.device import autocast
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import (
     BUDGET_CONSTRAINTS,
@@ -101,7 +102,7 @@ from vit_ratio_opt.training import (
     finetune,
 )
 from vit_ratio_opt.training.distributed import RanksBroken
-from vit_ratio_opt.training.evaluate import autocast, on_device, predict
+from vit_ratio_opt.training.evaluate import on_device, predict
 from vit_ratio_opt.workers import process_name, sign_of_life, stop_on_signals
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from vit_ratio_opt.costs import falling
+from vit_ratio_opt.device import autocast, model_device
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BlockShape, RatioPair, ViTShape, evenly, least_neurons
 from vit_ratio_opt.pruning.blocks import ViT
@@ -35,7 +36,6 @@ from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.prune import Allocation, sizes_left
 from vit_ratio_opt.pruning.surgery import resized, shape_of, shrink_to
-from vit_ratio_opt.training.evaluate import autocast, model_device
 
 __all__ = [
     "LatencyTable",

@@ -1,3 +1,4 @@
+from vit_ratio_opt.device import best_device
 from vit_ratio_opt.training.data import (
     ImageData,
     Split,
@@ -9,7 +10,7 @@ from vit_ratio_opt.training.data import (
     load_images,
 )
 from vit_ratio_opt.training.distributed import Ranks
-from vit_ratio_opt.training.evaluate import best_device, evaluate
+from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import (
     Mix,
     Recipe,
