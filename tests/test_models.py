@@ -334,6 +334,11 @@ def test_a_file_with_timms_names_loads_and_gives_what_timms_model_gives(
     ours = load_dense(path, name=name, **arguments)
     images = images_for(ours, 2)
     torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)
+    if hasattr(theirs, "set_input_size"):
+        for model in (ours, theirs):
+            model.set_input_size(6 * patch_size(name))
+        images = images_for(ours, 2)
+        torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

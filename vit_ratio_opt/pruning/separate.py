@@ -106,8 +106,13 @@ class BiasedAttention(nn.Module):
             "relative_position_index", attn.relative_position_index, persistent=False
         )
 
+    set_window_size = beit.Attention.set_window_size  # of the model's `set_input_size`
+
     def init_non_persistent_buffers(self) -> None:
         """As timm's modules have it, for one that was made on the meta device."""
+        self._init_buffers()
+
+    def _init_buffers(self) -> None:
         index = self.relative_position_index
         if index is not None:
             index.copy_(beit.gen_relative_position_index(self.window_size, device=index.device))
