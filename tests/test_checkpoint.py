@@ -194,8 +194,8 @@ def test_dense_file_is_no_pruned_file(tmp_path, tiny_vit):
 def test_unknown_and_unsupported_models_are_refused_by_name():
     with pytest.raises(InputError, match=r"no model named 'vit_tny.*Did you mean"):
         create_model("vit_tny_patch16_224")
-    with pytest.raises(UnsupportedModelError, match="Cait"):
-        create_model("cait_xxs24_224")
+    with pytest.raises(UnsupportedModelError, match="Xcit"):
+        create_model("xcit_nano_12_p16_224")
     with pytest.raises(InputError, match="arguments do not fit"):
         create_model(NAME, embed_dim=10, num_heads=3)
 
