@@ -238,7 +238,8 @@ def latency_curves(
 
     Which sizes blocks have depends on the calibration, so the curves belong to the study, and the
     table to the device. Models of a few pairs are timed, those that use up the budget if there is
-    one: of what pairs are foretold to save, all keep the least share that one of these did save.
+    one: of what pairs are foretold to save, all keep the least share that one of these did save,
+    less the table's error.
 
     Args:
         table: Of the dense model.
@@ -270,7 +271,7 @@ def latency_curves(
         (1 - seconds / whole) * dense / (mhsa[0] - mhsa[i] + ffn[0] - ffn[j])
         for (i, j), seconds in zip(checked, taken, strict=True)
     ]
-    kept = max(_LEAST_KEPT, min([1.0, *saved]))
+    kept = max(_LEAST_KEPT, min([1.0, *saved]) * (1 - min(1.0, table.error)))
     mhsa, ffn = ([round(costs[0] - kept * (costs[0] - c)) for c in costs] for costs in (mhsa, ffn))
     return {
         "rest": round(table.rest),
