@@ -240,9 +240,9 @@ class ViTShape(RatioSpace):
     @property
     def unit(self) -> MhsaUnit:
         """What an MHSA ratio counts in: where heads go whole, or never, whatever was wished."""
-        if self.whole_heads or self.all_heads:
-            return "head" if self.whole_heads else "rank"
-        return self.mhsa_unit
+        if self.all_heads:
+            return "rank"
+        return "head" if self.whole_heads else self.mhsa_unit
 
     @cached_property
     def mhsa_units(self) -> int:

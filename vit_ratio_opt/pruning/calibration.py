@@ -184,6 +184,7 @@ def _branch_costs(
     def tap(module: nn.Module, args: object, output: torch.Tensor) -> None:
         taps.append(output)
 
+    prefix = shape_of(model).prefix_tokens
     layers = [branch.last for pair in branches(model) for branch in pair]
     hooks = [layer.register_forward_hook(tap) for layer in layers]
     generator = torch.Generator().manual_seed(seed)
@@ -212,7 +213,7 @@ def _branch_costs(
         for hook in hooks:
             hook.remove()
     return [
-        _cost(square, token / seen, shape_of(model).prefix_tokens, seen, sampled)
+        _cost(square, token / seen, prefix, seen, sampled)
         for square, token in zip(squares, tokens, strict=True)
     ]
 
