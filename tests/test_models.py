@@ -239,6 +239,15 @@ def test_a_cascade_of_other_blocks_is_refused_before_a_study_is_made(digits, nam
     PruningObjective(model, digits, budget=0.6)
 
 
+def test_whole_heads_of_mixed_heads_are_refused_before_a_study_is_made(digits) -> None:
+    model = create_model(
+        "cait_xxs24_224", img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2,
+        num_heads=4, num_classes=10,
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match="none can go"):
+        PruningObjective(model, digits, budget=0.6, mhsa_unit="head")
+
+
 def test_images_of_another_size_than_the_flops_are_counted_at_are_refused(digits) -> None:
     model = create_model(
         "vit_tiny_patch16_224", img_size=16, patch_size=4, in_chans=1, embed_dim=32, depth=2,

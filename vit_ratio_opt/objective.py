@@ -57,6 +57,7 @@ from vit_ratio_opt.pruning import (
     AttentionSurvey,
     Calibration,
     Importance,
+    UnsupportedModelError,
     attention_survey,
     calibrate,
     cascade,
@@ -76,6 +77,7 @@ from vit_ratio_opt.pruning import (
 )
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.latency import latency_curves, time_models
+from vit_ratio_opt.pruning.surgery import ALL_HEADS
 from vit_ratio_opt.report import best_trial, block_rows, csv_text
 from vit_ratio_opt.search import (
     BudgetSearch,
@@ -253,6 +255,8 @@ class PruningObjective:
         if strategy != "structural":
             check_cascade(model)
         self.shape = replace(shape_of(model), mhsa_unit=mhsa_unit, round_to=round_to)
+        if self.shape.all_heads and mhsa_unit == "head":
+            raise UnsupportedModelError(ALL_HEADS)
         check_fit(model, data)
         if calibration_images < 1:
             raise InputError(
