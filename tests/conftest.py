@@ -1,5 +1,10 @@
 import math
+import multiprocessing
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +30,10 @@ from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, ToleranceSea
 from vit_ratio_opt.training import ImageData, load_digits
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-# Models this small lose more to waiting for a second thread than they gain from it.
+# Models this small lose more to waiting for a second thread than they gain from it, also in the
+# processes that tests start.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 TINY = {
     "img_size": 32,
@@ -45,6 +52,65 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def forkserver() -> ForkServerContext:
+    """Starts processes in a fraction of a second: what they import is loaded once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["vit_ratio_opt.origin", "vit_ratio_opt.cli", "vit_ratio_opt.training", "psycopg"]
+    )
+    return context
+
+
+@pytest.fixture
+def start(forkserver: ForkServerContext, tmp_path: Path) -> Iterator[Callable[..., BaseProcess]]:
+    """Starts a function in a process of its own; what it says is in ``log``. None is left."""
+    started: list[BaseProcess] = []
+
+    def start_one(function: Callable[..., None], *arguments: Any) -> BaseProcess:
+        said = str(tmp_path / "log")
+        process = forkserver.Process(
+            target=_alone, args=(dict(os.environ), said, function, arguments)
+        )
+        process.start()
+        started.append(process)
+        return process
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def _alone(
+    environment: dict[str, str],
+    log: str,
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ.clear()  # the server's is that of the first test that had it started
+    os.environ.update(environment)
+    with open(log, "a", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        torch.set_num_threads(1)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        function(*arguments)
+
+
+@pytest.fixture
+def start_command(start: Callable[..., BaseProcess]) -> Callable[..., BaseProcess]:
+    """Starts ``vit-ratio-opt`` with some arguments in a process of its own, as ``start`` does."""
+    return lambda *arguments: start(_command, *map(str, arguments))
+
+
+def _command(*arguments: str) -> None:
+    from vit_ratio_opt.cli import main
+
+    sys.argv = ["vit-ratio-opt", *arguments]
+    main()
 
 
 @pytest.fixture

@@ -89,7 +89,6 @@ def test_a_pruned_model_comes_back_from_the_file_alone(tmp_path, images, cut):
         "import sys, torch, vit_ratio_opt as vro\n"
         f"model, _ = vro.load_pruned({str(path)!r})\n"
         f"folder = {str(tmp_path)!r}\n"
-        "torch.set_num_threads(1)\n"
         "images, logits = (torch.load(f'{folder}/{n}') for n in ('images', 'logits'))\n"
         "assert torch.equal(model(images), logits)\n"
         "assert not model.training\n"

@@ -288,7 +288,6 @@ def test_pruned_converted_models_come_back_from_their_files_alone(tmp_path, imag
         "from safetensors.torch import load_file\n"
         f"folder = {str(tmp_path)!r}\n"
         "tensors = load_file(f'{folder}/tensors')\n"
-        "torch.set_num_threads(1)\n"
         "for index in range(4):\n"
         "    model, _ = vro.load_pruned(f'{folder}/{index}.safetensors')\n"
         "    assert torch.equal(model(tensors['images']), tensors[f'{index}']), index\n"

@@ -313,7 +313,7 @@ def trained(tmp_path_factory):
     save_dense(dense, folder / "dense-seed0.safetensors")
     command = [sys.executable, "studies/quickstart.py", "--folder", str(folder)]
     command += ["--n-trials", "3", "--epochs", "2"]
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     subprocess.run(command, check=True, env=environment, capture_output=True)
     return f"sqlite:///{folder / 'study.db'}"
 

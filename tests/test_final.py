@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -102,25 +100,20 @@ def test_a_card_of_no_study_says_that_the_ratios_were_given(searched, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_final_goes_on_where_it_was_killed_or_stopped(searched, tmp_path, number):
+def test_final_goes_on_where_it_was_killed_or_stopped(searched, start_command, tmp_path, number):
     url, *_ = searched
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     arguments = ["final", "--study-name", "digits", "--storage", url, "--epochs", 8, "--output"]
     assert command(*arguments, whole)[0] == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vit_ratio_opt", *map(str, arguments), str(killed)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as many as here
-        text=True,
-    )
+    process = start_command(*arguments, killed)
     state = tmp_path / "killed.safetensors.training"
     deadline = time.monotonic() + 60
-    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not state.exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(number)
-    output, _ = process.communicate()
-    assert process.returncode == (130 if number == signal.SIGINT else -number), output
+    os.kill(process.pid, number)
+    process.join()
+    output = (tmp_path / "log").read_text()
+    assert process.exitcode == (130 if number == signal.SIGINT else -number), output
     assert ("with nothing lost" in output) == (number == signal.SIGINT)
     assert "Traceback" not in output
     assert state.exists()

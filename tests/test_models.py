@@ -364,7 +364,6 @@ import torch
 from pathlib import Path
 from safetensors.torch import load_file
 from vit_ratio_opt.checkpoint import load_pruned
-torch.set_num_threads(1)
 for path in sorted(Path({str(tmp_path)!r}).glob("*.safetensors")):
     model, manifest = load_pruned(path)
     expected = load_file(path.with_suffix(".expected"))

@@ -5,10 +5,9 @@ import pytest
 NOTEBOOK = Path(__file__).parent.parent / "studies" / "tutorial.ipynb"
 
 
-def test_the_tutorial_runs_and_shows_table_and_figures(tmp_path, monkeypatch):
+def test_the_tutorial_runs_and_shows_table_and_figures(tmp_path):
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # faster for so small a model
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # none are committed
     nbclient.NotebookClient(

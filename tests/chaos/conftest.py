@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.context import ForkServerContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import optuna
 import pytest
 import torch
 from optuna.storages import InMemoryStorage
@@ -113,45 +109,3 @@ def undisturbed(
         return study
 
     return run
-
-
-@pytest.fixture(scope="session")
-def forkserver() -> ForkServerContext:
-    """Starts a worker in a fraction of a second; torch is loaded once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vit_ratio_opt.origin", "vit_ratio_opt.cli", "psycopg"])
-    return context
-
-
-@pytest.fixture
-def start_worker(
-    forkserver: ForkServerContext, tmp_path: Path
-) -> Iterator[Callable[..., BaseProcess]]:
-    """Starts ``vit-ratio-opt worker``; what it says is in ``log``. None is left behind."""
-    started: list[BaseProcess] = []
-
-    def start(*arguments: str) -> BaseProcess:
-        process = forkserver.Process(target=work, args=(arguments, str(tmp_path / "log")))
-        process.start()
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.join()
-
-
-def work(arguments: tuple[str, ...], log: str) -> None:
-    import os
-    import sys
-
-    from vit_ratio_opt.cli import main
-
-    torch.set_num_threads(1)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with open(log, "a", buffering=1) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        sys.argv = ["vit-ratio-opt", "worker", *arguments]
-        main()

@@ -3,8 +3,8 @@
 import logging
 import os
 import pickle
+import resource
 import sqlite3
-import subprocess
 import sys
 
 import numpy as np
@@ -14,6 +14,7 @@ import sqlalchemy
 import torch
 from PIL import Image
 
+import vit_ratio_opt.study
 from tests.chaos.conftest import ARGUMENTS, MODEL
 from vit_ratio_opt.checkpoint import create_model, load_dense, save_dense
 from vit_ratio_opt.cli import main
@@ -139,23 +140,24 @@ def test_a_database_that_may_only_be_read_ends_the_worker(
     assert contents(url) == before
 
 
-def test_a_database_that_is_full_ends_the_worker(make_objective, tmp_path):
+def work_on_a_full_disk(url, size):
+    """No file of this process may become larger than ``size``, as if the disk ended there."""
+    vit_ratio_opt.study._WAIT_SECONDS = 0.01
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    sys.argv = ["vit-ratio-opt", "worker", "--storage", url, "--study-name", "s"]
+    main()
+
+
+def test_a_database_that_is_full_ends_the_worker(make_objective, start, tmp_path):
     file = tmp_path / "study.db"
     url = f"sqlite:///{file}"
     create_study(make_objective(recipe=Recipe(epochs=0)), study_name="s", storage=url)
     before = contents(url)
-    # A file of this process may become no larger, as if the disk ended there.
-    script = (
-        "import resource; from vit_ratio_opt import study; study._WAIT_SECONDS = 0.01; "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({file.stat().st_size},) * 2); "
-        "from vit_ratio_opt.cli import main; main()"
-    )
-    arguments = ("worker", "--storage", url, "--study-name", "s")
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2, done.stderr
-    last = done.stderr.strip().splitlines()[-1]
+    worker = start(work_on_a_full_disk, url, file.stat().st_size)
+    worker.join(120)
+    said = (tmp_path / "log").read_text()
+    assert worker.exitcode == 2, said
+    last = said.strip().splitlines()[-1]
     assert last.startswith("Error: The storage cannot be used: ")
     assert "disk" in last
     assert contents(url)[0] == before[0]

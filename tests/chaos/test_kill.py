@@ -23,12 +23,12 @@ def pair_of(trial):
 
 
 def test_a_search_survives_kills_and_two_restarts_of_its_database(
-    postgresql, make_objective, undisturbed, start_worker, tmp_path
+    postgresql, make_objective, undisturbed, start_command, tmp_path
 ):
     url = postgresql.new("kills")
     study = create_study(make_objective(), study_name="s", storage=open_storage(url))
-    arguments = ("--storage", url, "--study-name", "s", "--grace", "10")
-    dice, workers = random.Random(0), [start_worker(*arguments) for _ in range(4)]
+    arguments = ("worker", "--storage", url, "--study-name", "s", "--grace", "10")
+    dice, workers = random.Random(0), [start_command(*arguments) for _ in range(4)]
     kills, restarts, next_kill = 0, 0, time.monotonic() + 4
     while any(worker.exitcode != 0 for worker in workers):
         time.sleep(0.05)
@@ -36,7 +36,7 @@ def test_a_search_survives_kills_and_two_restarts_of_its_database(
             if worker.exitcode not in (None, 0):
                 # 2: it was started while there was no database.
                 assert worker.exitcode in (-signal.SIGKILL, 2), (tmp_path / "log").read_text()
-                workers[index] = start_worker(*arguments)
+                workers[index] = start_command(*arguments)
         done = len(finished_trials(study))
         if (restarts, done > 4, done > 14) in ((0, True, False), (1, True, True)):
             restarts += 1
@@ -67,13 +67,13 @@ def test_a_search_survives_kills_and_two_restarts_of_its_database(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_trial_goes_on_and_ends_as_if_nothing_had_been(
-    make_objective, undisturbed, start_worker, tmp_path, number
+    make_objective, undisturbed, start_command, tmp_path, number
 ):
     recipe = Recipe(epochs=12, batch_size=64)
     url = f"sqlite:///{tmp_path / 'study.db'}"
     study = create_study(make_objective(recipe=recipe), study_name="s", storage=url)
-    arguments = ("--storage", url, "--study-name", "s", "--n-trials", "1")
-    worker = start_worker(*arguments)
+    arguments = ("worker", "--storage", url, "--study-name", "s", "--n-trials", "1")
+    worker = start_command(*arguments)
 
     def in_the_middle():
         trials = study.get_trials(deepcopy=False)
@@ -90,7 +90,7 @@ def test_an_interrupted_trial_goes_on_and_ends_as_if_nothing_had_been(
         assert interrupted.state == TrialState.FAIL
         assert interrupted.user_attrs["failure"].startswith("TrainingStopped: stopped after step")
         assert "with nothing lost" in (tmp_path / "log").read_text()
-    worker = start_worker(*arguments)
+    worker = start_command(*arguments)
     worker.join(180)
     assert worker.exitcode == 0
     _, resumed = study.get_trials()

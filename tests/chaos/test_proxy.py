@@ -1,7 +1,5 @@
 """Workers behind Optuna's gRPC proxy, with checkpoints in an S3."""
 
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -67,7 +65,7 @@ def bucket(monkeypatch):
 
 
 def test_a_killed_worker_behind_the_proxy_is_reaped_and_another_machine_goes_on_from_the_bucket(
-    serve, bucket, make_objective, undisturbed, tmp_path, monkeypatch
+    serve, bucket, make_objective, undisturbed, start_command, tmp_path, monkeypatch
 ):
     location, client = bucket
     recipe = Recipe(epochs=12, batch_size=64)
@@ -77,24 +75,27 @@ def test_a_killed_worker_behind_the_proxy_is_reaped_and_another_machine_goes_on_
         make_objective(recipe=recipe, artifact_store=location), study_name="s",
         storage=open_storage(url),
     )  # fmt: skip
-    arguments = ["--storage", url, "--study-name", "s", "--n-trials", "1", "--grace", "3"]
-
-    def worker(folder):
-        return subprocess.Popen(
-            [sys.executable, "-m", "vit_ratio_opt", "worker", *arguments]
-            + ["--checkpoints", str(tmp_path / folder)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    first = worker("first")
+    arguments = [
+        "worker",
+        "--storage",
+        url,
+        "--study-name",
+        "s",
+        "--n-trials",
+        "1",
+        "--grace",
+        "3",
+    ]
+    first = start_command(*arguments, "--checkpoints", tmp_path / "first")
     wait_for(lambda: study.trials and len(study.trials[0].intermediate_values) >= 3)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.kill()
+    first.join()
     # As on another machine, where its process cannot be looked for.
     monkeypatch.setattr("vit_ratio_opt.workers._machine", lambda: "another")
     wait_for(lambda: study.trials[0].state == TrialState.FAIL)
-    second = worker("second")
-    assert second.wait(300) == 0
+    second = start_command(*arguments, "--checkpoints", tmp_path / "second")
+    second.join(300)
+    assert second.exitcode == 0, (tmp_path / "log").read_text()
     assert study.trials[1].state == TrialState.COMPLETE
     assert study.trials[1].user_attrs["resumed_from"]["epoch"] >= 2
     expected = undisturbed(n_trials=1, recipe=recipe).trials[0]
@@ -125,25 +126,22 @@ def test_a_living_worker_behind_the_proxy_is_not_reaped_and_a_silent_one_is(serv
     wait_for(lambda: study.trials[trial.number].state == TrialState.FAIL, 20)
 
 
-def test_a_worker_outlives_a_restart_of_the_proxy(serve, make_objective, undisturbed, tmp_path):
+def test_a_worker_outlives_a_restart_of_the_proxy(
+    serve, make_objective, undisturbed, start_command, tmp_path
+):
     database = f"sqlite:///{tmp_path / 'study.db'}"
     url, server = serve(_made(database))
     study = create_study(make_objective(), study_name="s", storage=open_storage(database))
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "vit_ratio_opt", "worker", "--storage", url, "--study-name", "s"]
-        + ["--n-trials", "8", "--grace", "3"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    worker = start_command(
+        *("worker", "--storage", url, "--study-name", "s", "--n-trials", "8", "--grace", "3")
     )
     wait_for(lambda: len(finished_trials(study)) >= 2)
     server.kill()
     server.wait()
     time.sleep(1)
     serve(database, port=int(url.rpartition(":")[2]))
-    said, _ = worker.communicate(timeout=300)
-    assert worker.returncode == 0, said
+    worker.join(300)
+    assert worker.exitcode == 0, (tmp_path / "log").read_text()
     finished = [trial.params for trial in finished_trials(study)]
     expected = [trial.params for trial in finished_trials(undisturbed(n_trials=8))]
     assert sorted(map(str, finished)) == sorted(map(str, expected))

@@ -39,7 +39,6 @@ def slurm(tmp_path):
                 "OPTUNA_STORAGE": url,
                 "SLURM_ARRAY_JOB_ID": "17",
                 "SLURM_ARRAY_TASK_ID": "3",
-                "OMP_NUM_THREADS": "1",
             },
             start_new_session=True,
         )
@@ -91,7 +90,7 @@ def test_the_kubernetes_job_runs_a_worker_and_fails_for_good_where_the_user_is_n
     def run(storage):
         return subprocess.run(
             [sys.executable, "-m", "vit_ratio_opt", "worker", *arguments, "--n-trials", "1"],
-            env={**os.environ, "OPTUNA_STORAGE": storage, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OPTUNA_STORAGE": storage},
             check=False,
         ).returncode
 

@@ -1,6 +1,5 @@
 """A worker of two processes, as torchrun starts it."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -23,7 +22,6 @@ def torchrun(url, *arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
