@@ -27,7 +27,7 @@ Rows are written as they come: run the same command again and it goes on where i
         --val-images 2500
     python benchmarks/paper.py mini-imagenet --data DIR --checkpoint FILE --validation train \
         --seeds 1
-    python benchmarks/paper.py digits-again --seeds 5 --tolerance 0.5 --tolerance 1 --tolerance 2 \
+    python benchmarks/paper.py digits --seeds 5 --tolerance 0.5 --tolerance 1 --tolerance 2 \
         --checkpoint studies/results/quickstart_dense.safetensors --epochs 5 --final-epochs 10
     python benchmarks/paper.py cifar10-d128-untrained-class --data DIR --checkpoint FILE \
         --epochs 0 --val-images 2500 --seeds 1 --tolerance 1 --method cp-vit --method cascade \

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import cache
 from pathlib import Path
 
 import optuna
@@ -318,12 +319,27 @@ def trained(tmp_path_factory):
     return f"sqlite:///{folder / 'study.db'}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def report_file(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    command = [sys.executable, "-m", "vit_ratio_opt", "report", "--storage", trained]
+    subprocess.run([*command, "--html", str(path)], check=True, capture_output=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def untrained_url(tmp_path_factory):
+    """Of a database for studies that are only looked at."""
+    return f"sqlite:///{tmp_path_factory.mktemp('studies') / 'study.db'}"
+
+
+@pytest.fixture(scope="module")
 def serve():
-    """Starts ``vit-ratio-opt dashboard``; gives its address."""
+    """Starts ``vit-ratio-opt dashboard``, once for each database; gives its address."""
     processes = []
 
-    def start(url):
+    @cache
+    def address_of(url):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -340,7 +356,7 @@ def serve():
                 time.sleep(0.2)
         raise AssertionError("the dashboard did not start")
 
-    yield start
+    yield address_of
     for process in processes:
         process.terminate()
         process.wait()
@@ -372,14 +388,16 @@ def test_the_dashboard_shows_figures_note_best_trial_and_artifacts(trained, serv
 
 
 @needs_chromium
-def test_a_better_trial_over_budget_is_not_shown_as_best(url, make_study, serve, open_page):
-    study = make_study(url, trials=4)
+def test_a_better_trial_over_budget_is_not_shown_as_best(
+    untrained_url, make_study, serve, open_page
+):
+    study = make_study(untrained_url, trials=4)
     trial = study.ask()
     trial.suggest_float("mhsa_ratio", 0.0, 1.0)
     trial.set_constraint("flops", 0.3)
     trial.report(99.25, 1)
     study.tell(trial, state=TrialState.PRUNED)
-    page = open_page(f"{serve(url)}/studies/{study._study_id}")
+    page = open_page(f"{serve(untrained_url)}/studies/{study._study_id}")
     title = page.get_by_text("Best Trial (").first  # "Best Trials" until they are loaded
     title.wait_for(timeout=90_000)
     card = title.locator("xpath=ancestor::*[3]").inner_text()
@@ -389,13 +407,10 @@ def test_a_better_trial_over_budget_is_not_shown_as_best(url, make_study, serve,
 
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_report_works_without_a_network(trained, open_page, tmp_path, scheme):
-    path = tmp_path / "report.html"
-    command = [sys.executable, "-m", "vit_ratio_opt", "report", "--storage", trained]
-    subprocess.run([*command, "--html", str(path)], check=True, capture_output=True)
+def test_the_report_works_without_a_network(trained, report_file, open_page, scheme):
     study = optuna.load_study(study_name="quickstart", storage=trained)
     best = best_trial(study)
-    page = open_page(path.as_uri(), offline=True, width=1000, color_scheme=scheme)
+    page = open_page(report_file.as_uri(), offline=True, width=1000, color_scheme=scheme)
     page.wait_for_function("document.querySelectorAll('.figure.drawn').length == 3")
     text = page.inner_text("body")
     assert f"Trial {best.number} is the best of {len(study.trials)} trained:" in text
@@ -431,19 +446,21 @@ def assert_harmless(page):
 
 @needs_chromium
 @pytest.mark.parametrize("name", [HOSTILE * 200, "😀" * 300 + "x" * 10_000])
-def test_hostile_names_are_shown_as_text(name, url, make_study, serve, open_page, tmp_path):
-    study = make_study(url, name, model=name, dataset=name)
+def test_hostile_names_are_shown_as_text(
+    name, untrained_url, make_study, serve, open_page, tmp_path
+):
+    study = make_study(untrained_url, name, model=name, dataset=name)
     failed = optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"failure": name})
     study.add_trial(failed)
     for trial in study.trials:
         Explainer()(study, trial)
     path = tmp_path / "report.html"
-    path.write_text(html_page([study], url))
+    path.write_text(html_page([study], untrained_url))
     page = open_page(path.as_uri())
     page.wait_for_function("document.querySelectorAll('.figure.drawn').length == 3")
     assert name[:30] in page.inner_text("body")
     assert_harmless(page)
-    address = f"{serve(url)}/studies/{study._study_id}"
+    address = f"{serve(untrained_url)}/studies/{study._study_id}"
     for part in ("", "/note", "/trials?numbers=6"):
         page = open_page(f"{address}{part}")
         page.wait_for_selector("text=Failed" if "trials" in part else "text=/FLOPs|Best/")

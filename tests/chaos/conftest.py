@@ -86,7 +86,7 @@ def dense_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_objective(dense_file: Path, tmp_path: Path) -> Callable[..., PruningObjective]:
     def make(**changes: object) -> PruningObjective:
         options = {
-            "recipe": Recipe(epochs=3, batch_size=64),
+            "recipe": Recipe(epochs=1, batch_size=64),
             "checkpoints": tmp_path / "models",
             **OPTIONS,
             **changes,

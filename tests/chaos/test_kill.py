@@ -29,7 +29,7 @@ def test_a_search_survives_kills_and_two_restarts_of_its_database(
     study = create_study(make_objective(), study_name="s", storage=open_storage(url))
     arguments = ("worker", "--storage", url, "--study-name", "s", "--grace", "10")
     dice, workers = random.Random(0), [start_command(*arguments) for _ in range(4)]
-    kills, restarts, next_kill = 0, 0, time.monotonic() + 4
+    kills, restarts, next_kill = 0, 0, time.monotonic() + 2
     while any(worker.exitcode != 0 for worker in workers):
         time.sleep(0.05)
         for index, worker in enumerate(workers):
@@ -45,7 +45,7 @@ def test_a_search_survives_kills_and_two_restarts_of_its_database(
         if time.monotonic() > next_kill and alive and done < 22 and kills < 12:
             os.kill(dice.choice(alive).pid, signal.SIGKILL)
             kills += 1
-            next_kill = time.monotonic() + dice.uniform(2, 4)
+            next_kill = time.monotonic() + dice.uniform(1, 3)
     trials = study.get_trials()
     alone = undisturbed()
     assert restarts == 2
@@ -69,7 +69,7 @@ def test_a_search_survives_kills_and_two_restarts_of_its_database(
 def test_an_interrupted_trial_goes_on_and_ends_as_if_nothing_had_been(
     make_objective, undisturbed, start_command, tmp_path, number
 ):
-    recipe = Recipe(epochs=12, batch_size=64)
+    recipe = Recipe(epochs=8, batch_size=64)
     url = f"sqlite:///{tmp_path / 'study.db'}"
     study = create_study(make_objective(recipe=recipe), study_name="s", storage=url)
     arguments = ("worker", "--storage", url, "--study-name", "s", "--n-trials", "1")
@@ -77,7 +77,7 @@ def test_an_interrupted_trial_goes_on_and_ends_as_if_nothing_had_been(
 
     def in_the_middle():
         trials = study.get_trials(deepcopy=False)
-        return trials and len(trials[0].intermediate_values) >= 3
+        return trials and len(trials[0].intermediate_values) >= 2
 
     wait_for(in_the_middle)
     os.kill(worker.pid, number)
@@ -85,7 +85,7 @@ def test_an_interrupted_trial_goes_on_and_ends_as_if_nothing_had_been(
     assert worker.exitcode == (128 + number if number == signal.SIGTERM else -number)
     interrupted = study.get_trials()[0]
     epochs = len(interrupted.intermediate_values)
-    assert 3 <= epochs < 12
+    assert 2 <= epochs < 8
     if number == signal.SIGTERM:
         assert interrupted.state == TrialState.FAIL
         assert interrupted.user_attrs["failure"].startswith("TrainingStopped: stopped after step")

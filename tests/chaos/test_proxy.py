@@ -68,7 +68,7 @@ def test_a_killed_worker_behind_the_proxy_is_reaped_and_another_machine_goes_on_
     serve, bucket, make_objective, undisturbed, start_command, tmp_path, monkeypatch
 ):
     location, client = bucket
-    recipe = Recipe(epochs=12, batch_size=64)
+    recipe = Recipe(epochs=8, batch_size=64)
     database = f"sqlite:///{tmp_path / 'study.db'}"
     url, _ = serve(_made(database))
     study = create_study(
@@ -87,7 +87,7 @@ def test_a_killed_worker_behind_the_proxy_is_reaped_and_another_machine_goes_on_
         "3",
     ]
     first = start_command(*arguments, "--checkpoints", tmp_path / "first")
-    wait_for(lambda: study.trials and len(study.trials[0].intermediate_values) >= 3)
+    wait_for(lambda: study.trials and len(study.trials[0].intermediate_values) >= 2)
     first.kill()
     first.join()
     # As on another machine, where its process cannot be looked for.
@@ -97,7 +97,7 @@ def test_a_killed_worker_behind_the_proxy_is_reaped_and_another_machine_goes_on_
     second.join(300)
     assert second.exitcode == 0, (tmp_path / "log").read_text()
     assert study.trials[1].state == TrialState.COMPLETE
-    assert study.trials[1].user_attrs["resumed_from"]["epoch"] >= 2
+    assert study.trials[1].user_attrs["resumed_from"]["epoch"] >= 1
     expected = undisturbed(n_trials=1, recipe=recipe).trials[0]
     assert study.trials[1].value == expected.value
     objective = make_objective(
@@ -133,7 +133,7 @@ def test_a_worker_outlives_a_restart_of_the_proxy(
     url, server = serve(_made(database))
     study = create_study(make_objective(), study_name="s", storage=open_storage(database))
     worker = start_command(
-        *("worker", "--storage", url, "--study-name", "s", "--n-trials", "8", "--grace", "3")
+        *("worker", "--storage", url, "--study-name", "s", "--n-trials", "5", "--grace", "3")
     )
     wait_for(lambda: len(finished_trials(study)) >= 2)
     server.kill()
@@ -143,7 +143,7 @@ def test_a_worker_outlives_a_restart_of_the_proxy(
     worker.join(300)
     assert worker.exitcode == 0, (tmp_path / "log").read_text()
     finished = [trial.params for trial in finished_trials(study)]
-    expected = [trial.params for trial in finished_trials(undisturbed(n_trials=8))]
+    expected = [trial.params for trial in finished_trials(undisturbed(n_trials=5))]
     assert sorted(map(str, finished)) == sorted(map(str, expected))
     assert not any(trial.state == TrialState.RUNNING for trial in study.trials)
 
