@@ -1,6 +1,7 @@
 import math
 import multiprocessing
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import ForkServerContext
@@ -13,9 +14,11 @@ import pytest
 import timm
 import torch
 from optuna.trial import TrialState
+from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from vit_ratio_opt.checkpoint import load_pruned, save_pruned
 from vit_ratio_opt.geometry import (
     BlockShape,
     RatioPair,
@@ -69,10 +72,12 @@ def start(forkserver: ForkServerContext, tmp_path: Path) -> Iterator[Callable[..
     """Starts a function in a process of its own; what it says is in ``log``. None is left."""
     started: list[BaseProcess] = []
 
-    def start_one(function: Callable[..., None], *arguments: Any) -> BaseProcess:
-        said = str(tmp_path / "log")
+    def start_one(
+        function: Callable[..., None], *arguments: Any, **environment: str
+    ) -> BaseProcess:
         process = forkserver.Process(
-            target=_alone, args=(dict(os.environ), said, function, arguments)
+            target=_alone,
+            args=(os.environ | environment, str(tmp_path / "log"), function, arguments),
         )
         process.start()
         started.append(process)
@@ -101,6 +106,20 @@ def _alone(
 
 
 @pytest.fixture
+def start_pair(start: Callable[..., BaseProcess]) -> Callable[..., list[BaseProcess]]:
+    """Starts a function in two processes, in the environment that ``torchrun`` makes."""
+
+    def start_both(function: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [start(function, *arguments, **group, RANK=r, LOCAL_RANK=r) for r in ("0", "1")]
+
+    return start_both
+
+
+@pytest.fixture
 def start_command(start: Callable[..., BaseProcess]) -> Callable[..., BaseProcess]:
     """Starts ``vit-ratio-opt`` with some arguments in a process of its own, as ``start`` does."""
     return lambda *arguments: start(_command, *map(str, arguments))
@@ -111,6 +130,35 @@ def _command(*arguments: str) -> None:
 
     sys.argv = ["vit-ratio-opt", *arguments]
     main()
+
+
+@pytest.fixture
+def assert_comes_back(start: Callable[..., BaseProcess], tmp_path: Path) -> Callable[..., None]:
+    """Another process has to give the same logits bit for bit, with nothing but a model's file."""
+
+    def check(models: dict[str, nn.Module], images: dict[str, torch.Tensor]) -> None:
+        for name, model in models.items():
+            save_pruned(model, tmp_path / f"{name}.safetensors", {"name": name})
+            with torch.no_grad():
+                expected = {"images": images[name], "logits": model(images[name])}
+            save_file(expected, tmp_path / f"{name}.expected")
+        process = start(_load_all, tmp_path)
+        process.join(120)
+        said = (tmp_path / "log").read_text()
+        assert process.exitcode == 0, said[-2000:]
+        assert said.split() == sorted(models)
+
+    return check
+
+
+def _load_all(folder: Path) -> None:
+    for path in sorted(folder.glob("*.safetensors")):
+        model, manifest = load_pruned(path)
+        expected = load_file(path.with_suffix(".expected"))
+        with torch.no_grad():
+            assert torch.equal(model(expected["images"]), expected["logits"]), path
+        assert not model.training
+        print(manifest["name"])
 
 
 @pytest.fixture

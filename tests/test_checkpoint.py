@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -73,27 +71,15 @@ def test_pruned_model_comes_back_with_its_manifest(tmp_path, tiny_vit, images):
     assert manifest["mhsa_ratio"] == 0.5
 
 
-@pytest.mark.parametrize("cut", ["structural", "cascade"])
-def test_a_pruned_model_comes_back_from_the_file_alone(tmp_path, images, cut):
+def test_pruned_models_come_back_from_their_files_alone(images, assert_comes_back):
     torch.manual_seed(0)
     dense = create_model(NAME, **ARGUMENTS)
-    if cut == "structural":
-        pruned = prune(dense, (0.5, 0.5), magnitude_importance(dense))
-    else:
-        pruned = cascade(dense, [BlockTokens(17, 17, 17), BlockTokens(9, 17, 5)], scores="max")
-    path = tmp_path / "pruned.safetensors"
-    save_pruned(pruned, path, {})
-    torch.save(pruned(images), tmp_path / "logits")
-    torch.save(images, tmp_path / "images")
-    code = (
-        "import sys, torch, vit_ratio_opt as vro\n"
-        f"model, _ = vro.load_pruned({str(path)!r})\n"
-        f"folder = {str(tmp_path)!r}\n"
-        "images, logits = (torch.load(f'{folder}/{n}') for n in ('images', 'logits'))\n"
-        "assert torch.equal(model(images), logits)\n"
-        "assert not model.training\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    tokens = [BlockTokens(17, 17, 17), BlockTokens(9, 17, 5)]
+    pruned = {
+        "structural": prune(dense, (0.5, 0.5), magnitude_importance(dense)),
+        "cascade": cascade(dense, tokens, scores="max"),
+    }
+    assert_comes_back(pruned, dict.fromkeys(pruned, images))
 
 
 def test_a_pruned_model_of_unknown_descent_needs_its_dense_one(tmp_path, tiny_vit):

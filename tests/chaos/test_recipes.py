@@ -50,7 +50,7 @@ def test_a_slurm_task_that_is_preempted_is_requeued_and_one_that_is_done_is_not(
     slurm, make_objective, tmp_path
 ):
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    recipe = Recipe(epochs=8, batch_size=64)
+    recipe = Recipe(epochs=5, batch_size=64)
     study = create_study(make_objective(recipe=recipe), study_name="s", storage=url)
     task = slurm(url, "s", "--n-trials", "1")
     deadline = time.monotonic() + 180
@@ -75,7 +75,7 @@ def test_a_slurm_task_that_was_asked_for_something_wrong_is_not_requeued(slurm, 
 
 
 def test_the_kubernetes_job_runs_a_worker_and_fails_for_good_where_the_user_is_needed(
-    make_objective, tmp_path
+    make_objective, start_command, tmp_path, monkeypatch
 ):
     job = yaml.safe_load((RECIPES / "kubernetes.yaml").read_text())
     pod = job["spec"]["template"]["spec"]
@@ -88,11 +88,10 @@ def test_the_kubernetes_job_runs_a_worker_and_fails_for_good_where_the_user_is_n
     study = create_study(make_objective(recipe=Recipe(epochs=1)), study_name="s", storage=url)
 
     def run(storage):
-        return subprocess.run(
-            [sys.executable, "-m", "vit_ratio_opt", "worker", *arguments, "--n-trials", "1"],
-            env={**os.environ, "OPTUNA_STORAGE": storage},
-            check=False,
-        ).returncode
+        monkeypatch.setenv("OPTUNA_STORAGE", storage)
+        worker = start_command("worker", *arguments, "--n-trials", "1")
+        worker.join(120)
+        return worker.exitcode
 
     assert run(url) == 0
     assert len(finished_trials(study)) == 1

@@ -8,32 +8,25 @@ import time
 import pytest
 from optuna.trial import TrialState
 
+from vit_ratio_opt.cli import main
 from vit_ratio_opt.study import create_study
 from vit_ratio_opt.training import Recipe
 
 
-def torchrun(url, *arguments):
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node=2", "-m", "vit_ratio_opt", "worker"),
-            *("--storage", url, "--study-name", "s", *arguments),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def work(*arguments):
+    sys.argv = ["vit-ratio-opt", "worker", *arguments]
+    main()
 
 
 def test_two_processes_share_each_trial_and_give_one_workers_study(
-    make_objective, undisturbed, tmp_path
+    make_objective, undisturbed, start_pair, tmp_path
 ):
     recipe = Recipe(epochs=2, batch_size=64)
     url = f"sqlite:///{tmp_path / 'study.db'}"
     study = create_study(make_objective(recipe=recipe), study_name="s", storage=url)
-    worker = torchrun(url, "--n-trials", "2")
-    said, _ = worker.communicate(timeout=300)
-    assert worker.returncode == 0, said
+    for process in start_pair(work, "--storage", url, "--study-name", "s", "--n-trials", "2"):
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / "log").read_text()
     alone = undisturbed(n_trials=2, recipe=recipe).trials
     assert len(study.trials) == 2
     for trial, expected in zip(study.trials, alone, strict=True):
@@ -43,11 +36,18 @@ def test_two_processes_share_each_trial_and_give_one_workers_study(
         assert trial.value == pytest.approx(expected.value, abs=0.7)
 
 
-def test_a_preempted_group_hands_its_trial_back_and_goes_on(make_objective, tmp_path):
+def test_a_preempted_group_hands_its_trial_back_and_goes_on(make_objective, start_pair, tmp_path):
     recipe = Recipe(epochs=6, batch_size=64)
     url = f"sqlite:///{tmp_path / 'study.db'}"
     study = create_study(make_objective(recipe=recipe), study_name="s", storage=url)
-    worker = torchrun(url, "--n-trials", "1")
+    arguments = ("--storage", url, "--study-name", "s", "--n-trials", "1")
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        + ["-m", "vit_ratio_opt", "worker", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     deadline = time.monotonic() + 180
     while not (study.trials and len(study.trials[0].intermediate_values) >= 2):
         assert time.monotonic() < deadline
@@ -58,9 +58,9 @@ def test_a_preempted_group_hands_its_trial_back_and_goes_on(make_objective, tmp_
     assert worker.returncode != 0
     assert study.trials[0].state == TrialState.FAIL, said
     assert study.trials[0].user_attrs["failure"].startswith("TrainingStopped"), said
-    worker = torchrun(url, "--n-trials", "1")
-    said, _ = worker.communicate(timeout=300)
-    assert worker.returncode == 0, said
+    for process in start_pair(work, *arguments):
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / "log").read_text()
     assert study.trials[1].state == TrialState.COMPLETE
     assert study.trials[1].user_attrs["resumed_from"]["epoch"] >= 2
     assert sorted(study.trials[1].intermediate_values) == list(range(1, 7))

@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import os
-import socket
 
 import pytest
 import timm
@@ -19,9 +17,8 @@ def build():
     )  # fmt: skip
 
 
-def train(rank, told):
-    """What one of the processes does, with the environment that torchrun gives it."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+def train(told):
+    """What one of the processes does."""
     ranks = Ranks.from_environment()
     torch.manual_seed(ranks.rank)  # rank 0's weights are what counts
     model = build()
@@ -46,7 +43,7 @@ def train(rank, told):
     message = ranks.tell({"floats": [0.1, 1 / 3]} if ranks.rank == 0 else None)
     assert message == {"floats": [0.1, 1 / 3]}
     result = {"ended": ended, "reports": reports, "weights": sums(model)}
-    (told["out"] / f"{rank}").write_text(json.dumps(result))
+    (told["out"] / f"{ranks.rank}").write_text(json.dumps(result))
     ranks.leave()
 
 
@@ -56,7 +53,7 @@ def sums(model):
 
 
 @pytest.fixture
-def run(start, tmp_path, monkeypatch):
+def run(start_pair, tmp_path):
     """Trains in two processes; gives what each of them has to say."""
 
     def run_both(**told):
@@ -64,13 +61,7 @@ def run(start, tmp_path, monkeypatch):
             "recipe": {"epochs": 2, "batch_size": 64}, "state": None, "stop_after": 0,
             "stopping_rank": 0, "raise_after": 0, "out": tmp_path, **told,
         }  # fmt: skip
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        group = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        for name, value in group.items():
-            monkeypatch.setenv(name, str(value))
-        processes = [start(train, rank, told) for rank in (0, 1)]
+        processes = start_pair(train, told)
         for process in processes:
             process.join(120)
             assert process.exitcode == 0, (tmp_path / "log").read_text()[-3000:]
