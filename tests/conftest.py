@@ -62,7 +62,11 @@ def forkserver() -> ForkServerContext:
     """Starts processes in a fraction of a second: what they import is loaded once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["vit_ratio_opt.origin", "vit_ratio_opt.cli", "vit_ratio_opt.training", "psycopg"]
+        [
+            *("vit_ratio_opt.cli", "vit_ratio_opt.origin", "vit_ratio_opt.dashboard"),
+            *("sklearn.datasets", "sklearn.model_selection", "matplotlib.pyplot"),
+            *("plotly.graph_objects", "alembic.command", "psycopg"),
+        ]
     )
     return context
 
