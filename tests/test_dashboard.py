@@ -309,11 +309,11 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart")
     torch.manual_seed(0)
     dense = create_model(quickstart.MODEL, **quickstart.ARGUMENTS)
-    recipe = Recipe(epochs=3, batch_size=64, lr=3e-3, distillation=0)  # a tenth of its own
+    recipe = Recipe(epochs=2, batch_size=64, lr=3e-3, distillation=0)  # few of its own
     finetune(dense, load_digits(), recipe, progress=False)
     save_dense(dense, folder / "dense-seed0.safetensors")
     command = [sys.executable, "studies/quickstart.py", "--folder", str(folder)]
-    command += ["--n-trials", "3", "--epochs", "2"]
+    command += ["--n-trials", "2", "--epochs", "1"]
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     subprocess.run(command, check=True, env=environment, capture_output=True)
     return f"sqlite:///{folder / 'study.db'}"

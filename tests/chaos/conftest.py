@@ -76,7 +76,7 @@ def dense_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("dense") / "dense.safetensors"
     torch.manual_seed(0)
     model = create_model(MODEL, **ARGUMENTS)
-    recipe = Recipe(epochs=10, batch_size=64, lr=3e-3, distillation=0)
+    recipe = Recipe(epochs=4, batch_size=64, lr=3e-3, distillation=0)
     finetune(model, load_digits(), recipe, progress=False)
     save_dense(model, path, name=MODEL, arguments=ARGUMENTS)
     return path
