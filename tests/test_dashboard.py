@@ -28,8 +28,9 @@ from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from optuna_dashboard._note import get_note_from_system_attrs
 from optuna_dashboard._serializer import serialize_frozen_trial
 from PIL import Image
+from typer.testing import CliRunner
 
-from vit_ratio_opt import dashboard
+from vit_ratio_opt import cli, dashboard
 from vit_ratio_opt.checkpoint import create_model, save_dense
 from vit_ratio_opt.dashboard import Explainer, serve_dashboard, study_note, trial_note
 from vit_ratio_opt.objective import PruningObjective
@@ -312,18 +313,15 @@ def trained(tmp_path_factory):
     recipe = Recipe(epochs=2, batch_size=64, lr=3e-3, distillation=0)  # few of its own
     finetune(dense, load_digits(), recipe, progress=False)
     save_dense(dense, folder / "dense-seed0.safetensors")
-    command = [sys.executable, "studies/quickstart.py", "--folder", str(folder)]
-    command += ["--n-trials", "2", "--epochs", "1"]
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    quickstart.main(folder=folder, n_trials=2, epochs=1)
     return f"sqlite:///{folder / 'study.db'}"
 
 
 @pytest.fixture(scope="module")
 def report_file(trained, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    command = [sys.executable, "-m", "vit_ratio_opt", "report", "--storage", trained]
-    subprocess.run([*command, "--html", str(path)], check=True, capture_output=True)
+    result = CliRunner().invoke(cli.app, ["report", "--storage", trained, "--html", str(path)])
+    assert result.exit_code == 0, result.output
     return path
 
 

@@ -52,7 +52,7 @@ def searched(dense_file, tmp_path_factory):
     )
     url = f"sqlite:///{folder / 'study.db'}"
     study = create_study(objective, study_name="digits", storage=url)
-    run_study(study, objective, n_trials=2, say=lambda _: None)
+    run_study(study, objective, n_trials=2, say=lambda _: None, explain=False)
     return url, study, objective
 
 

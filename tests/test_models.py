@@ -265,7 +265,7 @@ def test_heads_that_keep_their_rank_are_searched_whole(digits, url) -> None:
         model, digits, budget=0.6, recipe=Recipe(epochs=0), calibration_images=32, progress=False
     )
     study = create_study(objective, study_name="heads", storage=url)
-    run_study(study, objective, n_trials=2, say=lambda _: None)
+    run_study(study, objective, n_trials=2, say=lambda _: None, explain=False)
     for trial in study.trials:
         assert trial.user_attrs["macs_ratio"] <= 0.6
         assert (trial.params["mhsa_ratio"] * 8) % 1 == 0  # two blocks of four heads
@@ -292,7 +292,7 @@ def test_other_architectures_are_searched_trained_and_come_back_from_their_files
         calibration_images=32, checkpoints=tmp_path, progress=False,
     )  # fmt: skip
     study = create_study(objective, study_name="other", storage=url, screen=False)
-    run_study(study, objective, n_trials=2, say=lambda _: None)
+    run_study(study, objective, n_trials=2, say=lambda _: None, explain=False)
     for trial in study.trials:
         assert trial.user_attrs["macs_ratio"] <= 0.6
         model, manifest = load_pruned(tmp_path / trial.user_attrs["checkpoint"])

@@ -41,7 +41,7 @@ def make(digits, dense, tmp_path):
 
 def run_pairs(objective, url, *pairs, name="s"):
     """The study after a new process, as it were, has run these pairs."""
-    study = create_study(objective, study_name=name, storage=url)
+    study = create_study(objective, study_name=name, storage=url, screen=False)
     for pair in pairs:
         study.enqueue_trial(pair._asdict())
     study.optimize(objective, n_trials=len(pairs))
@@ -356,7 +356,7 @@ def fails_in_the_middle(monkeypatch, *errors):
 
 
 def quietly(study, objective, n_trials):
-    run_study(study, objective, n_trials=n_trials, say=lambda line: None)
+    run_study(study, objective, n_trials=n_trials, say=lambda line: None, explain=False)
 
 
 @pytest.fixture
@@ -500,7 +500,7 @@ def model_file(objective, trial):
 def test_a_budget_of_parameters_is_met(make, url, round_to):
     objective = make(cost="params", budget=0.5, round_to=round_to, recipe=Recipe(epochs=0))
     study = create_study(objective, study_name="s", storage=url, screen=False)
-    run_study(study, objective, n_trials=2, say=lambda line: None)
+    run_study(study, objective, n_trials=2, say=lambda line: None, explain=False)
     for trial in study.trials:
         model, manifest = load_pruned(model_file(objective, trial), objective.model)
         share = shape_of(model).params / objective.shape.params
@@ -537,7 +537,7 @@ def test_the_best_of_a_latency_study_is_measured_when_it_is_tested(make, url, mo
     monkeypatch.setattr(objective_module, "time_models", lambda models, batch: [0.004, 0.0015])
     objective = latency_objective(make)
     study = create_study(objective, study_name="s", storage=url, screen=False)
-    run_study(study, objective, n_trials=1, say=lambda line: None)
+    run_study(study, objective, n_trials=1, say=lambda line: None, explain=False)
     objective.test(study)
     tested = study.user_attrs["tested"]
     assert (tested["dense_ms"], tested["pruned_ms"]) == (4.0, 1.5)
@@ -552,7 +552,7 @@ def test_a_resumed_study_keeps_the_latency_that_it_was_made_with(make, url):
     study = create_study(second, study_name="s", storage=url, screen=False)
     assert second.curve == first.curve
     assert second.latency == first.latency
-    run_study(study, second, n_trials=1, say=lambda line: None)
+    run_study(study, second, n_trials=1, say=lambda line: None, explain=False)
     assert study.trials[0].constraints["latency"] <= 0
 
 

@@ -73,7 +73,7 @@ def test_a_study_gives_its_objective_back(dense_file, tmp_path, url, options):
     assert vars(joined.sampler)["_plan"] == vars(study.sampler)["_plan"] or (
         vars(joined.sampler)["_plan"].propose({}) == vars(study.sampler)["_plan"].propose({})
     )
-    run_study(joined, again, n_trials=1, say=lambda line: None)
+    run_study(joined, again, n_trials=1, say=lambda line: None, explain=False)
     assert joined.trials[0].state.is_finished()
 
 
@@ -95,7 +95,7 @@ def test_a_pruned_model_is_found_again_with_the_dense_one_it_came_from(dense_fil
         load_dense(dense_file), load_digits(), budget=0.6, checkpoints=tmp_path / "m", **options
     )
     study = create_study(first, study_name="first", storage=url)
-    run_study(study, first, n_trials=1, say=lambda line: None)
+    run_study(study, first, n_trials=1, say=lambda line: None, explain=False)
     start, _ = load_pruned(tmp_path / "m" / "trial-0000.safetensors", load_dense(dense_file))
     second = PruningObjective(start, load_digits(), budget=0.8, **options)
     create_study(second, study_name="second", storage=url)

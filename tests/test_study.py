@@ -40,7 +40,7 @@ def pairs(study):
 def test_every_trial_has_the_designed_attributes(make, url):
     objective = make()
     study = create_study(objective, study_name="s", storage=url)
-    run_study(study, objective, n_trials=1, say=lambda line: None)
+    run_study(study, objective, n_trials=1, say=lambda line: None, explain=False)
     (trial,) = study.trials
     designed = [
         "macs_ratio", "macs", "params", "accuracy_pruned", "accuracy_drop", "parent_trial",
@@ -56,7 +56,7 @@ def test_every_trial_has_the_designed_attributes(make, url):
 
 def test_resumed_study_gives_the_trials_of_an_uninterrupted_one(make, url):
     straight = create_study(make(), study_name="straight", storage=url)
-    run_study(straight, make(), n_trials=4, say=lambda line: None)
+    run_study(straight, make(), n_trials=4, say=lambda line: None, explain=False)
     said = []
     for n_trials in (2, 4):
         study = create_study(make(), study_name="resumed", storage=url)
@@ -85,7 +85,7 @@ def test_an_optuna_pruner_stops_a_trial_after_an_epoch(make, url):
     objective = make(recipe=Recipe(epochs=2, batch_size=256))
     pruner = optuna.pruners.ThresholdPruner(lower=101)
     study = create_study(objective, study_name="s", storage=url, pruner=pruner)
-    run_study(study, objective, n_trials=1, say=lambda line: None)
+    run_study(study, objective, n_trials=1, say=lambda line: None, explain=False)
     assert study.trials[0].state == TrialState.PRUNED
     assert list(study.trials[0].intermediate_values) == [1]
     assert list((objective.checkpoints / "artifacts").iterdir()) == []  # nothing to go on from
@@ -212,7 +212,7 @@ def test_a_study_whose_maker_was_killed_in_the_screen_gets_one_from_the_next(
 def test_without_a_screen_the_search_begins_at_the_fixed_ratio(make, url):
     objective = make()
     study = create_study(objective, study_name="s", storage=url, screen=False)
-    run_study(study, objective, n_trials=1, say=lambda line: None)
+    run_study(study, objective, n_trials=1, say=lambda line: None, explain=False)
     assert study.user_attrs["screened"] == []
     heads, neurons = objective.shape.removed(RatioPair(*study.trials[0].params.values()))
     fixed_heads, fixed_neurons = objective.shape.removed(fixed_ratio_pair(objective.shape, 0.6))
@@ -262,7 +262,7 @@ def test_report_has_the_three_rows_and_the_time_split(make, url):
         objective = make(fixed_ratio=fixed)
         study = create_study(objective, study_name=name, storage=storage)
         assert objective.test(study) is None
-        run_study(study, objective, n_trials=2, say=lambda line: None)
+        run_study(study, objective, n_trials=2, say=lambda line: None, explain=False)
         accuracy = objective.test(study)
         assert objective.test(study) == accuracy
     report = build_report(load_studies(storage))
@@ -280,7 +280,7 @@ def test_report_has_the_three_rows_and_the_time_split(make, url):
 def test_final_test_needs_the_checkpoint(make, url):
     objective = make(checkpoints=None)
     study = create_study(objective, study_name="s", storage=url)
-    run_study(study, objective, n_trials=1, say=lambda line: None)
+    run_study(study, objective, n_trials=1, say=lambda line: None, explain=False)
     with pytest.raises(InputError, match="checkpoints"):
         objective.test(study)
 

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ def test_the_tutorial_runs_and_shows_table_and_figures(tmp_path):
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in notebook.cells:  # what is shown does not hang on how long it trained
+        cell.source = re.sub(r"epochs=\d+", "epochs=1", cell.source)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # none are committed
     nbclient.NotebookClient(
         notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}

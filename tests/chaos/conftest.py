@@ -105,7 +105,7 @@ def undisturbed(
     def run(n_trials: int | None = None, **changes: object) -> Study:
         objective = make_objective(checkpoints=tmp_path / "undisturbed", **changes)
         study = create_study(objective, study_name="alone", storage=InMemoryStorage())
-        run_study(study, objective, n_trials=n_trials, say=lambda line: None)
+        run_study(study, objective, n_trials=n_trials, say=lambda line: None, explain=False)
         return study
 
     return run

@@ -53,7 +53,7 @@ def exit_code(driver, log, timeout):
 def test_a_search_outlives_one_of_two_nodes(cluster, make_objective, undisturbed, tmp_path):
     second = cluster.add_node(num_cpus=1, num_gpus=0)
     cluster.wait_for_nodes()
-    options = {"recipe": Recipe(epochs=2, batch_size=64), "budget": 0.3}
+    options = {"recipe": Recipe(epochs=2, batch_size=64), "budget": 0.26}
     url = f"sqlite:///{tmp_path / 'study.db'}"
     study = create_study(make_objective(**options), study_name="s", storage=url)
     log = tmp_path / "log"
