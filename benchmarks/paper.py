@@ -35,6 +35,14 @@ Rows are written as they come: run the same command again and it goes on where i
     python benchmarks/paper.py --show
     python benchmarks/paper.py --plot
 
+A ViT of DeiT-S size wants a GPU, which all scripts take where there is one; killed, each goes on:
+
+    python studies/train_dense.py FILE --data DIR --patch-size 4 --embed-dim 384 --depth 12 \
+        --num-heads 6 --mlp-ratio 4 --drop-path 0.1 --batch-size 512 --epochs 200
+    python benchmarks/paper.py cifar10-small --data DIR --checkpoint FILE --validation train \
+        --seeds 1 --distillation 1 --lr 3e-4
+    python benchmarks/speed.py --compile
+
 Output: ``results/paper-NAME.json``, a table, and with ``--plot`` ``figures/paper.png``. Runtime on
 one thread of a 2-core CPU: 4 minutes a row for ``cifar10-d64``, 1 without training, 5 to 15 for
 ``cifar10-d128``, 5 for Mini-ImageNet, half a minute for the digits.

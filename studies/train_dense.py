@@ -149,7 +149,7 @@ def main(
         title="dense",
     )
     save_dense(model, checkpoint, name=MODEL, arguments=arguments)
-    state.unlink()
+    state.unlink(missing_ok=True)  # a full disk leaves none
     tested = evaluate(model, images, images.test)
     print(
         f"{checkpoint}: {validated:.2f} % on the validation and {tested:.2f} % on the test split"
