@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -109,31 +110,50 @@ def _alone(
         function(*arguments)
 
 
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    def find() -> int:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port: int = free.getsockname()[1]
+            return port
+
+    return find
+
+
 @pytest.fixture
-def start_pair(start: Callable[..., BaseProcess]) -> Callable[..., list[BaseProcess]]:
+def start_pair(
+    start: Callable[..., BaseProcess], free_port: Callable[[], int]
+) -> Callable[..., list[BaseProcess]]:
     """Starts a function in two processes, in the environment that ``torchrun`` makes."""
 
     def start_both(function: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        port = str(free_port())
         group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         return [start(function, *arguments, **group, RANK=r, LOCAL_RANK=r) for r in ("0", "1")]
 
     return start_both
 
 
-@pytest.fixture
-def start_command(start: Callable[..., BaseProcess]) -> Callable[..., BaseProcess]:
-    """Starts ``vit-ratio-opt`` with some arguments in a process of its own, as ``start`` does."""
-    return lambda *arguments: start(_command, *map(str, arguments))
+@pytest.fixture(scope="session")
+def command_line() -> Callable[..., None]:
+    """``vit-ratio-opt`` with some arguments, for ``start`` and ``start_pair``."""
+    return _command_line
 
 
-def _command(*arguments: str) -> None:
+def _command_line(*arguments: object) -> None:
     from vit_ratio_opt.cli import main
 
-    sys.argv = ["vit-ratio-opt", *arguments]
+    sys.argv = ["vit-ratio-opt", *map(str, arguments)]
     main()
+
+
+@pytest.fixture
+def start_command(
+    start: Callable[..., BaseProcess], command_line: Callable[..., None]
+) -> Callable[..., BaseProcess]:
+    """Starts ``vit-ratio-opt`` with some arguments in a process of its own, as ``start`` does."""
+    return partial(start, command_line)
 
 
 @pytest.fixture

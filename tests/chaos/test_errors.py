@@ -140,20 +140,19 @@ def test_a_database_that_may_only_be_read_ends_the_worker(
     assert contents(url) == before
 
 
-def work_on_a_full_disk(url, size):
+def work_on_a_full_disk(command_line, url, size):
     """No file of this process may become larger than ``size``, as if the disk ended there."""
     vit_ratio_opt.study._WAIT_SECONDS = 0.01
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    sys.argv = ["vit-ratio-opt", "worker", "--storage", url, "--study-name", "s"]
-    main()
+    command_line("worker", "--storage", url, "--study-name", "s")
 
 
-def test_a_database_that_is_full_ends_the_worker(make_objective, start, tmp_path):
+def test_a_database_that_is_full_ends_the_worker(make_objective, start, command_line, tmp_path):
     file = tmp_path / "study.db"
     url = f"sqlite:///{file}"
     create_study(make_objective(recipe=Recipe(epochs=0)), study_name="s", storage=url)
     before = contents(url)
-    worker = start(work_on_a_full_disk, url, file.stat().st_size)
+    worker = start(work_on_a_full_disk, command_line, url, file.stat().st_size)
     worker.join(120)
     said = (tmp_path / "log").read_text()
     assert worker.exitcode == 2, said

@@ -1,6 +1,5 @@
 """Workers behind Optuna's gRPC proxy, with checkpoints in an S3."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -21,15 +20,12 @@ pytest.importorskip("grpc")
 
 
 @pytest.fixture
-def serve():
+def serve(free_port):
     """Starts ``vit-ratio-opt serve``; gives its URL and the process."""
     started = []
 
     def start(url, port=None):
-        if port is None:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
+        port = port or free_port()
         server = subprocess.Popen(
             [sys.executable, "-m", "vit_ratio_opt", "serve", "--storage", url, "--grace", "3"]
             + ["--port", str(port)],

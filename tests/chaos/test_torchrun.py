@@ -8,23 +8,18 @@ import time
 import pytest
 from optuna.trial import TrialState
 
-from vit_ratio_opt.cli import main
 from vit_ratio_opt.study import create_study
 from vit_ratio_opt.training import Recipe
 
 
-def work(*arguments):
-    sys.argv = ["vit-ratio-opt", "worker", *arguments]
-    main()
-
-
 def test_two_processes_share_each_trial_and_give_one_workers_study(
-    make_objective, undisturbed, start_pair, tmp_path
+    make_objective, undisturbed, start_pair, command_line, tmp_path
 ):
     recipe = Recipe(epochs=2, batch_size=64)
     url = f"sqlite:///{tmp_path / 'study.db'}"
     study = create_study(make_objective(recipe=recipe), study_name="s", storage=url)
-    for process in start_pair(work, "--storage", url, "--study-name", "s", "--n-trials", "2"):
+    arguments = ("worker", "--storage", url, "--study-name", "s", "--n-trials", "2")
+    for process in start_pair(command_line, *arguments):
         process.join(120)
         assert process.exitcode == 0, (tmp_path / "log").read_text()
     alone = undisturbed(n_trials=2, recipe=recipe).trials
@@ -36,14 +31,16 @@ def test_two_processes_share_each_trial_and_give_one_workers_study(
         assert trial.value == pytest.approx(expected.value, abs=0.7)
 
 
-def test_a_preempted_group_hands_its_trial_back_and_goes_on(make_objective, start_pair, tmp_path):
+def test_a_preempted_group_hands_its_trial_back_and_goes_on(
+    make_objective, start_pair, command_line, tmp_path
+):
     recipe = Recipe(epochs=6, batch_size=64)
     url = f"sqlite:///{tmp_path / 'study.db'}"
     study = create_study(make_objective(recipe=recipe), study_name="s", storage=url)
-    arguments = ("--storage", url, "--study-name", "s", "--n-trials", "1")
+    arguments = ("worker", "--storage", url, "--study-name", "s", "--n-trials", "1")
     worker = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        + ["-m", "vit_ratio_opt", "worker", *arguments],
+        + ["-m", "vit_ratio_opt", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -58,7 +55,7 @@ def test_a_preempted_group_hands_its_trial_back_and_goes_on(make_objective, star
     assert worker.returncode != 0
     assert study.trials[0].state == TrialState.FAIL, said
     assert study.trials[0].user_attrs["failure"].startswith("TrainingStopped"), said
-    for process in start_pair(work, *arguments):
+    for process in start_pair(command_line, *arguments):
         process.join(120)
         assert process.exitcode == 0, (tmp_path / "log").read_text()
     assert study.trials[1].state == TrialState.COMPLETE
