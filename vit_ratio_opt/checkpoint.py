@@ -47,13 +47,8 @@ _MODEL_ARGS = {
     *("act_layer", "norm_layer", "norm_eps", "qk_norm", "scale_attn_norm", "scale_mlp_norm"),
     *("attn_layer", "use_abs_pos_emb", "use_rel_pos_bias", "use_fc_norm", "swiglu_mlp"),  # BEiT
     *("scale_mlp", "num_reg_tokens", "num_kv_heads", "use_rot_pos_emb", "use_post_norm"),  # EVA
-    *(
-        "rope_type",
-        "rope_temperature",
-        "rope_grid_offset",
-        "rope_grid_indexing",
-        "rope_rotate_half",
-    ),
+    *("rope_type", "rope_temperature", "rope_grid_offset", "rope_grid_indexing"),
+    "rope_rotate_half",
     *("ref_feat_shape", "depth_token_only"),  # CaiT
 }
 _FORMAT = "vit_ratio_opt/1"
