@@ -106,7 +106,8 @@ class BiasedAttention(nn.Module):
             "relative_position_index", attn.relative_position_index, persistent=False
         )
 
-    set_window_size = beit.Attention.set_window_size  # of the model's `set_input_size`
+    if hasattr(beit.Attention, "set_window_size"):  # timm 1.0.31: the model's `set_input_size`
+        set_window_size = beit.Attention.set_window_size
 
     def init_non_persistent_buffers(self) -> None:
         """As timm's modules have it, for one that was made on the meta device."""
