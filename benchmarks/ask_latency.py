@@ -42,7 +42,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.cli import run_command
 from vit_ratio_opt.geometry import BlockShape, ViTShape, budget_curve, pair_columns
-from vit_ratio_opt.report import write_json
 from vit_ratio_opt.search import (
     BinarySearchSampler,
     BudgetSearch,
@@ -51,6 +50,7 @@ from vit_ratio_opt.search import (
     ToleranceSearch,
     ratio_space,
 )
+from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "ask_latency.json"
 # DeiT-S for 224 pixels: 72 heads, 18,432 neurons.

@@ -39,9 +39,9 @@ from vit_ratio_opt.cli import run_command
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import smallest_cost_ratio
 from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.report import write_json
 from vit_ratio_opt.strategies import CP_VIT, LATE
 from vit_ratio_opt.training import Recipe, evaluate
+from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 RULES = {

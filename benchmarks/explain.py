@@ -46,7 +46,7 @@ from vit_ratio_opt.geometry import (
 )
 from vit_ratio_opt.page import html_page
 from vit_ratio_opt.plots import training_curve
-from vit_ratio_opt.report import block_rows, csv_text, write_json
+from vit_ratio_opt.records.trials import block_rows
 from vit_ratio_opt.search import (
     BinarySearchSampler,
     BudgetSearch,
@@ -54,6 +54,8 @@ from vit_ratio_opt.search import (
     ToleranceSearch,
     ratio_space,
 )
+from vit_ratio_opt.utils.files import write_json
+from vit_ratio_opt.utils.text import csv_text
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "explain.json"

@@ -41,8 +41,8 @@ from vit_ratio_opt.export import (
 from vit_ratio_opt.geometry import RatioPair
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import shape_of
-from vit_ratio_opt.report import write_json
 from vit_ratio_opt.training import evaluate, load_images
+from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "export.json"
 BATCHES = (1, 64)

@@ -62,7 +62,7 @@ from vit_ratio_opt.cli import run_command
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import RatioPair
 from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.report import write_json
+from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 # Parent and child: a small and a large step, at light and at heavy pruning, one of them in the FFN

@@ -40,9 +40,10 @@ from vit_ratio_opt.cli import run_command
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import shape_of
 from vit_ratio_opt.pruning.latency import measure_latency, random_blocks, sharing, time_models
-from vit_ratio_opt.report import best_trial, write_json
+from vit_ratio_opt.records.answer import best_trial
 from vit_ratio_opt.study import create_study, run_study
 from vit_ratio_opt.training import Recipe, best_device, load_images
+from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
 

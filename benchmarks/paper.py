@@ -88,9 +88,10 @@ from vit_ratio_opt.cli import run_command
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import shape_of
-from vit_ratio_opt.report import best_trial, write_json
+from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.strategies import CP_VIT, LATE, Combined, Scores
-from vit_ratio_opt.study import create_study, finished_trials, run_study
+from vit_ratio_opt.study import create_study, run_study
 from vit_ratio_opt.training import (
     ImageData,
     Recipe,
@@ -102,6 +103,7 @@ from vit_ratio_opt.training import (
     load_images,
 )
 from vit_ratio_opt.training.evaluate import predict
+from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 FIGURE = Path(__file__).parent / "figures" / "paper.png"

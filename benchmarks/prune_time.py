@@ -33,8 +33,8 @@ from vit_ratio_opt.cache import cached_calibration
 from vit_ratio_opt.checkpoint import load_dense
 from vit_ratio_opt.cli import run_command
 from vit_ratio_opt.pruning import prune, repair, shape_of
-from vit_ratio_opt.report import write_json
 from vit_ratio_opt.training import best_device
+from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "prune_time.json"
 

@@ -75,8 +75,8 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import RatioPair, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import prune, repair, shape_of
-from vit_ratio_opt.report import write_json
 from vit_ratio_opt.training import Recipe, evaluate, finetune
+from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("ours", "torch-pruning", "uniform-l1")

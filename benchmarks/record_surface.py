@@ -49,7 +49,7 @@ from recording import (
 from vit_ratio_opt.checkpoint import load_dense
 from vit_ratio_opt.cli import run_command
 from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.report import write_json
+from vit_ratio_opt.utils.files import write_json
 
 SURFACES = Path(__file__).parent / "surfaces"
 

@@ -73,7 +73,6 @@ from vit_ratio_opt.geometry import (
     pair_columns,
     smallest_cost_ratio,
 )
-from vit_ratio_opt.report import write_json
 from vit_ratio_opt.search import (
     BinarySearchSampler,
     BudgetSearch,
@@ -83,6 +82,7 @@ from vit_ratio_opt.search import (
 )
 from vit_ratio_opt.search.plan import accuracy_noise, follow
 from vit_ratio_opt.search.sampler import SURPLUS
+from vit_ratio_opt.utils.files import write_json
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "samplers.json"

@@ -54,10 +54,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from workers import postgresql, quiet
 
 from vit_ratio_opt.cli import run_command
-from vit_ratio_opt.report import write_json
 from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch
 from vit_ratio_opt.search.sampler import _CLAIM
 from vit_ratio_opt.storage import open_storage, rdb_of
+from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 CURVE = [(place / 4000, 1 - place / 4000) for place in range(4000)]

@@ -25,8 +25,8 @@ from scipy.stats import spearmanr
 
 from vit_ratio_opt.cli import run_command
 from vit_ratio_opt.geometry import budget_curve
-from vit_ratio_opt.report import write_json
 from vit_ratio_opt.search import BudgetSearch, Pair
+from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "screen.json"
 

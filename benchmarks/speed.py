@@ -41,9 +41,9 @@ from vit_ratio_opt.cli import run_command
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BlockShape, ViTShape, fixed_ratio_pair
 from vit_ratio_opt.pruning import cascade, shape_of, shrink_to
-from vit_ratio_opt.report import write_json
 from vit_ratio_opt.strategies import CP_VIT, Cascade
 from vit_ratio_opt.training import best_device
+from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 BATCHES = (1, 64, 256)

@@ -60,7 +60,6 @@ from optuna.trial import Trial, TrialState
 
 from vit_ratio_opt.cli import run_command
 from vit_ratio_opt.geometry import BlockShape, ViTShape, budget_curve, pair_columns
-from vit_ratio_opt.report import write_json
 from vit_ratio_opt.search import (
     BinarySearchSampler,
     BudgetSearch,
@@ -71,6 +70,7 @@ from vit_ratio_opt.search import (
     refuse_surplus,
 )
 from vit_ratio_opt.search.sampler import SURPLUS
+from vit_ratio_opt.utils.files import write_json
 from vit_ratio_opt.workers import fail_dead_trials, keep_optimizing, process_name
 
 RESULTS = Path(__file__).parent / "results" / "workers.json"

@@ -32,7 +32,6 @@ from vit_ratio_opt.checkpoint import create_model, save_dense
 from vit_ratio_opt.cli import OutputOption, SeedOption, check_output, make_folder, run_command
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning import shape_of
-from vit_ratio_opt.report import write_json
 from vit_ratio_opt.training import (
     Mix,
     Recipe,
@@ -43,6 +42,7 @@ from vit_ratio_opt.training import (
     load_digits,
     load_images,
 )
+from vit_ratio_opt.utils.files import write_json
 
 MODEL = "vit_tiny_patch16_224"
 

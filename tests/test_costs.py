@@ -141,7 +141,8 @@ def test_knots_fit_into_an_attribute_of_mysql():
 def test_reports_say_what_the_limit_is_a_share_of(make_study, budget):
     from vit_ratio_opt.page import html_page, markdown
     from vit_ratio_opt.plots import accuracy_figure, path_figure
-    from vit_ratio_opt.report import best_trial, build_report, summary
+    from vit_ratio_opt.records.answer import best_trial
+    from vit_ratio_opt.report import build_report, summary
 
     study = make_study(name="l", budget=budget, cost="latency", latency_batch=4)
     known = {"device": "cpu", "threads": 2, "batch": 4, "error": 0.034, **LATENCY}
@@ -181,7 +182,7 @@ def test_studies_of_different_costs_are_drawn_over_flops(make_study):
 
 
 def test_a_fixed_ratio_of_another_cost_is_no_baseline(make_study):
-    from vit_ratio_opt.report import baseline_of
+    from vit_ratio_opt.records.trials import baseline_of
 
     storage = optuna.storages.InMemoryStorage()
     searched = make_study(storage, "searched", cost="params")

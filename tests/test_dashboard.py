@@ -34,7 +34,7 @@ from vit_ratio_opt.checkpoint import create_model, save_dense
 from vit_ratio_opt.dashboard import Explainer, serve_dashboard, study_note, trial_note
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.page import html_page
-from vit_ratio_opt.report import best_trial
+from vit_ratio_opt.records.answer import best_trial
 from vit_ratio_opt.storage import open_storage
 from vit_ratio_opt.study import create_study, run_study
 from vit_ratio_opt.training import Recipe, finetune, load_digits

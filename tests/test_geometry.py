@@ -284,7 +284,9 @@ def test_budget_that_one_ratio_cannot_meet_names_the_one_it_can() -> None:
     assert fixed_ratio_pair(TINY, number_after("reaches at best", error)) == (0.75, 0.75)
 
 
-@pytest.mark.parametrize("module", ["vit_ratio_opt.geometry", "vit_ratio_opt.search"])
+@pytest.mark.parametrize(
+    "module", ["vit_ratio_opt.geometry", "vit_ratio_opt.search", "vit_ratio_opt.records.answer"]
+)
 def test_import_does_not_need_torch(module: str) -> None:
     code = f"import {module}, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from vit_ratio_opt.page import code, escape_markdown, html_page, markdown, resume_command
-from vit_ratio_opt.report import best_trial
+from vit_ratio_opt.records.answer import best_trial
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">'`|😀"
 

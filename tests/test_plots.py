@@ -6,7 +6,7 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from vit_ratio_opt.plots import accuracy_figure, path_figure, training_curve, widths_figure
-from vit_ratio_opt.report import best_trial
+from vit_ratio_opt.records.answer import best_trial
 
 
 def points(figure, **wanted):

@@ -12,9 +12,11 @@ from optuna.trial import TrialState
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import RatioPair, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.report import best_trial, build_report, load_studies, timing_split
+from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.trials import finished_trials, load_studies
+from vit_ratio_opt.report import build_report, timing_split
 from vit_ratio_opt.storage import open_storage
-from vit_ratio_opt.study import create_study, finished_trials, run_study
+from vit_ratio_opt.study import create_study, run_study
 from vit_ratio_opt.training import Recipe
 from vit_ratio_opt.workers import process_name
 

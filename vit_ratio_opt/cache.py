@@ -20,11 +20,10 @@ from safetensors.torch import load_file, save_file
 
 from vit_ratio_opt.checkpoint import weights_hash
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.files import replacing
 from vit_ratio_opt.pruning import Calibration, calibrate
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.latency import LatencyTable, conditions, measure_latency
-from vit_ratio_opt.report import write_json
+from vit_ratio_opt.utils.files import replacing, write_json
 
 __all__ = ["cached_calibration", "cached_latency", "default_cache"]
 

@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.files import replacing
 from vit_ratio_opt.geometry import BlockShape, BlockTokens
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
 from vit_ratio_opt.pruning.separate import separate, separate_names
 from vit_ratio_opt.pruning.surgery import check_supported, shape_of, shrink_to
+from vit_ratio_opt.utils.files import replacing
 
 __all__ = [
     "check_fits",

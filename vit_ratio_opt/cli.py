@@ -15,21 +15,17 @@ from optuna.study import Study
 from rich.console import Console
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.files import file_name
 from vit_ratio_opt.geometry import Cost, MhsaUnit
 from vit_ratio_opt.proxy import check_port, serve_proxy
+from vit_ratio_opt.records.answer import trained_trial
+from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.report import (
     build_report,
-    csv_text,
     group_studies,
-    load_studies,
     results_table,
     timing_split,
-    trained_trial,
     trial_rows,
     trials_table,
-    write_json,
-    write_text,
 )
 from vit_ratio_opt.storage import (
     BEATS_IN_GRACE,
@@ -43,6 +39,8 @@ from vit_ratio_opt.storage import (
 )
 from vit_ratio_opt.strategies import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.trackers import JsonLog, TensorBoardLog
+from vit_ratio_opt.utils.files import file_name, write_json, write_text
+from vit_ratio_opt.utils.text import csv_text
 from vit_ratio_opt.workers import Reaper, SearchStopped
 
 __all__ = [

@@ -33,19 +33,19 @@ from vit_ratio_opt.page import (
     resume_command,
 )
 from vit_ratio_opt.plots import accuracy_figure, path_figure, widths_figure
-from vit_ratio_opt.report import (
-    TRIAL_COLUMNS,
+from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.trials import (
     accuracy_of,
     baseline_of,
-    best_trial,
     block_rows,
+    cost_of,
+    finished_trials,
     load_studies,
-    short,
-    summary,
 )
+from vit_ratio_opt.report import TRIAL_COLUMNS, summary
 from vit_ratio_opt.search import BinarySearchSampler
 from vit_ratio_opt.storage import is_storage_error, rdb_of, reason
-from vit_ratio_opt.study import cost_of, finished_trials
+from vit_ratio_opt.utils.text import short
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore

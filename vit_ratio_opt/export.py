@@ -22,12 +22,12 @@ from typing import Any, Literal, cast
 import torch
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.files import replacing
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.cascade import CascadeBlocks
 from vit_ratio_opt.storage import reason
 from vit_ratio_opt.training.data import ImageData
 from vit_ratio_opt.training.evaluate import on_device
+from vit_ratio_opt.utils.files import replacing
 
 __all__ = [
     "SUFFIXES",

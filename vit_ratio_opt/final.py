@@ -9,11 +9,11 @@ from typing import Any
 
 from vit_ratio_opt.checkpoint import save_pruned
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.files import replacing
 from vit_ratio_opt.geometry import COST_WORDS, RatioPair
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.training import Recipe, TrainingStopped, evaluate, finetune
+from vit_ratio_opt.utils.files import replacing
 from vit_ratio_opt.workers import SearchStopped, stop_on_signals
 
 __all__ = ["card_path", "finish", "model_card"]

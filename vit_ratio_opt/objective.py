@@ -78,7 +78,8 @@ from vit_ratio_opt.pruning import (
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.latency import latency_curves, time_models
 from vit_ratio_opt.pruning.surgery import ALL_HEADS
-from vit_ratio_opt.report import best_trial, block_rows, csv_text
+from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.trials import block_rows, finished_trials
 from vit_ratio_opt.search import (
     BudgetSearch,
     Pair,
@@ -91,7 +92,6 @@ from vit_ratio_opt.search import (
 from vit_ratio_opt.search.plan import accuracy_noise, follow
 from vit_ratio_opt.storage import is_storage_error, reason
 from vit_ratio_opt.strategies import CP_VIT, LATE, Cascade, CascadeRule, Combined, Strategy
-from vit_ratio_opt.study import finished_trials
 from vit_ratio_opt.training import (
     ImageData,
     Ranks,
@@ -105,6 +105,7 @@ from vit_ratio_opt.training import (
 )
 from vit_ratio_opt.training.distributed import RanksBroken
 from vit_ratio_opt.training.evaluate import on_device, predict
+from vit_ratio_opt.utils.text import csv_text
 from vit_ratio_opt.workers import process_name, sign_of_life, stop_on_signals
 
 if TYPE_CHECKING:

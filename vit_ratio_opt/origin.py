@@ -16,7 +16,7 @@ from vit_ratio_opt.checkpoint import load_again as load_model_again
 from vit_ratio_opt.checkpoint import weights_hash
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.report import load_studies
+from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.storage import open_storage, reason
 from vit_ratio_opt.strategies import CascadeRule
 from vit_ratio_opt.training import ImageData, Ranks, Recipe, load_images

@@ -18,19 +18,18 @@ from optuna.study import Study
 from plotly.offline import get_plotlyjs
 
 from vit_ratio_opt.plots import accuracy_figure, path_figure, widths_figure
+from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.trials import block_rows, limit_of
 from vit_ratio_opt.report import (
     TRIAL_COLUMNS,
-    best_trial,
-    block_rows,
     build_report,
     group_studies,
-    limit_of,
-    short,
     summary,
     timing_split,
     trial_rows,
 )
 from vit_ratio_opt.storage import redact
+from vit_ratio_opt.utils.text import short
 
 __all__ = [
     "code",

@@ -17,16 +17,18 @@ from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
 
 from vit_ratio_opt.geometry import COST_WORDS, Cost, RatioPair
-from vit_ratio_opt.report import (
+from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.trials import (
     accuracy_of,
-    best_trial,
     block_rows,
+    cost_of,
     cost_ratio_of,
+    finished_trials,
     limit_of,
-    short,
+    pair_of,
 )
-from vit_ratio_opt.search import BudgetSearch
-from vit_ratio_opt.study import cost_of, finished_trials
+from vit_ratio_opt.search import BudgetSearch, Pair
+from vit_ratio_opt.utils.text import short
 
 __all__ = ["accuracy_figure", "path_figure", "training_curve", "widths_figure"]
 
@@ -348,12 +350,11 @@ def _brackets(
     moments = _moments(len(trials))
     low, high = [], []
     for moment in moments:
-        observed: dict[tuple[float, float], list[float]] = {}
+        observed: dict[Pair, list[float]] = {}
         for trial in trials[:moment]:
             value = accuracy_of(trial, study)
             if value is not None:
-                pair = trial.params["mhsa_ratio"], trial.params["ffn_ratio"]
-                observed.setdefault(pair, []).append(value)
+                observed.setdefault(pair_of(trial), []).append(value)
         (first, _), (last, _) = search.bracket(observed)
         low.append(first)
         high.append(last)

@@ -1,52 +1,39 @@
-"""A study as rows and sentences: dense, fixed ratio, searched pair. Never imports torch."""
+"""Describe studies in rows, sentences and tables: dense, fixed ratio, searched pair."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import optuna
-from optuna.storages import BaseStorage
-from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.study import Study
 from rich.box import SIMPLE
 from rich.table import Table
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.files import replacing
-from vit_ratio_opt.geometry import BUDGET_CONSTRAINTS, COST_WORDS
-from vit_ratio_opt.search import BudgetSearch, Pair
-from vit_ratio_opt.study import cost_of, finished_trials
+from vit_ratio_opt.geometry import COST_WORDS
+from vit_ratio_opt.records.answer import best_trial, trainings_of
+from vit_ratio_opt.records.trials import (
+    accuracy_of,
+    baseline_of,
+    cost_of,
+    cost_ratio_of,
+    finished_trials,
+    limit_of,
+    pair_of,
+)
+from vit_ratio_opt.utils.text import short
 
 __all__ = [
     "TRIAL_COLUMNS",
-    "accuracy_of",
-    "baseline_of",
-    "best_trial",
-    "block_rows",
     "build_report",
-    "cost_ratio_of",
-    "csv_text",
     "group_studies",
-    "limit_of",
-    "load_studies",
     "results_table",
-    "short",
-    "show",
     "summary",
     "timing_split",
     "trial_rows",
-    "trained_trial",
     "trials_table",
-    "write_json",
-    "write_text",
 ]
 
 TRIAL_COLUMNS = (
@@ -77,152 +64,6 @@ TRIAL_COLUMNS = (
 _WORK = ("train", "evaluate", "data")
 # Settings that the studies of one table have in common.
 _SHARED = ("weights", "dataset", "validation")
-
-
-def load_studies(storage: BaseStorage, names: Sequence[str] = ()) -> list[Study]:
-    """The named studies of a storage, or all that this package made, searched ones last.
-
-    Raises:
-        InputError: A name is not there, or is not one of this package's studies.
-    """
-    summaries = {s.study_name: s for s in optuna.get_all_study_summaries(storage)}
-    for name in names:
-        if name not in summaries:
-            known = ", ".join(sorted(summaries)) or "none"
-            raise InputError(f"The storage has no study {name!r}; it has: {known}.")
-        if "dense" not in summaries[name].user_attrs:
-            raise InputError(f"Study {name!r} was not made by vit_ratio_opt.")
-    ours = names or [name for name, s in summaries.items() if "dense" in s.user_attrs]
-    if not ours:
-        raise InputError("The storage has no study made by vit_ratio_opt.")
-    studies = [optuna.load_study(study_name=name, storage=storage) for name in ours]
-    return sorted(studies, key=lambda s: s.user_attrs["settings"]["strategy"] == "searched")
-
-
-def trained_trial(study: Study, number: int | None = None) -> FrozenTrial:
-    """The trial of this number, or the best one.
-
-    Raises:
-        InputError: It is not there or was not trained to its end, or no trial is within the limit.
-    """
-    if number is None:
-        best = best_trial(study)
-        if best is None:
-            raise InputError(f"Study {study.study_name!r} has no trial within its limit yet.")
-        return best
-    trained = {
-        trial.number: trial
-        for trial in study.get_trials(deepcopy=False)
-        if "accuracy" in trial.user_attrs
-    }
-    if number not in trained:
-        raise InputError(
-            f"Trial {number} of study {study.study_name!r} was not trained to its end; "
-            f"{', '.join(map(str, trained)) or 'none'} were."
-        )
-    return trained[number]
-
-
-def best_trial(study: Study) -> FrozenTrial | None:
-    """The first trial of the best pair within the limit, or None so far.
-
-    A pair that was trained several times counts with its mean. Within a budget the best pair is
-    the search's answer, see :class:`~vit_ratio_opt.search.plan.BudgetSearch`: where neighbours are
-    within the noise, not the luckiest of them. With a tolerance it is the cheapest that keeps it.
-    """
-    trainings = _trainings(study)
-    if study.direction == StudyDirection.MAXIMIZE:
-        plan = study.user_attrs.get("plan")
-        if plan is not None:
-            curve = [(mhsa_ratio, ffn_ratio) for mhsa_ratio, ffn_ratio in plan["curve"]]
-            observed = {p: [t.values[0] for t in trials] for p, trials in trainings.items()}
-            answer = BudgetSearch(curve, noise=plan["noise"]).winner(observed)
-            # Pairs off the curve were enqueued by hand: no neighbours speak for or against them.
-            trainings = {p: t for p, t in trainings.items() if p == answer or p not in curve}
-
-        def merit(trials: list[FrozenTrial]) -> float:
-            return fmean(trial.values[0] for trial in trials)
-    else:
-
-        def merit(trials: list[FrozenTrial]) -> float:
-            within = fmean(trial.constraints["accuracy_drop"] for trial in trials) <= 0
-            return -cost_ratio_of(trials[0]) if within else -math.inf
-
-    # The first of equals: a later pair has to be better, not lucky enough to tie.
-    best = max(
-        trainings.values(), key=lambda trials: (merit(trials), -trials[0].number), default=None
-    )
-    if best is None or merit(best) == -math.inf:
-        return None
-    # Over the tolerance in one seed but not on the mean: a complete one is what can be taken away.
-    complete = [trial for trial in best if trial.state == TrialState.COMPLETE]
-    return complete[0] if complete else best[0]
-
-
-def _trainings(study: Study) -> dict[Pair, list[FrozenTrial]]:
-    """Trials that were trained to the end within the budget, by pair."""
-    by_pair: defaultdict[Pair, list[FrozenTrial]] = defaultdict(list)
-    limit = BUDGET_CONSTRAINTS[cost_of(study)]
-    for trial in finished_trials(study):
-        to_the_end = trial.state == TrialState.COMPLETE or "accuracy_drop" in trial.user_attrs
-        if to_the_end and trial.constraints.get(limit, 0.0) <= 0:
-            by_pair[_pair_of(trial)].append(trial)
-    return dict(by_pair)
-
-
-def _pair_of(trial: FrozenTrial) -> Pair:
-    return trial.params["mhsa_ratio"], trial.params["ffn_ratio"]
-
-
-def short(text: object, most: int = 80) -> str:
-    """One line of so many characters at the most, for names that users chose."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
-
-
-def accuracy_of(trial: FrozenTrial, study: Study) -> float | None:
-    """Validation accuracy in per cent: at its end, or when Optuna's pruner stopped it."""
-    if "accuracy" in trial.user_attrs:
-        return float(trial.user_attrs["accuracy"])
-    if not trial.intermediate_values:
-        return None
-    reported = trial.intermediate_values[max(trial.intermediate_values)]
-    if study.direction == StudyDirection.MAXIMIZE:
-        return reported
-    return float(study.user_attrs["dense"]["val_accuracy"]) - reported  # a drop was reported
-
-
-def cost_ratio_of(trial: FrozenTrial) -> float:
-    """The share of the dense model's cost that a trial's pair leaves."""
-    return float(trial.user_attrs.get("cost_ratio", trial.user_attrs["macs_ratio"]))
-
-
-def limit_of(study: Study) -> str:
-    """The limit in words, such as ``at most 60 % of the FLOPs``."""
-    settings = study.user_attrs["settings"]
-    if settings["tolerance"] is None:
-        return f"at most {100 * settings['budget']:g} % of the {COST_WORDS[cost_of(study)]}"
-    return f"at most {settings['tolerance']:g} points of accuracy lost"
-
-
-def baseline_of(study: Study, studies: Sequence[Study]) -> Study | None:
-    """Of a searched study, the one of ``studies`` with one fixed ratio and the same limit."""
-    limit = ("budget", "tolerance", "cost", "latency_batch")
-
-    def same(other: Study, *keys: str) -> bool:
-        mine, its = study.user_attrs["settings"], other.user_attrs["settings"]
-        return all(mine.get(key) == its.get(key) for key in keys)
-
-    if study.user_attrs["settings"]["strategy"] == "fixed":
-        return None
-    found = [
-        other
-        for other in studies
-        if other.user_attrs["settings"]["strategy"] == "fixed"
-        and same(other, "weights", "dataset", "validation", "pruned", *limit)
-    ]
-    # Several may differ in the recipe or the seed.
-    return max(found, key=lambda other: same(other, "recipe", "seed"), default=None)
 
 
 def summary(study: Study, studies: Sequence[Study] = ()) -> list[str]:
@@ -305,26 +146,6 @@ def _dense_ms(latency: Mapping[str, Any]) -> float:
     return float(nanoseconds / 1e6)
 
 
-def block_rows(dense: Mapping[str, Any], trial: FrozenTrial) -> list[dict[str, int]]:
-    """What is left of each block, beside what the dense model has; empty before it was pruned.
-
-    Args:
-        dense: The study's attribute, of which ``blocks`` and ``tokens`` count.
-        trial: With its ``blocks``, and ``tokens`` where the strategy leaves some out.
-    """
-    blocks, before = trial.user_attrs.get("blocks", []), dense.get("blocks", [])
-    rows: list[dict[str, int]] = []
-    for index, (now, was) in enumerate(zip(blocks, before, strict=False)):
-        row = {"block": index}
-        for name, value, whole in zip(("heads", "head_dim", "neurons"), now, was, strict=True):
-            row |= {name: value, f"dense_{name}": whole}
-        if "tokens" in trial.user_attrs:
-            queries, _, ffn = trial.user_attrs["tokens"][index]
-            row |= {"mhsa_tokens": queries, "ffn_tokens": ffn, "dense_tokens": dense["tokens"]}
-        rows.append(row)
-    return rows
-
-
 def group_studies(studies: Sequence[Study]) -> list[list[Study]]:
     """Studies of the same dense model and images, which one table can hold, together."""
     groups: defaultdict[tuple[str, ...], list[Study]] = defaultdict(list)
@@ -404,7 +225,7 @@ def _study_row(study: Study) -> dict[str, Any] | None:
     if best is None:
         return None
     finished = finished_trials(study)
-    pair = _pair_of(best)
+    pair = pair_of(best)
     tested = study.user_attrs.get("tested", {})
     # A search that went on has a new best, which has not been tested yet.
     if tested.get("trial") != best.number:
@@ -427,7 +248,7 @@ def _study_row(study: Study) -> dict[str, Any] | None:
         "macs": best.user_attrs["macs"],
         "macs_ratio": best.user_attrs["macs_ratio"],
         "params": best.user_attrs["params"],
-        "val_accuracy": fmean(t.user_attrs["accuracy"] for t in _trainings(study)[pair]),
+        "val_accuracy": fmean(t.user_attrs["accuracy"] for t in trainings_of(study)[pair]),
         "test_accuracy": tested.get("accuracy"),
         "trials": len(finished),
         "seconds": round(sum(t.user_attrs.get("seconds", 0.0) for t in finished), 1),
@@ -512,47 +333,6 @@ def timing_split(study: Study) -> dict[str, float]:
     shares = {name: sum(t.user_attrs["timing"].get(name, 0.0) for t in trials) for name in _WORK}
     shares = {name: seconds / whole for name, seconds in shares.items()}
     return {**shares, "other": 1 - sum(shares.values())}
-
-
-def show(*studies: Study) -> None:
-    """Display sentences, table and figures of one or more studies in a notebook."""
-    from IPython.display import Markdown, display
-
-    from vit_ratio_opt.page import figures, markdown
-
-    for group in group_studies(studies):
-        display(Markdown(markdown(group, trials=False)))  # type: ignore[no-untyped-call]
-        for figure in figures(group):
-            display(figure)  # type: ignore[no-untyped-call]
-
-
-def write_json(report: dict[str, Any], path: str | Path) -> None:
-    """Write a report; a file that was there is replaced whole or not at all."""
-    write_text(json.dumps(report, indent=2) + "\n", path)
-
-
-def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of the same columns as CSV, with a line of their names."""
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue()
-
-
-def write_text(text: str, path: str | Path) -> None:
-    """Write a file, replaced whole or not at all.
-
-    Raises:
-        InputError: It cannot be written.
-    """
-    path = Path(path)
-    try:
-        with replacing(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from None
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -16,8 +16,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import COST_WORDS, Cost, cost_saved
+from vit_ratio_opt.geometry import COST_WORDS, cost_saved
 from vit_ratio_opt.progress import SearchProgress, waiting
+from vit_ratio_opt.records.trials import cost_of, finished_trials
 from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair
 from vit_ratio_opt.storage import (
     DEFAULT_STORAGE,
@@ -40,7 +41,7 @@ from vit_ratio_opt.workers import (
 if TYPE_CHECKING:
     from vit_ratio_opt.objective import PruningObjective
 
-__all__ = ["check_study", "cost_of", "create_study", "finished_trials", "run_study"]
+__all__ = ["check_study", "create_study", "run_study"]
 
 # Between two looks at what other workers do.
 _WAIT_SECONDS = 2.0
@@ -154,24 +155,6 @@ def _screened_best(study: Study) -> Pair | None:
     seen = study.user_attrs.get("screened", [])
     best = max(seen, key=lambda row: row[2], default=None)
     return None if best is None else (best[0], best[1])
-
-
-def cost_of(study: Study) -> Cost:
-    """What the study's limit is a share of, or what it makes least of."""
-    cost: Cost = study.user_attrs.get("settings", {}).get("cost", "macs")
-    return cost
-
-
-def finished_trials(study: Study) -> list[FrozenTrial]:
-    """Trials that were trained: complete, over the tolerance, or stopped after an epoch."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    return [
-        trial
-        for trial in trials
-        if trial.state == TrialState.COMPLETE
-        or trial.intermediate_values
-        or "accuracy_drop" in trial.user_attrs
-    ]
 
 
 def run_study(

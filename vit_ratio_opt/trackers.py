@@ -13,7 +13,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.files import file_name
+from vit_ratio_opt.utils.files import file_name
 
 __all__ = ["JsonLog", "TensorBoardLog"]
 

@@ -19,7 +19,7 @@ from tests.chaos.conftest import ARGUMENTS, MODEL
 from vit_ratio_opt.checkpoint import create_model, load_dense, save_dense
 from vit_ratio_opt.cli import main
 from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.report import load_studies
+from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.storage import open_storage
 from vit_ratio_opt.study import create_study, run_study
 from vit_ratio_opt.training import Recipe, load_image_folder

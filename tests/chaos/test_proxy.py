@@ -9,8 +9,9 @@ import pytest
 from optuna.trial import TrialState
 
 from vit_ratio_opt.lineage import open_artifacts
+from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.storage import open_storage
-from vit_ratio_opt.study import create_study, finished_trials
+from vit_ratio_opt.study import create_study
 from vit_ratio_opt.training import Recipe
 from vit_ratio_opt.workers import Reaper, sign_of_life
 

@@ -9,7 +9,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from vit_ratio_opt.study import create_study, finished_trials
+from vit_ratio_opt.records.trials import finished_trials
+from vit_ratio_opt.study import create_study
 from vit_ratio_opt.training import Recipe
 
 pytest.importorskip("ray")

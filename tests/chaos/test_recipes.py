@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vit_ratio_opt.study import create_study, finished_trials
+from vit_ratio_opt.records.trials import finished_trials
+from vit_ratio_opt.study import create_study
 from vit_ratio_opt.training import Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"

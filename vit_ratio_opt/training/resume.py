@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.files import replacing
+from vit_ratio_opt.utils.files import replacing
 
 __all__ = ["TrainingState"]
 
