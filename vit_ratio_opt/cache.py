@@ -1,8 +1,9 @@
 """Measurements of a dense model that all trials and workers share, kept on disk.
 
-A file's name is a hash of everything that its content depends on: the weights, the images and the
-way of measuring. So it never goes stale, and a folder can serve any number of models. Two workers
-that miss the same file both measure, and one of them overwrites the other's equal result.
+A file's name is a hash of everything that its content depends on: the weights, the architecture,
+the images and the way of measuring. So it never goes stale, and a folder can serve any number of
+models. Two workers that miss the same file both measure, and one of them overwrites the other's
+equal result.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vit_ratio_opt.checkpoint import weights_hash
+from vit_ratio_opt.device import Precision
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning import Calibration, calibrate
+from vit_ratio_opt.pruning.architecture import architecture_of
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.latency import LatencyTable, conditions, measure_latency
 from vit_ratio_opt.utils.files import replacing, write_json
@@ -29,8 +33,8 @@ __all__ = ["cached_calibration", "cached_latency", "default_cache"]
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 # Change it when the measurement changes.
-_VERSION = "calibration-3"
-_LATENCY_VERSION = "latency-1"
+_VERSION = "calibration-4"
+_LATENCY_VERSION = "latency-2"
 _POOR_LATENCY = 0.1
 
 
@@ -58,7 +62,8 @@ def cached_calibration(
         folder: Where the file is.
         seed: As there.
     """
-    digest = hashlib.sha256(f"{_VERSION} {weights_hash(model)} {seed}".encode())
+    known = [_VERSION, weights_hash(model), architecture_of(model), seed]
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
     for batch in images:
         digest.update(f"{tuple(batch.shape)}".encode())
         digest.update(batch.detach().cpu().contiguous().numpy().tobytes())
@@ -73,7 +78,14 @@ def cached_calibration(
     return calibration
 
 
-def cached_latency(model: ViT, folder: Path, *, batch: int = 1, round_to: int = 1) -> LatencyTable:
+def cached_latency(
+    model: ViT,
+    folder: Path,
+    *,
+    batch: int = 1,
+    round_to: int = 1,
+    precision: Precision | None = None,
+) -> LatencyTable:
     """:func:`vit_ratio_opt.pruning.latency.measure_latency`, read from ``folder`` likewise.
 
     Args:
@@ -81,10 +93,12 @@ def cached_latency(model: ViT, folder: Path, *, batch: int = 1, round_to: int = 
         folder: Where the file is.
         batch: As there.
         round_to: As there.
+        precision: As there.
 
     A table with an error above 10 % is warned about and not kept.
     """
-    known = json.dumps(conditions(model, batch=batch, round_to=round_to), sort_keys=True)
+    how: dict[str, Any] = {"batch": batch, "round_to": round_to, "precision": precision}
+    known = json.dumps(conditions(model, **how), sort_keys=True)
     digest = hashlib.sha256(f"{_LATENCY_VERSION} {known}".encode())
     path = folder / f"{digest.hexdigest()[:32]}.json"
     if path.is_file():
@@ -92,7 +106,7 @@ def cached_latency(model: ViT, folder: Path, *, batch: int = 1, round_to: int = 
             return LatencyTable.from_json(json.loads(path.read_text()))
         except (OSError, KeyError, TypeError, ValueError) as error:
             _logger.warning(f"{path} cannot be read and is measured again: {error}")
-    table = measure_latency(model, batch=batch, round_to=round_to)
+    table = measure_latency(model, **how)
     if table.error > _POOR_LATENCY:
         _logger.warning(
             f"Latencies are foretold with a median error of {100 * table.error:.0f} %: other work "

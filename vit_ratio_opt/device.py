@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 from torch import nn
 
-__all__ = ["autocast", "best_device", "model_device", "out_of_memory"]
+__all__ = ["Precision", "autocast", "best_device", "model_device", "out_of_memory", "precision_of"]
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""In which matrix products are computed; weights are always float32."""
 
 
 def best_device() -> torch.device:
@@ -23,12 +27,21 @@ def model_device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Mixed precision on a CUDA GPU, bfloat16 where it has that; full precision elsewhere."""
+def precision_of(device: torch.device) -> Precision:
+    """Return the usual precision of a device: mixed on a CUDA GPU, full elsewhere."""
     if device.type != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+
+
+def autocast(
+    device: torch.device, precision: Precision | None = None
+) -> AbstractContextManager[object]:
+    """Compute in ``precision``; by default in the usual precision of ``device``."""
+    precision = precision or precision_of(device)
+    if precision == "float32":
         return contextlib.nullcontext()
-    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.autocast("cuda", dtype)
+    return torch.autocast(device.type, getattr(torch, precision))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -16,7 +16,6 @@ machine: each model's shortest run, on its own or against the other one's shorte
 from __future__ import annotations
 
 import bisect
-import hashlib
 import math
 import random
 import statistics
@@ -28,9 +27,10 @@ from typing import Any
 import torch
 
 from vit_ratio_opt.costs import falling
-from vit_ratio_opt.device import autocast, model_device
+from vit_ratio_opt.device import Precision, autocast, model_device, precision_of
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BlockShape, RatioPair, ViTShape, evenly, least_neurons
+from vit_ratio_opt.pruning.architecture import architecture_of
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.importance import Importance
@@ -115,47 +115,49 @@ class LatencyTable:
         return cls(**(values | sizes | {"attention": rows, "ffn": ffn}))
 
 
-def conditions(model: ViT, *, batch: int = 1, round_to: int = 1) -> dict[str, Any]:
+def conditions(
+    model: ViT, *, batch: int = 1, round_to: int = 1, precision: Precision | None = None
+) -> dict[str, Any]:
     """What a model's latency depends on, its weights apart, as JSON values.
 
     Args:
         model: On the device.
         batch: Images at once.
         round_to: What the sizes to come are multiples of.
+        precision: By default the usual one of the device.
     """
     device = model_device(model)
     cuda = device.type == "cuda"
-    with autocast(device):
-        precise = not torch.is_autocast_enabled(device.type)
-        precision = torch.float32 if precise else torch.get_autocast_dtype(device.type)
     return {
         "device": torch.cuda.get_device_name(device) if cuda else device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "precision": str(precision).removeprefix("torch."),
+        "precision": precision or precision_of(device),
         "batch": batch,
         "round_to": round_to,
         "image": list(_image_shape(model)),
-        "model": hashlib.sha256(str(model).encode()).hexdigest()[:16],
+        "model": architecture_of(model)["modules"],
     }
 
 
-def measure_latency(model: ViT, *, batch: int = 1, round_to: int = 1) -> LatencyTable:
+def measure_latency(
+    model: ViT, *, batch: int = 1, round_to: int = 1, precision: Precision | None = None
+) -> LatencyTable:
     """Time models with smaller blocks than ``model`` has, on its device.
 
     Seconds for a small model, a minute or two for DeiT-S at 224 pixels on two cores.
 
     Args:
-        model: Dense or pruned, without a cascade; in the precision of
-            :func:`~vit_ratio_opt.training.evaluate.autocast`.
+        model: Dense or pruned, without a cascade.
         batch: Images at once.
         round_to: What the sizes to come are multiples of.
+        precision: By default the usual one of the device.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
         InputError: ``batch`` is below 1.
     """
-    known = conditions(model, batch=batch, round_to=round_to)
+    known = conditions(model, batch=batch, round_to=round_to, precision=precision)
     shape = replace(shape_of(model), round_to=round_to)
     blocks = shape.blocks
     depth = len(blocks)
@@ -173,7 +175,8 @@ def measure_latency(model: ViT, *, batch: int = 1, round_to: int = 1) -> Latency
     shapes = list(dict.fromkeys([middle, *attention, *ffn]))
     # What was pruned before has blocks of different sizes, none of them as large as any other.
     even = model if set(blocks) == {most} else resized(model, most)
-    timed = time_models([sharing(even, [shape] * depth) for shape in shapes], batch=batch)
+    models = [sharing(even, [shape] * depth) for shape in shapes]
+    timed = time_models(models, batch=batch, precision=precision)
     taken = {shape: seconds * 1e9 for shape, seconds in zip(shapes, timed, strict=True)}
     by_heads = [taken[shape] for shape in attention]
     by_hidden = [taken[shape] for shape in ffn]
@@ -187,15 +190,18 @@ def measure_latency(model: ViT, *, batch: int = 1, round_to: int = 1) -> Latency
         rest=rows[0][0] + by_hidden[0] - taken[middle],
         conditions=known,
     )
-    return replace(table, error=_error_of(table, model, batch, round_to))
+    return replace(table, error=_error_of(table, model, batch, round_to, precision))
 
 
-def time_models(models: Sequence[torch.nn.Module], *, batch: int = 1) -> list[float]:
+def time_models(
+    models: Sequence[torch.nn.Module], *, batch: int = 1, precision: Precision | None = None
+) -> list[float]:
     """Seconds that each model takes for a batch, while all of them take turns with the first.
 
     Args:
         models: ViTs for images of one shape, on one device; in evaluation mode afterwards.
         batch: Images at once.
+        precision: By default the usual one of the device.
 
     Raises:
         InputError: ``batch`` is below 1.
@@ -203,11 +209,16 @@ def time_models(models: Sequence[torch.nn.Module], *, batch: int = 1) -> list[fl
     if batch < 1:
         raise InputError(f"The batch of a latency must be at least 1, but got {batch!r}.")
     images = torch.randn(batch, *_image_shape(models[0]), device=model_device(models[0]))
-    once = [min(_runs(model.eval(), images, _LEAST_RUNS)) for model in models]
+
+    def fastest(model: torch.nn.Module, runs: int) -> float:
+        with torch.inference_mode(), autocast(images.device, precision):
+            return min(_runs(model.eval(), images, runs))
+
+    once = [fastest(model, _LEAST_RUNS) for model in models]
     runs = [max(_LEAST_RUNS, math.ceil(_TURN_SECONDS / seconds)) for seconds in once]
 
     def turn(index: int) -> float:
-        return min(_runs(models[index], images, runs[index]))
+        return fastest(models[index], runs[index])
 
     order, shuffle = list(range(1, len(models))), random.Random(0).shuffle
     ratios: list[list[float]] = [[] for _ in models]
@@ -266,7 +277,8 @@ def latency_curves(
     for i, j in checked:
         sizes = zip(heads[i], hidden[j], strict=True)
         models.append(sharing(model, [BlockShape(*attention, size) for attention, size in sizes]))
-    whole, *taken = time_models(models, batch=table.conditions["batch"])
+    batch, precision = table.conditions["batch"], table.conditions["precision"]
+    whole, *taken = time_models(models, batch=batch, precision=precision)
     saved = [
         (1 - seconds / whole) * dense / (mhsa[0] - mhsa[i] + ffn[0] - ffn[j])
         for (i, j), seconds in zip(checked, taken, strict=True)
@@ -333,12 +345,14 @@ def _rounded(size: float, most: int, step: int, least: int) -> int:
     return min(most, max(least, round(size / step) * step))
 
 
-def _error_of(table: LatencyTable, model: ViT, batch: int, round_to: int) -> float:
+def _error_of(
+    table: LatencyTable, model: ViT, batch: int, round_to: int, precision: Precision | None
+) -> float:
     """Median relative error of shares of the dense model's time, for some random blocks."""
     shape, draw = shape_of(model), random.Random(0)
     checked = [random_blocks(shape, draw, round_to=round_to) for _ in range(_CHECKED)]
     models = [sharing(model, blocks) for blocks in [shape.blocks, *checked]]
-    dense, *pruned = time_models(models, batch=batch)
+    dense, *pruned = time_models(models, batch=batch, precision=precision)
     whole = table.latency(shape.blocks)
     return statistics.median(
         abs(table.latency(blocks) / whole / (seconds / dense) - 1)
@@ -349,12 +363,11 @@ def _error_of(table: LatencyTable, model: ViT, batch: int, round_to: int) -> flo
 def _runs(model: torch.nn.Module, images: torch.Tensor, runs: int) -> list[float]:
     """Seconds of each run."""
     device, seconds = images.device, []
-    with torch.inference_mode(), autocast(device):
-        for _ in range(runs):
-            started = time.perf_counter()
-            model(images)
-            _finish(device)
-            seconds.append(time.perf_counter() - started)
+    for _ in range(runs):
+        started = time.perf_counter()
+        model(images)
+        _finish(device)
+        seconds.append(time.perf_counter() - started)
     return seconds
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from vit_ratio_opt.device import autocast, model_device, out_of_memory
+from vit_ratio_opt.device import Precision, autocast, model_device, out_of_memory
 from vit_ratio_opt.training.data import ImageData, Split
 from vit_ratio_opt.training.distributed import Ranks
 
@@ -34,16 +34,30 @@ def on_device(
         )
 
 
-def predict(model: nn.Module, data: ImageData, split: Split) -> torch.Tensor:
+def predict(
+    model: nn.Module, data: ImageData, split: Split, *, precision: Precision | None = None
+) -> torch.Tensor:
     """Logits ``(images, classes)`` of ``split`` in its order, float32, on the CPU.
 
     The model is in evaluation mode; its mode stays as it was.
+
+    Args:
+        model: Gives class logits.
+        data: The data set of the images.
+        split: The images.
+        precision: By default the usual one of the model's device.
     """
-    return torch.cat([logits.float().cpu() for logits, _ in _outputs(model, data, split)])
+    outputs = _outputs(model, data, split, precision)
+    return torch.cat([logits.float().cpu() for logits, _ in outputs])
 
 
 def evaluate(
-    model: nn.Module, data: ImageData, split: Split, *, ranks: Ranks | None = None
+    model: nn.Module,
+    data: ImageData,
+    split: Split,
+    *,
+    ranks: Ranks | None = None,
+    precision: Precision | None = None,
 ) -> float:
     """Top-1 accuracy in per cent on ``split``, on the model's device; its mode stays as it was.
 
@@ -52,24 +66,26 @@ def evaluate(
         data: Whose images they are.
         split: Which of them.
         ranks: Processes that share the images; all of them have to call it.
+        precision: By default the usual one of the model's device.
     """
     own = split if ranks is None else split.subset(ranks.share(torch.arange(len(split))))
     correct = torch.zeros((), dtype=torch.int64, device=model_device(model))
-    for logits, labels in _outputs(model, data, own):
+    for logits, labels in _outputs(model, data, own, precision):
         correct += (logits.argmax(dim=1) == labels).sum()
     right = correct.item() if ranks is None else ranks.sum(correct.item())[0]
     return 100.0 * right / len(split)
 
 
 def _outputs(
-    model: nn.Module, data: ImageData, split: Split
+    model: nn.Module, data: ImageData, split: Split, precision: Precision | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Logits and labels on the model's device, batch by batch, in evaluation mode."""
     device, was_training = model_device(model), model.training
     try:
         model.eval()
         for images, labels in on_device(data, split, _BATCH, device):
-            with torch.inference_mode(), autocast(device):  # not while the caller is at work
+            # Not while the caller is at work.
+            with torch.inference_mode(), autocast(device, precision):
                 logits = _in_parts(model, images)
             yield logits, labels
     finally:

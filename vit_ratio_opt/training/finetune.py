@@ -19,7 +19,13 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from vit_ratio_opt.device import autocast, model_device, out_of_memory
+from vit_ratio_opt.device import (
+    Precision,
+    autocast,
+    model_device,
+    out_of_memory,
+    precision_of,
+)
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.progress import SearchProgress, TrainingProgress
 from vit_ratio_opt.training.data import ImageData
@@ -123,6 +129,7 @@ def finetune(
     teacher: nn.Module | torch.Tensor | None = None,
     mix: Mix | None = None,
     seed: int = 0,
+    precision: Precision | None = None,
     state: Path | None = None,
     stop: Callable[[], bool] | None = None,
     ranks: Ranks | None = None,
@@ -146,6 +153,7 @@ def finetune(
         mix: Applied to the normalised images and the labels of each batch; it may return class
             probabilities for the labels, as torchvision's MixUp and CutMix do.
         seed: Of order, augmentation, mixing and dropout.
+        precision: Of forward passes; by default the usual one of the model's device.
         state: A file that is written after each epoch, as far as that is possible. Where it is
             there already, the training goes on from it, to the same weights on the same machine.
             It is left there in the end.
@@ -179,6 +187,7 @@ def finetune(
             )
     clock = stopwatch or Stopwatch()
     device = model_device(model)
+    precision = precision or precision_of(device)
     steps_per_epoch = math.ceil(len(data.train) / recipe.batch_size)
     steps = recipe.epochs * steps_per_epoch
     optimizer = create_optimizer_v2(
@@ -198,9 +207,8 @@ def finetune(
         warmup_prefix=False,
         t_in_epochs=False,
     )
-    scaler = torch.amp.GradScaler(  # idle unless the GPU lacks bfloat16
-        "cuda", enabled=device.type == "cuda" and not torch.cuda.is_bf16_supported()
-    )
+    # Idle unless the GPU lacks bfloat16.
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     generator = torch.Generator().manual_seed(seed)
     # Parts of a batch differ in size, but the order has to be the same in all processes.
     moving = generator if ranks is None else torch.Generator().manual_seed(seed + ranks.rank)
@@ -213,6 +221,7 @@ def finetune(
         "seed": seed,
         "images": len(data.train),
         "validation": data.fingerprint,
+        "precision": precision,
         "mix": mix is not None,
         "teacher": teacher is not None,
     }
@@ -289,7 +298,15 @@ def finetune(
                         optimizer.zero_grad(set_to_none=True)
                         try:
                             loss, logits = _backward(
-                                trained, images, targets, taught, recipe, scaler, weight, pieces
+                                trained,
+                                images,
+                                targets,
+                                taught,
+                                recipe,
+                                scaler,
+                                weight,
+                                pieces,
+                                precision,
                             )
                             break
                         except RuntimeError as error:
@@ -318,7 +335,9 @@ def finetune(
                     bar.advance(step, len(whole), loss.item(), 100 * hits.item())
             mean = mean_loss()
             with clock("evaluate"):
-                accuracy = evaluate(average or model, data, data.val, ranks=ranks)
+                accuracy = evaluate(
+                    average or model, data, data.val, ranks=ranks, precision=precision
+                )
             beginning = generator.get_state()
             loss_sum.zero_()
             put_by()
@@ -328,7 +347,7 @@ def finetune(
         model.load_state_dict(average.module.state_dict())
     if accuracy is None:
         with clock("evaluate"):
-            accuracy = evaluate(model, data, data.val, ranks=ranks)
+            accuracy = evaluate(model, data, data.val, ranks=ranks, precision=precision)
     return float(accuracy)
 
 
@@ -351,13 +370,14 @@ def _backward(
     scaler: torch.amp.GradScaler,
     weight: float,
     pieces: int,
+    precision: Precision,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add the batch's gradients, passing it through in ``pieces``; gives its loss and logits."""
     losses, outputs = [], []
     taught = teacher.chunk(pieces) if isinstance(teacher, torch.Tensor) else [teacher] * pieces
     parts = zip(images.chunk(pieces), targets.chunk(pieces), taught, strict=False)
     for part, part_targets, part_taught in parts:
-        with autocast(images.device):
+        with autocast(images.device, precision):
             logits = model(part)
             if isinstance(part_taught, nn.Module):
                 with torch.no_grad():
