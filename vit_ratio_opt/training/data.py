@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
-from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.datasets import CIFAR10, DatasetFolder, ImageFolder
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
@@ -48,6 +48,13 @@ CIFAR10_STD = (0.2023, 0.1994, 0.2010)
 Validation = Literal["train", "test"]
 
 _MEMORY_LIMIT = 4 * 2**30
+# Images whose contents are hashed: at once in memory, altogether on disk.
+_HASHED = 256
+# Options of loaders that change no pixel, or are settings of their own.
+_NO_PREPROCESSING = {
+    *("loader", "root", "seed", "val_fraction", "test_fraction", "validation", "memory_limit"),
+    *("image_size", "mean", "std"),
+}
 _WORKERS = min(8, os.cpu_count() or 1)
 
 
@@ -71,6 +78,26 @@ class Split:
     def subset(self, positions: torch.Tensor) -> Split:
         """The images at these positions of the split."""
         return Split(self.dataset, self.indices[positions], self.labels[positions])
+
+    def fingerprint(self, *, contents: bool = True) -> str:
+        """Return a hash of the split's images: their positions, labels and contents.
+
+        In memory, all pixels are hashed. On disk, the relative names and the sizes of all files
+        and the bytes of some of them, drawn with a fixed seed. Of a data set of another kind, the
+        pixels of as many images, unless they differ from one reading to the next.
+
+        Args:
+            contents: Whether contents of images that are not in memory are hashed.
+        """
+        digest = hashlib.sha256()
+        digest.update(self.indices.numpy().tobytes())
+        digest.update(self.labels.numpy().tobytes())
+        if isinstance(self.dataset, TensorDataset):
+            for chunk in torch.split(self.indices, _HASHED):  # a copy of all may not fit
+                digest.update(self.dataset.tensors[0][chunk].numpy().tobytes())
+        elif contents:
+            digest.update(_contents(self.dataset, self.indices.tolist()))
+        return digest.hexdigest()[:16]
 
     def batches(
         self, batch_size: int, *, generator: torch.Generator | None = None
@@ -129,13 +156,34 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the validation split: its images' places, labels and, in memory, pixels."""
-        digest = hashlib.sha256()
-        digest.update(self.val.indices.numpy().tobytes())
-        digest.update(self.val.labels.numpy().tobytes())
-        if isinstance(self.val.dataset, TensorDataset):
-            digest.update(self.val.dataset.tensors[0][self.val.indices].numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """Hash of the validation split, see :meth:`Split.fingerprint`."""
+        return self.val.fingerprint()
+
+    @cached_property
+    def training_fingerprint(self) -> str:
+        """Hash of the training split."""
+        return self.train.fingerprint()
+
+    @cached_property
+    def test_fingerprint(self) -> str:
+        """Hash of the test split."""
+        return self.test.fingerprint()
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Whether the validation split is the one of this hash.
+
+        Version 0.1.0 hashed no contents of images on disk; its hash is recognised too.
+        """
+        return fingerprint in (self.fingerprint, self.val.fingerprint(contents=False))
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Options of the loader that change pixels, beside the size and the normalisation."""
+        return {
+            name: value
+            for name, value in self.source.items()
+            if name not in _NO_PREPROCESSING and value is not None
+        }
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """float32 images with the data set's mean and standard deviation, from uint8."""
@@ -554,6 +602,44 @@ def _labels(dataset: Dataset[Any]) -> torch.Tensor:
     if targets is None:
         targets = [dataset[index][1] for index in range(len(cast(Sized, dataset)))]
     return torch.as_tensor(targets, dtype=torch.int64)
+
+
+def _contents(dataset: Dataset[Any], indices: Sequence[int]) -> bytes:
+    """Return a hash of the images at ``indices``, which are not in memory."""
+    digest = hashlib.sha256()
+    draw = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(indices), generator=draw)[:_HASHED].tolist()
+    sample = sorted(indices[position] for position in order)
+    source = dataset.dataset if isinstance(dataset, _AsUint8) else dataset
+    paths = _paths(source)
+    if paths:
+        root = os.path.commonpath([os.path.dirname(path) for path in paths])
+        for index in indices:
+            name = Path(os.path.relpath(paths[index], root)).as_posix()
+            digest.update(f"{name} {os.stat(paths[index]).st_size}\n".encode())
+        for index in sample:
+            digest.update(Path(paths[index]).read_bytes())
+    if not paths or getattr(source, "transforms", None) is not None:
+
+        def pixels() -> bytes:
+            images = (np.ascontiguousarray(dataset[index][0]) for index in sample)
+            return hashlib.sha256(b"".join(image.tobytes() for image in images)).digest()
+
+        with torch.random.fork_rng(devices=[]):
+            first, second = pixels(), pixels()
+        if first == second:  # no random augmentation
+            digest.update(first)
+    return digest.digest()
+
+
+def _paths(dataset: Dataset[Any]) -> list[str]:
+    """Return the files of a data set's images; none where it does not name them."""
+    if isinstance(dataset, Subset):
+        paths = _paths(dataset.dataset)
+        return [paths[index] for index in dataset.indices] if paths else []
+    if isinstance(dataset, _Files):
+        return [str(path) for path in dataset.paths]
+    return [path for path, _ in dataset.samples] if isinstance(dataset, DatasetFolder) else []
 
 
 def _in_memory(images: torch.Tensor, labels: Any) -> Split:
