@@ -85,9 +85,10 @@ def recipe_for(folder: Path | None, epochs: int) -> Recipe:
 
 def header(objective: PruningObjective, **more: Any) -> dict[str, Any]:
     """What makes rows comparable, as JSON gives it back."""
+    settings = objective.settings.to_json()
     whole = {
         **more,
-        **{key: objective.settings[key] for key in _SETTINGS},
+        **{key: settings[key] for key in _SETTINGS},
         "train_images": len(objective.data.train),
         "eval_images": len(objective.data.val),
         "dense_accuracy": objective.dense_accuracy,

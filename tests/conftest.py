@@ -294,7 +294,9 @@ def make_study() -> Callable[..., optuna.Study]:
         given = {
             "strategy": "fixed" if fixed else "searched", "budget": budget,
             "tolerance": tolerance, "model": "vit_tiny", "weights": "abc", "dataset": "digits",
-            "validation": "def", "recipe": {"epochs": 2}, "seed": 0,
+            "validation": "def", "recipe": {"epochs": 2}, "seed": 0, "iterative": False,
+            "mhsa_unit": "rank", "repair": True, "allocation": "global", "round_to": 1,
+            "calibration_images": 64,
         }  # fmt: skip
         sizes = [[b.num_heads, b.head_dim, b.hidden_dim] for b in blocks]
         curve = budget_curve(shape, budget or 0.5)

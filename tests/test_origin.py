@@ -124,7 +124,7 @@ def test_a_model_of_no_file_is_asked_for(url, tmp_path):
         load_objective("s", url)
     path = tmp_path / "model.safetensors"
     save_dense(model, path, name=MODEL, arguments=ARGUMENTS)
-    assert load_objective("s", open_storage(url), checkpoint=path).settings["budget"] == 0.6
+    assert load_objective("s", open_storage(url), checkpoint=path).settings.budget == 0.6
     assert weights_hash(load_again(source_of(model))) == weights_hash(model)
 
 

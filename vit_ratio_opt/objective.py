@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import optuna
@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial
 from vit_ratio_opt.cache import cached_calibration, cached_latency, default_cache
 from vit_ratio_opt.checkpoint import load_pruned, save_pruned, source_of, weights_hash
 from vit_ratio_opt.costs import check_cost, latency_space, params_space
-from vit_ratio_opt.device import autocast
+from vit_ratio_opt.device import Precision, autocast, precision_of
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import (
     BUDGET_CONSTRAINTS,
@@ -75,10 +75,13 @@ from vit_ratio_opt.pruning import (
     taylor_importance,
     without_cascade,
 )
+from vit_ratio_opt.pruning.architecture import architecture_of
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.latency import latency_curves, time_models
 from vit_ratio_opt.pruning.surgery import ALL_HEADS
 from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.settings import StudySettings
+from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import block_rows, finished_trials
 from vit_ratio_opt.search import (
     BudgetSearch,
@@ -96,6 +99,7 @@ from vit_ratio_opt.training import (
     ImageData,
     Ranks,
     Recipe,
+    Split,
     Stopwatch,
     TrainingDiverged,
     TrainingStopped,
@@ -141,7 +145,8 @@ class PruningObjective:
     fine-tuning), ``accuracy``,
     ``accuracy_drop`` (points against the dense model), ``parent_trial`` (what it started from:
     ``"dense"`` or a trial's number), ``epochs``, ``total_epochs`` (those of its parents included),
-    ``seconds``, ``seed``, ``device``, ``checkpoint``, ``blocks`` (heads, their dimensions and
+    ``seconds``, ``seed``, ``device``, ``checkpoint``, ``weights`` (hash of the model in the
+    checkpoint), ``blocks`` (heads, their dimensions and
     hidden neurons of each), ``tokens`` (of a cascade: queries, keys and tokens in the FFN of each
     block), ``losses`` (of each epoch), for the report and for finding dead workers ``timing`` and
     ``worker``, and of a trial that failed, why: ``failure``. Accuracies are top-1 in per cent;
@@ -184,6 +189,8 @@ class PruningObjective:
         noise: Standard deviation of the accuracy over seeds, in points; by default half the
             standard error that the size of the validation split gives.
         confirmations: Times that the best pair is trained again before the search ends.
+        confidence: Probability with which the answer of the search has to keep the limit, in
+            (0.5, 1).
         mhsa_unit: What goes from the attention: ``"rank"``, dimensions of all heads after these
             were factorised, or ``"head"``, whole heads by Taylor scores, as the usual tools do.
             The first chooses neurons that the others can replace, the second by Taylor scores.
@@ -203,6 +210,9 @@ class PruningObjective:
             cache folder by default.
         seed: Of the calibration images and of fine-tuning.
         device: Chosen automatically by default.
+        precision: ``"float32"``, ``"bfloat16"`` or ``"float16"``, in which models are trained,
+            evaluated and timed. By default that of the study, or for a new study the usual one of
+            the device: mixed on a CUDA GPU, full elsewhere.
         progress: None shows bars in a terminal only.
         ranks: Processes that share the training of each trial. Rank 0 runs the study, the others
             :meth:`follow` it.
@@ -231,6 +241,7 @@ class PruningObjective:
         ranges: Sequence[float] | None = None,
         noise: float | None = None,
         confirmations: int = 1,
+        confidence: float = 0.8,
         mhsa_unit: MhsaUnit = "rank",
         repair: bool = True,
         allocation: Allocation = "global",
@@ -242,6 +253,7 @@ class PruningObjective:
         cache: str | Path | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
+        precision: Precision | None = None,
         progress: bool | None = None,
         ranks: Ranks | None = None,
     ) -> None:
@@ -274,6 +286,15 @@ class PruningObjective:
             )
         if noise is not None and not noise >= 0:
             raise InputError(f"`noise` must be at least 0, but got {noise!r}.")
+        if not 0.5 < confidence < 1:
+            raise InputError(
+                f"`confidence` must be above 0.5 and below 1, but got {confidence!r}: give a "
+                "probability such as 0.8."
+            )
+        if precision is not None and precision not in get_args(Precision):
+            raise InputError(
+                f"`precision` must be one of {get_args(Precision)}, but got {precision!r}."
+            )
         if strategy == "both" and (mhsa_unit == "head" or allocation != "global"):
             raise InputError(
                 "`strategy='both'` needs ranks and allocation 'global', but got "
@@ -288,6 +309,7 @@ class PruningObjective:
         self.fixed_ratio = fixed_ratio
         self.noise = noise
         self.confirmations = confirmations
+        self.confidence = confidence
         if device is None:
             device = best_device() if ranks is None else ranks.device
         # A copy, so that nothing the caller does later changes the teacher.
@@ -300,6 +322,8 @@ class PruningObjective:
                 f"`device` must be one of this machine, such as 'cuda:0' or 'cpu', but got "
                 f"{str(device)!r}: {reason(error)}"
             ) from None
+        self._precision_given = precision is not None
+        self.precision: Precision = precision or precision_of(self.device)
         self.data = data
         self.recipe = recipe or Recipe()
         self.calibration_images = calibration_images
@@ -356,12 +380,46 @@ class PruningObjective:
         self._search(latency_space(self.shape, latency))
         self.latency = latency
 
+    def settings_for(self, stored: StudySettings) -> StudySettings:
+        """Return the settings that the objective has in a study with these.
+
+        The study decides the precision where none was given, and which of the two hashes of the
+        validation split is compared.
+        """
+        changes: dict[str, Any] = {}
+        if stored.precision is not None and not self._precision_given:
+            changes["precision"] = stored.precision
+        if self.data.has_fingerprint(stored.validation):
+            changes["validation"] = stored.validation
+        return replace(self.settings, **changes)
+
+    def adopt(self, record: StudyRecord) -> None:
+        """Take over what a study has measured and the precision of its settings.
+
+        Another machine may count an image more or less, or need another time for a pair, and
+        would search in another way.
+
+        Raises:
+            InputError: The latency is of another model.
+        """
+        precision = self.settings_for(record.settings).precision
+        if precision != self.precision:
+            self.precision = cast(Precision, precision)
+            self.__dict__.pop("_teacher", None)
+        if record.latency is not None and record.latency != self.latency:
+            self.search_latency(record.latency)
+        self.dense_accuracy = float(record.dense["val_accuracy"])
+
     def _foretold(self) -> dict[str, Any]:
         """The latency of this study's pairs on this device."""
         shown = None if self.progress is None else bool(self.progress)
         with waiting("measuring the latency of blocks", enabled=shown):
             table = cached_latency(
-                self.model, self.cache, batch=self.latency_batch, round_to=self.shape.round_to
+                self.model,
+                self.cache,
+                batch=self.latency_batch,
+                round_to=self.shape.round_to,
+                precision=self.precision,
             )
         guide = self.calibration if self.shape.mhsa_unit == "rank" else self.importance
         return latency_curves(
@@ -448,12 +506,12 @@ class PruningObjective:
         batches = [
             images for images, _ in self._seeded_batches(self.calibration_images, skip=True)
         ]
-        with torch.inference_mode(), autocast(self.device):
+        with torch.inference_mode(), autocast(self.device, self.precision):
             dense = [self.model(images).log_softmax(dim=1) for images in batches]
 
         def agreement(pair: Pair) -> float:
             model = self.prune(RatioPair(*pair))
-            with torch.inference_mode(), autocast(self.device):
+            with torch.inference_mode(), autocast(self.device, self.precision):
                 losses = [
                     F.kl_div(
                         model(images).log_softmax(dim=1), target, log_target=True, reduction="sum"
@@ -497,14 +555,15 @@ class PruningObjective:
             return {}
 
         def accuracy(pair: Pair) -> float:
-            return evaluate(self.prune(RatioPair(*pair)), self.data, self.data.val)
+            return self._accuracy(self.prune(RatioPair(*pair)))
 
         seen = follow(BudgetSearch(self.curve, start=self.likely_best()), accuracy)
         return {pair: value for pair, (value,) in seen.items()}
 
     def manifest(self, pair: RatioPair, model: ViT, accuracy: float) -> dict[str, Any]:
         """What a file of the pair's model says about it, as JSON values."""
-        shape = shape_of(model)
+        shape, settings = shape_of(model), self.settings.to_json()
+        del settings["architecture"]  # a file has its own, of the pruned model
         return {
             **pair._asdict(),
             "macs_ratio": shape.macs / self.shape.macs,
@@ -523,30 +582,57 @@ class PruningObjective:
             "images": {
                 key: None if key == "root" else value for key, value in self.data.source.items()
             },
-            **self.settings,
+            **settings,
         }
 
+    @property
+    def settings(self) -> StudySettings:
+        """Everything on which the numbers of a trial depend; a study holds one such value."""
+        space = self.space.cascade if isinstance(self.space, Combined) else self.space
+        # As JSON gives it back.
+        ranges = tuple(map(float, space.ranges)) if isinstance(space, Cascade) else None
+        return StudySettings(
+            strategy="fixed" if self.fixed_ratio else "searched",
+            budget=self.budget,
+            tolerance=self.tolerance,
+            cost=self.cost,
+            latency_batch=self.latency_batch,
+            pruned=self.strategy,
+            rule=None if self.strategy == "structural" else asdict(self.rule),
+            ranges=ranges,
+            by_cascade=self.space.by_cascade if isinstance(self.space, Combined) else None,
+            dataset=self.data.name,
+            training=self.data.training_fingerprint,
+            validation=self.data.fingerprint,
+            test=self.data.test_fingerprint,
+            image_shape=self.data.image_shape,
+            preprocessing=self.data.preprocessing,
+            classes=self.data.classes,
+            mean=self.data.mean,
+            std=self.data.std,
+            flip=self.data.flip,
+            recipe=asdict(self.recipe),
+            iterative=self.iterative,
+            mhsa_unit=self.shape.mhsa_unit,
+            repair=self.repair,
+            allocation=self.allocation,
+            round_to=self.shape.round_to,
+            calibration_images=self.calibration_images,
+            seed=self.seed,
+            noise=self.noise,
+            confirmations=self.confirmations,
+            confidence=self.confidence,
+            precision=self.precision,
+            **self._model_settings,
+        )
+
     @cached_property
-    def settings(self) -> dict[str, Any]:
-        """What makes two trials comparable, as JSON values; a study holds one such set."""
+    def _model_settings(self) -> dict[str, Any]:
+        """The settings that hash the dense model."""
         return {
-            "strategy": "fixed" if self.fixed_ratio else "searched",
-            "budget": self.budget,
-            "tolerance": self.tolerance,
             "model": str(getattr(self.model, "default_cfg", {}).get("architecture", "custom")),
             "weights": weights_hash(self.model),
-            "dataset": self.data.name,
-            "validation": self.data.fingerprint,
-            "recipe": asdict(self.recipe),
-            "mhsa_unit": self.shape.mhsa_unit,
-            "repair": self.repair,
-            "calibration_images": self.calibration_images,
-            "allocation": self.allocation,
-            "round_to": self.shape.round_to,
-            "iterative": self.iterative,
-            "seed": self.seed,
-            **self._cost_settings,
-            **self._cascade_settings,
+            "architecture": architecture_of(self.model),
         }
 
     @property
@@ -555,34 +641,9 @@ class PruningObjective:
         return {
             "model": source_of(self.model),
             "data": self.data.source,
-            "noise": self.noise,
-            "confirmations": self.confirmations,
             "checkpoints": None if self.checkpoints is None else str(self.checkpoints.resolve()),
             "artifacts": self.artifacts,
         }
-
-    @property
-    def _cost_settings(self) -> dict[str, Any]:
-        """None for MACs, as in studies of earlier versions."""
-        if self.cost == "latency":
-            return {"cost": self.cost, "latency_batch": self.latency_batch}
-        return {} if self.cost == "macs" else {"cost": self.cost}
-
-    @property
-    def _cascade_settings(self) -> dict[str, Any]:
-        if self.strategy == "structural":
-            return {}
-        space = self.space
-        tokens = space.cascade if isinstance(space, Combined) else space
-        assert isinstance(tokens, Cascade)
-        settings: dict[str, Any] = {
-            "pruned": self.strategy,
-            "rule": asdict(self.rule),
-            "ranges": list(tokens.ranges),  # as JSON gives them back
-        }
-        if isinstance(space, Combined):
-            settings["by_cascade"] = space.by_cascade
-        return settings
 
     @property
     def device_name(self) -> str:
@@ -594,7 +655,12 @@ class PruningObjective:
     @cached_property
     def dense_accuracy(self) -> float:
         """Validation accuracy of the dense model, in per cent."""
-        return evaluate(self.model, self.data, self.data.val)
+        return self._accuracy(self.model)
+
+    def _accuracy(self, model: ViT, split: Split | None = None) -> float:
+        """Accuracy of a model in per cent, on the validation split by default."""
+        split = self.data.val if split is None else split
+        return evaluate(model, self.data, split, precision=self.precision)
 
     @cached_property
     def _teacher(self) -> ViT | torch.Tensor | None:
@@ -611,7 +677,7 @@ class PruningObjective:
         logits = len(self.data.train) * len(self.data.classes)
         if recipe.augment or logits > _MOST_LOGITS:
             return self.model
-        return predict(self.model, self.data, self.data.train)
+        return predict(self.model, self.data, self.data.train, precision=self.precision)
 
     @cached_property
     def importance(self) -> Importance:
@@ -707,7 +773,7 @@ class PruningObjective:
                 continue  # stopped by a pruner: it kept no model
             try:
                 with fetched_checkpoint(parent, trial.storage, self.artifact_store) as path:
-                    model, _ = load_pruned(path, self.model)
+                    model = _read_model(path, parent, trial.study.study_name, self.model)
                 return parent, model.to(self.device)
             except Exception as error:  # a store raises whatever its client does
                 _logger.warning(
@@ -734,11 +800,13 @@ class PruningObjective:
             model = self.model_of(best, study)
             dense = tested.get("dense")
             if dense is None:
-                dense = evaluate(self.model, self.data, self.data.test)
-            accuracy = evaluate(model.to(self.device), self.data, self.data.test)
+                dense = self._accuracy(self.model, self.data.test)
+            accuracy = self._accuracy(model.to(self.device), self.data.test)
             tested = {"trial": best.number, "accuracy": accuracy, "dense": dense}
             if self.cost == "latency":
-                taken = time_models([self.model, model], batch=self.latency_batch)
+                taken = time_models(
+                    [self.model, model], batch=self.latency_batch, precision=self.precision
+                )
                 names = ("dense_ms", "pruned_ms")
                 tested |= {n: round(1e3 * t, 4) for n, t in zip(names, taken, strict=True)}
                 tested["device"] = self.device_name
@@ -757,7 +825,7 @@ class PruningObjective:
         """A trial's pruned model, from this machine's folder or from the store of all.
 
         Raises:
-            InputError: The trial kept no model, or it is gone.
+            InputError: The trial kept no model, or neither place has it.
         """
         if self.checkpoints is None or trial.user_attrs.get("checkpoint") is None:
             raise InputError(
@@ -765,15 +833,17 @@ class PruningObjective:
                 "the folder of a study's models."
             )
         path = self.checkpoints / trial.user_attrs["checkpoint"]
-        if path.exists() or self.artifact_store is None:
-            return load_pruned(path, self.model)[0]
+        try:
+            return _read_model(path, trial, study.study_name, self.model)
+        except InputError as error:
+            if self.artifact_store is None:
+                raise
+            here = error
         try:
             with fetched_checkpoint(trial, study._storage, self.artifact_store) as fetched:
-                return load_pruned(fetched, self.model)[0]
+                return _read_model(fetched, trial, study.study_name, self.model)
         except ArtifactNotFound as error:
-            raise InputError(
-                f"{path} is not there, and not in the artifact store: {error}"
-            ) from None
+            raise InputError(f"{here} It is not in the artifact store either: {error}") from None
 
     def __call__(self, trial: optuna.Trial) -> float:
         """One trial.
@@ -856,6 +926,7 @@ class PruningObjective:
                     manifest["cost_ratio"] = cost_ratio
                 path = self.checkpoints / checkpoint
                 save_pruned(model, path, manifest)
+                trial.set_user_attr("weights", weights_hash(model))
                 if self.artifact_store is not None and in_study:
                     upload_artifact(
                         artifact_store=self.artifact_store,
@@ -944,7 +1015,7 @@ class PruningObjective:
         if shape.block_tokens:
             trial.set_user_attr("tokens", [list(counts) for counts in shape.block_tokens])
         with clock("evaluate"):
-            accuracy = evaluate(model, self.data, self.data.val)
+            accuracy = self._accuracy(model)
         trial.set_user_attr("accuracy_pruned", accuracy)
         if self.recipe.epochs:
             accuracy = self._finetuned(trial, model, pair, seed, state, None, clock)
@@ -996,6 +1067,7 @@ class PruningObjective:
                 self.recipe,
                 teacher=teacher,
                 seed=seed,
+                precision=self.precision,
                 state=state,
                 stop=self.stop,
                 ranks=self.ranks,
@@ -1044,6 +1116,7 @@ class PruningObjective:
                         self.recipe,
                         teacher=self._teacher,
                         seed=job["seed"],
+                        precision=self.precision,
                         state=state,
                         stop=stop,
                         ranks=ranks,
@@ -1066,6 +1139,28 @@ class PruningObjective:
         if self.artifact_store is not None:
             remove_states(self._spent_states, self.artifact_store)
         self._spent_states = []
+
+
+def _read_model(path: Path, trial: FrozenTrial, study_name: str, dense: ViT) -> ViT:
+    """Return the pruned model of a trial from a file, whose name another study may share.
+
+    Raises:
+        InputError: The file cannot be read, or it holds the model of another trial.
+    """
+    model, manifest = load_pruned(path, dense)
+    lineage = manifest.get("lineage") or {}
+    found = {key: lineage.get(key) for key in ("study", "trial")}
+    found |= {name: manifest.get(name) for name in RatioPair._fields}
+    wanted = {"study": study_name, "trial": trial.number, **_pair_of(trial)._asdict()}
+    if "weights" in trial.user_attrs:  # not in trials of version 0.1.0
+        found["weights"], wanted["weights"] = weights_hash(model), trial.user_attrs["weights"]
+    for key, value in wanted.items():
+        if found[key] != value:
+            raise InputError(
+                f"{path} is not the model of trial {trial.number} of study {study_name!r}: its "
+                f"{key} is {found[key]!r}, not {value!r}. Name the folder with `checkpoints`."
+            )
+    return model
 
 
 def _take_over(trial: optuna.Trial, earlier: FrozenTrial) -> None:

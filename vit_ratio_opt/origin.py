@@ -7,18 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from optuna.storages import BaseStorage
 
 from vit_ratio_opt.checkpoint import load_again as load_model_again
 from vit_ratio_opt.checkpoint import weights_hash
+from vit_ratio_opt.device import Precision
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.geometry import Cost, MhsaUnit
 from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.pruning import Allocation
+from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.storage import open_storage, reason
-from vit_ratio_opt.strategies import CascadeRule
+from vit_ratio_opt.strategies import CascadeRule, Strategy
 from vit_ratio_opt.training import ImageData, Ranks, Recipe, load_images
 from vit_ratio_opt.training.data import load_again as load_images_again
 
@@ -60,8 +64,8 @@ def load_objective(
             or these are others.
     """
     (study,) = load_studies(open_storage(storage, must_exist=True), [study_name])
-    settings: dict[str, Any] = study.user_attrs["settings"]
-    origin: dict[str, Any] = study.user_attrs.get("origin", {})
+    record = StudyRecord.read(study_name, study.user_attrs)
+    settings, origin = record.settings, record.origin
     if origin.get("model") is None and checkpoint is None:
         raise InputError(
             f"Study {study_name!r} does not say where its dense model is: give --checkpoint."
@@ -69,46 +73,49 @@ def load_objective(
     model = load_model_again(
         origin.get("model") or {"arguments": {}}, checkpoint=checkpoint, start=start
     )
-    if weights_hash(model) != settings["weights"]:
+    if weights_hash(model) != settings.weights:
         raise InputError(
             f"The dense model here has other weights ({weights_hash(model)}) than study "
-            f"{study_name!r} was made with ({settings['weights']}): give --checkpoint."
+            f"{study_name!r} was made with ({settings.weights}): give --checkpoint."
         )
     if not origin.get("data"):
         raise InputError(
             f"Study {study_name!r} has images of the user's own: run the script that made it."
         )
     images = load_images_again(origin["data"], root=data)
-    if images.fingerprint != settings["validation"]:
+    if not images.has_fingerprint(settings.validation):
         raise InputError(
             f"The images here give another validation split ({images.fingerprint}) than study "
-            f"{study_name!r} was made with ({settings['validation']}): give --data."
+            f"{study_name!r} was made with ({settings.validation}): give --data."
         )
+    known = {name: getattr(settings, name) for name in ("confirmations", "confidence")}
+    recorded = {name: value for name, value in known.items() if value is not None}
     try:
         objective = PruningObjective(
             model,
             images,
-            budget=settings["budget"],
-            tolerance=settings["tolerance"],
-            recipe=Recipe(**settings["recipe"]),
-            fixed_ratio=settings["strategy"] == "fixed",
-            strategy=settings.get("pruned", "structural"),
-            rule=CascadeRule(**settings["rule"]) if "rule" in settings else None,
-            noise=origin["noise"],
-            confirmations=origin["confirmations"],
-            mhsa_unit=settings["mhsa_unit"],
-            repair=settings["repair"],
-            allocation=settings["allocation"],
-            round_to=settings["round_to"],
-            ranges=settings.get("ranges"),
-            cost=settings.get("cost", "macs"),
-            latency_batch=settings.get("latency_batch", 1),
-            latency=study.user_attrs.get("latency"),
-            checkpoints=checkpoints or origin["checkpoints"],
-            iterative=settings["iterative"],
-            artifact_store=artifacts or origin["artifacts"],
-            calibration_images=settings["calibration_images"],
-            seed=settings["seed"],
+            budget=settings.budget,
+            tolerance=settings.tolerance,
+            recipe=Recipe(**settings.recipe),
+            fixed_ratio=settings.strategy == "fixed",
+            strategy=cast(Strategy, settings.pruned),
+            rule=None if settings.rule is None else CascadeRule(**settings.rule),
+            noise=settings.noise,
+            mhsa_unit=cast(MhsaUnit, settings.mhsa_unit),
+            repair=settings.repair,
+            allocation=cast(Allocation, settings.allocation),
+            round_to=settings.round_to,
+            ranges=settings.ranges,
+            cost=cast(Cost, settings.cost),
+            latency_batch=settings.latency_batch,
+            latency=record.latency,
+            checkpoints=checkpoints or origin.get("checkpoints"),
+            iterative=settings.iterative,
+            artifact_store=artifacts or origin.get("artifacts"),
+            calibration_images=settings.calibration_images,
+            seed=settings.seed,
+            precision=cast(Precision, settings.precision),
+            **recorded,
             device=device,
             progress=progress,
             ranks=ranks,
@@ -116,7 +123,7 @@ def load_objective(
     except (KeyError, TypeError) as error:
         raise InputError(
             f"Study {study_name!r} was made by another version of vit_ratio_opt "
-            f"({study.user_attrs.get('versions', {}).get('vit_ratio_opt')}): {error} does not fit."
+            f"({record.versions.get('vit_ratio_opt')}): {error} does not fit."
         ) from None
     return objective
 
@@ -145,13 +152,13 @@ def study_images(
             raise InputError("Accuracy is measured, not assumed: give --data, the images' folder.")
         for load in _loads(manifest, root, image_size):
             data = load()
-            if fingerprint in (None, data.fingerprint):
+            if fingerprint is None or data.has_fingerprint(fingerprint):
                 break
     except InputError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"The model has a damaged manifest: {reason(error)}.") from None
-    if fingerprint not in (None, data.fingerprint):
+    if fingerprint is not None and not data.has_fingerprint(fingerprint):
         raise InputError(
             f"The images here give another validation split ({data.fingerprint}) than the model's "
             f"study had ({fingerprint}), so its test images are not known: give its own images."

@@ -1,31 +1,26 @@
-"""Create, resume and run a study, with the settings that it stores."""
+"""Run a study."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import optuna
-from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from vit_ratio_opt.creation import check_study, create_study, screened_best
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import COST_WORDS, cost_saved
-from vit_ratio_opt.progress import SearchProgress, waiting
+from vit_ratio_opt.geometry import COST_WORDS
+from vit_ratio_opt.progress import SearchProgress
 from vit_ratio_opt.records.trials import cost_of, finished_trials
-from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair
+from vit_ratio_opt.search import BinarySearchSampler
 from vit_ratio_opt.storage import (
-    DEFAULT_STORAGE,
     RESTART_SECONDS,
     is_storage_error,
     is_unreachable,
-    open_storage,
     reason,
 )
 from vit_ratio_opt.workers import (
@@ -48,113 +43,6 @@ _WAIT_SECONDS = 2.0
 # In a row: a database that is restarted is waited for, so one that fails again and again is full,
 # read-only or gone.
 _MOST_STORAGE_FAILURES = 5
-_PACKAGES = ("vit_ratio_opt", "torch", "timm", "optuna")
-
-
-def check_study(objective: PruningObjective, study_name: str, storage: BaseStorage) -> None:
-    """Refuse a name that the storage has with other settings. Nothing is written.
-
-    Raises:
-        InputError: With the settings that differ.
-    """
-    if not study_name:
-        raise InputError("The study name must not be empty.")
-    for summary in optuna.get_all_study_summaries(storage):
-        if summary.study_name == study_name:
-            _refuse_other_settings(
-                study_name, summary.user_attrs.get("settings"), objective.settings
-            )
-
-
-def create_study(
-    objective: PruningObjective,
-    *,
-    study_name: str,
-    storage: str | BaseStorage = DEFAULT_STORAGE,
-    pruner: optuna.pruners.BasePruner | None = None,
-    screen: bool = True,
-) -> Study:
-    """Create the study, or resume it when the storage has one of this name and these settings.
-
-    The study remembers the objective's settings (budget, dense weights, validation split, recipe,
-    seed ...) and the dense model's figures, and always comes with the sampler that fits them.
-
-    Args:
-        objective: What the study optimises.
-        study_name: Its name in the storage.
-        storage: A SQLAlchemy URL or an Optuna storage.
-        pruner: An Optuna pruner for the reports after each epoch; none by default.
-        screen: Whether a new study begins with the best pair of
-            :meth:`~vit_ratio_opt.PruningObjective.screen`, or with a tolerance on
-            :attr:`~vit_ratio_opt.PruningObjective.path`, which the study remembers too.
-
-    Raises:
-        InputError: The storage cannot be used, or the study exists with other settings.
-    """
-    backend = open_storage(storage)
-    check_study(objective, study_name, backend)
-    study = optuna.create_study(
-        study_name=study_name,
-        storage=backend,
-        direction=objective.direction,
-        pruner=pruner or optuna.pruners.NopPruner(),
-        load_if_exists=True,
-    )
-    if objective.latency is not None:
-        # Measured by whoever came first: all search the same pairs, on whatever device.
-        if "latency" not in study.user_attrs:
-            study.set_user_attr("latency", objective.latency)
-        if study.user_attrs["latency"] != objective.latency:
-            objective.search_latency(study.user_attrs["latency"])
-    if "dense" not in study.user_attrs:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            metric = (
-                "accuracy"
-                if objective.direction == "maximize"
-                else f"{COST_WORDS[objective.cost]} of dense"
-            )
-            study.set_metric_names([metric])
-        study.set_user_attr("settings", objective.settings)
-        study.set_user_attr("versions", {name: version(name) for name in _PACKAGES})
-        study.set_user_attr("device", objective.device_name)
-        study.set_user_attr(
-            "dense",
-            {
-                "macs": objective.shape.macs,
-                "params": objective.shape.params,
-                "val_accuracy": objective.dense_accuracy,
-                "blocks": objective.shape.block_sizes,
-                "tokens": objective.shape.tokens,
-            },
-        )
-        study.set_user_attr("saved", cost_saved(objective.space))
-    # Another machine may count an image more or less, and would then search another way.
-    objective.dense_accuracy = study.user_attrs["dense"]["val_accuracy"]
-    if "origin" not in study.user_attrs:
-        study.set_user_attr("origin", objective.origin)
-    # These take a while: a worker that was killed in the middle left the study without them.
-    shown = None if objective.progress is None else bool(objective.progress)
-    with waiting("looking at pairs before any training", enabled=shown):
-        if "screened" not in study.user_attrs:
-            seen = objective.screen() if screen else {}
-            study.set_user_attr("screened", [[*pair, value] for pair, value in seen.items()])
-        if "path" not in study.user_attrs:
-            study.set_user_attr("path", objective.path if screen else ())
-    path = [(first, second) for first, second in study.user_attrs.get("path", ())]
-    plan = objective.plan(_screened_best(study), path)
-    if isinstance(plan, BudgetSearch):
-        # For whoever reads the study without the model: which pair is best depends on these.
-        study.set_user_attr("plan", {"curve": plan.curve, "noise": plan.noise})
-    study.sampler = BinarySearchSampler(objective.search_space, plan, seed=objective.seed)
-    return study
-
-
-def _screened_best(study: Study) -> Pair | None:
-    """The best pair of the study's screen, the first of equals."""
-    seen = study.user_attrs.get("screened", [])
-    best = max(seen, key=lambda row: row[2], default=None)
-    return None if best is None else (best[0], best[1])
 
 
 def run_study(
@@ -232,7 +120,7 @@ def _introduce(study: Study, n_trials: int | None, say: Callable[[str], None]) -
         say(f"resuming {study.study_name!r}: {done}{aim} trials are done, none repeated")
     if study.get_trials(deepcopy=False):
         return
-    best = _screened_best(study)
+    best = screened_best(study)
     if best is not None:
         ratios = "mhsa_ratio {:.3f}, ffn_ratio {:.3f}".format(*best)
         looked_at = len(study.user_attrs["screened"])
@@ -330,22 +218,3 @@ def _describe(study: Study, trial: FrozenTrial, n_trials: int | None) -> str:
         f"({-attributes['accuracy_drop']:+.2f}{limit})  "
         f"{attributes['seconds']:.1f} s  ({done}{aim})"
     )
-
-
-def _refuse_other_settings(
-    name: str, stored: dict[str, Any] | None, wanted: dict[str, Any]
-) -> None:
-    if stored is None:
-        raise InputError(
-            f"The storage has a study {name!r} not made by vit_ratio_opt: use another name."
-        )
-    differences = [
-        f"{key} is {stored.get(key)!r}, not {wanted.get(key)!r}"
-        for key in sorted({*stored, *wanted})
-        if stored.get(key) != wanted.get(key)
-    ]
-    if differences:
-        raise InputError(
-            f"Study {name!r} exists with other settings: {'; '.join(differences)}. "
-            "Use another study name, or the settings it was made with."
-        )

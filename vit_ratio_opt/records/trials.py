@@ -7,6 +7,7 @@ model's, accuracies are in per cent.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import COST_WORDS, Cost
+from vit_ratio_opt.records.study import StudyRecord, is_ours
 from vit_ratio_opt.search import Pair
 
 __all__ = [
@@ -32,29 +34,43 @@ __all__ = [
 ]
 
 
+_logger = logging.getLogger(f"optuna.{__name__}")
+
+
 def load_studies(storage: BaseStorage, names: Sequence[str] = ()) -> list[Study]:
     """Load the named studies, or every study that this package created; searched ones come last.
+
+    Of all studies, those that are damaged or unfinished are left out, with a warning each, unless
+    no other is left.
 
     Args:
         storage: The storage of the studies.
         names: The names of the studies; empty for all.
 
     Raises:
-        InputError: A named study does not exist or was not created by this package, or the
-            storage has no study created by this package.
+        InputError: A named study does not exist, was not created by this package or is damaged,
+            or the storage has no study created by this package.
     """
     summaries = {s.study_name: s for s in optuna.get_all_study_summaries(storage)}
+    records: dict[str, StudyRecord] = {}
     for name in names:
         if name not in summaries:
             known = ", ".join(sorted(summaries)) or "none"
             raise InputError(f"The storage has no study {name!r}; it has: {known}.")
-        if "dense" not in summaries[name].user_attrs:
-            raise InputError(f"Study {name!r} was not made by vit_ratio_opt.")
-    ours = names or [name for name, s in summaries.items() if "dense" in s.user_attrs]
-    if not ours:
-        raise InputError("The storage has no study made by vit_ratio_opt.")
-    studies = [optuna.load_study(study_name=name, storage=storage) for name in ours]
-    return sorted(studies, key=lambda s: s.user_attrs["settings"]["strategy"] == "searched")
+        records[name] = StudyRecord.read(name, summaries[name].user_attrs)
+    damaged: list[InputError] = []
+    for name, summary in () if names else summaries.items():
+        if is_ours(summary.user_attrs):
+            try:
+                records[name] = StudyRecord.read(name, summary.user_attrs)
+            except InputError as error:
+                damaged.append(error)
+    if not records:
+        raise (damaged or [InputError("The storage has no study made by vit_ratio_opt.")])[0]
+    for reason in damaged:
+        _logger.warning(f"{reason} It is left out.")
+    ours = sorted(records.values(), key=lambda record: record.settings.strategy == "searched")
+    return [optuna.load_study(study_name=record.name, storage=storage) for record in ours]
 
 
 def finished_trials(study: Study) -> list[FrozenTrial]:

@@ -1,0 +1,191 @@
+"""Everything on which the numbers of a study's trials depend, as one value that is stored."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.records.typed import shorten, typed
+
+__all__ = ["SCHEMA_VERSION", "StudySettings"]
+
+SCHEMA_VERSION = 2
+"""Version of the stored settings. Version 1, of vit_ratio_opt 0.1.0, has no such key."""
+
+# Fields that version 1 did not record: there None means "unknown".
+_NEW_IN_2 = (
+    *("architecture", "preprocessing", "image_shape", "classes", "mean", "std", "flip"),
+    *("training", "test", "noise", "confirmations", "confidence", "precision"),
+)
+# Stored only where they differ from their default, as in version 1.
+_SPARSE = ("cost", "latency_batch", "pruned", "rule", "ranges", "by_cascade")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """What must be equal for two trials to be comparable. A study holds one such value.
+
+    Args:
+        schema_version: Of the stored form.
+        strategy: ``"fixed"``, one ratio for both modules, or ``"searched"``.
+        budget: Largest fraction of the dense model's cost.
+        tolerance: Largest loss of accuracy, in percentage points.
+        cost: What the budget is a fraction of.
+        latency_batch: Images in a batch whose latency counts.
+        pruned: ``"structural"``, ``"cascade"`` or ``"both"``.
+        rule: How a cascade leaves out tokens.
+        ranges: Attention range of each block, for a rule that depends on it.
+        by_cascade: Share of the saving that leaving out tokens has to bring.
+        model: timm's name of the dense model.
+        weights: Hash of its weights.
+        architecture: What it computes apart from its weights, see
+            :func:`vit_ratio_opt.pruning.architecture.architecture_of`.
+        dataset: Name of the data set.
+        training: Hash of the training split.
+        validation: Hash of the validation split.
+        test: Hash of the test split.
+        image_shape: Channels, height and width.
+        preprocessing: Options with which images were decoded, beside their size.
+        classes: Class names in the order of their labels.
+        mean: Normalisation, one value for each channel.
+        std: Normalisation, one value for each channel.
+        flip: Whether augmentation mirrors images.
+        recipe: Fine-tuning of each trial.
+        iterative: Whether trials start from pruned models.
+        mhsa_unit: What is removed from the attention: ``"rank"`` or ``"head"``.
+        repair: Whether linear layers are refitted after pruning.
+        allocation: How each ratio is allocated across blocks.
+        round_to: What ranks and neurons are multiples of.
+        calibration_images: Training images for importance, factors and repair.
+        seed: Of calibration images and fine-tuning.
+        noise: Standard deviation of the accuracy over seeds, in percentage points; None: estimated
+            from the size of the validation split.
+        confirmations: Times that the best pair is trained again.
+        confidence: Probability with which the answer has to keep the limit.
+        precision: In which models are trained and evaluated, such as ``"bfloat16"``.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    strategy: Literal["fixed", "searched"]
+    budget: float | None
+    tolerance: float | None
+    cost: str = "macs"
+    latency_batch: int = 1
+    pruned: str = "structural"
+    rule: dict[str, Any] | None = None
+    ranges: tuple[float, ...] | None = None
+    by_cascade: float | None = None
+    model: str
+    weights: str
+    architecture: dict[str, Any] | None
+    dataset: str
+    training: str | None
+    validation: str
+    test: str | None
+    image_shape: tuple[int, ...] | None
+    preprocessing: dict[str, Any] | None
+    classes: tuple[str, ...] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    flip: bool | None
+    recipe: dict[str, Any]
+    iterative: bool
+    mhsa_unit: str
+    repair: bool
+    allocation: str
+    round_to: int
+    calibration_images: int
+    seed: int
+    noise: float | None
+    confirmations: int | None
+    confidence: float | None
+    precision: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        values = {name: _as_json(value) for name, value in asdict(self).items()}
+        for name in _SPARSE:
+            if values[name] == _DEFAULTS[name]:
+                del values[name]
+        return values
+
+    @classmethod
+    def from_json(cls, stored: object) -> StudySettings:
+        """Return what :meth:`to_json` gave, of this version or an earlier one.
+
+        Raises:
+            InputError: A field is missing, unknown or of another type, or the version is newer.
+        """
+        if not isinstance(stored, Mapping):
+            raise InputError(f"Settings must be a JSON object, but are {shorten(stored)}.")
+        values = {"schema_version": 1, **stored}
+        version = typed("`schema_version` of the settings", values["schema_version"], int)
+        if version > SCHEMA_VERSION:
+            raise InputError(
+                f"Settings of schema version {version} are of a newer vit_ratio_opt, and this one "
+                f"reads up to {SCHEMA_VERSION}: upgrade with `pip install -U vit_ratio_opt`."
+            )
+        if version == 1:
+            values = dict.fromkeys(_NEW_IN_2) | values
+        values = _DEFAULTS | values
+        hints = typing.get_type_hints(cls)
+        unknown, missing = sorted(set(values) - set(hints)), sorted(set(hints) - set(values))
+        if unknown:
+            raise InputError(f"Settings have an unknown field `{unknown[0]}`.")
+        if missing:
+            raise InputError(f"Settings have no field `{missing[0]}`.")
+        return cls(
+            **{
+                name: typed(f"`{name}` of the settings", values[name], hint)
+                for name, hint in hints.items()
+            }
+        )
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Fields that the version which stored the settings did not record."""
+        if self.schema_version >= SCHEMA_VERSION:
+            return ()
+        return tuple(name for name in _NEW_IN_2 if getattr(self, name) is None)
+
+    def differences(self, other: StudySettings) -> list[str]:
+        """Return one clause for each field of ``other`` that differs, without unknown fields."""
+        skipped = {"schema_version", *self.unknown, *other.unknown}
+        return [
+            clause
+            for field in fields(self)
+            if field.name not in skipped
+            for clause in _differences(
+                field.name, getattr(self, field.name), getattr(other, field.name)
+            )
+        ]
+
+
+_DEFAULTS = {field.name: field.default for field in fields(StudySettings) if field.name in _SPARSE}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _as_json(part) for key, part in value.items()}
+    return [_as_json(part) for part in value] if isinstance(value, (tuple, list)) else value
+
+
+def _differences(name: str, ours: Any, theirs: Any) -> list[str]:
+    """Return what differs, down to the entry of a dictionary or the first one of a sequence."""
+    ours, theirs = _as_json(ours), _as_json(theirs)
+    if ours == theirs:
+        return []
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return [
+            clause
+            for key in sorted({*ours, *theirs})
+            for clause in _differences(f"{name}.{key}", ours.get(key), theirs.get(key))
+        ]
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        pairs = enumerate(zip(ours, theirs, strict=True))
+        index, (first, second) = next((i, p) for i, p in pairs if p[0] != p[1])
+        return _differences(f"{name}[{index}]", first, second)
+    return [f"{name} is {shorten(ours)}, not {shorten(theirs)}"]
