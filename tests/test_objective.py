@@ -534,7 +534,7 @@ def test_a_pair_over_the_latency_is_pruned_before_any_training(make, url):
 
 
 def test_the_best_of_a_latency_study_is_measured_when_it_is_tested(make, url, monkeypatch):
-    monkeypatch.setattr(objective_module, "time_models", lambda models, batch: [0.004, 0.0015])
+    monkeypatch.setattr(objective_module, "time_models", lambda models, **how: [0.004, 0.0015])
     objective = latency_objective(make)
     study = create_study(objective, study_name="s", storage=url, screen=False)
     run_study(study, objective, n_trials=1, say=lambda line: None, explain=False)

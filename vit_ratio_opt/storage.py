@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import random
 import re
 import time
 import warnings
@@ -49,6 +51,9 @@ RESTART_SECONDS = 300
 """How long a worker waits for a database or a proxy that is being restarted."""
 
 _FIRST_SECONDS = 10  # for its first answer
+# Of a new database, and what is said when another process is creating it at the same moment.
+_MOST_OPENINGS = 10
+_RACES = ("already exists", "duplicate", "unique constraint", "no such table", 'relation "')
 GRPC_PORT = 13000
 # Drivers that `pip install vit_ratio_opt[postgres]` and `[mysql]` bring, where the URL names none.
 _DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "mysql": ("pymysql", "MySQLdb")}
@@ -141,16 +146,7 @@ def open_storage(
     if parsed.drivername == "grpc":
         return _open_proxy(parsed)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # Braces: Optuna fills URLs in as templates.
-            whole = parsed.render_as_string(hide_password=False)
-            storage = RDBStorage(
-                whole.replace("{", "{{").replace("}", "}}"),
-                engine_kwargs=_engine_settings(parsed, connections),
-                heartbeat_interval=max(1, grace // BEATS_IN_GRACE),
-                grace_period=grace,
-            )
+        storage = _open_database(parsed, grace, connections)
     except ImportError:
         extra = _EXTRAS.get(parsed.get_backend_name())
         hint = f": pip install 'vit_ratio_opt[{extra}]'" if extra else ""
@@ -160,6 +156,29 @@ def open_storage(
     if parsed.get_backend_name() != "sqlite":
         sqlalchemy.event.listen(storage.engine, "do_connect", _connect_patiently)
     return storage
+
+
+def _open_database(url: URL, grace: int, connections: int) -> RDBStorage:
+    """Open a database, and again where another process creates its tables at the same time."""
+    # Braces: Optuna fills URLs in as templates.
+    whole = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+    for attempt in itertools.count(1):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return RDBStorage(
+                    whole,
+                    engine_kwargs=_engine_settings(url, connections),
+                    heartbeat_interval=max(1, grace // BEATS_IN_GRACE),
+                    grace_period=grace,
+                )
+        except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, AssertionError) as error:
+            text = f"{error} {error.__cause__}".lower()
+            is_race = isinstance(error, AssertionError) or any(word in text for word in _RACES)
+            if not is_race or attempt == _MOST_OPENINGS:
+                raise
+        time.sleep(random.uniform(0.05, 0.1) * attempt)
+    raise AssertionError  # never reached
 
 
 def _open_proxy(url: URL) -> BaseStorage:
