@@ -51,8 +51,11 @@ def check_study(objective: PruningObjective, study_name: str, storage: BaseStora
     if not study_name:
         raise InputError("The study name must not be empty.")
     study_id = _find(storage, study_name)
-    attributes = None if study_id is None else _attributes(storage, study_id)
-    if attributes is not None and study_id is not None and not _is_empty(storage, study_id):
+    if study_id is None or _is_empty(storage, study_id):
+        return
+    # Read after that look: what was not empty then has its settings by now, if it gets any.
+    attributes = _attributes(storage, study_id)
+    if attributes is not None:
         _check_settings(objective, study_name, attributes)
 
 
@@ -277,10 +280,10 @@ def _create_again(
     Raises:
         InputError: The study has other settings, or is not of this package.
     """
-    attributes = _attributes(storage, interrupted)
+    is_empty, attributes = _is_empty(storage, interrupted), _attributes(storage, interrupted)
     if attributes is None or is_complete(attributes):
         return False
-    if not _is_empty(storage, interrupted):
+    if not is_empty:
         _check_settings(objective, study_name, attributes)
         if storage.get_n_trials(interrupted):
             raise InputError(

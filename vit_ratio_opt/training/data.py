@@ -174,7 +174,9 @@ class ImageData:
 
         Version 0.1.0 hashed no contents of images on disk; its hash is recognised too.
         """
-        return fingerprint in (self.fingerprint, self.val.fingerprint(contents=False))
+        if fingerprint == self.fingerprint:
+            return True
+        return fingerprint == self.val.fingerprint(contents=False)
 
     @property
     def preprocessing(self) -> dict[str, Any]:
