@@ -1,4 +1,5 @@
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,19 @@ def test_it_is_measured_once_for_the_same_model_images_and_seed(
         tiny_vit.head.weight[0, 0] += 1
     cached_calibration(tiny_vit, [images], tmp_path)
     assert len(measured) == 4
+
+
+def test_an_activation_is_no_weight_but_measured_anew(
+    make_vit: Callable[..., VisionTransformer],
+    images: torch.Tensor,
+    tmp_path: Path,
+    measured: list[int],
+) -> None:
+    cached_calibration(make_vit(act_layer="relu6"), [images], tmp_path)
+    found = cached_calibration(make_vit(), [images], tmp_path).to_tensors()
+    assert len(measured) == 2
+    own = calibrate(make_vit(), [images]).to_tensors()
+    assert all(torch.equal(found[name], own[name]) for name in own)
 
 
 @pytest.mark.parametrize("damage", [b"", b"not safetensors", None], ids=["empty", "text", "cut"])

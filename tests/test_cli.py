@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from vit_ratio_opt import cli
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.storage import open_storage
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "studies"))
@@ -356,3 +357,32 @@ def test_mini_imagenet_runs_every_strategy_from_csv_files(tmp_path, monkeypatch,
     ]
     assert run(mini_imagenet.main, *common, "--strategy", "tokens", monkeypatch=monkeypatch) == 2
     assert "'structural', 'cascade', 'both'" in capsys.readouterr().err
+
+
+def test_report_leaves_a_damaged_study_out_and_shows_the_others(
+    make_study, url, monkeypatch, capsys, caplog
+):
+    storage = open_storage(url)
+    good, bad = make_study(storage, "good"), make_study(storage, "bad")
+    bad.set_user_attr("dense", {"macs": "many"})
+    assert run(cli.report, "--storage", url, monkeypatch=monkeypatch) == 0
+    assert "good" in capsys.readouterr().out
+    assert "Study 'bad' is damaged: `macs` of the attribute `dense`" in caplog.text
+    for names in (("--study-name", "bad"), ()):
+        good.set_user_attr("settings", 5)
+        assert run(cli.report, "--storage", url, *names, monkeypatch=monkeypatch) == 2
+        assert capsys.readouterr().err.count("is damaged") == 1
+
+
+@pytest.mark.parametrize("key", ["settings", "dense", "versions", "device", "origin"])
+@pytest.mark.parametrize("command", ["report", "worker", "final"])
+def test_a_mistyped_attribute_is_one_sentence(
+    make_study, url, monkeypatch, capsys, tmp_path, command, key
+):
+    monkeypatch.chdir(tmp_path)
+    make_study(open_storage(url), "s").set_user_attr(key, 5)
+    arguments = ("--storage", url, "--study-name", "s")
+    assert run(getattr(cli, command), *arguments, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Error: Study 's' is damaged: ")
+    assert key in error.lower()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import timm
 from optuna.trial import TrialState
 
+from vit_ratio_opt.checkpoint import weights_hash
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import RatioPair, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
@@ -285,6 +287,31 @@ def test_final_test_needs_the_checkpoint(make, url):
     run_study(study, objective, n_trials=1, say=lambda line: None, explain=False)
     with pytest.raises(InputError, match="checkpoints"):
         objective.test(study)
+
+
+def test_a_file_of_another_study_is_not_taken_for_the_trials_model(make, url, tmp_path):
+    """A study that was deleted and made again, or another one, with the same folder."""
+    store = tmp_path / "store"
+    first, second = make(), make(artifact_store=store, seed=1)
+    for name, objective in (("other", first), ("s", second)):
+        study = create_study(objective, study_name=name, storage=url, screen=False)
+        run_study(study, objective, n_trials=1, say=lambda line: None, explain=False)
+    path, (trial,) = first.checkpoints / "trial-0000.safetensors", study.trials
+    kept = path.read_bytes()
+    assert weights_hash(second.model_of(trial, study)) == trial.user_attrs["weights"]
+    other = optuna.load_study(study_name="other", storage=url)
+    first.artifact_store = None
+    with pytest.raises(InputError, match=r"not the model of trial 0 of study 'other': its study"):
+        first.model_of(other.trials[0], other)
+    for damage in (None, b"damaged"):
+        path.unlink() if damage is None else path.write_bytes(damage)
+        assert weights_hash(second.model_of(trial, study)) == trial.user_attrs["weights"]
+    path.write_bytes(kept)
+    shutil.rmtree(store)
+    assert second.model_of(trial, study)
+    trial.set_user_attr("weights", "of another training")
+    with pytest.raises(InputError, match=r"its weights is .* It is not in the artifact store"):
+        second.model_of(trial, study)
 
 
 @pytest.mark.parametrize("n_trials", [0, -3])

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.training import data as data_module
 from vit_ratio_opt.training import (
     load_cifar10,
+    load_csv_images,
     load_datasets,
     load_digits,
     load_image_folder,
@@ -216,3 +219,86 @@ def test_csv_files_that_do_not_fit_are_refused(csv_folder, name, text, message):
         return
     with pytest.raises(InputError, match=message):
         load_images(csv_folder)
+
+
+# Fingerprints
+
+
+ON_DISK = {"val_fraction": 0.25, "memory_limit": 0}
+
+
+def fingerprints(data):
+    return data.training_fingerprint, data.fingerprint, data.test_fingerprint
+
+
+@pytest.mark.parametrize("memory_limit", [2**30, 0])
+def test_fingerprints_go_by_contents_wherever_the_folder_is(tmp_path, memory_limit):
+    options = {**ON_DISK, "memory_limit": memory_limit}
+    folder = write_folder(tmp_path / "a")
+    first = fingerprints(load_image_folder(folder, **options))
+    assert len(set(first)) == 3
+    moved = folder.rename(tmp_path / "b")
+    assert fingerprints(load_image_folder(moved, **options)) == first
+    Image.new("RGB", (8, 8), (255, 255, 255)).save(moved / "test" / "cat" / "0.png")
+    changed = fingerprints(load_image_folder(moved, **options))
+    assert changed[:2] == first[:2]
+    assert changed[2] != first[2]
+
+
+def test_a_renamed_file_is_another_image_on_disk(tmp_path):
+    folder = write_folder(tmp_path)
+    before = load_image_folder(folder, **ON_DISK)
+    first = fingerprints(before)
+    (folder / "test" / "dog" / "9.png").rename(folder / "test" / "dog" / "99.png")
+    after = load_image_folder(folder, **ON_DISK)
+    assert fingerprints(after) != first
+    assert after.has_fingerprint(before.val.fingerprint(contents=False))  # of version 0.1.0
+    assert not after.has_fingerprint("abc")
+
+
+def test_sizes_of_all_files_count_and_bytes_of_some(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_module, "_HASHED", 1)
+    folder = write_folder(tmp_path)
+    first = load_image_folder(folder, **ON_DISK).test_fingerprint
+    for path in (folder / "test" / "dog").iterdir():
+        path.write_bytes(path.read_bytes() + b" ")
+        assert load_image_folder(folder, **ON_DISK).test_fingerprint != first
+        path.write_bytes(path.read_bytes()[:-1])
+    assert load_image_folder(folder, **ON_DISK).test_fingerprint == first
+
+
+def test_named_files_of_csv_and_of_subsets_are_hashed_as_files(csv_folder):
+    data = load_images(csv_folder, image_size=8)
+    on_disk = load_csv_images(csv_folder, image_size=8, memory_limit=0)
+    assert len(set(fingerprints(on_disk))) == 3
+    part = Subset(on_disk.test.dataset.dataset, range(3))
+    paths = [Path(path).name for path in data_module._paths(part)]
+    assert paths == [path.name for path in on_disk.test.dataset.dataset.paths[:3]]
+    assert fingerprints(data) != fingerprints(on_disk)
+
+
+def test_pixels_of_a_data_set_of_another_kind_count_unless_they_are_random():
+    def load(dataset):
+        return load_datasets(dataset, Colours(), name="c", classes=["a", "b"], **ON_DISK)
+
+    class Random(Colours):
+        def __getitem__(self, index):
+            pixels = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+            return pixels, self.items[index][1]
+
+    other = Colours()
+    other.items = [(Image.new("RGB", (8, 8), (9, 9, 9)), label) for _, label in other.items]
+    plain = load(Colours())
+    assert fingerprints(plain) == fingerprints(load(Colours()))
+    assert plain.training_fingerprint != load(other).training_fingerprint
+    first, second = load(Random()), load(Random())
+    state = torch.get_rng_state()
+    assert fingerprints(first) == fingerprints(second)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_options_that_change_pixels_are_preprocessing(tmp_path):
+    data = load_image_folder(write_folder(tmp_path), image_size=6, **ON_DISK)
+    assert data.preprocessing == {}
+    source = {**data.source, "interpolation": "bicubic", "crop": None}
+    assert replace(data, source=source).preprocessing == {"interpolation": "bicubic"}

@@ -127,7 +127,9 @@ class StudyRecord:
         """
         if not is_ours(attributes):
             raise InputError(f"Study {name!r} was not made by vit_ratio_opt.")
-        if not is_complete(attributes) and "settings" in attributes:
+        stored = attributes.get("settings")
+        is_new = isinstance(stored, Mapping) and "schema_version" in stored
+        if is_new and not is_complete(attributes):
             raise InputError(
                 f"The creation of study {name!r} was not finished: run the command that creates "
                 "it again."
