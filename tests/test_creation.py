@@ -199,7 +199,8 @@ def test_another_version_of_timm_is_no_other_model(make, monkeypatch):
     study.set_user_attr("versions", {**study.user_attrs["versions"], "timm": "1.0.1"})
     monkeypatch.setattr(creation._logger, "warning", said.append)
     create(make(), storage)
-    assert "other versions of torch or timm" in said[0]
+    (warning,) = said
+    assert "other versions of torch or timm" in warning
 
 
 def test_whoever_opens_a_study_does_not_change_its_plan(make):
@@ -229,6 +230,18 @@ def test_a_worker_takes_the_precision_of_the_study(make):
         create(make(precision="float32"), storage)
     with pytest.raises(InputError, match=r"`precision` must be one of .*'int8'"):
         make(precision="int8")
+
+
+def test_the_precision_is_that_of_training_and_evaluation(make):
+    trial = {"mhsa_ratio": 0.5, "ffn_ratio": 0.5}
+    recipe = Recipe(epochs=1, batch_size=512)
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        objective, fixed = make(recipe=recipe, precision=precision), optuna.trial.FixedTrial(trial)
+        objective(fixed)
+        losses.append(fixed.user_attrs["losses"])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 # Studies of version 0.1.0

@@ -162,8 +162,11 @@ def _wait_for_mark(storage: BaseStorage, study_id: int) -> bool:
 
 def _check_settings(
     objective: PruningObjective, study_name: str, attributes: Mapping[str, Any]
-) -> None:
+) -> str | None:
     """Refuse a study with other settings than the objective's.
+
+    Returns:
+        A warning, where modules differ that another version of timm or torch has made.
 
     Raises:
         InputError: With the settings that differ; or it stores none.
@@ -180,16 +183,16 @@ def _check_settings(
     if [text.split()[0] for text in differences] == ["architecture.modules"]:
         versions, before = _versions(*_MODULE_PACKAGES), attributes.get("versions")
         if isinstance(before, Mapping) and not versions.items() <= before.items():
-            _logger.warning(
+            return (
                 f"Study {study_name!r} was created with other versions of torch or timm. The "
                 "dense model has the same weights and properties, but its modules may differ."
             )
-            return
     if differences:
         raise InputError(
             f"Study {study_name!r} exists with other settings: {'; '.join(differences)}. "
             "Use another study name, or the settings it was made with."
         )
+    return None
 
 
 def _versions(*packages: str) -> dict[str, str]:
@@ -324,7 +327,9 @@ def _take_over(objective: PruningObjective, study: Study, screen: bool) -> None:
         InputError: The study has other settings, or is damaged.
     """
     study_name, attributes = study.study_name, study.user_attrs
-    _check_settings(objective, study_name, attributes)
+    warning = _check_settings(objective, study_name, attributes)
+    if warning is not None:
+        _logger.warning(warning)
     record = StudyRecord.read(study_name, attributes)
     objective.adopt(record)
     if record.settings.unknown:

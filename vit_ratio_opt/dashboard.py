@@ -240,8 +240,9 @@ class _AllArtifacts:
     def _all(self) -> list[ArtifactStore]:
         """Those of studies that were made in the meantime, too."""
         for study in self._storage.get_all_studies():
-            location = study.user_attrs.get("origin", {}).get("artifacts")
-            if location is not None and location not in self._stores:
+            origin = study.user_attrs.get("origin")
+            location = origin.get("artifacts") if isinstance(origin, Mapping) else None
+            if isinstance(location, str) and location not in self._stores:
                 try:
                     self._stores[location] = open_artifacts(location)
                 except InputError as error:

@@ -62,6 +62,7 @@ def finish(
                     recipe,
                     teacher=objective.teacher_for(recipe),
                     seed=seed,
+                    precision=objective.precision,
                     state=state,
                     stop=asked_to_stop,
                     title=path.name,
@@ -70,11 +71,13 @@ def finish(
             except TrainingStopped:
                 raise SearchStopped(asked_to_stop.signal) from None
     else:
-        accuracy = evaluate(model, data, data.val)
+        accuracy = evaluate(model, data, data.val, precision=objective.precision)
     manifest = objective.manifest(pair, model, accuracy)
-    manifest["dense"]["test_accuracy"] = evaluate(objective.model, data, data.test)
+    manifest["dense"]["test_accuracy"] = evaluate(
+        objective.model, data, data.test, precision=objective.precision
+    )
     manifest |= {
-        "test_accuracy": evaluate(model, data, data.test),
+        "test_accuracy": evaluate(model, data, data.test, precision=objective.precision),
         "test_images": len(data.test),
         "recipe": asdict(recipe),
         "training_seed": seed,

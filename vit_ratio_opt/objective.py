@@ -1057,7 +1057,8 @@ class PruningObjective:
 
         if self.ranks is not None:
             blocks = trial.user_attrs["blocks"]
-            self.ranks.tell({"pair": pair, "seed": seed, "blocks": blocks, "artifact": artifact})
+            job = {"pair": pair, "seed": seed, "blocks": blocks, "artifact": artifact}
+            self.ranks.tell({**job, "precision": self.precision})
         try:
             with clock("train"):
                 teacher = self._teacher  # at work in the first trial only
@@ -1102,6 +1103,7 @@ class PruningObjective:
 
     def _follow(self, ranks: Ranks, stop: Callable[[], bool]) -> None:
         while (job := ranks.tell()) is not None:
+            self.precision = job["precision"]  # rank 0 has it from the study
             model = self._rebuilt(RatioPair(*job["pair"]), job["blocks"])
             with TemporaryDirectory() as folder:
                 state = None
