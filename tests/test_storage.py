@@ -4,7 +4,10 @@ import optuna
 import pytest
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy.exc import OperationalError
 
+from vit_ratio_opt import storage as storage_module
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.storage import (
     check_storage_url,
@@ -94,3 +97,31 @@ def test_a_reason_is_one_line_without_a_password():
 def test_a_storage_object_is_taken_as_it_is():
     storage = optuna.storages.InMemoryStorage()
     assert open_storage(storage) is storage
+
+
+def test_tables_that_another_process_creates_are_waited_for(url, monkeypatch):
+    opened = []
+
+    def racing(*arguments, **options):
+        opened.append(1)
+        if len(opened) < 3:
+            raise OperationalError("", {}, Exception("table studies already exists"))
+        return RDBStorage(*arguments, **options)
+
+    monkeypatch.setattr(storage_module, "RDBStorage", racing)
+    monkeypatch.setattr(storage_module.time, "sleep", lambda seconds: None)
+    assert open_storage(url).get_all_studies() == []
+    assert len(opened) == 3
+
+
+def test_another_error_of_a_database_is_not_tried_again(url, monkeypatch):
+    opened = []
+
+    def broken(*arguments, **options):
+        opened.append(1)
+        raise OperationalError("", {}, Exception("disk I/O error"))
+
+    monkeypatch.setattr(storage_module, "RDBStorage", broken)
+    with pytest.raises(InputError, match="cannot be used: disk I/O error"):
+        open_storage(url)
+    assert len(opened) == 1

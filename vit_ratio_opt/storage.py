@@ -52,6 +52,7 @@ RESTART_SECONDS = 300
 
 _FIRST_SECONDS = 10  # for its first answer
 # Of a new database, and what is said when another process is creating it at the same moment.
+_OPENING_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, AssertionError)
 _MOST_OPENINGS = 10
 _RACES = ("already exists", "duplicate", "unique constraint", "no such table", 'relation "')
 GRPC_PORT = 13000
@@ -151,7 +152,7 @@ def open_storage(
         extra = _EXTRAS.get(parsed.get_backend_name())
         hint = f": pip install 'vit_ratio_opt[{extra}]'" if extra else ""
         raise InputError(f"The driver for {shown} is not installed{hint}.") from None
-    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, OSError, RuntimeError) as error:
+    except (*_OPENING_ERRORS, OSError, RuntimeError) as error:
         raise InputError(f"The storage {shown} cannot be used: {reason(error, parsed)}") from None
     if parsed.get_backend_name() != "sqlite":
         sqlalchemy.event.listen(storage.engine, "do_connect", _connect_patiently)
@@ -172,7 +173,7 @@ def _open_database(url: URL, grace: int, connections: int) -> RDBStorage:
                     heartbeat_interval=max(1, grace // BEATS_IN_GRACE),
                     grace_period=grace,
                 )
-        except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, AssertionError) as error:
+        except _OPENING_ERRORS as error:
             text = f"{error} {error.__cause__}".lower()
             is_race = isinstance(error, AssertionError) or any(word in text for word in _RACES)
             if not is_race or attempt == _MOST_OPENINGS:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, Subset
+from torchvision.datasets import ImageFolder
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.training import data as data_module
@@ -302,3 +304,22 @@ def test_options_that_change_pixels_are_preprocessing(tmp_path):
     assert data.preprocessing == {}
     source = {**data.source, "interpolation": "bicubic", "crop": None}
     assert replace(data, source=source).preprocessing == {"interpolation": "bicubic"}
+
+
+def test_a_transform_of_files_counts(tmp_path):
+    def load(transform):
+        splits = [ImageFolder(str(write_folder(tmp_path / name))) for name in ("a", "b")]
+        train = Subset(splits[0], range(20))
+        splits[0].transforms = transform
+        return load_datasets(train, splits[1], name="f", classes=["train", "test"], **ON_DISK)
+
+    class Dark:
+        def __call__(self, image, label):
+            return image.point(lambda value: value // 2), label
+
+    first = load(None)
+    shutil.rmtree(tmp_path / "a")
+    shutil.rmtree(tmp_path / "b")
+    second = load(Dark())
+    assert first.training_fingerprint != second.training_fingerprint
+    assert first.test_fingerprint == second.test_fingerprint

@@ -621,6 +621,8 @@ def _contents(dataset: Dataset[Any], indices: Sequence[int]) -> bytes:
             digest.update(f"{name} {os.stat(paths[index]).st_size}\n".encode())
         for index in sample:
             digest.update(Path(paths[index]).read_bytes())
+    while isinstance(source, Subset):
+        source = source.dataset
     if not paths or getattr(source, "transforms", None) is not None:
 
         def pixels() -> bytes:
