@@ -40,7 +40,7 @@ from vit_ratio_opt.cli import run_command
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import shape_of
 from vit_ratio_opt.pruning.latency import measure_latency, random_blocks, sharing, time_models
-from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.study import create_study, run_study
 from vit_ratio_opt.training import Recipe, best_device, load_images
 from vit_ratio_opt.utils.files import write_json
@@ -131,7 +131,7 @@ def search(
         )
         run_study(study, objective, n_trials=n_trials, explain=False)
         seconds = time.perf_counter() - started
-        accuracy, best = objective.test(study), best_trial(study)
+        accuracy, best = objective.test(study), answer_trial(study)
         assert best is not None
         tested, known = study.user_attrs["tested"], study.user_attrs["latency"]
     _keep(

@@ -88,7 +88,7 @@ from vit_ratio_opt.cli import run_command
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import shape_of
-from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.strategies import CP_VIT, LATE, Combined, Scores
 from vit_ratio_opt.study import create_study, run_study
@@ -282,7 +282,7 @@ def _search(
             for trial in trials
         ],
     }
-    best = best_trial(study)
+    best = answer_trial(study)
     if best is None:
         return row, objective.model
     assert objective.checkpoints is not None

@@ -78,9 +78,10 @@ from vit_ratio_opt.search import (
     BudgetSearch,
     Pair,
     ToleranceSearch,
+    accuracy_noise,
+    follow,
     ratio_space,
 )
-from vit_ratio_opt.search.plan import accuracy_noise, follow
 from vit_ratio_opt.search.sampler import SURPLUS
 from vit_ratio_opt.utils.files import write_json
 

@@ -141,7 +141,7 @@ def test_knots_fit_into_an_attribute_of_mysql():
 def test_reports_say_what_the_limit_is_a_share_of(make_study, budget):
     from vit_ratio_opt.page import html_page, markdown
     from vit_ratio_opt.plots import accuracy_figure, path_figure
-    from vit_ratio_opt.records.answer import best_trial
+    from vit_ratio_opt.records.answer import answer_trial
     from vit_ratio_opt.report import build_report, summary
 
     study = make_study(name="l", budget=budget, cost="latency", latency_batch=4)
@@ -150,7 +150,7 @@ def test_reports_say_what_the_limit_is_a_share_of(make_study, budget):
     for trial in study.get_trials(deepcopy=False):
         # Those in memory; a storage would not let finished trials change.
         trial.user_attrs["cost_ratio"] = 0.9 * trial.user_attrs["macs_ratio"]
-    best = best_trial(study)
+    best = answer_trial(study)
     study.set_user_attr(
         "tested",
         {"trial": best.number, "accuracy": 79.0, "dense": 80.0, "dense_ms": 4.0,

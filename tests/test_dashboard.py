@@ -34,7 +34,7 @@ from vit_ratio_opt.checkpoint import create_model, save_dense
 from vit_ratio_opt.dashboard import Explainer, serve_dashboard, study_note, trial_note
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.page import html_page
-from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.storage import open_storage
 from vit_ratio_opt.study import create_study, run_study
 from vit_ratio_opt.training import Recipe, finetune, load_digits
@@ -360,7 +360,7 @@ def serve(free_port):
 @needs_chromium
 def test_the_dashboard_shows_figures_note_best_trial_and_artifacts(trained, serve, open_page):
     study = optuna.load_study(study_name="quickstart", storage=trained)
-    best = best_trial(study)
+    best = answer_trial(study)
     address = f"{serve(trained)}/studies/{study._study_id}"
     page = open_page(address, width=1300)
     page.wait_for_selector("text=Path of the search", timeout=90_000)
@@ -404,7 +404,7 @@ def test_a_better_trial_over_budget_is_not_shown_as_best(
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_report_works_without_a_network(trained, report_file, open_page, scheme):
     study = optuna.load_study(study_name="quickstart", storage=trained)
-    best = best_trial(study)
+    best = answer_trial(study)
     page = open_page(report_file.as_uri(), offline=True, width=1000, color_scheme=scheme)
     page.wait_for_function("document.querySelectorAll('.figure.drawn').length == 3")
     text = page.inner_text("body")

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from vit_ratio_opt.page import code, escape_markdown, html_page, markdown, resume_command
-from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.answer import answer_trial
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">'`|😀"
 
@@ -13,7 +13,7 @@ HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">'`|😀"
 def test_the_page_has_the_numbers_of_the_study(make_study):
     study, fixed = make_study(), make_study(name="one", fixed=True)
     page = html_page([study, fixed])
-    best = best_trial(study)
+    best = answer_trial(study)
     for number in (
         f"{best.user_attrs['accuracy']:.2f}",
         f"{best.user_attrs['macs_ratio']:.4f}",

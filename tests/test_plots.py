@@ -6,7 +6,7 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from vit_ratio_opt.plots import accuracy_figure, path_figure, training_curve, widths_figure
-from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.answer import answer_trial
 
 
 def points(figure, **wanted):
@@ -29,7 +29,7 @@ def test_every_trial_is_in_the_figure_of_accuracies_and_the_best_has_a_star(make
     for trial in study.trials:
         assert (trial.user_attrs["macs_ratio"], trial.user_attrs["accuracy"]) in drawn
     (star,) = [trace for trace in figure.data if trace.marker.symbol == "star"]
-    assert list(star.x) == [best_trial(study).user_attrs["macs_ratio"]]
+    assert list(star.x) == [answer_trial(study).user_attrs["macs_ratio"]]
     crosses = [t for t in figure.data if t.marker.symbol == "x-thin-open"]
     over = [t for t in study.trials if t.state == TrialState.PRUNED]
     assert [len(trace.x) for trace in crosses] == [len(over)]
@@ -70,7 +70,7 @@ def test_the_interval_of_a_budget_holds_the_best_and_shrinks(make_study):
     low, high = interval(path_figure(study))
     curve = study.user_attrs["plan"]["curve"]
     assert (low.y[0], high.y[0]) == (curve[0][0], curve[-1][0])
-    assert low.y[-1] <= best_trial(study).params["mhsa_ratio"] <= high.y[-1]
+    assert low.y[-1] <= answer_trial(study).params["mhsa_ratio"] <= high.y[-1]
     assert high.y[-1] - low.y[-1] < high.y[0] - low.y[0]
 
 

@@ -3,7 +3,7 @@ import io
 
 import pytest
 
-from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.trials import baseline_of, limit_of
 from vit_ratio_opt.report import TRIAL_COLUMNS, group_studies, summary, trial_rows
 from vit_ratio_opt.utils.text import csv_text
@@ -13,7 +13,7 @@ from vit_ratio_opt.utils.text import csv_text
 def test_the_summary_is_three_sentences_with_the_figures_of_the_best_trial(make_study, budget):
     study, fixed = make_study(budget=budget), make_study(name="one", budget=budget, fixed=True)
     looked_for, found, saved = summary(study, [study, fixed])
-    best = best_trial(study)
+    best = answer_trial(study)
     assert limit_of(study) in looked_for
     assert "80.00 %" in looked_for
     assert found.startswith(f"Trial {best.number} is the best of 6 trained: without ")

@@ -14,7 +14,7 @@ from vit_ratio_opt.checkpoint import weights_hash
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import RatioPair, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.trials import finished_trials, load_studies
 from vit_ratio_opt.report import build_report, timing_split
 from vit_ratio_opt.storage import open_storage
@@ -82,7 +82,7 @@ def test_pair_over_budget_is_pruned_before_training(make, url, monkeypatch):
     assert trial.constraints["flops"] == pytest.approx(0.4)
     assert not trial.intermediate_values
     assert finished_trials(study) == []
-    assert best_trial(study) is None
+    assert answer_trial(study) is None
 
 
 def test_an_optuna_pruner_stops_a_trial_after_an_epoch(make, url):
@@ -156,7 +156,7 @@ def test_with_a_tolerance_the_cheapest_pair_that_keeps_it_is_best(make, url):
     assert any("over the tolerance" in line for line in said) == any(
         trial.state == TrialState.PRUNED for trial in study.trials
     )
-    best = best_trial(study)
+    best = answer_trial(study)
     assert best is None or best.state == TrialState.COMPLETE
     report = build_report([study])
     assert report["tolerance"] == 2.0
@@ -178,7 +178,7 @@ def test_best_of_a_tolerance_study_goes_by_the_mean_of_a_pair(make, url):
             study.tell(trial, macs_ratio)
         else:
             study.tell(trial, state=TrialState.PRUNED)
-    assert best_trial(study).number == 3  # complete, and 0.6 keeps the tolerance on the mean
+    assert answer_trial(study).number == 3  # complete, and 0.6 keeps the tolerance on the mean
     assert study.sampler.winner(study) == (0.25, 0.4)
 
 
@@ -247,7 +247,7 @@ def test_pair_that_is_trained_again_takes_the_next_seed(make, url):
     assert study.trials[0].value != study.trials[1].value
     twice = [trial for trial in study.trials if trial.params == pair]
     row = build_report([study])["rows"][1]
-    if best_trial(study) in twice:
+    if answer_trial(study) in twice:
         assert row["val_accuracy"] == pytest.approx(sum(t.value for t in twice) / 2)
 
 
@@ -273,7 +273,7 @@ def test_report_has_the_three_rows_and_the_time_split(make, url):
     assert [row["name"] for row in report["rows"]] == ["dense", "fixed", "searched"]
     dense, _, searched = report["rows"]
     assert searched["test_accuracy"] == accuracy
-    assert searched["val_accuracy"] == best_trial(study).value
+    assert searched["val_accuracy"] == answer_trial(study).value
     assert dense["macs"] == objective.shape.macs
     assert set(report) >= {"model", "dataset", "seed", "epochs", "device", "versions"}
     split = timing_split(study)

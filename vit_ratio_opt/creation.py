@@ -24,7 +24,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import COST_WORDS, cost_saved
 from vit_ratio_opt.progress import waiting
 from vit_ratio_opt.records.study import COMPLETE, StudyRecord, is_complete, settings_of
-from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair
+from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair, ToleranceSearch
 from vit_ratio_opt.storage import DEFAULT_STORAGE, open_storage
 
 if TYPE_CHECKING:
@@ -110,9 +110,9 @@ def create_study(
     )
 
 
-def screened_best(study: Study) -> Pair | None:
-    """Return the best pair of the study's screen, the first of equal ones."""
-    seen = study.user_attrs.get("screened", [])
+def screened_best(attributes: Mapping[str, Any]) -> Pair | None:
+    """Return the best pair of the screen among a study's attributes, the first of equal ones."""
+    seen = attributes.get("screened", [])
     best = max(seen, key=lambda row: row[2], default=None)
     return None if best is None else (best[0], best[1])
 
@@ -228,21 +228,21 @@ def _new_attributes(objective: PruningObjective, screen: bool) -> dict[str, Any]
     }
     if objective.latency is not None:
         attributes["latency"] = objective.latency
-    plan = _plan_attribute(objective, attributes)
-    if plan is not None:
-        attributes["plan"] = plan
+    attributes["plan"] = _plan_attribute(objective, attributes)
     stored: dict[str, Any] = json.loads(json.dumps({**attributes, COMPLETE: True}))
     return stored
 
 
-def _plan_attribute(
+def _plan_attribute(objective: PruningObjective, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a reader without the model needs to find the answer."""
+    return _plan(objective, attributes).to_json()
+
+
+def _plan(
     objective: PruningObjective, attributes: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """Return what a reader without the model needs to choose the best pair."""
-    seen = attributes["screened"]
-    best = max(seen, key=lambda row: row[2], default=None)
-    plan = objective.plan(None if best is None else (best[0], best[1]), attributes["path"])
-    return {"curve": plan.curve, "noise": plan.noise} if isinstance(plan, BudgetSearch) else None
+) -> BudgetSearch | ToleranceSearch:
+    path = [(first, second) for first, second in attributes.get("path", ())]
+    return objective.plan(screened_best(attributes), path)
 
 
 def _create(
@@ -338,8 +338,7 @@ def _take_over(objective: PruningObjective, study: Study, screen: bool) -> None:
             f"{', '.join(record.settings.unknown)}: these are not compared."
         )
         _fill_in(objective, study, attributes, screen)
-    path = [(first, second) for first, second in study.user_attrs.get("path", ())]
-    plan = objective.plan(screened_best(study), path)
+    plan = _plan(objective, study.user_attrs)
     study.sampler = BinarySearchSampler(objective.search_space, plan, seed=objective.seed)
 
 
@@ -357,6 +356,4 @@ def _fill_in(
         if "path" not in attributes:
             study.set_user_attr("path", objective.path if screen else ())
     if "plan" not in attributes:
-        plan = _plan_attribute(objective, study.user_attrs)
-        if plan is not None:
-            study.set_user_attr("plan", plan)
+        study.set_user_attr("plan", _plan_attribute(objective, study.user_attrs))

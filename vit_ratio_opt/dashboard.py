@@ -33,7 +33,7 @@ from vit_ratio_opt.page import (
     resume_command,
 )
 from vit_ratio_opt.plots import accuracy_figure, path_figure, widths_figure
-from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.trials import (
     accuracy_of,
     baseline_of,
@@ -100,7 +100,7 @@ class Explainer:
             known = study._storage.get_study_system_attrs(study._study_id)
             note = study_note(study, self._others, n_trials=self.n_trials)
             _save_study_note(study, note, known)
-            best = best_trial(study)
+            best = answer_trial(study)
             if best is not None:
                 baseline = baseline_of(study, self._others)
                 both = [study] if baseline is None else [study, baseline]

@@ -57,6 +57,7 @@ __all__ = [
     "check_budget",
     "check_pair",
     "cost_saved",
+    "curve_and_baseline",
     "evenly",
     "fixed_ratio_pair",
     "least_neurons",
@@ -521,6 +522,27 @@ def fixed_ratio_pair(space: RatioSpace, budget: float) -> RatioPair:
         f"of the dense model's {COST_WORDS[space.cost]} (at ratio {ratios[-1]:.4f}), but the "
         f"budget is {budget!r}."
     )
+
+
+def curve_and_baseline(
+    space: RatioSpace, budget: float
+) -> tuple[tuple[RatioPair, ...], RatioPair | None]:
+    """Return the budget's curve and the fixed ratio's pair, which it should beat.
+
+    Where a pair of the curve removes the same units as the fixed ratio, the fixed ratio's pair
+    takes its place: otherwise one model would count as two. The baseline is None where one ratio
+    alone cannot meet the budget.
+
+    Raises:
+        InputError: See :func:`check_budget`.
+    """
+    curve = budget_curve(space, budget)
+    try:
+        fixed = fixed_ratio_pair(space, budget)
+    except InputError:
+        return curve, None
+    removed = space.removed(fixed)
+    return tuple(fixed if space.removed(pair) == removed else pair for pair in curve), fixed
 
 
 def cost_saved(space: RatioSpace, points: int = 33) -> dict[str, list[list[float]]]:

@@ -35,6 +35,7 @@ from vit_ratio_opt.geometry import (
     RatioPair,
     RatioSpace,
     budget_curve,
+    curve_and_baseline,
     fixed_ratio_pair,
     pair_columns,
     smallest_cost_ratio,
@@ -79,20 +80,21 @@ from vit_ratio_opt.pruning.architecture import architecture_of
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.latency import latency_curves, time_models
 from vit_ratio_opt.pruning.surgery import ALL_HEADS
-from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import block_rows, finished_trials
 from vit_ratio_opt.search import (
     BudgetSearch,
+    Noise,
     Pair,
-    Plan,
     ToleranceSearch,
+    accuracy_noise,
+    follow,
     hand_back,
     ratio_space,
     refuse_surplus,
 )
-from vit_ratio_opt.search.plan import accuracy_noise, follow
 from vit_ratio_opt.storage import is_storage_error, reason
 from vit_ratio_opt.strategies import CP_VIT, LATE, Cascade, CascadeRule, Combined, Strategy
 from vit_ratio_opt.training import (
@@ -186,8 +188,9 @@ class PruningObjective:
             calibration images by default.
         rule: How tokens are left out; by default ``CP_VIT`` for a cascade alone and ``LATE``,
             which loses less, for both.
-        noise: Standard deviation of the accuracy over seeds, in points; by default half the
-            standard error that the size of the validation split gives.
+        noise: Standard deviation of the accuracy over seeds, in points, taken as it is. By
+            default it is estimated: from half the standard error that the size of the validation
+            split gives, and from pairs that were trained several times.
         confirmations: Times that the best pair is trained again before the search ends.
         confidence: Probability with which the answer of the search has to keep the limit, in
             (0.5, 1).
@@ -338,6 +341,7 @@ class PruningObjective:
         self.latency_batch = latency_batch
         self.latency: dict[str, Any] | None = None
         self.curve: tuple[RatioPair, ...] = ()
+        self.baseline: RatioPair | None = None
         self.space: RatioSpace = self.shape
         if cost == "latency":
             self.search_latency(self._foretold() if latency is None else latency)
@@ -366,7 +370,7 @@ class PruningObjective:
         if self.budget is not None and self.fixed_ratio:
             self.curve = (fixed_ratio_pair(space, self.budget),)
         elif self.budget is not None:
-            self.curve = budget_curve(space, self.budget)
+            self.curve, self.baseline = curve_and_baseline(space, self.budget)
 
     def search_latency(self, latency: dict[str, Any]) -> None:
         """Search what takes so long, whatever it takes here: a study's workers agree on it.
@@ -451,19 +455,25 @@ class PruningObjective:
         """Of the study: accuracy within a budget, or cost within a tolerance."""
         return "maximize" if self.tolerance is None else "minimize"
 
-    def plan(self, start: Pair | None = None, path: Sequence[Pair] = ()) -> Plan:
+    def plan(
+        self, start: Pair | None = None, path: Sequence[Pair] = ()
+    ) -> BudgetSearch | ToleranceSearch:
         """The search that fits the limit, for :class:`~vit_ratio_opt.BinarySearchSampler`.
 
         Args:
             start: The pair that a search within a budget begins with, see :meth:`screen`.
             path: Where a search with a tolerance begins, see :attr:`path`.
         """
-        noise = self.noise
-        if noise is None:
-            noise = accuracy_noise(self.dense_accuracy, len(self.data.val))
+        guess = accuracy_noise(self.dense_accuracy, len(self.data.val))
+        noise = Noise(guess, is_known=False) if self.noise is None else Noise(self.noise)
         if self.tolerance is None:
             return BudgetSearch(
-                self.curve, start=start, noise=noise, confirmations=self.confirmations
+                self.curve,
+                baseline=self.baseline,
+                start=start,
+                noise=noise,
+                confirmations=self.confirmations,
+                dense=self.dense_accuracy,
             )
         return ToleranceSearch(
             pair_columns(self.space, fixed_ratio=self.fixed_ratio),
@@ -471,6 +481,7 @@ class PruningObjective:
             self.tolerance,
             noise=noise,
             confirmations=self.confirmations,
+            confidence=self.confidence,
             path=path,
         )
 
@@ -792,7 +803,7 @@ class PruningObjective:
         Raises:
             InputError: The objective keeps no checkpoints, or this one is gone.
         """
-        best = best_trial(study)
+        best = answer_trial(study)
         if best is None:
             return None
         tested = study.user_attrs.get("tested", {})
@@ -906,6 +917,8 @@ class PruningObjective:
         realised = shape_of(model)
         if realised.macs != macs:  # not every size can be had; a model then comes out smaller
             macs_ratio = realised.macs / self.shape.macs
+            # The search compares pairs by what they may cost.
+            trial.set_user_attr("planned_cost_ratio", cost_ratio)
             _set_attributes(trial, macs_ratio=macs_ratio, macs=realised.macs)
             if self.cost == "params":
                 cost_ratio = realised.params / self.shape.params

@@ -18,7 +18,7 @@ from optuna.study import Study
 from plotly.offline import get_plotlyjs
 
 from vit_ratio_opt.plots import accuracy_figure, path_figure, widths_figure
-from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.trials import block_rows, limit_of
 from vit_ratio_opt.report import (
     TRIAL_COLUMNS,
@@ -155,7 +155,7 @@ def figures(group: Sequence[Study]) -> list[go.Figure]:
     return [
         accuracy_figure(searched),
         *(path_figure(s) for s in searched if s.user_attrs["settings"]["strategy"] != "fixed"),
-        widths_figure([study for study in searched if best_trial(study) is not None]),
+        widths_figure([study for study in searched if answer_trial(study) is not None]),
     ]
 
 
@@ -207,7 +207,7 @@ def _searched_first(group: Sequence[Study]) -> list[Study]:
 
 def _study_parts(study: Study, storage: str | None) -> dict[str, Any]:
     attributes = study.user_attrs
-    best, rows = best_trial(study), trial_rows(study)
+    best, rows = answer_trial(study), trial_rows(study)
     blocks = [] if best is None else block_rows(attributes["dense"], best)
     latency = attributes.get("latency", {})
     settings = {

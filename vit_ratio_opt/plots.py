@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
 
 from vit_ratio_opt.geometry import COST_WORDS, Cost, RatioPair
-from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.trials import (
     accuracy_of,
     block_rows,
@@ -87,7 +87,7 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
             showlegend=False,
             hoverinfo="skip",
         )
-        best = best_trial(study)
+        best = answer_trial(study)
         if best is not None:
             figure.add_scatter(
                 x=[cost(best)],
@@ -171,7 +171,7 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
         "<extra></extra>",
         name="trials in their order",
     )
-    best = best_trial(study)
+    best = answer_trial(study)
     if best is not None:
         figure.add_scatter(
             x=[best.params["mhsa_ratio"]],
@@ -240,7 +240,7 @@ def widths_figure(studies: Sequence[Study]) -> go.Figure:
         subplot_titles=[_text(study.study_name) for study in studies] if rows > 1 else None,
     )
     for row, study in enumerate(studies, start=1):
-        best = best_trial(study)
+        best = answer_trial(study)
         blocks = [] if best is None else block_rows(study.user_attrs["dense"], best)
         series: dict[str, tuple[list[float], list[str]]] = {}
         for b in blocks:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import COST_WORDS
-from vit_ratio_opt.records.answer import best_trial, trainings_of
+from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.trials import (
     accuracy_of,
     baseline_of,
@@ -84,7 +84,7 @@ def summary(study: Study, studies: Sequence[Study] = ()) -> list[str]:
         f"the dense model has {dense['val_accuracy']:.2f} % on validation images and "
         f"needs {dense['macs']:,} FLOPs an image (1 FLOP is 1 multiply-add){takes}."
     ]
-    row, best = _study_row(study), best_trial(study)
+    row, best = _study_row(study), answer_trial(study)
     done = len(finished_trials(study))
     if row is None or best is None:
         return [*sentences, f"Of {done} trained trials none keeps within that yet."]
@@ -221,7 +221,7 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
 
 
 def _study_row(study: Study) -> dict[str, Any] | None:
-    best = best_trial(study)
+    best = answer_trial(study)
     if best is None:
         return None
     finished = finished_trials(study)
@@ -248,7 +248,7 @@ def _study_row(study: Study) -> dict[str, Any] | None:
         "macs": best.user_attrs["macs"],
         "macs_ratio": best.user_attrs["macs_ratio"],
         "params": best.user_attrs["params"],
-        "val_accuracy": fmean(t.user_attrs["accuracy"] for t in trainings_of(study)[pair]),
+        "val_accuracy": best.user_attrs["accuracy"],
         "test_accuracy": tested.get("accuracy"),
         "trials": len(finished),
         "seconds": round(sum(t.user_attrs.get("seconds", 0.0) for t in finished), 1),
@@ -281,7 +281,7 @@ def results_table(report: dict[str, Any]) -> Table:
 
 def trial_rows(study: Study) -> list[dict[str, Any]]:
     """All trials in the order of the search, each with :data:`TRIAL_COLUMNS`; None if unknown."""
-    best = best_trial(study)
+    best = answer_trial(study)
     rows = []
     for trial in study.get_trials(deepcopy=False):
         known = {**trial.user_attrs, **trial.params, "accuracy": accuracy_of(trial, study)}

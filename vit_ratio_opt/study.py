@@ -120,7 +120,7 @@ def _introduce(study: Study, n_trials: int | None, say: Callable[[str], None]) -
         say(f"resuming {study.study_name!r}: {done}{aim} trials are done, none repeated")
     if study.get_trials(deepcopy=False):
         return
-    best = screened_best(study)
+    best = screened_best(study.user_attrs)
     if best is not None:
         ratios = "mhsa_ratio {:.3f}, ffn_ratio {:.3f}".format(*best)
         looked_at = len(study.user_attrs["screened"])

@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from vit_ratio_opt.checkpoint import load_dense, load_pruned, weights_hash
-from vit_ratio_opt.records.answer import best_trial
+from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.search.sampler import SURPLUS
 from vit_ratio_opt.storage import open_storage
@@ -58,7 +58,7 @@ def test_a_search_survives_kills_and_two_restarts_of_its_database(
     assert trained == sorted(pair_of(trial) for trial in finished_trials(alone))
     unfinished = [trial for trial in trials if trial not in finished_trials(study)]
     assert all(t.state == TrialState.FAIL or SURPLUS in t.system_attrs for t in unfinished)
-    assert pair_of(best_trial(study)) == pair_of(best_trial(alone))
+    assert pair_of(answer_trial(study)) == pair_of(answer_trial(alone))
     accuracies = [
         {pair_of(trial): trial.user_attrs["accuracy"] for trial in finished_trials(one)}
         for one in (study, alone)

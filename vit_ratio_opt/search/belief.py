@@ -2,47 +2,69 @@
 
 The prior says what pruning two modules does in general: the effects of the two ratios mostly add
 up, each grows with its ratio, smoothly. So the kernel is a constant, a line and a smooth curve in
-either ratio, and a smaller interaction of both (Duvenaud 2011, additive Gaussian processes). Its
-scales are the likeliest ones of a small fixed grid: nothing iterates, nothing is random, and the
-same trials give the same belief on every worker.
+either ratio, and a smaller interaction of both (Duvenaud 2011, additive Gaussian processes). Each
+pair also deviates a little from this smooth function by itself, as rounding removes other units.
 
-Fitting n values costs O(27 n^3), a prediction of m points O(m n^2).
+Ten trials do not tell how smooth the function is, nor how noisy, and the single likeliest answer
+would be too sure of itself. So the belief is an average over a fixed grid of scales and over the
+alternatives of the noise, weighted by their likelihoods. Nothing iterates, nothing is random, and
+the same trials give the same belief on every worker.
+
+Fitting n values with s alternatives costs O((27 + 8 s) n^3), a prediction of m points O(m n^2).
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import math
-from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Belief", "fit"]
+__all__ = ["Alternatives", "Belief", "fit"]
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 _LENGTHS = (0.25, 0.5, 1.0)  # in units of the whole range of a ratio
 _AMPLITUDES = (0.3, 1.0, 3.0)
 _CONSTANT, _LINE, _INTERACTION = 4.0, 2.0, 0.3  # variances, the smooth curve's being 1
 _JITTER = 1e-9
+# Scales that are combined with all alternatives, components kept, and those that predict at many
+# points: the others have next to no weight.
+_SCALES, _COMPONENTS, _PREDICTING = 8, 40, 12
 
 
-def fit(points: Array, values: Array, variances: Array) -> Belief:
-    """A :class:`Belief`; the last ones again when the same is asked.
+class Alternatives(NamedTuple):
+    """Alternatives of the noise at n values.
 
-    A worker that told a trial and asks for the next, or that asks for the winner too, asks the
+    ``noise`` and ``own``, ``(s, n)``, are variances of each value's noise and of its pair's own
+    deviation; ``log_weights`` ``(s,)``; ``next_noise`` and ``next_own``, ``(s,)``, are the
+    variances of the next value and of its pair.
+    """
+
+    noise: Array
+    own: Array
+    log_weights: Array
+    next_noise: Array
+    next_own: Array
+
+
+def fit(points: Array, values: Array, alternatives: Alternatives) -> Belief:
+    """Return a :class:`Belief`; the last ones again when the same is asked.
+
+    A worker that told a trial and asks for the next, or that asks for the answer too, asks the
     same twice.
     """
-    return _fit(points.tobytes(), values.tobytes(), variances.tobytes())
+    shape = (len(alternatives.log_weights), len(values))
+    return _fit(points.tobytes(), values.tobytes(), shape, *(a.tobytes() for a in alternatives))
 
 
 @functools.lru_cache(maxsize=4)
-def _fit(points: bytes, values: bytes, variances: bytes) -> Belief:
-    return Belief(
-        np.frombuffer(points).reshape(-1, 2), np.frombuffer(values), np.frombuffer(variances)
-    )
+def _fit(points: bytes, values: bytes, shape: tuple[int, int], *parts: bytes) -> Belief:
+    noise, own, *rest = map(np.frombuffer, parts)
+    alternatives = Alternatives(noise.reshape(shape), own.reshape(shape), *rest)
+    return Belief(np.frombuffer(points).reshape(-1, 2), np.frombuffer(values), alternatives)
 
 
 class Belief:
@@ -51,44 +73,89 @@ class Belief:
     Args:
         points: Where the values were seen, ``(n, 2)``, n at least 1.
         values: ``(n,)``, of the order of 1.
-        variances: Of the noise in each value, ``(n,)``, above 0.
+        alternatives: Of the noise; variances above 0 where values may disagree.
     """
 
-    def __init__(self, points: Array, values: Array, variances: Array) -> None:
+    def __init__(self, points: Array, values: Array, alternatives: Alternatives) -> None:
         self._points = points
-        # All scales at once: these matrices are so small that a call costs more than its sums.
-        grid = np.array(_LENGTHS)[:, None, None]
-        shapes = self._shape(points, points, (grid[:, None], grid))
         amplitudes = _AMPLITUDES if len(values) > 2 else (1.0,)
-        squares = np.square(amplitudes)[:, None, None]
-        covariances = (_CONSTANT + squares * shapes[:, :, None]).reshape(-1, *shapes.shape[2:])
-        diagonal = np.arange(len(values))
-        covariances[:, diagonal, diagonal] += variances + _JITTER
-        factors = np.linalg.cholesky(covariances)
-        whites = np.linalg.solve(factors, values)
-        halves = np.log(factors[:, diagonal, diagonal]).sum(axis=1)  # of the log determinants
-        scales = list(itertools.product(_LENGTHS, _LENGTHS, amplitudes))
-        likelihoods = []
-        for (*lengths, amplitude), white, half in zip(scales, whites, halves, strict=True):
-            likelihood = 0.0
-            for length in lengths:
-                likelihood -= 0.5 * (math.log(length / 0.5) / 0.7) ** 2
-            likelihood -= 0.5 * math.log(amplitude) ** 2
-            likelihoods.append(likelihood - (0.5 * float(white @ white) + float(half)))
-        best = likelihoods.index(max(likelihoods))
-        *self._lengths, self._amplitude = scales[best]
-        self._factor, self._white = factors[best].copy(), whites[best].copy()  # not all the others
+        scales = np.array(list(itertools.product(_LENGTHS, _LENGTHS, amplitudes)))
+        prior = -0.5 * ((np.log(scales[:, :2] / 0.5) / 0.7) ** 2).sum(axis=1)
+        prior -= 0.125 * np.log(scales[:, 2] ** 2) ** 2
+        variances = alternatives.noise + alternatives.own + _JITTER
+        before = np.exp(alternatives.log_weights - alternatives.log_weights.max())
+        expected = (before / before.sum()) @ variances
+        # All at once: these matrices are so small that a call costs more than its sums.
+        smooth = self._prior(points, points, scales)
+        first = _likelihoods(smooth, values, expected[None])[0][:, 0] + prior
+        chosen = np.argsort(-first, kind="stable")[:_SCALES]
+        scales, smooth, prior = scales[chosen], smooth[chosen], prior[chosen]
+        likelihoods, factors, whites = _likelihoods(smooth, values, variances)
+        likelihoods += prior[:, None] + alternatives.log_weights
+        order = np.argsort(-likelihoods.ravel(), kind="stable")[:_COMPONENTS]
+        scale, level = np.unravel_index(order, likelihoods.shape)
+        weights = np.exp(likelihoods[scale, level] - likelihoods.max())
+        self.weights: Array = weights / weights.sum()
+        self._scales = scales[scale]
+        self._factors, self._whites = factors[scale, level], whites[scale, level]
+        self._own = alternatives.own[level]
+        self._next_own = alternatives.next_own[level]
+        self._smooth = smooth[scale]
+        self.next_noise = float(self.weights @ alternatives.next_noise[level])
 
-    def predict(self, points: Array) -> tuple[Array, Array]:
-        """Mean and variance at ``points``, ``(m, 2)`` to two ``(m,)``."""
-        mean, root = self._project(points)
-        return mean, self._variance(points, root)
+    def components(self) -> tuple[Array, Array]:
+        """Return means and variances at the values' own points in each component, ``(c, n)``."""
+        prior = self._smooth.copy()
+        diagonal = np.arange(len(self._points))
+        prior[:, diagonal, diagonal] += self._own
+        root = np.linalg.solve(self._factors, prior)
+        means = (root * self._whites[..., None]).sum(axis=1)
+        left = prior[:, diagonal, diagonal] - (root**2).sum(axis=1)
+        return means, np.maximum(left, _JITTER)
 
-    def outcomes(self, points: Array, unknown: Array, draws: Array) -> tuple[Array, Array, Array]:
-        """What would be believed at ``points`` if the values at ``unknown`` were known.
+    def joint(self, points: Array) -> tuple[Array, Array]:
+        """Return mean and covariance at the values' own points and then at other ``points``.
 
         Args:
-            points: ``(m, 2)``.
+            points: Of pairs that were not tried, ``(m, 2)``, m may be 0.
+
+        Returns:
+            ``(n + m,)`` and ``(n + m, n + m)``, of the average over all components.
+        """
+        n, m = len(self._points), len(points)
+        prior = self._prior(
+            np.concatenate([self._points, points]),
+            np.concatenate([self._points, points]),
+            self._scales,
+        )
+        seen, new = np.arange(n), np.arange(n, n + m)
+        prior[:, seen, seen] += self._own
+        prior[:, new, new] += self._next_own[:, None]
+        root = np.linalg.solve(self._factors, prior[:, :n])
+        means = (root * self._whites[..., None]).sum(axis=1)
+        covariances = prior - root.transpose(0, 2, 1) @ root
+        mean: Array = self.weights @ means
+        second = covariances + means[:, :, None] * means[:, None, :]
+        covariance: Array = np.tensordot(self.weights, second, 1) - np.outer(mean, mean)
+        return mean, covariance
+
+    def predict(self, points: Array) -> tuple[Array, Array]:
+        """Return mean and variance of pairs that were not tried, ``(m, 2)`` to two ``(m,)``."""
+        count = min(_PREDICTING, len(self.weights))
+        weights = self.weights[:count] / self.weights[:count].sum()
+        means, root = self._project(points, slice(count))
+        left = self._left(points, root, slice(count))
+        mean: Array = weights @ means
+        variance: Array = weights @ (left + means**2) - mean**2
+        return mean, variance
+
+    def outcomes(self, points: Array, unknown: Array, draws: Array) -> tuple[Array, Array, Array]:
+        """Return what would be believed if the values at ``unknown`` were known.
+
+        Only the likeliest component counts here.
+
+        Args:
+            points: Pairs that were not tried, ``(m, 2)``.
             unknown: Points whose values are still to come, ``(k, 2)``.
             draws: Standard normal numbers, ``(s, k)``: s possible outcomes.
 
@@ -96,34 +163,58 @@ class Belief:
             Values at ``unknown``, ``(s, k)``; means at ``points`` in each outcome, ``(s, m)``; and
             the variances that are left there, ``(m,)``, the same in every outcome.
         """
-        mean, root = self._project(points)
-        mean_unknown, root_unknown = self._project(unknown)
-        covariance = self._prior(unknown, unknown) - root_unknown.T @ root_unknown
+        likeliest = slice(1)
+        (mean,), (root,) = self._project(points, likeliest)
+        (mean_unknown,), (root_unknown,) = self._project(unknown, likeliest)
+        scale = self._scales[likeliest]
+        covariance = self._prior(unknown, unknown, scale)[0] - root_unknown.T @ root_unknown
         covariance[np.diag_indices_from(covariance)] += 1e-6
         factor = np.linalg.cholesky(covariance)
-        cross = self._prior(unknown, points) - root_unknown.T @ root
+        cross = self._prior(unknown, points, scale)[0] - root_unknown.T @ root
         share = np.linalg.solve(factor, cross)  # (k, m)
-        left = np.maximum(self._variance(points, root) - (share**2).sum(axis=0), _JITTER)
+        (left,) = self._left(points, root[None], likeliest)
+        left = np.maximum(left - (share**2).sum(axis=0), _JITTER)
         return mean_unknown + draws @ factor.T, mean + draws @ share, left
 
-    def _project(self, points: Array) -> tuple[Array, Array]:
-        root = np.linalg.solve(self._factor, self._prior(self._points, points))
-        return root.T @ self._white, root
+    def _project(self, points: Array, chosen: slice) -> tuple[Array, Array]:
+        prior = self._prior(self._points, points, self._scales[chosen])
+        root: Array = np.linalg.solve(self._factors[chosen], prior)
+        means: Array = (root * self._whites[chosen][..., None]).sum(axis=1)
+        return means, root
 
-    def _variance(self, points: Array, root: Array) -> Array:
+    def _left(self, points: Array, root: Array, chosen: slice) -> Array:
         line = _LINE * (points**2).sum(axis=1)
-        prior = _CONSTANT + self._amplitude**2 * (line + 2 + _INTERACTION)
-        left: Array = np.maximum(prior - (root**2).sum(axis=0), _JITTER)
+        squares = self._scales[chosen, 2][:, None] ** 2
+        prior = _CONSTANT + squares * (line + 2 + _INTERACTION) + self._next_own[chosen][:, None]
+        left: Array = np.maximum(prior - (root**2).sum(axis=1), _JITTER)
         return left
 
-    def _prior(self, first: Array, second: Array) -> Array:
-        return _CONSTANT + self._amplitude**2 * self._shape(first, second, self._lengths)
-
     @staticmethod
-    def _shape(first: Array, second: Array, lengths: Sequence[float | Array]) -> Array:
+    def _prior(first: Array, second: Array, scales: Array) -> Array:
+        """Return the covariances ``(c, n, m)`` of the smooth part."""
         one, other = (
-            np.exp(-0.5 * ((first[:, None, axis] - second[None, :, axis]) / length) ** 2)
-            for axis, length in enumerate(lengths)
+            np.exp(
+                -0.5
+                * ((first[:, None, axis] - second[None, :, axis]) / scales[:, axis, None, None])
+                ** 2
+            )
+            for axis in (0, 1)
         )
-        shape: Array = _LINE * (first @ second.T) + (one + other) + _INTERACTION * (one * other)
-        return shape
+        shape = _LINE * (first @ second.T) + (one + other) + _INTERACTION * (one * other)
+        prior: Array = _CONSTANT + scales[:, 2, None, None] ** 2 * shape
+        return prior
+
+
+def _likelihoods(smooth: Array, values: Array, variances: Array) -> tuple[Array, Array, Array]:
+    """Return log likelihoods, Cholesky factors and whitened values of each scale and level."""
+    n = len(values)
+    diagonal = np.arange(n)
+    covariances = np.repeat(smooth[:, None], len(variances), axis=1)
+    covariances[:, :, diagonal, diagonal] += variances
+    factors: Array = np.linalg.cholesky(covariances)
+    right = np.broadcast_to(values[:, None], (*factors.shape[:2], n, 1))
+    whites: Array = np.linalg.solve(factors, right)
+    whites = whites[..., 0]
+    halves = np.log(factors[..., diagonal, diagonal]).sum(axis=-1)  # of the log determinants
+    likelihoods: Array = -0.5 * (whites**2).sum(axis=-1) - halves
+    return likelihoods, factors, whites

@@ -21,7 +21,14 @@ from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.plan import Pair, Plan, Proposal
 
-__all__ = ["SURPLUS", "BinarySearchSampler", "hand_back", "refuse_surplus"]
+__all__ = [
+    "SURPLUS",
+    "BinarySearchSampler",
+    "hand_back",
+    "is_surplus",
+    "refuse_surplus",
+    "value_of",
+]
 
 SURPLUS = "vit_ratio_opt:surplus"
 """System attribute of a trial that was asked for when nothing was left to learn: why."""
@@ -63,6 +70,9 @@ class BinarySearchSampler(BaseSampler):
             :class:`~vit_ratio_opt.search.plan.ToleranceSearch`.
         independent_sampler: For all other parameters of the objective; random by default.
         seed: Seed of the default independent sampler.
+        n_trials: Trained trials that the study is to have. An eighth of them, rounded down, is
+            kept to confirm the answer: the last one of eight, the last two of sixteen. None while
+            that is not known.
 
     Raises:
         InputError: The search space does not have two parameters, or not the plan's range.
@@ -82,6 +92,7 @@ class BinarySearchSampler(BaseSampler):
         *,
         independent_sampler: BaseSampler | None = None,
         seed: int | None = None,
+        n_trials: int | None = None,
     ) -> None:
         if len(search_space) != 2:
             raise InputError(
@@ -98,6 +109,7 @@ class BinarySearchSampler(BaseSampler):
         self._search_space = dict(search_space)
         self._plan = plan
         self._independent = independent_sampler or RandomSampler(seed=seed)
+        self.n_trials = n_trials
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,9 +135,15 @@ class BinarySearchSampler(BaseSampler):
         """What a trial that begins now would try, and what for; it is not claimed."""
         return self._propose(study)
 
+    @property
+    def plan(self) -> Plan:
+        """The search that proposes the pairs."""
+        return self._plan
+
     def winner(self, study: Study) -> Pair | None:
-        """The plan's answer so far: over all trainings of a pair, not the luckiest one."""
-        return self._plan.winner(self._look(study).observed)
+        """Return the pair of the plan's answer so far, or None when nothing observed will do."""
+        answer = self._plan.answer(self._look(study).observed)
+        return None if answer is None else answer.pair
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -201,7 +219,7 @@ class BinarySearchSampler(BaseSampler):
         gave_way = False
         while True:
             view, given_up = self._wait_for_claims(study, trial)
-            proposal = plan.propose(view.observed, view.pending, view.blocked)
+            proposal = self._ask(plan, view)
             pair = proposal.pair
             attributes: dict[str, Any] = {_GIVEN_UP: given_up} if given_up else {}
             if pair is None:
@@ -210,7 +228,8 @@ class BinarySearchSampler(BaseSampler):
                     "best."
                 )
                 attributes[SURPLUS] = proposal.why  # instead of a claim
-                pair = plan.winner(view.observed)
+                answer = plan.answer(view.observed)
+                pair = None if answer is None else answer.pair
                 pair = pair or min(view.pending | view.blocked, default=None)
                 # A plan that gave no pair to a study without any trial has a first one all the
                 # same.
@@ -277,8 +296,12 @@ class BinarySearchSampler(BaseSampler):
         self, study: Study, ended: tuple[int, TrialState, Sequence[float] | None] | None = None
     ) -> Proposal:
         view = self._look(study, ended=ended)
-        plan = self._restricted_plan(study)
-        return plan.propose(view.observed, view.pending, view.blocked)
+        return self._ask(self._restricted_plan(study), view)
+
+    def _ask(self, plan: Plan, view: _View) -> Proposal:
+        begun = sum(map(len, view.observed.values())) + len(view.pending)
+        last = self.n_trials is not None and self.n_trials - begun <= self.n_trials // 8
+        return plan.propose(view.observed, view.pending, view.blocked, confirm=last)
 
     def _restricted_plan(self, study: Study, trial: FrozenTrial | None = None) -> Plan:
         """The plan along what an outer PartialFixedSampler or an enqueued trial fixes."""
@@ -382,28 +405,43 @@ class BinarySearchSampler(BaseSampler):
             itself = trial.system_attrs.get(_FAILED, False)
             known.failures[pair] = _Failures(told + itself, untold + (not itself))
             return
-        value = self._value(trial, state, values, sign)
+        value = value_of(trial, state, values, self._plan.constraint, sign)
         if value is None:  # pruned before its first report: nothing to learn there
             known.blocked.add(pair)
         else:
             known.observed[pair] = (*known.observed.get(pair, ()), value)
 
-    def _value(
-        self,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-        sign: float,
-    ) -> float | None:
-        if self._plan.constraint is not None:
-            held = trial.constraints.get(self._plan.constraint)
-            return None if held is None else -held
-        if state == TrialState.COMPLETE and values is not None:
-            return sign * values[0]
-        if trial.last_step is None:
-            return None
-        last = trial.intermediate_values[trial.last_step]
-        return sign * last if last == last else None  # not NaN
+
+def value_of(
+    trial: FrozenTrial,
+    state: TrialState,
+    values: Sequence[float] | None,
+    constraint: str | None,
+    sign: float,
+) -> float | None:
+    """Return what a search learns from a finished trial, to be maximised; None for nothing.
+
+    Args:
+        trial: The trial.
+        state: COMPLETE or PRUNED, which it is or is about to be.
+        values: Of a complete trial.
+        constraint: The plan's.
+        sign: -1 where the study is minimised.
+    """
+    if constraint is not None:
+        held = trial.constraints.get(constraint)
+        return None if held is None else -held
+    if state == TrialState.COMPLETE and values is not None:
+        return sign * values[0]
+    if trial.last_step is None:
+        return None
+    last = trial.intermediate_values[trial.last_step]
+    return sign * last if last == last else None  # not NaN
+
+
+def is_surplus(trial: FrozenTrial) -> bool:
+    """Whether the trial was asked for when nothing was left to learn."""
+    return SURPLUS in trial.system_attrs
 
 
 def refuse_surplus(trial: Trial | FixedTrial) -> None:

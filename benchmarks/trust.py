@@ -1,0 +1,197 @@
+"""Can the answer of a search be trusted?
+
+Question: how often does the answer of a search with a tolerance truly keep it, how good is the
+answer within a budget, also beside one fixed ratio, and how far is the accuracy that is reported
+from the true one?
+
+Method: searches of 10 trials on the recorded surfaces (``surfaces/``, as in ``samplers.py``), one
+worker, for each tolerance and budget. Each trial returns the surface's value plus Gaussian noise
+of the spread that was recorded at such a loss; the truth is the surface itself. As a study does, a
+search knows the accuracy of the dense model and guesses the noise from the number of images. It
+begins on the path, or at the best pair, of the models before any training where these were
+recorded. The last trial is kept to confirm the answer.
+
+A row has, over all seeds:
+
+- tolerance: ``kept``, the share of the answers that truly lose no more (the dense model, which is
+  the answer where no pair is, keeps it, at a cost of 1); ``cost``, mean share of the MACs;
+- budget: ``regret``, mean points below the best pair of the curve; ``below_fixed``, share of the
+  answers that are truly more than 0.1 points below the fixed ratio; ``believed_below``, share of
+  those that the search itself believes to be below it;
+- both: ``bias``, mean of the reported accuracy less the true one, in points; ``own_bias``, the same
+  of the mean of the pair's own trainings; ``covered``, share of the 90 % intervals (1.645 standard
+  errors to either side) that hold the truth; ``trained``, trainings of the answer.
+
+    python benchmarks/trust.py [--seeds 200] [--jobs 2] [--output FILE]
+
+The rows of version 0.1.0 (``results/trust-0.1.0.json``) are from this script in a checkout of
+commit ced7cf8, where an answer has no standard error and begins at no baseline.
+
+Output: ``results/trust.json``. Runtime: some minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import subprocess
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import typer
+from samplers import BUDGETS, TOLERANCES, screened_best, screened_path, surface_of
+
+import vit_ratio_opt.search as vro_search
+from vit_ratio_opt.geometry import budget_curve, fixed_ratio_pair, smallest_cost_ratio
+from vit_ratio_opt.search import BudgetSearch, Pair, ToleranceSearch
+
+RESULTS = Path(__file__).parent / "results" / "trust.json"
+SURFACES = ("cifar10-d64-pruned", "cifar10-d64-short", "digits")
+TRIALS = 10
+INTERVAL = 1.645
+_OLD = not hasattr(BudgetSearch, "answer")  # version 0.1.0
+
+
+class Line(NamedTuple):
+    """One row: what is searched, and within which limit."""
+
+    surface: str
+    mode: str
+    level: float
+
+
+class Outcome(NamedTuple):
+    """One search: true cost, loss and values, what was reported, and how often it was trained."""
+
+    cost: float
+    accuracy: float
+    reported: float
+    error: float
+    own: float
+    trained: int
+    believed_gain: float
+
+
+def lines() -> list[Line]:
+    """All lines of all surfaces."""
+    found = []
+    for name in SURFACES:
+        lowest = smallest_cost_ratio(surface_of(name).shape)
+        found += [Line(name, "tolerance", level) for level in TOLERANCES]
+        found += [Line(name, "budget", level) for level in BUDGETS if level >= lowest]
+    return found
+
+
+def search(line: Line, seed: int) -> Outcome:
+    """One search of a line, and what is true of its answer."""
+    surface, shape = surface_of(line.surface), surface_of(line.surface).shape
+    screened = surface.epochs > 0  # a surface of models that were never trained is its own screen
+    plan: Any
+    noise: Any = surface.noise if _OLD else vro_search.Noise(surface.noise, is_known=False)
+    fixed: Pair = (0.0, 0.0)
+    least = 0.0  # accuracies are searched within a budget, margins with a tolerance
+    if line.mode == "budget":
+        curve = budget_curve(shape, line.level)
+        start = screened_best(line.surface, curve) if screened else None
+        fixed = fixed_ratio_pair(shape, line.level)
+        more: dict[str, Any] = {} if _OLD else {"baseline": fixed, "dense": surface.dense}
+        plan = BudgetSearch(curve, start=start, noise=noise, confirmations=1, **more)
+    else:
+        least = surface.dense - line.level
+        path = screened_path(line.surface) if screened else ()
+        plan = ToleranceSearch(
+            surface.columns, shape.macs_ratio, line.level, noise=noise, confirmations=1, path=path
+        )
+    rng = np.random.default_rng([seed, 1])
+    observed: dict[Pair, tuple[float, ...]] = {}
+    for trial in range(TRIALS):
+        last = {} if _OLD else {"confirm": TRIALS - trial <= TRIALS // 8}
+        pair = plan.propose(observed, **last).pair
+        if pair is None:
+            break
+        observed[pair] = (*observed.get(pair, ()), surface.draw(pair, rng) - least)
+    if _OLD:
+        answer = plan.winner(observed)
+        values = observed[answer] if answer else ()
+        mean = statistics.fmean(values) if answer else 0.0
+        found = None if answer is None else (answer, mean, 0.0, mean, len(values))
+        gain = mean - statistics.fmean(observed.get(fixed, (mean,)))
+    else:
+        estimate = plan.answer(observed)
+        found = estimate[:5] if estimate else None
+        gain = 0.0
+        if line.mode == "budget":
+            gain = estimate.mean - plan.estimates(observed)[fixed].mean
+    if found is None:  # the dense model
+        return Outcome(1.0, surface.dense, surface.dense, math.nan, surface.dense, 0, 0.0)
+    pair, mean, error, own, trained = found
+    accuracy = surface.accuracy(pair)
+    cost = shape.macs_ratio(*pair)
+    return Outcome(cost, accuracy, mean + least, error, own + least, trained, gain)
+
+
+def row(line: Line, seeds: int) -> dict[str, Any]:
+    """All seeds of a line."""
+    began = time.perf_counter()
+    surface = surface_of(line.surface)
+    outcomes = [search(line, seed) for seed in range(seeds)]
+    pruned = [outcome for outcome in outcomes if outcome.trained]
+    found: dict[str, Any] = {**line._asdict(), "seeds": seeds, "trials": TRIALS}
+    if line.mode == "budget":
+        curve = budget_curve(surface.shape, line.level)
+        best = max(surface.accuracy(pair) for pair in curve)
+        fixed = surface.accuracy(fixed_ratio_pair(surface.shape, line.level))
+        found |= {
+            "regret": _mean(best - o.accuracy for o in outcomes),
+            "below_fixed": _mean(o.accuracy < fixed - 0.1 for o in outcomes),
+            "believed_below": _mean(o.believed_gain < 0 for o in outcomes),
+        }
+    else:
+        least = surface.dense - line.level
+        found |= {
+            "cost": _mean(o.cost for o in outcomes),
+            "cheapest": round(surface.cheapest(line.level), 4),
+            "kept": _mean(o.accuracy >= least - 1e-9 for o in outcomes),
+            "dense": _mean(not o.trained for o in outcomes),
+        }
+    return found | {
+        "bias": _mean(o.reported - o.accuracy for o in pruned),
+        "own_bias": _mean(o.own - o.accuracy for o in pruned),
+        "error": _mean(o.error for o in pruned),
+        "covered": _mean(
+            abs(o.reported - o.accuracy) <= INTERVAL * o.error + 1e-9 for o in pruned
+        ),
+        "trained": _mean(o.trained for o in pruned),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def _mean(values: Any) -> float:
+    return round(statistics.fmean(map(float, values)), 4)
+
+
+def main(
+    seeds: Annotated[int, typer.Option(min=1, help="Searches of each line.")] = 200,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    output: Annotated[Path, typer.Option(help="The rows are written to this file.")] = RESULTS,
+) -> None:
+    """Simulate searches on every recorded surface, and judge their answers."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parent,
+    ).stdout.strip()  # fmt: skip
+    rows = []
+    with ProcessPoolExecutor(jobs) as pool:
+        for found in pool.map(partial(row, seeds=seeds), lines()):
+            rows.append(found)
+            print({key: value for key, value in found.items() if key != "seeds"}, flush=True)
+    output.write_text(json.dumps({"commit": commit, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

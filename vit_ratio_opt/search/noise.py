@@ -1,0 +1,123 @@
+"""How much the value of one training varies from seed to seed, from a guess and from repeats.
+
+The guess is updated by every pair that was trained more than once: the variance has a conjugate
+(scaled inverse chi-squared) prior around the guess, and the repeats of all pairs are pooled. The
+noise grows with the loss of accuracy; how fast is not known before, so there are alternatives,
+which the repeats weigh. A search averages over all alternatives, see
+:mod:`vit_ratio_opt.search.belief`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vit_ratio_opt.errors import InputError
+
+__all__ = ["Levels", "Noise", "Repeats", "accuracy_noise"]
+
+Array = NDArray[np.floating[Any]]
+
+# Observations that the guess is worth, and quantiles of the variance that stand for all of it.
+_PRIOR_DEGREES, _QUANTILES = 5.0, 5
+# Points of loss at which the noise is 1.4 times that at none, with logarithms of their prior
+# weights. On the recorded CIFAR-10 surfaces it is about 7, on the digits about 1.
+_GROWTHS = ((7.0, 0.0), (1.0, -1.0))
+
+
+class Repeats(NamedTuple):
+    """What was observed of each pair, for the noise: arrays ``(pairs,)``.
+
+    ``losses`` are means in points against the dense model, ``squares`` sums of squared deviations
+    from a pair's mean, ``counts`` numbers of trainings.
+    """
+
+    losses: Array
+    squares: Array
+    counts: Array
+
+
+class Levels(NamedTuple):
+    """Alternatives of the noise ``(s,)``: standard deviation without loss, growth, log weight."""
+
+    sigmas: Array
+    growths: Array
+    log_weights: Array
+
+    def variances(self, losses: Array) -> Array:
+        """Return the variance of one value at each loss, ``(s, n)``."""
+        scale = 1 + (np.maximum(losses, 0.0) / self.growths[:, None]) ** 2
+        variances: Array = self.sigmas[:, None] ** 2 * scale
+        return variances
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviation of the value of one training over seeds, in the unit of the values.
+
+    Args:
+        guess: For a pair that loses nothing.
+        is_known: Whether the guess is taken as it is, for every pair, whatever the repeats show.
+
+    Raises:
+        InputError: The guess is negative or not finite.
+    """
+
+    guess: float
+    is_known: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guess < math.inf:
+            raise InputError(f"`noise` must be at least 0, but got {self.guess!r}.")
+
+    def levels(self, repeats: Repeats, *, least_loss: float, grows: bool = True) -> Levels:
+        """Return the alternatives that the repeats leave, weighted by how likely they make them.
+
+        Args:
+            repeats: Of all pairs.
+            least_loss: Pairs that seem to lose less are as noisy as one that loses this. A small
+                loss may be luck, and must not make its own value look precise.
+            grows: Whether the noise may grow faster with the loss than is usual.
+        """
+        if self.is_known or self.guess == 0:
+            return Levels(np.array([self.guess]), np.array([math.inf]), np.zeros(1))
+        losses = np.maximum(repeats.losses, least_loss)
+        extra = repeats.counts - 1  # degrees of freedom
+        degrees = _PRIOR_DEGREES + extra.sum()
+        found = []
+        for growth, log_weight in _GROWTHS if grows else _GROWTHS[:1]:
+            scale = 1 + (np.maximum(losses, 0.0) / growth) ** 2
+            squares = float((repeats.squares / scale).sum())
+            # Marginal likelihood of the repeats, up to a factor that all growths share.
+            log_weight -= 0.5 * float((extra * np.log(scale)).sum())
+            log_weight -= degrees / 2 * math.log1p(squares / (_PRIOR_DEGREES * self.guess**2))
+            total = _PRIOR_DEGREES * self.guess**2 + squares
+            for index in range(_QUANTILES):
+                sigma = math.sqrt(total / _chi_squared((index + 0.5) / _QUANTILES, degrees))
+                found.append((sigma, growth, log_weight))
+        return Levels(*np.array(found).T)
+
+
+def accuracy_noise(accuracy: float, images: int) -> float:
+    """Return the guess of the noise of an accuracy, in points.
+
+    Two trainings of one pair disagree on some images only, so their accuracies vary less than
+    those of two draws of images would: recorded was about half of that standard error.
+
+    Args:
+        accuracy: In per cent.
+        images: Number of images that it is measured on.
+    """
+    share = accuracy / 100
+    return 50 * math.sqrt(share * (1 - share) / images)
+
+
+def _chi_squared(quantile: float, degrees: float) -> float:
+    """Return a quantile of the chi-squared distribution (Wilson and Hilferty 1931)."""
+    z, spread = NormalDist().inv_cdf(1 - quantile), 2 / (9 * degrees)
+    return float(degrees * (1 - spread + z * math.sqrt(spread)) ** 3)
