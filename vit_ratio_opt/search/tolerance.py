@@ -37,6 +37,7 @@ _COLUMNS, _CANDIDATES = 36, 1440
 _OUTCOMES = 64
 _NEAREST = 48  # observed pairs that a belief is made from
 _EVERYTHING_PRUNED, _EVERYTHING_VARIANCE = -3.0, 1.0
+_LARGEST_EXPONENT = 20.0
 _SAME = 1e-4  # variance of values without noise
 _MORE_TRAININGS = 2  # of one pair, beyond its confirmations
 
@@ -526,9 +527,10 @@ def _believe(seen: _Seen, rule: _Rule | ToleranceSearch) -> _Believed:
         exact, none = near.losses, np.zeros(len(order))
         return _Believed(order, exact, none, 1.0 * (exact <= tolerance), mean, variance, belief)
     kept = np.minimum(belief.weights @ normal_cdf(means / np.sqrt(variances)), 1.0)
-    # Mean and variance of a log-normal variable, of the average over all components.
-    losses: Array = whole * np.exp(-means + variances / 2)
-    second = belief.weights @ (losses**2 * np.exp(variances))
+    # Mean and variance of a log-normal variable, of the average over all components. Values that
+    # contradict each other would overflow.
+    losses: Array = whole * np.exp(np.minimum(variances / 2 - means, _LARGEST_EXPONENT))
+    second = belief.weights @ (losses**2 * np.exp(np.minimum(variances, _LARGEST_EXPONENT)))
     expected = belief.weights @ losses
     error = np.sqrt(np.maximum(second - expected**2, 0.0))
     return _Believed(order, expected - offset, error, kept, mean, variance, belief)
