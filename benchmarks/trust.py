@@ -18,9 +18,9 @@ A row has, over all seeds:
 - budget: ``regret``, mean points below the best pair of the curve; ``below_fixed``, share of the
   answers that are truly more than 0.1 points below the fixed ratio; ``believed_below``, share of
   those that the search itself believes to be below it;
-- both: ``bias``, mean of the reported accuracy less the true one, in points; ``own_bias``, the same
-  of the mean of the pair's own trainings; ``covered``, share of the 90 % intervals (1.645 standard
-  errors to either side) that hold the truth; ``trained``, trainings of the answer.
+- both: ``bias``, mean of the reported accuracy less the true one, in points; ``own_bias``, the
+  same of the mean of the pair's own trainings; ``covered``, share of the 90 % intervals (1.645
+  standard errors to either side) that hold the truth; ``trained``, trainings of the answer.
 
     python benchmarks/trust.py [--seeds 200] [--jobs 2] [--output FILE]
 

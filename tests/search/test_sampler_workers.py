@@ -262,8 +262,8 @@ def test_two_that_claim_out_of_turn_at_once_do_not_share_a_pair(
     propose = study.sampler._plan.propose
     reads = threading.local()
 
-    def propose_together(*known: object) -> object:
-        proposal = propose(*known)
+    def propose_together(*known: object, **settings: object) -> object:
+        proposal = propose(*known, **settings)
         if not getattr(reads, "done", False):
             reads.done = True
             both_have_read.wait()
@@ -309,8 +309,8 @@ def test_claim_that_took_longer_than_the_patience_is_looked_at_again(
     propose = study.sampler._plan.propose
     younger = []
 
-    def propose_late(*known: object) -> object:
-        proposal = propose(*known)
+    def propose_late(*known: object, **settings: object) -> object:
+        proposal = propose(*known, **settings)
         if not younger:
             younger.append(None)
             younger.append(suggest(study.ask()))

@@ -209,12 +209,15 @@ def _likelihoods(smooth: Array, values: Array, variances: Array) -> tuple[Array,
     """Return log likelihoods, Cholesky factors and whitened values of each scale and level."""
     n = len(values)
     diagonal = np.arange(n)
-    covariances = np.repeat(smooth[:, None], len(variances), axis=1)
-    covariances[:, :, diagonal, diagonal] += variances
-    factors: Array = np.linalg.cholesky(covariances)
-    right = np.broadcast_to(values[:, None], (*factors.shape[:2], n, 1))
-    whites: Array = np.linalg.solve(factors, right)
-    whites = whites[..., 0]
+    # With the values as one more row, the factor's last row is the whitened values: no triangular
+    # system has to be solved. The corner only has to be large enough to keep the matrix definite.
+    covariances = np.empty((len(smooth), len(variances), n + 1, n + 1))
+    covariances[..., :n, :n] = smooth[:, None]
+    covariances[..., diagonal, diagonal] += variances
+    covariances[..., n, :n] = covariances[..., :n, n] = values
+    covariances[..., n, n] = 1 + 2 * (values @ values) / variances.min()
+    bordered: Array = np.linalg.cholesky(covariances)
+    factors, whites = bordered[..., :n, :n], bordered[..., n, :n]
     halves = np.log(factors[..., diagonal, diagonal]).sum(axis=-1)  # of the log determinants
     likelihoods: Array = -0.5 * (whites**2).sum(axis=-1) - halves
     return likelihoods, factors, whites

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -39,15 +40,18 @@ _NODE_WEIGHTS = _NODE_WEIGHTS / _NODE_WEIGHTS.sum()
 
 
 class _Believed(NamedTuple):
-    """What is believed of the observed pairs: arrays ``(n,)``, and ``covariance`` ``(n, n)``."""
+    """What is believed of the observed pairs: arrays ``(n,)``, and ``covariance`` ``(n, n)``.
+
+    ``places`` are the positions of all observed pairs of the curve, and of the baseline.
+    """
 
     pairs: list[Pair]
     own: Array
     counts: Array
     mean: Array
     covariance: Array
+    places: dict[Pair, int]
     belief: Belief | None = None
-    scale: float = 1.0
 
     def difference(self, first: int, second: int) -> tuple[float, float]:
         """Return mean and standard error of the first pair's value less the second one's."""
@@ -169,7 +173,7 @@ class BudgetSearch:
         ):
             return Proposal(self.baseline, "the fixed ratio, which the search has to beat")
         believed = self._believe(observed)
-        places = self._places(believed)
+        places = {} if believed is None else believed.places
         start = self.curve[self._start]
         begun = any(pair in self._positions and pair != self.baseline for pair in places)
         if not begun and start not in off and start not in places:
@@ -180,7 +184,7 @@ class BudgetSearch:
             if believed.counts[answer] < 2 and pair not in off:
                 return Proposal(pair, "confirms the answer, which was trained once")
 
-        low, high = self._bracket(believed, places)
+        low, high = self._bracket(believed)
         taken = [self._positions[pair] for pair in off if pair in self._positions]
         tried = [self._positions[pair] for pair in places if pair in self._positions]
         marks = sorted({low, high, *(p for p in (*tried, *taken) if low < p < high)})
@@ -190,7 +194,7 @@ class BudgetSearch:
             if proposal is not None:
                 return proposal
         elif gaps:
-            a, b = self._widest(gaps, believed, places)
+            a, b = self._widest(gaps, believed)
             return Proposal(self.curve[(a + b) // 2], f"halves the gap of {b - a - 1} pairs")
 
         # Nothing between the contenders: the seeds have to tell them apart.
@@ -224,7 +228,7 @@ class BudgetSearch:
     def bracket(self, observed: Observed) -> tuple[Pair, Pair]:
         """Return the pairs between which the best one is looked for, these included."""
         believed = self._believe(observed)
-        low, high = self._bracket(believed, self._places(believed))
+        low, high = self._bracket(believed)
         return self.curve[max(low, 0)], self.curve[min(high, len(self.curve) - 1)]
 
     def along(self, axis: int, value: float) -> BudgetSearch:
@@ -235,7 +239,9 @@ class BudgetSearch:
         else:
             meeting = [first for first, second in self.curve if second <= value]
             pair = (meeting[0] if meeting else self.curve[-1][0], value)
-        return BudgetSearch([pair], noise=self.noise, confirmations=self.confirmations)
+        return BudgetSearch(
+            [pair], noise=self.noise, confirmations=self.confirmations, dense=self.dense
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return what :meth:`from_json` makes the search of again, as JSON values."""
@@ -262,31 +268,15 @@ class BudgetSearch:
             dense=stored.get("dense"),
         )
 
-    def _place(self, pair: Pair) -> float | None:
-        """Return a pair's position along the curve; None over the budget."""
-        if pair in self._positions:
-            return float(self._positions[pair])
-        first, second = pair
-        if second < self._needed(first) - _ROUNDING:
-            return None
-        return float(np.interp(first, self._firsts, np.arange(len(self.curve))))
-
-    def _needed(self, firsts: Array | float) -> Array:
-        """Return the least second ratio that meets the budget with each first ratio.
+    def _place(self, pair: Pair) -> int | None:
+        """Return the position of the curve's pair that prunes no more; None over the budget.
 
         A first ratio between two of the curve removes what the larger one does. One above the
         curve's needs no more than its last pair.
         """
-        places = np.searchsorted(self._firsts, np.asarray(firsts) - _ROUNDING)
-        needed: Array = self._seconds[np.minimum(places, len(self._seconds) - 1)]
-        return needed
-
-    def _places(self, believed: _Believed | None) -> dict[Pair, float]:
-        """Return the positions of the observed pairs of the curve and of the baseline."""
-        if believed is None:
-            return {}
-        known = [p for p in believed.pairs if p in self._positions or p == self.baseline]
-        return {pair: place for pair in known if (place := self._place(pair)) is not None}
+        first, second = pair
+        place = bisect.bisect_left(self.curve, (first - _ROUNDING,), hi=len(self.curve) - 1)
+        return None if second < self.curve[place][1] - _ROUNDING else place
 
     def _believe(self, observed: Observed) -> _Believed | None:
         """Return what the values say of the pairs within the budget; None without any."""
@@ -299,17 +289,24 @@ class BudgetSearch:
             return None
         # From the start outwards, so that the first of equals is the nearest to it.
         pairs = sorted(places, key=lambda p: (abs(places[p] - self._start), places[p], p))
+        tried = {p: place for p, place in places.items() if p in self._positions}
+        if self.baseline in places:
+            tried[self.baseline] = places[self.baseline]
         if len(pairs) > _NEAREST:
             best = max(pairs, key=lambda p: math.fsum(observed[p]) / len(observed[p]))
             near = sorted(pairs, key=lambda p: (p != self.baseline, abs(places[p] - places[best])))
-            kept = set(near[:_NEAREST])
+            # The best itself is kept even among many pairs of one place.
+            kept = {best, *near[: _NEAREST - 1]}
             pairs = [pair for pair in pairs if pair in kept]
         counts = np.array([len(observed[pair]) for pair in pairs], dtype=np.float64)
         own = np.array([math.fsum(observed[pair]) / len(observed[pair]) for pair in pairs])
         if self.noise.guess == 0:
-            return _Believed(pairs, own, counts, own, np.zeros((len(pairs),) * 2))
+            return _Believed(pairs, own, counts, own, np.zeros((len(pairs),) * 2), tried)
         squares = np.array(
-            [sum((v - mean) ** 2 for v in observed[p]) for p, mean in zip(pairs, own, strict=True)]
+            [
+                math.fsum(((np.array(observed[pair]) - mean) ** 2).tolist())
+                for pair, mean in zip(pairs, own, strict=True)
+            ]
         )
         losses = (own.max() if self.dense is None else self.dense) - own
         repeats = Repeats(losses, squares, counts)
@@ -323,7 +320,7 @@ class BudgetSearch:
         )  # fmt: skip
         mean, covariance = belief.joint(np.empty((0, 2)))
         return _Believed(
-            pairs, own, counts, centre + scale * mean, scale**2 * covariance, belief, scale
+            pairs, own, counts, centre + scale * mean, scale**2 * covariance, tried, belief
         )
 
     def _points(self, pairs: Sequence[Pair]) -> Array:
@@ -332,7 +329,8 @@ class BudgetSearch:
         On [0, 2] the belief's lengths are an eighth, a quarter and a half of the curve.
         """
         given = np.array(pairs).reshape(-1, 2)
-        slack = np.maximum(0.0, given[:, 1] - self._needed(given[:, 0]))
+        needed = [self._seconds[self._place(pair) or 0] for pair in pairs]
+        slack = np.maximum(0.0, given[:, 1] - np.array(needed).reshape(-1))
         places = np.interp(given[:, 0], self._firsts, np.linspace(0, 2, len(self.curve)))
         return np.stack([places, _SLACK * slack], axis=1)
 
@@ -370,20 +368,23 @@ class BudgetSearch:
             probability,
         )
 
-    def _bracket(
-        self, believed: _Believed | None, places: Mapping[Pair, float]
-    ) -> tuple[int, int]:
+    def _bracket(self, believed: _Believed | None) -> tuple[int, int]:
         """Return the tried positions, or the curve's ends, on either side of the contenders."""
         size = len(self.curve)
-        if believed is None or not places:
+        found = [] if believed is None else self._contenders(believed)
+        if believed is None or not found:
             return -1, size
-        contenders = [places[believed.pairs[i]] for i in self._contenders(believed, places)]
-        low = max((math.ceil(p) for p in places.values() if p < min(contenders)), default=-1)
-        high = min((math.floor(p) for p in places.values() if p > max(contenders)), default=size)
+        contenders = [believed.places[believed.pairs[index]] for index in found]
+        # A baseline beside the curve prunes more than its place, so it bounds nothing.
+        tried = [place for pair, place in believed.places.items() if pair in self._positions]
+        low = max((place for place in tried if place < min(contenders)), default=-1)
+        high = min((place for place in tried if place > max(contenders)), default=size)
         return low, high
 
-    def _contenders(self, believed: _Believed, places: Mapping[Pair, float]) -> list[int]:
-        known = [index for index, pair in enumerate(believed.pairs) if pair in places]
+    def _contenders(self, believed: _Believed) -> list[int]:
+        known = [index for index, pair in enumerate(believed.pairs) if pair in believed.places]
+        if not known:
+            return []
         best = max(known, key=lambda index: believed.mean[index])
         found = []
         for index in known:
@@ -393,15 +394,12 @@ class BudgetSearch:
         return found
 
     def _widest(
-        self,
-        gaps: Sequence[tuple[int, int]],
-        believed: _Believed | None,
-        places: Mapping[Pair, float],
+        self, gaps: Sequence[tuple[int, int]], believed: _Believed | None
     ) -> tuple[int, int]:
         means: dict[int, float] = {}
         if believed is not None:
             named = dict(zip(believed.pairs, believed.mean.tolist(), strict=True))
-            means = {self._positions[p]: named[p] for p in places if p in self._positions}
+            means = {self._positions[p]: mean for p, mean in named.items() if p in self._positions}
 
         def width_then_promise(gap: tuple[int, int]) -> tuple[int, float, float, int]:
             ends = sorted((means.get(end, -math.inf) for end in gap), reverse=True)
@@ -421,7 +419,7 @@ class BudgetSearch:
         most = self.confirmations + _MORE_TRAININGS
         again = [
             index
-            for index in self._contenders(believed, self._places(believed))
+            for index in self._contenders(believed)
             if believed.counts[index] < most and believed.pairs[index] not in off
         ]
         seen = len(believed.pairs)

@@ -87,14 +87,17 @@ class Noise:
         if self.is_known or self.guess == 0:
             return Levels(np.array([self.guess]), np.array([math.inf]), np.zeros(1))
         losses = np.maximum(repeats.losses, least_loss)
-        extra = repeats.counts - 1  # degrees of freedom
-        degrees = _PRIOR_DEGREES + extra.sum()
+        # Only repeats tell the noise. Exact sums do not depend on the order of the pairs.
+        repeated = repeats.counts > 1
+        losses, found_squares = losses[repeated], repeats.squares[repeated]
+        extra = repeats.counts[repeated] - 1  # degrees of freedom
+        degrees = _PRIOR_DEGREES + float(extra.sum())
         found = []
         for growth, log_weight in _GROWTHS if grows else _GROWTHS[:1]:
             scale = 1 + (np.maximum(losses, 0.0) / growth) ** 2
-            squares = float((repeats.squares / scale).sum())
+            squares = math.fsum((found_squares / scale).tolist())
             # Marginal likelihood of the repeats, up to a factor that all growths share.
-            log_weight -= 0.5 * float((extra * np.log(scale)).sum())
+            log_weight -= 0.5 * math.fsum((extra * np.log(scale)).tolist())
             log_weight -= degrees / 2 * math.log1p(squares / (_PRIOR_DEGREES * self.guess**2))
             total = _PRIOR_DEGREES * self.guess**2 + squares
             for index in range(_QUANTILES):

@@ -133,7 +133,7 @@ def alternatives(
 
 
 def normal_cdf(x: Array) -> Array:
-    """Return the distribution function of the standard normal, within 1e-5.
+    """Return the distribution function of the standard normal, within 1.2e-5.
 
     Abramowitz and Stegun 1964, 26.2.16, on the absolute value.
     """

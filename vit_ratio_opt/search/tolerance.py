@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import math
 import operator
@@ -36,6 +37,7 @@ _COLUMNS, _CANDIDATES = 36, 1440
 _OUTCOMES = 64
 _NEAREST = 48  # observed pairs that a belief is made from
 _EVERYTHING_PRUNED, _EVERYTHING_VARIANCE = -3.0, 1.0
+_LARGEST_EXPONENT = 20.0
 _SAME = 1e-4  # variance of values without noise
 _MORE_TRAININGS = 2  # of one pair, beyond its confirmations
 
@@ -165,6 +167,7 @@ class ToleranceSearch:
                 raise InputError(f"`path` must be pairs of `columns`, but has {(first, second)}.")
         self._path = _array(self.path), np.array([cost(*pair) for pair in self.path])
         self._seen = _NOTHING
+        self._cheaper_than: tuple[float, list[int]] = math.nan, []
         # Ratios as shares of the largest, for the belief's unit square.
         self.scale = (
             self.columns[-1][0] or 1.0,
@@ -292,10 +295,11 @@ class ToleranceSearch:
         """Return what was observed as arrays; from the last time, and what is new since."""
         last = self._seen
         # Margins are tuples, so the same object is the same values. The only look at every pair.
-        known = map(last.margins.get, observed)
+        known = list(map(last.margins.get, observed))
         changed = itertools.compress(observed, map(operator.is_not, observed.values(), known))
-        fresh = {pair: tuple(observed[pair]) for pair in changed if observed[pair]}
-        if len(last.margins | fresh) > len(observed):  # of another study
+        fresh = {pair: tuple(observed[pair]) for pair in changed}
+        seen_again = len(known) - known.count(None)
+        if seen_again < len(last.margins) or not all(fresh.values()):  # of another study
             last, fresh = _NOTHING, {p: tuple(values) for p, values in observed.items() if values}
         if fresh:
             self._seen = last = _with(last, fresh, self.cost)
@@ -394,14 +398,27 @@ class ToleranceSearch:
             range(max(0, place - reach), min(len(firsts), place + reach + 1)), pair
         )
 
+    def _costs_less(self, limit: float, first: float, second: float) -> bool:
+        return self.cost(first, second) < limit
+
+    def _cheaper(self, limit: float) -> list[int]:
+        """Return where in each column the pairs begin that cost less than the limit."""
+        known, places = self._cheaper_than
+        if known != limit:
+            places = [
+                bisect.bisect_left(
+                    seconds, True, key=functools.partial(self._costs_less, limit, first)
+                )
+                for first, seconds in self.columns
+            ]
+            self._cheaper_than = limit, places
+        return places
+
     def _open(self, limit: float, failed: Array) -> tuple[Array, Array]:
         """Return pairs and costs of what each column has left between the limit and failures."""
         rows = max(2, _CANDIDATES // len(self.columns))
         pairs = []
-        for first, seconds in self.columns:
-            cheaper = bisect.bisect_left(
-                seconds, True, key=lambda second: self.cost(first, second) < limit
-            )
+        for (first, seconds), cheaper in zip(self.columns, self._cheaper(limit), strict=True):
             least_failed = failed[failed[:, 0] <= first, 1].min(initial=math.inf)
             hopeless = bisect.bisect_left(seconds, least_failed)
             pairs += [(first, second) for second in _evenly(seconds[cheaper:hopeless], rows)]
@@ -489,7 +506,7 @@ def _believe(seen: _Seen, rule: _Rule | ToleranceSearch) -> _Believed:
     tolerance, offset = rule.tolerance, _offset(rule)
     repeats = _repeats(seen, tolerance)
     levels = rule.noise.levels(repeats, least_loss=tolerance)
-    order = np.lexsort((seen.pairs[:, 1], seen.pairs[:, 0], np.abs(seen.means)))[:_NEAREST]
+    order = _nearest(seen)
     near = Repeats(*(array[order] for array in repeats))
     lost = np.maximum(near.losses, -offset / 2) + offset
     # The unpruned model loses nothing, and one with everything pruned nearly everything.
@@ -507,32 +524,46 @@ def _believe(seen: _Seen, rule: _Rule | ToleranceSearch) -> _Believed:
     mean = belief.weights @ means
     variance = belief.weights @ (variances + means**2) - mean**2
     if rule.noise.guess == 0:
-        exact = near.losses
-        kept = (exact <= tolerance).astype(np.float64)
-        return _Believed(order, exact, np.zeros(len(order)), kept, mean, variance, belief)
-    kept = belief.weights @ normal_cdf(means / np.sqrt(variances))
-    # Mean and variance of a log-normal variable, of the average over all components.
-    lost = whole * np.exp(-means + variances / 2)
-    second = belief.weights @ (lost**2 * np.exp(variances))
-    expected = belief.weights @ lost
+        exact, none = near.losses, np.zeros(len(order))
+        return _Believed(order, exact, none, 1.0 * (exact <= tolerance), mean, variance, belief)
+    kept = np.minimum(belief.weights @ normal_cdf(means / np.sqrt(variances)), 1.0)
+    # Mean and variance of a log-normal variable, of the average over all components. Values that
+    # contradict each other would overflow.
+    losses: Array = whole * np.exp(np.minimum(variances / 2 - means, _LARGEST_EXPONENT))
+    second = belief.weights @ (losses**2 * np.exp(np.minimum(variances, _LARGEST_EXPONENT)))
+    expected = belief.weights @ losses
     error = np.sqrt(np.maximum(second - expected**2, 0.0))
     return _Believed(order, expected - offset, error, kept, mean, variance, belief)
 
 
+def _kept_alone(seen: _Seen, rule: _Rule | ToleranceSearch) -> Array:
+    """Return the probability of each pair to keep the tolerance, from its own values alone."""
+    if rule.noise.guess == 0:
+        return 1.0 * (seen.means >= 0)
+    return normal_cdf(seen.means * np.sqrt(seen.counts) / _spread_at(seen, rule))
+
+
+def _nearest(seen: _Seen) -> NDArray[np.int64]:
+    """Return the indices of the pairs next to the limit, the nearest first."""
+    apart = np.abs(seen.means)
+    near = np.arange(len(apart))
+    if len(apart) > _NEAREST:
+        near = np.flatnonzero(apart <= np.partition(apart, _NEAREST - 1)[_NEAREST - 1])
+    order = np.lexsort((seen.pairs[near, 1], seen.pairs[near, 0], apart[near]))
+    return near[order][:_NEAREST]
+
+
 def _cheapest_kept(seen: _Seen, believed: _Believed, rule: _Rule | ToleranceSearch) -> int | None:
     """Return the index of the answer in ``seen``."""
-    probabilities = np.zeros(len(seen.means))
     if len(seen.means) > len(believed.chosen):  # further from the limit than the belief looks
-        spread = _spread_at(seen, rule) / np.sqrt(seen.counts)
-        probabilities = normal_cdf(seen.means / np.maximum(spread, 1e-12))
+        probabilities = _kept_alone(seen, rule)
+    else:
+        probabilities = np.zeros(len(seen.means))
     probabilities[believed.chosen] = believed.kept
-    best: tuple[float, Pair] | None = None
-    for place in np.flatnonzero(probabilities >= rule.confidence):
-        pair = _pair(seen.pairs[place])
-        key = float(seen.costs[place]), pair
-        if (best is None or key < best) and max(seen.margins[pair]) >= 0:
-            best = key
-    return None if best is None else seen.places[best[1]]
+    sure = np.flatnonzero(probabilities >= rule.confidence)
+    order = np.lexsort((seen.pairs[sure, 1], seen.pairs[sure, 0], seen.costs[sure]))
+    kept = (int(p) for p in sure[order] if max(seen.margins[_pair(seen.pairs[p])]) >= 0)
+    return next(kept, None)
 
 
 def _estimate(
@@ -547,7 +578,7 @@ def _estimate(
     else:
         mean = float(seen.means[place])
         error = float(_spread_at(seen, rule)[place] / math.sqrt(seen.counts[place]))
-        kept = float(normal_cdf(np.array(mean / max(error, 1e-12))))
+        kept = float(_kept_alone(seen, rule)[place])
     return Estimate(
         _pair(seen.pairs[place]), mean, error, float(seen.means[place]),
         int(seen.counts[place]), kept,
