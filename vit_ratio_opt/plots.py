@@ -347,8 +347,8 @@ def _add_expected(
         marker={"color": colour, "symbol": symbol, "size": 15},
         showlegend=False,
         customdata=[found.trial.number],
-        hovertemplate=f"{name}, trial %{{customdata}}<br>%{{y:.2f}} ± {found.error:.2f} % expected "
-        "at %{x:.4f}<extra></extra>",
+        hovertemplate=f"{name}, trial %{{customdata}}<br>%{{y:.2f}} ± {found.error:.2f} % "
+        "expected at %{x:.4f}<extra></extra>",
     )
 
 

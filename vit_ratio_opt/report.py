@@ -108,7 +108,7 @@ def answer_sentences(study: Study) -> list[str]:
     """Return the answer in a sentence, and in another one why Optuna's best trial differs."""
     answer, done = answer_of(study), len(finished_trials(study))
     if answer is None and not done:
-        return ["There is no answer yet: no trial is trained."]
+        return ["There is no answer yet: no trial was trained."]
     if answer is None:
         return [f"There is no answer yet: none of {done} trained trials is within the limit."]
     why = [] if answer.why_not_best is None else [answer.why_not_best]
@@ -150,7 +150,7 @@ def _with_error(accuracy: float, error: float) -> str:
 def _why_the_baseline(answer: Answer) -> str:
     contender = answer.contender
     if contender is None:
-        return "no other pair is trained yet"
+        return "no other pair was trained yet"
     trial = contender.trial.number
     if contender.probability <= 0.5:
         return (
@@ -159,20 +159,20 @@ def _why_the_baseline(answer: Answer) -> str:
         )
     return (
         f"the likeliest other pair, of trial {trial}, is better with a probability of "
-        f"{contender.probability:.2f}, which is a tie, and is trained less often"
+        f"{contender.probability:.2f}, which is a tie, and was trained less often"
     )
 
 
 def _trainings(found: Candidate) -> str:
     values = [f"{accuracy:.2f}" for accuracy in found.own_accuracies]
     if len(values) == 1:
-        return f"the pair is trained once, with {values[0]} %, so it is not confirmed yet"
+        return f"the pair was trained once, with {values[0]} %, so it is not confirmed yet"
     if len(values) > _MOST_VALUES:
         return (
-            f"the pair is trained {len(values)} times, with {found.own_accuracy:.2f} % on average"
+            f"the pair was trained {len(values)} times, with {found.own_accuracy:.2f} % on average"
         )
     listed = f"{', '.join(values[:-1])} and {values[-1]} %"
-    return f"the pair is trained {len(values)} times, with {listed}"
+    return f"the pair was trained {len(values)} times, with {listed}"
 
 
 def _comparison(study: Study, answer: Answer, studies: Sequence[Study]) -> list[str]:
@@ -192,7 +192,7 @@ def _comparison(study: Study, answer: Answer, studies: Sequence[Study]) -> list[
     other = baseline_of(study, studies)
     compared = None if other is None else answer_of(other)
     if answer.has_baseline and compared is None:
-        return ["The fixed ratio of this study is not trained yet."]
+        return ["The fixed ratio of this study was not trained yet."]
     if other is None or compared is None:
         return ["There is no study of one fixed ratio with this limit to compare with yet."]
     fixed, word = compared.found, COST_WORDS[cost_of(study)]
@@ -460,9 +460,7 @@ def results_table(report: dict[str, Any]) -> Table:
     priced = any("cost_ratio" in row for row in report["rows"])
     shares = f"FLOPs and {COST_WORDS[report['cost']]}" if priced else "FLOPs"
     title = f"{report['model']} on {report['dataset']}, {shares} as a share of dense"
-    names = ["", "trial", "MHSA", "FFN", "FLOPs", "params", "val %", "test %", "trials", "sec"]
-    if priced:
-        names.remove("trials")  # for the width of a terminal
+    names = ["", "trial", "MHSA", "FFN", "FLOPs", "params", "val %", "test %", "sec"]
     table = _table(title, *_with_cost(names, "cost", priced, at=5))
     for row in report["rows"]:
         cells = [
@@ -474,11 +472,8 @@ def results_table(report: dict[str, Any]) -> Table:
             f"{row['params']:,}",
             val_text(row),
             _number(row["test_accuracy"], 2),
-            str(row["trials"]),
-            f"{row['seconds']:,.1f}",
+            f"{row['seconds']:,.0f}",
         ]
-        if priced:
-            del cells[8]
         table.add_row(*_with_cost(cells, _number(row.get("cost_ratio"), 4), priced, at=5))
     return table
 
@@ -552,7 +547,9 @@ def timing_split(study: Study) -> dict[str, float]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False
+    )
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     return table

@@ -212,7 +212,7 @@ def trained_trial(study: Study, number: int | None = None) -> FrozenTrial:
         answer = answer_of(study)
         if answer is None:
             raise InputError(
-                f"Study {study.study_name!r} has no answer yet: no trial is trained. Run more "
+                f"Study {study.study_name!r} has no answer yet: no trial was trained. Run more "
                 "trials."
             )
         if answer.found is None:
