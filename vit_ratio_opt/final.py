@@ -123,7 +123,9 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
         limit = f"a budget of {manifest['budget']} of the {word}"
         if manifest["budget"] is None:
             limit = f"a tolerance of {manifest['tolerance']} points"
-        origin = f"Its ratios are those of trial {lineage['trial']} of study "
+        mhsa, ffn = manifest["mhsa_ratio"], manifest["ffn_ratio"]
+        origin = f"Its MHSA ratio {mhsa:.3f} and FFN ratio {ffn:.3f} are those of trial "
+        origin += f"{lineage['trial']} of study "
         origin += f"{lineage['study']!r}, which searched within {limit}."
         if lineage.get("search_expected") is not None:
             origin += (

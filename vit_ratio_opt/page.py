@@ -71,9 +71,8 @@ _HEADINGS = {
     "cost_ratio": "cost",
     "latency_ms": "predicted ms",
     "measured_ms": "measured ms",
-    "val_accuracy": "val % expected",
-    "own_accuracy": "val % of its trainings",
-    "trained": "trainings",
+    "val_accuracy": "val %",
+    "own_accuracy": "own val %",
     "test_accuracy": "test %",
     "accuracy_pruned": "pruned %",
     "accuracy": "val %",
@@ -147,7 +146,8 @@ def markdown(studies: Sequence[Study], *, trials: bool = True) -> str:
         settings, searched = group[0].user_attrs["settings"], _searched_first(group)
         parts.append(f"## {code(settings['model'])} on {code(settings['dataset'])}\n")
         for study in searched:
-            parts.append(" ".join(map(escape_markdown, summary(study, group))) + "\n")
+            looked_for, answer, *others = map(escape_markdown, summary(study, group))
+            parts.append(" ".join([looked_for, f"**{answer}**", *others]) + "\n")
         parts.append(markdown_table(*results_cells(group)))
         for study in searched if trials else ():
             parts.append(f"### Trials of {code(study.study_name)}\n")

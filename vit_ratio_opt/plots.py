@@ -148,11 +148,12 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
     trials = [
         trial for trial in finished_trials(study) if len(trial.params) >= len(RatioPair._fields)
     ]
-    plan = study.user_attrs.get("plan")
-    if plan is not None:
+    curve = study.user_attrs.get("plan", {}).get("curve")  # a tolerance has none
+    if curve is not None:
+        drawn_curve = _spread_out(curve, _MOST_MOMENTS)
         figure.add_scatter(
-            x=[mhsa_ratio for mhsa_ratio, _ in _spread_out(plan["curve"], _MOST_MOMENTS)],
-            y=[ffn_ratio for _, ffn_ratio in _spread_out(plan["curve"], _MOST_MOMENTS)],
+            x=[mhsa_ratio for mhsa_ratio, _ in drawn_curve],
+            y=[ffn_ratio for _, ffn_ratio in drawn_curve],
             mode="lines",
             line={"color": _COLOURS[1], "width": 2},
             name=_text(limit_of(study)),
