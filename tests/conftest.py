@@ -24,6 +24,7 @@ from vit_ratio_opt.geometry import (
     BlockShape,
     RatioPair,
     ViTShape,
+    budget_curve,
     cost_saved,
     curve_and_baseline,
     pair_columns,
@@ -311,6 +312,8 @@ def make_study() -> Callable[..., optuna.Study]:
         }  # fmt: skip
         sizes = [[b.num_heads, b.head_dim, b.hidden_dim] for b in blocks]
         curve, baseline = curve_and_baseline(shape, budget or 0.5)
+        if not planned:
+            curve = budget_curve(shape, budget or 0.5)
         for key, value in {
             "settings": {**stored, **settings},
             "versions": {"torch": "2"},
