@@ -83,12 +83,12 @@ from recording import (
 )
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.checkpoint import load_dense, load_pruned
+from vit_ratio_opt.checkpoint import load_dense
 from vit_ratio_opt.cli import run_command
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import shape_of
-from vit_ratio_opt.records.answer import answer_trial
+from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.strategies import CP_VIT, LATE, Combined, Scores
 from vit_ratio_opt.study import create_study, run_study
@@ -236,10 +236,12 @@ def main(
         row["seconds"] = round(time.perf_counter() - started, 1)
         rows.append(row)
         write_json({**head, "rows": rows}, path)
+        note = ", the dense model" if row["is_dense"] else ""
         print(
             f"seed {seed}  {points}  {method_name:16s}  MACs {row['macs_ratio']:.4f}  "
             f"{tuple(round(ratio, 3) for ratio in row['pair'])}  test {row['test_accuracy']:.2f} "
-            f"({row['test_accuracy'] - head['dense_test_accuracy']:+.2f})  {row['seconds']:.0f} s",
+            f"({row['test_accuracy'] - head['dense_test_accuracy']:+.2f})  {row['seconds']:.0f} s"
+            f"{note}",
             flush=True,
         )
     _show({**head, "rows": rows})
@@ -264,7 +266,11 @@ def _first(split: Split, count: int) -> Split:
 def _search(
     objective: PruningObjective, n_trials: int
 ) -> tuple[dict[str, Any], VisionTransformer]:
-    """The row of a search so far, and the model that it found: the dense one if none keeps it."""
+    """Return the row of a search and the model of its answer.
+
+    ``search_accuracy`` and ``search_error`` are expected of the answer's pair in the search. Where
+    no pair keeps the tolerance yet, the answer is the dense model: ``is_dense`` is True.
+    """
     study = create_study(objective, study_name="row", storage=InMemoryStorage())
     run_study(study, objective, n_trials=n_trials, say=lambda _: None)
     trials = finished_trials(study)
@@ -273,6 +279,7 @@ def _search(
         "macs_ratio": 1.0,
         "params": shape_of(objective.model).params,
         "val_accuracy": objective.dense_accuracy,
+        "is_dense": True,
         "trials": [
             [
                 *(round(ratio, 4) for ratio in trial.params.values()),
@@ -282,16 +289,23 @@ def _search(
             for trial in trials
         ],
     }
-    best = answer_trial(study)
-    if best is None:
+    answer = answer_of(study)
+    if answer is None or answer.found is None:
         return row, objective.model
-    assert objective.checkpoints is not None
-    model, _ = load_pruned(objective.checkpoints / best.user_attrs["checkpoint"], objective.model)
-    row["pair"] = [best.params["mhsa_ratio"], best.params["ffn_ratio"]]
-    row["macs_ratio"] = best.user_attrs["macs_ratio"]
-    row["params"] = best.user_attrs["params"]
-    row["val_accuracy"] = row["search_accuracy"] = best.user_attrs["accuracy"]
-    return row, model
+    found = answer.found
+    attributes = found.trial.user_attrs
+    row |= {
+        "pair": list(found.pair),
+        "macs_ratio": attributes["macs_ratio"],
+        "params": attributes["params"],
+        "val_accuracy": attributes["accuracy"],  # of the model, which is trained longer later
+        "is_dense": False,
+        "search_trial": found.trial.number,
+        "search_accuracy": found.accuracy,
+        "search_error": found.error,
+        "search_trainings": found.trained,
+    }
+    return row, objective.model_of(found.trial, study)
 
 
 def _show(results: dict[str, Any]) -> None:

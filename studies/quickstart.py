@@ -1,8 +1,8 @@
 """The whole path in a few minutes: a small ViT on scikit-learn's digits.
 
-Trains the dense model once and keeps it, searches the pair of ratios within the budget, tries the
-one fixed ratio that meets the same budget, and prints the three side by side. Run it again and it
-goes on where it stopped.
+Trains the dense model once and keeps it, and searches the pair of ratios within the budget. The
+search trains the one fixed ratio that meets the same budget first; dense model, fixed ratio and
+answer are printed side by side. The same command resumes it.
 
     python studies/quickstart.py
 """
@@ -43,11 +43,11 @@ from vit_ratio_opt.cli import (
     trackers,
 )
 from vit_ratio_opt.costs import check_cost, params_space
-from vit_ratio_opt.geometry import check_budget, fixed_ratio_pair
+from vit_ratio_opt.geometry import check_budget
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import shape_of
 from vit_ratio_opt.storage import check_storage_url, open_storage
-from vit_ratio_opt.study import check_study, create_study, run_study
+from vit_ratio_opt.study import create_study, run_study
 from vit_ratio_opt.training import ImageData, Recipe, best_device, finetune, load_digits
 
 MODEL = "vit_tiny_patch16_224"
@@ -102,7 +102,6 @@ def main(
         # What the others cost depends on the dense model.
         space = params_space(shape) if cost == "params" else shape
         check_budget(space, budget)
-        fixed_ratio_pair(space, budget)
     check_output(output)
     callbacks = trackers(json_log, tensorboard)
     if storage is not None:
@@ -112,35 +111,26 @@ def main(
     data = load_digits(seed=seed)
     backend = open_storage(storage or f"sqlite:///{folder / 'study.db'}")
     model = _dense_model(folder / f"dense-seed{seed}.safetensors", data, seed)
-    runs = {
-        name: PruningObjective(
-            model,
-            data,
-            budget=budget,
-            cost=cost,
-            latency_batch=latency_batch,
-            recipe=Recipe(epochs=epochs, batch_size=64),
-            fixed_ratio=fixed_ratio,
-            strategy=strategy,
-            checkpoints=checkpoint_folder(folder, name),
-            mhsa_unit=mhsa_unit,
-            repair=repair,
-            round_to=round_to,
-            iterative=iterative,
-            seed=seed,
-        )
-        for name, fixed_ratio in ((f"{study_name}-fixed", True), (study_name, False))
-    }
-    for name, objective in runs.items():
-        check_study(objective, name, backend)
-    studies = []
-    for name, objective in runs.items():
-        study = create_study(objective, study_name=name, storage=backend)
-        print(f"study {name!r}: {len(objective.curve)} pair(s) meet the budget {budget}")
-        run_study(study, objective, n_trials=n_trials, callbacks=callbacks)
-        objective.test(study)
-        studies.append(study)
-    print_report(studies, output)
+    objective = PruningObjective(
+        model,
+        data,
+        budget=budget,
+        cost=cost,
+        latency_batch=latency_batch,
+        recipe=Recipe(epochs=epochs, batch_size=64),
+        strategy=strategy,
+        checkpoints=checkpoint_folder(folder, study_name),
+        mhsa_unit=mhsa_unit,
+        repair=repair,
+        round_to=round_to,
+        iterative=iterative,
+        seed=seed,
+    )
+    study = create_study(objective, study_name=study_name, storage=backend)
+    print(f"study {study_name!r}: {len(objective.curve)} pair(s) meet the budget {budget}")
+    run_study(study, objective, n_trials=n_trials, callbacks=callbacks)
+    objective.test(study)
+    print_report([study], output)
 
 
 def _dense_model(path: Path, data: ImageData, seed: int) -> VisionTransformer:

@@ -26,11 +26,18 @@ from vit_ratio_opt.geometry import (
     ViTShape,
     budget_curve,
     cost_saved,
+    curve_and_baseline,
     pair_columns,
 )
 from vit_ratio_opt.pruning.blocks import branches
 from vit_ratio_opt.pruning.separate import separate
-from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, ToleranceSearch, ratio_space
+from vit_ratio_opt.search import (
+    BinarySearchSampler,
+    BudgetSearch,
+    Noise,
+    ToleranceSearch,
+    ratio_space,
+)
 from vit_ratio_opt.training import ImageData, load_digits
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -282,8 +289,13 @@ def make_study() -> Callable[..., optuna.Study]:
         trials: int = 6,
         budget: float | None = 0.5,
         fixed: bool = False,
+        planned: bool = False,
+        accuracies: Sequence[float] = (),
         **settings: Any,
     ) -> optuna.Study:
+        """``planned`` stores the plan, with the fixed ratio as the first trial in a budget;
+        without it the study is one of version 0.1.0. ``accuracies`` are those of the trials.
+        """
         tolerance = None if budget is not None else 2.0
         study = optuna.create_study(
             study_name=name,
@@ -291,7 +303,7 @@ def make_study() -> Callable[..., optuna.Study]:
             direction="maximize" if tolerance is None else "minimize",
         )
         study.set_metric_names(["accuracy" if tolerance is None else "FLOPs of dense"])
-        given = {
+        stored = {
             "strategy": "fixed" if fixed else "searched", "budget": budget,
             "tolerance": tolerance, "model": "vit_tiny", "weights": "abc", "dataset": "digits",
             "validation": "def", "recipe": {"epochs": 2}, "seed": 0, "iterative": False,
@@ -299,9 +311,11 @@ def make_study() -> Callable[..., optuna.Study]:
             "calibration_images": 64,
         }  # fmt: skip
         sizes = [[b.num_heads, b.head_dim, b.hidden_dim] for b in blocks]
-        curve = budget_curve(shape, budget or 0.5)
+        curve, baseline = curve_and_baseline(shape, budget or 0.5)
+        if not planned:
+            curve = budget_curve(shape, budget or 0.5)
         for key, value in {
-            "settings": {**given, **settings},
+            "settings": {**stored, **settings},
             "versions": {"torch": "2"},
             "device": "cpu",
             "dense": {
@@ -312,13 +326,24 @@ def make_study() -> Callable[..., optuna.Study]:
             "origin": {"artifacts": None},
         }.items():  # fmt: skip
             study.set_user_attr(key, value)
-        plan: Any = ToleranceSearch(pair_columns(shape), shape.macs_ratio, 2.0)
+        noise = Noise(0.3) if planned else Noise(0.0 if tolerance is not None else 0.1)
+        plan: Any = ToleranceSearch(pair_columns(shape), shape.macs_ratio, 2.0, noise=noise)
+        if tolerance is None and fixed and planned:
+            curve = (baseline,)
         if tolerance is None:
+            first = baseline if planned and not fixed else None
+            plan = BudgetSearch(curve, baseline=first, noise=noise, dense=80.0)
+        if planned:
+            study.set_user_attr("plan", plan.to_json())
+        elif tolerance is None:
             study.set_user_attr("plan", {"curve": curve, "noise": 0.1})
-            plan = BudgetSearch(curve, noise=0.1)
         study.sampler = BinarySearchSampler(ratio_space(shape), plan)
+        pairs = [curve[(7 * number) % len(curve)] for number in range(trials)]
+        if planned and tolerance is None and baseline is not None:
+            pairs = [baseline, *(pair for pair in pairs * 2 if pair != baseline)][:trials]
         for number in range(trials):
-            study.add_trial(_trained(shape, curve, number, trials, tolerance))
+            given = accuracies[number] if accuracies else None
+            study.add_trial(_trained(shape, pairs[number], number, trials, tolerance, given))
         return study
 
     return make
@@ -326,19 +351,19 @@ def make_study() -> Callable[..., optuna.Study]:
 
 def _trained(
     shape: ViTShape,
-    curve: tuple[RatioPair, ...],
+    pair: RatioPair,
     number: int,
     trials: int,
     tolerance: float | None,
+    accuracy: float | None = None,
 ) -> optuna.trial.FrozenTrial:
-    pair = curve[(7 * number) % len(curve)]
     if tolerance is not None:
         share = (number + 1) / (trials + 1)
         pair = RatioPair(share * shape.max_pair[0], share * shape.max_pair[1])
     macs_ratio = shape.macs_ratio(*pair)
-    accuracy = (
-        80 - 4 * (1 - macs_ratio) - 8 * (pair.mhsa_ratio - 0.4) ** 2 + 0.1 * math.sin(number)
-    )
+    if accuracy is None:
+        loss = 4 * (1 - macs_ratio) + 8 * (pair.mhsa_ratio - 0.4) ** 2
+        accuracy = 80 - loss + 0.1 * math.sin(number)
     drop = 80 - accuracy
     over = tolerance is not None and drop > tolerance
     value = accuracy if tolerance is None else macs_ratio

@@ -50,8 +50,8 @@ def test_quickstart_writes_the_rows_and_resumes(demo, monkeypatch, capsys):
     first = json.loads((demo / "rows.json").read_text())
     assert [row["name"] for row in first["rows"]] == ["dense", "fixed", "searched"]
     keys = (
-        "name study strategy mhsa_ratio ffn_ratio macs macs_ratio params val_accuracy "
-        "test_accuracy trials seconds"
+        "name study strategy mhsa_ratio ffn_ratio macs macs_ratio params trial val_accuracy "
+        "val_error own_accuracy trained probability test_accuracy trials seconds"
     )
     assert all(list(row) == keys.split() for row in first["rows"])
     again = ["--n-trials", 2, "--epochs", 1, "--folder", demo / "run"]
@@ -78,7 +78,7 @@ def test_report_writes_what_is_asked_for(demo, tmp_path):
     rows = json.loads(files["json"].read_text())["rows"]
     assert [row["name"] for row in rows] == ["dense", "fixed", "searched"]
     trials = files["csv"].read_text().splitlines()
-    assert len(trials) == 1 + 1 + 2
+    assert len(trials) == 1 + 2
     assert trials[0].startswith("study,trial,state,best,mhsa_ratio")
     for name in ("html", "markdown"):
         assert f"{rows[2]['macs_ratio']:.4f}" in files[name].read_text()
@@ -134,6 +134,8 @@ def test_quickstart_refuses_a_study_with_other_settings(demo, monkeypatch, capsy
         (["--cost", "params", "--strategy", "both"], "removes no parameter"),
         (["--cost", "latency", "--iterative"], "does not go with `iterative`"),
         (["--latency-batch", "8"], "is for the cost 'latency'"),
+        (["--tolerance", "1", "--confidence", "0.5"], "0.5 is not in (0.5, 1)"),
+        (["--tolerance", "1", "--confidence", "1"], "1 is not in (0.5, 1)"),
     ],
 )
 def test_cifar10_refuses_bad_input_and_writes_nothing(
@@ -164,7 +166,11 @@ def test_cifar10_runs_on_image_folders(tmp_path, monkeypatch, tiny_vit):
     save_dense(tiny_vit, model, name="vit_tiny_patch16_224", arguments=arguments)
     common = ["--data", tmp_path / "data", "--checkpoint", model, "--n-trials", 1]
     common += ["--folder", tmp_path / "run", "--output", tmp_path / "rows.json"]
-    for flags, names in (([], ["dense", "searched"]), (["--fixed-ratio"], ["dense", "fixed"])):
+    for flags, names in (
+        ([], ["dense", "fixed", "searched"]),
+        (["--fixed-ratio"], ["dense", "fixed"]),
+        (["--tolerance", 20, "--confidence", 0.6], ["dense", "searched"]),
+    ):
         assert run(cifar10.main, *common, *flags, monkeypatch=monkeypatch) == 0
         report = json.loads((tmp_path / "rows.json").read_text())
         assert [row["name"] for row in report["rows"]] == names
@@ -343,7 +349,7 @@ def test_mini_imagenet_runs_every_strategy_from_csv_files(tmp_path, monkeypatch,
     further = ["--start", pruned, "--budget", 0.9, "--strategy", "cascade"]
     assert run(mini_imagenet.main, *common, *further, monkeypatch=monkeypatch) == 0
     report = json.loads((tmp_path / "rows.json").read_text())
-    first, second = report["rows"]
+    first, *_, second = report["rows"]
     assert first["macs"] == shape_of(load_pruned(pruned, tiny_vit)[0]).macs
     assert second["macs"] <= 0.9 * first["macs"]
     assert second["strategy"] == "cascade"

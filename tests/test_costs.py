@@ -161,7 +161,8 @@ def test_reports_say_what_the_limit_is_a_share_of(make_study, budget):
         assert "at most 60 % of the latency" in text
     assert "0.00 ms for a batch of 4 on cpu with 2 thread(s)" in text
     assert "median error is 3.4 %" in text
-    assert f"{100 * best.user_attrs['cost_ratio']:.1f} % of the latency is foretold" in text
+    assert f"It has {100 * best.user_attrs['cost_ratio']:.1f} % of the latency" in text
+    assert "Its latency is predicted to be 0.00 ms" in text
     assert "takes 2.50 ms and the dense model 4.00 ms, 62.5 %" in text
     dense, row = build_report([study])["rows"]
     assert dense["cost_ratio"] == 1.0

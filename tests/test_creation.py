@@ -18,6 +18,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.origin import load_objective
 from vit_ratio_opt.records.settings import _NEW_IN_2, StudySettings
+from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.study import COMPLETE
 from vit_ratio_opt.storage import open_storage
 from vit_ratio_opt.strategies import CP_VIT, LATE
@@ -274,6 +275,31 @@ def test_a_study_of_version_1_is_resumed_and_says_what_is_not_compared(make, mon
     old.set_user_attr("origin", attributes["origin"])
     with pytest.raises(InputError, match="confirmations is 1, not 3"):
         create(make(confirmations=3), storage, "old")
+
+
+def test_a_resumed_study_of_version_1_has_the_answer_of_its_sampler(make, make_study):
+    storage = InMemoryStorage()
+    attributes = _as_version_1(create(make(), storage, "new"))
+    old = optuna.create_study(study_name="old", storage=storage, direction="maximize")
+    curve = attributes["plan"]["curve"]
+    for key, value in (attributes | {"plan": {"curve": curve, "noise": 0.25}}).items():
+        old.set_user_attr(key, value)
+    resumed = create(make(), storage, "old")
+    assert resumed.user_attrs["plan"] == attributes["plan"] == resumed.sampler.plan.to_json()
+    (trial, *_) = make_study(trials=1).trials
+    for pair, accuracy in zip(
+        [attributes["plan"]["baseline"], *curve], (21.0, 20.0), strict=False
+    ):
+        resumed.add_trial(
+            optuna.trial.create_trial(
+                params=dict(zip(trial.params, pair, strict=True)),
+                value=accuracy,
+                distributions=trial.distributions,
+                user_attrs={**trial.user_attrs, "accuracy": accuracy},
+            )  # fmt: skip
+        )
+    assert answer_of(resumed).found.pair == resumed.sampler.winner(resumed)
+    assert answer_of(resumed).is_baseline
 
 
 def test_a_worker_joins_a_study_of_version_1(url, tmp_path, digits):

@@ -34,7 +34,7 @@ from vit_ratio_opt.checkpoint import create_model, save_dense
 from vit_ratio_opt.dashboard import Explainer, serve_dashboard, study_note, trial_note
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.page import html_page
-from vit_ratio_opt.records.answer import answer_trial
+from vit_ratio_opt.records.answer import answer_of, answer_trial
 from vit_ratio_opt.storage import open_storage
 from vit_ratio_opt.study import create_study, run_study
 from vit_ratio_opt.training import Recipe, finetune, load_digits
@@ -364,7 +364,7 @@ def test_the_dashboard_shows_figures_note_best_trial_and_artifacts(trained, serv
     address = f"{serve(trained)}/studies/{study._study_id}"
     page = open_page(address, width=1300)
     page.wait_for_selector("text=Path of the search", timeout=90_000)
-    page.wait_for_selector("text=Blocks of the best model")
+    page.wait_for_selector("text=Blocks of the answer's model")
     text = page.inner_text("body")
     assert f"number={study.best_trial.number}" in text.replace(" ", "")
     page.wait_for_timeout(1_000)
@@ -372,7 +372,8 @@ def test_the_dashboard_shows_figures_note_best_trial_and_artifacts(trained, serv
                full_page=True)  # fmt: skip
     page.click("a[href$='/note']")
     page.wait_for_selector("text=Progress", timeout=30_000)
-    assert f"{best.user_attrs['accuracy']:.2f}" in page.inner_text("body")
+    answer = answer_of(study)
+    assert f"{answer.accuracy:.2f} ± {answer.error:.2f} %" in page.inner_text("body")
     page.goto(f"{address}/trials?numbers={best.number}")
     page.wait_for_selector("text=training-curve.png", timeout=30_000)
     text = page.inner_text("body")
@@ -408,7 +409,7 @@ def test_the_report_works_without_a_network(trained, report_file, open_page, sch
     page = open_page(report_file.as_uri(), offline=True, width=1000, color_scheme=scheme)
     page.wait_for_function("document.querySelectorAll('.figure.drawn').length == 3")
     text = page.inner_text("body")
-    assert f"Trial {best.number} is the best of {len(study.trials)} trained:" in text
+    assert f"The answer is trial {best.number}, " in text
     assert f"{best.user_attrs['macs_ratio']:.4f}" in text
     colours = [
         page.evaluate("getComputedStyle(document.body).backgroundColor"),

@@ -8,4 +8,4 @@ def test_show_displays_the_table_and_every_figure(make_study, monkeypatch):
     text, *figures = displayed
     assert "| searched | searched |" in text.data
     titles = [figure.layout.title.text for figure in figures]
-    assert titles[1:] == ["Path of the search", "Blocks of the best model"]
+    assert titles[1:] == ["Path of the search", "Blocks of the answer's model"]

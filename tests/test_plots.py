@@ -6,7 +6,7 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from vit_ratio_opt.plots import accuracy_figure, path_figure, training_curve, widths_figure
-from vit_ratio_opt.records.answer import answer_trial
+from vit_ratio_opt.records.answer import answer_of, answer_trial
 
 
 def points(figure, **wanted):
@@ -29,10 +29,26 @@ def test_every_trial_is_in_the_figure_of_accuracies_and_the_best_has_a_star(make
     for trial in study.trials:
         assert (trial.user_attrs["macs_ratio"], trial.user_attrs["accuracy"]) in drawn
     (star,) = [trace for trace in figure.data if trace.marker.symbol == "star"]
-    assert list(star.x) == [answer_trial(study).user_attrs["macs_ratio"]]
+    found = answer_of(study).found
+    assert list(star.x) == [found.trial.user_attrs["macs_ratio"]]
+    assert list(star.y) == [found.accuracy]
+    assert list(star.error_y.array) == [found.error]
     crosses = [t for t in figure.data if t.marker.symbol == "x-thin-open"]
     over = [t for t in study.trials if t.state == TrialState.PRUNED]
     assert [len(trace.x) for trace in crosses] == [len(over)]
+
+
+def test_the_fixed_ratio_is_marked_in_both_figures(make_study):
+    study = make_study(planned=True)
+    baseline = answer_of(study).baseline
+    (mark,) = [t for t in accuracy_figure([study]).data if t.marker.symbol == "square-open"]
+    assert (list(mark.y), list(mark.error_y.array)) == ([baseline.accuracy], [baseline.error])
+    (mark,) = [
+        t
+        for t in path_figure(study).data
+        if t.type == "scatter" and t.marker.symbol == "square-open"
+    ]
+    assert (list(mark.x), list(mark.y)) == ([baseline.pair[0]], [baseline.pair[1]])
 
 
 def test_no_trial_lies_above_the_frontier(make_study):
@@ -65,8 +81,9 @@ def test_lines_of_equal_flops_are_those_of_the_model(make_study):
         assert np.interp(ffn_ratio, contour.y, column) == pytest.approx(0.5, abs=0.01)
 
 
-def test_the_interval_of_a_budget_holds_the_best_and_shrinks(make_study):
-    study = make_study(trials=12)
+@pytest.mark.parametrize("planned", [False, True])
+def test_the_interval_of_a_budget_holds_the_answer_and_shrinks(make_study, planned):
+    study = make_study(trials=12, planned=planned)
     low, high = interval(path_figure(study))
     curve = study.user_attrs["plan"]["curve"]
     assert (low.y[0], high.y[0]) == (curve[0][0], curve[-1][0])

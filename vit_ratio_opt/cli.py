@@ -17,10 +17,12 @@ from rich.console import Console
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import Cost, MhsaUnit
 from vit_ratio_opt.proxy import check_port, serve_proxy
-from vit_ratio_opt.records.answer import trained_trial
-from vit_ratio_opt.records.trials import load_studies
+from vit_ratio_opt.records.answer import candidate_of, trained_trial
+from vit_ratio_opt.records.trials import accuracy_of, load_studies
 from vit_ratio_opt.report import (
+    answer_sentences,
     build_report,
+    expected,
     group_studies,
     results_table,
     timing_split,
@@ -47,6 +49,7 @@ __all__ = [
     "BudgetOption",
     "CascadeOption",
     "CheckpointOption",
+    "ConfidenceOption",
     "CostOption",
     "EpochsOption",
     "FixedRatioOption",
@@ -81,6 +84,14 @@ __all__ = [
     "trackers",
 ]
 
+
+def _confidence(value: float) -> float:
+    """Refuse a confidence outside of (0.5, 1) before any work."""
+    if not 0.5 < value < 1:
+        raise typer.BadParameter(f"{value:g} is not in (0.5, 1).")
+    return value
+
+
 BudgetOption = Annotated[
     float, typer.Option(help="Largest share of the dense model's --cost, in (0, 1].")
 ]
@@ -90,6 +101,13 @@ ToleranceOption = Annotated[
         help="Instead of a budget: the largest loss of accuracy, in points; the least --cost "
         "wins.",
         show_default=False,
+    ),
+]
+ConfidenceOption = Annotated[
+    float,
+    typer.Option(
+        callback=_confidence,
+        help="Probability with which the answer has to keep the --tolerance, in (0.5, 1).",
     ),
 ]
 CostOption = Annotated[
@@ -316,6 +334,9 @@ def report(
     for group in group_studies(studies):
         for study in group:
             console.print(trials_table(study))
+            console.print()
+            for sentence in answer_sentences(study):
+                console.print(sentence, highlight=False, markup=False)
         print_report(group, None, console)
 
 
@@ -585,7 +606,7 @@ def final(
     storage: _StudyUrl = DEFAULT_STORAGE,
     trial: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=0, help="Number of the trial; the best one by default."),
+        typer.Option(min=0, help="Number of the trial; the answer's by default."),
     ] = None,
     epochs: EpochsOption = 10,
     lr: LearningRateOption = 1e-3,
@@ -627,12 +648,22 @@ def final(
         checkpoints=checkpoints,
         device=device,
     )
+    candidate = candidate_of(study, chosen)
     lineage = {
         "study": study_name,
         "trial": chosen.number,
         "parent_trial": chosen.user_attrs.get("parent_trial"),
-        "search_accuracy": chosen.user_attrs["accuracy"],
+        "search_accuracy": accuracy_of(chosen, study),
+        "search_expected": None if candidate is None else candidate.accuracy,
+        "search_error": None if candidate is None else candidate.error,
     }
+    if candidate is not None:
+        print(
+            f"trial {chosen.number}: MHSA ratio {candidate.pair[0]:.3f} and FFN ratio "
+            f"{candidate.pair[1]:.3f}, {expected(candidate)} validation accuracy expected from "
+            "the search",
+            flush=True,
+        )
     _finish(
         lambda: finish(
             objective,
@@ -785,7 +816,9 @@ def print_report(
     """The table of the studies' rows and their time split; the rows as JSON into ``output``."""
     console = console or Console()
     built = build_report(studies)
+    console.print()
     console.print(results_table(built))
+    console.print()
     if "dense_full_test_accuracy" in built:
         console.print(
             "Ratios were chosen on one half of the test split and are reported on the other; "

@@ -355,5 +355,6 @@ def _fill_in(
             study.set_user_attr("screened", [[*pair, value] for pair, value in seen.items()])
         if "path" not in attributes:
             study.set_user_attr("path", objective.path if screen else ())
-    if "plan" not in attributes:
+    # Version 0.1.0 stored a curve at the most, and its answer was another one than the sampler's.
+    if "noise_is_known" not in attributes.get("plan", {}):
         study.set_user_attr("plan", _plan_attribute(objective, study.user_attrs))

@@ -33,7 +33,7 @@ from vit_ratio_opt.page import (
     resume_command,
 )
 from vit_ratio_opt.plots import accuracy_figure, path_figure, widths_figure
-from vit_ratio_opt.records.answer import answer_trial
+from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.trials import (
     accuracy_of,
     baseline_of,
@@ -100,8 +100,7 @@ class Explainer:
             known = study._storage.get_study_system_attrs(study._study_id)
             note = study_note(study, self._others, n_trials=self.n_trials)
             _save_study_note(study, note, known)
-            best = answer_trial(study)
-            if best is not None:
+            if answer_of(study) is not None:
                 baseline = baseline_of(study, self._others)
                 both = [study] if baseline is None else [study, baseline]
                 cost = BUDGET_CONSTRAINTS[cost_of(study)]
@@ -119,7 +118,7 @@ class Explainer:
 
 
 def study_note(study: Study, others: Sequence[Study] = (), *, n_trials: int | None = None) -> str:
-    """The study's note in Markdown: what is looked for, the best so far, what comes next and why.
+    """Return the note of the study in Markdown: answer, aim, progress, what comes next and why.
 
     Args:
         study: With its own sampler, which says what comes next.
@@ -128,12 +127,12 @@ def study_note(study: Study, others: Sequence[Study] = (), *, n_trials: int | No
     """
     baseline = baseline_of(study, others)
     group = [study] if baseline is None else [baseline, study]
-    sentences = [escape_markdown(sentence) for sentence in summary(study, group)]
+    looked_for, *found = (escape_markdown(sentence) for sentence in summary(study, group))
     done, trials = len(finished_trials(study)), study.get_trials(deepcopy=False)
     count = f"{done} of {n_trials}" if n_trials is not None else f"{done}"
     states = {state: sum(trial.state == state for trial in trials) for state in TrialState}
     parts = [
-        "\n\n".join(sentences),
+        "\n\n".join([f"**{found[0]}**", *found[1:], looked_for]),
         markdown_table(*results_cells(group)),
         f"**Progress**: {count} trials are trained, {states[TrialState.RUNNING]} running, "
         f"{states[TrialState.FAIL]} failed.",
@@ -153,7 +152,7 @@ def trial_note(study: Study, trial: FrozenTrial) -> str:
     if "params" in attributes:
         parts[0] += f", {100 * attributes['params'] / dense['params']:.2f} % of the parameters"
     if cost_of(study) == "latency" and "cost_ratio" in attributes:
-        parts[0] += f", {100 * attributes['cost_ratio']:.2f} % of the latency (foretold)"
+        parts[0] += f", {100 * attributes['cost_ratio']:.2f} % of the latency (predicted)"
     limit = next((f"{v:+.4g}" for v in trial.constraints.values() if v > 0), None)
     if limit is not None:
         parts.append(f"Over the limit by {limit}, so it cannot be the best.")

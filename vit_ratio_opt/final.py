@@ -40,7 +40,9 @@ def finish(
         path: Its safetensors file; the card is the Markdown file of the same name.
         recipe: How long and how it is trained; no epochs leave it as it is.
         seed: Of the training.
-        lineage: Where the model comes from, as JSON values.
+        lineage: Where the model comes from, as JSON values; with ``search_accuracy`` (per cent,
+            of its trial), ``search_expected`` and ``search_error`` (of its pair) the card has the
+            accuracies of the search.
 
     Returns:
         What the file says: see :meth:`PruningObjective.manifest`, with ``test_accuracy``,
@@ -121,8 +123,16 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
         limit = f"a budget of {manifest['budget']} of the {word}"
         if manifest["budget"] is None:
             limit = f"a tolerance of {manifest['tolerance']} points"
-        origin = f"Its ratios are those of trial {lineage['trial']} of study "
+        mhsa, ffn = manifest["mhsa_ratio"], manifest["ffn_ratio"]
+        origin = f"Its MHSA ratio {mhsa:.3f} and FFN ratio {ffn:.3f} are those of trial "
+        origin += f"{lineage['trial']} of study "
         origin += f"{lineage['study']!r}, which searched within {limit}."
+        if lineage.get("search_expected") is not None:
+            origin += (
+                f" In the search the trial had {lineage['search_accuracy']:.2f} % on validation "
+                f"images, and {lineage['search_expected']:.2f} ± {lineage['search_error']:.2f} % "
+                "was expected of its pair."
+            )
     validation = "Validation images were held out of the training images."
     if manifest["images"].get("validation") == "test":
         validation = (

@@ -80,10 +80,10 @@ from vit_ratio_opt.pruning.architecture import architecture_of
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.latency import latency_curves, time_models
 from vit_ratio_opt.pruning.surgery import ALL_HEADS
-from vit_ratio_opt.records.answer import answer_trial
+from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord
-from vit_ratio_opt.records.trials import block_rows, finished_trials
+from vit_ratio_opt.records.trials import block_rows, finished_trials, tested_accuracy
 from vit_ratio_opt.search import (
     BudgetSearch,
     Noise,
@@ -794,33 +794,40 @@ class PruningObjective:
         return None, None
 
     def test(self, study: optuna.Study) -> float | None:
-        """Accuracy on the test split of the study's best trial, in per cent; None without a trial.
+        """Return the test accuracy of the study's answer in per cent; None without an answer.
 
-        Read from the trial's checkpoint, once for each best trial, and kept in the study as
-        ``tested`` beside the dense model's; in a study of latency with what a batch takes here,
-        in milliseconds, for both.
+        The model of the answer's trial is tested, and that of the fixed ratio's trial where a
+        search within a budget has trained it; with the dense model as the answer, only the dense
+        model. Each model is tested once: the study keeps its accuracy in the attribute ``tested``.
+        In a study of latency, ``tested`` also has the milliseconds that a batch takes here, for
+        the dense model and the answer's.
 
         Raises:
-            InputError: The objective keeps no checkpoints, or this one is gone.
+            InputError: The objective keeps no checkpoints, or the file of a model is gone.
         """
-        best = answer_trial(study)
-        if best is None:
+        answer = answer_of(study)
+        if answer is None:
             return None
-        tested = study.user_attrs.get("tested", {})
-        if tested.get("trial") != best.number:
-            model = self.model_of(best, study)
-            dense = tested.get("dense")
-            if dense is None:
-                dense = self._accuracy(self.model, self.data.test)
-            accuracy = self._accuracy(model.to(self.device), self.data.test)
-            tested = {"trial": best.number, "accuracy": accuracy, "dense": dense}
+        before = study.user_attrs.get("tested", {})
+        dense = tested_accuracy(study, None)
+        if dense is None:
+            dense = self._accuracy(self.model, self.data.test)
+        known: dict[str, Any] = {
+            "dense": dense, "accuracies": dict(before.get("accuracies") or {}),
+        }  # fmt: skip
+        if before.get("trial") is not None:
+            known["accuracies"][str(before["trial"])] = before["accuracy"]
+        tested = dict(known)
+        if answer.found is not None:
+            trial = answer.found.trial
+            tested |= {"trial": trial.number, "accuracy": self._tested(study, trial, known)}
             if self.cost == "latency":
-                taken = time_models(
-                    [self.model, model], batch=self.latency_batch, precision=self.precision
-                )
-                names = ("dense_ms", "pruned_ms")
-                tested |= {n: round(1e3 * t, 4) for n, t in zip(names, taken, strict=True)}
-                tested["device"] = self.device_name
+                tested |= self._measured_latency(study, trial)
+        baseline = answer.baseline
+        if baseline is not None and baseline.trial.state == optuna.trial.TrialState.COMPLETE:
+            accuracy = self._tested(study, baseline.trial, known)
+            tested["baseline"] = {"trial": baseline.trial.number, "accuracy": accuracy}
+        if tested != before:
             study.set_user_attr("tested", tested)
             if self.data.validation == "test":
                 sizes = len(self.data.val), len(self.data.test)
@@ -829,8 +836,33 @@ class PruningObjective:
             if "dense" in study.user_attrs:  # not of a study that somebody else has made
                 from vit_ratio_opt.dashboard import Explainer  # plotly and a web server
 
-                Explainer().refresh(study)
-        return float(tested["accuracy"])
+                Explainer(getattr(study.sampler, "n_trials", None)).refresh(study)
+        return float(tested.get("accuracy", dense))
+
+    def _tested(self, study: optuna.Study, trial: FrozenTrial, known: dict[str, Any]) -> float:
+        """Return the test accuracy of a trial's model; measure it only where it is not known."""
+        accuracies: dict[str, float] = known["accuracies"]
+        number = str(trial.number)
+        if number not in accuracies:
+            model = self.model_of(trial, study).to(self.device)
+            accuracies[number] = self._accuracy(model, self.data.test)
+            # At once: the file of another model may be gone.
+            study.set_user_attr("tested", {**study.user_attrs.get("tested", {}), **known})
+        return accuracies[number]
+
+    def _measured_latency(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        """Return what a batch takes, in milliseconds, for the dense model and a trial's."""
+        names, tested = ("dense_ms", "pruned_ms"), study.user_attrs.get("tested", {})
+        if tested.get("trial") == trial.number and "pruned_ms" in tested:
+            return {name: tested[name] for name in (*names, "device")}
+        model = self.model_of(trial, study).to(self.device)
+        taken = time_models(
+            [self.model, model], batch=self.latency_batch, precision=self.precision
+        )
+        measured: dict[str, Any] = {
+            name: round(1e3 * seconds, 4) for name, seconds in zip(names, taken, strict=True)
+        }
+        return {**measured, "device": self.device_name}
 
     def model_of(self, trial: FrozenTrial, study: optuna.Study) -> ViT:
         """A trial's pruned model, from this machine's folder or from the store of all.

@@ -27,6 +27,7 @@ from vit_ratio_opt.report import (
     summary,
     timing_split,
     trial_rows,
+    val_text,
 )
 from vit_ratio_opt.storage import redact
 from vit_ratio_opt.utils.text import short
@@ -53,21 +54,25 @@ _RESULTS = (
     "latency_ms",
     "measured_ms",
     "params",
+    "trial",
     "val_accuracy",
+    "own_accuracy",
+    "trained",
     "test_accuracy",
     "trials",
     "seconds",
 )
-# As people say it; the rest are called what they are called everywhere.
+# Headings of tables; the other columns are called what they are called everywhere.
 _HEADINGS = {
     "name": "method",
     "mhsa_ratio": "MHSA ratio",
     "ffn_ratio": "FFN ratio",
     "macs_ratio": "FLOPs",
     "cost_ratio": "cost",
-    "latency_ms": "foretold ms",
+    "latency_ms": "predicted ms",
     "measured_ms": "measured ms",
     "val_accuracy": "val %",
+    "own_accuracy": "own val %",
     "test_accuracy": "test %",
     "accuracy_pruned": "pruned %",
     "accuracy": "val %",
@@ -82,7 +87,7 @@ _DIGITS = {
     "cost_ratio": 4,
     "latency_ms": 2,
     "measured_ms": 2,
-    "val_accuracy": 2,
+    "own_accuracy": 2,
     "test_accuracy": 2,
     "accuracy_pruned": 2,
     "accuracy": 2,
@@ -141,7 +146,8 @@ def markdown(studies: Sequence[Study], *, trials: bool = True) -> str:
         settings, searched = group[0].user_attrs["settings"], _searched_first(group)
         parts.append(f"## {code(settings['model'])} on {code(settings['dataset'])}\n")
         for study in searched:
-            parts.append(" ".join(map(escape_markdown, summary(study, group))) + "\n")
+            looked_for, answer, *others = map(escape_markdown, summary(study, group))
+            parts.append(" ".join([looked_for, f"**{answer}**", *others]) + "\n")
         parts.append(markdown_table(*results_cells(group)))
         for study in searched if trials else ():
             parts.append(f"### Trials of {code(study.study_name)}\n")
@@ -195,9 +201,15 @@ def escape_markdown(text: str) -> str:
 
 
 def results_cells(group: Sequence[Study]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of the table dense, fixed, searched, of studies of one dense model."""
+    """Return headings and cells of the rows of studies of one dense model."""
     limits = {study.study_name: limit_of(study) for study in group}
-    rows = [{**row, "limit": limits.get(row["study"])} for row in build_report(group)["rows"]]
+    rows = []
+    for row in build_report(group)["rows"]:
+        shown = {**row, "limit": limits.get(row["study"]), "val_accuracy": val_text(row)}
+        if row["trial"] is None:  # the dense model was not trained here
+            shown |= {"own_accuracy": None, "trained": None}
+            shown["trial"] = None if row["study"] is None else "the dense model"
+        rows.append(shown)
     return _cells(rows, _RESULTS)
 
 

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
 
 from vit_ratio_opt.geometry import COST_WORDS, Cost, RatioPair
-from vit_ratio_opt.records.answer import answer_trial
+from vit_ratio_opt.records.answer import Candidate, answer_of, answer_trial
 from vit_ratio_opt.records.trials import (
     accuracy_of,
     block_rows,
@@ -44,7 +44,10 @@ _T = TypeVar("_T")
 
 
 def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
-    """Validation accuracy against cost: trials, the frontier of each study, and its limit.
+    """Return validation accuracy against cost: trials, frontier, answer and limit of each study.
+
+    Trials are at their own values; the answer and the fixed ratio are at the accuracy that is
+    expected of their pairs, with its standard error.
 
     Args:
         studies: Of one dense model; where they differ in the cost, FLOPs are drawn.
@@ -87,16 +90,24 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
             showlegend=False,
             hoverinfo="skip",
         )
-        best = answer_trial(study)
-        if best is not None:
+        answer = answer_of(study)
+        if answer is None:
+            continue
+        if answer.baseline is not None:
+            _add_expected(
+                figure, answer.baseline, cost(answer.baseline.trial), colour, "square-open",
+                "fixed ratio",
+            )  # fmt: skip
+        if answer.found is not None:
+            _add_expected(figure, answer.found, cost(answer.found.trial), colour, "star", "answer")
+        else:
             figure.add_scatter(
-                x=[cost(best)],
-                y=[accuracy_of(best, study)],
+                x=[1.0],
+                y=[answer.dense_accuracy],
                 mode="markers",
                 marker={"color": colour, "symbol": "star", "size": 15},
                 showlegend=False,
-                customdata=[best.number],
-                hovertemplate="best, trial %{customdata}<br>%{y:.2f} % at %{x:.4f}<extra></extra>",
+                hovertemplate="answer: the dense model<extra></extra>",
             )
     figure.add_scatter(
         x=[1.0],
@@ -115,7 +126,7 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
             figure.add_hline(least, line_dash="dot", line_color=_INK, line_width=1)
     return _finished(
         figure,
-        f"Accuracy against {word} (star: best, dotted: limit)",
+        f"Accuracy against {word} (star: answer, square: fixed ratio, dotted: limit)",
         x=f"{word}, share of the dense model's",
         y="validation accuracy, %",
     )
@@ -137,11 +148,12 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
     trials = [
         trial for trial in finished_trials(study) if len(trial.params) >= len(RatioPair._fields)
     ]
-    plan = study.user_attrs.get("plan")
-    if plan is not None:
+    curve = study.user_attrs.get("plan", {}).get("curve")  # a tolerance has none
+    if curve is not None:
+        drawn_curve = _spread_out(curve, _MOST_MOMENTS)
         figure.add_scatter(
-            x=[mhsa_ratio for mhsa_ratio, _ in _spread_out(plan["curve"], _MOST_MOMENTS)],
-            y=[ffn_ratio for _, ffn_ratio in _spread_out(plan["curve"], _MOST_MOMENTS)],
+            x=[mhsa_ratio for mhsa_ratio, _ in drawn_curve],
+            y=[ffn_ratio for _, ffn_ratio in drawn_curve],
             mode="lines",
             line={"color": _COLOURS[1], "width": 2},
             name=_text(limit_of(study)),
@@ -171,14 +183,24 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
         "<extra></extra>",
         name="trials in their order",
     )
-    best = answer_trial(study)
-    if best is not None:
+    answer = answer_of(study)
+    if answer is not None and answer.baseline is not None:
         figure.add_scatter(
-            x=[best.params["mhsa_ratio"]],
-            y=[best.params["ffn_ratio"]],
+            x=[answer.baseline.pair[0]],
+            y=[answer.baseline.pair[1]],
+            mode="markers",
+            marker={"symbol": "square-open", "size": 15, "color": _INK},
+            name="fixed ratio",
+            hoverinfo="skip",
+        )
+    if answer is not None:
+        pair = (0.0, 0.0) if answer.found is None else answer.found.pair
+        figure.add_scatter(
+            x=[pair[0]],
+            y=[pair[1]],
             mode="markers",
             marker={"symbol": "star-open", "size": 20, "color": _COLOURS[1]},
-            name="best",
+            name="answer",
             hoverinfo="skip",
         )
     if study.user_attrs["settings"]["tolerance"] is None:
@@ -227,7 +249,7 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
 
 
 def widths_figure(studies: Sequence[Study]) -> go.Figure:
-    """What is left of each block in the best model of each study, in per cent of dense.
+    """Return what is left of each block in the answer's model, in per cent of dense.
 
     Attention is heads times their dimensions; with a cascade, tokens count instead, as queries.
     """
@@ -275,7 +297,7 @@ def widths_figure(studies: Sequence[Study]) -> go.Figure:
     figure.update_yaxes(range=[0, 100], title_text="left, %")
     figure.update_xaxes(dtick=1)
     figure.update_xaxes(title_text="block", row=rows, col=1)
-    return _finished(figure, "Blocks of the best model", height=200 + 180 * rows)
+    return _finished(figure, "Blocks of the answer's model", height=200 + 180 * rows)
 
 
 def training_curve(trial: FrozenTrial, dense_accuracy: float, *, drops: bool) -> bytes:
@@ -314,6 +336,23 @@ def training_curve(trial: FrozenTrial, dense_accuracy: float, *, drops: bool) ->
     return image.getvalue()
 
 
+def _add_expected(
+    figure: go.Figure, found: Candidate, cost: float, colour: str, symbol: str, name: str
+) -> None:
+    """Add the accuracy that is expected of a pair, with its standard error."""
+    figure.add_scatter(
+        x=[cost],
+        y=[found.accuracy],
+        error_y={"type": "data", "array": [found.error], "thickness": 1.5, "width": 5},
+        mode="markers",
+        marker={"color": colour, "symbol": symbol, "size": 15},
+        showlegend=False,
+        customdata=[found.trial.number],
+        hovertemplate=f"{name}, trial %{{customdata}}<br>%{{y:.2f}} ± {found.error:.2f} % "
+        "expected at %{x:.4f}<extra></extra>",
+    )
+
+
 def _add_equal_cost(figure: go.Figure, study: Study) -> None:
     """Lines of equal cost; studies of earlier versions do not say what they need."""
     saved = study.user_attrs.get("saved")
@@ -344,9 +383,7 @@ def _brackets(
     plan = study.user_attrs.get("plan")
     if plan is None:
         return [], [], []
-    search = BudgetSearch(
-        [(first, second) for first, second in plan["curve"]], noise=plan["noise"]
-    )
+    search = BudgetSearch.from_json(plan)
     moments = _moments(len(trials))
     low, high = [], []
     for moment in moments:

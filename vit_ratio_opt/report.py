@@ -4,36 +4,38 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from optuna.study import Study
+from optuna.trial import FrozenTrial
 from rich.box import SIMPLE
 from rich.table import Table
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import COST_WORDS
-from vit_ratio_opt.records.answer import answer_trial
+from vit_ratio_opt.records.answer import Answer, Candidate, answer_of, answer_trial
 from vit_ratio_opt.records.trials import (
     accuracy_of,
     baseline_of,
     cost_of,
-    cost_ratio_of,
     finished_trials,
     limit_of,
-    pair_of,
+    tested_accuracy,
 )
 from vit_ratio_opt.utils.text import short
 
 __all__ = [
     "TRIAL_COLUMNS",
+    "answer_sentences",
     "build_report",
+    "expected",
     "group_studies",
     "results_table",
     "summary",
     "timing_split",
     "trial_rows",
     "trials_table",
+    "val_text",
 ]
 
 TRIAL_COLUMNS = (
@@ -64,74 +66,183 @@ TRIAL_COLUMNS = (
 _WORK = ("train", "evaluate", "data")
 # Settings that the studies of one table have in common.
 _SHARED = ("weights", "dataset", "validation")
+# Settings in which a study of the fixed ratio may differ from a search that trains the same model.
+_OF_THE_SEARCH = ("schema_version", "strategy", "noise", "confirmations", "confidence")
+# Accuracies of single trainings that a sentence lists.
+_MOST_VALUES = 4
 
 
 def summary(study: Study, studies: Sequence[Study] = ()) -> list[str]:
-    """The study in three sentences: what is looked for, what was found, what that saves.
+    """Return the study in sentences: what is looked for, the answer, what that saves.
 
     Args:
         study: The study.
-        studies: Among which there may be the fixed ratio to compare it with.
+        studies: Studies among which there may be one of the fixed ratio, for a study that has not
+            trained the fixed ratio itself.
     """
     settings, dense = study.user_attrs["settings"], study.user_attrs["dense"]
-    word, latency = COST_WORDS[cost_of(study)], study.user_attrs.get("latency")
+    latency = study.user_attrs.get("latency")
     takes = "" if latency is None else f", and takes {_conditions(latency)}"
     fixed = settings["strategy"] == "fixed"
     ratios = "one fixed ratio of" if fixed else "how much each of"
-    sentences = [
+    looked_for = (
         f"This study looks for {ratios} attention (MHSA) and feed-forward (FFN) to prune from "
         f"{short(settings['model'])} on {short(settings['dataset'])}, with {limit_of(study)}; "
         f"the dense model has {dense['val_accuracy']:.2f} % on validation images and "
         f"needs {dense['macs']:,} FLOPs an image (1 FLOP is 1 multiply-add){takes}."
+    )
+    answer = answer_of(study)
+    sentence, *why = answer_sentences(study)
+    if answer is None:
+        return [looked_for, sentence]
+    return [
+        looked_for,
+        sentence,
+        *_comparison(study, answer, studies),
+        *_measurements(study, answer),
+        *why,
     ]
-    row, best = _study_row(study), answer_trial(study)
-    done = len(finished_trials(study))
-    if row is None or best is None:
-        return [*sentences, f"Of {done} trained trials none keeps within that yet."]
-    time = (
-        ""
-        if latency is None
-        else f", and {100 * row['cost_ratio']:.1f} % of the latency is foretold, "
-        f"{row['latency_ms']:.2f} ms"
+
+
+def answer_sentences(study: Study) -> list[str]:
+    """Return the answer in a sentence, and in another one why Optuna's best trial differs."""
+    answer, done = answer_of(study), len(finished_trials(study))
+    if answer is None and not done:
+        return ["There is no answer yet: no trial was trained."]
+    if answer is None:
+        return [f"There is no answer yet: none of {done} trained trials is within the limit."]
+    why = [] if answer.why_not_best is None else [answer.why_not_best]
+    found = answer.found
+    if found is None:
+        return [
+            f"The answer is the dense model: after {done} trained trials, no pair keeps the "
+            f"tolerance with a probability of {answer.confidence:g} yet.",
+            *why,
+        ]
+    pair = f"MHSA ratio {found.pair[0]:.3f} and FFN ratio {found.pair[1]:.3f}"
+    reason = ""
+    if answer.is_baseline:
+        pair = f"the fixed ratio {found.pair[0]:.3f}"
+        reason = f": {_why_the_baseline(answer)}"
+    elif answer.confidence is not None:
+        reason = (
+            f": the cheapest pair that keeps the tolerance with a probability of "
+            f"{answer.confidence:g} or more ({found.probability:.2f})"
+        )
+    name = COST_WORDS[cost_of(study)]
+    return [
+        f"The answer is trial {found.trial.number}, {pair}{reason}. It has "
+        f"{100 * found.cost_ratio:.1f} % of the {name}, and {expected(found)} validation accuracy "
+        f"is expected; {_trainings(found)}.",
+        *why,
+    ]
+
+
+def expected(found: Candidate) -> str:
+    """Return the posterior mean and its standard error, such as ``95.31 ± 0.42 %``."""
+    return f"{_with_error(found.accuracy, found.error)} %"
+
+
+def _with_error(accuracy: float, error: float) -> str:
+    return f"{accuracy:.2f} ± {error:.2f}"
+
+
+def _why_the_baseline(answer: Answer) -> str:
+    contender = answer.contender
+    if contender is None:
+        return "no other pair was trained yet"
+    trial = contender.trial.number
+    if contender.probability <= 0.5:
+        return (
+            "no other pair is better with a probability above one half (the likeliest, of trial "
+            f"{trial}, with {contender.probability:.2f})"
+        )
+    return (
+        f"the likeliest other pair, of trial {trial}, is better with a probability of "
+        f"{contender.probability:.2f}, which is a tie, and was trained less often"
     )
-    test = f", {row['test_accuracy']:.2f} % on test images" if row["test_accuracy"] else ""
-    sentences.append(
-        f"Trial {best.number} is the best of {done} trained: without "
-        f"{100 * row['mhsa_ratio']:.1f} % of the MHSA and {100 * row['ffn_ratio']:.1f} % of the "
-        f"FFN, {100 * row['macs_ratio']:.1f} % of the FLOPs and "
-        f"{100 * row['params'] / dense['params']:.1f} % of the parameters are left{time}, with "
-        f"{row['val_accuracy']:.2f} % on validation images "
-        f"({row['val_accuracy'] - dense['val_accuracy']:+.2f} points){test}."
+
+
+def _trainings(found: Candidate) -> str:
+    values = [f"{accuracy:.2f}" for accuracy in found.own_accuracies]
+    if len(values) == 1:
+        return f"the pair was trained once, with {values[0]} %, so it is not confirmed yet"
+    if len(values) > _MOST_VALUES:
+        return (
+            f"the pair was trained {len(values)} times, with {found.own_accuracy:.2f} % on average"
+        )
+    listed = f"{', '.join(values[:-1])} and {values[-1]} %"
+    return f"the pair was trained {len(values)} times, with {listed}"
+
+
+def _comparison(study: Study, answer: Answer, studies: Sequence[Study]) -> list[str]:
+    """Return what the answer saves against the fixed ratio, in a sentence."""
+    found, baseline = answer.found, answer.baseline
+    if study.user_attrs["settings"]["strategy"] == "fixed":
+        return ["It is the baseline that a search of both ratios has to beat."]
+    if answer.is_baseline:
+        return []
+    if baseline is not None and found is not None:
+        gain = found.accuracy - baseline.accuracy
+        return [
+            f"Against the fixed ratio {baseline.pair[0]:.3f} of the same study (trial "
+            f"{baseline.trial.number}, {expected(baseline)} expected) that is {gain:+.2f} points, "
+            f"and the answer is better with a probability of {found.probability:.2f}."
+        ]
+    other = baseline_of(study, studies)
+    compared = None if other is None else answer_of(other)
+    if answer.has_baseline and compared is None:
+        return ["The fixed ratio of this study was not trained yet."]
+    if other is None or compared is None:
+        return ["There is no study of one fixed ratio with this limit to compare with yet."]
+    fixed, word = compared.found, COST_WORDS[cost_of(study)]
+    if fixed is None:
+        share = answer.found.cost_ratio if answer.found is not None else 1.0
+        return [
+            f"The study of one fixed ratio, {short(other.study_name)}, has the dense model as its "
+            f"answer: the answer here needs {share:.3f} times its {word}."
+        ]
+    share = (1.0 if found is None else found.cost_ratio) / fixed.cost_ratio
+    against = (
+        f"Against one fixed ratio of {fixed.pair[0]:.3f} (study {short(other.study_name)}, trial "
+        f"{fixed.trial.number}, {expected(fixed)} expected)"
     )
+    if study.user_attrs["settings"]["tolerance"] is not None:
+        return [f"{against} the answer needs {share:.3f} times the {word}."]
+    gain = answer.accuracy - compared.accuracy
+    return [f"{against} that is {gain:+.2f} points, for {share:.3f} times the {word}."]
+
+
+def _measurements(study: Study, answer: Answer) -> list[str]:
+    """Return what was measured once on test images and of the latency, in sentences."""
+    row, sentences = _answer_row(study, answer), []
+    dense = tested_accuracy(study, None)
+    if answer.found is not None and row["test_accuracy"] is not None:
+        others = [] if dense is None else [f"the dense model {dense:.2f} %"]
+        if answer.baseline is not None and not answer.is_baseline:
+            fixed = tested_accuracy(study, answer.baseline.trial)
+            others += [] if fixed is None else [f"the fixed ratio {fixed:.2f} %"]
+        against = f", {' and '.join(others)}" if others else ""
+        sentences.append(
+            f"On test images the model of trial {row['trial']} has "
+            f"{row['test_accuracy']:.2f} %{against}."
+        )
+    if "latency_ms" in row and answer.found is not None:
+        sentences.append(
+            f"Its latency is predicted to be {row['latency_ms']:.2f} ms, "
+            f"{100 * row['cost_ratio']:.1f} % of the dense model's."
+        )
     if "measured_ms" in row:
         share = 100 * row["measured_ms"] / row["dense_ms"]
         sentences.append(
             f"Measured on {row['measured_on']}, its model takes {row['measured_ms']:.2f} ms and "
             f"the dense model {row['dense_ms']:.2f} ms, {share:.1f} %."
         )
-    if fixed:
-        return [*sentences, "It is the baseline that a search of both ratios has to beat."]
-    baseline = baseline_of(study, studies)
-    other = None if baseline is None else _study_row(baseline)
-    if baseline is None or other is None:
-        return [*sentences, "There is no study of one fixed ratio with this limit to compare yet."]
-    name = "cost_ratio" if "cost_ratio" in row else "macs_ratio"
-    share = row[name] / other[name]
-    if settings["tolerance"] is None:
-        gain = row["val_accuracy"] - other["val_accuracy"]
-        against = f"has {gain:+.2f} points for {share:.3f} times"
-    else:
-        against = f"needs {share:.3f} times"
-    return [
-        *sentences,
-        f"Against one fixed ratio of {other['mhsa_ratio']:.3f} (study "
-        f"{short(baseline.study_name)}, {other['val_accuracy']:.2f} % with "
-        f"{100 * other[name]:.1f} % of the {word}) it {against} the {word}.",
-    ]
+    return sentences
 
 
 def _conditions(latency: Mapping[str, Any]) -> str:
-    """What the dense model is foretold to take, and how well."""
+    """Return the dense model's predicted latency and the error of the prediction."""
     device = short(latency["device"])
     if device == "cpu":
         device += f" with {latency['threads']} thread(s)"
@@ -156,15 +267,31 @@ def group_studies(studies: Sequence[Study]) -> list[list[Study]]:
 
 
 def build_report(studies: Sequence[Study]) -> dict[str, Any]:
-    """``{model, dataset, seed, epochs, device, versions, rows}`` of studies of one dense model.
+    """Return ``{model, dataset, seed, epochs, device, versions, rows}`` of one dense model.
 
-    Beside them ``budget`` and ``tolerance``, one of which is None, and ``cost``. A row is ``{name,
-    study, strategy, mhsa_ratio, ffn_ratio, macs, macs_ratio, params, val_accuracy, test_accuracy,
-    trials, seconds}``; accuracies in per cent, ``val_accuracy`` the mean over a pair's trainings,
-    ``test_accuracy`` of the first of them and None until it was tested, ``seconds`` over all
-    trials, ``name`` one of dense, fixed, searched. Of another cost than MACs there is also
-    ``cost_ratio``; of latency ``latency_ms``, foretold, and once it was tested ``measured_ms``,
-    ``dense_ms`` and ``measured_on``.
+    Beside them ``budget`` and ``tolerance``, one of which is None, and ``cost``. Rows:
+
+    - ``dense``: the dense model.
+    - ``fixed``: the fixed ratio's pair in a search within a budget, or the answer of a study of
+      one fixed ratio. A study whose pair and settings are those of a search is not listed again.
+    - ``searched``: the answer of a search. Where it is the dense model, ``trial`` is None,
+      ``trained`` is 0 and the ratios are 0.
+
+    A row is ``{name, study, strategy, mhsa_ratio, ffn_ratio, macs, macs_ratio, params, trial,
+    val_accuracy, val_error, own_accuracy, trained, probability, test_accuracy, trials, seconds}``.
+    Accuracies are in per cent:
+
+    - ``val_accuracy`` and ``val_error``: posterior mean of the pair's validation accuracy, and its
+      standard error in percentage points; ``own_accuracy``: mean of the pair's own trainings.
+    - ``trial``: the number of the trial whose model is taken; ``trained``: trainings of the pair.
+    - ``probability``: within a budget, that the pair is better than the fixed ratio's of the same
+      study, else None; with a tolerance, that it keeps the tolerance.
+    - ``test_accuracy``: of the model of ``trial``, None until it was tested.
+    - ``trials`` and ``seconds``: of all trials of the study, in the row of a fixed ratio that a
+      search has trained those of its own trainings.
+
+    Of another cost than MACs there is also ``cost_ratio``; of latency ``latency_ms``, predicted,
+    and once it was tested ``measured_ms``, ``dense_ms`` and ``measured_on``.
 
     Raises:
         InputError: The studies are of different dense models or data.
@@ -178,29 +305,28 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
                 f"Studies in one report must be of one model and data set, but differ in {key}: "
                 f"{', '.join(sorted(values))}. Name the studies."
             )
-    dense = first["dense"]
-    rows: list[dict[str, Any]] = [
+    tested = (tested_accuracy(study, None) for study in studies)
+    rows = [
         {
             "name": "dense",
             "study": None,
             "strategy": "none",
-            "mhsa_ratio": 0.0,
-            "ffn_ratio": 0.0,
-            "macs": dense["macs"],
-            "macs_ratio": 1.0,
-            "params": dense["params"],
-            "val_accuracy": dense["val_accuracy"],
-            "test_accuracy": next(
-                (s.user_attrs["tested"]["dense"] for s in studies if "tested" in s.user_attrs),
-                None,
-            ),
+            **_dense_figures(studies[0]),
+            "test_accuracy": next((value for value in tested if value is not None), None),
             "trials": 0,
             "seconds": 0.0,
         }
     ]
     if any(cost_of(study) != "macs" for study in studies):
         rows[0]["cost_ratio"] = 1.0
-    rows += [row for row in map(_study_row, studies) if row is not None]
+    answers = {study.study_name: answer_of(study) for study in studies}
+    searches = [(study, answers[study.study_name]) for study in studies]
+    for study, answer in searches:
+        if answer is None or _is_listed_elsewhere(study, answer, searches):
+            continue
+        if answer.baseline is not None:
+            rows.append(_baseline_row(study, answer.baseline))
+        rows.append(_answer_row(study, answer))
     report = {
         "model": settings["model"],
         "dataset": settings["dataset"],
@@ -220,67 +346,150 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
     return report
 
 
-def _study_row(study: Study) -> dict[str, Any] | None:
-    best = answer_trial(study)
-    if best is None:
-        return None
-    finished = finished_trials(study)
-    pair = pair_of(best)
+def _is_listed_elsewhere(
+    study: Study, answer: Answer, searches: Sequence[tuple[Study, Answer | None]]
+) -> bool:
+    """Whether a search has trained the same fixed ratio with the same settings."""
+
+    def shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in settings.items() if key not in _OF_THE_SEARCH}
+
+    settings = study.user_attrs["settings"]
+    if settings["strategy"] != "fixed" or answer.found is None:
+        return False
+    return any(
+        other is not None
+        and other.baseline is not None
+        and other.baseline.pair == answer.found.pair
+        and shared(search.user_attrs["settings"]) == shared(settings)
+        for search, other in searches
+    )
+
+
+def _dense_figures(study: Study) -> dict[str, Any]:
+    dense = study.user_attrs["dense"]
+    return {
+        "mhsa_ratio": 0.0,
+        "ffn_ratio": 0.0,
+        "macs": dense["macs"],
+        "macs_ratio": 1.0,
+        "params": dense["params"],
+        "trial": None,
+        "val_accuracy": dense["val_accuracy"],
+        "val_error": 0.0,
+        "own_accuracy": dense["val_accuracy"],
+        "trained": 0,
+        "probability": None,
+    }
+
+
+def _figures(found: Candidate, probability: float | None) -> dict[str, Any]:
+    attributes = found.trial.user_attrs
+    return {
+        "mhsa_ratio": found.pair[0],
+        "ffn_ratio": found.pair[1],
+        "macs": attributes["macs"],
+        "macs_ratio": attributes["macs_ratio"],
+        "params": attributes["params"],
+        "trial": found.trial.number,
+        "val_accuracy": found.accuracy,
+        "val_error": found.error,
+        "own_accuracy": found.own_accuracy,
+        "trained": found.trained,
+        "probability": probability,
+    }
+
+
+def _answer_row(study: Study, answer: Answer) -> dict[str, Any]:
+    """Return the row of a study's answer."""
+    found, finished = answer.found, finished_trials(study)
+    if found is None:
+        figures, trial = _dense_figures(study), None
+    else:
+        is_compared = answer.confidence is not None or (
+            answer.baseline is not None and not answer.is_baseline
+        )
+        figures, trial = _figures(found, found.probability if is_compared else None), found.trial
     tested = study.user_attrs.get("tested", {})
-    # A search that went on has a new best, which has not been tested yet.
-    if tested.get("trial") != best.number:
-        tested = {}
-    cost: dict[str, Any] = {}
-    if cost_of(study) != "macs":
-        cost["cost_ratio"] = cost_ratio_of(best)
-    if "latency" in study.user_attrs:
-        dense_ms = _dense_ms(study.user_attrs["latency"])
-        cost["latency_ms"] = round(cost["cost_ratio"] * dense_ms, 4)
-    if "pruned_ms" in tested:
-        cost |= {"measured_ms": tested["pruned_ms"], "dense_ms": tested["dense_ms"]}
-        cost["measured_on"] = tested["device"]
+    measured = {}
+    # A search that went on has another answer, whose latency is not measured yet.
+    if tested.get("pruned_ms") is not None and trial and tested.get("trial") == trial.number:
+        measured = {"measured_ms": tested["pruned_ms"], "dense_ms": tested["dense_ms"]}
+        measured["measured_on"] = tested["device"]
     return {
         "name": study.user_attrs["settings"]["strategy"],
         "study": study.study_name,
         "strategy": study.user_attrs["settings"].get("pruned", "structural"),
-        "mhsa_ratio": pair[0],
-        "ffn_ratio": pair[1],
-        "macs": best.user_attrs["macs"],
-        "macs_ratio": best.user_attrs["macs_ratio"],
-        "params": best.user_attrs["params"],
-        "val_accuracy": best.user_attrs["accuracy"],
-        "test_accuracy": tested.get("accuracy"),
+        **figures,
+        "test_accuracy": tested_accuracy(study, trial),
         "trials": len(finished),
-        "seconds": round(sum(t.user_attrs.get("seconds", 0.0) for t in finished), 1),
-        **cost,
+        "seconds": _seconds(finished),
+        **_cost(study, 1.0 if found is None else found.cost_ratio),
+        **measured,
     }
 
 
+def _baseline_row(study: Study, baseline: Candidate) -> dict[str, Any]:
+    """Return the row of the fixed ratio's pair that a search has trained."""
+    return {
+        "name": "fixed",
+        "study": study.study_name,
+        "strategy": study.user_attrs["settings"].get("pruned", "structural"),
+        **_figures(baseline, None),
+        "test_accuracy": tested_accuracy(study, baseline.trial),
+        "trials": baseline.trained,
+        "seconds": _seconds(baseline.trials),
+        **_cost(study, baseline.cost_ratio),
+    }
+
+
+def _cost(study: Study, cost_ratio: float) -> dict[str, Any]:
+    cost: dict[str, Any] = {} if cost_of(study) == "macs" else {"cost_ratio": cost_ratio}
+    if "latency" in study.user_attrs:
+        dense_ms = _dense_ms(study.user_attrs["latency"])
+        cost["latency_ms"] = round(cost_ratio * dense_ms, 4)
+    return cost
+
+
+def _seconds(trials: Sequence[FrozenTrial]) -> float:
+    return round(sum((float(t.user_attrs.get("seconds", 0)) for t in trials), 0.0), 1)
+
+
 def results_table(report: dict[str, Any]) -> Table:
-    """The rows of :func:`build_report` for a terminal, narrow enough for 80 columns."""
+    """Return the rows of :func:`build_report` for a terminal, narrow enough for 80 columns."""
     priced = any("cost_ratio" in row for row in report["rows"])
     shares = f"FLOPs and {COST_WORDS[report['cost']]}" if priced else "FLOPs"
     title = f"{report['model']} on {report['dataset']}, {shares} as a share of dense"
-    names = ["", "MHSA", "FFN", "FLOPs", "params", "val %", "test %", "trials", "sec"]
-    table = _table(title, *_with_cost(names, "cost", priced))
+    names = ["", "trial", "MHSA", "FFN", "FLOPs", "params", "val %", "test %", "sec"]
+    table = _table(title, *_with_cost(names, "cost", priced, at=5))
     for row in report["rows"]:
         cells = [
             row["name"],
+            "dense" if row["trial"] is None and row["study"] is not None else _cell(row["trial"]),
             f"{row['mhsa_ratio']:.3f}",
             f"{row['ffn_ratio']:.3f}",
             f"{row['macs_ratio']:.4f}",
             f"{row['params']:,}",
-            f"{row['val_accuracy']:.2f}",
+            val_text(row),
             _number(row["test_accuracy"], 2),
-            str(row["trials"]),
-            f"{row['seconds']:,.1f}",
+            f"{row['seconds']:,.0f}",
         ]
-        table.add_row(*_with_cost(cells, _number(row.get("cost_ratio"), 4), priced))
+        table.add_row(*_with_cost(cells, _number(row.get("cost_ratio"), 4), priced, at=5))
     return table
 
 
+def val_text(row: Mapping[str, Any]) -> str:
+    """Return the validation accuracy of a row, with its error where it is of a pair."""
+    if row["trial"] is None:
+        return f"{row['val_accuracy']:.2f}"
+    return _with_error(row["val_accuracy"], row["val_error"])
+
+
 def trial_rows(study: Study) -> list[dict[str, Any]]:
-    """All trials in the order of the search, each with :data:`TRIAL_COLUMNS`; None if unknown."""
+    """Return all trials in their order, each with :data:`TRIAL_COLUMNS`; None where unknown.
+
+    ``best`` marks the trial of the study's answer.
+    """
     best = answer_trial(study)
     rows = []
     for trial in study.get_trials(deepcopy=False):
@@ -298,14 +507,16 @@ def trial_rows(study: Study) -> list[dict[str, Any]]:
 
 
 def trials_table(study: Study) -> Table:
-    """One line a trial, in the order of the search."""
+    """Return a table with one line for each trial, in the order of the search."""
     names = ["trial", "state", "MHSA", "FFN", "FLOPs", "pruned %", "val %", "drop", "sec"]
     cost = cost_of(study)
     priced, word = cost != "macs", COST_WORDS[cost]
-    table = _table(f"study {study.study_name!r}", *_with_cost(names, word, priced, at=5))
+    table = _table(
+        f"study {study.study_name!r} (*: the answer)", *_with_cost(names, word, priced, at=5)
+    )
     for row in trial_rows(study):
         cells = [
-            str(row["trial"]),
+            f"{row['trial']} *" if row["best"] else str(row["trial"]),
             row["state"],
             _number(row["mhsa_ratio"], 3),
             _number(row["ffn_ratio"], 3),
@@ -336,7 +547,9 @@ def timing_split(study: Study) -> dict[str, float]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False
+    )
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     return table
@@ -345,6 +558,10 @@ def _table(title: str, *columns: str) -> Table:
 def _with_cost(cells: list[str], cost: str, priced: bool, at: int = 4) -> list[str]:
     """Cells of a row with that of the cost after the FLOPs, where it is another."""
     return [*cells[:at], cost, *cells[at:]] if priced else cells
+
+
+def _cell(value: int | None) -> str:
+    return "-" if value is None else str(value)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -15,7 +15,9 @@ from vit_ratio_opt.creation import check_study, create_study, screened_best
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import COST_WORDS
 from vit_ratio_opt.progress import SearchProgress
+from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.trials import cost_of, finished_trials
+from vit_ratio_opt.report import answer_sentences
 from vit_ratio_opt.search import BinarySearchSampler
 from vit_ratio_opt.storage import (
     RESTART_SECONDS,
@@ -70,7 +72,7 @@ def run_study(
         n_trials: Trained trials in all, at least 1; None until nothing is left to learn.
         wait: Whether to wait for the trials of others when there is nothing to begin: should they
             die, this process goes on.
-        say: Told, in a line each, what was found and what each trial gave.
+        say: Called with each line of text: one for each trial, and at the end the study's answer.
         callbacks: Called after each trial of this process, as those of ``study.optimize``.
         explain: Whether notes and figures for optuna-dashboard are kept in the study, see
             :class:`~vit_ratio_opt.dashboard.Explainer`.
@@ -87,6 +89,8 @@ def run_study(
 
         explainer = Explainer(n_trials)
         callbacks = [explainer, *callbacks]
+    if isinstance(study.sampler, BinarySearchSampler):
+        study.sampler.n_trials = n_trials
     shown = objective.progress
     enabled = None if shown is None else bool(shown)
     with stop_on_signals() as asked_to_stop, SearchProgress(n_trials, enabled=enabled) as bars:
@@ -110,21 +114,28 @@ def run_study(
     if asked_to_stop():
         say("stopped, with nothing lost: run the same again to go on from here")
         raise SearchStopped(asked_to_stop.signal)
+    if answer_of(study) is not None:
+        for sentence in answer_sentences(study):
+            say(sentence)
 
 
 def _introduce(study: Study, n_trials: int | None, say: Callable[[str], None]) -> None:
-    """Say where the search begins, or goes on."""
+    """Say where the search begins, or that it is resumed."""
     done = len(finished_trials(study))
     if done:
         aim = "" if n_trials is None else f" of {n_trials}"
         say(f"resuming {study.study_name!r}: {done}{aim} trials are done, none repeated")
     if study.get_trials(deepcopy=False):
         return
+    plan = study.user_attrs.get("plan", {})
+    if plan.get("baseline") is not None:
+        say(f"begins with the fixed ratio {plan['baseline'][0]:.3f}, the baseline of this study")
     best = screened_best(study.user_attrs)
     if best is not None:
         ratios = "mhsa_ratio {:.3f}, ffn_ratio {:.3f}".format(*best)
         looked_at = len(study.user_attrs["screened"])
-        say(f"begins with {ratios}: the best of {looked_at} pairs before any training")
+        begins = "begins" if plan.get("baseline") is None else "continues"
+        say(f"{begins} with {ratios}: the best of {looked_at} pairs before any training")
     path = study.user_attrs.get("path", [])
     if path:
         word = COST_WORDS[cost_of(study)]

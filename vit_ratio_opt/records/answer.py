@@ -1,8 +1,8 @@
 """The answer of a study: which pair, how good, and better than one ratio for both modules?
 
-It is computed here alone. Report, notes, page, figures, model card, ``test`` and ``final`` show
-what :func:`answer_of` returns, and the sampler's winner is the same pair, by the same functions of
-:mod:`vit_ratio_opt.search` on the same trials.
+It is computed here alone. Terminal, report, notes, page, figures, model card, ``test`` and
+``final`` show what :func:`answer_of` returns, and the sampler's winner is the same pair, by the
+same functions of :mod:`vit_ratio_opt.search` on the same trials.
 """
 
 from __future__ import annotations
@@ -10,17 +10,26 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.trials import cost_ratio_of, finished_trials, pair_of
+from vit_ratio_opt.geometry import RatioPair
+from vit_ratio_opt.records.trials import accuracy_of, cost_ratio_of, finished_trials, pair_of
 from vit_ratio_opt.search import BudgetSearch, Estimate, Pair, tolerance_answer
 from vit_ratio_opt.search.sampler import is_surplus, value_of
 
-__all__ = ["Answer", "Candidate", "answer_of", "answer_trial", "trained_trial"]
+__all__ = [
+    "Answer",
+    "Candidate",
+    "answer_of",
+    "answer_trial",
+    "candidate_of",
+    "trained_trial",
+]
 
 # The plan of a study with a tolerance that version 0.1.0 created: it stored none, and believed
 # every pair's mean.
@@ -38,7 +47,7 @@ class Candidate:
         cost_ratio: Share of the dense model's cost that is left.
         accuracy: Posterior mean of the validation accuracy in per cent.
         error: Its standard error, in percentage points.
-        own_accuracy: Mean validation accuracy of the pair's own trainings, in per cent.
+        own_accuracies: Validation accuracy of each training, in the order of ``trials``.
         probability: Within a budget, that the pair is better than the fixed ratio's; with a
             tolerance, that it keeps the tolerance.
     """
@@ -49,13 +58,23 @@ class Candidate:
     cost_ratio: float
     accuracy: float
     error: float
-    own_accuracy: float
+    own_accuracies: tuple[float, ...]
     probability: float
 
     @property
     def trained(self) -> int:
         """How often the pair was trained."""
         return len(self.trials)
+
+    @property
+    def own_accuracy(self) -> float:
+        """Mean validation accuracy of the pair's own trainings in per cent."""
+        return fmean(self.own_accuracies)
+
+    def value_of(self, trial: FrozenTrial) -> float:
+        """Return the validation accuracy of one of the pair's trials in per cent."""
+        numbers = [other.number for other in self.trials]
+        return self.own_accuracies[numbers.index(trial.number)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +87,21 @@ class Answer:
         dense_accuracy: Validation accuracy of the dense model in per cent.
         baseline: The fixed ratio's pair in the same study; None where the study has none, or has
             not trained it yet.
+        has_baseline: Whether the search begins with the fixed ratio's pair.
+        contender: Where the answer is the fixed ratio's pair, the pair that is the likeliest to be
+            better; None while no other pair is trained.
         confidence: Probability with which the answer has to keep the tolerance; None within a
             budget.
         rival: The pair of Optuna's ``study.best_trial``, where its trial is another one than the
-            answer's.
-        rival_trial: That trial.
+            answer's and something is believed of the pair.
+        rival_trial: That trial, where it is another one than the answer's.
     """
 
     found: Candidate | None
     dense_accuracy: float
     baseline: Candidate | None
+    has_baseline: bool
+    contender: Candidate | None
     confidence: float | None
     rival: Candidate | None
     rival_trial: FrozenTrial | None
@@ -105,27 +129,30 @@ class Answer:
     @property
     def why_not_best(self) -> str | None:
         """Why the answer's trial is not Optuna's best one, in a sentence; None where it is."""
-        rival, trial = self.rival, self.rival_trial
-        if rival is None or trial is None:
+        rival, trial, found = self.rival, self.rival_trial, self.found
+        if trial is None:
             return None
-        number = trial.number
-        if self.found is not None and rival.pair == self.found.pair:
+        best = f"Optuna's best trial, {trial.number},"
+        if found is not None and pair_of(trial) == found.pair:
             return (
-                f"Optuna's best trial, {number}, is another training of the same pair: the model "
-                f"of trial {self.found.trial.number} is not chosen for its luck."
+                f"{best} is another training of the same pair: the model of trial "
+                f"{found.trial.number} is taken since it was trained first, not for its value."
             )
-        believed = f"{rival.accuracy:.2f} ± {rival.error:.2f} %"
+        if rival is None:
+            return f"{best} has a pair that is too far from the answer's to be compared with it."
+        believed = f"{rival.accuracy:.2f} ± {rival.error:.2f} % expected"
+        if self.confidence is not None and rival.probability < self.confidence:
+            return (
+                f"{best} is cheaper, but its pair ({believed}) keeps the tolerance with a "
+                f"probability of only {_below(rival.probability, self.confidence)}, and "
+                f"{self.confidence:g} is required."
+            )
         if self.confidence is not None:
-            return (
-                f"Optuna's best trial, {number}, is cheaper, but its pair ({believed} expected) "
-                f"keeps the tolerance with a probability of {rival.probability:.2f} only, where "
-                f"{self.confidence:g} is asked for."
-            )
-        assert self.found is not None
+            return f"{best} has a pair ({believed}) that is planned to cost no less."
+        assert found is not None
         return (
-            f"Optuna's best trial, {number}, has the highest single value, "
-            f"{trial.user_attrs['accuracy']:.2f} %, but from its pair {believed} is expected, "
-            f"from the answer {self.found.accuracy:.2f} ± {self.found.error:.2f} %."
+            f"{best} has the highest single value, {rival.value_of(trial):.2f} %, but its pair "
+            f"({believed}) is not the answer: a single value owes something to chance."
         )
 
 
@@ -138,59 +165,34 @@ def answer_of(study: Study) -> Answer | None:
     - With a tolerance: the cheapest pair that keeps it with the confidence of the study, else the
       dense model, see :class:`~vit_ratio_opt.search.tolerance.ToleranceSearch`.
     """
-    trials = _trials_by_pair(study)
-    if not trials:
+    believed = _believe(study)
+    if believed is None or (believed.best is None and believed.confidence is None):
         return None
-    dense = float(study.user_attrs["dense"]["val_accuracy"])
-    stored, settings = study.user_attrs.get("plan"), study.user_attrs["settings"]
-    tolerance: float | None = settings["tolerance"]
-    baseline: Pair | None = None
-    if tolerance is None:
-        observed = _observed(study, trials, None)
-        search = BudgetSearch.from_json({"dense": dense, **_curve(stored, observed)})
-        best, estimates, baseline = (
-            search.answer(observed), search.estimates(observed), search.baseline,
-        )  # fmt: skip
-        least = 0.0
-    else:
-        observed = _observed(study, trials, "accuracy_drop")
-        costs = {pair: _planned_cost_ratio(found[0]) for pair, found in trials.items()}
-        plan = stored or {"tolerance": tolerance, "scale": _largest(study), **_MEANS}
-        best, estimates = tolerance_answer(plan, observed, lambda *pair: costs[pair])
-        least = dense - tolerance
-
-    def candidate(estimate: Estimate | None) -> Candidate | None:
-        if estimate is None:
-            return None
-        found = trials[estimate.pair]
-        complete = [trial for trial in found if trial.state == TrialState.COMPLETE]
-        trial = (complete or found)[0]
-        return Candidate(
-            pair=estimate.pair,
-            trial=trial,
-            trials=tuple(found),
-            cost_ratio=cost_ratio_of(trial),
-            accuracy=least + estimate.mean,
-            error=estimate.error,
-            own_accuracy=least + estimate.own,
-            probability=estimate.probability,
-        )
-
-    found = candidate(best)
-    if found is None and tolerance is None:
-        return None
-    optunas = _optunas_best(study)
-    rival = None
-    if optunas is not None and (found is None or optunas.number != found.trial.number):
-        rival = candidate(estimates.get(pair_of(optunas)))
+    found, baseline = believed.candidate(believed.best), believed.candidate(believed.baseline)
+    contender = None
+    if baseline is not None and found == baseline:
+        others = [e for pair, e in believed.estimates.items() if pair != baseline.pair]
+        likeliest = max(others, key=lambda e: (e.probability, e.mean), default=None)
+        contender = None if likeliest is None else believed.candidate(likeliest.pair)
+    rival = _optunas_best(study)
+    if rival is not None and found is not None and rival.number == found.trial.number:
+        rival = None
     return Answer(
         found=found,
-        dense_accuracy=dense,
-        baseline=None if baseline is None else candidate(estimates.get(baseline)),
-        confidence=None if tolerance is None else _confidence(stored),
-        rival=rival,
-        rival_trial=optunas if rival is not None else None,
+        dense_accuracy=believed.dense_accuracy,
+        baseline=baseline,
+        has_baseline=believed.baseline is not None,
+        contender=contender,
+        confidence=believed.confidence,
+        rival=None if rival is None else believed.candidate(pair_of(rival)),
+        rival_trial=rival,
     )
+
+
+def candidate_of(study: Study, trial: FrozenTrial) -> Candidate | None:
+    """Return what is believed of the pair of a trial; None where nothing is."""
+    believed = _believe(study)
+    return None if believed is None else believed.candidate(pair_of(trial))
 
 
 def answer_trial(study: Study) -> FrozenTrial | None:
@@ -207,13 +209,19 @@ def trained_trial(study: Study, number: int | None = None) -> FrozenTrial:
             answer yet.
     """
     if number is None:
-        trial = answer_trial(study)
-        if trial is None:
+        answer = answer_of(study)
+        if answer is None:
             raise InputError(
-                f"The answer of study {study.study_name!r} is the dense model so far: no pruned "
-                "model keeps its limit. Run more trials, or name a trial with --trial."
+                f"Study {study.study_name!r} has no answer yet: no trial was trained. Run more "
+                "trials."
             )
-        return trial
+        if answer.found is None:
+            raise InputError(
+                f"The answer of study {study.study_name!r} is the dense model: no pair keeps the "
+                f"tolerance with a probability of {answer.confidence:g} yet. Run more trials, or "
+                "name a trial with --trial."
+            )
+        return answer.found.trial
     trained = {
         trial.number: trial
         for trial in study.get_trials(deepcopy=False)
@@ -227,31 +235,104 @@ def trained_trial(study: Study, number: int | None = None) -> FrozenTrial:
     return trained[number]
 
 
-def _trials_by_pair(study: Study) -> dict[Pair, list[FrozenTrial]]:
-    """Return the trials that the search counts, by pair."""
-    by_pair: defaultdict[Pair, list[FrozenTrial]] = defaultdict(list)
-    constraint = None if study.user_attrs["settings"]["tolerance"] is None else "accuracy_drop"
+@dataclass(frozen=True, kw_only=True)
+class _Believed:
+    """What the trials of a study say of its pairs.
+
+    ``offset`` turns the values of ``estimates`` into accuracies; ``baseline`` is the fixed ratio's
+    pair where the search begins with it.
+    """
+
+    best: Pair | None
+    estimates: dict[Pair, Estimate]
+    trials: dict[Pair, list[FrozenTrial]]
+    accuracies: dict[Pair, tuple[float, ...]]
+    offset: float
+    dense_accuracy: float
+    baseline: Pair | None
+    confidence: float | None
+
+    def candidate(self, pair: Pair | None) -> Candidate | None:
+        """Return what is believed of a pair; None where nothing is."""
+        estimate = None if pair is None else self.estimates.get(pair)
+        if estimate is None:
+            return None
+        trials = self.trials[estimate.pair]
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        trial = (complete or trials)[0]
+        return Candidate(
+            pair=estimate.pair,
+            trial=trial,
+            trials=tuple(trials),
+            cost_ratio=cost_ratio_of(trial),
+            accuracy=self.offset + estimate.mean,
+            error=estimate.error,
+            own_accuracies=self.accuracies[estimate.pair],
+            probability=estimate.probability,
+        )
+
+
+def _believe(study: Study) -> _Believed | None:
+    """Return what the trials of a study say of its pairs, or None before any was trained."""
+    sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
+    constraint = None if sign > 0 else "accuracy_drop"
+    trials: defaultdict[Pair, list[FrozenTrial]] = defaultdict(list)
+    values: defaultdict[Pair, tuple[float, ...]] = defaultdict(tuple)
     for trial in finished_trials(study):
         surplus = is_surplus(trial) and trial.state != TrialState.COMPLETE
-        if not surplus and _value(study, trial, constraint) is not None:
-            by_pair[pair_of(trial)].append(trial)
-    return dict(by_pair)
+        value = value_of(trial, trial.state, trial.values, constraint, sign)
+        if not surplus and value is not None and trial.params.keys() >= set(RatioPair._fields):
+            trials[pair_of(trial)].append(trial)
+            values[pair_of(trial)] += (value,)
+    if not trials:
+        return None
+    first = next(iter(trials.values()))[0]
+    dense, stored = _dense_accuracy(study, first), study.user_attrs.get("plan")
+    offset, baseline, confidence = 0.0, None, None
+    if constraint is None:
+        search = BudgetSearch.from_json({"dense": dense, **_curve(stored, values)})
+        best, estimates = search.answer(values), search.estimates(values)
+        baseline = search.baseline
+    else:
+        tolerance = _tolerance(study, first)
+        costs = {pair: _planned_cost_ratio(found[0]) for pair, found in trials.items()}
+        plan = stored or {"tolerance": tolerance, "scale": _largest(study), **_MEANS}
+        best, estimates = tolerance_answer(plan, values, lambda *pair: costs[pair])
+        offset, confidence = dense - tolerance, float(plan["confidence"])
+    return _Believed(
+        best=None if best is None else best.pair,
+        estimates=estimates,
+        trials=dict(trials),
+        accuracies={
+            pair: tuple(
+                float(trial.user_attrs.get("accuracy", offset + value))
+                for trial, value in zip(trials[pair], found, strict=True)
+            )
+            for pair, found in values.items()
+        },
+        offset=offset,
+        dense_accuracy=dense,
+        baseline=baseline,
+        confidence=confidence,
+    )
 
 
-def _observed(
-    study: Study, trials: Mapping[Pair, list[FrozenTrial]], constraint: str | None
-) -> dict[Pair, tuple[float, ...]]:
-    return {
-        pair: tuple(
-            value for trial in found if (value := _value(study, trial, constraint)) is not None
-        )
-        for pair, found in trials.items()
-    }
+def _dense_accuracy(study: Study, trial: FrozenTrial) -> float:
+    """Return the dense model's validation accuracy; a study of other makers has it in its trials.
+
+    Without either, the accuracy of the trial.
+    """
+    if "dense" in study.user_attrs:
+        return float(study.user_attrs["dense"]["val_accuracy"])
+    accuracy = accuracy_of(trial, study) or 0.0
+    return accuracy + float(trial.user_attrs.get("accuracy_drop", 0.0))
 
 
-def _value(study: Study, trial: FrozenTrial, constraint: str | None) -> float | None:
-    sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
-    return value_of(trial, trial.state, trial.values, constraint, sign)
+def _tolerance(study: Study, trial: FrozenTrial) -> float:
+    """Return the tolerance in points; a study of other makers has it in its trials."""
+    if "settings" in study.user_attrs:
+        return float(study.user_attrs["settings"]["tolerance"])
+    return float(trial.user_attrs["accuracy_drop"] - trial.constraints["accuracy_drop"])
 
 
 def _curve(
@@ -275,8 +356,10 @@ def _largest(study: Study) -> list[float]:
     return [saved[name][-1][0] or 1.0 if saved else 1.0 for name in ("mhsa_ratio", "ffn_ratio")]
 
 
-def _confidence(stored: Mapping[str, Any] | None) -> float:
-    return float((stored or _MEANS)["confidence"])
+def _below(value: float, limit: float) -> str:
+    """Return a number with as many digits as it takes to be below another one."""
+    digits = next((n for n in range(2, 6) if round(value, n) < limit), 6)
+    return f"{value:.{digits}f}"
 
 
 def _planned_cost_ratio(trial: FrozenTrial) -> float:

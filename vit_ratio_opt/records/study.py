@@ -54,9 +54,11 @@ _ENTRIES: dict[str, dict[str, Any]] = {
         "threads": int,
     },
     "tested": {
-        "trial": int,
-        "accuracy": float,
+        "trial": int | None,
+        "accuracy": float | None,
+        "accuracies": dict[str, float] | None,
         "dense": float | None,
+        "baseline": dict[str, Any] | None,
         "dense_ms": float | None,
         "pruned_ms": float | None,
         "device": str | None,

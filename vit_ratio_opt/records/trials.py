@@ -31,6 +31,7 @@ __all__ = [
     "limit_of",
     "load_studies",
     "pair_of",
+    "tested_accuracy",
 ]
 
 
@@ -152,6 +153,24 @@ def accuracy_of(trial: FrozenTrial, study: Study) -> float | None:
         return reported
     # With a tolerance, trials report the drop of accuracy.
     return float(study.user_attrs["dense"]["val_accuracy"]) - reported
+
+
+def tested_accuracy(study: Study, trial: FrozenTrial | None) -> float | None:
+    """Return the test accuracy of a trial's model in per cent, or None before it was tested.
+
+    Args:
+        study: The study, of which the attribute ``tested`` is read.
+        trial: One of its trials; None for the dense model.
+    """
+    tested = study.user_attrs.get("tested", {})
+    accuracy: float | None
+    if trial is None:
+        accuracy = tested.get("dense")
+    elif trial.number == tested.get("trial"):  # version 0.1.0 kept no other
+        accuracy = tested.get("accuracy")
+    else:
+        accuracy = (tested.get("accuracies") or {}).get(str(trial.number))
+    return accuracy
 
 
 def block_rows(dense: Mapping[str, Any], trial: FrozenTrial) -> list[dict[str, int]]:
