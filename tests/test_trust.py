@@ -58,7 +58,9 @@ def searched(trust, line, monkeypatch) -> tuple[list, list[Judged]]:
     for search in (trust.BudgetSearch, trust.ToleranceSearch):
         answer = search.answer
         monkeypatch.setattr(
-            search, "answer", lambda plan, observed, a=answer: seen.append(observed) or a(plan, observed)
+            search,
+            "answer",
+            lambda plan, observed, a=answer: seen.append(observed) or a(plan, observed),
         )
     for seed in range(SEEDS):
         seen.clear()
@@ -68,9 +70,7 @@ def searched(trust, line, monkeypatch) -> tuple[list, list[Judged]]:
     return outcomes, old
 
 
-@pytest.mark.parametrize(
-    ("surface", "tolerance"), [("cifar10-d64-short", 1.0), ("digits", 2.0)]
-)
+@pytest.mark.parametrize(("surface", "tolerance"), [("cifar10-d64-short", 1.0), ("digits", 2.0)])
 def test_answers_keep_the_tolerance_and_are_as_good_as_reported(
     trust, monkeypatch, surface, tolerance
 ):
@@ -83,13 +83,20 @@ def test_answers_keep_the_tolerance_and_are_as_good_as_reported(
     bias = statistics.fmean(outcome.reported - outcome.accuracy for outcome in pruned)
     covered = [abs(o.reported - o.accuracy) <= trust.INTERVAL * o.error for o in pruned]
     print(kept, bias, statistics.fmean(covered))
-    print(statistics.fmean(j.kept for j in old), statistics.fmean(j.reported - j.accuracy for j in old))
+    print(
+        statistics.fmean(j.kept for j in old),
+        statistics.fmean(j.reported - j.accuracy for j in old),
+    )
 
 
 def test_answers_within_a_budget(trust, monkeypatch):
     line = trust.Line("cifar10-d64-short", "budget", 0.5)
     outcomes, old = searched(trust, line, monkeypatch)
-    print(statistics.fmean(o.reported - o.accuracy for o in outcomes),
-     statistics.fmean(abs(o.reported - o.accuracy) <= trust.INTERVAL * o.error for o in outcomes),
-     min(o.believed_gain for o in outcomes))
+    print(
+        statistics.fmean(o.reported - o.accuracy for o in outcomes),
+        statistics.fmean(
+            abs(o.reported - o.accuracy) <= trust.INTERVAL * o.error for o in outcomes
+        ),
+        min(o.believed_gain for o in outcomes),
+    )
     print(statistics.fmean(j.reported - j.accuracy for j in old))

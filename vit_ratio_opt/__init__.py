@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         shape_of,
         taylor_importance,
     )
+    from vit_ratio_opt.records.answer import answer_of
     from vit_ratio_opt.search import BinarySearchSampler
     from vit_ratio_opt.study import create_study, run_study
     from vit_ratio_opt.training import (
@@ -58,6 +59,7 @@ _HOMES = {
         "shape_of",
         "taylor_importance",
     ),
+    "records.answer": ("answer_of",),
     "search": ("BinarySearchSampler",),
     "study": ("create_study", "run_study"),
     "training": (
@@ -82,6 +84,7 @@ __all__ = [
     "RatioPair",
     "Recipe",
     "UnsupportedModelError",
+    "answer_of",
     "budget_curve",
     "calibrate",
     "create_model",

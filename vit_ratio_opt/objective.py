@@ -467,6 +467,10 @@ class PruningObjective:
         guess = accuracy_noise(self.dense_accuracy, len(self.data.val))
         noise = Noise(guess, is_known=False) if self.noise is None else Noise(self.noise)
         if self.tolerance is None:
+            if start is not None and start not in self.curve:
+                # Version 0.1.0 had another pair for the units that the fixed ratio removes.
+                units = self.space.removed(RatioPair(*start))
+                start = next((p for p in self.curve if self.space.removed(p) == units), None)
             return BudgetSearch(
                 self.curve,
                 baseline=self.baseline,
