@@ -222,9 +222,9 @@ def work(
     if isinstance(sampler, BinarySearchSampler):
         propose = sampler._plan.propose
 
-        def timed(*arguments: Any) -> Any:
+        def timed(*arguments: Any, **settings: Any) -> Any:
             begun = time.perf_counter()
-            proposal = propose(*arguments)
+            proposal = propose(*arguments, **settings)
             plans.append(time.perf_counter() - begun)
             return proposal
 
