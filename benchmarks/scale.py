@@ -228,7 +228,7 @@ def work(
             plans.append(time.perf_counter() - begun)
             return proposal
 
-        sampler._plan.propose = timed  # type: ignore[assignment, method-assign]
+        sampler._plan.propose = timed  # type: ignore[method-assign]
     running = deque(
         Trial(study, trial._trial_id)
         for trial in study.get_trials(deepcopy=False)
