@@ -45,6 +45,7 @@ from vit_ratio_opt.geometry import BlockShape, ViTShape, budget_curve, pair_colu
 from vit_ratio_opt.search import (
     BinarySearchSampler,
     BudgetSearch,
+    Noise,
     Pair,
     Plan,
     ToleranceSearch,
@@ -184,13 +185,14 @@ def measure(url: str, mode: str, finished: int, running: int, asks: int) -> dict
 
 
 def plan(mode: str) -> Plan:
+    noise = Noise(0.3, is_known=False)
     if mode == "budget":
-        return BudgetSearch(budget_curve(SHAPE, BUDGET), noise=0.3, confirmations=1)
+        return BudgetSearch(budget_curve(SHAPE, BUDGET), noise=noise, confirmations=1)
     return ToleranceSearch(
         pair_columns(SHAPE),
         SHAPE.macs_ratio,
         TOLERANCE,
-        noise=0.3,
+        noise=noise,
         confirmations=1,
         resolution=0.0,
     )

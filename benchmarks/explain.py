@@ -42,6 +42,7 @@ from vit_ratio_opt.geometry import (
     RatioPair,
     budget_curve,
     cost_saved,
+    fixed_ratio_pair,
     pair_columns,
 )
 from vit_ratio_opt.page import html_page
@@ -50,7 +51,7 @@ from vit_ratio_opt.records.trials import block_rows
 from vit_ratio_opt.search import (
     BinarySearchSampler,
     BudgetSearch,
-    Plan,
+    Noise,
     ToleranceSearch,
     ratio_space,
 )
@@ -159,12 +160,14 @@ def _filled(url: str, mode: str, trials: int) -> Study:
         "saved": cost_saved(SHAPE),
         "origin": {"artifacts": None},
     }  # fmt: skip
-    plan: Plan
+    noise = Noise(0.2, is_known=False)
+    plan: BudgetSearch | ToleranceSearch
     if budget:
-        attributes["plan"] = {"curve": curve, "noise": 0.2}
-        plan = BudgetSearch(curve, noise=0.2)
+        fixed = fixed_ratio_pair(SHAPE, budget)
+        plan = BudgetSearch(curve, baseline=fixed, noise=noise, dense=DENSE)
     else:
-        plan = ToleranceSearch(pair_columns(SHAPE), SHAPE.macs_ratio, TOLERANCE, noise=0.2)
+        plan = ToleranceSearch(pair_columns(SHAPE), SHAPE.macs_ratio, TOLERANCE, noise=noise)
+    attributes["plan"] = plan.to_json()
     for name, value in attributes.items():
         study.set_user_attr(name, value)
     study.sampler = BinarySearchSampler(ratio_space(SHAPE), plan)

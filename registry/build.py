@@ -14,7 +14,13 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parent / "vit_ratio_opt"
-MODULES = ("errors.py", "search/belief.py", "search/plan.py", "search/sampler.py")
+MODULES = (
+    "errors.py",
+    *(
+        f"search/{name}.py"
+        for name in ("belief", "budget", "noise", "plan", "sampler", "tolerance")
+    ),
+)
 
 
 def build(destination: Path) -> Path:

@@ -44,6 +44,29 @@ print(len(study.trials), study.best_params["x"], *{"torch", "vit_ratio_opt"} & s
     assert float(best) == 3 / 16
 
 
+def test_registry_package_searches_with_noise(package):
+    code = """
+import random, sys, optunahub
+module = optunahub.load_local_module("samplers/binary_search", registry_root=sys.argv[1])
+import optuna
+from optuna.distributions import FloatDistribution as Float
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+space, dice = {"x": Float(0, 1), "y": Float(0, 1)}, random.Random(0)
+curve = [(i / 16, 1 - i / 16) for i in range(17)]
+noise = module.Noise(0.02, is_known=False)
+plan = module.BudgetSearch(curve, baseline=(0.5, 0.5), noise=noise)
+study = optuna.create_study(
+    direction="maximize", sampler=module.BinarySearchSampler(space, plan, n_trials=10)
+)
+study.optimize(lambda t: -(t.suggest_float("x", 0, 1) - 0.2) ** 2 + dice.gauss(0, 0.02)
+               + 0 * t.suggest_float("y", 0, 1), n_trials=10)
+print(study.trials[0].params["x"], study.sampler.winner(study)[0])
+"""
+    first, best = map(float, run(package, code).split())
+    assert first == 0.5
+    assert abs(best - 0.2) < 0.2
+
+
 def test_registry_example_runs(package):
     said = run(package, f"import runpy; runpy.run_path({str(package / 'example.py')!r})")
     assert "costs 0.5" in said

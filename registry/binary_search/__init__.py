@@ -1,11 +1,16 @@
 """Bisection in one or two monotone parameters of known cost."""
 
-from ._plan import BudgetSearch, Plan, Proposal, ToleranceSearch
+from ._budget import BudgetSearch
+from ._noise import Noise
+from ._plan import Estimate, Plan, Proposal
 from ._sampler import BinarySearchSampler, refuse_surplus
+from ._tolerance import ToleranceSearch
 
 __all__ = [
     "BinarySearchSampler",
     "BudgetSearch",
+    "Estimate",
+    "Noise",
     "Plan",
     "Proposal",
     "ToleranceSearch",

@@ -459,6 +459,16 @@ def test_thousands_of_observations(noise: float | Noise) -> None:
     assert plan.propose(observed).pair != (100, 100)
 
 
+def test_of_thousands_of_gaps_the_widest_are_looked_at() -> None:
+    plan = budget_plan(4000, 2000, noise=1e6)
+    observed = {plan.curve[p]: [0.1] for p in range(0, 4000, 4)}
+    for p in range(2001, 2012):
+        observed.pop(plan.curve[p], None)
+    pair = plan.propose(observed, pending=plan.curve[1:2000:4]).pair
+    assert pair is not None
+    assert pair not in observed
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.1, ESTIMATED])
 @pytest.mark.parametrize("baseline", [None, (0.5, 0.25), (0.75, 0.75)])
 def test_a_curve_of_one_pair(baseline: Pair | None, noise: float | Noise) -> None:

@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BlockShape, RatioPair, ViTShape, budget_curve, fixed_ratio_pair
-from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch
+from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Noise, Proposal
+from vit_ratio_opt.search.sampler import is_surplus, value_of
 
 SPACE = {name: FloatDistribution(0, 1) for name in RatioPair._fields}
 SHAPE = ViTShape(
@@ -155,6 +156,131 @@ def test_other_names_are_searched_alike() -> None:
     study.optimize(lambda trial: accuracy(suggest(trial, names)), n_trials=FAR_TOO_MANY)
     tried = [POSITIONS[tuple(t.params[name] for name in names)] for t in study.trials]
     assert tried == uninterrupted()
+
+
+# Noise, and the last trials
+
+
+NOISE = Noise(0.01, is_known=False)
+FIXED = CURVE[PEAK + 2]
+
+
+def noisy_study(n_trials: int | None, **settings: object) -> Study:
+    plan = BudgetSearch(CURVE, baseline=FIXED, noise=NOISE, dense=0.9)
+    return create(sampler=BinarySearchSampler(SPACE, plan, n_trials=n_trials), **settings)
+
+
+def proposals(study: Study, count: int) -> list[str]:
+    """Why each of the trials is tried; each is told its true value."""
+    found = []
+    for _ in range(count):
+        found.append(study.sampler.next_proposal(study).why)
+        trial = study.ask()
+        study.tell(trial, objective(trial))
+    return found
+
+
+def test_first_trial_is_the_baseline() -> None:
+    study = noisy_study(8)
+    assert "fixed ratio" in study.sampler.next_proposal(study).why
+    assert suggest(study.ask()) == FIXED
+
+
+@pytest.mark.parametrize(
+    ("n_trials", "last"), [(None, 0), (7, 0), (8, 1), (10, 1), (15, 1), (16, 2), (24, 3)]
+)
+def test_an_eighth_of_the_trials_is_kept_to_confirm(
+    monkeypatch: pytest.MonkeyPatch, n_trials: int | None, last: int
+) -> None:
+    asked: list[bool] = []
+    propose = BudgetSearch.propose
+
+    def noted(plan: BudgetSearch, *known: object, confirm: bool = False) -> Proposal:
+        asked.append(confirm)
+        return propose(plan, *known, confirm=confirm)
+
+    study = noisy_study(n_trials)
+    monkeypatch.setattr(BudgetSearch, "propose", noted)
+    confirmed = []
+    for number in range(n_trials or 12):
+        study.add_trial(
+            optuna.create_trial(
+                params=CURVE[number % len(CURVE)]._asdict(), distributions=SPACE, value=0.5
+            )
+        )
+        study.sampler.next_proposal(study)
+        confirmed.append(asked[-1])
+    # The proposal after n trials is that of trial n + 1; the last one is beyond the end.
+    assert confirmed[:-1].count(True) == last
+    assert confirmed == sorted(confirmed)
+
+
+def test_last_trial_trains_the_answer_again() -> None:
+    study = noisy_study(8)
+    for position, value in [(PEAK + 2, 0.5), (0, 0.5), (PEAK, 0.9), (PEAK + 5, 0.5)]:
+        study.add_trial(
+            optuna.create_trial(params=CURVE[position]._asdict(), distributions=SPACE, value=value)
+        )
+    assert study.sampler.winner(study) == CURVE[PEAK]
+    assert "confirms the answer" not in study.sampler.next_proposal(study).why
+    # Three more are running, which count: the eighth trial is the last.
+    running = [suggest(study.ask()) for _ in range(3)]
+    assert CURVE[PEAK] not in running
+    assert "confirms the answer" in study.sampler.next_proposal(study).why
+    assert suggest(study.ask()) == CURVE[PEAK]
+
+
+def test_winner_is_the_pair_of_the_plan_s_answer() -> None:
+    study = noisy_study(None)
+    assert study.sampler.winner(study) is None
+    proposals(study, 6)
+    observed = {
+        CURVE[position]: [accuracy(CURVE[position])] * completed(study).count(position)
+        for position in completed(study)
+    }
+    estimate = study.sampler.plan.answer(observed)
+    assert estimate is not None
+    assert study.sampler.winner(study) == estimate.pair
+
+
+def test_a_pickled_sampler_keeps_its_number_of_trials() -> None:
+    study = noisy_study(8)
+    copy = pickle.loads(pickle.dumps(study.sampler))
+    assert copy.n_trials == 8
+    assert copy.next_proposal(study) == study.sampler.next_proposal(study)
+
+
+def frozen(**settings: object) -> FrozenTrial:
+    return optuna.create_trial(params=CURVE[0]._asdict(), distributions=SPACE, **settings)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_value_of_a_trial(sign: float) -> None:
+    complete = frozen(value=0.7)
+    assert value_of(complete, TrialState.COMPLETE, [0.7], None, sign) == sign * 0.7
+    pruned = frozen(state=TrialState.PRUNED, intermediate_values={0: 0.2, 3: 0.4})
+    assert value_of(pruned, TrialState.PRUNED, None, None, sign) == sign * 0.4
+    nan = frozen(state=TrialState.PRUNED, intermediate_values={0: 0.2, 3: float("nan")})
+    assert value_of(nan, TrialState.PRUNED, None, None, sign) is None
+    at_once = frozen(state=TrialState.PRUNED)
+    assert value_of(at_once, TrialState.PRUNED, None, None, sign) is None
+
+
+def test_value_of_a_trial_with_a_constraint_is_the_margin_whatever_the_direction() -> None:
+    for trial in (frozen(value=0.7), frozen(state=TrialState.PRUNED)):
+        assert value_of(trial, trial.state, trial.values, "drop", 1.0) is None
+        trial.set_constraint("drop", 0.3)
+        for sign in (1.0, -1.0):
+            assert value_of(trial, trial.state, trial.values, "drop", sign) == -0.3
+
+
+def test_surplus_is_a_trial_that_had_nothing_left_to_learn() -> None:
+    study = create()
+    study.optimize(objective, n_trials=FAR_TOO_MANY)
+    trial = study.ask()
+    suggest(trial)
+    assert is_surplus(study.get_trials(deepcopy=False)[trial.number])
+    assert not any(map(is_surplus, study.get_trials(deepcopy=False)[: trial.number]))
 
 
 # State is in the storage

@@ -27,7 +27,7 @@ from vit_ratio_opt.search.plan import (
 __all__ = ["BudgetSearch"]
 
 _ROUNDING = 1e-9
-_NEAREST = 48  # observed pairs that a belief is made from
+_NEAREST = 48  # observed pairs that a belief is made from, and gaps that it is asked about
 _SLACK = 2.0  # what a ratio more than the budget asks for counts, beside a curve of length 2
 # Pairs whose difference is below this share of its standard error count as equally good.
 _TIE = 0.25
@@ -415,6 +415,8 @@ class BudgetSearch:
         With no gap left, only one that promises more than a small part of the noise.
         """
         assert believed.belief is not None
+        if len(gaps) > _NEAREST:  # among hundreds of trials on a long curve
+            gaps = sorted(sorted(gaps, key=lambda gap: gap[0] - gap[1])[:_NEAREST])
         middles = [self.curve[(a + b) // 2] for a, b in gaps]
         most = self.confirmations + _MORE_TRAININGS
         again = [

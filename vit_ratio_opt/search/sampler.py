@@ -299,8 +299,10 @@ class BinarySearchSampler(BaseSampler):
         return self._ask(self._restricted_plan(study), view)
 
     def _ask(self, plan: Plan, view: _View) -> Proposal:
-        begun = sum(map(len, view.observed.values())) + len(view.pending)
-        last = self.n_trials is not None and self.n_trials - begun <= self.n_trials // 8
+        last = False
+        if self.n_trials is not None:
+            begun = sum(map(len, view.observed.values())) + len(view.pending)
+            last = self.n_trials - begun <= self.n_trials // 8
         return plan.propose(view.observed, view.pending, view.blocked, confirm=last)
 
     def _restricted_plan(self, study: Study, trial: FrozenTrial | None = None) -> Plan:
