@@ -374,11 +374,17 @@ class BudgetSearch:
         found = [] if believed is None else self._contenders(believed)
         if believed is None or not found:
             return -1, size
-        contenders = [believed.places[believed.pairs[index]] for index in found]
-        # A baseline beside the curve prunes more than its place, so it bounds nothing.
-        tried = [place for pair, place in believed.places.items() if pair in self._positions]
-        low = max((place for place in tried if place < min(contenders)), default=-1)
-        high = min((place for place in tried if place > max(contenders)), default=size)
+        tried = {pair: float(place) for pair, place in believed.places.items()}
+        if self.baseline in tried and self.baseline not in self._positions:
+            # It prunes more than the curve's next pair, by less than the noise at most.
+            if self.noise.guess == 0:
+                del tried[self.baseline]
+            else:
+                between = np.interp(self.baseline[0], self._firsts, np.arange(size))
+                tried[self.baseline] = float(between)
+        best = [tried.get(believed.pairs[i], believed.places[believed.pairs[i]]) for i in found]
+        low = max((math.ceil(place) for place in tried.values() if place < min(best)), default=-1)
+        high = min((math.floor(p) for p in tried.values() if p > max(best)), default=size)
         return low, high
 
     def _contenders(self, believed: _Believed) -> list[int]:
