@@ -17,8 +17,8 @@ from vit_ratio_opt.creation import check_study, create_study
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.origin import load_objective
-from vit_ratio_opt.records.settings import _NEW_IN_2, StudySettings
 from vit_ratio_opt.records.answer import answer_of
+from vit_ratio_opt.records.settings import _NEW_IN_2, StudySettings
 from vit_ratio_opt.records.study import COMPLETE
 from vit_ratio_opt.storage import open_storage
 from vit_ratio_opt.strategies import CP_VIT, LATE
@@ -296,7 +296,7 @@ def test_a_resumed_study_of_version_1_has_the_answer_of_its_sampler(make, make_s
                 value=accuracy,
                 distributions=trial.distributions,
                 user_attrs={**trial.user_attrs, "accuracy": accuracy},
-            )  # fmt: skip
+            )
         )
     assert answer_of(resumed).found.pair == resumed.sampler.winner(resumed)
     assert answer_of(resumed).is_baseline
