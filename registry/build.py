@@ -18,7 +18,7 @@ MODULES = (
     "errors.py",
     *(
         f"search/{name}.py"
-        for name in ("belief", "budget", "noise", "plan", "sampler", "tolerance")
+        for name in ("belief", "budget", "margins", "noise", "plan", "sampler", "tolerance")
     ),
 )
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search import Noise, Pair, Plan, ToleranceSearch, tolerance_answer
-from vit_ratio_opt.search.tolerance import _believe
+from vit_ratio_opt.search.margins import believe
 
 ESTIMATED = Noise(0.3, is_known=False)
 
@@ -418,7 +418,7 @@ def test_the_belief_is_made_from_the_pairs_next_to_the_limit() -> None:
     observed = {pair: (rng.uniform(-9, 2),) for pair in PAIRS[::2]}
     plan = tolerance_plan(noise=0.3)
     seen = plan._look(observed)
-    chosen = _believe(seen, plan).chosen
+    chosen = believe(seen, plan).chosen
     nearest = sorted(observed, key=lambda pair: (abs(observed[pair][0]), pair))[:48]
     assert [tuple(seen.pairs[place]) for place in chosen] == nearest
 

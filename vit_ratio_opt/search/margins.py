@@ -1,0 +1,263 @@
+"""What a search with a tolerance believes of the pairs that were trained, and its answer.
+
+The *margin* of a pair is its accuracy minus the least accuracy allowed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vit_ratio_opt.search.belief import Belief, fit
+from vit_ratio_opt.search.noise import Noise, Repeats
+from vit_ratio_opt.search.plan import (
+    Array,
+    Estimate,
+    Observed,
+    Pair,
+    alternatives,
+    normal_cdf,
+)
+
+__all__ = [
+    "NOTHING",
+    "Believed",
+    "Rule",
+    "Seen",
+    "as_array",
+    "as_pair",
+    "believe",
+    "cheapest_kept",
+    "estimate",
+    "passing_probability",
+    "spread_at",
+    "tolerance_answer",
+    "with_values",
+]
+
+_Cost = Callable[[float, float], float]
+_NEAREST = 48  # observed pairs that a belief is made from
+_EVERYTHING_PRUNED, _EVERYTHING_VARIANCE = -3.0, 1.0
+_LARGEST_EXPONENT = 20.0
+_SAME = 1e-4  # variance of values without noise
+
+
+class Rule(NamedTuple):
+    """What the answer of a search depends on, beside what was observed.
+
+    See :class:`~vit_ratio_opt.search.tolerance.ToleranceSearch`; ``scale`` are the largest ratios.
+    """
+
+    tolerance: float
+    scale: tuple[float, float]
+    noise: Noise
+    confidence: float
+
+
+class Seen(NamedTuple):
+    """The observed pairs as arrays ``(n,)`` and ``(n, 2)``, in the order of ``places``."""
+
+    margins: dict[Pair, tuple[float, ...]]
+    places: dict[Pair, int]
+    pairs: Array
+    costs: Array
+    means: Array
+    squares: Array
+    counts: Array
+
+
+NOTHING = Seen({}, {}, np.empty((0, 2)), *(np.empty(0) for _ in range(4)))
+
+
+class Believed(NamedTuple):
+    """What is believed of the pairs next to the limit: arrays ``(n,)``.
+
+    ``chosen`` are indices into what was seen. ``loss`` and ``error`` are mean and standard error
+    of the accuracy lost, ``kept`` is the probability to keep the tolerance. Without noise there is
+    a belief, but each pair is its mean.
+    """
+
+    chosen: NDArray[np.int64]
+    loss: Array
+    error: Array
+    kept: Array
+    mean: Array
+    variance: Array
+    belief: Belief
+
+
+def tolerance_answer(
+    stored: Mapping[str, Any], observed: Observed, cost: _Cost
+) -> tuple[Estimate | None, dict[Pair, Estimate]]:
+    """Return the answer of the search whose :meth:`ToleranceSearch.to_json` was ``stored``.
+
+    Args:
+        stored: JSON values.
+        observed: Margins of each pair.
+        cost: Of a pair that was observed.
+
+    Returns:
+        The answer, as :meth:`ToleranceSearch.answer` gives it, and what is believed of every
+        observed pair.
+    """
+    first, second = stored["scale"]
+    noise = Noise(stored["noise"], is_known=stored["noise_is_known"])
+    rule = Rule(stored["tolerance"], (first, second), noise, stored["confidence"])
+    values = {pair: tuple(margins) for pair, margins in observed.items() if margins}
+    if not values:
+        return None, {}
+    seen = with_values(NOTHING, values, cost)
+    believed = believe(seen, rule)
+    estimates = {p: estimate(seen, believed, i, rule) for p, i in seen.places.items()}
+    place = cheapest_kept(seen, believed, rule)
+    return None if place is None else estimates[as_pair(seen.pairs[place])], estimates
+
+
+def with_values(last: Seen, fresh: Mapping[Pair, tuple[float, ...]], cost: _Cost) -> Seen:
+    """Return what was seen, and what is new. Arrays are copied: another thread may read them."""
+    places = dict(last.places)
+    added = [pair for pair in fresh if pair not in places]
+    places.update((pair, len(last.places) + place) for place, pair in enumerate(added))
+    zeros = np.zeros(len(added))
+    pairs = np.concatenate([last.pairs, as_array(added)])
+    costs = np.concatenate([last.costs, [cost(*pair) for pair in added]])
+    means, squares, counts = (
+        np.concatenate([array, zeros]) for array in (last.means, last.squares, last.counts)
+    )
+    for pair, values in fresh.items():
+        place, mean = places[pair], math.fsum(values) / len(values)
+        means[place], counts[place] = mean, len(values)
+        squares[place] = math.fsum((value - mean) ** 2 for value in values)
+    return Seen({**last.margins, **fresh}, places, pairs, costs, means, squares, counts)
+
+
+def _offset(rule: Rule) -> float:
+    """Return what is added to the loss under the logarithm, so that gains have one, too."""
+    return rule.tolerance + 2 * rule.noise.guess
+
+
+def _repeats(seen: Seen, tolerance: float) -> Repeats:
+    return Repeats(tolerance - seen.means, seen.squares, seen.counts)
+
+
+def spread_at(seen: Seen, rule: Rule) -> Array:
+    """Return the expected standard deviation of one value of each pair."""
+    repeats = _repeats(seen, rule.tolerance)
+    levels = rule.noise.levels(repeats, least_loss=rule.tolerance)
+    weights = np.exp(levels.log_weights - levels.log_weights.max())
+    variances = levels.variances(np.maximum(repeats.losses, rule.tolerance))
+    spread: Array = np.sqrt(weights / weights.sum() @ variances)
+    return spread
+
+
+def believe(seen: Seen, rule: Rule) -> Believed:
+    """Over ``log((tolerance + c) / (loss + c))``, c of the order of the tolerance: 0 at the limit.
+
+    Those near the limit say where it is; thousands would only cost time.
+    """
+    tolerance, offset = rule.tolerance, _offset(rule)
+    repeats = _repeats(seen, tolerance)
+    levels = rule.noise.levels(repeats, least_loss=tolerance)
+    order = _nearest(seen)
+    near = Repeats(*(array[order] for array in repeats))
+    lost = np.maximum(near.losses, -offset / 2) + offset
+    # The unpruned model loses nothing, and one with everything pruned nearly everything.
+    points = np.concatenate([seen.pairs[order] / rule.scale, [[0.0, 0.0], [1.0, 1.0]]])
+    whole = tolerance + offset
+    values = np.concatenate([np.log(whole / lost), [math.log(whole / offset), _EVERYTHING_PRUNED]])
+    found = alternatives(levels, near, tolerance, np.append(1 / lost, 1 / whole))
+    ends = np.tile([0.01, _EVERYTHING_VARIANCE], (len(found.log_weights), 1))
+    found = found._replace(
+        noise=np.concatenate([found.noise + _SAME, ends], axis=1),
+        own=np.concatenate([found.own, np.zeros_like(ends)], axis=1),
+    )
+    belief = fit(points, values, found)
+    means, variances = (array[:, : len(order)] for array in belief.components())
+    mean = belief.weights @ means
+    variance = belief.weights @ (variances + means**2) - mean**2
+    if rule.noise.guess == 0:
+        exact, none = near.losses, np.zeros(len(order))
+        return Believed(order, exact, none, 1.0 * (exact <= tolerance), mean, variance, belief)
+    kept = np.minimum(belief.weights @ normal_cdf(means / np.sqrt(variances)), 1.0)
+    # Mean and variance of a log-normal variable, of the average over all components. Values that
+    # contradict each other would overflow.
+    losses: Array = whole * np.exp(np.minimum(variances / 2 - means, _LARGEST_EXPONENT))
+    second = belief.weights @ (losses**2 * np.exp(np.minimum(variances, _LARGEST_EXPONENT)))
+    expected = belief.weights @ losses
+    error = np.sqrt(np.maximum(second - expected**2, 0.0))
+    return Believed(order, expected - offset, error, kept, mean, variance, belief)
+
+
+def _kept_alone(seen: Seen, rule: Rule) -> Array:
+    """Return the probability of each pair to keep the tolerance, from its own values alone."""
+    if rule.noise.guess == 0:
+        return 1.0 * (seen.means >= 0)
+    return normal_cdf(seen.means * np.sqrt(seen.counts) / spread_at(seen, rule))
+
+
+def _nearest(seen: Seen) -> NDArray[np.int64]:
+    """Return the indices of the pairs next to the limit, the nearest first."""
+    apart = np.abs(seen.means)
+    near = np.arange(len(apart))
+    if len(apart) > _NEAREST:
+        near = np.flatnonzero(apart <= np.partition(apart, _NEAREST - 1)[_NEAREST - 1])
+    order = np.lexsort((seen.pairs[near, 1], seen.pairs[near, 0], apart[near]))
+    return near[order][:_NEAREST]
+
+
+def cheapest_kept(seen: Seen, believed: Believed, rule: Rule) -> int | None:
+    """Return the index of the answer in ``seen``."""
+    if len(seen.means) > len(believed.chosen):  # further from the limit than the belief looks
+        probabilities = _kept_alone(seen, rule)
+    else:
+        probabilities = np.zeros(len(seen.means))
+    probabilities[believed.chosen] = believed.kept
+    sure = np.flatnonzero(probabilities >= rule.confidence)
+    order = np.lexsort((seen.pairs[sure, 1], seen.pairs[sure, 0], seen.costs[sure]))
+    kept = (int(p) for p in sure[order] if max(seen.margins[as_pair(seen.pairs[p])]) >= 0)
+    return next(kept, None)
+
+
+def estimate(seen: Seen, believed: Believed, place: int, rule: Rule) -> Estimate:
+    """Return what is believed of one pair: mean, error and own value are of its margin."""
+    near = np.flatnonzero(believed.chosen == place)
+    if len(near):
+        mean, error, kept = (
+            float(array[near[0]]) for array in (believed.loss, believed.error, believed.kept)
+        )
+        mean = rule.tolerance - mean
+    else:
+        mean = float(seen.means[place])
+        error = float(spread_at(seen, rule)[place] / math.sqrt(seen.counts[place]))
+        kept = float(_kept_alone(seen, rule)[place])
+    return Estimate(
+        as_pair(seen.pairs[place]), mean, error, float(seen.means[place]),
+        int(seen.counts[place]), kept,
+    )  # fmt: skip
+
+
+def passing_probability(mean: Array, variance: Array, noise: float, confidence: float) -> Array:
+    """Return the probability that one more value brings a pair past the confidence.
+
+    After it, the variance is ``left`` and the mean has moved by a normal variable whose standard
+    deviation is ``move``. Without noise that is the probability that the margin is not negative.
+    """
+    left = variance * noise / (variance + noise)
+    move = variance / np.sqrt(variance + noise)
+    wanted = NormalDist().inv_cdf(confidence) * np.sqrt(left)
+    return normal_cdf((mean - wanted) / move)
+
+
+def as_pair(row: Array) -> Pair:
+    """Return a row of an array of pairs as a pair."""
+    return float(row[0]), float(row[1])
+
+
+def as_array(pairs: Sequence[Pair]) -> Array:
+    """Return pairs as an array ``(n, 2)``."""
+    return np.array(pairs, dtype=np.float64).reshape(-1, 2)
