@@ -22,8 +22,8 @@ ARGUMENTS = {
     "img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 4, "num_heads": 4,
     "mlp_ratio": 2.0, "num_classes": 10,
 }  # fmt: skip
-# With a noise above all differences, the search trains each of the 17 pairs of its curve, in
-# whatever order the workers end, and then some of them again.
+# With a noise above all differences, the search trains each of the 17 pairs of its curve and
+# the fixed ratio, in whatever order the workers end, and then some of them again.
 OPTIONS = {
     "budget": 0.4, "noise": 50.0, "confirmations": 0, "calibration_images": 64, "progress": False,
 }  # fmt: skip
