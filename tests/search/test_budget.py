@@ -602,3 +602,11 @@ def test_a_search_stored_by_0_1_0_is_read() -> None:
 def test_arguments_that_do_not_fit_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         BudgetSearch([(0.1, 0.2)], **arguments)
+
+
+def test_a_pair_that_was_only_ever_stopped_early_is_not_the_answer() -> None:
+    observed = {(2.0, 8.0): (0.9,), (5.0, 5.0): (0.5,)}
+    plan = BudgetSearch([(p, 10 - p) for p in range(11)])
+    assert plan.answer(observed).pair == (2, 8)
+    assert plan.answer(observed, complete={(5.0, 5.0)}).pair == (5, 5)
+    assert plan.answer(observed, complete=set()) is None

@@ -286,18 +286,25 @@ def _believe(study: Study) -> _Believed | None:
             values[pair_of(trial)] += (value,)
     if not trials:
         return None
+    complete = {
+        pair
+        for pair, found in trials.items()
+        if any(trial.state == TrialState.COMPLETE for trial in found)
+    }
     first = next(iter(trials.values()))[0]
     dense, stored = _dense_accuracy(study, first), study.user_attrs.get("plan")
     offset, baseline, confidence = 0.0, None, None
     if constraint is None:
         search = BudgetSearch.from_json({"dense": dense, **_curve(stored, values)})
-        best, estimates = search.answer(values), search.estimates(values)
+        best, estimates = search.answer(values, complete=complete), search.estimates(values)
         baseline = search.baseline
     else:
         tolerance = _tolerance(study, first)
         costs = {pair: _planned_cost_ratio(found[0]) for pair, found in trials.items()}
         plan = stored or {"tolerance": tolerance, "scale": _largest(study), **_MEANS}
-        best, estimates = tolerance_answer(plan, values, lambda *pair: costs[pair])
+        best, estimates = tolerance_answer(
+            plan, values, lambda *pair: costs[pair], complete=complete
+        )
         offset, confidence = dense - tolerance, float(plan["confidence"])
     return _Believed(
         best=None if best is None else best.pair,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -210,10 +210,12 @@ class BudgetSearch:
             None, f"the best of the {size} pairs lies between its neighbours{confirmed}"
         )
 
-    def answer(self, observed: Observed) -> Estimate | None:
+    def answer(
+        self, observed: Observed, *, complete: Container[Pair] | None = None
+    ) -> Estimate | None:
         """Return the pair of the highest posterior mean, or the baseline; see the class."""
         believed = self._believe(observed)
-        chosen = None if believed is None else self._answer(believed)
+        chosen = None if believed is None else self._answer(believed, complete)
         if believed is None or chosen is None:
             return None
         return self._estimate(believed, chosen)
@@ -334,20 +336,22 @@ class BudgetSearch:
         places = np.interp(given[:, 0], self._firsts, np.linspace(0, 2, len(self.curve)))
         return np.stack([places, _SLACK * slack], axis=1)
 
-    def _answer(self, believed: _Believed) -> int:
+    def _answer(self, believed: _Believed, complete: Container[Pair] | None = None) -> int | None:
         """Return the index of the answer among the believed pairs."""
-        best = int(np.argmax(believed.mean))
+        allowed = [i for i, p in enumerate(believed.pairs) if complete is None or p in complete]
+        if not allowed:
+            return None
+        best = max(allowed, key=lambda i: (believed.mean[i], -i))
         equals = [best]
-        for index in range(len(believed.pairs)):
+        for index in allowed:
             difference, error = believed.difference(best, index)
             if index != best and difference < _TIE * error:
                 equals.append(index)
         # The first of what is left equal is the nearest to the start.
         chosen = max(equals, key=lambda i: (believed.counts[i], believed.own[i], -i))
-        if self.baseline in believed.pairs:
-            fixed = believed.pairs.index(self.baseline)
-            if believed.mean[chosen] <= believed.mean[fixed]:
-                return fixed
+        fixed = next((i for i in allowed if believed.pairs[i] == self.baseline), None)
+        if fixed is not None and believed.mean[chosen] <= believed.mean[fixed]:
+            return fixed
         return chosen
 
     def _estimate(self, believed: _Believed, index: int) -> Estimate:

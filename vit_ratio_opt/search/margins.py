@@ -6,7 +6,7 @@ The *margin* of a pair is its accuracy minus the least accuracy allowed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -92,7 +92,11 @@ class Believed(NamedTuple):
 
 
 def tolerance_answer(
-    stored: Mapping[str, Any], observed: Observed, cost: _Cost
+    stored: Mapping[str, Any],
+    observed: Observed,
+    cost: _Cost,
+    *,
+    complete: Container[Pair] | None = None,
 ) -> tuple[Estimate | None, dict[Pair, Estimate]]:
     """Return the answer of the search whose :meth:`ToleranceSearch.to_json` was ``stored``.
 
@@ -100,6 +104,7 @@ def tolerance_answer(
         stored: JSON values.
         observed: Margins of each pair.
         cost: Of a pair that was observed.
+        complete: As in :meth:`ToleranceSearch.answer`.
 
     Returns:
         The answer, as :meth:`ToleranceSearch.answer` gives it, and what is believed of every
@@ -114,7 +119,7 @@ def tolerance_answer(
     seen = with_values(NOTHING, values, cost)
     believed = believe(seen, rule)
     estimates = {p: estimate(seen, believed, i, rule) for p, i in seen.places.items()}
-    place = cheapest_kept(seen, believed, rule)
+    place = cheapest_kept(seen, believed, rule, complete)
     return None if place is None else estimates[as_pair(seen.pairs[place])], estimates
 
 
@@ -210,7 +215,9 @@ def _nearest(seen: Seen) -> NDArray[np.int64]:
     return near[order][:_NEAREST]
 
 
-def cheapest_kept(seen: Seen, believed: Believed, rule: Rule) -> int | None:
+def cheapest_kept(
+    seen: Seen, believed: Believed, rule: Rule, complete: Container[Pair] | None = None
+) -> int | None:
     """Return the index of the answer in ``seen``."""
     if len(seen.means) > len(believed.chosen):  # further from the limit than the belief looks
         probabilities = _kept_alone(seen, rule)
@@ -219,8 +226,11 @@ def cheapest_kept(seen: Seen, believed: Believed, rule: Rule) -> int | None:
     probabilities[believed.chosen] = believed.kept
     sure = np.flatnonzero(probabilities >= rule.confidence)
     order = np.lexsort((seen.pairs[sure, 1], seen.pairs[sure, 0], seen.costs[sure]))
-    kept = (int(p) for p in sure[order] if max(seen.margins[as_pair(seen.pairs[p])]) >= 0)
-    return next(kept, None)
+    for place in sure[order]:
+        pair = as_pair(seen.pairs[place])
+        if max(seen.margins[pair]) >= 0 and (complete is None or pair in complete):
+            return int(place)
+    return None
 
 
 def estimate(seen: Seen, believed: Believed, place: int, rule: Rule) -> Estimate:

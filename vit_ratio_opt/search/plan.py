@@ -14,7 +14,7 @@ gets the same answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -87,8 +87,16 @@ class Plan(Protocol):
                 then trained again before anything else.
         """
 
-    def answer(self, observed: Observed) -> Estimate | None:
-        """Return the answer so far, or None when nothing observed will do."""
+    def answer(
+        self, observed: Observed, *, complete: Container[Pair] | None = None
+    ) -> Estimate | None:
+        """Return the answer so far, or None when nothing observed will do.
+
+        Args:
+            observed: Values of each pair.
+            complete: Pairs with a training that was not stopped early, of which one is the answer;
+                all by default.
+        """
 
     def along(self, axis: int, value: float) -> Plan:
         """Return the same search with the first (0) or second (1) ratio fixed."""

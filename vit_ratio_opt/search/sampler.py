@@ -142,7 +142,8 @@ class BinarySearchSampler(BaseSampler):
 
     def winner(self, study: Study) -> Pair | None:
         """Return the pair of the plan's answer so far, or None when nothing observed will do."""
-        answer = self._plan.answer(self._look(study).observed)
+        view = self._look(study)
+        answer = self._plan.answer(view.observed, complete=view.complete)
         return None if answer is None else answer.pair
 
     def infer_relative_search_space(
@@ -385,7 +386,16 @@ class BinarySearchSampler(BaseSampler):
             for pair, failures in known.failures.items()
             if failures.told >= _MAX_FAILURES or failures.untold >= _MAX_DEATHS
         }
-        return _View(known.observed, pending, blocked, nameless, queued, known.given_up, taken)
+        return _View(
+            known.observed,
+            known.complete,
+            pending,
+            blocked,
+            nameless,
+            queued,
+            known.given_up,
+            taken,
+        )
 
     def _count(
         self,
@@ -412,6 +422,8 @@ class BinarySearchSampler(BaseSampler):
             known.blocked.add(pair)
         else:
             known.observed[pair] = (*known.observed.get(pair, ()), value)
+            if state == TrialState.COMPLETE:
+                known.complete.add(pair)
 
 
 def value_of(
@@ -478,11 +490,13 @@ class _Failures(NamedTuple):
 class _View(NamedTuple):
     """What a study's trials say at one moment, not before ``taken`` by this process's clock.
 
-    ``nameless`` are running trials that have claimed nothing yet, ``queued`` those that will have
-    to, ``given_up`` those that some trial has waited for in vain.
+    ``complete`` are the pairs with a complete trial, ``nameless`` running trials that have claimed
+    nothing yet, ``queued`` those that will have to, ``given_up`` those that some trial has waited
+    for in vain.
     """
 
     observed: dict[Pair, tuple[float, ...]]
+    complete: set[Pair]
     pending: set[Pair]
     blocked: set[Pair]
     nameless: set[int]
@@ -501,6 +515,7 @@ class _Finished:
 
     read: list[FrozenTrial | None] = field(default_factory=list)
     observed: dict[Pair, tuple[float, ...]] = field(default_factory=dict)
+    complete: set[Pair] = field(default_factory=set)
     failures: dict[Pair, _Failures] = field(default_factory=dict)
     blocked: set[Pair] = field(default_factory=set)
     given_up: set[int] = field(default_factory=set)
@@ -521,6 +536,7 @@ class _Finished:
             self,
             read=[],
             observed=dict(self.observed),
+            complete=set(self.complete),
             failures=dict(self.failures),
             blocked=set(self.blocked),
             given_up=set(self.given_up),

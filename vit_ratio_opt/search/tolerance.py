@@ -221,14 +221,16 @@ class ToleranceSearch:
             None, f"no other pair is expected to save more than {self.resolution:g} of the cost"
         )
 
-    def answer(self, observed: Observed) -> Estimate | None:
+    def answer(
+        self, observed: Observed, *, complete: Container[Pair] | None = None
+    ) -> Estimate | None:
         """Return the cheapest pair that keeps the tolerance with the confidence asked for.
 
         Mean, error and own value are of the margin.
         """
         seen = self._look(observed)
         believed = believe(seen, self.rule)
-        place = cheapest_kept(seen, believed, self.rule)
+        place = cheapest_kept(seen, believed, self.rule, complete)
         return None if place is None else estimate(seen, believed, place, self.rule)
 
     def along(self, axis: int, value: float) -> ToleranceSearch:
