@@ -93,7 +93,7 @@ def cached_latency(
         folder: Where the file is.
         batch: As there.
         round_to: As there.
-        precision: As there.
+        precision: In which the model is timed, see :func:`vit_ratio_opt.device.autocast`.
 
     A table with an error above 10 % is warned about and not kept.
     """

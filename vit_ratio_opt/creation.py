@@ -1,8 +1,9 @@
 """Create a study, or open it again, so that any number of processes may try at once.
 
 All that a study stores is computed first. Then its unique name is the claim, its settings are
-written first and a mark last. Whoever comes second waits for the mark, compares the settings and
-takes over what is stored. A creation without mark was interrupted: it is deleted and made again.
+written first and a mark last. A process that comes second waits for the mark, compares the
+settings and takes over what is stored. A creation without mark was interrupted: it is deleted and
+made again.
 """
 
 from __future__ import annotations
