@@ -926,6 +926,8 @@ class PruningObjective:
             *(trial.suggest_float(n, d.low, d.high) for n, d in self.search_space.items())
         )
         refuse_surplus(trial)
+        if self.fixed_ratio and pair.mhsa_ratio != pair.ffn_ratio:
+            raise optuna.TrialPruned(f"One ratio for both modules is searched, not {tuple(pair)}.")
         macs = self.space.pruned_macs(pair)
         macs_ratio = macs / self.shape.macs
         cost_ratio = self.space.cost_ratio(*pair)

@@ -110,7 +110,10 @@ def answer_sentences(study: Study) -> list[str]:
     if answer is None and not done:
         return ["There is no answer yet: no trial was trained."]
     if answer is None:
-        return [f"There is no answer yet: none of {done} trained trials is within the limit."]
+        return [
+            f"There is no answer yet: none of {done} trained trials is complete and within the "
+            "limit."
+        ]
     why = [] if answer.why_not_best is None else [answer.why_not_best]
     found = answer.found
     if found is None:
@@ -121,13 +124,15 @@ def answer_sentences(study: Study) -> list[str]:
         ]
     pair = f"MHSA ratio {found.pair[0]:.3f} and FFN ratio {found.pair[1]:.3f}"
     reason = ""
+    if study.user_attrs["settings"]["strategy"] == "fixed":
+        pair = f"the fixed ratio {found.pair[0]:.3f}"
     if answer.is_baseline:
         pair = f"the fixed ratio {found.pair[0]:.3f}"
         reason = f": {_why_the_baseline(answer)}"
     elif answer.confidence is not None:
         reason = (
             f": the cheapest pair that keeps the tolerance with a probability of "
-            f"{answer.confidence:g} or more ({found.probability:.2f})"
+            f"{answer.confidence:g} or more, its own being {found.probability:.2f}"
         )
     name = COST_WORDS[cost_of(study)]
     return [
@@ -165,8 +170,15 @@ def _why_the_baseline(answer: Answer) -> str:
 
 def _trainings(found: Candidate) -> str:
     values = [f"{accuracy:.2f}" for accuracy in found.own_accuracies]
+    stopped = len(values) - found.trained
+    if stopped:
+        whole = "once" if found.trained == 1 else f"{found.trained} times"
+        return (
+            f"the pair was trained {whole} to the end, and {stopped} of its trainings were "
+            f"stopped early ({', '.join(values)} %)"
+        )
     if len(values) == 1:
-        return f"the pair was trained once, with {values[0]} %, so it is not confirmed yet"
+        return f"the pair was trained once, with {values[0]} %, so it is not confirmed"
     if len(values) > _MOST_VALUES:
         return (
             f"the pair was trained {len(values)} times, with {found.own_accuracy:.2f} % on average"
@@ -182,8 +194,14 @@ def _comparison(study: Study, answer: Answer, studies: Sequence[Study]) -> list[
         return ["It is the baseline that a search of both ratios has to beat."]
     if answer.is_baseline:
         return []
+    if baseline is not None and baseline.trained == 0:
+        return [
+            f"The training of the fixed ratio {baseline.pair[0]:.3f} (trial "
+            f"{baseline.trial.number}) was stopped early, so there is nothing to compare with."
+        ]
     if baseline is not None and found is not None:
-        gain = found.accuracy - baseline.accuracy
+        # Of the figures beside it, as a reader would subtract them.
+        gain = round(found.accuracy, 2) - round(baseline.accuracy, 2)
         return [
             f"Against the fixed ratio {baseline.pair[0]:.3f} of the same study (trial "
             f"{baseline.trial.number}, {expected(baseline)} expected) that is {gain:+.2f} points, "
@@ -537,7 +555,7 @@ def timing_split(study: Study) -> dict[str, float]:
     The whole is from a trial's creation to its end in the storage, so "other" holds the sampler,
     the storage, importance, surgery and checkpoints. Empty without a complete trial.
     """
-    trials = [t for t in finished_trials(study) if "timing" in t.user_attrs]
+    trials = [t for t in finished_trials(study) if isinstance(t.user_attrs.get("timing"), Mapping)]
     whole = sum(t.duration.total_seconds() for t in trials if t.duration is not None)
     if not whole:
         return {}
@@ -564,5 +582,6 @@ def _cell(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _number(value: object, digits: int) -> str:
+    """Return a number as text; a dash for none, and for a damaged attribute."""
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "-"

@@ -226,6 +226,6 @@ def _describe(study: Study, trial: FrozenTrial, n_trials: int | None) -> str:
     aim = "" if n_trials is None else f" of {n_trials}"
     return (
         f"{text}  accuracy {attributes['accuracy_pruned']:.2f} -> {attributes['accuracy']:.2f} % "
-        f"({-attributes['accuracy_drop']:+.2f}{limit})  "
+        f"({0.0 - round(attributes['accuracy_drop'], 2):+.2f}{limit})  "
         f"{attributes['seconds']:.1f} s  ({done}{aim})"
     )

@@ -118,7 +118,7 @@ def test_the_first_trial_alone_is_the_answer_and_is_not_confirmed(make_study):
     (sentence,) = answer_sentences(study)
     assert "no other pair was trained yet" in sentence
     assert "trained once" in sentence
-    assert "not confirmed yet" in sentence
+    assert "it is not confirmed" in sentence
 
 
 def test_an_answer_that_was_trained_again_shows_all_its_values(make_study):

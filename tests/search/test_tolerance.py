@@ -518,3 +518,8 @@ def test_nothing_is_proposed_while_everything_runs() -> None:
 def test_arguments_that_do_not_fit_are_refused(make: Callable[[], Plan], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_an_enqueued_pair_out_of_range_stops_no_search() -> None:
+    plan = tolerance_plan()
+    assert plan.propose({}, pending=[(0.99, 0.99), (-1.0, 0.5)]) == plan.propose({})

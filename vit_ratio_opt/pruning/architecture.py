@@ -44,6 +44,7 @@ def architecture_of(model: ViT) -> dict[str, Any]:
         "activations": sorted(activations),
         "norms": sorted(set(_norms(model))),
         "pooling": str(model.global_pool),
+        "hooks": [name for name, module in modules if _has_hooks(module)],
         "image_size": list(model.patch_embed.img_size),
         "patch_size": list(model.patch_embed.patch_size),
         "modules": digest.hexdigest()[:16],
@@ -55,6 +56,10 @@ def _norms(model: nn.Module) -> Iterator[str]:
         name = type(module).__qualname__
         if "Norm" in name:
             yield f"{name}(eps={getattr(module, 'eps', None)})"
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _attributes(module: nn.Module) -> list[tuple[str, str]]:

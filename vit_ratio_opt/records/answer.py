@@ -63,8 +63,11 @@ class Candidate:
 
     @property
     def trained(self) -> int:
-        """How often the pair was trained."""
-        return len(self.trials)
+        """How often the pair was trained to the end, not stopped early by an Optuna pruner."""
+        return sum(
+            trial.state == TrialState.COMPLETE or "accuracy" in trial.user_attrs
+            for trial in self.trials
+        )
 
     @property
     def own_accuracy(self) -> float:
@@ -150,9 +153,11 @@ class Answer:
         if self.confidence is not None:
             return f"{best} has a pair ({believed}) that is planned to cost no less."
         assert found is not None
+        value = rival.value_of(trial)
+        highest = "the highest" if value > max(found.own_accuracies) else "an equally high"
         return (
-            f"{best} has the highest single value, {rival.value_of(trial):.2f} %, but its pair "
-            f"({believed}) is not the answer: a single value owes something to chance."
+            f"{best} has {highest} single value, {value:.2f} %, but its pair ({believed}) is not "
+            "the answer: a single value owes something to chance."
         )
 
 

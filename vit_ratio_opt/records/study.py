@@ -9,6 +9,7 @@ from typing import Any
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.typed import shorten, typed
+from vit_ratio_opt.search import BudgetSearch, Noise
 
 __all__ = ["COMPLETE", "StudyRecord", "is_complete", "is_ours", "settings_of"]
 
@@ -150,8 +151,12 @@ class StudyRecord:
         try:
             settings = settings_of(attributes)
             required = {*_REQUIRED, *(("latency",) if settings.cost == "latency" else ())}
+            if is_new:
+                required.add("plan")
             for key in required | (attributes.keys() & (_ENTRIES.keys() | _OTHERS.keys())):
                 _check(key, _attribute(attributes, key))
+            if is_new:
+                _check_plan(attributes["plan"], settings)
         except InputError as error:
             raise InputError(
                 f"Study {name!r} is damaged: {error} Restore the database, or use another study "
@@ -182,3 +187,32 @@ def _check(key: str, value: Any) -> None:
         raise InputError(f"The attribute `{key}` must be a JSON object, but is {shorten(value)}.")
     for name, hint in _ENTRIES[key].items():
         typed(f"`{name}` of the attribute `{key}`", value.get(name), hint)
+
+
+def _check_plan(plan: Mapping[str, Any], settings: StudySettings) -> None:
+    """Refuse a plan of which the answer cannot be made.
+
+    Raises:
+        InputError: An entry is missing, or is not that of the settings.
+    """
+    is_budget = settings.tolerance is None
+    entries = ["noise", "noise_is_known"]
+    entries += ["curve", "baseline", "start", "confirmations", "dense"] if is_budget else []
+    entries += [] if is_budget else ["tolerance", "scale", "confidence"]
+    missing = [name for name in entries if name not in plan]
+    if missing:
+        raise InputError(f"The attribute `plan` has no `{missing[0]}`.")
+    for name in ("confirmations",) if is_budget else ("tolerance", "confidence"):
+        if plan[name] != getattr(settings, name):
+            raise InputError(
+                f"`{name}` of the attribute `plan` is {shorten(plan[name])}, but that of the "
+                f"settings {shorten(getattr(settings, name))}."
+            )
+    if is_budget:
+        BudgetSearch.from_json(plan)
+    elif plan["scale"] is None or not min(plan["scale"]) > 0:
+        raise InputError(
+            f"`scale` of the attribute `plan` must be two numbers above 0, but is "
+            f"{shorten(plan['scale'])}."
+        )
+    Noise(plan["noise"])

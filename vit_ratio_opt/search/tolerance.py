@@ -165,6 +165,9 @@ class ToleranceSearch:
         confirm: bool = False,
     ) -> Proposal:
         """Return the pair of the largest expected saving."""
+        # A pair that was enqueued by hand may be out of range; its trial fails.
+        _, most = self.limits
+        pending = [p for p in pending if p[0] <= most[0] and p[1] <= most[1] and min(p) >= 0]
         seen = self._look(observed)
         believed = believe(seen, self.rule)
         place = cheapest_kept(seen, believed, self.rule)
