@@ -204,7 +204,7 @@ def test_another_version_of_timm_is_no_other_model(make, monkeypatch):
     assert "other versions of torch or timm" in warning
 
 
-def test_whoever_opens_a_study_does_not_change_its_plan(make):
+def test_opening_a_study_does_not_change_its_plan(make):
     storage = InMemoryStorage()
     study = create(make(noise=0.25), storage)
     assert study.user_attrs["plan"]["noise"] == 0.25
