@@ -11,7 +11,7 @@ so that it ends when the time does, on any device. A tenth of the training image
 choose nothing; the average of the weights is what is kept; the test split is read once.
 
     python benchmarks/gpu.py --minutes 6 --stage dense --data DIR --out OUT
-    python benchmarks/gpu.py --minutes 0.5 --stage dense --out OUT --rehearse    # on a CPU
+    python benchmarks/gpu.py --minutes 0.5 --stage dense --out OUT --rehearse --no-compile  # CPU
 
 Output: ``OUT/dense.safetensors`` in bfloat16, written twice a minute, and a row in
 ``OUT/gpu.json``. Killed, the training goes on when it is run again, with the minutes of that call
@@ -94,7 +94,7 @@ class Training:
     )
     batch_size: int = 512
     lr: float = 1.5e-3
-    weight_decay: float = 0.2
+    weight_decay: float = 0.15
     betas: tuple[float, float] = (0.9, 0.99)
     warmup: float = 0.05
     clip_norm: float = 1.0
