@@ -147,7 +147,7 @@ def _difference(model: ViT, rebuilt: ViT) -> str | None:
 
 
 def misfit(model: ViT, state: Mapping[str, torch.Tensor]) -> str | None:
-    """Return which tensors of a state dict do not fit the model, by name or shape; None if all do."""
+    """Return which tensors of a state dict do not fit a model, by name or shape, or None."""
     own = model.state_dict()
     missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing or extra:
