@@ -32,8 +32,14 @@ from vit_ratio_opt.models.arguments import (
 )
 from vit_ratio_opt.models.create import ARCHITECTURE, SOURCE, create_model, first_line
 from vit_ratio_opt.models.described import check_saveable, described, misfit
-from vit_ratio_opt.models.preprocess import configured_preprocessing, remember_configured
-from vit_ratio_opt.preprocessing import Preprocessing, preprocess_of, remember_preprocessing
+from vit_ratio_opt.models.preprocess import (
+    configured_preprocessing,
+    fitting_preprocessing,
+    remember,
+    remember_configured,
+    stored_preprocessing,
+)
+from vit_ratio_opt.preprocessing import Preprocessing, preprocess_of
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
 from vit_ratio_opt.pruning.separate import separate_names
@@ -94,7 +100,9 @@ def save_dense(
             raise InputError("Nothing says which timm model this is: give its name.")
     name, arguments = described(model, known, given, is_pruned=False)
     metadata = {"timm_name": name, "timm_kwargs": json.dumps(arguments)}
-    preprocessing = preprocessing or preprocess_of(model)
+    preprocessing = fitting_preprocessing(
+        "The model", model, preprocessing or preprocess_of(model)
+    )
     if preprocessing is not None:
         metadata["preprocessing"] = json.dumps(preprocessing.to_json())
     _save(model, Path(path), metadata)
@@ -169,7 +177,7 @@ def _load_file(
     model = _filled(path, state, str(name or stored), given, to_size="img_size" in arguments)
     known = _json_of(path, metadata, "preprocessing")
     if known is not None:
-        remember_preprocessing(model, _preprocessing(path, known))
+        remember(path, model, stored_preprocessing(path, known))
     else:
         origin = f"timm's {name or stored}, as {path.name} gives none"
         remember_configured(model, origin=origin, is_assumed=True)
@@ -191,8 +199,7 @@ def _load_timm_folder(path: Path, weights: str | None, arguments: Mapping[str, A
     model = _filled(path, state, name, given, to_size="img_size" in arguments)
     stored = config.get("pretrained_cfg", config)
     known = configured_preprocessing(stored, model, origin=str(path / "config.json"))
-    if known is not None:
-        remember_preprocessing(model, known)
+    remember(path, model, known)
     return model
 
 
@@ -201,8 +208,7 @@ def _load_hugging_face_folder(
 ) -> ViT:
     model = _convert(path, None, weights, arguments)
     known = folder_preprocessing(path, tuple(model.patch_embed.img_size))
-    if known is not None:
-        remember_preprocessing(model, known)
+    remember(path, model, known)
     return model
 
 
@@ -242,7 +248,7 @@ def save_pruned(model: ViT, path: str | Path, manifest: Mapping[str, Any]) -> No
     if known is not None:
         name, arguments = described(model, known, {}, is_pruned=True)
         own["architecture"] = {"timm_name": name, "timm_kwargs": arguments}
-    preprocessing = preprocess_of(model)
+    preprocessing = fitting_preprocessing("The model", model, preprocess_of(model))
     if preprocessing is not None:
         own["model_preprocessing"] = preprocessing.to_json()
     if isinstance(model.blocks, CascadeBlocks):
@@ -294,7 +300,7 @@ def load_pruned(path: str | Path, dense: ViT | None = None) -> tuple[ViT, dict[s
     model.eval()
     known = manifest.get("model_preprocessing")
     if known is not None:
-        remember_preprocessing(model, _preprocessing(path, known))
+        remember(path, model, stored_preprocessing(path, known))
     if dense is None or source_of(dense) is not None:
         source = None if dense is None else source_of(dense)
         setattr(model, SOURCE, {"pruned": str(path.resolve()), "dense": source})
@@ -474,12 +480,6 @@ def _json_of(path: Path, metadata: Mapping[str, str], key: str) -> Any:
     except (RecursionError, ValueError):
         what = {"timm_kwargs": "model arguments"}.get(key, key)
         raise InputError(f"{path} has damaged {what} in its metadata.") from None
-
-
-def _preprocessing(path: Path, stored: Any) -> Preprocessing:
-    if not isinstance(stored, dict):
-        raise InputError(f"{path} has a damaged preprocessing: {stored!r:.80}.")
-    return Preprocessing.from_json(stored)
 
 
 def check_fits(model: ViT, state: Mapping[str, torch.Tensor], where: str | Path) -> None:

@@ -68,10 +68,14 @@ def _kind(head: bytes) -> str | None:
         return "empty: the download or copy failed"
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer: run `git lfs pull` to fetch the weights"
-    text = head.decode("latin-1").lstrip("\ufeff \t\r\nï»¿")
+    text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
     if re.match(r"<(!doctype|html|\?xml)", text, re.IGNORECASE):
         return "a web page, such as a login or error page: download the file itself again"
-    if all(byte >= 32 or byte in b"\t\r\n\f" for byte in head) and len(head) > 1:
+    if (
+        len(text) > 1
+        and "\ufffd" not in text[:-3]
+        and re.fullmatch(r"[^\x00-\x08\x0e-\x1f]+", text)
+    ):
         return f"a text file, which begins with {short(text, 60)!r}"
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):

@@ -147,8 +147,9 @@ def _without_pickle(path: Path) -> Any:
     if foreign:
         raise InputError(_unpickling_refused(path, foreign))
     try:
-        with torch.serialization.safe_globals(stand_ins):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # an open file: torch.load goes by a path's suffix
+        with path.open("rb") as file, torch.serialization.safe_globals(stand_ins):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found:
@@ -244,6 +245,8 @@ def _models(path: Path, name: str, state: Mapping[Any, Any]) -> list[tuple[str, 
                 f"{path} is no readable checkpoint: it holds other things than tensors, such as "
                 f"`{short(key, 80)}`, which is of class {type(value).__name__}."
             )
+        if value.numel() == 1 and "." not in new:  # a counter, such as `n_averaged`
+            continue
         if new in named:
             raise InputError(f"{path} has two tensors of the name `{short(new, 80)}`.")
         named[new] = value
@@ -255,7 +258,7 @@ def _models(path: Path, name: str, state: Mapping[Any, Any]) -> list[tuple[str, 
         start = next((start for start in starts if key.startswith(start)), None)
         if start is not None:
             parts[start][key.removeprefix(start)] = value
-        elif value.numel() > 1 or "." in key:  # not a counter, such as `n_averaged`
+        else:
             left.append(key)
     if left:
         raise InputError(

@@ -124,7 +124,7 @@ def told_arguments(
     """
     plain = isinstance(model, VisionTransformer)
     told = _sizes(state, model)
-    _refuse_other_kinds(where, name, state, model, given)
+    _refuse_other_kinds(where, name, state, model)
     for key, value in told.items():
         if key in given and _pair(given[key]) != _pair(value):
             raise InputError(
@@ -177,14 +177,14 @@ def _refuse_other_kinds(
     name: str,
     state: Mapping[str, torch.Tensor],
     model: ViT,
-    given: Mapping[str, Any],
 ) -> None:
     if any(key.startswith("decoder_blocks.") for key in state):
         raise InputError(
             f"{where} is a masked autoencoder with its decoder, which classifies nothing: "
             "fine-tune it first."
         )
-    if "head.weight" not in state and given.get("num_classes") != 0:
+    own = model.state_dict()
+    if "head.weight" not in state and "head.weight" in own and state.keys() < own.keys():
         raise InputError(
             f"{where} has no classifier (`head.weight`): it was saved without one, or is of no "
             "timm model. Give the checkpoint of a model that was trained to classify."

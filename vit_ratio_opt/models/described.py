@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -93,9 +94,13 @@ def _adapted(
     """
     before, now = _facts(rebuild(arguments, False)), _facts(model)
     changes = {key: now[key] for key in now if now[key] != before.get(key) and key not in given}
+    if "global_pool" in changes:  # on which timm's default of this one depends
+        changes |= {key: value for key, value in now.items() if key.endswith("fc_norm")}
     arguments = {**arguments, **changes}
     difference = _difference(model, rebuild(arguments, True))
     if difference is not None:
+        if re.match(r"`blocks\.\d+\.(attn|mlp)\..*has shape", difference):
+            difference += " (a pruned model is written with `save_pruned`)"
         raise InputError(
             "The model cannot be saved so that it could be loaded again, as it is no longer one "
             f"of timm's: {difference}. Save it before the change, or make the change by timm's "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
@@ -14,7 +15,13 @@ from vit_ratio_opt.preprocessing import (
 )
 from vit_ratio_opt.pruning.blocks import ViT
 
-__all__ = ["configured_preprocessing", "remember_configured"]
+__all__ = [
+    "configured_preprocessing",
+    "fitting_preprocessing",
+    "remember",
+    "remember_configured",
+    "stored_preprocessing",
+]
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 
@@ -72,3 +79,49 @@ def remember_configured(model: ViT, *, origin: str, is_assumed: bool = False) ->
     known = configured_preprocessing(config, model, origin=origin, is_assumed=is_assumed)
     if known is not None:
         remember_preprocessing(model, known)
+
+
+def remember(where: object, model: ViT, known: Preprocessing | None) -> None:
+    """Make ``preprocess_of`` return ``known``, if anything is known, for images of the model's size.
+
+    Raises:
+        InputError: See :func:`fitting_preprocessing`.
+    """
+    known = fitting_preprocessing(where, model, known)
+    if known is not None:
+        remember_preprocessing(model, known)
+
+
+def fitting_preprocessing(
+    where: object, model: ViT, known: Preprocessing | None
+) -> Preprocessing | None:
+    """Return the preprocessing for images of the model's size, which may have been changed.
+
+    Args:
+        where: What gives the preprocessing, for messages.
+        model: The model.
+        known: Its preprocessing, or None.
+
+    Raises:
+        InputError: It is for another number of channels.
+    """
+    if known is None:
+        return None
+    channels = model.patch_embed.proj.in_channels
+    if len(known.mean) != channels:
+        raise InputError(
+            f"{where} has mean and std of {len(known.mean)} channels, but the model takes images "
+            f"of {channels}."
+        )
+    return replace(known, image_size=tuple(model.patch_embed.img_size))
+
+
+def stored_preprocessing(where: object, stored: Any) -> Preprocessing:
+    """Return the preprocessing that a file holds as JSON.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    if not isinstance(stored, dict):
+        raise InputError(f"{where} has a damaged preprocessing: {stored!r:.80}.")
+    return Preprocessing.from_json(stored)
