@@ -82,7 +82,7 @@ def remember_configured(model: ViT, *, origin: str, is_assumed: bool = False) ->
 
 
 def remember(where: object, model: ViT, known: Preprocessing | None) -> None:
-    """Make ``preprocess_of`` return ``known``, if anything is known, for images of the model's size.
+    """Remember ``known``, unless it is None, for images of the model's size.
 
     Raises:
         InputError: See :func:`fitting_preprocessing`.
