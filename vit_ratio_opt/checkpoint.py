@@ -36,7 +36,6 @@ from vit_ratio_opt.models.preprocess import (
     configured_preprocessing,
     fitting_preprocessing,
     remember,
-    remember_configured,
     stored_preprocessing,
 )
 from vit_ratio_opt.preprocessing import Preprocessing, preprocess_of
@@ -160,28 +159,43 @@ def _load_file(
             f"{path} holds a pruned model: read it with `load_pruned`, or give it as --start "
             "beside the --checkpoint of its dense model."
         )
-    stored = metadata.get("timm_name")
-    if name is None and stored is None:
-        name = metadata.get("arch")  # of timm's training script
-        if name is None or ":" in name or not timm.is_model(name):
-            raise InputError(
-                f"{path} does not say which timm model it is: name the model, with `name=` or "
-                "--model."
-            )
-    if name is None:
-        accepted_name(path, stored)
-    if name in (None, stored):
+    stored, arch = metadata.get("timm_name"), metadata.get("arch")
+    if stored is not None and name in (None, stored):
+        stored = accepted_name(path, stored)
         given = {**_stored_arguments(path, metadata), **arguments}
-    else:
-        given = {**arguments, **_told(path, state, str(name), arguments)}
-    model = _filled(path, state, str(name or stored), given, to_size="img_size" in arguments)
-    known = _json_of(path, metadata, "preprocessing")
-    if known is not None:
-        remember(path, model, stored_preprocessing(path, known))
-    else:
-        origin = f"timm's {name or stored}, as {path.name} gives none"
-        remember_configured(model, origin=origin, is_assumed=True)
+        model = _filled(path, state, stored, given, to_size="img_size" in arguments)
+        known = _json_of(path, metadata, "preprocessing")
+        if known is not None:
+            remember(path, model, stored_preprocessing(path, known))
+        return model
+    if name is None and arch is not None and ":" not in arch and timm.is_model(arch):
+        name = arch  # of timm's training script
+    if name is None:
+        raise InputError(
+            f"{path} does not say which timm model it is: name the model, with `name=` or --model."
+        )
+    trained = _json_of(path, metadata, "args") if name == arch else None
+    given = {**_trained_arguments(path, trained or {}), **arguments}
+    given |= _told(path, state, name, given)
+    model = _filled(path, state, name, given, to_size="img_size" in arguments)
+    origin = f"timm's {name}" + (", which the checkpoint was trained as" if trained else "")
+    is_assumed = trained is None
+    config = {**getattr(model, "pretrained_cfg", {}), **(trained or {})}
+    remember(
+        path, model, configured_preprocessing(config, model, origin=origin, is_assumed=is_assumed)
+    )
     return model
+
+
+def _trained_arguments(path: Path, trained: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model's arguments among those of timm's training script."""
+    arguments = trained.get("model_kwargs", {})
+    if isinstance(arguments, Mapping):
+        arguments = {key: arguments[key] for key in arguments if key not in TRAINING_ARGUMENTS}
+    arguments = accepted_arguments(path, arguments)
+    if "gp" in trained:
+        arguments = accepted_arguments(path, {**arguments, "global_pool": trained["gp"]})
+    return arguments
 
 
 def _load_timm_folder(path: Path, weights: str | None, arguments: Mapping[str, Any]) -> ViT:
@@ -225,8 +239,11 @@ def _told(
 ) -> dict[str, Any]:
     """Return what the tensors tell of a model beside ``given``; nothing is allocated."""
     _check_depth(path, state, given)
+    probe = dict(given)
+    if "embed_dim" not in given:
+        probe.pop("num_heads", None)  # which need not divide the usual width
     with torch.device("meta"):
-        model = create_model(name, **given)
+        model = create_model(name, **probe)
         usual = create_model(name).embed_dim if "embed_dim" in given else model.embed_dim
     return told_arguments(path, name, separate_names(state), model, given, usual)
 

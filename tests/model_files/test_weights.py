@@ -41,7 +41,7 @@ ARGUMENTS = {
     "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4,
     "mlp_ratio": 2.0, "num_classes": 4,
 }  # fmt: skip
-HEADS = {"embed_dim": 32, "num_heads": 4}  # what a name says and no tensor does
+HEADS = {"num_heads": 4}  # what a name says and no tensor does
 
 
 @pytest.fixture
@@ -457,8 +457,32 @@ def test_a_name_alone_assumes_timms_preprocessing_and_says_so(tmp_path, state):
     assert "timm's vit_tiny_patch16_224" in known.origin
 
 
+def test_what_timms_training_script_was_told_holds_for_the_model(tmp_path, make_vit, images):
+    model = make_vit(act_layer="relu", global_pool="max")
+    kwargs = {"num_heads": 4, "act_layer": "relu", "drop_path_rate": 0.1}
+    args = argparse.Namespace(
+        model=NAME, model_kwargs=kwargs, gp="max", mean=[0.1, 0.2, 0.3], std=None, crop_pct=0.8,
+        interpolation="", log=pathlib.PurePosixPath("x"),
+    )  # fmt: skip
+    torch.save(training(model.state_dict(), args=args), tmp_path / "x.pth.tar")
+    loaded = load_dense(tmp_path / "x.pth.tar")
+    assert torch.equal(loaded(images), model(images))
+    known = preprocess_of(loaded)
+    assert (known.mean, known.std, known.crop) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5), 0.8)
+    assert not known.is_assumed
+    args.model_kwargs = {"checkpoint_path": "/etc/passwd"}
+    torch.save(training(model.state_dict(), args=args), tmp_path / "x.pth.tar")
+    with pytest.raises(InputError, match=r"not accepted.*checkpoint_path"):
+        load_dense(tmp_path / "x.pth.tar")
+
+
+def test_a_file_of_ours_without_preprocessing_leaves_it_unknown(tmp_path, tiny_vit):
+    save_dense(tiny_vit, tmp_path / "x.safetensors", name=NAME, arguments=ARGUMENTS)
+    assert preprocess_of(load_dense(tmp_path / "x.safetensors")) is None
+
+
 def test_tensors_come_with_the_name_that_a_training_gives(tmp_path, state):
     torch.save(training(prefixed(state, "module.")), tmp_path / "last.pth.tar")
     tensors, metadata = read_tensors(tmp_path / "last.pth.tar")
     assert tensors.keys() == state.keys()
-    assert metadata == {"arch": NAME}
+    assert metadata == {"arch": NAME, "args": "{}"}

@@ -8,6 +8,8 @@ imported.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import pickle
 import re
@@ -52,6 +54,8 @@ _PLAIN = {
 _PLAIN_TYPES = {f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str")}
 _MAPPINGS = ("AttributeDict", "CfgNode", "EasyDict")  # classes of these names are dicts
 _MOST_NAMED = 3
+# Of the arguments of timm's training script: those on which the model's outputs depend.
+_ARGS = ("model_kwargs", "gp", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -77,8 +81,8 @@ def read_tensors(
         weights: ``"ema"`` or ``"raw"``, where the file holds averaged weights beside the trained.
 
     Returns:
-        The tensors, and the metadata of a safetensors file; of a training checkpoint ``arch``,
-        timm's model name, where it is given.
+        The tensors, and the metadata of a safetensors file; of a checkpoint of timm's training
+        script ``arch``, the model's name, and ``args``, a JSON object of its arguments.
 
     Raises:
         InputError: The file is missing, damaged, no checkpoint, holds objects that only unpickling
@@ -179,8 +183,15 @@ def _unpickling_refused(path: Path, names: list[str]) -> str:
 
 def _said(content: Any) -> dict[str, str]:
     """Return the metadata that a training checkpoint gives."""
-    name = content.get("arch") if isinstance(content, Mapping) else None
-    return {"arch": name} if isinstance(name, str) else {}
+    if not isinstance(content, Mapping) or not isinstance(content.get("arch"), str):
+        return {}
+    metadata = {"arch": content["arch"]}
+    values = content.get("args")
+    values = values.values if isinstance(values, _StandIn) else values
+    if isinstance(values, dict):
+        with contextlib.suppress(TypeError, ValueError, RecursionError):  # no JSON values
+            metadata["args"] = json.dumps({key: values[key] for key in _ARGS if values.get(key)})
+    return metadata
 
 
 def _chosen(path: Path, content: Any, weights: str | None) -> dict[str, torch.Tensor]:
