@@ -334,6 +334,13 @@ def test_no_loader_runs_code_of_a_file(tmp_path, state, monkeypatch, function, l
             assert not ran.exists()
 
 
+def test_pytorch_that_may_run_code_even_so_reads_no_pickle(tmp_path, state, monkeypatch):
+    torch.save(state, tmp_path / "x.pth")
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.5.1"))
+    with pytest.raises(InputError, match=r"needs PyTorch 2\.6 or newer.*safetensors"):
+        load_dense(tmp_path / "x.pth", name=NAME)
+
+
 def test_timm_itself_may_not_unpickle_what_it_fetches(tmp_path, monkeypatch):
     ran = tmp_path / "ran"
     torch.save(Evil(ran), tmp_path / "x.pth")

@@ -53,6 +53,8 @@ _PLAIN = {
 }
 _PLAIN_TYPES = {f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str")}
 _MAPPINGS = ("AttributeDict", "CfgNode", "EasyDict")  # classes of these names are dicts
+# The first version of PyTorch whose ``weights_only`` runs no code of a file.
+_SAFE_SINCE = "2.6"
 _MOST_NAMED = 3
 # Of the arguments of timm's training script: those on which the model's outputs depend.
 _ARGS = ("model_kwargs", "gp", "mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -133,6 +135,11 @@ def _default_dict(*args: Any) -> OrderedDict[Any, Any]:
 
 def _without_pickle(path: Path) -> Any:
     """Return the content of a file of ``torch.save``, built without any code of the file's."""
+    if torch.__version__ < _SAFE_SINCE:
+        raise InputError(
+            f"{path} needs PyTorch {_SAFE_SINCE} or newer, and here is {torch.__version__}: "
+            "earlier ones may run code of such a file (CVE-2025-32434). Upgrade, or give a safetensors file."
+        )
     names = {"argparse.Namespace"}
     try:
         names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
