@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -146,7 +147,9 @@ def load_dense(
     source["arguments"] = arguments
     if weights is not None:
         source["weights"] = weights
-    setattr(model, SOURCE, source)
+    with contextlib.suppress(TypeError):  # classes as arguments: no study can say which
+        json.dumps(source)
+        setattr(model, SOURCE, source)
     return model
 
 
@@ -382,7 +385,7 @@ def load_again(
             return load_pruned(start or source["pruned"], dense)[0]
         if start is not None:
             raise InputError("The study begins with the dense model: leave --start out.")
-        arguments = accepted_arguments("The study", source["arguments"])
+        arguments = accepted_arguments("The study", source["arguments"], TRAINING_ARGUMENTS)
         name, weights = source.get("name", source.get("model")), source.get("weights")
         if "checkpoint" in source or checkpoint is not None:
             path = Path(checkpoint or source["checkpoint"])

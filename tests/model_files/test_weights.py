@@ -30,6 +30,7 @@ from vit_ratio_opt.checkpoint import (
     source_of,
     weights_hash,
 )
+from vit_ratio_opt.cli import dense_model
 from vit_ratio_opt.convert import load_converted
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.weights import read_tensors
@@ -481,6 +482,26 @@ def test_what_timms_training_script_was_told_holds_for_the_model(tmp_path, make_
     torch.save(training(model.state_dict(), args=args), tmp_path / "x.pth.tar")
     with pytest.raises(InputError, match=r"not accepted.*checkpoint_path"):
         load_dense(tmp_path / "x.pth.tar")
+
+
+def test_the_command_line_chooses_weights(tmp_path):
+    dense = timm.create_model(NAME, depth=1, num_classes=10).state_dict()
+    torch.save({"model": dense, "model_ema": dense}, tmp_path / "y.pth")
+    with pytest.raises(InputError, match="--weights"):
+        dense_model(tmp_path / "y.pth", NAME, None)
+    model, normalisation = dense_model(tmp_path / "y.pth", NAME, None, "ema")
+    assert model.head.out_features == 10
+    assert normalisation == {}
+    with pytest.raises(InputError, match="give one"):
+        dense_model(None, NAME, None, "ema")
+
+
+def test_arguments_of_the_training_reach_workers(tmp_path, state):
+    torch.save(state, tmp_path / "x.pth")
+    source = source_of(load_dense(tmp_path / "x.pth", name=NAME, drop_path_rate=0.5, **HEADS))
+    assert load_again(source).blocks[1].drop_path1.drop_prob == 0.5
+    loaded = load_dense(tmp_path / "x.pth", name=NAME, act_layer=nn.ReLU, **HEADS)
+    assert source_of(loaded) is None  # no study can say which class
 
 
 def test_a_file_of_ours_without_preprocessing_leaves_it_unknown(tmp_path, tiny_vit):

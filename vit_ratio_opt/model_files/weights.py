@@ -137,8 +137,9 @@ def _without_pickle(path: Path) -> Any:
     """Return the content of a file of ``torch.save``, built without any code of the file's."""
     if torch.__version__ < _SAFE_SINCE:
         raise InputError(
-            f"{path} needs PyTorch {_SAFE_SINCE} or newer, and here is {torch.__version__}: "
-            "earlier ones may run code of such a file (CVE-2025-32434). Upgrade, or give a safetensors file."
+            f"{path} needs PyTorch {_SAFE_SINCE} or newer, and this is {torch.__version__}: "
+            "earlier ones may run code of such a file (CVE-2025-32434). Upgrade, or give a "
+            "safetensors file."
         )
     names = {"argparse.Namespace"}
     try:

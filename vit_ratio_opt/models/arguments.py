@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -64,19 +64,22 @@ def accepted_name(where: object, name: object) -> str:
     return name
 
 
-def accepted_arguments(where: object, arguments: Any) -> dict[str, Any]:
+def accepted_arguments(
+    where: object, arguments: Any, also: Collection[str] = ()
+) -> dict[str, Any]:
     """Return arguments that only say what a model looks like.
 
     Args:
         where: The file or the study that gives them, for messages.
         arguments: A JSON value.
+        also: Keys that are accepted beside those of a model's looks.
 
     Raises:
         InputError: It is no object, or has other keys or other values.
     """
     if not isinstance(arguments, Mapping):
         raise InputError(f"{where} has model arguments that are not accepted: no JSON object.")
-    unknown = sorted(short(key, 40) for key in set(arguments) - MODEL_ARGUMENTS)
+    unknown = sorted(short(key, 40) for key in set(arguments) - MODEL_ARGUMENTS - set(also))
     if unknown:
         raise InputError(
             f"{where} has model arguments that are not accepted: {unknown[:5]}. Only those that "

@@ -78,7 +78,9 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
             kept = json.loads(json.dumps(arguments))
             setattr(model, ARCHITECTURE, {"timm_name": name, "timm_kwargs": kept})
     if pretrained:
-        setattr(model, SOURCE, {"model": name, "arguments": arguments})
+        with contextlib.suppress(TypeError):
+            json.dumps(arguments)
+            setattr(model, SOURCE, {"model": name, "arguments": arguments})
         remember_configured(model, origin=f"timm's {name}")
     return model
 
