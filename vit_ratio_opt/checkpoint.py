@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from vit_ratio_opt.model_files.folders import (
     read_config,
     read_folder,
 )
+from vit_ratio_opt.model_files.hashes import checksum, weights_hash
 from vit_ratio_opt.model_files.weights import read_metadata, read_tensors
 from vit_ratio_opt.models.arguments import (
     TRAINING_ARGUMENTS,
@@ -274,8 +274,8 @@ def save_pruned(model: ViT, path: str | Path, manifest: Mapping[str, Any]) -> No
     if isinstance(model.blocks, CascadeBlocks):
         own["cascade"] = {"tokens": model.blocks.block_tokens, "scores": model.blocks.scores}
     text = json.dumps({**own, **manifest})
-    checksum = _checksum(model.state_dict(), text)
-    metadata = {"format": _FORMAT, "manifest": text, "checksum": checksum}
+    digest = checksum(model.state_dict(), text)
+    metadata = {"format": _FORMAT, "manifest": text, "checksum": digest}
     _save(model, Path(path), metadata)
 
 
@@ -304,7 +304,7 @@ def load_pruned(path: str | Path, dense: ViT | None = None) -> tuple[ViT, dict[s
         stored = metadata.get("checksum")
     except (KeyError, OverflowError, RecursionError, TypeError, ValueError):
         raise InputError(f"{path} has a damaged manifest.") from None
-    if stored is not None and stored != _checksum(state, metadata["manifest"]):
+    if stored is not None and stored != checksum(state, metadata["manifest"]):
         raise InputError(f"{path} is damaged: what it holds is not what was written.")
 
     def cut(whole: ViT) -> ViT:
@@ -400,11 +400,6 @@ def load_again(
         return create_model(name, pretrained=True, **arguments)
     except (AttributeError, KeyError, TypeError) as error:  # of another version
         raise InputError(f"The dense model cannot be loaded as the study says: {error}.") from None
-
-
-def weights_hash(model: torch.nn.Module) -> str:
-    """Hash of names, shapes and values of all weights."""
-    return _tensors_hash(model.state_dict())[:16]
 
 
 def _save(model: ViT, path: Path, metadata: dict[str, str]) -> None:
@@ -512,16 +507,3 @@ def check_fits(model: ViT, state: Mapping[str, torch.Tensor], where: str | Path)
     if difference is not None:
         hint = " It may be of another model than the named one." if "missing" in difference else ""
         raise InputError(f"{where} does not fit the model: {difference}.{hint}")
-
-
-def _checksum(state: Mapping[str, torch.Tensor], manifest: str) -> str:
-    """Of all that a file of a pruned model holds; against damage, not against malice."""
-    return hashlib.sha256(f"{_tensors_hash(state)} {manifest}".encode()).hexdigest()
-
-
-def _tensors_hash(state: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key, tensor in sorted(state.items()):
-        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
