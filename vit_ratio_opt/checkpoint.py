@@ -21,7 +21,8 @@ from vit_ratio_opt.geometry import BlockShape, BlockTokens
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
 from vit_ratio_opt.pruning.separate import separate, separate_names
-from vit_ratio_opt.pruning.surgery import check_supported, shape_of, shrink_to
+from vit_ratio_opt.pruning.supported import check_supported, check_weights
+from vit_ratio_opt.pruning.surgery import shape_of, shrink_to
 from vit_ratio_opt.utils.files import replacing
 
 __all__ = [
@@ -126,6 +127,8 @@ def save_dense(
     Raises:
         InputError: The file cannot be written, or the name has to be given.
     """
+    model = check_supported(model)
+    check_weights(model)
     if name is None:
         known = getattr(model, _ARCHITECTURE, None)
         if known is None:
@@ -176,6 +179,8 @@ def save_pruned(model: ViT, path: str | Path, manifest: Mapping[str, Any]) -> No
     Of models that :func:`create_model` or :func:`load_dense` made, timm's name and arguments are
     kept too, so that :func:`load_pruned` needs nothing but the file.
     """
+    model = check_supported(model)
+    check_weights(model)
     own: dict[str, Any] = {
         "blocks": shape_of(model).block_sizes,
         "versions": {package: version(package) for package in _PACKAGES},

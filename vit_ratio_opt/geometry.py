@@ -37,6 +37,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from numbers import Real
 from typing import Literal, NamedTuple, Protocol
 
 from vit_ratio_opt.errors import InputError
@@ -179,7 +180,8 @@ class ViTShape(RatioSpace):
         patch_dim: Values in one patch, ``in_chans * patch_height * patch_width``.
         embed_dim: Width D of the residual stream.
         num_classes: Outputs of one classifier, 0 for none.
-        classifiers: Linear classifiers: 1, or 2 with a distillation head.
+        classifiers: Linear classifiers: 1, 2 with a distillation head, 0 where the classifier is
+            something else.
         classified_tokens: Rows a classifier is applied to: 1, or every token without pooling.
         blocks: The blocks from the input to the output.
         fixed_params: Parameters that removing heads and neurons leaves as they are: embeddings,
@@ -187,8 +189,8 @@ class ViTShape(RatioSpace):
         qkv_bias: Whether qkv has biases.
         fc1_bias: Whether fc1 has biases.
         fc1_rows: Rows of fc1 for each hidden neuron: 2 where it is gated.
-        other_macs: MACs of an attention pooling, of blocks for the class token alone, and of
-            mixing heads.
+        other_macs: MACs of an attention pooling, of blocks for the class token alone, of mixing
+            heads, and of a classifier that is not linear.
         head_params: Parameters that a head has besides those of its dimensions.
         whole_heads: Whether heads go whole or not at all, as queries and keys pass through norms
             or rotations.
@@ -436,6 +438,9 @@ def check_pair(space: RatioSpace, pair: RatioPair) -> None:
         InputError: A ratio is outside [0, largest ratio that leaves every block its minimum].
     """
     for name, ratio, largest in zip(RatioPair._fields, pair, space.max_pair, strict=True):
+        value: object = ratio
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise InputError(f"`{name}` must be a number, but got {value!r:.80}.")
         if not 0 <= ratio <= largest + _SLACK:
             raise InputError(
                 f"`{name}` must be in [0, {largest:.6g}] so that every block keeps at least "
