@@ -21,7 +21,12 @@ from torchvision.models import VisionTransformer as TorchvisionViT
 from vit_ratio_opt.checkpoint import check_fits, create_model, load_tensors
 from vit_ratio_opt.device import evaluating
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning.supported import UnsupportedModelError, check_weights, unwrapped
+from vit_ratio_opt.pruning.supported import (
+    UnsupportedModelError,
+    check_untouched,
+    check_weights,
+    unwrapped,
+)
 
 __all__ = ["load_converted", "to_timm"]
 
@@ -121,6 +126,7 @@ def to_timm(model: nn.Module) -> VisionTransformer:
     }
     if {tensor.dtype for tensor in state.values()} != {torch.float32}:
         raise InputError(f"{_MODEL} must be in float32 to be converted: call `model.float()`.")
+    check_untouched(model)
     check_weights(model)
     converted = _converted(_MODEL, state, settings).to(next(model.parameters()).device)
     _check_same(model, converted)

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -54,6 +55,7 @@ __all__ = [
     "RatioPair",
     "RatioSpace",
     "ViTShape",
+    "as_pair",
     "budget_curve",
     "check_budget",
     "check_pair",
@@ -91,6 +93,17 @@ class RatioPair(NamedTuple):
 
     mhsa_ratio: float
     ffn_ratio: float
+
+
+def as_pair(pair: Sequence[float]) -> RatioPair:
+    """Return two ratios by name.
+
+    Raises:
+        InputError: They are not two.
+    """
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise InputError(f"`pair` must be (mhsa_ratio, ffn_ratio), but got {pair!r:.80}.")
+    return RatioPair(*pair)
 
 
 @dataclass(frozen=True)
@@ -222,8 +235,12 @@ class ViTShape(RatioSpace):
     block_tokens: tuple[BlockTokens, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.round_to < 1:
-            raise InputError(f"`round_to` must be at least 1, but got {self.round_to!r}.")
+        try:
+            is_valid = operator.index(self.round_to) >= 1
+        except TypeError:  # no whole number
+            is_valid = False
+        if not is_valid:
+            raise InputError(f"`round_to` must be at least 1, but got {self.round_to!r:.80}.")
 
     @property
     def block_sizes(self) -> list[list[int]]:

@@ -40,6 +40,7 @@ from vit_ratio_opt.geometry import (
     MhsaUnit,
     RatioPair,
     RatioSpace,
+    as_pair,
     budget_curve,
     curve_and_baseline,
     fixed_ratio_pair,
@@ -753,6 +754,7 @@ class PruningObjective:
             parent: A model that pruned neither module more, on the objective's device; the dense
                 model by default.
         """
+        pair = as_pair(pair)
         start = self.model if parent is None else without_cascade(parent)
         if isinstance(self.space, Cascade):
             if self.rule.heads:

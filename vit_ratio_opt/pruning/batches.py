@@ -10,7 +10,7 @@ import torch
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning.blocks import ViT
 
-__all__ = ["check_images", "check_labels", "check_logits", "image_batches"]
+__all__ = ["check_images", "check_labels", "check_logits", "check_sequence", "image_batches"]
 
 
 def image_batches(model: ViT, batches: Iterable[torch.Tensor]) -> list[torch.Tensor]:
@@ -19,15 +19,24 @@ def image_batches(model: ViT, batches: Iterable[torch.Tensor]) -> list[torch.Ten
     Raises:
         InputError: It is no sequence of batches, or see :func:`check_images`.
     """
-    if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
-        raise InputError(
-            "`images` must be a sequence of batches (batch, channels, height, width), but is a "
-            f"{type(batches).__name__}: put one batch into a list, `[batch]`."
-        )
+    check_sequence("images", batches)
     images = list(batches)
     for index, batch in enumerate(images):
         check_images(model, batch, index)
     return [batch for batch in images if len(batch)]
+
+
+def check_sequence(name: str, batches: object) -> None:
+    """Refuse what does not give batches one after the other.
+
+    Raises:
+        InputError: It is a single tensor, a dictionary or the like.
+    """
+    if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+        raise InputError(
+            f"`{name}` must be a sequence of batches, but is a {type(batches).__name__}: put one "
+            "batch into a list, `[batch]`."
+        )
 
 
 def check_images(model: ViT, batch: Any, index: int) -> None:

@@ -14,7 +14,12 @@ import torch.nn.functional as F
 
 from vit_ratio_opt.device import evaluating
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning.batches import check_images, check_labels, check_logits
+from vit_ratio_opt.pruning.batches import (
+    check_images,
+    check_labels,
+    check_logits,
+    check_sequence,
+)
 from vit_ratio_opt.pruning.blocks import ViT, branches, input_layers
 from vit_ratio_opt.pruning.classifier import classes_of
 from vit_ratio_opt.pruning.supported import check_precision, check_supported, check_weights
@@ -59,6 +64,7 @@ def taylor_importance(
     check_precision(model)
     check_weights(model)
     classes = classes_of(model)
+    check_sequence("batches", batches)
     taps: dict[torch.nn.Module, torch.Tensor] = {}
 
     def tap(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -125,7 +131,7 @@ def magnitude_importance(model: ViT, *, p: int = 2) -> Importance:
     if p not in (1, 2):
         raise InputError(f"`p` must be 1 (L1 norm) or 2 (L2 norm), but got {p!r}.")
     model = check_supported(model)
-    check_weights(model)
+    check_weights(model, finite="blocks.")
     heads, neurons = [], []
     with torch.no_grad():
         for attention, ffn in branches(model):

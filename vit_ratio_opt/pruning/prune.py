@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, get_args
@@ -17,6 +18,7 @@ from vit_ratio_opt.geometry import (
     MhsaUnit,
     RatioPair,
     ViTShape,
+    as_pair,
     least_neurons,
 )
 from vit_ratio_opt.pruning.allocate import (
@@ -94,11 +96,9 @@ def prune(
             f"`guide` must be a Calibration or an Importance, but is a {type(guide).__name__}: "
             "`calibrate(model, images)` gives one."
         )
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise InputError(f"`pair` must be (mhsa_ratio, ffn_ratio), but got {pair!r:.80}.")
     unit: MhsaUnit = "head" if isinstance(guide, Importance) else "rank"
     shape = replace(shape_of(model), mhsa_unit=unit, round_to=round_to)
-    units, neurons = shape.removed(RatioPair(*pair))
+    units, neurons = shape.removed(as_pair(pair))
     if isinstance(guide, Importance):
         if shape.all_heads and units:
             raise UnsupportedModelError(ALL_HEADS)
@@ -319,7 +319,7 @@ def prune_blocks(
         calibration: Of this model.
     """
     model = check_supported(model)
-    check_weights(model)
+    check_weights(model, finite="blocks.")  # what is cut
     pruned = keep_units(
         model,
         [range(block.num_heads) for block in shape_of(model).blocks],
@@ -378,7 +378,7 @@ def prune_units(
     """
     _check_allocation(allocation)
     model = check_supported(model)
-    check_weights(model)
+    check_weights(model, finite="blocks.")  # what is cut
     blocks = shape_of(model).blocks
     sizes = [b.num_heads for b in blocks], [b.hidden_dim for b in blocks]
     least = MIN_MHSA_UNITS, least_neurons(round_to)
@@ -409,7 +409,12 @@ def _spread_scores(
     return cheapest_prefixes(lowest, removed, least, step)
 
 
-def _check_calibration(model: ViT, calibration: Calibration) -> None:
+def _check_calibration(model: ViT, calibration: object) -> None:
+    if not isinstance(calibration, Calibration):
+        raise InputError(
+            f"`calibration` must be a Calibration, but is a {type(calibration).__name__}: "
+            "`calibrate(model, images)` gives one."
+        )
     fits = [
         (*block.factors.value_losses.shape, len(block.neuron_order))
         for block in calibration.blocks
@@ -435,6 +440,10 @@ def _shares(losses: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
 
 
 def _check_removed(name: str, removed: int, sizes: list[int], minimums: list[int]) -> None:
+    try:
+        operator.index(removed)
+    except TypeError:
+        raise InputError(f"`{name}` must be a whole number, but got {removed!r:.80}.") from None
     spare = sum(max(0, size - least) for size, least in zip(sizes, minimums, strict=True))
     if not 0 <= removed <= spare:
         raise InputError(

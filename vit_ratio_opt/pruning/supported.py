@@ -41,6 +41,7 @@ __all__ = [
     "UnsupportedModelError",
     "check_precision",
     "check_supported",
+    "check_untouched",
     "check_weights",
     "copy_of",
     "own_copy",
@@ -82,7 +83,7 @@ def check_supported(model: Any) -> ViT:
     model = unwrapped(model)
     if type(model) not in MODELS:
         raise UnsupportedModelError(_other_class(model))
-    _check_untouched(model)
+    check_untouched(model)
     if not len(model.blocks):
         raise UnsupportedModelError("A model without blocks has nothing to prune.")
     if type(model.patch_embed) is not PatchEmbed:
@@ -147,8 +148,13 @@ def _other_class(model: Any) -> str:
     return f"Models of class {kind} cannot be pruned. {_WHAT_WORKS}"
 
 
-def _check_untouched(model: nn.Module) -> None:
-    """Refuse modules that may compute something else than their class says."""
+def check_untouched(model: nn.Module) -> None:
+    """Refuse modules that may compute something else than their class says.
+
+    Raises:
+        UnsupportedModelError: With the name of a module that has a function of its own instead of
+            its class's, a hook, or parametrised weights.
+    """
     for name, module in model.named_modules():
         kind, own = type(module), vars(module)
         if "_orig_mod" in own["_modules"]:
@@ -313,8 +319,12 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield _path(name, key), buffer
 
 
-def check_weights(model: nn.Module) -> None:
+def check_weights(model: nn.Module, *, finite: str = "") -> None:
     """Refuse weights that are not there, are no plain numbers, or are not finite.
+
+    Args:
+        model: Any.
+        finite: How the names of weights begin whose values are looked at.
 
     Raises:
         InputError: With the name of the first of them.
@@ -339,10 +349,10 @@ def check_weights(model: nn.Module) -> None:
                 f"`{name}` is on {tensor.device}, but `{first[0]}` on {first[1].device}: move the "
                 "model to one device, such as `model.to('cpu')`."
             )
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and name.startswith(finite):
             sums.append((name, tensor, tensor.detach().float().sum()))
     # One look at the device for all of them; a sum may overflow where no value does.
-    if not bool(torch.stack([total for _, _, total in sums]).isfinite().all()):
+    if sums and not bool(torch.stack([total for _, _, total in sums]).isfinite().all()):
         for name, tensor, _ in sums:
             if not bool(tensor.detach().isfinite().all()):
                 raise InputError(
