@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -30,7 +29,14 @@ from vit_ratio_opt.checkpoint import (
     weights_hash,
 )
 from vit_ratio_opt.costs import check_cost, latency_space, params_space
-from vit_ratio_opt.device import Precision, autocast, precision_of
+from vit_ratio_opt.device import (
+    Precision,
+    autocast,
+    evaluating,
+    model_device,
+    out_of_memory,
+    precision_of,
+)
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import (
     BUDGET_CONSTRAINTS,
@@ -40,6 +46,7 @@ from vit_ratio_opt.geometry import (
     MhsaUnit,
     RatioPair,
     RatioSpace,
+    as_pair,
     budget_curve,
     curve_and_baseline,
     fixed_ratio_pair,
@@ -70,6 +77,7 @@ from vit_ratio_opt.pruning import (
     cascade,
     check_all_tokens,
     check_cascade,
+    check_supported,
     expected_losses,
     keep_heads,
     prune_ranks,
@@ -84,7 +92,9 @@ from vit_ratio_opt.pruning import (
 )
 from vit_ratio_opt.pruning.architecture import architecture_of
 from vit_ratio_opt.pruning.blocks import ViT
+from vit_ratio_opt.pruning.classifier import classes_of
 from vit_ratio_opt.pruning.latency import latency_curves, time_models
+from vit_ratio_opt.pruning.supported import own_copy
 from vit_ratio_opt.pruning.surgery import ALL_HEADS
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.settings import StudySettings
@@ -175,7 +185,8 @@ class PruningObjective:
             default.
 
     Args:
-        model: The dense, fine-tuned ViT. It is copied, not changed.
+        model: The dense, fine-tuned ViT. It is copied, not changed. The copy is in float32, and
+            nothing of it is frozen: which weights ``model`` has frozen makes no difference.
         data: Its data set.
         budget: Largest fraction of the dense model's cost, in (0, 1].
         tolerance: Largest loss of accuracy against the dense model, in points, above 0.
@@ -273,7 +284,7 @@ class PruningObjective:
                 f"`strategy` must be one of {get_args(Strategy)}, but got {strategy!r}."
             )
         check_cost(cost, strategy=strategy, iterative=iterative, latency_batch=latency_batch)
-        check_all_tokens(model)
+        model = check_all_tokens(model)
         if strategy != "structural":
             check_cascade(model)
         self.shape = replace(shape_of(model), mhsa_unit=mhsa_unit, round_to=round_to)
@@ -324,7 +335,7 @@ class PruningObjective:
         if device is None:
             device = best_device() if ranks is None else ranks.device
         # A copy, so that nothing the caller does later changes the teacher.
-        self.model = copy.deepcopy(model).eval()
+        self.model = own_copy(model)
         try:
             self.device = torch.device(device)
             self.model.to(self.device)
@@ -333,6 +344,7 @@ class PruningObjective:
                 f"`device` must be one of this machine, such as 'cuda:0' or 'cpu', but got "
                 f"{str(device)!r}: {reason(error)}"
             ) from None
+        check_logits(self.model, data)
         self._precision_given = precision is not None
         self.precision: Precision = precision or precision_of(self.device)
         self.data = data
@@ -750,6 +762,7 @@ class PruningObjective:
             parent: A model that pruned neither module more, on the objective's device; the dense
                 model by default.
         """
+        pair = as_pair(pair)
         start = self.model if parent is None else without_cascade(parent)
         if isinstance(self.space, Cascade):
             if self.rule.heads:
@@ -1255,8 +1268,10 @@ def check_fit(model: ViT, data: ImageData) -> None:
     """Refuse images or classes that the model was not made for.
 
     Raises:
+        UnsupportedModelError: The model cannot be pruned.
         InputError: Channels, size or number of classes differ.
     """
+    model = check_supported(model)
     channels, *size = data.image_shape
     wanted = model.patch_embed.proj.in_channels
     if channels != wanted:
@@ -1273,7 +1288,38 @@ def check_fit(model: ViT, data: ImageData) -> None:
             f"The model takes images of {tuple(model.patch_embed.img_size)} pixels, but "
             f"{data.name} has {tuple(size)}.{hint}"
         )
-    if model.num_classes != len(data.classes):
+    classes = classes_of(model)
+    if classes != len(data.classes):
         raise InputError(
-            f"The model has {model.num_classes} classes, but {data.name} has {len(data.classes)}."
+            f"The model has {classes} classes, but {data.name} has {len(data.classes)}."
+        )
+
+
+def check_logits(model: ViT, data: ImageData) -> None:
+    """Refuse a model that gives no finite logits for two images of the training split.
+
+    Raises:
+        InputError: With what is wrong with them.
+    """
+    two = data.train.subset(torch.arange(min(2, len(data.train))))
+    images, _ = next(on_device(data, two, 2, model_device(model)))
+    try:
+        with torch.inference_mode(), evaluating(model):
+            logits = model(images)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        raise InputError(
+            f"The model cannot classify images of {data.name}: {reason(error)}"
+        ) from None
+    wanted = (len(images), len(data.classes))
+    if tuple(logits.shape) != wanted:
+        raise InputError(
+            f"The model must give logits of shape {wanted} for {len(images)} images, but gives "
+            f"{tuple(logits.shape)}."
+        )
+    if not bool(logits.isfinite().all()):
+        raise InputError(
+            f"The model gives NaN or infinite logits for images of {data.name}: look at its "
+            "weights and at the normalisation of the images."
         )

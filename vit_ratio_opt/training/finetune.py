@@ -144,7 +144,8 @@ def finetune(
     not fit into memory is passed through in halves, or less, with the same gradients.
 
     Args:
-        model: Gives class logits.
+        model: Gives class logits. Weights that are frozen (``requires_grad`` is False) stay as
+            they are.
         data: Trains on ``data.train``, validates on ``data.val`` after each epoch.
         recipe: How.
         teacher: The dense model, for distillation; on the same device. Or, where images are
@@ -172,7 +173,8 @@ def finetune(
         Validation accuracy in per cent after the last epoch.
 
     Raises:
-        InputError: ``state`` is damaged or of another training; or logits do not fit the images.
+        InputError: ``state`` is damaged or of another training; logits do not fit the images; or
+            all weights are frozen.
         TrainingDiverged: The loss is no number.
         TrainingStopped: ``stop`` said so.
     """
@@ -185,6 +187,11 @@ def finetune(
             raise InputError(
                 f"`teacher` must have logits for {len(data.train)} images, but has {len(teacher)}."
             )
+    if recipe.epochs and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(
+            "All weights of the model are frozen, so there is nothing to train: call "
+            "`model.requires_grad_(True)`."
+        )
     clock = stopwatch or Stopwatch()
     device = model_device(model)
     precision = precision or precision_of(device)
