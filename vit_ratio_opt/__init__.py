@@ -114,6 +114,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module(f"{__name__}.versions").check_versions()
     return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
 
 

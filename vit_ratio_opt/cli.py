@@ -43,6 +43,7 @@ from vit_ratio_opt.strategies import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.trackers import JsonLog, TensorBoardLog
 from vit_ratio_opt.utils.files import file_name, write_json, write_text
 from vit_ratio_opt.utils.text import csv_text
+from vit_ratio_opt.versions import check_versions
 from vit_ratio_opt.workers import Reaper, SearchStopped
 
 __all__ = [
@@ -899,6 +900,7 @@ def run_command(command: Callable[..., Any] | typer.Typer) -> NoReturn:
         single.command()(command)
         command = single
     try:
+        check_versions()
         command()
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)

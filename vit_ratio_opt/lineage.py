@@ -18,7 +18,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, BinaryIO
 
 from optuna.artifacts import (
-    Backoff,
     Boto3ArtifactStore,
     FileSystemArtifactStore,
     download_artifact,
@@ -28,6 +27,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from vit_ratio_opt._compat import behind_backoff
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import RatioPair, RatioSpace
 
@@ -215,8 +215,7 @@ def state_artifact(trial: FrozenTrial | Trial) -> str | None:
 
 def remove_states(artifacts: Iterable[str], store: ArtifactStore) -> None:
     """Those that are still there."""
-    if isinstance(store, Backoff):  # Optuna 5.0's removes again and again, for a minute
-        store = store._backend
+    store = behind_backoff(store)  # Optuna 5.0's removes again and again, for a minute
     for artifact in artifacts:
         with contextlib.suppress(Exception):  # a store raises whatever its client does
             store.remove(artifact)

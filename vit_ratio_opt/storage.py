@@ -19,6 +19,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.engine import URL
 
+from vit_ratio_opt._compat import behind_cache
 from vit_ratio_opt.errors import InputError
 
 __all__ = [
@@ -266,7 +267,7 @@ def _storage_error(error: BaseException) -> BaseException | None:
 
 def rdb_of(storage: BaseStorage) -> RDBStorage | None:
     """The database behind Optuna's cache; None behind a proxy, or where there is none."""
-    backend = getattr(storage, "_backend", storage)
+    backend = behind_cache(storage)
     return backend if isinstance(backend, RDBStorage) else None
 
 

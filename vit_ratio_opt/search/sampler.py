@@ -18,6 +18,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
+from vit_ratio_opt._compat import fixed_params
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.plan import Pair, Plan, Proposal
 
@@ -308,7 +309,7 @@ class BinarySearchSampler(BaseSampler):
 
     def _restricted_plan(self, study: Study, trial: FrozenTrial | None = None) -> Plan:
         """The plan along what an outer PartialFixedSampler or an enqueued trial fixes."""
-        fixed = dict(getattr(study.sampler, "_fixed_params", {}))
+        fixed = fixed_params(study.sampler)
         if trial is not None:
             fixed.update(trial.system_attrs.get("fixed_params", {}))
         for axis, name in enumerate(self._search_space):
