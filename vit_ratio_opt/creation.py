@@ -31,7 +31,7 @@ from vit_ratio_opt.storage import DEFAULT_STORAGE, open_storage
 if TYPE_CHECKING:
     from vit_ratio_opt.objective import PruningObjective
 
-__all__ = ["check_study", "create_study", "screened_best"]
+__all__ = ["check_settings", "check_study", "create_study", "screened_best"]
 
 _PACKAGES = ("vit_ratio_opt", "torch", "timm", "optuna")
 # Packages whose modules may have other attributes in another version.
@@ -57,7 +57,7 @@ def check_study(objective: PruningObjective, study_name: str, storage: BaseStora
     # Read after that look: what was not empty then has its settings by now, if it gets any.
     attributes = _attributes(storage, study_id)
     if attributes is not None:
-        _check_settings(objective, study_name, attributes)
+        check_settings(objective, study_name, attributes)
 
 
 def create_study(
@@ -84,7 +84,8 @@ def create_study(
             :attr:`~vit_ratio_opt.PruningObjective.path`, which the study remembers too.
 
     Raises:
-        InputError: The storage cannot be used, or the study exists with other settings.
+        InputError: The storage cannot be used, the study exists with other settings, or the folder
+            of the objective's checkpoints cannot be written.
     """
     backend = open_storage(storage)
     check_study(objective, study_name, backend)
@@ -94,6 +95,7 @@ def create_study(
         is_there = study_id is not None and _wait_for_mark(backend, study_id)
         if not is_there:
             if new is None:
+                objective.prepare()
                 new = _new_attributes(objective, screen)
             if _find(backend, study_name) != study_id:  # another process was faster
                 continue
@@ -161,7 +163,7 @@ def _wait_for_mark(storage: BaseStorage, study_id: int) -> bool:
     return False
 
 
-def _check_settings(
+def check_settings(
     objective: PruningObjective, study_name: str, attributes: Mapping[str, Any]
 ) -> str | None:
     """Refuse a study with other settings than the objective's.
@@ -288,7 +290,7 @@ def _create_again(
     if attributes is None or is_complete(attributes):
         return False
     if not is_empty:
-        _check_settings(objective, study_name, attributes)
+        check_settings(objective, study_name, attributes)
         if storage.get_n_trials(interrupted):
             raise InputError(
                 f"Study {study_name!r} has trials, but its creation was not finished: use another "
@@ -328,7 +330,7 @@ def _take_over(objective: PruningObjective, study: Study, screen: bool) -> None:
         InputError: The study has other settings, or is damaged.
     """
     study_name, attributes = study.study_name, study.user_attrs
-    warning = _check_settings(objective, study_name, attributes)
+    warning = check_settings(objective, study_name, attributes)
     if warning is not None:
         _logger.warning(warning)
     record = StudyRecord.read(study_name, attributes)

@@ -21,6 +21,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.storage import rdb_of
 
 __all__ = [
@@ -229,7 +230,7 @@ def keep_optimizing(
       suspended laptop, a database out of reach) is taken for dead; Optuna then raises when the
       trial ends.
     - The objective failed: the trial ends FAIL, and the next one begins. Three in a row are no
-      pair's fault, and what the last one raised is raised.
+      pair's fault, and what the last one raised is raised. So is an InputError at once.
 
     Args:
         study: The study.
@@ -256,7 +257,8 @@ def keep_optimizing(
             interrupted = True
             raise
         except Exception as error:
-            in_a_row, last = in_a_row + 1, error
+            is_lasting = isinstance(error, InputError)  # what the user has to mend first
+            in_a_row, last = _MOST_FAILURES if is_lasting else in_a_row + 1, error
             if in_a_row == _MOST_FAILURES:
                 study.stop()
             raise

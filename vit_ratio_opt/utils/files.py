@@ -26,6 +26,7 @@ from vit_ratio_opt.errors import CannotWriteError, InputError
 
 __all__ = [
     "check_folder",
+    "check_place",
     "check_writable",
     "file_name",
     "is_plain",
@@ -146,6 +147,24 @@ def check_folder(folder: str | Path) -> None:
         raise CannotWriteError(
             f"The folder {_shown(folder)} cannot be written: {why_not(error)}"
         ) from None
+
+
+def check_place(folder: str | Path) -> None:
+    """Refuse a folder that cannot be, without making it: it is a file, or lies in one.
+
+    Raises:
+        InputError: With the file that is there.
+    """
+    try:
+        for place in (Path(folder), *Path(folder).parents):
+            if place.is_dir():
+                return
+            if place.exists():
+                raise InputError(f"{_shown(folder)} is no folder: {_shown(place)} is a file.")
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{_shown(folder)} is no folder: {why_not(error)}") from None
 
 
 def is_plain(path: str | Path) -> bool:

@@ -1,0 +1,39 @@
+"""Whether the trials of a study can be an objective's: asked before each of them costs anything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optuna.study import Study
+
+from vit_ratio_opt.creation import check_settings
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.records.study import StudyRecord, is_ours
+
+if TYPE_CHECKING:
+    from vit_ratio_opt.objective import PruningObjective
+
+__all__ = ["check_study_of"]
+
+
+def check_study_of(objective: PruningObjective, study: Study) -> None:
+    """Refuse a study of another direction or other settings; adopt what it has measured.
+
+    A study that ``optuna.create_study`` made stores no settings, and none are compared.
+
+    Raises:
+        InputError: The direction or a setting differs, or the study is damaged.
+    """
+    directions = [direction.name.lower() for direction in study.directions]
+    if directions != [objective.direction]:
+        wanted = objective.direction
+        what = "the accuracy within a budget" if wanted == "maximize" else "the cost that is left"
+        raise InputError(
+            f"Study {study.study_name!r} has direction {', '.join(directions)!r}, but {what} is "
+            f"to be {wanted}d: create it with `direction={wanted!r}`, or with "
+            "`vit_ratio_opt.create_study`."
+        )
+    attributes = study.user_attrs
+    if is_ours(attributes):
+        check_settings(objective, study.study_name, attributes)
+        objective.adopt(StudyRecord.read(study.study_name, attributes))
