@@ -1,4 +1,4 @@
-"""Whether the trials of a study can be an objective's: asked before each of them costs anything."""
+"""Whether an objective fits a study: asked before each trial costs anything."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The models that trials leave, in a folder and in the store of artifacts.
 
-Any number of studies, workers and databases may share a folder: no name is given twice, and what is
-read is compared with the trial.
+Any number of studies, workers and databases may share a folder: no name is given twice, and what
+is read is compared with the trial.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One trial after the other in a process, whichever threads and studies they belong to.
 
 A training sets the random state of the process, and an objective caches what trials share. So with
-``n_jobs`` above 1 a trial waits for the one before it, until that one's result is in the study:
-the search then tries what it would try with one job.
+``n_jobs`` above 1 a trial waits for the ones before it, until their results are in the study: the
+search then tries what it would try with one job.
 """
 
 from __future__ import annotations
@@ -20,23 +20,36 @@ __all__ = ["own_turn"]
 # Optuna stores a result at once; who asks and tells by hand may never do.
 _PATIENCE_SECONDS, _LOOK_SECONDS = 10.0, 0.002
 
-_turn = threading.RLock()
-_last: tuple[optuna.Trial, int] | None = None
+_changed = threading.Condition()
+_waiting: list[int] = []  # numbers of trials: the sampler serves the oldest first, too
+_at_work: int | None = None  # a thread
+_last: tuple[optuna.Trial, int] | None = None  # with its thread
 
 
 @contextlib.contextmanager
 def own_turn(trial: BaseTrial) -> Iterator[None]:
     """Wait until no other trial is at work in this process, and keep others waiting."""
-    global _last
-    with _turn:
-        if _last is not None and _last[1] != threading.get_ident():
-            _wait_for_result(*_last)
+    global _at_work, _last
+    thread = threading.get_ident()
+    if _at_work == thread:  # a study inside of a trial
+        yield
+        return
+    with _changed:
+        _waiting.append(trial.number)
         try:
-            yield
+            _changed.wait_for(lambda: _at_work is None and trial.number == min(_waiting))
+            _at_work = thread
         finally:
-            _last = None
-            if isinstance(trial, optuna.Trial):
-                _last = (trial, threading.get_ident())
+            _waiting.remove(trial.number)
+    try:
+        if _last is not None and _last[1] != thread:
+            _wait_for_result(*_last)
+        yield
+    finally:
+        with _changed:
+            _last = (trial, thread) if isinstance(trial, optuna.Trial) else None
+            _at_work = None
+            _changed.notify_all()
 
 
 def _wait_for_result(trial: optuna.Trial, thread: int) -> None:

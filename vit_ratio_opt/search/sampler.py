@@ -159,8 +159,10 @@ class BinarySearchSampler(BaseSampler):
 
         Raises:
             ValueError: The study has several objectives.
+            InputError: Its direction is not the plan's.
         """
         self._raise_error_if_multi_objective(study)
+        self._check_direction(study)
         params = {
             name: self.sample_independent(study, trial, name, distribution)
             for name, distribution in search_space.items()
@@ -202,6 +204,8 @@ class BinarySearchSampler(BaseSampler):
         self._independent.after_trial(study, trial, state, values)
         if state == TrialState.FAIL:
             study._storage.set_trial_system_attr(trial._trial_id, _FAILED, True)
+        if len(study.directions) > 1:  # its trials were refused
+            return
         # This trial is still RUNNING in the storage; what counts is what it is about to be.
         proposal = self._propose(study, ended=(trial.number, state, values))
         if proposal.pair is None:
@@ -213,6 +217,24 @@ class BinarySearchSampler(BaseSampler):
     def reseed_rng(self) -> None:
         """Reseeds the independent sampler; the pairs involve no randomness."""
         self._independent.reseed_rng()
+
+    def _check_direction(self, study: Study) -> None:
+        """Refuse a study that would take the worst pair for the best.
+
+        A plan with a constraint minimises a cost. A plan that knows the dense model's accuracy
+        maximises accuracies; without it, values are whatever the study says.
+        """
+        wanted = None
+        if self._plan.constraint is not None:
+            wanted = StudyDirection.MINIMIZE
+        elif getattr(self._plan, "dense", None) is not None:
+            wanted = StudyDirection.MAXIMIZE
+        if wanted is not None and study.direction != wanted:
+            raise InputError(
+                f"Study {study.study_name!r} has direction {study.direction.name.lower()!r}, but "
+                f"the sampler's plan needs {wanted.name.lower()!r}: create the study with "
+                f"`direction={wanted.name.lower()!r}`."
+            )
 
     def _claim(self, study: Study, trial: FrozenTrial) -> Pair:
         """The trial's pair, written into the trial."""
