@@ -8,7 +8,9 @@ made again.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import time
 import uuid
 import warnings
@@ -27,6 +29,7 @@ from vit_ratio_opt.progress import waiting
 from vit_ratio_opt.records.study import COMPLETE, StudyRecord, is_complete, settings_of
 from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair, ToleranceSearch
 from vit_ratio_opt.storage import DEFAULT_STORAGE, open_storage
+from vit_ratio_opt.workers import is_dead, process_name
 
 if TYPE_CHECKING:
     from vit_ratio_opt.objective import PruningObjective
@@ -39,6 +42,7 @@ _MODULE_PACKAGES = ("torch", "timm")
 # A creation that writes nothing for so long was interrupted.
 _PATIENCE_SECONDS, _LOOK_SECONDS = 10.0, 0.05
 _MOST_CLAIMS = 20
+_PLACEHOLDER = re.compile(r"placeholder of (.+) [0-9a-f-]{36}")
 
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
@@ -89,6 +93,7 @@ def create_study(
     """
     backend = open_storage(storage)
     check_study(objective, study_name, backend)
+    _remove_placeholders(backend)
     new: dict[str, Any] | None = None
     for _ in range(_MOST_CLAIMS):
         study_id = _find(backend, study_name)
@@ -297,7 +302,7 @@ def _create_again(
                 "name."
             )
     placeholder = storage.create_new_study(
-        [StudyDirection.MAXIMIZE], f"placeholder {uuid.uuid4()}, to be deleted"
+        [StudyDirection.MAXIMIZE], f"placeholder of {process_name()} {uuid.uuid4()}"
     )
     try:
         storage.delete_study(interrupted)
@@ -305,7 +310,17 @@ def _create_again(
     except KeyError:  # another process has deleted it
         return False
     finally:
-        storage.delete_study(placeholder)
+        with contextlib.suppress(KeyError):
+            storage.delete_study(placeholder)
+
+
+def _remove_placeholders(storage: BaseStorage) -> None:
+    """Delete those of this process, and of processes of this machine that were killed."""
+    for name in optuna.get_all_study_names(storage):
+        found = _PLACEHOLDER.fullmatch(name)
+        if found is not None and (found[1] == process_name() or is_dead(found[1])):
+            with contextlib.suppress(KeyError):  # another process was faster
+                storage.delete_study(storage.get_study_id_from_name(name))
 
 
 # What is taken over

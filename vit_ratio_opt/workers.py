@@ -31,6 +31,7 @@ __all__ = [
     "fail_dead_trials",
     "fail_stale_trials",
     "hand_own_trials_back",
+    "is_dead",
     "keep_optimizing",
     "process_name",
     "sign_of_life",
@@ -54,6 +55,12 @@ def process_name(process: int | None = None) -> str:
     too.
     """
     return f"{_machine()}:{os.getpid() if process is None else process}"
+
+
+def is_dead(name: str) -> bool:
+    """Whether a :func:`process_name` is of this machine, and of no process that is there."""
+    machine, _, process = name.rpartition(":")
+    return machine == _machine() and process.isdigit() and not _is_alive(int(process))
 
 
 @functools.cache
@@ -175,8 +182,7 @@ def fail_dead_trials(study: Study) -> list[int]:
     """
     failed = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        machine, _, process = str(trial.user_attrs.get("worker", "")).rpartition(":")
-        if machine == _machine() and process.isdigit() and not _is_alive(int(process)):
+        if is_dead(str(trial.user_attrs.get("worker", ""))):
             # Not study.tell: this is not the pair's failure, see BinarySearchSampler.
             with contextlib.suppress(UpdateFinishedTrialError):  # by another worker meanwhile
                 study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.utils.files import replacing
 
-__all__ = ["TrainingState"]
+__all__ = ["TrainingState", "checksum"]
 
 _FORMAT = "vit_ratio_opt training/1"
 
@@ -73,7 +73,7 @@ class TrainingState:
             "progress": json.dumps(dict(progress)),
             "state": json.dumps(_pack(state, tensors)),
         }
-        metadata["checksum"] = _checksum(tensors, metadata)
+        metadata["checksum"] = checksum(tensors, metadata)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as partial:
@@ -105,7 +105,7 @@ class TrainingState:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 state = _unpack(json.loads(metadata["state"]), tensors)
             stored_sum = metadata.pop("checksum", None)  # version 0.1.0 wrote none
-            if stored_sum is not None and stored_sum != _checksum(tensors, metadata):
+            if stored_sum is not None and stored_sum != checksum(tensors, metadata):
                 raise ValueError("its checksum differs")
         except Exception as error:  # safetensors and JSON raise many kinds for a damaged file
             raise InputError(
@@ -168,8 +168,8 @@ def _unpack(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     return value
 
 
-def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
-    """Against damage, not against malice."""
+def checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """Return a sum over all that a file holds, against damage and not against malice."""
     found = zlib.crc32(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(tensors):
         found = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().data, found)
