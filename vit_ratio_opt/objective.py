@@ -1174,7 +1174,7 @@ class PruningObjective:
                 state=state,
                 stop=self.stop,
                 ranks=self.ranks,
-                identity=self._training_of(pair),
+                identity=self.identity_of(pair),
                 on_resume=on_resume,
                 on_epoch=on_epoch,
                 stopwatch=clock,
@@ -1227,7 +1227,7 @@ class PruningObjective:
                         state=state,
                         stop=stop,
                         ranks=ranks,
-                        identity=self._training_of(pair),
+                        identity=self.identity_of(pair),
                     )
 
     def _rebuilt(self, pair: RatioPair, blocks: Sequence[Sequence[int]]) -> ViT:
@@ -1237,8 +1237,8 @@ class PruningObjective:
             model = cascade(model, self.space.tokens(pair), scores=self.rule.scores)
         return model.to(self.device)
 
-    def _training_of(self, pair: RatioPair) -> dict[str, Any]:
-        """What the state of a training must be of, beside what the training itself knows."""
+    def identity_of(self, pair: RatioPair) -> dict[str, Any]:
+        """Return what a training is of, as JSON values, for :func:`vit_ratio_opt.finetune`."""
         return {"pair": list(pair), "dense": self._model_settings["weights"]}
 
     def _spend_states(self, *trials: optuna.Trial | FrozenTrial) -> None:
