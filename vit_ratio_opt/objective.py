@@ -83,7 +83,7 @@ from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import block_rows, finished_trials, tested_accuracy
-from vit_ratio_opt.runs.admission import check_study_of
+from vit_ratio_opt.runs.admission import check_enqueued, check_study_of
 from vit_ratio_opt.runs.trial_models import (
     check_has_model,
     keep_model,
@@ -968,6 +968,7 @@ class PruningObjective:
     def _run(self, trial: optuna.Trial) -> float:
         started = time.perf_counter()
         clock = Stopwatch()
+        check_enqueued(trial, self.search_space)
         pair = RatioPair(
             *(trial.suggest_float(n, d.low, d.high) for n, d in self.search_space.items())
         )

@@ -378,8 +378,8 @@ def test_any_error_of_the_disk_is_no_failure_of_the_pair(
 def test_enqueued_pairs_that_cannot_be_are_skipped(make: Make, url: str) -> None:
     objective = make()
     study = new_study(objective, url)
-    for ratio in (1.5, -0.25, 7.0, 1.25):
+    for ratio in (1.5, -0.25, 7.0, float("nan"), float("inf"), "x", None, [0.5]):
         study.enqueue_trial({"mhsa_ratio": ratio, "ffn_ratio": 0.5})
     with pytest.warns(UserWarning, match="out of range"):
-        run(study, objective, 2)
-    assert [t.state.name for t in study.trials] == ["PRUNED"] * 4 + ["COMPLETE"] * 2
+        run(study, objective, 3)
+    assert [t.state.name for t in study.trials] == ["PRUNED"] * 8 + ["COMPLETE"] * 3

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import optuna
 from optuna.study import Study
+from optuna.trial import BaseTrial
 
 from vit_ratio_opt.creation import check_settings
 from vit_ratio_opt.errors import InputError
@@ -13,7 +17,7 @@ from vit_ratio_opt.records.study import StudyRecord, is_ours
 if TYPE_CHECKING:
     from vit_ratio_opt.objective import PruningObjective
 
-__all__ = ["check_study_of"]
+__all__ = ["check_enqueued", "check_study_of"]
 
 
 def check_study_of(objective: PruningObjective, study: Study) -> None:
@@ -37,3 +41,19 @@ def check_study_of(objective: PruningObjective, study: Study) -> None:
     if is_ours(attributes):
         check_settings(objective, study.study_name, attributes)
         objective.adopt(StudyRecord.read(study.study_name, attributes))
+
+
+def check_enqueued(trial: BaseTrial, names: Iterable[str]) -> None:
+    """End a trial that somebody has enqueued with a ratio that is no number.
+
+    Raises:
+        TrialPruned: With the ratio.
+    """
+    if not isinstance(trial, optuna.Trial):
+        return
+    attributes = trial.storage.get_trial(trial._trial_id).system_attrs
+    for name, value in attributes.get("fixed_params", {}).items():
+        if name in names and not (isinstance(value, (int, float)) and math.isfinite(value)):
+            raise optuna.TrialPruned(
+                f"`{name}` must be a number, but {value!r:.100} was enqueued."
+            )

@@ -351,8 +351,11 @@ class BinarySearchSampler(BaseSampler):
         known.update(trial.params)  # all that counts in the end: its objective may use others
         if not all(name in known for name in self._search_space):
             return None
-        first, second = (float(known[name]) for name in self._search_space)
-        return first, second
+        try:
+            first, second = (float(known[name]) for name in self._search_space)
+        except (TypeError, ValueError):  # enqueued, and no number
+            return None
+        return (first, second) if first == first and second == second else None  # nor NaN
 
     def _look(
         self,
