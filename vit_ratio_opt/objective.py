@@ -42,6 +42,7 @@ from vit_ratio_opt.geometry import (
 )
 from vit_ratio_opt.lineage import (
     artifact_location,
+    check_store,
     fetch_state,
     interrupted_trials,
     keep_state,
@@ -135,6 +136,12 @@ _SCREENED_LEVELS, _PATH_PAIRS = 6, 64
 
 # Images of the survey of the attention: the mean over so many does not move with more.
 _SURVEYED = 128
+
+# Settings on which the model depends that a training begins with.
+_STARTS_FROM = (
+    *("pruned", "rule", "by_cascade", "iterative", "mhsa_unit", "repair", "allocation"),
+    *("round_to", "calibration_images", "seed"),
+)
 
 # What the user, the machine or the disk is to blame for.
 _NO_FAILURE_OF_A_PAIR = (InputError, KeyboardInterrupt, OSError)
@@ -379,6 +386,7 @@ class PruningObjective:
         self.stop: Callable[[], bool] | None = None
         self.beat_seconds: float | None = None
         self._spent_states: list[str] = []
+        self._store_is_checked = False
 
     def _search(self, space: RatioSpace) -> None:
         self.space = space
@@ -956,14 +964,17 @@ class PruningObjective:
 
         Raises:
             InputError: The study has another direction or other settings.
-            CannotWriteError: The folder of checkpoints or that of artifacts cannot be written.
+            CannotWriteError: The folder of checkpoints or the artifact store cannot be written.
         """
         if study is not None:
             check_study_of(self, study)
         if self.checkpoints is not None:
             check_folder(self.checkpoints)
-            if self.artifacts is not None and not self.artifacts.startswith("s3://"):
-                check_folder(self.artifacts)
+        if self.artifacts is not None and not self.artifacts.startswith("s3://"):
+            check_folder(self.artifacts)
+        elif self.artifact_store is not None and not self._store_is_checked:
+            check_store(self.artifact_store)  # once, as it may cost seconds and money
+            self._store_is_checked = True
 
     def _run(self, trial: optuna.Trial) -> float:
         started = time.perf_counter()
@@ -1240,7 +1251,9 @@ class PruningObjective:
 
     def identity_of(self, pair: RatioPair) -> dict[str, Any]:
         """Return what a training is of, as JSON values, for :func:`vit_ratio_opt.finetune`."""
-        return {"pair": list(pair), "dense": self._model_settings["weights"]}
+        stored = self.settings.to_json()
+        pruning = {name: stored.get(name) for name in _STARTS_FROM}
+        return {"pair": list(pair), "dense": stored["weights"], "pruning": pruning}
 
     def _spend_states(self, *trials: optuna.Trial | FrozenTrial) -> None:
         """Let the states of these trials go, but not yet: until it is told, a trial may die."""

@@ -16,7 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import CannotWriteError, InputError
-from vit_ratio_opt.utils.files import check_folder, file_name, is_plain, why_not
+from vit_ratio_opt.utils.files import check_folder, check_writable, file_name, is_plain, why_not
 
 __all__ = ["JsonLog", "TensorBoardLog"]
 
@@ -29,9 +29,13 @@ class JsonLog:
 
     Args:
         path: Of the file; it is made if it is not there.
+
+    Raises:
+        InputError: The file could not be written.
     """
 
     def __init__(self, path: str | Path) -> None:
+        check_writable(path)
         self.path = Path(path)
         self._pipe: TextIO | None = None
 
@@ -97,7 +101,17 @@ class TensorBoardLog:
         self._writer = SummaryWriter
 
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
-        """After each trial."""
+        """After each trial.
+
+        Raises:
+            CannotWriteError: A file cannot be written.
+        """
+        try:
+            self._write(study, trial)
+        except OSError as error:
+            raise CannotWriteError(f"{self.folder} cannot be written: {why_not(error)}") from None
+
+    def _write(self, study: Study, trial: FrozenTrial) -> None:
         attributes = trial.user_attrs
         run = self.folder / file_name(study.study_name) / f"trial-{trial.number:04d}"
         dense = study.user_attrs["dense"]["val_accuracy"]

@@ -336,6 +336,27 @@ def test_a_store_that_cannot_be_written_is_no_failure_of_the_pair(
     assert study.trials[-1].state == TrialState.COMPLETE
 
 
+@pytest.mark.parametrize("begin", ["create_study", "run_study"])
+def test_a_store_that_cannot_be_written_is_refused_before_anything_is_trained(
+    make: Make, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: str
+) -> None:
+    (tmp_path / "store").mkdir()
+    if begin == "run_study":
+        new_study(make(), url)
+    store = FullStore(tmp_path / "store")
+    store.error = RuntimeError("AccessDenied: not yours")
+    monkeypatch.setattr(PruningObjective, "prune", None)
+    objective = make(artifact_store=store)
+    with pytest.raises(CannotWriteError, match=r"artifact store cannot be written: .*not yours"):
+        run(new_study(objective, url), objective)
+    storage = optuna.storages.get_storage(url)
+    left = [study for study in storage.get_all_studies() if storage.get_n_trials(study._study_id)]
+    assert left == []
+    store.error = None
+    make(artifact_store=store).prepare()
+    assert os.listdir(tmp_path / "store") == []
+
+
 def test_a_full_disk_of_models_is_no_failure_of_the_pair(
     make: Make, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,7 +95,8 @@ def a_bit(path):
 @pytest.mark.parametrize(
     "harm",
     [
-        "another pair", "another model", "another recipe", "another precision", "a bit",
+        "another pair", "another model", "another recipe", "another precision", "no repair",
+        "a bit",
         another_format, other_averages, no_model,
     ],
 )  # fmt: skip
@@ -113,6 +114,8 @@ def test_a_trial_begins_again_with_a_word_and_ends_as_if_nothing_had_been(
     elif harm == "another recipe":
         recipe = Recipe(epochs=2, batch_size=256)
         _, other = interrupted(make(recipe=recipe), url, "other", monkeypatch)
+    elif harm == "no repair":
+        _, other = interrupted(make(repair=False), url, "other", monkeypatch)
     elif harm == "another precision":
         _, other = interrupted(make(precision="bfloat16"), url, "other", monkeypatch)
     if harm == "a bit":
