@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -41,7 +40,14 @@ from vit_ratio_opt.storage import (
 )
 from vit_ratio_opt.strategies import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.trackers import JsonLog, TensorBoardLog
-from vit_ratio_opt.utils.files import file_name, write_json, write_text
+from vit_ratio_opt.utils.files import (
+    check_folder,
+    check_writable,
+    file_name,
+    is_plain,
+    write_json,
+    write_text,
+)
 from vit_ratio_opt.utils.text import csv_text
 from vit_ratio_opt.versions import check_versions
 from vit_ratio_opt.workers import Reaper, SearchStopped
@@ -339,7 +345,7 @@ def report(
         if markdown is not None:
             write_text(page.markdown(studies), markdown)
     written = [path for path in (html, markdown, csv, json) if path is not None]
-    for path in written:
+    for path in filter(is_plain, written):  # a reader of a pipe wants nothing else in it
         console.print(f"written to {path}", soft_wrap=True)
     if written:
         return
@@ -576,7 +582,9 @@ def export_command(
     from vit_ratio_opt.origin import study_images
     from vit_ratio_opt.pruning import shape_of
 
-    output = output or model.with_suffix(SUFFIXES[to])
+    if output is None:
+        output = (model if model.name else model.resolve()).with_suffix(SUFFIXES[to])
+    check_output(output)  # which may have no name
     smaller = output.with_suffix(".int8.onnx")
     if int8 and to != "onnx":
         raise InputError(f"--int8 is for --to onnx, not for {to}.")
@@ -775,8 +783,8 @@ def check_model_output(path: Path) -> None:
     """
     if path.suffix != ".safetensors":
         raise InputError(f"A model goes into a .safetensors file, but --output is {path}.")
-    check_output(path)
-    check_output(path.with_suffix(".md"))
+    for made in (path, path.with_suffix(".md"), path.with_name(f"{path.name}.training")):
+        check_output(made)
 
 
 def dense_model(
@@ -859,15 +867,10 @@ def check_output(path: Path | None) -> None:
     """Refuse, before any work, a file that could not be written after it.
 
     Raises:
-        InputError: Its folder is missing or may not be written.
+        InputError: See :func:`~vit_ratio_opt.utils.files.check_writable`.
     """
-    if path is None:
-        return
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"lies in no folder: {path.parent} is missing"
-        raise InputError(f"{path} cannot be written: it {what}.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"{path} cannot be written: no permission.")
+    if path is not None:
+        check_writable(path)
 
 
 def make_folder(folder: Path) -> None:
@@ -876,12 +879,7 @@ def make_folder(folder: Path) -> None:
     Raises:
         InputError: It cannot be made or written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder {folder} cannot be made: {error.strerror}.") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"The folder {folder} cannot be written: no permission.")
+    check_folder(folder)
 
 
 def checkpoint_folder(folder: Path, study_name: str) -> Path:

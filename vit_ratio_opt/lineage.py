@@ -8,6 +8,7 @@ and the artifact store can go on from both, on any machine.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import shutil
@@ -28,8 +29,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt._compat import behind_backoff
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.geometry import RatioPair, RatioSpace
+from vit_ratio_opt.storage import reason
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArtifactFolder",
     "artifact_location",
+    "check_store",
     "fetch_state",
     "fetched_checkpoint",
     "interrupted_trials",
@@ -88,6 +91,22 @@ def open_artifacts(location: str) -> ArtifactStore:
         return Boto3ArtifactStore(location.removeprefix("s3://"), client)
     except Exception as error:  # of botocore, which may not be there
         raise InputError(f"{location} cannot be used: {error}") from None
+
+
+def check_store(store: ArtifactStore) -> None:
+    """Prove that a store can be written, by an artifact that is removed again.
+
+    Raises:
+        CannotWriteError: It cannot.
+    """
+    artifact = f"probe-{uuid.uuid4()}"
+    try:
+        store.write(artifact, io.BytesIO(b"probe"))
+    except Exception as error:  # a store raises whatever its client does
+        raise CannotWriteError(
+            f"The artifact store cannot be written: {type(error).__name__}: {reason(error)}"
+        ) from None
+    remove_states([artifact], store)
 
 
 def nearest_parents(

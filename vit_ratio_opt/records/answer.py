@@ -228,9 +228,7 @@ def trained_trial(study: Study, number: int | None = None) -> FrozenTrial:
             )
         return answer.found.trial
     trained = {
-        trial.number: trial
-        for trial in study.get_trials(deepcopy=False)
-        if "accuracy" in trial.user_attrs
+        trial.number: trial for trial in finished_trials(study) if "accuracy" in trial.user_attrs
     }
     if number not in trained:
         raise InputError(
