@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from vit_ratio_opt import database
 from vit_ratio_opt.database import RDBStorage
+from vit_ratio_opt.errors import InputError
 
 SPACE = {
     "x": FloatDistribution(0, 1),
@@ -152,3 +153,14 @@ def test_only_one_says_whether_a_trial_is_alive(url):
         beat()
         assert connection.execute(count).scalar() == 1
     storage.record_heartbeat(trial._trial_id)
+
+
+def test_a_database_that_goes_back_to_a_backup_is_noticed(study):
+    name, storage = study.study_name, study._storage._backend
+    study.get_trials()
+    with storage.engine.begin() as connection:
+        last = connection.execute(sqlalchemy.text("SELECT max(trial_id) FROM trials")).scalar()
+        connection.execute(sqlalchemy.text(f"DELETE FROM trials WHERE trial_id = {last}"))
+    with pytest.raises(InputError, match="restored from a backup"):
+        study.get_trials()
+    assert optuna.load_study(study_name=name, storage=storage).get_trials()

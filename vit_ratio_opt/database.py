@@ -21,6 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from vit_ratio_opt.errors import InputError
+
 __all__ = ["RDBStorage"]
 
 # Ids that one statement may name; SQLite's limit was 999 variables for long.
@@ -126,35 +128,41 @@ class RDBStorage(optuna.storages.RDBStorage):
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
         table = models.TrialModel
-        included = [number for number in included_trial_ids if number <= trial_id_greater_than]
+        included = {number for number in included_trial_ids if number <= trial_id_greater_than}
         chosen = [table.study_id == study_id]
-        if trial_id_greater_than > -1:
-            if len(included) > _MOST_IDS:
-                chosen.append(table.trial_id >= min(included))
-            else:
-                is_new = table.trial_id > trial_id_greater_than
-                chosen.append(is_new | table.trial_id.in_(included) if included else is_new)
+        # The last one that is known is read, too: it has to be there.
+        last = {trial_id_greater_than} if trial_id_greater_than > -1 and states is None else set()
+        if len(included) > _MOST_IDS:
+            chosen.append(table.trial_id >= min(included))
+        elif trial_id_greater_than > -1:
+            is_known = table.trial_id.in_(included | last)
+            chosen.append((table.trial_id > trial_id_greater_than) | is_known)
         if states is not None:
             assert isinstance(states, Iterable)
             chosen.append(table.state.in_(states))
         with self._session() as session:
             models.StudyModel.find_or_raise_by_id(study_id, session)
             trials = session.query(table).filter(*chosen).order_by(table.trial_id).all()
+            if last and not included | last <= {trial.trial_id for trial in trials}:
+                raise InputError(
+                    "Trials that were read before are not in the database any more: it was "
+                    "restored from a backup, or somebody has deleted them. Start again."
+                )
+            trials = [trial for trial in trials if trial.trial_id not in last - included]
             # Attributes after states: those of a finished trial are complete.
             return _frozen(session, trials, chosen)
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[Session]:
-        """A transaction, with the errors of Optuna's own."""
+        """A transaction that reads, with the errors of Optuna's own."""
         session = self.scoped_session()
         try:
             yield session
             session.commit()
         except sqlalchemy.exc.SQLAlchemyError as error:
-            session.rollback()
             raise StorageInternalError("The trials could not be read.") from error
         finally:
-            session.close()
+            session.close()  # rolls back what was not committed
 
 
 for _name in _REPEATABLE:

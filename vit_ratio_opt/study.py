@@ -197,6 +197,7 @@ def _run(
             failures = 0
         except Exception as error:
             if not is_storage_error(error):
+                _refuse_deleted(study)
                 raise
             since = since if failures else time.monotonic()
             failures += 1
@@ -207,6 +208,20 @@ def _run(
             say(f"the storage failed ({reason(error)}); trying again")
             asked_to_stop.wait(_WAIT_SECONDS)
             hand_own_trials_back(study)
+
+
+def _refuse_deleted(study: Study) -> None:
+    """Say why nothing can be written any more.
+
+    Raises:
+        InputError: The study was deleted.
+    """
+    try:
+        study._storage.get_study_user_attrs(study._study_id)
+    except KeyError:
+        raise InputError(
+            f"Study {study.study_name!r} was deleted while this worker was at work on it."
+        ) from None
 
 
 def _describe(study: Study, trial: FrozenTrial, n_trials: int | None) -> str:

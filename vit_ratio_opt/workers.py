@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt.connections import stopping
 from vit_ratio_opt.database import RDBStorage
-from vit_ratio_opt.storage import BEATS_IN_GRACE, rdb_of
+from vit_ratio_opt.storage import BEATS_IN_GRACE, is_storage_error, rdb_of
 
 __all__ = [
     "Reaper",
@@ -294,21 +294,25 @@ def keep_optimizing(
     Returns:
         How many were begun.
     """
-    begun, in_a_row, interrupted = 0, 0, False
+    begun, in_a_row, is_quiet = 0, 0, False
     last: Exception | None = None
 
     def guarded(trial: Trial) -> float:
-        nonlocal begun, in_a_row, interrupted, last
-        begun += 1
+        nonlocal begun, in_a_row, is_quiet, last
+        begun, is_quiet = begun + 1, False
         try:
             value = objective(trial)
         except TrialPruned:
             in_a_row = 0
             raise
         except KeyboardInterrupt:
-            interrupted = True
+            is_quiet = True
             raise
         except Exception as error:
+            is_lost = isinstance(error, UpdateFinishedTrialError)
+            is_quiet = is_lost or is_storage_error(error)
+            if is_lost:
+                raise
             in_a_row, last = in_a_row + 1, error
             if in_a_row == _MOST_FAILURES:
                 study.stop()
@@ -317,8 +321,8 @@ def keep_optimizing(
         return value
 
     def no_failure(record: logging.LogRecord) -> bool:
-        """Optuna would warn, with a traceback, of a trial that somebody has stopped."""
-        return not interrupted
+        """Optuna would warn, with a traceback, of a trial that somebody has stopped or taken."""
+        return not is_quiet
 
     _optunas_logger.addFilter(no_failure)
     try:
@@ -331,7 +335,10 @@ def keep_optimizing(
             except Exception as error:
                 if not _trial_was_finished(error):
                     raise
-                say("a trial was failed by another worker, which took this one for dead; going on")
+                say(
+                    "a trial was failed by another worker, which took this one for dead: its "
+                    "result is dropped; going on"
+                )
     finally:
         _optunas_logger.removeFilter(no_failure)
     if in_a_row == _MOST_FAILURES and last is not None:
