@@ -19,12 +19,7 @@ from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.trials import cost_of, finished_trials
 from vit_ratio_opt.report import answer_sentences
 from vit_ratio_opt.search import BinarySearchSampler
-from vit_ratio_opt.storage import (
-    RESTART_SECONDS,
-    is_storage_error,
-    is_unreachable,
-    reason,
-)
+from vit_ratio_opt.storage import is_storage_error, is_temporary, reason
 from vit_ratio_opt.workers import (
     SearchStopped,
     StopRequest,
@@ -42,9 +37,6 @@ __all__ = ["check_study", "create_study", "run_study"]
 
 # Between two looks at what other workers do.
 _WAIT_SECONDS = 2.0
-# In a row: a database that is restarted is waited for, so one that fails again and again is full,
-# read-only or gone.
-_MOST_STORAGE_FAILURES = 5
 
 
 def run_study(
@@ -166,7 +158,11 @@ def _run(
         sampler = study.sampler
         return sampler.nothing_left(study) if isinstance(sampler, BinarySearchSampler) else None
 
+    failures, since = 0, 0.0  # of the storage in a row
+
     def report(study: Study, trial: FrozenTrial) -> None:
+        nonlocal failures
+        failures = 0
         say(_describe(study, trial, n_trials))
         if room() <= 0 or asked_to_stop():
             study.stop()
@@ -196,22 +192,38 @@ def _run(
             say(f"{len(others)} trial(s) of other workers are still running")
         return False
 
-    failures, since = 0, time.monotonic()
     while attempts > 0 and not asked_to_stop():
         try:
             if not round_of_trials():
                 return
-            failures, since = 0, time.monotonic()
+            failures = 0
         except Exception as error:
+            if not is_storage_error(error):
+                _refuse_deleted(study)
+                raise
+            since = since if failures else time.monotonic()
             failures += 1
-            lasting = failures > _MOST_STORAGE_FAILURES
-            if is_unreachable(error):
-                lasting = time.monotonic() > since + RESTART_SECONDS
-            if not is_storage_error(error) or lasting:
+            if asked_to_stop():  # its trial falls to the heartbeat
+                return
+            if not is_temporary(error, study._storage, failures, time.monotonic() - since):
                 raise
             say(f"the storage failed ({reason(error)}); trying again")
             asked_to_stop.wait(_WAIT_SECONDS)
             hand_own_trials_back(study)
+
+
+def _refuse_deleted(study: Study) -> None:
+    """Say why nothing can be written any more.
+
+    Raises:
+        InputError: The study was deleted.
+    """
+    try:
+        study._storage.get_study_user_attrs(study._study_id)
+    except KeyError:
+        raise InputError(
+            f"Study {study.study_name!r} was deleted while this worker was at work on it."
+        ) from None
 
 
 def _describe(study: Study, trial: FrozenTrial, n_trials: int | None) -> str:

@@ -52,7 +52,8 @@ def load_studies(storage: BaseStorage, names: Sequence[str] = ()) -> list[Study]
         InputError: A named study does not exist, was not created by this package or is damaged,
             or the storage has no study created by this package.
     """
-    summaries = {s.study_name: s for s in optuna.get_all_study_summaries(storage)}
+    # Not Optuna's summaries: these read every trial of every study.
+    summaries = {s.study_name: s for s in storage.get_all_studies()}
     records: dict[str, StudyRecord] = {}
     for name in names:
         if name not in summaries:
