@@ -40,7 +40,10 @@ _POOR_LATENCY = 0.1
 
 def default_cache() -> Path:
     """``$XDG_CACHE_HOME/vit_ratio_opt``, by default in ``~/.cache``."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise InputError("This user has no home folder: set XDG_CACHE_HOME.") from None
     return Path(root) / "vit_ratio_opt"
 
 

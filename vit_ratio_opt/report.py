@@ -574,7 +574,7 @@ def trials_table(study: Study) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis", end="")
     text.append(f"study {short(study.study_name)!r} (*: the answer)\n", style="italic")
     text.append(f"{lines[0]}\n", style="bold")
-    text.append(f"{'─' * len(lines[0])}\n")
+    text.append(f"{'-' * len(lines[0])}\n")
     for line, row in zip(lines[1:], rows, strict=True):
         text.append(f"{line}\n", style="bold" if row["best"] else "")
     return text

@@ -22,6 +22,7 @@ from vit_ratio_opt.geometry import COST_WORDS, Cost, RatioPair
 from vit_ratio_opt.records.study import StudyRecord, is_ours
 from vit_ratio_opt.records.typed import typed
 from vit_ratio_opt.search import Pair
+from vit_ratio_opt.utils.text import short
 
 __all__ = [
     "DAMAGED",
@@ -70,6 +71,8 @@ _ATTRIBUTES: dict[str, Any] = {
     "resumed_from": dict[str, int],
 }
 
+_MOST_NAMES = 20
+
 _logger = logging.getLogger(f"optuna.{__name__}")
 
 
@@ -91,8 +94,9 @@ def load_studies(storage: BaseStorage, names: Sequence[str] = ()) -> list[Study]
     records: dict[str, StudyRecord] = {}
     for name in names:
         if name not in summaries:
-            known = ", ".join(sorted(summaries)) or "none"
-            raise InputError(f"The storage has no study {name!r}; it has: {known}.")
+            known = ", ".join(map(short, sorted(summaries)[:_MOST_NAMES])) or "none"
+            known += ", …" if len(summaries) > _MOST_NAMES else ""
+            raise InputError(f"The storage has no study {short(name)!r}; it has: {known}.")
         records[name] = StudyRecord.read(name, summaries[name].user_attrs)
     damaged: list[InputError] = []
     for name, summary in () if names else summaries.items():
