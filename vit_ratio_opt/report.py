@@ -23,6 +23,7 @@ from vit_ratio_opt.records.trials import (
     baseline_of,
     cost_of,
     finished_trials,
+    is_ratio,
     limit_of,
     shown_attribute,
     tested_accuracy,
@@ -359,7 +360,7 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
         "model": settings["model"],
         "dataset": settings["dataset"],
         "seed": settings["seed"],
-        "epochs": settings["recipe"]["epochs"],
+        "epochs": settings["recipe"].get("epochs"),
         "device": first["device"],
         "versions": first["versions"],
         "budget": settings["budget"],
@@ -539,7 +540,7 @@ def trial_rows(study: Study) -> list[dict[str, Any]]:
 
 def _ratio(trial: FrozenTrial, name: str) -> float | str | None:
     ratio = trial.params.get(name)
-    return ratio if ratio is None or isinstance(ratio, (int, float)) else DAMAGED
+    return ratio if ratio is None or is_ratio(ratio) else DAMAGED
 
 
 def trials_table(study: Study) -> Text:

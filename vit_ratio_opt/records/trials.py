@@ -36,6 +36,7 @@ __all__ = [
     "limit_of",
     "load_studies",
     "has_pair",
+    "is_ratio",
     "pair_of",
     "shown_attribute",
     "tested_accuracy",
@@ -72,6 +73,7 @@ _ATTRIBUTES: dict[str, Any] = {
 }
 
 _MOST_NAMES = 20
+_TOO_LARGE = 1e18  # for a number of ours; nor is NaN below it
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 
@@ -141,7 +143,7 @@ def attribute(trial: FrozenTrial, name: str) -> Any:
     hint = _ATTRIBUTES[name]
     if hint in (int, float, str):  # in a table of thousands of trials, `typed` takes long
         is_right = type(value) is hint or (hint is float and type(value) is int)
-        return value if is_right and (hint is str or math.isfinite(value)) else None
+        return value if is_right and (hint is str or abs(value) < _TOO_LARGE) else None
     try:
         return typed(name, value, hint)
     except InputError:
@@ -157,10 +159,12 @@ def shown_attribute(trial: FrozenTrial, name: str) -> Any:
 
 def has_pair(trial: FrozenTrial) -> bool:
     """Whether a trial has the two ratios of a pair."""
-    return all(
-        isinstance(trial.params.get(name), (int, float)) and math.isfinite(trial.params[name])
-        for name in RatioPair._fields
-    )
+    return all(is_ratio(trial.params.get(name)) for name in RatioPair._fields)
+
+
+def is_ratio(value: object) -> bool:
+    """Whether a value is a number in [0, 1]."""
+    return isinstance(value, (int, float)) and 0 <= value <= 1
 
 
 def _cost_ratio(trial: FrozenTrial) -> float | None:
