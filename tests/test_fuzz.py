@@ -1,4 +1,4 @@
-"""Whatever is typed, and whatever a database says: an answer or one sentence, never a traceback."""
+"""Whatever is typed, whatever a database says: an answer or a sentence, and no traceback."""
 
 from __future__ import annotations
 
@@ -40,8 +40,10 @@ HOSTILE = (
     "a\nb", "a\0b", "", " ", "\udcff", "..", "/", "-", "--", "%s%n{}", "$(id)", "\x9b31m", "'\"`",
 )  # fmt: skip
 NUMBERS = ("0", "-1", "1e23", "1e40", "nan", "inf", "-inf", "", "x", "1" * 400, "0x10", "1,5", "½")
-ADDRESSES = ("sqlite://", "nonsense", "postgresql://u:geheim@", "grpc://", "grpc://x:99999999",
-             "sqlite:///" + "x" * 300, "nodb://h/x", "mysql://h:port/x", "s3://a:geheim@b", "://")  # fmt: skip
+ADDRESSES = (
+    "sqlite://", "nonsense", "postgresql://u:geheim@", "grpc://", "grpc://x:99999999",
+    "sqlite:///" + "x" * 300, "nodb://h/x", "mysql://h:port/x", "s3://a:geheim@b", "://",
+)  # fmt: skip
 COMMANDS = {
     "report": ({}, ("storage", "study-name", "html", "markdown", "csv", "json")),
     "dashboard": ({}, ("storage", "host", "port", "study-name")),
@@ -232,7 +234,7 @@ def test_damaged_studies_are_shown_or_refused_in_a_sentence(make_study, caplog, 
             try:
                 use()
             except InputError as error:
-                assert "\n" not in str(error)
+                found += [(what, str(error))] if "\n" in str(error) else []
             except Exception as error:
                 found.append((what, repr(error)[:300]))
     assert found == []

@@ -204,7 +204,9 @@ RepairOption = Annotated[
 ]
 RoundToOption = Annotated[
     int,
-    typer.Option(min=1, help="Ranks and hidden neurons are multiples of this, for speed."),
+    typer.Option(
+        min=1, max=65_536, help="Ranks and hidden neurons are multiples of this, for speed."
+    ),
 ]
 CheckpointOption = Annotated[
     Optional[Path],  # noqa: UP045
@@ -1002,7 +1004,7 @@ def _repair_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever has started this process
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  until the end
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 

@@ -63,6 +63,7 @@ _SHARE = 0.005
 _PART = 40_000  # characters
 _OWN_NOTES = "*What is written below this line is kept.*"
 _CARD = 430  # pixels that a figure has in the dashboard
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _SPARKS = "▁▂▃▄▅▆▇█"
 # Attributes of a trial that its note tells.
 _NOTED = (
@@ -213,6 +214,8 @@ def serve_dashboard(
     # Of this one object only: the trials that the dashboard gets to see.
     setattr(backend, "get_all_trials", get_all_trials)  # noqa: B010
     print(f"optuna-dashboard at {address} (Ctrl-C stops it)", flush=True)
+    if host not in _LOOPBACK:
+        print("It has no passwords: whoever reaches this address can change and delete studies.")
     if browse and _has_windows():
         opening = Timer(1.0, webbrowser.open, [address])  # when the server answers
         opening.daemon = True

@@ -141,9 +141,9 @@ def load_objective(
 def _check_root(source: Mapping[str, Any], study_name: str, data: str | Path | None) -> None:
     """Refuse a folder of images that is not here: a loader might fetch into it."""
     root = source.get("root")
-    if data is not None or root is None:
+    if data is not None or "root" not in source:
         return
-    if not isinstance(root, str) or "\0" in root or not Path(root).is_dir():
+    if not isinstance(root, str) or not root or "\0" in root or not Path(root).is_dir():
         raise InputError(
             f"Study {short(study_name)!r} has its images in {short(root)!r}, which is no folder "
             "here: give --data."
