@@ -35,6 +35,7 @@ from vit_ratio_opt.cli import (
     ToleranceOption,
     TrialsOption,
     ValidationOption,
+    WeightsOption,
     cascade_rule,
     check_output,
     checkpoint_folder,
@@ -69,6 +70,7 @@ def study_of(
         data: Annotated[Path, typer.Option(help="Folder of the images.")],
         image_size: ImageSizeOption = size,
         checkpoint: CheckpointOption = None,
+        weights: WeightsOption = None,
         model: ModelOption = None,
         start: StartOption = None,
         budget: BudgetOption = 0.6,
@@ -95,7 +97,7 @@ def study_of(
         output: OutputOption = None,
     ) -> None:
         check_cost(cost, strategy=strategy, iterative=iterative, latency_batch=latency_batch)
-        dense, normalisation = dense_model(checkpoint, model, start)
+        dense, normalisation = dense_model(checkpoint, model, start, weights)
         if tolerance is None and strategy == "structural" and cost != "latency":
             # The others see the images first.
             shape = replace(shape_of(dense), mhsa_unit=mhsa_unit, round_to=round_to)

@@ -78,6 +78,7 @@ __all__ = [
     "ToleranceOption",
     "TrialsOption",
     "ValidationOption",
+    "WeightsOption",
     "app",
     "cascade_rule",
     "check_output",
@@ -211,15 +212,25 @@ RoundToOption = Annotated[
 CheckpointOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(
-        help="The dense model, safetensors or a .pth state dict, or a Hugging Face folder.",
+        help="The dense model: a safetensors file, a state dict or training checkpoint of any "
+        "suffix, or a folder of Hugging Face or timm.",
+        show_default=False,
+    ),
+]
+WeightsOption = Annotated[
+    Optional[Literal["ema", "raw"]],  # noqa: UP045
+    typer.Option(
+        help="Which weights of the --checkpoint to take where it holds both: the averaged (ema) "
+        "or the trained (raw) ones.",
         show_default=False,
     ),
 ]
 ModelOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        help="timm name (or, of a checkpoint, torchvision/vit_b_16), the checkpoint's by default; "
-        "without one, timm's weights.",
+        help="timm's name of the model, or torchvision/vit_b_16 and the like for a file of "
+        "torchvision's weights; the one that the --checkpoint gives by default. Without a "
+        "--checkpoint timm's weights are fetched.",
         show_default=False,
     ),
 ]
@@ -758,6 +769,7 @@ def prune(
     mhsa_ratio: Annotated[float, typer.Option(help="Of the attention, to remove; in [0, 1).")],
     ffn_ratio: Annotated[float, typer.Option(help="Of the FFN, to remove; in [0, 1).")],
     checkpoint: CheckpointOption = None,
+    weights: WeightsOption = None,
     model: ModelOption = None,
     start: StartOption = None,
     output: Annotated[Path, typer.Option(help="The pruned model's file.")] = Path(
@@ -776,7 +788,7 @@ def prune(
 ) -> None:
     """Prune by two given ratios, without a search; fine-tune, test once, write with a card."""
     check_model_output(output)
-    dense, normalisation = dense_model(checkpoint, model, start)
+    dense, normalisation = dense_model(checkpoint, model, start, weights)
 
     from vit_ratio_opt.final import finish
     from vit_ratio_opt.geometry import RatioPair, check_pair
@@ -841,24 +853,31 @@ def check_model_output(path: Path) -> None:
 
 
 def dense_model(
-    checkpoint: Path | None, model: str | None, start: Path | None
+    checkpoint: Path | None,
+    model: str | None,
+    start: Path | None,
+    weights: Literal["ema", "raw"] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """The model that the options of these names ask for, and how its images are normalised.
 
     Raises:
         InputError: None is named, or it cannot be had.
     """
-    from vit_ratio_opt.checkpoint import create_model, load_dense, load_pruned, normalisation_of
+    from vit_ratio_opt.checkpoint import create_model, load_dense, load_pruned
+    from vit_ratio_opt.preprocessing import preprocess_of
 
-    normalisation: dict[str, Any] = {}
     if checkpoint is not None:
-        dense = load_dense(checkpoint, name=model)
-        normalisation = normalisation_of(checkpoint)
+        dense = load_dense(checkpoint, name=model, weights=weights)
+    elif weights is not None:
+        raise InputError("--weights chooses among those of a --checkpoint: give one.")
     elif model is not None:
         dense = create_model(model, pretrained=True)
-        normalisation = {key: dense.pretrained_cfg[key] for key in ("mean", "std")}
     else:
         raise InputError("No model is named: give --checkpoint, --model or both.")
+    known = preprocess_of(dense)
+    normalisation: dict[str, Any] = {}
+    if known is not None and not known.is_assumed:
+        normalisation = {"mean": known.mean, "std": known.std}
     if start is not None:
         dense, _ = load_pruned(start, dense)
     return dense, normalisation

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vit_ratio_opt.checkpoint import save_pruned
+from vit_ratio_opt.checkpoint import check_saveable, save_pruned
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import COST_WORDS, RatioPair
 from vit_ratio_opt.objective import PruningObjective
@@ -54,6 +54,7 @@ def finish(
         SearchStopped: By a signal; the state was kept.
     """
     path, data = Path(path), objective.data
+    check_saveable(model)
     if recipe.epochs:
         state = path.with_name(f"{path.name}.training")
         with stop_on_signals() as asked_to_stop:

@@ -23,7 +23,13 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.cache import cached_calibration, cached_latency, default_cache
-from vit_ratio_opt.checkpoint import load_pruned, save_pruned, source_of, weights_hash
+from vit_ratio_opt.checkpoint import (
+    check_saveable,
+    load_pruned,
+    save_pruned,
+    source_of,
+    weights_hash,
+)
 from vit_ratio_opt.costs import check_cost, latency_space, params_space
 from vit_ratio_opt.device import Precision, autocast, precision_of
 from vit_ratio_opt.errors import InputError
@@ -315,6 +321,8 @@ class PruningObjective:
         self.noise = noise
         self.confirmations = confirmations
         self.confidence = confidence
+        if checkpoints is not None:
+            check_saveable(model)
         if device is None:
             device = best_device() if ranks is None else ranks.device
         # A copy, so that nothing the caller does later changes the teacher.

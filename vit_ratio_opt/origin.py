@@ -19,6 +19,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import Cost, MhsaUnit
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.pruning import Allocation
+from vit_ratio_opt.pruning.architecture import architecture_of
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.storage import open_storage, reason
@@ -86,6 +87,13 @@ def load_objective(
         raise InputError(
             f"The dense model here has other weights ({weights_hash(model)}) than study "
             f"{study_name!r} was made with ({settings.weights}): give --checkpoint."
+        )
+    found, recorded = architecture_of(model), settings.architecture or {}
+    other = sorted(key for key in found.keys() & recorded.keys() if found[key] != recorded[key])
+    if other:
+        raise InputError(
+            f"The dense model here has the weights of study {study_name!r}, but computes "
+            f"something else ({', '.join(other)}): give --checkpoint."
         )
     if not origin.get("data"):
         raise InputError(
