@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import math
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,11 +16,13 @@ import optuna
 import typer
 from optuna.study import Study
 from rich.console import Console
+from typer.rich_utils import rich_format_error
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import Cost, MhsaUnit
 from vit_ratio_opt.proxy import check_port, serve_proxy
 from vit_ratio_opt.records.answer import candidate_of, trained_trial
+from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.trials import accuracy_of, load_studies
 from vit_ratio_opt.report import (
     answer_sentences,
@@ -37,6 +43,7 @@ from vit_ratio_opt.storage import (
     open_storage,
     rdb_of,
     reason,
+    redact,
 )
 from vit_ratio_opt.strategies import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.trackers import JsonLog, TensorBoardLog
@@ -48,7 +55,7 @@ from vit_ratio_opt.utils.files import (
     write_json,
     write_text,
 )
-from vit_ratio_opt.utils.text import csv_text
+from vit_ratio_opt.utils.text import csv_text, plain, short
 from vit_ratio_opt.versions import check_versions
 from vit_ratio_opt.workers import Reaper, SearchStopped
 
@@ -100,6 +107,35 @@ def _confidence(value: float) -> float:
     return value
 
 
+def _text(value: str | None) -> str | None:
+    """Refuse a text that no database can keep."""
+    if value is None:
+        return None
+    if not value.strip():
+        raise typer.BadParameter("it is empty.")
+    if len(value) > _LONGEST_TEXT:
+        raise typer.BadParameter(f"it is longer than {_LONGEST_TEXT} characters.")
+    if "\0" in value or not value.encode(errors="ignore").decode() == value:
+        raise typer.BadParameter("it is no UTF-8 text.")
+    return value
+
+
+def _texts(values: list[str] | None) -> list[str] | None:
+    for value in values or ():
+        _text(value)
+    return values
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value:g} is no finite number.")
+    return value
+
+
+_LONGEST_TEXT = 500  # Optuna's columns have 512 characters
+_MOST_SECONDS = 31_536_000  # a year
+_MOST_EPOCHS, _MOST_PIXELS, _MOST_SEED = 100_000, 16_384, 2**31 - 1
+
 BudgetOption = Annotated[
     float, typer.Option(help="Largest share of the dense model's --cost, in (0, 1].")
 ]
@@ -129,7 +165,9 @@ LatencyBatchOption = Annotated[
     int, typer.Option(min=1, help="Images at once whose latency counts.")
 ]
 TrialsOption = Annotated[int, typer.Option(min=1, help="Trained trials in all, earlier runs too.")]
-EpochsOption = Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning in each trial.")]
+EpochsOption = Annotated[
+    int, typer.Option(min=0, max=_MOST_EPOCHS, help="Epochs of fine-tuning in each trial.")
+]
 LearningRateOption = Annotated[float, typer.Option(help="Peak learning rate of fine-tuning.")]
 ImageSizeOption = Annotated[
     Optional[int],  # noqa: UP045
@@ -139,11 +177,21 @@ ImageSizeOption = Annotated[
         "the first one.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of splits, calibration and fine-tuning.")]
-StudyNameOption = Annotated[str, typer.Option(help="The study's name in the storage.")]
+SeedOption = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=_MOST_SEED,
+        help="Random seed for data splits, calibration and fine-tuning.",
+    ),
+]
+StudyNameOption = Annotated[
+    str, typer.Option(callback=_text, help="The study's name in the storage.")
+]
 StorageOption = Annotated[
     Optional[str],  # noqa: UP045  typer evaluates it, also on Python 3.10
     typer.Option(
+        callback=_text,
         envvar="OPTUNA_STORAGE",
         help="A database URL; a SQLite file in --folder by default.",
         show_default=False,
@@ -165,7 +213,9 @@ RepairOption = Annotated[
 ]
 RoundToOption = Annotated[
     int,
-    typer.Option(min=1, help="Ranks and hidden neurons are multiples of this, for speed."),
+    typer.Option(
+        min=1, max=65_536, help="Ranks and hidden neurons are multiples of this, for speed."
+    ),
 ]
 CheckpointOption = Annotated[
     Optional[Path],  # noqa: UP045
@@ -226,6 +276,7 @@ SearchNameOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--study-name",
+        callback=_text,
         help="The study's name; from limit and strategy by default.",
         show_default=False,
     ),
@@ -246,15 +297,29 @@ _StudyUrl = Annotated[
     str,
     typer.Option(
         "--storage",
+        callback=_text,
         envvar="OPTUNA_STORAGE",
         help="A database URL, or grpc://host:port of a proxy.",
     ),
 ]
-_OneStudy = Annotated[str, typer.Option("--study-name", help="The study's name in the storage.")]
+_OneStudy = Annotated[
+    str, typer.Option("--study-name", callback=_text, help="The study's name in the storage.")
+]
+_Studies = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--study-name",
+        callback=_texts,
+        help="Only these studies; may be repeated.",
+        show_default=False,
+    ),
+]
+_Host = Annotated[str, typer.Option(callback=_text, help="Address to listen on.")]
 _Grace = Annotated[
     int,
     typer.Option(
         min=2,
+        max=_MOST_SECONDS,
         help="Seconds without a sign of life until a running trial is tried again; the same for "
         "all workers of a study.",
     ),
@@ -304,10 +369,7 @@ def _vit_ratio_opt() -> None:
 @app.command()
 def report(
     storage: _StudyUrl = DEFAULT_STORAGE,
-    study_name: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Only these studies; may be repeated.", show_default=False),
-    ] = None,
+    study_name: _Studies = None,
     html: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Write one page with figures, which needs no network."),
@@ -331,8 +393,9 @@ def report(
     """
     for path in (html, markdown, csv, json):
         check_output(path)
-    studies = load_studies(open_storage(storage, must_exist=True), study_name or ())
-    console = Console()
+    loaded = load_studies(open_storage(storage, must_exist=True), study_name or ())
+    studies = [snapshot(study) for study in loaded]
+    console = Console(markup=False, highlight=False)
     if json is not None:
         write_json(build_report(studies), json)
     if csv is not None:
@@ -346,7 +409,7 @@ def report(
             write_text(page.markdown(studies), markdown)
     written = [path for path in (html, markdown, csv, json) if path is not None]
     for path in filter(is_plain, written):  # a reader of a pipe wants nothing else in it
-        console.print(f"written to {path}", soft_wrap=True)
+        console.print(plain(f"written to {path}"), soft_wrap=True)
     if written:
         return
     for group in group_studies(studies):
@@ -354,18 +417,22 @@ def report(
             console.print(trials_table(study))
             console.print()
             for sentence in answer_sentences(study):
-                console.print(sentence, highlight=False, markup=False)
+                console.print(plain(sentence))
         print_report(group, None, console)
 
 
 @app.command()
 def dashboard(
     storage: _StudyUrl = DEFAULT_STORAGE,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: _Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
     study_name: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Open this study instead of the list of all.", show_default=False),
+        typer.Option(
+            callback=_text,
+            help="Open this study instead of the list of all.",
+            show_default=False,
+        ),
     ] = None,
     browse: Annotated[bool, typer.Option(help="Open a browser, when run in a terminal.")] = True,
 ) -> None:
@@ -460,8 +527,8 @@ def ray(
         typer.Option(help="Of a cluster, such as auto or ray://HOST:10001; by default a new one."),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="How many at once.")] = 1,
-    gpus_per_worker: Annotated[float, typer.Option(min=0)] = 1,
-    cpus_per_worker: Annotated[float, typer.Option(min=0)] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(min=0, callback=_finite)] = 1,
+    cpus_per_worker: Annotated[float, typer.Option(min=0, callback=_finite)] = 1,
     n_trials: _AllTrials = None,
     checkpoint: _Checkpoint = None,
     start: _Start = None,
@@ -497,9 +564,9 @@ def ray(
 @app.command()
 def serve(
     storage: _StudyUrl = DEFAULT_STORAGE,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: _Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = GRPC_PORT,
-    threads: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 16,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Requests at once.")] = 16,
     grace: _Grace = GRACE_SECONDS,
 ) -> None:
     """Serve a database to many workers over gRPC, as --storage grpc://HOST:PORT.
@@ -513,13 +580,15 @@ def serve(
 @app.command()
 def reap(
     storage: _StudyUrl = DEFAULT_STORAGE,
-    study_name: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Only these studies; may be repeated.", show_default=False),
-    ] = None,
+    study_name: _Studies = None,
     every: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(min=1, help="Look again after so many seconds; once by default."),
+        typer.Option(
+            min=1,
+            max=_MOST_SECONDS,
+            callback=_finite,
+            help="Look again after so many seconds; once by default.",
+        ),
     ] = None,
     grace: _Grace = GRACE_SECONDS,
 ) -> None:
@@ -561,7 +630,9 @@ def export_command(
     ] = None,
     image_size: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Pixels of a side; the model's own by default."),
+        typer.Option(
+            min=1, max=_MOST_PIXELS, help="Pixels of a side; the model's own by default."
+        ),
     ] = None,
 ) -> None:
     """Write a model as a file for other programs, load it again and compare.
@@ -582,9 +653,12 @@ def export_command(
     from vit_ratio_opt.origin import study_images
     from vit_ratio_opt.pruning import shape_of
 
-    if output is None:
-        output = (model if model.name else model.resolve()).with_suffix(SUFFIXES[to])
-    check_output(output)  # which may have no name
+    if not model.name:
+        raise InputError("MODEL must name a file.")
+    output = output or model.with_suffix(SUFFIXES[to])
+    check_output(output)
+    if not output.name:
+        raise InputError("--output must name a file.")
     smaller = output.with_suffix(".int8.onnx")
     if int8 and to != "onnx":
         raise InputError(f"--int8 is for --to onnx, not for {to}.")
@@ -842,7 +916,8 @@ def print_report(
     studies: Sequence[Study], output: Path | None = None, console: Console | None = None
 ) -> None:
     """The table of the studies' rows and their time split; the rows as JSON into ``output``."""
-    console = console or Console()
+    console = console or Console(markup=False, highlight=False)
+    studies = [snapshot(study) for study in studies]
     built = build_report(studies)
     console.print()
     console.print(results_table(built))
@@ -857,10 +932,10 @@ def print_report(
         split = timing_split(study)
         if split:
             shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in split.items())
-            console.print(f"time of {study.study_name!r}: {shares}", soft_wrap=True)
+            console.print(f"time of {short(study.study_name)!r}: {shares}", soft_wrap=True)
     if output is not None:
         write_json(built, output)
-        console.print(f"rows written to {output}", soft_wrap=True)
+        console.print(plain(f"rows written to {output}"), soft_wrap=True)
 
 
 def check_output(path: Path | None) -> None:
@@ -890,25 +965,81 @@ def checkpoint_folder(folder: Path, study_name: str) -> Path:
 def run_command(command: Callable[..., Any] | typer.Typer) -> NoReturn:
     """Run a command line; an :class:`InputError` becomes one sentence and exit code 2.
 
-    So does a storage that fails, such as a database that is full.
+    So does a failure of the storage, such as a database that is full, of the operating system, and
+    of the memory. Ctrl-C ends with 130, a reader that has gone with 1.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    _repair_streams()
     if not isinstance(command, typer.Typer):
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         single.command()(command)
         command = single
+    code = 0
     try:
         check_versions()
-        command()
+        returned = command(standalone_mode=False)
+        code = returned if isinstance(returned, int) else 0
+        sys.stdout.flush()
+    except _UsageError as error:
+        error.message = plain(redact(error.message))
+        rich_format_error(error)
+        code = error.exit_code
     except InputError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = _refuse(str(error))
+    except BrokenPipeError:
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
     except Exception as error:
-        if not is_storage_error(error):
+        if is_storage_error(error):
+            code = _refuse(f"The storage cannot be used: {reason(error)}")
+        elif isinstance(error, OSError) and error.errno is not None:
+            where = "" if error.filename is None else f"{short(error.filename, 200)}: "
+            code = _refuse(f"{where}{error.strerror}.")
+        elif _is_out_of_memory(error):
+            code = _refuse("The memory is not enough: use smaller images or models.")
+        else:
             raise
-        print(f"Error: The storage cannot be used: {reason(error)}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0)
+    _leave(code)
+
+
+# click's, of which typer may have a copy.
+_UsageError: Any = typer.BadParameter.__mro__[2]
+
+
+def _refuse(sentence: str) -> int:
+    print(f"Error: {plain(redact(sentence))}", file=sys.stderr)
+    return 2
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    words = ("can't allocate memory", "out of memory", "not enough memory")
+    is_torchs = isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
+    return isinstance(error, MemoryError) or is_torchs
+
+
+def _repair_streams() -> None:
+    """Have streams that exist, and take every name whatever the terminal's encoding is."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever has started this process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  until the end
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; what cannot be written any more is dropped, since Python would complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            code = 1
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if error.errno != errno.EPIPE and stream is sys.stdout:
+                _refuse(f"The output cannot be written: {error.strerror}.")
+    sys.exit(code)
 
 
 def main() -> None:

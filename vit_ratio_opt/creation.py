@@ -350,6 +350,7 @@ def _take_over(objective: PruningObjective, study: Study, screen: bool) -> None:
         _logger.warning(warning)
     record = StudyRecord.read(study_name, attributes)
     objective.adopt(record)
+    objective.mark_folders()
     if record.settings.unknown:
         _logger.warning(
             f"Study {study_name!r} was created by version 0.1.0, which did not record "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -129,6 +130,7 @@ from vit_ratio_opt.training import (
 )
 from vit_ratio_opt.training.distributed import RanksBroken
 from vit_ratio_opt.training.evaluate import on_device, predict
+from vit_ratio_opt.untrusted import mark_folder
 from vit_ratio_opt.utils.files import check_folder, check_place
 from vit_ratio_opt.utils.text import csv_text
 from vit_ratio_opt.workers import process_name, sign_of_life, stop_on_signals
@@ -697,6 +699,16 @@ class PruningObjective:
             "artifacts": self.artifacts,
         }
 
+    def mark_folders(self) -> None:
+        """Create the folders of models and artifacts, and mark them as this package's.
+
+        Raises:
+            InputError: One cannot be written.
+        """
+        for folder in (self.checkpoints, self.artifacts):
+            if folder is not None and "://" not in str(folder):
+                mark_folder(folder)
+
     @property
     def device_name(self) -> str:
         """What the trials run on."""
@@ -838,7 +850,7 @@ class PruningObjective:
                     raise
                 _logger.warning(
                     f"Trial {trial.number} cannot start from trial {number}, the model of which "
-                    f"cannot be read: {type(error).__name__}: {error}"
+                    f"cannot be read: {type(error).__name__}: {reason(error)}"
                 )
         return None, None
 
@@ -1168,7 +1180,7 @@ class PruningObjective:
                 except Exception as error:  # a store raises whatever its client does
                     if is_storage_error(error):
                         raise
-                    text = f"{type(error).__name__}: {error}"
+                    text = f"{type(error).__name__}: {reason(error)}"
                     trial.set_user_attr("state_not_kept", text)
                     _logger.warning(f"The state of trial {trial.number} was not kept: {text}")
 
@@ -1301,7 +1313,8 @@ def _diverged(trial: FrozenTrial) -> bool:
 
 
 def _pair_of(trial: FrozenTrial) -> RatioPair:
-    return RatioPair(*(trial.params[name] for name in RatioPair._fields))
+    # A trial of other makers may have none.
+    return RatioPair(*(trial.params.get(name, math.nan) for name in RatioPair._fields))
 
 
 def _set_attributes(trial: optuna.Trial, **attributes: Any) -> None:

@@ -25,6 +25,7 @@ from vit_ratio_opt.lineage import fetched_checkpoint
 from vit_ratio_opt.pruning import shape_of
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.storage import is_storage_error, reason
+from vit_ratio_opt.untrusted import check_checkpoint_name
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -120,7 +121,7 @@ def read_model(
         InputError: The trial left no model, or neither place has it.
     """
     check_has_model(trial, study_name)
-    path = folder / Path(str(trial.user_attrs["checkpoint"])).name  # nowhere else
+    path = folder / check_checkpoint_name(trial.user_attrs["checkpoint"])
     try:
         return _read(path, str(path), trial, study_name, dense)
     except InputError as error:
