@@ -109,6 +109,7 @@ from vit_ratio_opt.training import (
     evaluate,
     finetune,
 )
+from vit_ratio_opt.training.checks import warn_near_chance, warn_of_other_preprocessing
 from vit_ratio_opt.training.distributed import RanksBroken
 from vit_ratio_opt.training.evaluate import on_device, predict
 from vit_ratio_opt.utils.text import csv_text
@@ -274,6 +275,7 @@ class PruningObjective:
         if self.shape.all_heads and mhsa_unit == "head":
             raise UnsupportedModelError(ALL_HEADS)
         check_fit(model, data)
+        warn_of_other_preprocessing(model, data)
         if calibration_images < 1:
             raise InputError(
                 f"`calibration_images` must be at least 1, but got {calibration_images!r}."
@@ -670,7 +672,9 @@ class PruningObjective:
     @cached_property
     def dense_accuracy(self) -> float:
         """Validation accuracy of the dense model, in per cent."""
-        return self._accuracy(self.model)
+        accuracy = self._accuracy(self.model)
+        warn_near_chance(accuracy, self.data)
+        return accuracy
 
     def _accuracy(self, model: ViT, split: Split | None = None) -> float:
         """Accuracy of a model in per cent, on the validation split by default."""

@@ -26,7 +26,7 @@ __all__ = [
     "differences",
     "floats",
     "preprocess_of",
-    "preprocessing_of_timm",
+    "preprocess_or_assume",
     "remember_preprocessing",
     "resolve_preprocessing",
 ]
@@ -161,40 +161,24 @@ def preprocess_of(model: Any) -> Preprocessing | None:
     return known
 
 
-def preprocessing_of_timm(model: Any, *, is_assumed: bool = False) -> Preprocessing | None:
-    """Return the preprocessing that timm's ``pretrained_cfg`` gives a model.
+def preprocess_or_assume(model: Any) -> Preprocessing:
+    """Return what :func:`preprocess_of` does, or an assumption for images of the model's size.
 
-    The size is that of the model's own input.
-
-    Args:
-        model: A model that timm made.
-        is_assumed: Whether its weights are not known to be timm's.
-
-    Returns:
-        None where timm has no settings for the model, or for images of other channels.
-
-    Raises:
-        InputError: timm pads images to keep their proportions (``crop_mode="border"``).
+    Files of version 0.1.0 do not say how their images were normalised: as CIFAR-10, by default.
     """
-    from timm.data import resolve_model_data_config
+    known = preprocess_of(model)
+    size = tuple(int(side) for side in model.patch_embed.img_size)
+    return known or _assumed(model.patch_embed.proj.in_channels, size)
 
-    if not getattr(model, "pretrained_cfg", None):
-        return None
-    config = resolve_model_data_config(model)
-    if len(config["mean"]) != model.patch_embed.proj.in_channels:
-        return None
-    if config["crop_mode"] == "border":
-        raise InputError("Images that are padded (timm's `crop_mode='border'`) are not supported.")
-    size = getattr(model.patch_embed, "img_size", None) or config["input_size"][1:]
+
+def _assumed(channels: int, size: Any) -> Preprocessing:
+    is_rgb = channels == 3
     return Preprocessing(
-        mean=tuple(map(float, config["mean"])),
-        std=tuple(map(float, config["std"])),
-        image_size=tuple(size),
-        interpolation=config["interpolation"],
-        crop=float(config["crop_pct"]),
-        origin="timm's settings of the model",
-        is_assumed=is_assumed,
-        squash=config["crop_mode"] == "squash",
+        CIFAR10_MEAN if is_rgb else (0.5,) * channels,
+        CIFAR10_STD if is_rgb else (0.5,) * channels,
+        size,
+        origin="CIFAR-10's, as version 0.1.0 did" if is_rgb else "half the range",
+        is_assumed=True,
     )
 
 
@@ -229,7 +213,7 @@ def resolve_preprocessing(
     *,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    image_size: int | Sequence[int] | None,
+    image_size: int | Sequence[int] | None = None,
 ) -> Preprocessing:
     """Return the preprocessing of a data set; say so where nothing but habit speaks for it.
 
@@ -243,14 +227,7 @@ def resolve_preprocessing(
     """
     channels, side = shape[0], min(shape[1:])
     if preprocess is None:
-        is_rgb = channels == 3
-        preprocess = Preprocessing(
-            CIFAR10_MEAN if is_rgb else (0.5,) * channels,
-            CIFAR10_STD if is_rgb else (0.5,) * channels,
-            as_pair(image_size or side),
-            origin="CIFAR-10's" if is_rgb else "half the range",
-            is_assumed=True,
-        )
+        preprocess = _assumed(channels, as_pair(image_size or side))
     changes: dict[str, Any] = {}
     if mean is not None:
         changes["mean"] = floats(mean)

@@ -135,7 +135,7 @@ def to_uint8(image: Any) -> torch.Tensor:
         return plain
     if isinstance(image, np.ndarray):
         try:
-            tensor, channels_last = torch.from_numpy(np.ascontiguousarray(image)), True
+            tensor, channels_last = torch.from_numpy(np.require(image, requirements="CW")), True
         except TypeError:
             raise InputError(f"it is an array of {image.dtype}, not an image.") from None
     elif isinstance(image, torch.Tensor):

@@ -17,6 +17,7 @@ __all__ = ["check_classes", "check_labels", "image_and_label", "shared_images"]
 _IMAGE_KEYS = ("image", "img", "pixel_values")
 _LABEL_KEYS = ("label", "labels", "target", "fine_label")
 _SHOWN = 5
+_MANY = 2**31  # above all labels
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 
@@ -61,7 +62,8 @@ def _whole_number(label: Any) -> int:
         count = value.numel() if isinstance(value, torch.Tensor) else value.size
         value = value.reshape(()) if count == 1 else None
     try:
-        return operator.index(value.item() if hasattr(value, "item") else value)
+        number = operator.index(value.item() if hasattr(value, "item") else value)
+        return min(max(number, -_MANY), _MANY)  # is out of range either way
     except TypeError:
         shown = " ".join(repr(label).split())
         raise InputError(

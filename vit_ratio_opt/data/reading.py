@@ -61,7 +61,7 @@ class Files(Dataset[tuple[Any, int]]):
             return self.read(path, **options)
         except InputError as error:
             raise Unreadable(str(error)) from None
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise Unreadable(f"{path} cannot be read: {error}") from None
 
 

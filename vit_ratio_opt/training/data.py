@@ -341,24 +341,24 @@ def load_cifar10(
     splits = dict(zip(("train", "test"), decoded, strict=True))
     validation = validation or "train"
     train, val, test = _three_splits(splits, validation, val_fraction, seed)
-    options = {"validation": validation, "val_fraction": val_fraction, "seed": seed}
-    given: dict[str, tuple[float, ...]] = {}
-    if preprocess is not None:
-        given.update(mean=preprocess.mean, std=preprocess.std)
-    given.update({k: floats(v) for k, v in (("mean", mean), ("std", std)) if v is not None})
-    mean, std = given.get("mean", CIFAR10_MEAN), given.get("std", CIFAR10_STD)
-    check_channels("cifar10", 3, mean, std)
-    stored = {key: list(value) for key, value in given.items()}
+    options: dict[str, Any] = {
+        "validation": validation, "val_fraction": val_fraction, "seed": seed
+    }  # fmt: skip
+    own = Preprocessing(CIFAR10_MEAN, CIFAR10_STD, (32, 32), origin="CIFAR-10's own")
+    if preprocess is None or (preprocess.mean, preprocess.std) == (own.mean, own.std):
+        preprocess = own
+    resolved = resolve_preprocessing("cifar10", (3, 32, 32), preprocess, mean=mean, std=std)
+    options.update(mean=list(resolved.mean), std=list(resolved.std))
     return ImageData(
         "cifar10",
         train,
         val,
         test,
         tuple(parts[0].classes),
-        mean,
-        std,
+        resolved.mean,
+        resolved.std,
         validation=validation,
-        source={"loader": "cifar10", "root": str(Path(root).resolve()), **options, **stored},
+        source={"loader": "cifar10", "root": str(Path(root).resolve()), **options},
     )
 
 
