@@ -109,14 +109,15 @@ def class_folders(root: Path) -> tuple[list[str], dict[str, ImageFiles]]:
         )
     if len(folders) == 1:
         raise InputError(f"{root} must have a folder `test` or `val` beside `train`.")
-    files, others = {}, []
-    for split, folder in folders.items():
+    for folder in folders.values():
         odd = sorted(set(classes) ^ set(_class_names(folder)))
         if odd:
             raise InputError(
                 f"{folders['train']} and {folder} must have the same classes; differing: "
                 f"{odd[:5]}."
             )
+    files, others = {}, []
+    for split, folder in folders.items():
         others += [entry.path for entry in _entries(folder) if not _is_folder(entry)]
         paths: list[Path] = []
         targets: list[int] = []

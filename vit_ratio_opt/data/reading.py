@@ -31,7 +31,7 @@ WORKERS = min(8, os.cpu_count() or 1)
 _TRIED = 64
 
 
-class Unreadable(InputError):
+class UnreadableError(InputError):
     """An image that cannot be read."""
 
 
@@ -60,9 +60,9 @@ class Files(Dataset[tuple[Any, int]]):
                 return default_loader(str(path))
             return self.read(path, **options)
         except InputError as error:
-            raise Unreadable(str(error)) from None
+            raise UnreadableError(str(error)) from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise Unreadable(f"{path} cannot be read: {error}") from None
+            raise UnreadableError(f"{path} cannot be read: {error}") from None
 
 
 class AsUint8(Dataset[tuple[torch.Tensor, int]]):
@@ -117,7 +117,7 @@ class _Attempts(Dataset[tuple[torch.Tensor, int, str, bool]]):
                 return self.blank, files.targets[index], "", False
             image, label = self.dataset[index]
         except InputError as error:
-            return self.blank, 0, str(error), isinstance(error, Unreadable)
+            return self.blank, 0, str(error), isinstance(error, UnreadableError)
         return image if self.keep else self.blank, label, "", False
 
 
@@ -125,14 +125,14 @@ def _item(dataset: Dataset[Any], index: int, title: str) -> tuple[torch.Tensor, 
     """Return an item as a uint8 tensor and its label.
 
     Raises:
-        InputError: It is no image with a label; :class:`Unreadable` if it cannot be read.
+        InputError: It is no image with a label; :class:`UnreadableError` if it cannot be read.
     """
     try:
         item = dataset[index]
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # of Pillow
         paths = paths_of(dataset)
         where = f" ({paths[index]})" if paths else ""
-        raise Unreadable(f"{title}, item {index}{where} cannot be read: {error}.") from None
+        raise UnreadableError(f"{title}, item {index}{where} cannot be read: {error}.") from None
     try:
         image, label = image_and_label(item)
         return to_uint8(image), label
@@ -146,7 +146,7 @@ def first_image(dataset: Dataset[Any], name: str) -> torch.Tensor:
     for index in range(len(cast(Sized, dataset))):
         try:
             return _item(dataset, index, f"{name}, training images")[0]
-        except Unreadable as error:
+        except UnreadableError as error:
             broken = broken or str(error)
     raise InputError(f"{name}: no training image can be read, such as {broken}")
 

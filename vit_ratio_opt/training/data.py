@@ -146,7 +146,8 @@ class Split:
             try:
                 yield from DataLoader(part, batch_size, num_workers=WORKERS)
             except InputError as error:  # a worker process adds its traceback to the message
-                raise InputError(str(error).rsplit("Error: ", 1)[-1].strip()) from None
+                message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]
+                raise InputError(message.strip()) from None
 
 
 @dataclass(frozen=True)
