@@ -20,6 +20,8 @@ from vit_ratio_opt.preprocessing import Preprocessing
 
 __all__ = ["read_image", "resize", "to_8_bits", "to_uint8"]
 
+# Pixels of a resized image: Pillow's own limit, which a user may have raised, of a read one.
+_LARGEST = 90_000_000
 # Formats that Pillow hands to another program, or to the operating system.
 _NOT_READ = {"EPS", "WMF", "EMF"}
 # Formats in which Pillow's mode I holds 16 bits; elsewhere its range is unknown.
@@ -134,8 +136,10 @@ def to_uint8(image: Any) -> torch.Tensor:
         plain: torch.Tensor = v2.functional.pil_to_tensor(to_8_bits(image))
         return plain
     if isinstance(image, np.ndarray):
+        if not image.dtype.isnative:
+            image = image.astype(image.dtype.newbyteorder("="))
         try:
-            tensor, channels_last = torch.from_numpy(np.require(image, requirements="CW")), True
+            tensor, channels_last = torch.from_numpy(np.require(image, requirements=["C", "W"])), True
         except TypeError:
             raise InputError(f"it is an array of {image.dtype}, not an image.") from None
     elif isinstance(image, torch.Tensor):
@@ -176,8 +180,18 @@ def resize(image: torch.Tensor, to: Preprocessing) -> torch.Tensor:
     Args:
         image: uint8, ``(channels, height, width)``.
         to: Size, crop and interpolation.
+
+    Raises:
+        InputError: The image is so narrow that it would not fit in memory.
     """
     height, width = to.image_size
+    ratio = min(image.shape[1] / height, image.shape[2] / width) * to.crop
+    pixels = image.shape[1] * image.shape[2] / ratio**2
+    if not to.squash and pixels > max(_LARGEST, 4 * height * width / to.crop**2):
+        raise InputError(
+            f"it has {image.shape[1]} x {image.shape[2]} pixels: too narrow to be resized to "
+            f"{height} x {width}."
+        )
     scaled = [int(height / to.crop), int(width / to.crop)]
     if not to.squash and height == width:
         scaled = scaled[:1]

@@ -90,7 +90,11 @@ class AsUint8(Dataset[tuple[torch.Tensor, int]]):
                 f"{self.title}, item {index}: it has {tensor.shape[0]} channel(s), but the first "
                 f"image has {self.channels}: convert all to the same mode."
             )
-        return resize(tensor, self.to), label
+        try:
+            return resize(tensor, self.to), label
+        except InputError as error:
+            where = f"{self.title}, item {index}{_path(self.dataset, index)}"
+            raise InputError(f"{where}: {error}") from None
 
 
 class _Attempts(Dataset[tuple[torch.Tensor, int, str, bool]]):
@@ -130,14 +134,18 @@ def _item(dataset: Dataset[Any], index: int, title: str) -> tuple[torch.Tensor, 
     try:
         item = dataset[index]
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # of Pillow
-        paths = paths_of(dataset)
-        where = f" ({paths[index]})" if paths else ""
-        raise UnreadableError(f"{title}, item {index}{where} cannot be read: {error}.") from None
+        where = f"{title}, item {index}{_path(dataset, index)}"
+        raise UnreadableError(f"{where} cannot be read: {error}.") from None
     try:
         image, label = image_and_label(item)
         return to_uint8(image), label
     except InputError as error:
         raise InputError(f"{title}, item {index}: {error}") from None
+
+
+def _path(dataset: Dataset[Any], index: int) -> str:
+    paths = paths_of(dataset)
+    return f" ({paths[index]})" if paths else ""
 
 
 def first_image(dataset: Dataset[Any], name: str) -> torch.Tensor:

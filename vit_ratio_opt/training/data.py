@@ -326,7 +326,7 @@ def load_cifar10(
     Raises:
         InputError: The data set is not there and cannot be downloaded.
     """
-    if download is None:
+    if not download:
         check_folder(root)
     try:
         parts = [
@@ -650,7 +650,9 @@ def load_again(source: Mapping[str, Any], *, root: str | Path | None = None) -> 
         options["root"] = root
     load = loaders[name]
     try:
-        if name in ("image_folder", "csv_images"):
+        if name == "cifar10":  # a study may not choose where something is fetched to
+            options["download"] = False if root is None else None
+        elif "root" in options:
             if "interpolation" in options:
                 keys = ("mean", "std", "image_size", "interpolation", "crop", "squash")
                 values = {key: options.pop(key) for key in keys if key in options}
@@ -708,8 +710,9 @@ def load_datasets(
     *,
     name: str,
     classes: Sequence[str],
+    val: Dataset[Any] | None = None,
     image_size: int | Sequence[int] | None = None,
-    validation: Validation = "train",
+    validation: Validation | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
     mean: Sequence[float] | None = None,
@@ -719,7 +722,7 @@ def load_datasets(
     skip_damaged: bool = False,
     memory_limit: int = _MEMORY_LIMIT,
 ) -> ImageData:
-    """Any two map-style data sets that yield ``(image, label)``.
+    """Map-style data sets that yield ``(image, label)``.
 
     An item is a pair, or a dictionary such as ``{"image": ..., "label": ...}``; what an image may
     be says :func:`vit_ratio_opt.data.images.to_uint8`. A label is a whole number from 0. In
@@ -732,8 +735,9 @@ def load_datasets(
         test: Test images.
         name: What the study calls the data set.
         classes: Class names, by label.
+        val: Validation images, if they are kept apart.
         image_size: See :func:`load_image_folder`.
-        validation: See :func:`load_image_folder`; not ``"val"``.
+        validation: See :func:`load_image_folder`; ``"val"`` by default where there is ``val``.
         val_fraction: See :func:`load_image_folder`.
         seed: Of the stratified split.
         mean: Normalisation, one value a channel, of pixels in [0, 1]; by default that of
@@ -748,8 +752,10 @@ def load_datasets(
         InputError: A data set is empty, an item is no image with a class or cannot be read, the
             classes do not fit, or the split cannot be made.
     """
+    parts = {"train": train, "test": test, **({} if val is None else {"val": val})}
+    validation = validation or ("train" if val is None else "val")
     data, _ = _load(
-        {"train": train, "test": test}, name=name, classes=classes, image_size=image_size,
+        parts, name=name, classes=classes, image_size=image_size,
         validation=validation, val_fraction=val_fraction, seed=seed, mean=mean, std=std,
         preprocess=preprocess, flip=flip, skip_damaged=skip_damaged, memory_limit=memory_limit,
     )  # fmt: skip
