@@ -391,9 +391,12 @@ def test_a_missing_folder_is_one_sentence_and_is_not_made(tmp_path, load):
 
 def test_nothing_is_downloaded_into_a_folder_of_something_else(tmp_path, monkeypatch):
     def download(root, train, download):
-        raise AssertionError("a download was tried")
+        assert not download
+        raise RuntimeError("Dataset not found")
 
     monkeypatch.setattr("vit_ratio_opt.training.data.CIFAR10", download)
+    with pytest.raises(InputError, match="CIFAR-10 is not below"):  # asked for by a study
+        load_again({"loader": "cifar10", "root": str(tmp_path)})
     write(tmp_path, splits=("cat", "dog"))
     with pytest.raises(InputError, match=r"nor CIFAR-10, .* it has cat, dog\."):
         load_images(tmp_path)

@@ -208,6 +208,8 @@ def test_no_other_program_is_started_for_an_image(tmp_path):
         (np.full((1, 4, 5), 7, np.uint8), (1, 4, 5)),
         (np.full((4, 5, 3), 7, np.uint8)[::-1, ::-1], (3, 4, 5)),
         (np.full((4, 5), 7 * 257, np.uint16), (1, 4, 5)),
+        (np.full((4, 5), 7 * 257, ">u2"), (1, 4, 5)),
+        (np.full((4, 5, 4), 7, np.uint8), (4, 4, 5)),
         (torch.full((4, 5), 7, dtype=torch.uint8), (1, 4, 5)),
         (torch.full((3, 4, 5), 7, dtype=torch.uint8), (3, 4, 5)),
         (torch.full((4, 5, 3), 7, dtype=torch.uint8), (3, 4, 5)),
@@ -285,3 +287,10 @@ def test_images_come_to_size_as_timm_evaluates_them(interpolation, size, crop, m
     assert found.shape == wanted.shape
     difference = (found.int() - wanted.int()).abs()
     assert difference.max() <= 1
+
+
+def test_a_narrow_image_is_refused_by_name_before_it_fills_the_memory(tmp_path):
+    folder_of(tmp_path, lambda path: Image.fromarray(RAMP).save(path))
+    Image.new("L", (20_000, 2)).save(tmp_path / "test" / "b" / "7.png")
+    with pytest.raises(InputError, match=r"b/7\.png\): it has 2 x 20000 pixels: too narrow"):
+        load_image_folder(tmp_path, image_size=224)

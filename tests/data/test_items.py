@@ -202,3 +202,13 @@ def test_items_that_cannot_be_read_are_named_or_left_out(tmp_path, memory_limit,
     data = load_datasets(files, items(PAIR, seed=50), **options, skip_damaged=True)
     assert data.train.labels.tolist() == [0] * 9 + [1] * 9
     assert "2 of 40 images are left out" in caplog.text
+
+
+def test_validation_images_may_be_a_data_set_of_their_own():
+    data = load_datasets(
+        items(PAIR), items(PAIR, seed=50), val=items([0, 1] * 3, seed=90), **OPTIONS
+    )
+    assert [len(part) for part in (data.train, data.val, data.test)] == [20, 6, 20]
+    assert data.validation == "val"
+    with pytest.raises(InputError, match="c, validation images, item 1: its label is 'x'"):
+        load_datasets(items(PAIR), items(PAIR), val=items([0, "x"]), **OPTIONS)

@@ -139,11 +139,11 @@ def to_uint8(image: Any) -> torch.Tensor:
         if not image.dtype.isnative:
             image = image.astype(image.dtype.newbyteorder("="))
         try:
-            tensor, channels_last = torch.from_numpy(np.require(image, requirements=["C", "W"])), True
+            tensor = torch.from_numpy(np.require(image, requirements=["C", "W"]))
         except TypeError:
             raise InputError(f"it is an array of {image.dtype}, not an image.") from None
     elif isinstance(image, torch.Tensor):
-        tensor, channels_last = image.detach().as_subclass(torch.Tensor), False
+        tensor = image.detach().as_subclass(torch.Tensor)
     else:
         raise InputError(
             f"it is a {type(image).__name__}, but must be a PIL image, an array or a tensor."
@@ -152,7 +152,7 @@ def to_uint8(image: Any) -> torch.Tensor:
         tensor = tensor[None]
     elif tensor.ndim == 3:
         first, last = tensor.shape[0] in (1, 3), tensor.shape[2] in (1, 3)
-        if channels_last if first == last else last:
+        if isinstance(image, np.ndarray) if first == last else last:
             tensor = tensor.permute(2, 0, 1)
     if tensor.ndim != 3 or not tensor.numel():
         raise InputError(f"it has the shape {tuple(tensor.shape)}, which is not of an image.")
