@@ -225,6 +225,8 @@ def resolve_preprocessing(
         std: Replaces its standard deviation.
         image_size: Replaces its size.
     """
+    if preprocess is not None and not isinstance(preprocess, Preprocessing):
+        raise InputError(f"`preprocess` must be a Preprocessing, but got {preprocess!r:.80}.")
     channels, side = shape[0], min(shape[1:])
     if preprocess is None:
         preprocess = _assumed(channels, as_pair(image_size or side))

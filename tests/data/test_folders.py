@@ -79,6 +79,28 @@ def test_without_a_folder_test_the_folder_val_is_the_test_split(tmp_path):
         load_image_folder(tmp_path, validation="val", **OPTIONS)
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"validation": "both"}, "'val', 'train' or 'test', but got 'both'"),
+        ({"validation": "val"}, "needs validation images"),
+        ({"val_fraction": float("nan")}, r"in \(0, 1\)"),
+        ({"val_fraction": 0.01}, "cannot be split by class"),
+        ({"seed": 2**70}, "cannot be split by class"),
+        ({"mean": (0.5,)}, "one a channel"),
+        ({"std": (0.0,) * 3}, "above 0"),
+        ({"image_size": 10**6}, "1 to 8192"),
+        ({"preprocess": {"mean": 1}}, "must be a Preprocessing"),
+    ],
+)
+def test_what_needs_no_images_is_checked_before_they_are_read(tmp_path, options, sentence):
+    root = write(tmp_path)
+    for path in root.glob("test/*/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=sentence):
+        load_image_folder(root, **{**OPTIONS, **options})
+
+
 def test_two_folders_that_could_validate_are_refused(tmp_path):
     with pytest.raises(InputError, match="has val and valid: keep one"):
         load_image_folder(write(tmp_path, splits=("train", "val", "valid", "test")))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torchvision.datasets import ImageFolder
 
 from vit_ratio_opt.errors import InputError
@@ -182,7 +182,11 @@ def test_a_stream_of_items_is_refused():
         def __iter__(self):
             return iter(items(PAIR))
 
-    for pair in ((Stream(), items(PAIR)), (items(PAIR), Stream()), (iter([]), items(PAIR))):
+    for pair in (
+        (Stream(), items(PAIR)),
+        (items(PAIR), Stream()),
+        (DataLoader(items(PAIR)), items(PAIR)),
+    ):
         with pytest.raises(InputError, match="must be a map-style data set"):
             load_datasets(*pair, **OPTIONS)
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -328,6 +328,8 @@ def load_cifar10(
     """
     if not download:
         check_folder(root)
+    validation = validation or "train"
+    _check_split(validation, val_fraction, ("train", "test"))
     try:
         parts = [
             CIFAR10(root, train=train, download=download is not False) for train in (True, False)
@@ -340,7 +342,6 @@ def load_cifar10(
         _in_memory(torch.from_numpy(part.data).permute(0, 3, 1, 2), part.targets) for part in parts
     ]
     splits = dict(zip(("train", "test"), decoded, strict=True))
-    validation = validation or "train"
     train, val, test = _three_splits(splits, validation, val_fraction, seed)
     options: dict[str, Any] = {
         "validation": validation, "val_fraction": val_fraction, "seed": seed
@@ -780,7 +781,8 @@ def _load(
 ) -> tuple[ImageData, Preprocessing]:
     """Return the data set of ``parts``, by split, and how its images are made a model's input."""
     for split, dataset in parts.items():
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        is_indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+        if isinstance(dataset, IterableDataset) or not is_indexed:
             raise InputError(
                 f"{name}: the {_TITLES[split]} images must be a map-style data set, with a length "
                 f"and an index, but are {type(dataset).__name__}."
@@ -788,6 +790,14 @@ def _load(
         if not len(cast(Sized, dataset)):
             raise InputError(f"{name}: the training and the test set must have images.")
     check_classes(name, classes, parts)
+    _check_split(validation, val_fraction, parts)
+    if all(isinstance(dataset, Files) for dataset in parts.values()):
+        # Classes that cannot be split are said before thousands of images are read.
+        listed = {
+            split: Split(files, torch.arange(len(files)), torch.tensor(files.targets))
+            for split, files in cast("Mapping[str, Files]", parts).items()
+        }
+        _three_splits(listed, validation, val_fraction, seed)
     shape = first_image(parts["train"], name).shape
     resolved = resolve_preprocessing(
         name, shape, preprocess, mean=mean, std=std, image_size=image_size
@@ -878,32 +888,41 @@ def _in_memory(images: torch.Tensor, labels: Any) -> Split:
     return Split(TensorDataset(images.contiguous(), labels), torch.arange(len(labels)), labels)
 
 
+def _check_split(validation: str, val_fraction: float, splits: Collection[str]) -> None:
+    """Refuse, before any image is read, a validation split that cannot be made of ``splits``."""
+    if validation not in get_args(Validation):
+        raise InputError(
+            f"`validation` must be 'val', 'train' or 'test', but got {validation!r:.80}."
+        )
+    if validation == "val" and "val" not in splits:
+        raise InputError(
+            "`validation='val'` needs validation images beside training and test images: use "
+            "'train' or 'test'."
+        )
+    _check_share(val_fraction)
+
+
+def _check_share(fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise InputError(f"The share of held-out images must be in (0, 1), but got {fraction!r}.")
+
+
 def _three_splits(
-    parts: dict[str, Split], validation: Validation, val_fraction: float, seed: int
+    parts: Mapping[str, Split], validation: Validation, val_fraction: float, seed: int
 ) -> tuple[Split, Split, Split]:
     train, test = parts["train"], parts["test"]
     if validation == "train":
         train, val = _stratified(train, val_fraction, seed=seed)
     elif validation == "test":
         test, val = _stratified(test, 0.5, seed=seed)
-    elif validation == "val" and "val" in parts:
-        val = parts["val"]
-    elif validation == "val":
-        raise InputError(
-            "`validation='val'` needs validation images beside training and test images: use "
-            "'train' or 'test'."
-        )
     else:
-        raise InputError(
-            f"`validation` must be 'val', 'train' or 'test', but got {validation!r:.80}."
-        )
+        val = parts["val"]
     return train, val, test
 
 
 def _stratified(split: Split, fraction: float, *, seed: int) -> tuple[Split, Split]:
     """``split`` without and with a stratified share of it, both in the old order."""
-    if not 0 < fraction < 1:
-        raise InputError(f"The share of held-out images must be in (0, 1), but got {fraction!r}.")
+    _check_share(fraction)
     from sklearn import model_selection  # slow to import
 
     try:
