@@ -113,15 +113,18 @@ def main(
         ema=ema,
         augment=True,
     )
-    if data is None and (image_size is not None or exif_rotation or skip_damaged):
-        raise InputError(
-            "`--image-size`, `--exif-rotation` and `--skip-damaged` are for a folder of images: "
-            "give --data too."
-        )
+    options = {
+        "--image-size": image_size is not None,
+        "--exif-rotation": exif_rotation,
+        "--skip-damaged": skip_damaged,
+    }
+    for option, is_given in options.items():
+        if data is None and is_given:
+            raise InputError(f"`{option}` is for a folder of images: give --data too.")
     if data is not None:
         check_folder(data)
-    make_folder(checkpoint.parent)
-    check_output(checkpoint)
+    if checkpoint.parent.is_dir():
+        check_output(checkpoint)
     if data is None:
         images = load_digits(seed=seed)
     else:
@@ -161,6 +164,8 @@ def main(
         f"{images.name}: {len(images.train)} images to train on, {len(images.val)} to validate; "
         f"{shape.macs:,} FLOPs, {shape.params:,} parameters"
     )
+    make_folder(checkpoint.parent)
+    check_output(checkpoint)
     clock = Stopwatch()
     state = checkpoint.with_name(f"{checkpoint.name}.training")
     if state.exists():
