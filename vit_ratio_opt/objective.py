@@ -128,10 +128,11 @@ from vit_ratio_opt.training import (
     evaluate,
     finetune,
 )
+from vit_ratio_opt.training.checks import warn_near_chance, warn_of_other_preprocessing
 from vit_ratio_opt.training.distributed import RanksBroken
 from vit_ratio_opt.training.evaluate import on_device, predict
 from vit_ratio_opt.untrusted import mark_folder
-from vit_ratio_opt.utils.files import check_folder, check_place
+from vit_ratio_opt.utils.files import check_place, check_writable_folder
 from vit_ratio_opt.utils.text import csv_text
 from vit_ratio_opt.workers import process_name, sign_of_life, stop_on_signals
 
@@ -305,6 +306,7 @@ class PruningObjective:
         if self.shape.all_heads and mhsa_unit == "head":
             raise UnsupportedModelError(ALL_HEADS)
         check_fit(model, data)
+        warn_of_other_preprocessing(model, data)
         if calibration_images < 1:
             raise InputError(
                 f"`calibration_images` must be at least 1, but got {calibration_images!r}."
@@ -719,7 +721,9 @@ class PruningObjective:
     @cached_property
     def dense_accuracy(self) -> float:
         """Validation accuracy of the dense model, in per cent."""
-        return self._accuracy(self.model)
+        accuracy = self._accuracy(self.model)
+        warn_near_chance(accuracy, self.data)
+        return accuracy
 
     def _accuracy(self, model: ViT, split: Split | None = None) -> float:
         """Accuracy of a model in per cent, on the validation split by default."""
@@ -996,9 +1000,9 @@ class PruningObjective:
         if study is not None:
             check_study_of(self, study)
         if self.checkpoints is not None:
-            check_folder(self.checkpoints)
+            check_writable_folder(self.checkpoints)
         if self.artifacts is not None and not self.artifacts.startswith("s3://"):
-            check_folder(self.artifacts)
+            check_writable_folder(self.artifacts)
         elif self.artifact_store is not None and not self._store_is_checked:
             check_store(self.artifact_store)  # once, as it may cost seconds and money
             self._store_is_checked = True

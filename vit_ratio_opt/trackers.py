@@ -16,7 +16,13 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import CannotWriteError, InputError
-from vit_ratio_opt.utils.files import check_folder, check_writable, file_name, is_plain, why_not
+from vit_ratio_opt.utils.files import (
+    check_writable,
+    check_writable_folder,
+    file_name,
+    is_plain,
+    why_not,
+)
 
 __all__ = ["JsonLog", "TensorBoardLog"]
 
@@ -96,7 +102,7 @@ class TensorBoardLog:
             raise InputError(
                 "TensorBoard is not installed: pip install 'vit_ratio_opt[tensorboard]'."
             ) from None
-        check_folder(folder)
+        check_writable_folder(folder)
         self.folder = Path(folder)
         self._writer = SummaryWriter
 

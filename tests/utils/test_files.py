@@ -20,7 +20,7 @@ from vit_ratio_opt import cli
 from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.trackers import JsonLog
 from vit_ratio_opt.utils.files import (
-    check_folder,
+    check_writable_folder,
     check_writable,
     file_name,
     replacing,
@@ -236,10 +236,10 @@ def test_a_full_device_is_one_sentence(device: Callable[[int], Path]) -> None:
 
 
 def test_a_folder_on_a_full_disk_is_refused_before_any_work(full_disk: Path) -> None:
-    check_folder(full_disk / "models")
+    check_writable_folder(full_disk / "models")
     (full_disk / "much").write_bytes(bytes(65_536))
     with pytest.raises(CannotWriteError, match="models cannot be written: no space is left"):
-        check_folder(full_disk / "models")
+        check_writable_folder(full_disk / "models")
     assert list((full_disk / "models").iterdir()) == []
 
 
@@ -274,7 +274,7 @@ def test_a_file_system_that_may_only_be_read_is_refused(full_disk: Path) -> None
         with pytest.raises(InputError, match="cannot be written: "):
             check_writable(path)
     with pytest.raises(InputError, match="Read-only file system"):
-        check_folder(full_disk / "folder")
+        check_writable_folder(full_disk / "folder")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
@@ -286,14 +286,14 @@ def test_a_file_or_folder_without_permission_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no permission"):
         check_writable(tmp_path / "new")
     with pytest.raises(InputError, match="no permission"):
-        check_folder(tmp_path)
+        check_writable_folder(tmp_path)
 
 
 def test_a_folder_that_is_a_file_or_lies_in_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "folder"):
         with pytest.raises(CannotWriteError, match=r"The folder .* cannot be made: "):
-            check_folder(folder)
+            check_writable_folder(folder)
 
 
 def test_a_log_into_a_pipe_has_all_lines_for_one_reader(

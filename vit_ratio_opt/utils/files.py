@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 from vit_ratio_opt.errors import CannotWriteError, InputError
 
 __all__ = [
-    "check_folder",
+    "check_writable_folder",
     "check_place",
     "check_writable",
     "file_name",
@@ -129,7 +129,7 @@ def check_writable(path: str | Path) -> None:
         raise InputError(f"{shown} cannot be written: {why_not(error)}") from None
 
 
-def check_folder(folder: str | Path) -> None:
+def check_writable_folder(folder: str | Path) -> None:
     """Make a folder, and prove that files can be written there by one that is removed again.
 
     Raises:
