@@ -20,8 +20,8 @@ from vit_ratio_opt import cli
 from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.trackers import JsonLog
 from vit_ratio_opt.utils.files import (
-    check_writable_folder,
     check_writable,
+    check_writable_folder,
     file_name,
     replacing,
     write_json,
