@@ -64,6 +64,15 @@ def test_a_generator_gives_what_its_list_gives(tiny_vit, images, labels) -> None
         taylor_importance(tiny_vit, iter([]))
 
 
+def test_a_repair_with_other_images_is_refused(tiny_vit, images) -> None:
+    known = calibrate(tiny_vit, [images])
+    pruned = prune(tiny_vit, (0.5, 0.5), known)
+    for others in (images.flip(0), images + 1, torch.randn_like(images)):
+        with pytest.raises(InputError, match="the images of the calibration in their order"):
+            repair(pruned, [others], known)
+    repair(pruned, list(images.split(3)), known)  # batches may differ
+
+
 def test_one_image_is_enough(tiny_vit, images) -> None:
     known = calibrate(tiny_vit, [images[:1]])
     pruned = prune(tiny_vit, (0.5, 0.5), known)

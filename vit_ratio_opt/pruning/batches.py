@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,14 @@ import torch
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning.blocks import ViT
 
-__all__ = ["check_images", "check_labels", "check_logits", "check_sequence", "image_batches"]
+__all__ = [
+    "check_images",
+    "check_labels",
+    "check_logits",
+    "check_sequence",
+    "image_batches",
+    "image_means",
+]
 
 
 def image_batches(model: ViT, batches: Iterable[torch.Tensor]) -> list[torch.Tensor]:
@@ -24,6 +31,11 @@ def image_batches(model: ViT, batches: Iterable[torch.Tensor]) -> list[torch.Ten
     for index, batch in enumerate(images):
         check_images(model, batch, index)
     return [batch for batch in images if len(batch)]
+
+
+def image_means(batches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the mean of each image, ``(images,)``, float32, on the CPU."""
+    return torch.cat([batch.mean(dim=(1, 2, 3)).float().cpu() for batch in batches])
 
 
 def check_sequence(name: str, batches: object) -> None:

@@ -26,7 +26,7 @@ from torch import nn
 from vit_ratio_opt.device import evaluating
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning.architecture import fingerprint_of
-from vit_ratio_opt.pruning.batches import check_logits, image_batches
+from vit_ratio_opt.pruning.batches import check_logits, image_batches, image_means
 from vit_ratio_opt.pruning.blocks import ViT, branches, keeps_heads, keeps_ranks, stages
 from vit_ratio_opt.pruning.classifier import classes_of
 from vit_ratio_opt.pruning.eliminate import elimination_order
@@ -80,17 +80,19 @@ class Calibration:
         positions: The sampled tokens of each image, ``(images, sampled)``: all prefix tokens, then
             some of the patches.
         model: Fingerprint of the model that was measured, ``(16,)`` bytes; None if not known.
+        means: Mean of each image, ``(images,)``, to tell other images; None if not known.
     """
 
     blocks: tuple[BlockCalibration, ...]
     positions: torch.Tensor
     model: torch.Tensor | None = None
+    means: torch.Tensor | None = None
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """By name, for a safetensors file."""
         tensors = {"positions": self.positions}
-        if self.model is not None:
-            tensors["model"] = self.model
+        known = {"model": self.model, "means": self.means}
+        tensors |= {name: tensor for name, tensor in known.items() if tensor is not None}
         for index, block in enumerate(self.blocks):
             own = {name: tensor for name, tensor in vars(block).items() if name != "factors"}
             for name, tensor in {**own, **vars(block.factors)}.items():
@@ -112,7 +114,8 @@ class Calibration:
                     **{name: tensors[f"{index}.{name}"] for name in names},
                 )
             )
-        return cls(tuple(blocks), tensors["positions"], tensors.get("model"))
+        known = {name: tensors.get(name) for name in ("model", "means")}
+        return cls(tuple(blocks), tensors["positions"], **known)
 
 
 def calibrate(model: ViT, images: Iterable[torch.Tensor], *, seed: int = 0) -> Calibration:
@@ -157,7 +160,7 @@ def calibrate(model: ViT, images: Iterable[torch.Tensor], *, seed: int = 0) -> C
             for hook in hooks:
                 hook.remove()
     blocks = tuple(block.calibration() for block in moments)
-    return Calibration(blocks, positions, fingerprint_of(model))
+    return Calibration(blocks, positions, fingerprint_of(model), image_means(images))
 
 
 def tokens_at(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

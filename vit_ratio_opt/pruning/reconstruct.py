@@ -17,7 +17,7 @@ from torch import nn
 
 from vit_ratio_opt.device import evaluating
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning.batches import image_batches
+from vit_ratio_opt.pruning.batches import image_batches, image_means
 from vit_ratio_opt.pruning.blocks import Branch, ViT, stages
 from vit_ratio_opt.pruning.calibration import Calibration, tokens_at
 from vit_ratio_opt.pruning.supported import check_precision, check_supported, check_weights
@@ -177,6 +177,11 @@ def repair(
         raise InputError(
             f"The repair needs the {len(calibration.positions)} images of the calibration, but "
             f"got {count}."
+        )
+    means = calibration.means  # devices round them differently
+    if means is not None and not torch.allclose(image_means(images), means, atol=1e-3):
+        raise InputError(
+            "The repair needs the images of the calibration in their order, but got others."
         )
     device = images[0].device
     sizes = [len(batch) for batch in images]
