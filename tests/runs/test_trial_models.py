@@ -371,7 +371,7 @@ def test_a_full_disk_of_models_is_no_failure_of_the_pair(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
         for _ in range(4):
-            with pytest.raises(CannotWriteError, match="No space left on device"):
+            with pytest.raises(CannotWriteError, match="no space is left there"):
                 run(study, objective)
     run(study, objective)
     assert len({tuple(trial.params.values()) for trial in study.trials}) == 1

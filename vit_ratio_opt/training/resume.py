@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.utils.files import replacing
+from vit_ratio_opt.utils.files import replacing, why_not
 
 __all__ = ["TrainingState", "checksum"]
 
@@ -79,7 +79,7 @@ class TrainingState:
             with replacing(self.path) as partial:
                 save_file(tensors, partial, metadata)
         except Exception as error:  # the disk's errors, or safetensors' own for the same
-            raise InputError(f"{self.path} cannot be written: {error}.") from None
+            raise InputError(f"{self.path} cannot be written: {why_not(error)}") from None
 
     def load(self) -> tuple[torch.Tensor, dict[str, Any]]:
         """Put everything back to where :meth:`save` found it.
