@@ -43,6 +43,7 @@ from vit_ratio_opt.preprocessing import Preprocessing, preprocess_of
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
 from vit_ratio_opt.pruning.separate import separate_names
+from vit_ratio_opt.pruning.supported import check_supported, check_weights
 from vit_ratio_opt.pruning.surgery import shape_of, shrink_to
 from vit_ratio_opt.utils.files import replacing
 
@@ -92,6 +93,8 @@ def save_dense(
         InputError: The file cannot be written, the name has to be given, or the model is not what
             timm makes of name and arguments.
     """
+    model = check_supported(model)
+    check_weights(model)
     given = dict(arguments or {})
     known: dict[str, Any] = {"timm_name": name, "timm_kwargs": {}}
     if name is None:
@@ -260,6 +263,8 @@ def save_pruned(model: ViT, path: str | Path, manifest: Mapping[str, Any]) -> No
     Raises:
         InputError: The file cannot be written, or see :func:`check_saveable`.
     """
+    model = check_supported(model)
+    check_weights(model)
     own: dict[str, Any] = {
         "blocks": shape_of(model).block_sizes,
         "versions": {package: version(package) for package in _PACKAGES},
