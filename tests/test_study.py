@@ -348,3 +348,21 @@ def test_objective_refuses_data_that_does_not_fit(digits, dense):
     for budget in (0, -1, 1.5, 0.01):
         with pytest.raises(InputError, match="budget must be"):
             PruningObjective(dense, digits, budget=budget)
+
+
+@pytest.mark.parametrize("when", ["between trials", "in a trial"])
+def test_a_study_that_is_deleted_under_a_worker_ends_it_in_one_sentence(make, url, when, caplog):
+    def delete(*_):
+        optuna.delete_study(study_name="s", storage=open_storage(url))
+
+    objective, said = make(), []
+    study = create_study(objective, study_name="s", storage=url, screen=False)
+    callbacks = [delete] if when == "between trials" else []
+    if callbacks == []:
+        prune = objective.prune
+        objective.prune = lambda *arguments: (delete(), prune(*arguments))[1]
+    with pytest.raises(InputError, match="'s' was deleted while this worker was at work on it"):
+        run_study(
+            study, objective, n_trials=3, say=said.append, callbacks=callbacks, explain=False
+        )
+    assert not any(record.exc_info for record in caplog.records)

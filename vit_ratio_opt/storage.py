@@ -119,6 +119,8 @@ def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
                 f"{DEFAULT_STORAGE}. From Python, `optuna.storages.InMemoryStorage()` works."
             )
         file = Path(str(parsed.database))
+        if file.is_dir():
+            raise InputError(f"{url} names a folder: name a file in it, such as study.db.")
         if must_exist and not file.exists():
             raise InputError(f"There is no database {file}.")
         if not file.parent.is_dir():

@@ -1,6 +1,9 @@
 """Connections that freeze: the peer acknowledges everything and never answers again."""
 
+import os
+import signal
 import socket
+import sqlite3
 import threading
 import time
 
@@ -156,3 +159,69 @@ def test_a_worker_whose_database_freezes_ends_and_another_takes_its_pair(
     ours, theirs = ([t.params for t in finished_trials(s)] for s in (study, expected))
     assert sorted(map(str, ours)) == sorted(map(str, theirs))
     assert not any(trial.state == TrialState.RUNNING for trial in study.get_trials())
+
+
+def test_a_worker_whose_proxy_freezes_ends_and_its_trial_is_handed_on(
+    make_objective, start_command, free_port, tmp_path
+):
+    pytest.importorskip("grpc")
+    database, port = f"sqlite:///{tmp_path / 'study.db'}", free_port()
+    recipe = Recipe(epochs=400, batch_size=64)
+    study = create_study(make_objective(recipe=recipe), study_name="s", storage=database)
+    serve = ("serve", "--storage", database, "--port", str(port), "--grace", "4")
+    server = start_command(*serve)
+    log = tmp_path / "log"
+    wait_for(lambda: log.exists() and "serving" in log.read_text())
+    proxy = TcpProxy(("127.0.0.1", port))
+    worker = start_command(
+        *("worker", "--storage", f"grpc://127.0.0.1:{proxy.port}", "--study-name", "s"),
+        *("--n-trials", "1", "--grace", "4"),
+    )
+    wait_for(lambda: any(trial.intermediate_values for trial in study.get_trials()))
+    proxy.frozen.set()
+    worker.join(60)
+    said = (tmp_path / "log").read_text()
+    assert worker.exitcode == 2, said
+    assert "Error: The storage cannot be used: Deadline Exceeded" in said
+    assert "Traceback" not in said
+    wait_for(lambda: study.get_trials()[0].state == TrialState.FAIL, 30)
+    server.kill()
+
+
+def lock(file):
+    """Another process that keeps a SQLite file to itself."""
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    return connection
+
+
+def test_a_file_that_is_locked_for_ever_is_one_sentence(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study = optuna.create_study(study_name="s", storage=open_storage(url, grace=4))
+    other, started = lock(tmp_path / "study.db"), time.monotonic()
+    with pytest.raises(InputError, match="cannot be used: database is locked"):
+        open_storage(url, grace=4)
+    assert time.monotonic() - started < 20
+    with pytest.raises(optuna.exceptions.StorageInternalError) as error:
+        study.set_user_attr("key", 1)
+    assert reason(error.value) == "database is locked"
+    other.close()
+    study.set_user_attr("key", 1)
+    assert study.user_attrs == {"key": 1}
+
+
+def test_two_signals_end_a_worker_whose_database_is_frozen(
+    frozen_database, make_objective, start_command, tmp_path
+):
+    direct, url, proxy = frozen_database("signals")
+    recipe = Recipe(epochs=400, batch_size=64)
+    study = create_study(make_objective(recipe=recipe), study_name="s", storage=direct)
+    worker = start_command("worker", "--storage", url, "--study-name", "s", "--n-trials", "1")
+    wait_for(lambda: study.trials and study.trials[0].intermediate_values)
+    proxy.frozen.set()
+    time.sleep(1)
+    os.kill(worker.pid, signal.SIGTERM)
+    time.sleep(0.5)
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(5)
+    assert worker.exitcode == 128 + signal.SIGTERM, (tmp_path / "log").read_text()
