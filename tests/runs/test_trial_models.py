@@ -103,7 +103,7 @@ def test_two_studies_of_two_workers_each_share_a_folder_and_no_file(
         assert worker.exitcode == 0, (tmp_path / "log").read_text()[-2000:]
     kept = [trial.user_attrs["checkpoint"] for study in studies.values() for trial in study.trials]
     assert len(kept) == len(set(kept)) == 8
-    assert {name for name in os.listdir(tmp_path / "models") if name != "artifacts"} == set(kept)
+    assert {path.name for path in (tmp_path / "models").glob("*.safetensors")} == set(kept)
     for name, study in studies.items():
         assert_models_are_the_trials(objectives[name], study, tmp_path, trials=4)
 
