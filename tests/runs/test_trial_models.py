@@ -103,7 +103,7 @@ def test_two_studies_of_two_workers_each_share_a_folder_and_no_file(
         assert worker.exitcode == 0, (tmp_path / "log").read_text()[-2000:]
     kept = [trial.user_attrs["checkpoint"] for study in studies.values() for trial in study.trials]
     assert len(kept) == len(set(kept)) == 8
-    assert {name for name in os.listdir(tmp_path / "models") if name != "artifacts"} == set(kept)
+    assert {path.name for path in (tmp_path / "models").glob("*.safetensors")} == set(kept)
     for name, study in studies.items():
         assert_models_are_the_trials(objectives[name], study, tmp_path, trials=4)
 
@@ -329,7 +329,7 @@ def test_a_store_that_cannot_be_written_is_no_failure_of_the_pair(
         assert str(error.args[-1]) in str(raised.value)
         assert len(str(raised.value).splitlines()) == 1
     assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 4  # one for each run
-    assert os.listdir(tmp_path / "models") == []
+    assert list((tmp_path / "models").glob("*.safetensors")) == []
     store.error = None
     run(study, objective)
     assert len({tuple(trial.params.values()) for trial in study.trials}) == 1
