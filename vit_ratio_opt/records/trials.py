@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import optuna
 from optuna.storages import BaseStorage
@@ -92,7 +92,8 @@ def load_studies(storage: BaseStorage, names: Sequence[str] = ()) -> list[Study]
         InputError: A named study does not exist, was not created by this package or is damaged,
             or the storage has no study created by this package.
     """
-    summaries = {s.study_name: s for s in optuna.get_all_study_summaries(storage)}
+    # Not Optuna's summaries: these read every trial of every study.
+    summaries = {s.study_name: s for s in storage.get_all_studies()}
     records: dict[str, StudyRecord] = {}
     for name in names:
         if name not in summaries:
@@ -168,8 +169,8 @@ def is_ratio(value: object) -> bool:
 
 
 def _cost_ratio(trial: FrozenTrial) -> float | None:
-    ratio = attribute(trial, "cost_ratio")
-    return attribute(trial, "macs_ratio") if ratio is None else ratio
+    ratio: float | None = attribute(trial, "cost_ratio")
+    return ratio if ratio is not None else cast("float | None", attribute(trial, "macs_ratio"))
 
 
 def baseline_of(study: Study, studies: Sequence[Study]) -> Study | None:
