@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.geometry import BlockShape, BlockTokens
 from vit_ratio_opt.model_files.folders import (
     folder_preprocessing,
@@ -31,7 +31,7 @@ from vit_ratio_opt.models.arguments import (
     resampled,
     told_arguments,
 )
-from vit_ratio_opt.models.create import ARCHITECTURE, SOURCE, create_model, first_line
+from vit_ratio_opt.models.create import ARCHITECTURE, SOURCE, create_model
 from vit_ratio_opt.models.described import check_saveable, described, misfit
 from vit_ratio_opt.models.preprocess import (
     configured_preprocessing,
@@ -43,8 +43,9 @@ from vit_ratio_opt.preprocessing import Preprocessing, preprocess_of
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
 from vit_ratio_opt.pruning.separate import separate_names
+from vit_ratio_opt.pruning.supported import check_supported, check_weights
 from vit_ratio_opt.pruning.surgery import shape_of, shrink_to
-from vit_ratio_opt.utils.files import replacing
+from vit_ratio_opt.utils.files import replacing, why_not
 
 __all__ = [
     "check_fits",
@@ -92,6 +93,8 @@ def save_dense(
         InputError: The file cannot be written, the name has to be given, or the model is not what
             timm makes of name and arguments.
     """
+    model = check_supported(model)
+    check_weights(model)
     given = dict(arguments or {})
     known: dict[str, Any] = {"timm_name": name, "timm_kwargs": {}}
     if name is None:
@@ -260,6 +263,8 @@ def save_pruned(model: ViT, path: str | Path, manifest: Mapping[str, Any]) -> No
     Raises:
         InputError: The file cannot be written, or see :func:`check_saveable`.
     """
+    model = check_supported(model)
+    check_weights(model)
     own: dict[str, Any] = {
         "blocks": shape_of(model).block_sizes,
         "versions": {package: version(package) for package in _PACKAGES},
@@ -410,7 +415,7 @@ def _save(model: ViT, path: Path, metadata: dict[str, str]) -> None:
         with replacing(path) as partial:
             save_file(state, partial, metadata)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be written: {first_line(error)}") from None
+        raise CannotWriteError(f"{path} cannot be written: {why_not(error)}") from None
 
 
 def _is_pruned(metadata: Mapping[str, str]) -> bool:

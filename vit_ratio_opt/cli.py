@@ -18,8 +18,10 @@ from optuna.study import Study
 from rich.console import Console
 from typer.rich_utils import rich_format_error
 
+from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import Cost, MhsaUnit
+from vit_ratio_opt.preprocessing import LARGEST_SIDE
 from vit_ratio_opt.proxy import check_port, serve_proxy
 from vit_ratio_opt.records.answer import candidate_of, trained_trial
 from vit_ratio_opt.records.snapshot import snapshot
@@ -47,8 +49,16 @@ from vit_ratio_opt.storage import (
 )
 from vit_ratio_opt.strategies import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.trackers import JsonLog, TensorBoardLog
-from vit_ratio_opt.utils.files import file_name, write_json, write_text
+from vit_ratio_opt.utils.files import (
+    check_writable,
+    check_writable_folder,
+    file_name,
+    is_plain,
+    write_json,
+    write_text,
+)
 from vit_ratio_opt.utils.text import csv_text, plain, short
+from vit_ratio_opt.versions import check_versions
 from vit_ratio_opt.workers import Reaper, SearchStopped
 
 __all__ = [
@@ -58,6 +68,7 @@ __all__ = [
     "ConfidenceOption",
     "CostOption",
     "EpochsOption",
+    "ExifRotationOption",
     "FixedRatioOption",
     "ImageSizeOption",
     "JsonLogOption",
@@ -70,6 +81,7 @@ __all__ = [
     "RoundToOption",
     "SearchNameOption",
     "SeedOption",
+    "SkipDamagedOption",
     "StartOption",
     "StorageOption",
     "StrategyOption",
@@ -126,7 +138,7 @@ def _finite(value: float | None) -> float | None:
 
 _LONGEST_TEXT = 500  # Optuna's columns have 512 characters
 _MOST_SECONDS = 31_536_000  # a year
-_MOST_EPOCHS, _MOST_PIXELS, _MOST_SEED = 100_000, 16_384, 2**31 - 1
+_MOST_EPOCHS, _MOST_SEED = 100_000, 2**31 - 1
 
 BudgetOption = Annotated[
     float, typer.Option(help="Largest share of the dense model's --cost, in (0, 1].")
@@ -165,8 +177,10 @@ ImageSizeOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(
         min=1,
+        max=LARGEST_SIDE,
         help="Pixels that the images of a folder are resized and cropped to; by default those of "
-        "the first one.",
+        "the model.",
+        show_default=False,
     ),
 ]
 SeedOption = Annotated[
@@ -179,6 +193,19 @@ SeedOption = Annotated[
 ]
 StudyNameOption = Annotated[
     str, typer.Option(callback=_text, help="The study's name in the storage.")
+]
+ExifRotationOption = Annotated[
+    bool,
+    typer.Option(
+        "--exif-rotation",
+        help="Turn photographs as their EXIF data says; torchvision and timm do not.",
+    ),
+]
+SkipDamagedOption = Annotated[
+    bool,
+    typer.Option(
+        "--skip-damaged", help="Leave out images that cannot be read, instead of refusing them."
+    ),
 ]
 StorageOption = Annotated[
     Optional[str],  # noqa: UP045  typer evaluates it, also on Python 3.10
@@ -258,10 +285,12 @@ CascadeOption = Annotated[
     ),
 ]
 ValidationOption = Annotated[
-    Literal["train", "test"],
+    Optional[Literal["train", "val", "test"]],  # noqa: UP045
     typer.Option(
-        help="'test': choose on half of the test split and report on the other, for a dense "
-        "model that has seen all training images. 'train': hold out a tenth of them."
+        help="Images to choose on. 'val': the folder val/, the default where train/, val/ and "
+        "test/ are there. 'test': half of the test split, reporting on the other, for a dense "
+        "model that has seen all training images. 'train': a tenth of the training images.",
+        show_default=False,
     ),
 ]
 SearchNameOption = Annotated[
@@ -400,7 +429,7 @@ def report(
         if markdown is not None:
             write_text(page.markdown(studies), markdown)
     written = [path for path in (html, markdown, csv, json) if path is not None]
-    for path in written:
+    for path in filter(is_plain, written):  # a reader of a pipe wants nothing else in it
         console.print(plain(f"written to {path}"), soft_wrap=True)
     if written:
         return
@@ -465,6 +494,8 @@ def worker(
     is put by and the trial handed back. Under torchrun all processes share the training of each
     trial.
     """
+    if data is not None:
+        check_folder(data)
     callbacks = trackers(json_log, tensorboard)
     backend = open_storage(storage, must_exist=True, grace=grace)
     load_studies(backend, [study_name])  # a misspelt name is told before torch is at work
@@ -623,7 +654,7 @@ def export_command(
     image_size: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
-            min=1, max=_MOST_PIXELS, help="Pixels of a side; the model's own by default."
+            min=1, max=LARGEST_SIDE, help="Pixels of a side; the model's own by default."
         ),
     ] = None,
 ) -> None:
@@ -643,11 +674,15 @@ def export_command(
     )
     from vit_ratio_opt.objective import check_fit
     from vit_ratio_opt.origin import study_images
+    from vit_ratio_opt.preprocessing import preprocess_of
     from vit_ratio_opt.pruning import shape_of
 
     if not model.name:
         raise InputError("MODEL must name a file.")
+    if data is not None:
+        check_folder(data)
     output = output or model.with_suffix(SUFFIXES[to])
+    check_output(output)
     if not output.name:
         raise InputError("--output must name a file.")
     smaller = output.with_suffix(".int8.onnx")
@@ -662,7 +697,7 @@ def export_command(
     metadata: dict[str, Any] = {key: manifest[key] for key in keys if key in manifest}
     images = None
     if int8 or data is not None:
-        images = study_images(manifest, data, image_size=height)
+        images = study_images(manifest, data, image_size=height, preprocess=preprocess_of(loaded))
         check_fit(loaded, images)
         metadata = {"classes": images.classes, "mean": images.mean, "std": images.std}
     difference = export_model(loaded, output, to, metadata=metadata, image_size=image_size)
@@ -713,6 +748,8 @@ def final(
     """
     path = output or Path(f"{file_name(study_name)}.safetensors")
     check_model_output(path)
+    if data is not None:
+        check_folder(data)
     backend = open_storage(storage, must_exist=True)
     (study,) = load_studies(backend, [study_name])
     chosen = trained_trial(study, trial)
@@ -778,7 +815,9 @@ def prune(
     epochs: EpochsOption = 0,
     lr: LearningRateOption = 1e-3,
     image_size: ImageSizeOption = None,
-    validation: ValidationOption = "test",
+    exif_rotation: ExifRotationOption = False,
+    skip_damaged: SkipDamagedOption = False,
+    validation: ValidationOption = None,
     strategy: StrategyOption = "structural",
     cascade: CascadeOption = None,
     mhsa_unit: MhsaUnitOption = "rank",
@@ -788,20 +827,34 @@ def prune(
 ) -> None:
     """Prune by two given ratios, without a search; fine-tune, test once, write with a card."""
     check_model_output(output)
+    check_folder(data)
+    for name, ratio in (("mhsa_ratio", mhsa_ratio), ("ffn_ratio", ffn_ratio)):
+        if not 0 <= ratio < 1:
+            raise InputError(f"`{name}` must be in [0, 1), but got {ratio!r}.")
     dense, normalisation = dense_model(checkpoint, model, start, weights)
 
     from vit_ratio_opt.final import finish
     from vit_ratio_opt.geometry import RatioPair, check_pair
     from vit_ratio_opt.objective import PruningObjective
+    from vit_ratio_opt.preprocessing import preprocess_or_assume
     from vit_ratio_opt.training import Recipe, load_images
+    from vit_ratio_opt.training.data import default_validation
 
+    recipe = Recipe(epochs=epochs, lr=lr)
     objective = PruningObjective(
         dense,
         load_images(
-            data, image_size=image_size, validation=validation, seed=seed, **normalisation
+            data,
+            image_size=image_size,
+            validation=validation or default_validation(data, "test"),
+            seed=seed,
+            preprocess=preprocess_or_assume(dense),
+            exif_rotation=exif_rotation,
+            skip_damaged=skip_damaged,
+            **normalisation,
         ),
         budget=1.0,
-        recipe=Recipe(epochs=epochs, lr=lr),
+        recipe=recipe,
         strategy=strategy,
         rule=cascade_rule(cascade),
         mhsa_unit=mhsa_unit,
@@ -848,8 +901,8 @@ def check_model_output(path: Path) -> None:
     """
     if path.suffix != ".safetensors":
         raise InputError(f"A model goes into a .safetensors file, but --output is {path}.")
-    check_output(path)
-    check_output(path.with_suffix(".md"))
+    for made in (path, path.with_suffix(".md"), path.with_name(f"{path.name}.training")):
+        check_output(made)
 
 
 def dense_model(
@@ -933,15 +986,10 @@ def check_output(path: Path | None) -> None:
     """Refuse, before any work, a file that could not be written after it.
 
     Raises:
-        InputError: Its folder is missing or may not be written.
+        InputError: See :func:`~vit_ratio_opt.utils.files.check_writable`.
     """
-    if path is None:
-        return
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"lies in no folder: {path.parent} is missing"
-        raise InputError(f"{path} cannot be written: it {what}.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"{path} cannot be written: no permission.")
+    if path is not None:
+        check_writable(path)
 
 
 def make_folder(folder: Path) -> None:
@@ -950,12 +998,7 @@ def make_folder(folder: Path) -> None:
     Raises:
         InputError: It cannot be made or written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder {folder} cannot be made: {error.strerror}.") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"The folder {folder} cannot be written: no permission.")
+    check_writable_folder(folder)
 
 
 def checkpoint_folder(folder: Path, study_name: str) -> Path:
@@ -977,6 +1020,7 @@ def run_command(command: Callable[..., Any] | typer.Typer) -> NoReturn:
         command = single
     code = 0
     try:
+        check_versions()
         returned = command(standalone_mode=False)
         code = returned if isinstance(returned, int) else 0
         sys.stdout.flush()

@@ -18,11 +18,17 @@ from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 
 from vit_ratio_opt.checkpoint import check_fits, create_model
+from vit_ratio_opt.device import evaluating
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.folders import read_config, read_folder
 from vit_ratio_opt.model_files.weights import read_tensors
 from vit_ratio_opt.preprocessing import Preprocessing, remember_preprocessing
-from vit_ratio_opt.pruning.surgery import UnsupportedModelError, evaluating
+from vit_ratio_opt.pruning.supported import (
+    UnsupportedModelError,
+    check_untouched,
+    check_weights,
+    unwrapped,
+)
 
 __all__ = ["load_converted", "to_timm"]
 
@@ -105,6 +111,7 @@ def to_timm(model: nn.Module) -> VisionTransformer:
         InputError: It has parts that a timm model has not, is not in float32, or the logits
             differ by more than 1e-4 of the largest.
     """
+    model = unwrapped(model)
     kind, module = type(model).__name__, type(model).__module__
     source: Any = model
     if type(model) is TorchvisionViT:  # a subclass may compute something else
@@ -123,6 +130,8 @@ def to_timm(model: nn.Module) -> VisionTransformer:
     }
     if {tensor.dtype for tensor in state.values()} != {torch.float32}:
         raise InputError(f"{_MODEL} must be in float32 to be converted: call `model.float()`.")
+    check_untouched(model)
+    check_weights(model)
     converted = _converted(_MODEL, state, settings).to(next(model.parameters()).device)
     _check_same(model, converted)
     return converted

@@ -19,11 +19,8 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage, get_storage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from optuna_dashboard import run_server
-from optuna_dashboard._custom_plot_data import SYSTEM_ATTR_PLOT_DATA
-from optuna_dashboard._note import get_note_from_system_attrs, note_str_key_prefix, note_ver_key
-from optuna_dashboard._serializer import serialize_frozen_trial
 
+from vit_ratio_opt._compat import PLOT_KEY, note_keys, read_note
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BUDGET_CONSTRAINTS
 from vit_ratio_opt.lineage import open_artifacts
@@ -121,7 +118,7 @@ class Explainer:
                     ("path-of-the-search", path_figure(study, height=_CARD)),
                     ("blocks-of-the-best-model", widths_figure([study])),
                 ):
-                    key = f"{SYSTEM_ATTR_PLOT_DATA}{name}:"
+                    key = f"{PLOT_KEY}{name}:"
                     _write(study, key, str(figure.to_json()), known)
         except Exception as error:
             _complain(error)
@@ -201,6 +198,8 @@ def serve_dashboard(
         study_name: Which study to open; the list of them by default.
         browse: Whether to open a browser, if this machine has one with windows.
     """
+    from optuna_dashboard import run_server  # a search needs none of it
+
     backend = get_storage(storage)  # with a cache
     address = f"http://{host}:{port}/dashboard"
     if study_name is not None:
@@ -276,36 +275,39 @@ class _AllArtifacts:
 def _as_shown(trial: FrozenTrial) -> FrozenTrial:
     """A trial for the dashboard: attributes in our order, constraints where it looks for them.
 
-    Databases give attributes in any order. The second is for versions that do not know the keys of
-    Optuna 5, in which every trial would look feasible.
+    Databases give attributes in any order. The dashboard's 0.21 does not know the constraints of
+    Optuna 5, and every trial would look feasible. The list of Optuna 4 is known to all releases.
     """
     shown = copy.copy(trial)
     attributes = trial.user_attrs
     order = [name for name in TRIAL_COLUMNS if name in attributes]
-    shown._user_attrs = {name: attributes[name] for name in [*order, *attributes]}
-    if trial.constraints and not serialize_frozen_trial(0, trial, {})["constraints"]:
-        values = list(trial.constraints.values())
-        shown._system_attrs = {**trial.system_attrs, "constraints": values}
+    shown.user_attrs = {name: attributes[name] for name in [*order, *attributes]}
+    if trial.constraints:
+        shown.system_attrs = {
+            **{k: v for k, v in trial.system_attrs.items() if not k.startswith("constraints:")},
+            "constraints": list(trial.constraints.values()),
+        }
     return shown
 
 
 def _save_trial_note(study: Study, trial: FrozenTrial) -> None:
     """As ``save_note``, which reads all notes of the study, twice, to find the one before."""
-    study._storage.set_study_system_attr(study._study_id, note_ver_key(trial._trial_id), 1)
-    _write(study, note_str_key_prefix(trial._trial_id), trial_note(study, trial), {})
+    version, text = note_keys(trial._trial_id)
+    study._storage.set_study_system_attr(study._study_id, version, 1)
+    _write(study, text, trial_note(study, trial), {})
 
 
 def _save_study_note(study: Study, note: str, known: Mapping[str, Any]) -> None:
     """The note, with what somebody has written below the one before, or instead of it."""
-    before = get_note_from_system_attrs(dict(known), None)
-    _, _, kept = before["body"].partition(_OWN_NOTES)
-    if _OWN_NOTES not in before["body"]:
-        kept = before["body"]
+    number, before = read_note(known)
+    _, _, kept = before.partition(_OWN_NOTES)
+    if _OWN_NOTES not in before:
+        kept = before
     whole = f"{note}\n\n---\n\n{_OWN_NOTES}\n\n{kept.strip()}\n"
-    if whole != before["body"]:
-        version = before["version"] + 1
-        study._storage.set_study_system_attr(study._study_id, note_ver_key(None), version)
-        _write(study, note_str_key_prefix(None), whole, known)
+    if whole != before:
+        version, text = note_keys()
+        study._storage.set_study_system_attr(study._study_id, version, number + 1)
+        _write(study, text, whole, known)
 
 
 def _write(study: Study, key: str, text: str, known: Mapping[str, Any]) -> None:

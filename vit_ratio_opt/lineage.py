@@ -8,6 +8,7 @@ and the artifact store can go on from both, on any machine.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -19,7 +20,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, BinaryIO
 
 from optuna.artifacts import (
-    Backoff,
     Boto3ArtifactStore,
     FileSystemArtifactStore,
     download_artifact,
@@ -29,7 +29,8 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt._compat import behind_backoff
+from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.geometry import RatioPair, RatioSpace
 from vit_ratio_opt.storage import reason, redact
 from vit_ratio_opt.untrusted import check_artifact_id, is_state_id
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArtifactFolder",
     "artifact_location",
+    "check_store",
     "fetch_state",
     "fetched_checkpoint",
     "interrupted_trials",
@@ -96,6 +98,23 @@ def open_artifacts(location: str) -> ArtifactStore:
         return Boto3ArtifactStore(location.removeprefix("s3://"), client)
     except Exception as error:  # of botocore, which may not be there
         raise InputError(f"{location} cannot be used: {reason(error)}") from None
+
+
+def check_store(store: ArtifactStore) -> None:
+    """Prove that a store can be written, by an artifact that is removed again.
+
+    Raises:
+        CannotWriteError: It cannot.
+    """
+    artifact = f"probe-{uuid.uuid4()}"
+    try:
+        store.write(artifact, io.BytesIO(b"probe"))
+    except Exception as error:  # a store raises whatever its client does
+        raise CannotWriteError(
+            f"The artifact store cannot be written: {type(error).__name__}: {reason(error)}"
+        ) from None
+    with contextlib.suppress(Exception):
+        behind_backoff(store).remove(artifact)
 
 
 def nearest_parents(
@@ -241,8 +260,7 @@ def state_artifact(trial: FrozenTrial | Trial) -> str | None:
 
 def remove_states(artifacts: Iterable[str], store: ArtifactStore) -> None:
     """Remove the states of trainings that are still there; nothing else."""
-    if isinstance(store, Backoff):  # Optuna 5.0's removes again and again, for a minute
-        store = store._backend
+    store = behind_backoff(store)  # Optuna 5.0's removes again and again, for a minute
     for artifact in filter(is_state_id, artifacts):
         with contextlib.suppress(Exception):  # a store raises whatever its client does
             store.remove(artifact)

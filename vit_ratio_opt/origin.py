@@ -18,6 +18,7 @@ from vit_ratio_opt.device import Precision
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import Cost, MhsaUnit
 from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.preprocessing import Preprocessing
 from vit_ratio_opt.pruning import Allocation
 from vit_ratio_opt.pruning.architecture import architecture_of
 from vit_ratio_opt.records.study import StudyRecord
@@ -159,7 +160,11 @@ def _check_root(source: Mapping[str, Any], study_name: str, data: str | Path | N
 
 
 def study_images(
-    manifest: Mapping[str, Any], root: str | Path | None = None, *, image_size: int | None = None
+    manifest: Mapping[str, Any],
+    root: str | Path | None = None,
+    *,
+    image_size: int | None = None,
+    preprocess: Preprocessing | None = None,
 ) -> ImageData:
     """The images that a pruned model's study was about, in its splits.
 
@@ -170,6 +175,7 @@ def study_images(
         manifest: Of ``load_pruned``; empty for a dense model.
         root: The folder of the images, see :func:`vit_ratio_opt.load_images`; none for the digits.
         image_size: Pixels of a side, where the manifest does not say how the images were loaded.
+        preprocess: The model's preprocessing, likewise.
 
     Raises:
         InputError: There is no ``root`` but the study was not about the digits, the folder cannot
@@ -180,7 +186,7 @@ def study_images(
         is_digits = (source["loader"] if source else manifest.get("dataset")) == "digits"
         if root is None and not is_digits:
             raise InputError("Accuracy is measured, not assumed: give --data, the images' folder.")
-        for load in _loads(manifest, root, image_size):
+        for load in _loads(manifest, root, image_size, preprocess):
             data = load()
             if fingerprint is None or data.has_fingerprint(fingerprint):
                 break
@@ -199,7 +205,10 @@ def study_images(
 
 
 def _loads(
-    manifest: Mapping[str, Any], root: str | Path | None, image_size: int | None
+    manifest: Mapping[str, Any],
+    root: str | Path | None,
+    image_size: int | None,
+    preprocess: Preprocessing | None,
 ) -> list[Callable[[], ImageData]]:
     """Ways to load the images of a manifest, one of which is right."""
     source, seed = manifest.get("images"), manifest.get("seed", 0)
@@ -207,7 +216,7 @@ def _loads(
         return [lambda: load_images_again(source, root=root)]
     if root is None:
         return [lambda: load_images_again({"loader": "digits", "seed": seed})]
-    options: dict[str, Any] = {"seed": seed}
+    options: dict[str, Any] = {"seed": seed, "preprocess": preprocess}
     if not (Path(root) / "cifar-10-batches-py").is_dir():  # which has its own
         options["image_size"] = image_size
         options.update({key: manifest.get(key) for key in ("mean", "std")})

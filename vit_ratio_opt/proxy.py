@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
-import optuna
 from optuna.storages import get_storage
 
 from vit_ratio_opt.errors import InputError
@@ -70,13 +68,14 @@ def serve_proxy(url: str, host: str, port: int, threads: int, grace: int) -> Non
                 _logger.warning(f"Dead workers could not be looked for: {type(error).__name__}")
             threading.Event().wait(grace / BEATS_IN_GRACE)
 
+    from optuna.storages._grpc.server import make_server  # its public function says nothing
+
+    with_cache = get_storage(backend)
+    try:
+        server = make_server(with_cache, host, port, ThreadPoolExecutor(threads))
+    except RuntimeError:
+        raise InputError(f"Cannot listen on {host}:{port}.") from None
+    server.start()
     threading.Thread(target=reap, daemon=True, name="reaper").start()
     print(f"serving at grpc://{host}:{port} (Ctrl-C stops it)", flush=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.storages.run_grpc_proxy_server(
-            get_storage(backend),  # with a cache
-            host=host,
-            port=port,
-            thread_pool=ThreadPoolExecutor(threads),
-        )
+    server.wait_for_termination()

@@ -18,9 +18,12 @@ from urllib.parse import quote, quote_plus
 import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from sqlalchemy.engine import URL
 
+from vit_ratio_opt._compat import behind_cache
+from vit_ratio_opt.connections import RESTART_SECONDS, Connector, answer_seconds, has_given_up
+from vit_ratio_opt.database import RDBStorage
 from vit_ratio_opt.errors import InputError
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "RESTART_SECONDS",
     "check_storage_url",
     "is_storage_error",
+    "is_temporary",
     "is_unreachable",
     "open_storage",
     "rdb_of",
@@ -47,16 +51,13 @@ at once, a dead node must not block its pair for ever."""
 BEATS_IN_GRACE = 20
 """Signs of life that may get lost before a trial is taken for dead."""
 
-# Writers of a SQLite file wait for each other; by default only 5 seconds.
-_SQLITE_SECONDS = 60
-RESTART_SECONDS = 300
-"""How long a worker waits for a database or a proxy that is being restarted."""
-
 _FIRST_SECONDS = 10  # for its first answer
 # Of a new database, and what is said when another process is creating it at the same moment.
 _OPENING_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, AssertionError)
 _MOST_OPENINGS = 10
 _RACES = ("already exists", "duplicate", "unique constraint", "no such table", 'relation "')
+# In a row: a database that fails again and again is full, read-only or locked.
+_MOST_FAILURES = 5
 GRPC_PORT = 13000
 # Drivers that `pip install vit_ratio_opt[postgres]` and `[mysql]` bring, where the URL names none.
 _DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "mysql": ("pymysql", "MySQLdb")}
@@ -118,6 +119,8 @@ def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
                 f"{DEFAULT_STORAGE}. From Python, `optuna.storages.InMemoryStorage()` works."
             )
         file = Path(str(parsed.database))
+        if file.is_dir():
+            raise InputError(f"{url} names a folder: name a file in it, such as study.db.")
         if must_exist and not file.exists():
             raise InputError(f"There is no database {file}.")
         if not file.parent.is_dir():
@@ -162,7 +165,7 @@ def open_storage(
     parsed = check_storage_url(url, must_exist=must_exist)
     shown = redact(url)
     if parsed.drivername == "grpc":
-        return _open_proxy(parsed)
+        return _open_proxy(parsed, grace)
     try:
         storage = _open_database(parsed, grace, connections)
     except ImportError:
@@ -171,8 +174,6 @@ def open_storage(
         raise InputError(f"The driver for {shown} is not installed{hint}.") from None
     except (*_OPENING_ERRORS, OSError, RuntimeError) as error:
         raise InputError(f"The storage {shown} cannot be used: {reason(error, parsed)}") from None
-    if parsed.get_backend_name() != "sqlite":
-        sqlalchemy.event.listen(storage.engine, "do_connect", _connect_patiently)
     return storage
 
 
@@ -180,16 +181,26 @@ def _open_database(url: URL, grace: int, connections: int) -> RDBStorage:
     """Open a database, and again where another process creates its tables at the same time."""
     # Braces: Optuna fills URLs in as templates.
     whole = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+    settings: dict[str, Any] = {"connect_args": {"timeout": answer_seconds(grace)}}
+    connector = None
+    if url.get_backend_name() != "sqlite":
+        connector = Connector(url, grace)
+        # A connection that a restart has cut is noticed before it is used.
+        settings = {"creator": connector, "pool_pre_ping": True}
+        settings |= {"pool_size": connections, "max_overflow": connections}
     for attempt in itertools.count(1):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                return RDBStorage(
+                storage = RDBStorage(
                     whole,
-                    engine_kwargs=_engine_settings(url, connections),
+                    engine_kwargs=settings,
                     heartbeat_interval=max(1, grace // BEATS_IN_GRACE),
                     grace_period=grace,
                 )
+            if connector is not None:
+                connector.is_patient = True
+            return storage
         except _OPENING_ERRORS as error:
             text = f"{error} {error.__cause__}".lower()
             is_race = isinstance(error, AssertionError) or any(word in text for word in _RACES)
@@ -199,13 +210,15 @@ def _open_database(url: URL, grace: int, connections: int) -> RDBStorage:
     raise AssertionError  # never reached
 
 
-def _open_proxy(url: URL) -> BaseStorage:
+def _open_proxy(url: URL, grace: int) -> BaseStorage:
     if find_spec("grpc") is None:
         raise InputError("grpc:// needs gRPC: pip install 'vit_ratio_opt[grpc]'.")
     host, port = str(url.host), url.port or GRPC_PORT
+    from vit_ratio_opt.grpc_client import GrpcStorageProxy
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
+        storage = GrpcStorageProxy(host=host, port=port, grace=grace)
     try:
         storage.wait_server_ready(timeout=_FIRST_SECONDS)
     except ConnectionError:
@@ -213,34 +226,6 @@ def _open_proxy(url: URL) -> BaseStorage:
             f"Nothing answers at grpc://{host}:{port}: start `vit-ratio-opt serve` there."
         ) from None
     return storage
-
-
-def _engine_settings(url: URL, connections: int) -> dict[str, Any]:
-    backend = url.get_backend_name()
-    if backend == "sqlite":
-        return {"connect_args": {"timeout": _SQLITE_SECONDS}}
-    # A connection that a restart has cut is noticed before it is used.
-    seconds = {"connect_timeout": _FIRST_SECONDS} if backend in ("postgresql", "mysql") else {}
-    return {
-        "pool_pre_ping": True,
-        "pool_size": connections,
-        "max_overflow": connections,
-        "connect_args": seconds,
-    }
-
-
-def _connect_patiently(dialect: Any, record: Any, arguments: Any, options: Any) -> Any:
-    """A connection to a database that was there before: it may be restarting."""
-    deadline, pause = time.monotonic() + RESTART_SECONDS, 0.1
-    while True:
-        try:
-            return dialect.connect(*arguments, **options)
-        except dialect.loaded_dbapi.OperationalError:
-            if time.monotonic() + pause > deadline:
-                raise
-        _logger.warning("The database does not answer; trying again.")
-        time.sleep(pause)
-        pause = min(2 * pause, 5.0)
 
 
 def reason(error: BaseException, url: URL | None = None) -> str:
@@ -263,9 +248,37 @@ def is_storage_error(error: BaseException) -> bool:
 
 def is_unreachable(error: BaseException) -> bool:
     """Whether there is no proxy at the moment; a database is waited for when connecting."""
+    return _grpc_status(error) == "UNAVAILABLE"
+
+
+def _grpc_status(error: BaseException) -> str | None:
+    code = getattr(_storage_error(error), "code", None)
+    return getattr(code(), "name", None) if callable(code) else None
+
+
+def is_temporary(
+    error: BaseException, storage: BaseStorage, failures: int, seconds: float
+) -> bool:
+    """Whether a storage that has failed is worth another try.
+
+    A database that does not answer was waited for already, by each connection that was opened; a
+    proxy has to be waited for by its caller.
+
+    Args:
+        error: What the storage raised last.
+        storage: The storage.
+        failures: How often it has failed in a row.
+        seconds: For how long.
+    """
+    if is_unreachable(error):
+        return seconds <= RESTART_SECONDS
+    if _grpc_status(error) == "DEADLINE_EXCEEDED":
+        return seconds <= getattr(storage, "silence_seconds", RESTART_SECONDS)
     cause = _storage_error(error)
-    code = getattr(cause, "code", None)
-    return callable(code) and getattr(code(), "name", None) == "UNAVAILABLE"
+    if isinstance(cause, StorageInternalError):
+        cause = cause.__cause__
+    gave_up = has_given_up(getattr(cause, "orig", None))
+    return not gave_up and failures <= _MOST_FAILURES and seconds <= RESTART_SECONDS
 
 
 def _storage_error(error: BaseException) -> BaseException | None:
@@ -281,10 +294,10 @@ def _storage_error(error: BaseException) -> BaseException | None:
     return None
 
 
-def rdb_of(storage: BaseStorage) -> RDBStorage | None:
+def rdb_of(storage: BaseStorage) -> optuna.storages.RDBStorage | None:
     """The database behind Optuna's cache; None behind a proxy, or where there is none."""
-    backend = getattr(storage, "_backend", storage)
-    return backend if isinstance(backend, RDBStorage) else None
+    backend = behind_cache(storage)
+    return backend if isinstance(backend, optuna.storages.RDBStorage) else None
 
 
 def redact(text: str) -> str:

@@ -176,6 +176,7 @@ def test_preprocessing_of_a_hugging_face_folder_belongs_to_its_model(
     assert known.std == (0.4, 0.5, 0.6)
     assert (known.image_size, known.interpolation) == ((32, 32), interpolation)
     assert known.crop == pytest.approx(crop)
+    assert known.squash == ("shortest_edge" not in json.dumps(stored))
     assert not known.is_assumed
 
 

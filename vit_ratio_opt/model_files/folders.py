@@ -175,7 +175,11 @@ def folder_preprocessing(folder: Path, image_size: tuple[int, int]) -> Preproces
             "`size` or `crop_size` there."
         )
     interpolation = _RESAMPLE[stored.get("resample", 2)]
-    return Preprocessing(mean, std, image_size, interpolation, crop, origin=str(path))
+    size = stored.get("size")
+    squash = not (isinstance(size, Mapping) and "shortest_edge" in size)  # height and width
+    return Preprocessing(
+        mean, std, image_size, interpolation, crop, origin=str(path), squash=squash
+    )
 
 
 def _sides(path: Path, key: str, size: Any) -> tuple[int, int] | None:

@@ -114,8 +114,8 @@ def _safetensors(
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"{path} is no readable checkpoint, but a safetensors file that is truncated or has a "
-            f"damaged header: {short(error, 200)}"
+            f"{path} is no readable checkpoint (truncated?), but a safetensors file with a "
+            f"damaged header or end: {short(error, 200)}"
         ) from None
 
 
@@ -172,7 +172,7 @@ def _without_pickle(path: Path) -> Any:
         ) from None
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(
-            f"{path} is no readable checkpoint, but truncated or damaged: {short(error, 200)}"
+            f"{path} is no readable checkpoint (truncated?): {short(error, 200)}"
         ) from None
 
 

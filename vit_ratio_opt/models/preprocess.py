@@ -54,14 +54,23 @@ def configured_preprocessing(
         raise InputError(
             f"{origin} has the interpolation {interpolation!r:.40}, which is unknown."
         )
-    if mode != "center" and not is_assumed:
+    if mode not in ("center", "squash") and not is_assumed:
         _logger.warning(
             f"{origin} resizes images by crop_mode {mode!r:.40}; here the shorter side is resized "
             "and the centre is cropped, which differs for images that are not square."
         )
     sides = tuple(map(int, model.patch_embed.img_size))
     crop = config.get("crop_pct") or 1.0
-    return Preprocessing(mean, std, sides, interpolation, crop, origin, is_assumed)  # type: ignore[arg-type]
+    return Preprocessing(
+        mean,
+        std,
+        sides,  # type: ignore[arg-type]
+        interpolation,
+        crop,
+        origin,
+        is_assumed,
+        squash=mode == "squash",
+    )
 
 
 def remember_configured(model: ViT, *, origin: str, is_assumed: bool = False) -> None:

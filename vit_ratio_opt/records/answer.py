@@ -246,8 +246,8 @@ def trained_trial(study: Study, number: int | None = None) -> FrozenTrial:
         return answer.found.trial
     trained = {
         trial.number: trial
-        for trial in study.get_trials(deepcopy=False)
-        if attribute(trial, "accuracy") is not None and has_pair(trial)
+        for trial in finished_trials(study)
+        if attribute(trial, "accuracy") is not None
     }
     if number not in trained:
         raise InputError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import optuna
 from optuna.storages import BaseStorage
@@ -170,7 +170,8 @@ def is_ratio(value: object) -> bool:
 
 def _cost_ratio(trial: FrozenTrial) -> float | None:
     ratio: float | None = attribute(trial, "cost_ratio")
-    return ratio if ratio is not None else cast("float | None", attribute(trial, "macs_ratio"))
+    macs_ratio: float | None = attribute(trial, "macs_ratio")
+    return macs_ratio if ratio is None else ratio
 
 
 def baseline_of(study: Study, studies: Sequence[Study]) -> Study | None:
