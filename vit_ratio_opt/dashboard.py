@@ -373,7 +373,8 @@ def _training(study: Study, trial: FrozenTrial) -> str:
 
 
 def _three_digits(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, (int, float)) else short(value, 20)
+    is_number = isinstance(value, (int, float)) and abs(value) < 1e9
+    return f"{value:.3f}" if is_number else short(value, 20)
 
 
 def _block_cells(row: Mapping[str, int]) -> list[str]:
