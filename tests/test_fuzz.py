@@ -96,7 +96,7 @@ def scratch(tmp_path, monkeypatch, make_study):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vit_ratio_opt.dashboard.run_server", lambda *a, **o: None)
+    monkeypatch.setattr("optuna_dashboard.run_server", lambda *a, **o: None)
     monkeypatch.setattr("vit_ratio_opt.ray_cluster.run_on_ray", stop)
     monkeypatch.setattr("vit_ratio_opt.cli.serve_proxy", stop)
     monkeypatch.setattr(cli.time, "sleep", interrupt)

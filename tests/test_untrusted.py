@@ -128,7 +128,8 @@ def test_a_trials_model_has_a_name_of_ours(study, tmp_path, name):
     objective = load_objective("s", study._storage)
     if name is None:
         return
-    study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"checkpoint": name}))
+    attributes = {"checkpoint": name, "accuracy": 50.0}
+    study.add_trial(create_trial(value=50.0, user_attrs=attributes))
     with pytest.raises(InputError, match="no name of a trial's model"):
         objective.model_of(study.trials[-1], study)
     assert check_checkpoint_name("trial-0000.safetensors")
