@@ -5,13 +5,21 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test coverage dashboard lint format
+# The oldest Python that pyproject.toml allows.
+LOWEST_PYTHON ?= python3.10
+LOWEST := .venv-lowest
+
+.PHONY: demo test test-lowest coverage dashboard lint format
 
 demo: $(READY)  ## train a small ViT on digits, search its two ratios, print the table
 	$(BIN)/python studies/quickstart.py
 
 test: $(READY)
 	$(PYTEST)
+
+test-lowest: $(LOWEST)/.ready  ## the tests, those in chaos/ aside, with the oldest releases that pyproject.toml allows: 7 GB
+	$(LOWEST)/bin/python -m pip check
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/chaos
 
 coverage: $(READY)  ## the tests in twice the time; fails below 90 %
 	$(PYTEST) --cov --cov-report=term
@@ -31,4 +39,11 @@ format: $(READY)
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(LOWEST)/.ready: pyproject.toml .ci/lowest.py
+	rm -rf $(LOWEST)
+	$(LOWEST_PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python .ci/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[dev]'
 	touch $@

@@ -117,6 +117,13 @@ def test_utils_import_the_standard_library_and_errors_only() -> None:
         assert not others, f"{module} imports {', '.join(sorted(others))}"
 
 
+@pytest.mark.parametrize("module", PATHS)
+def test_no_module_imports_a_private_module_of_others(module: str) -> None:
+    """Any release may rename it; `_compat` has what there is no public way for."""
+    private = {name for name in imports_of(module) - PATHS.keys() if "._" in name}
+    assert not private, f"{module} imports {', '.join(sorted(private))}"
+
+
 @pytest.mark.parametrize(
     ("folder", "forbidden"),
     [("records", TORCH | _names(ABOVE_RECORDS)), ("search", TORCH)],

@@ -259,7 +259,7 @@ def test_dashboard_listens_on_loopback_and_refuses_a_taken_port(tmp_path, monkey
     optuna.create_study(storage=url)
     started = {}
     monkeypatch.setattr(
-        "vit_ratio_opt.dashboard.run_server",
+        "optuna_dashboard.run_server",
         lambda storage, host, **options: started.update(host=host),
     )
     with socket.socket() as taken:

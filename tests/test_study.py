@@ -299,17 +299,19 @@ def test_final_test_needs_the_checkpoint(make, url):
 
 
 def test_a_file_of_another_study_is_not_taken_for_the_trials_model(make, url, tmp_path):
-    """A study that was deleted and made again, or another one, with the same folder."""
+    """Someone has copied it there; or a version that gave both studies the same names has."""
     store = tmp_path / "store"
     first, second = make(), make(artifact_store=store, seed=1)
     for name, objective in (("other", first), ("s", second)):
         study = create_study(objective, study_name=name, storage=url, screen=False)
         run_study(study, objective, n_trials=1, say=lambda line: None, explain=False)
-    path, (trial,) = first.checkpoints / "trial-0000.safetensors", study.trials
+    (trial,) = study.trials
+    path = second.checkpoints / trial.user_attrs["checkpoint"]
     kept = path.read_bytes()
     assert weights_hash(second.model_of(trial, study)) == trial.user_attrs["weights"]
     other = optuna.load_study(study_name="other", storage=url)
     first.artifact_store = None
+    shutil.copy(path, first.checkpoints / other.trials[0].user_attrs["checkpoint"])
     with pytest.raises(InputError, match=r"not the model of trial 0 of study 'other': its study"):
         first.model_of(other.trials[0], other)
     for damage in (None, b"damaged"):

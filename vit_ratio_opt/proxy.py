@@ -12,6 +12,7 @@ from optuna.storages import get_storage
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.storage import BEATS_IN_GRACE, open_storage, rdb_of
+from vit_ratio_opt.utils.text import short
 from vit_ratio_opt.workers import Reaper
 
 __all__ = ["check_port", "serve_proxy"]
@@ -25,13 +26,16 @@ def check_port(host: str, port: int) -> None:
     Raises:
         InputError: With the reason.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, UnicodeError) as error:
-            why = getattr(error, "strerror", None) or "no such host"
-            raise InputError(f"Cannot listen on {host}:{port}: {why}.") from None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError, ValueError) as error:  # of a name that is none
+        why = getattr(error, "strerror", None) or "this is no name of a machine"
+        raise InputError(f"Cannot listen on {short(host)}:{port}: {why}.") from None
 
 
 def serve_proxy(url: str, host: str, port: int, threads: int, grace: int) -> None:

@@ -9,9 +9,11 @@ import random
 import re
 import time
 import warnings
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import optuna
 import sqlalchemy
@@ -19,6 +21,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from sqlalchemy.engine import URL
 
+from vit_ratio_opt._compat import behind_cache
 from vit_ratio_opt.connections import RESTART_SECONDS, Connector, answer_seconds, has_given_up
 from vit_ratio_opt.database import RDBStorage
 from vit_ratio_opt.errors import InputError
@@ -60,6 +63,20 @@ GRPC_PORT = 13000
 _DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "mysql": ("pymysql", "MySQLdb")}
 _EXTRAS = {"postgresql": "postgres", "mysql": "mysql", "mariadb": "mysql"}
 
+_URL = re.compile(r"([A-Za-z][\w+.-]*)://(.*)", re.ASCII)
+_BACKENDS = ("postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "cockroachdb")
+_USER = re.compile(r"[\w.%+~-]*", re.ASCII)
+_PLACE = re.compile(r"(\[[^\]@]*\]|[^:/@\[]*)(:\d{0,5})?(/[^@]*)?")
+_SHOWN_ENTRY = re.compile(r"(host|port)=[\w.,:/%\[\]-]*", re.ASCII)
+# An entry of a libpq connection string, or of a dictionary of a driver's arguments.
+_SECRET_ENTRY = re.compile(
+    r"(?i)\b(\w*(?:password|passwd|passphrase|passfile|pwd|secret|token|sslkey|sslcert"
+    r"|access_key\w*)[\"']?)(\s*[=:]\s*)"
+    r"('(?:[^'\\]|\\.)*'?|\"(?:[^\"\\]|\\.)*\"?|[^\s&,;)}\]]+)"
+)
+_SHORTEST_SECRET = 4  # a shorter one would be struck out everywhere
+_secrets: set[str] = set()
+
 _logger = logging.getLogger(f"optuna.{__name__}")
 
 
@@ -79,6 +96,7 @@ def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
     """
     try:
         parsed = sqlalchemy.engine.make_url(url)
+        _remember_secrets(parsed)
         if parsed.drivername == "grpc":
             if not parsed.host or parsed.database:
                 raise InputError(f"{redact(url)!r} must be grpc://host:port.")
@@ -97,7 +115,7 @@ def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
     if parsed.get_backend_name() == "sqlite":
         if parsed.database in (None, "", ":memory:"):  # and each thread would see its own
             raise InputError(
-                f"{url} is in memory and ends with the process: name a file, such as "
+                f"{redact(url)} is in memory and ends with the process: name a file, such as "
                 f"{DEFAULT_STORAGE}. From Python, `optuna.storages.InMemoryStorage()` works."
             )
         file = Path(str(parsed.database))
@@ -106,9 +124,9 @@ def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
         if must_exist and not file.exists():
             raise InputError(f"There is no database {file}.")
         if not file.parent.is_dir():
-            raise InputError(f"{url} cannot be made: there is no folder {file.parent}.")
+            raise InputError(f"{redact(url)} cannot be made: there is no folder {file.parent}.")
         if not must_exist and not os.access(file if file.exists() else file.parent, os.W_OK):
-            raise InputError(f"{url} cannot be written: no permission.")
+            raise InputError(f"{redact(url)} cannot be written: no permission.")
     return parsed
 
 
@@ -145,7 +163,7 @@ def open_storage(
     if not isinstance(url, str):
         return url
     parsed = check_storage_url(url, must_exist=must_exist)
-    shown = parsed.render_as_string(hide_password=True)
+    shown = redact(url)
     if parsed.drivername == "grpc":
         return _open_proxy(parsed, grace)
     try:
@@ -278,10 +296,57 @@ def _storage_error(error: BaseException) -> BaseException | None:
 
 def rdb_of(storage: BaseStorage) -> optuna.storages.RDBStorage | None:
     """The database behind Optuna's cache; None behind a proxy, or where there is none."""
-    backend = getattr(storage, "_backend", storage)
+    backend = behind_cache(storage)
     return backend if isinstance(backend, optuna.storages.RDBStorage) else None
 
 
-def redact(url: str) -> str:
-    """Everything between ``://`` and ``@`` but the user name may be a password."""
-    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+def redact(text: str) -> str:
+    """Return a text without secrets: of a URL's query only host and port are left.
+
+    Of a database's URL the user name is left too. Where a ``@`` or a ``?`` may belong to a
+    password that was not percent-encoded, nothing is left. A line is taken for a URL from ``://``
+    to its end, since passwords may hold spaces.
+    """
+    lines = [_URL.sub(_redacted_url, line) for line in str(text).split("\n")]
+    shown = _SECRET_ENTRY.sub(r"\1\2***", "\n".join(lines))
+    for secret in sorted(_secrets, key=len, reverse=True):
+        shown = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", shown)
+    return shown
+
+
+def _redacted_url(match: re.Match[str]) -> str:
+    scheme, rest = match.groups()
+    if scheme.startswith("sqlite"):
+        file, mark, _ = rest.partition("?")
+        return f"{scheme}://{file}{'?***' if mark else ''}"
+    head, mark, query = rest.partition("?")
+    if "@" in query and (":" in head or "@" in head or "/" not in head):
+        return f"{scheme}://***"
+    login, at, place = head.rpartition("@")
+    if not _PLACE.fullmatch(place):
+        place = "***"
+    user, colon, _ = login.partition(":")
+    if not scheme.startswith(_BACKENDS) or not _USER.fullmatch(user):
+        user, colon = "***", ""
+    if at:
+        place = f"{user}{':***' if colon else ''}@{place}"
+    if not mark:
+        return f"{scheme}://{place}"
+    entries = query.split("&")
+    shown = [entry for entry in entries if _SHOWN_ENTRY.fullmatch(entry)]
+    shown += ["***"] if len(shown) < len(entries) else []
+    return f"{scheme}://{place}?{'&'.join(shown)}"
+
+
+def _remember_secrets(url: URL) -> None:
+    """Have :func:`redact` know what a driver's messages may repeat."""
+    values = [value for key, value in _entries(url.query) if key not in ("host", "port")]
+    for value in [*values, *([str(url.password)] if url.password else [])]:
+        if len(value) >= _SHORTEST_SECRET:
+            _secrets.update((value, quote(value), quote_plus(value), repr(value)[1:-1]))
+
+
+def _entries(query: Mapping[str, str | tuple[str, ...]]) -> Iterator[tuple[str, str]]:
+    for key, value in query.items():
+        for one in (value,) if isinstance(value, str) else value:
+            yield key, one

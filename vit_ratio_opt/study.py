@@ -70,11 +70,13 @@ def run_study(
             :class:`~vit_ratio_opt.dashboard.Explainer`.
 
     Raises:
-        InputError: ``n_trials`` is below 1.
+        InputError: ``n_trials`` is below 1, the study is not the objective's, or a checkpoint or
+            an artifact cannot be written: the trial's pair will be tried again then.
         SearchStopped: By a signal.
     """
     if n_trials is not None and n_trials < 1:
         raise InputError(f"The number of trials must be at least 1, but got {n_trials!r}.")
+    objective.prepare(study)
     explainer = None
     if explain:
         from vit_ratio_opt.dashboard import Explainer  # plotly and a web server
@@ -227,7 +229,9 @@ def _refuse_deleted(study: Study) -> None:
 def _describe(study: Study, trial: FrozenTrial, n_trials: int | None) -> str:
     attributes, done = trial.user_attrs, len(finished_trials(study))
     ratios = "  ".join(f"{name} {value:.3f}" for name, value in trial.params.items())
-    text = f"trial {trial.number:3d}  {ratios}  FLOPs {attributes.get('macs_ratio', 0):.3f}"
+    text = f"trial {trial.number:3d}  {ratios}"
+    share = attributes.get("macs_ratio")  # unknown before the pair is
+    text += "  FLOPs -" if share is None else f"  FLOPs {share:.3f}"
     if "cost_ratio" in attributes:
         word = COST_WORDS[cost_of(study)]
         text += f"  {word} {attributes['cost_ratio']:.3f}"

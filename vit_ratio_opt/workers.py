@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt.connections import stopping
 from vit_ratio_opt.database import RDBStorage
+from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.storage import BEATS_IN_GRACE, is_storage_error, rdb_of
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "fail_dead_trials",
     "fail_stale_trials",
     "hand_own_trials_back",
+    "is_dead",
     "keep_optimizing",
     "process_name",
     "sign_of_life",
@@ -63,6 +65,12 @@ def process_name(process: int | None = None) -> str:
     too.
     """
     return f"{_machine()}:{os.getpid() if process is None else process}"
+
+
+def is_dead(name: str) -> bool:
+    """Whether a :func:`process_name` is of this machine, and of no process that is there."""
+    machine, _, process = name.rpartition(":")
+    return machine == _machine() and process.isdigit() and not _is_alive(int(process))
 
 
 @functools.cache
@@ -227,8 +235,7 @@ def fail_dead_trials(study: Study) -> list[int]:
     """
     failed = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        machine, _, process = str(trial.user_attrs.get("worker", "")).rpartition(":")
-        if machine == _machine() and process.isdigit() and not _is_alive(int(process)):
+        if is_dead(str(trial.user_attrs.get("worker", ""))):
             # Not study.tell: this is not the pair's failure, see BinarySearchSampler.
             with contextlib.suppress(UpdateFinishedTrialError):  # by another worker meanwhile
                 study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
@@ -282,7 +289,7 @@ def keep_optimizing(
       suspended laptop, a database out of reach) is taken for dead; Optuna then raises when the
       trial ends.
     - The objective failed: the trial ends FAIL, and the next one begins. Three in a row are no
-      pair's fault, and what the last one raised is raised.
+      pair's fault, and what the last one raised is raised. So is an InputError at once.
 
     Args:
         study: The study.
@@ -313,7 +320,8 @@ def keep_optimizing(
             is_quiet = is_lost or is_storage_error(error)
             if is_lost:
                 raise
-            in_a_row, last = in_a_row + 1, error
+            is_lasting = isinstance(error, InputError)  # what the user has to mend first
+            in_a_row, last = _MOST_FAILURES if is_lasting else in_a_row + 1, error
             if in_a_row == _MOST_FAILURES:
                 study.stop()
             raise

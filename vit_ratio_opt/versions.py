@@ -1,0 +1,63 @@
+"""Whether what is installed beside this package is what pyproject.toml asks for. No torch."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import Requirement
+
+from vit_ratio_opt.errors import InputError
+
+__all__ = ["check_versions"]
+
+_logger = logging.getLogger(f"optuna.{__name__}")
+
+
+@cache
+def check_versions() -> None:
+    """Refuse dependencies that are too old, warn of those that are too new; once, in 10 ms.
+
+    pip allows both: ``pip install timm==1.0.20`` complains, and installs it.
+
+    Raises:
+        InputError: A dependency is older than this package's lower bound. What would fail, or go
+            wrong, is not known.
+    """
+    old: list[tuple[str, str]] = []
+    new: list[tuple[str, str]] = []
+    for requirement in _requirements():
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:  # whatever imports it says so
+            continue
+        if not requirement.specifier.contains(installed, prereleases=True):
+            bounds = [bound for bound in requirement.specifier if bound.operator == ">="]
+            is_old = any(not bound.contains(installed, prereleases=True) for bound in bounds)
+            (old if is_old else new).append((f"{requirement.name} {installed}", str(requirement)))
+    if new:
+        _logger.warning(
+            f"{_names(new)} newer than this release of vit_ratio_opt knows. Should anything "
+            f"fail: {_install(new)}"
+        )
+    if old:
+        raise InputError(f"{_names(old)} too old for vit_ratio_opt: {_install(old)}")
+
+
+def _requirements() -> list[Requirement]:
+    """Those that every installation has: of extras, people know what they need."""
+    try:
+        found = [Requirement(text) for text in requires("vit_ratio_opt") or ()]
+    except PackageNotFoundError:  # a checkout on the path that nobody has installed
+        return []
+    return [requirement for requirement in found if requirement.marker is None]
+
+
+def _names(outside: list[tuple[str, str]]) -> str:
+    verb = "is" if len(outside) == 1 else "are"
+    return f"{', '.join(name for name, _ in outside)} {verb}"
+
+
+def _install(outside: list[tuple[str, str]]) -> str:
+    return f"pip install {' '.join(f'{requirement!r}' for _, requirement in outside)}"
