@@ -10,6 +10,7 @@ behaviour. ``tests/test_compat.py`` holds each function against the release that
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -20,7 +21,17 @@ from optuna.storages import BaseStorage
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
-__all__ = ["PLOT_KEY", "behind_backoff", "behind_cache", "fixed_params", "note_keys", "read_note"]
+__all__ = [
+    "PLOT_KEY",
+    "behind_backoff",
+    "behind_cache",
+    "fixed_params",
+    "grpc_client",
+    "grpc_server",
+    "note_keys",
+    "read_note",
+    "tables",
+]
 
 # How the dashboard stores notes and figures among a study's system attributes. It has to read what
 # its earlier releases have stored, so this lasts longer than the names of its functions.
@@ -65,3 +76,22 @@ def behind_backoff(store: ArtifactStore) -> ArtifactStore:
 def fixed_params(sampler: BaseSampler) -> dict[str, Any]:
     """What a ``PartialFixedSampler`` fixes; nothing for others."""
     return dict(sampler._fixed_params) if isinstance(sampler, PartialFixedSampler) else {}
+
+
+def tables() -> Any:
+    """The module of Optuna's tables in a database."""
+    module: Any = optuna.storages._rdb.storage  # which is imported with `RDBStorage`
+    return module.models
+
+
+def grpc_client(channel: Any) -> tuple[Any, Any]:
+    """Stub and cache of a client of Optuna's proxy."""
+    client: Any = optuna.storages._grpc.client
+    stub = client.api_pb2_grpc.StorageServiceStub(channel)
+    return stub, client.GrpcClientCache(stub)
+
+
+def grpc_server(storage: BaseStorage, host: str, port: int, threads: int) -> Any:
+    """A server of Optuna's proxy that has not started yet; the public function starts one."""
+    server: Any = optuna.storages._grpc.server
+    return server.make_server(storage, host, port, ThreadPoolExecutor(threads))

@@ -32,7 +32,7 @@ stopping = threading.Event()
 
 _FIRST_SECONDS = 10  # for a connection
 _SILENT_SECONDS = 1.5  # a server that is not there refuses at once
-_LAST_SECONDS = 2.0  # for any answer, once the process is to stop
+_LAST_SECONDS = 10  # for any answer, once the process is to stop
 _LEAST_SECONDS, _MOST_SECONDS = 5, 60  # for any answer
 _GAVE_UP = "vit_ratio_opt_gave_up"
 

@@ -1,6 +1,6 @@
 """Optuna's storage in a database: read in large studies, heartbeats that mean something, retries.
 
-The only module that uses Optuna's tables and the private methods of its ``RDBStorage``.
+The only module that reads Optuna's tables and overrides private methods of its ``RDBStorage``.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import optuna
 import sqlalchemy
 from optuna.distributions import json_to_distribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from vit_ratio_opt._compat import tables
 from vit_ratio_opt.errors import InputError
 
 __all__ = ["RDBStorage"]
+
+models = tables()
 
 # Ids that one statement may name; SQLite's limit was 999 variables for long.
 _MOST_IDS = 500

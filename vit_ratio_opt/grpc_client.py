@@ -6,9 +6,8 @@ import json
 
 import grpc  # type: ignore[import-untyped]
 import optuna
-from optuna.storages._grpc import client
-from optuna.storages._grpc.auto_generated import api_pb2_grpc
 
+from vit_ratio_opt._compat import grpc_client
 from vit_ratio_opt.connections import answer_seconds, silence_seconds
 
 __all__ = ["GrpcStorageProxy"]
@@ -38,5 +37,4 @@ class GrpcStorageProxy(optuna.storages.GrpcStorageProxy):
             ("grpc.service_config", json.dumps({"methodConfig": [every_method]})),
         ]
         self._channel = grpc.insecure_channel(f"{self._host}:{self._port}", options=options)
-        self._stub = api_pb2_grpc.StorageServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._cache = client.GrpcClientCache(self._stub)
+        self._stub, self._cache = grpc_client(self._channel)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 from optuna.storages import get_storage
 
+from vit_ratio_opt._compat import grpc_server
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.storage import BEATS_IN_GRACE, open_storage, rdb_of
 from vit_ratio_opt.utils.text import short
@@ -68,11 +68,9 @@ def serve_proxy(url: str, host: str, port: int, threads: int, grace: int) -> Non
                 _logger.warning(f"Dead workers could not be looked for: {type(error).__name__}")
             threading.Event().wait(grace / BEATS_IN_GRACE)
 
-    from optuna.storages._grpc.server import make_server  # its public function says nothing
-
     with_cache = get_storage(backend)
     try:
-        server = make_server(with_cache, host, port, ThreadPoolExecutor(threads))
+        server = grpc_server(with_cache, host, port, threads)
     except RuntimeError:
         raise InputError(f"Cannot listen on {host}:{port}.") from None
     server.start()
