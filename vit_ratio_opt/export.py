@@ -218,8 +218,11 @@ def quantize(path: str | Path, output: str | Path) -> Path:
     path, output = Path(path), Path(output)
     check_target(output, "onnx")
     load_exported(path)
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    model = onnx.load(path)
+    model.graph.ClearField("value_info")  # shapes: torch 2.7 stores wrong ones; found out again
     # By onnxruntime, whose integer kernels run wherever it does, and not by torchao, whose are
     # slower than float32 until torch.compile has been at work on the machine itself. Unsigned
     # weights, since signed ones saturate on CPUs without VNNI; a scale for each output of a layer
@@ -227,7 +230,7 @@ def quantize(path: str | Path, output: str | Path) -> Path:
     try:
         with replacing(output) as partial, _quiet():
             quantize_dynamic(
-                path,
+                model,
                 partial,
                 op_types_to_quantize=["MatMul", "Gemm"],
                 per_channel=True,
@@ -243,7 +246,8 @@ def _write(
     model: torch.nn.Module, example: torch.Tensor, path: Path, to: Format, texts: dict[str, str]
 ) -> None:
     """``path`` is taken as it is: torch.export does not look at the suffix of an open file."""
-    any_batch = ({0: torch.export.Dim("batch")},)
+    # The largest number, and nothing else, is one that torch 2.7 finds no model for.
+    any_batch = ({0: torch.export.Dim("batch", max=2**31 - 1)},)
     if to == "onnx":
         from onnx_ir.passes.common import ClearMetadataAndDocStringPass  # onnxscript's
 
