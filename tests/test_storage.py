@@ -154,6 +154,14 @@ def test_host_and_port_of_a_query_are_shown():
     assert redact("sqlite:////home/a@b/x.db") == "sqlite:////home/a@b/x.db"
 
 
+def test_a_sentence_goes_on_after_a_url_without_secrets():
+    for url in ("grpc://127.0.0.1:1", "postgresql+psycopg://u:***@/db?***", "sqlite:///a b.db"):
+        for sentence in (f"{url} cannot be used: no password", f"At {url}: start it, or '{url}'."):
+            assert redact(sentence) == sentence
+    hidden = redact("At grpc://h:1: not postgresql://u:my geheim@h/db")
+    assert hidden == "At grpc://h:1: not postgresql://u:***@h/db"
+
+
 def test_what_a_driver_repeats_of_a_url_is_not_shown():
     check_storage_url("postgresql://u:s%40geheim@h/db?sslmode=ungeheuer&host=known")
     error = ValueError("bad sslmode 'ungeheuer' for s@geheim or s%40geheim at known")
