@@ -1,7 +1,8 @@
 """What Optuna and its dashboard do not promise to keep, each in one small function.
 
 Not here are ``study._storage``, ``study._study_id`` and ``trial._trial_id``: there is no other way
-for a sampler to write into a trial, and Optuna's own packages use them everywhere.
+for a sampler to write into a trial, and Optuna's own packages use them everywhere. What the search
+needs is in its own file, which OptunaHub gets without this one.
 
 Nothing guesses: with a release that has renamed something there is an error, never another
 behaviour. ``tests/test_compat.py`` holds each function against the release that is installed.
@@ -14,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.artifacts import Backoff
-from optuna.samplers import BaseSampler, PartialFixedSampler
 from optuna.storages import BaseStorage
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
-__all__ = ["PLOT_KEY", "behind_backoff", "behind_cache", "fixed_params", "note_keys", "read_note"]
+__all__ = ["PLOT_KEY", "behind_backoff", "behind_cache", "note_keys", "read_note"]
 
 # How the dashboard stores notes and figures among a study's system attributes. It has to read what
 # its earlier releases have stored, so this lasts longer than the names of its functions.
@@ -60,8 +60,3 @@ def behind_cache(storage: BaseStorage) -> BaseStorage:
 def behind_backoff(store: ArtifactStore) -> ArtifactStore:
     """The store that is asked again and again when it fails; others as they are."""
     return store._backend if isinstance(store, Backoff) else store
-
-
-def fixed_params(sampler: BaseSampler) -> dict[str, Any]:
-    """What a ``PartialFixedSampler`` fixes; nothing for others."""
-    return dict(sampler._fixed_params) if isinstance(sampler, PartialFixedSampler) else {}

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.exceptions import TrialPruned
 from optuna.logging import get_logger
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
-from vit_ratio_opt._compat import fixed_params
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.plan import Pair, Plan, Proposal
 
@@ -309,7 +308,8 @@ class BinarySearchSampler(BaseSampler):
 
     def _restricted_plan(self, study: Study, trial: FrozenTrial | None = None) -> Plan:
         """The plan along what an outer PartialFixedSampler or an enqueued trial fixes."""
-        fixed = fixed_params(study.sampler)
+        outer = study.sampler
+        fixed = dict(outer._fixed_params) if isinstance(outer, PartialFixedSampler) else {}
         if trial is not None:
             fixed.update(trial.system_attrs.get("fixed_params", {}))
         for axis, name in enumerate(self._search_space):
