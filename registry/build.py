@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 SOURCE = HERE.parent / "vit_ratio_opt"
 MODULES = (
     "errors.py",
+    "_compat.py",
     *(
         f"search/{name}.py"
         for name in ("belief", "budget", "margins", "noise", "plan", "sampler", "tolerance")

@@ -1,9 +1,9 @@
 """Search the two pruning ratios of a CIFAR-10 ViT, within a FLOPs budget or a tolerance.
 
 ``--data`` is a folder with ``train/<class>/*`` and ``test/<class>/*``, or one in which torchvision
-keeps (or may download) CIFAR-10. ``--strategy`` says what is pruned: weights, the tokens that pass
-through them, or both. ``--fixed-ratio`` runs the baseline, one ratio for both modules; with
-``--strategy cascade`` that is CP-ViT.
+keeps CIFAR-10, or an empty one, into which it is downloaded. ``--strategy`` says what is pruned:
+weights, the tokens that pass through them, or both. ``--fixed-ratio`` runs the baseline, one ratio
+for both modules; with ``--strategy cascade`` that is CP-ViT.
 
     python studies/cifar10.py --data DIR --checkpoint FILE --budget 0.7 --n-trials 8 --epochs 1
     python studies/cifar10.py --data DIR --checkpoint FILE --budget 0.7 --epochs 1 --fixed-ratio
@@ -22,7 +22,6 @@ from vit_ratio_opt.cli import run_command
 main = study_of(
     "cifar10",
     "Search the two pruning ratios of a CIFAR-10 ViT, within a FLOPs budget or a tolerance.",
-    image_size=None,
     validation="test",
 )
 

@@ -16,6 +16,7 @@ from vit_ratio_opt.cli import (
     ConfidenceOption,
     CostOption,
     EpochsOption,
+    ExifRotationOption,
     FixedRatioOption,
     ImageSizeOption,
     IterativeOption,
@@ -28,6 +29,7 @@ from vit_ratio_opt.cli import (
     RoundToOption,
     SearchNameOption,
     SeedOption,
+    SkipDamagedOption,
     StartOption,
     StorageOption,
     StrategyOption,
@@ -35,6 +37,7 @@ from vit_ratio_opt.cli import (
     ToleranceOption,
     TrialsOption,
     ValidationOption,
+    WeightsOption,
     cascade_rule,
     check_output,
     checkpoint_folder,
@@ -44,31 +47,36 @@ from vit_ratio_opt.cli import (
     trackers,
 )
 from vit_ratio_opt.costs import check_cost, params_space
+from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.geometry import COST_WORDS, check_budget, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.preprocessing import preprocess_or_assume
 from vit_ratio_opt.pruning import shape_of
 from vit_ratio_opt.storage import check_storage_url, open_storage
 from vit_ratio_opt.study import create_study, run_study
 from vit_ratio_opt.training import Recipe, load_images
+from vit_ratio_opt.training.data import default_validation
 
 
 def study_of(
-    dataset: str, title: str, *, image_size: int | None, validation: Literal["train", "test"]
+    dataset: str, title: str, *, validation: Literal["train", "test"]
 ) -> Callable[..., None]:
     """The command line of a data set's study.
 
     Args:
         dataset: Begins the study's name, and names its folder below ``runs``.
         title: What ``--help`` begins with.
-        image_size: Of ``--image-size`` by default.
-        validation: Of ``--validation`` by default.
+        validation: Of ``--validation`` by default, where there is no folder ``val``.
     """
-    size, split, runs = image_size, validation, Path("runs") / dataset
+    otherwise, runs = validation, Path("runs") / dataset
 
     def main(
         data: Annotated[Path, typer.Option(help="Folder of the images.")],
-        image_size: ImageSizeOption = size,
+        image_size: ImageSizeOption = None,
+        exif_rotation: ExifRotationOption = False,
+        skip_damaged: SkipDamagedOption = False,
         checkpoint: CheckpointOption = None,
+        weights: WeightsOption = None,
         model: ModelOption = None,
         start: StartOption = None,
         budget: BudgetOption = 0.6,
@@ -86,7 +94,7 @@ def study_of(
         repair: RepairOption = True,
         round_to: RoundToOption = 1,
         iterative: IterativeOption = False,
-        validation: ValidationOption = split,
+        validation: ValidationOption = None,
         folder: Annotated[Path, typer.Option(help="Where models and the study are kept.")] = runs,
         storage: StorageOption = None,
         study_name: SearchNameOption = None,
@@ -95,7 +103,11 @@ def study_of(
         output: OutputOption = None,
     ) -> None:
         check_cost(cost, strategy=strategy, iterative=iterative, latency_batch=latency_batch)
-        dense, normalisation = dense_model(checkpoint, model, start)
+        check_folder(data)
+        check_output(output)
+        if storage is not None:
+            check_storage_url(storage)
+        dense, normalisation = dense_model(checkpoint, model, start, weights)
         if tolerance is None and strategy == "structural" and cost != "latency":
             # The others see the images first.
             shape = replace(shape_of(dense), mhsa_unit=mhsa_unit, round_to=round_to)
@@ -103,12 +115,16 @@ def study_of(
             check_budget(space, budget)
             if fixed_ratio:
                 fixed_ratio_pair(space, budget)
-        check_output(output)
         callbacks = trackers(json_log, tensorboard)
-        if storage is not None:
-            check_storage_url(storage)
         images = load_images(
-            data, image_size=image_size, validation=validation, seed=seed, **normalisation
+            data,
+            image_size=image_size,
+            validation=validation or default_validation(data, otherwise),
+            seed=seed,
+            preprocess=preprocess_or_assume(dense),
+            exif_rotation=exif_rotation,
+            skip_damaged=skip_damaged,
+            **normalisation,
         )
 
         limit = f"{budget}" if tolerance is None else f"drop{tolerance}"

@@ -6,7 +6,7 @@ Those three have different classes, for few-shot learning; here all images are p
 fifth of each class is held out for the test.
 
 The dense model is one of ``studies/train_dense.py`` at 84 pixels, or any timm ViT that was
-fine-tuned on these classes, at its own size, such as ``--image-size 224``.
+fine-tuned on these classes, at its own size.
 
     python studies/train_dense.py dense.safetensors --data DIR --image-size 84 --patch-size 12 \
         --embed-dim 96 --num-heads 6 --mlp-ratio 3 --epochs 40 --cutmix 1 --drop-path 0.05 \
@@ -25,7 +25,6 @@ from vit_ratio_opt.cli import run_command
 main = study_of(
     "mini-imagenet",
     "Search the two pruning ratios of a Mini-ImageNet ViT, within a budget or a tolerance.",
-    image_size=84,
     validation="train",
 )
 

@@ -45,6 +45,7 @@ from vit_ratio_opt.cli import (
 from vit_ratio_opt.costs import check_cost, params_space
 from vit_ratio_opt.geometry import check_budget
 from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.preprocessing import remember_preprocessing
 from vit_ratio_opt.pruning import shape_of
 from vit_ratio_opt.storage import check_storage_url, open_storage
 from vit_ratio_opt.study import create_study, run_study
@@ -140,6 +141,7 @@ def _dense_model(path: Path, data: ImageData, seed: int) -> VisionTransformer:
     print(f"training the dense model once, {DENSE_RECIPE.epochs} epochs; kept in {path}")
     torch.manual_seed(seed)
     model = create_model(MODEL, **ARGUMENTS).to(best_device())
+    remember_preprocessing(model, data.preprocess)
     accuracy = finetune(model, data, DENSE_RECIPE, seed=seed, title="dense")
     print(f"dense model: {accuracy:.2f} % on the validation split")
     save_dense(model, path, name=MODEL, arguments=ARGUMENTS)

@@ -1,9 +1,10 @@
 """Train a dense ViT from scratch, to have something to prune.
 
 Without ``--data`` on scikit-learn's digits; with it on a folder of ``train/<class>/*`` and
-``test/<class>/*``, or one in which torchvision keeps (or may download) CIFAR-10. The images say
-how many pixels, channels and classes the model has. A tenth of the training images validate, the
-test split is read once, at the end.
+``test/<class>/*``, or one in which torchvision keeps CIFAR-10, or an empty one, into which it is
+downloaded. The images say how many pixels, channels and classes the model has. The folder
+``val/<class>/*`` validates where there is one beside these, else a tenth of the training images;
+the test split is read once, at the end.
 
 The recipe is that of DeiT (Touvron 2021) for small images: AdamW with a cosine, shifts and
 mirroring, MixUp or CutMix in every batch, label smoothing, stochastic depth and an average of the
@@ -29,8 +30,23 @@ import typer
 from torchvision.transforms import v2
 
 from vit_ratio_opt.checkpoint import create_model, save_dense
-from vit_ratio_opt.cli import OutputOption, SeedOption, check_output, make_folder, run_command
+from vit_ratio_opt.cli import (
+    ExifRotationOption,
+    OutputOption,
+    SeedOption,
+    SkipDamagedOption,
+    check_output,
+    make_folder,
+    run_command,
+)
+from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.preprocessing import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    LARGEST_SIDE,
+    remember_preprocessing,
+)
 from vit_ratio_opt.pruning import shape_of
 from vit_ratio_opt.training import (
     Mix,
@@ -55,7 +71,7 @@ def main(
     ] = None,
     image_size: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Pixels; those of the first image by default."),
+        typer.Option(min=1, max=LARGEST_SIDE, help="Pixels; those of the first image by default."),
     ] = None,
     patch_size: Annotated[
         Optional[int],  # noqa: UP045
@@ -80,6 +96,8 @@ def main(
     ema: Annotated[
         float, typer.Option(min=0, max=0.99999, help="Decay of the weights' average; 0 for none.")
     ] = 0.99,
+    exif_rotation: ExifRotationOption = False,
+    skip_damaged: SkipDamagedOption = False,
     seed: SeedOption = 0,
     output: OutputOption = None,
 ) -> None:
@@ -95,12 +113,30 @@ def main(
         ema=ema,
         augment=True,
     )
-    if data is None and image_size is not None:
-        raise InputError("`--image-size` is for a folder of images: give --data too.")
+    options = {
+        "--image-size": image_size is not None,
+        "--exif-rotation": exif_rotation,
+        "--skip-damaged": skip_damaged,
+    }
+    for option, is_given in options.items():
+        if data is None and is_given:
+            raise InputError(f"`{option}` is for a folder of images: give --data too.")
+    if data is not None:
+        check_folder(data)
+    if checkpoint.parent.is_dir():
+        check_output(checkpoint)
     if data is None:
         images = load_digits(seed=seed)
     else:
-        images = load_images(data, image_size=image_size, seed=seed)
+        images = load_images(
+            data,
+            image_size=image_size,
+            seed=seed,
+            mean=CIFAR10_MEAN,
+            std=CIFAR10_STD,
+            exif_rotation=exif_rotation,
+            skip_damaged=skip_damaged,
+        )
     channels, height, width = images.image_shape
     if height != width:
         raise InputError(
@@ -122,6 +158,7 @@ def main(
     }
     torch.manual_seed(seed)
     model = create_model(MODEL, **arguments, drop_path_rate=drop_path).to(best_device())
+    remember_preprocessing(model, images.preprocess)  # its file will say so
     shape = shape_of(model)
     print(
         f"{images.name}: {len(images.train)} images to train on, {len(images.val)} to validate; "

@@ -7,8 +7,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt import cache
-from vit_ratio_opt.cache import cached_calibration, default_cache
+from vit_ratio_opt.cache import cached_calibration, cached_latency, default_cache
 from vit_ratio_opt.pruning import calibrate
+from vit_ratio_opt.pruning.latency import LatencyTable
+
+TABLE = {
+    "heads": (1,), "ranks": (1,), "hidden": (1,), "attention": ((0.0,),), "ffn": (0.0,),
+    "rest": 1.0, "conditions": {}, "error": 0.01,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -66,6 +72,72 @@ def test_a_damaged_file_is_measured_again_and_replaced(
     cached_calibration(tiny_vit, [images], tmp_path)
     cached_calibration(tiny_vit, [images], tmp_path)
     assert len(measured) == 2
+
+
+@pytest.mark.parametrize("damage", ["a bit", "renamed"])
+def test_a_file_of_something_else_is_measured_again_with_a_word(
+    tiny_vit: VisionTransformer,
+    images: torch.Tensor,
+    tmp_path: Path,
+    measured: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+) -> None:
+    """safetensors has no checksum: one bit would change every result without a word."""
+    said: list[str] = []
+    monkeypatch.setattr(logging.getLogger("optuna.vit_ratio_opt.cache"), "warning", said.append)
+    own = cached_calibration(tiny_vit, [images], tmp_path).to_tensors()
+    (path,) = tmp_path.iterdir()
+    if damage == "a bit":
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    else:
+        cached_calibration(tiny_vit, [images + 1], tmp_path)
+        (other,) = set(tmp_path.iterdir()) - {path}
+        other.replace(path)
+    measured.clear()
+    for _ in range(2):
+        found = cached_calibration(tiny_vit, [images], tmp_path).to_tensors()
+        assert all(torch.equal(found[name], own[name]) for name in own)
+    assert len(measured) == len(said) == 1
+    assert "is measured again: it is damaged, or of something else" in said[0]
+
+
+def test_a_latency_of_another_processor_or_table_is_measured_again(
+    tiny_vit: VisionTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines may share a home."""
+    calls: list[int] = []
+
+    def counted(*args: object, **options: object) -> LatencyTable:
+        calls.append(1)
+        return LatencyTable(**TABLE)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cache, "measure_latency", counted)
+    for _ in range(2):
+        cached_latency(tiny_vit, tmp_path)
+    assert len(calls) == 1
+    (path,) = tmp_path.iterdir()
+    monkeypatch.setattr(cache, "_processor", lambda: ["another"])
+    cached_latency(tiny_vit, tmp_path)
+    assert len(calls) == 2
+    (other,) = set(tmp_path.iterdir()) - {path}
+    for content in (path.read_text(), "[]", "null", "{", "\xff"):
+        other.write_text(content, encoding="latin-1")
+        calls.clear()
+        for _ in range(2):
+            cached_latency(tiny_vit, tmp_path)
+        assert len(calls) == 1
+
+
+def test_a_user_without_a_home_has_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert default_cache().name == "vit_ratio_opt"
 
 
 def test_a_folder_that_cannot_be_made_costs_a_warning_only(

@@ -5,6 +5,7 @@ import optuna
 import plotly.graph_objects as go
 import pytest
 from optuna.artifacts import Backoff, FileSystemArtifactStore
+from optuna.samplers import PartialFixedSampler, RandomSampler
 from optuna.storages import InMemoryStorage, RDBStorage, get_storage
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
@@ -12,6 +13,7 @@ from vit_ratio_opt._compat import (
     PLOT_KEY,
     behind_backoff,
     behind_cache,
+    fixed_params,
     note_keys,
     read_note,
 )
@@ -67,6 +69,14 @@ def test_a_store_is_found_behind_the_one_that_tries_again(tmp_path):
     store = FileSystemArtifactStore(tmp_path)
     assert behind_backoff(Backoff(store)) is store
     assert behind_backoff(store) is store
+
+
+def test_what_is_fixed_for_a_sampler_is_known():
+    inner = RandomSampler()
+    assert fixed_params(inner) == {}
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        sampler = PartialFixedSampler({"x": 0.5}, inner)
+    assert fixed_params(sampler) == {"x": 0.5}
 
 
 def test_a_search_imports_nothing_of_the_dashboard():

@@ -3,7 +3,11 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import os
+import subprocess
+import sys
 import time
+import uuid
 from dataclasses import fields, replace
 
 import optuna
@@ -23,6 +27,7 @@ from vit_ratio_opt.records.study import COMPLETE
 from vit_ratio_opt.storage import open_storage
 from vit_ratio_opt.strategies import CP_VIT, LATE
 from vit_ratio_opt.training import Recipe, load_digits
+from vit_ratio_opt.workers import process_name
 
 
 @pytest.fixture
@@ -385,6 +390,22 @@ def test_a_creation_that_is_killed_at_any_write_is_finished_by_the_next(make, im
         assert _killed_at(storage, 4, objective)
         assert _killed_at(storage, second, objective)
         assert create(objective, storage).user_attrs == whole
+        assert [study.study_name for study in storage.get_all_studies()] == ["s"]
+
+
+def test_a_placeholder_of_a_killed_process_is_removed_and_one_of_a_living_is_not(make):
+    storage = InMemoryStorage()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = {
+        number: f"placeholder of {process_name(number)} {uuid.uuid4()}"
+        for number in (dead.pid, os.getppid())
+    }
+    for name in names.values():
+        optuna.create_study(study_name=name, storage=storage)
+    create(make(), storage)
+    left = {study.study_name for study in storage.get_all_studies()}
+    assert left == {"s", names[os.getppid()]}
 
 
 def test_other_settings_do_not_replace_an_interrupted_creation(make, impatient):

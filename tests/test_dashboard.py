@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from functools import cache
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from vit_ratio_opt.records.answer import answer_of, answer_trial
 from vit_ratio_opt.storage import open_storage
 from vit_ratio_opt.study import create_study, run_study
 from vit_ratio_opt.training import Recipe, finetune, load_digits
+from vit_ratio_opt.untrusted import mark_folder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 
@@ -222,22 +224,23 @@ def test_a_dashboard_that_reads_the_keys_of_optuna_5_sees_each_constraint_once(m
 
 
 def test_artifacts_of_all_studies_are_served(make_study, tmp_path, url):
+    ids = {name: str(uuid.uuid4()) for name in ("a", "b", "c")}
     for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / f"{name}1").write_text(name)
+        mark_folder(tmp_path / name)
+        (tmp_path / name / ids[name]).write_text(name)
         study = make_study(url, name)
         study.set_user_attr("origin", {"artifacts": str(tmp_path / name)})
     store = dashboard._AllArtifacts(study._storage)
     for name in ("a", "b"):
-        with store.open_reader(f"{name}1") as content:
+        with store.open_reader(ids[name]) as content:
             assert content.read() == name.encode()
     with pytest.raises(optuna.artifacts.exceptions.ArtifactNotFound):
-        store.open_reader("c")
-    store.write("c", io.BytesIO(b"new"))
-    with store.open_reader("c") as content:
+        store.open_reader(ids["c"])
+    store.write(ids["c"], io.BytesIO(b"new"))
+    with store.open_reader(ids["c"]) as content:
         assert content.read() == b"new"
-    store.remove("c")
-    assert not (tmp_path / "a" / "c").exists()
+    store.remove(ids["c"])
+    assert not (tmp_path / "a" / ids["c"]).exists()
 
 
 def test_a_browser_is_opened_only_where_there_are_windows(make_study, url, monkeypatch, capsys):

@@ -98,7 +98,7 @@ def test_switched_off_every_trial_starts_dense(make, url, tmp_path):
     assert parents(study) == ["dense", "dense"]
     assert study.trials[1].user_attrs["total_epochs"] == 1
     assert sorted(os.listdir(tmp_path / "models")) == [
-        "artifacts", "trial-0000.safetensors", "trial-0001.safetensors",
+        ".vit_ratio_opt", "artifacts", "trial-0000.safetensors", "trial-0001.safetensors",
     ]  # fmt: skip
 
 

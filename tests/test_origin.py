@@ -280,3 +280,19 @@ def test_a_worker_on_another_device_searches_the_same_pairs(
         recipe=Recipe(epochs=0), calibration_images=64,
     )  # fmt: skip
     assert own.curve != made.curve  # so that it does matter
+
+
+def test_a_model_that_computes_something_else_is_refused(dense_file, tmp_path, url):
+    objective = PruningObjective(
+        load_dense(dense_file),
+        load_digits(),
+        budget=0.6,
+        recipe=Recipe(epochs=0),
+        calibration_images=64,
+    )
+    create_study(objective, study_name="s", storage=url, screen=False)
+    other = load_dense(dense_file, act_layer="relu6")
+    save_dense(other, tmp_path / "other.safetensors")
+    assert weights_hash(other) == objective.settings.weights
+    with pytest.raises(InputError, match=r"computes something else \(activations"):
+        load_objective("s", url, checkpoint=tmp_path / "other.safetensors")

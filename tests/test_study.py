@@ -299,17 +299,19 @@ def test_final_test_needs_the_checkpoint(make, url):
 
 
 def test_a_file_of_another_study_is_not_taken_for_the_trials_model(make, url, tmp_path):
-    """A study that was deleted and made again, or another one, with the same folder."""
+    """Someone has copied it there; or a version that gave both studies the same names has."""
     store = tmp_path / "store"
     first, second = make(), make(artifact_store=store, seed=1)
     for name, objective in (("other", first), ("s", second)):
         study = create_study(objective, study_name=name, storage=url, screen=False)
         run_study(study, objective, n_trials=1, say=lambda line: None, explain=False)
-    path, (trial,) = first.checkpoints / "trial-0000.safetensors", study.trials
+    (trial,) = study.trials
+    path = second.checkpoints / trial.user_attrs["checkpoint"]
     kept = path.read_bytes()
     assert weights_hash(second.model_of(trial, study)) == trial.user_attrs["weights"]
     other = optuna.load_study(study_name="other", storage=url)
     first.artifact_store = None
+    shutil.copy(path, first.checkpoints / other.trials[0].user_attrs["checkpoint"])
     with pytest.raises(InputError, match=r"not the model of trial 0 of study 'other': its study"):
         first.model_of(other.trials[0], other)
     for damage in (None, b"damaged"):
@@ -346,3 +348,21 @@ def test_objective_refuses_data_that_does_not_fit(digits, dense):
     for budget in (0, -1, 1.5, 0.01):
         with pytest.raises(InputError, match="budget must be"):
             PruningObjective(dense, digits, budget=budget)
+
+
+@pytest.mark.parametrize("when", ["between trials", "in a trial"])
+def test_a_study_that_is_deleted_under_a_worker_ends_it_in_one_sentence(make, url, when, caplog):
+    def delete(*_):
+        optuna.delete_study(study_name="s", storage=open_storage(url))
+
+    objective, said = make(), []
+    study = create_study(objective, study_name="s", storage=url, screen=False)
+    callbacks = [delete] if when == "between trials" else []
+    if callbacks == []:
+        prune = objective.prune
+        objective.prune = lambda *arguments: (delete(), prune(*arguments))[1]
+    with pytest.raises(InputError, match="'s' was deleted while this worker was at work on it"):
+        run_study(
+            study, objective, n_trials=3, say=said.append, callbacks=callbacks, explain=False
+        )
+    assert not any(record.exc_info for record in caplog.records)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import multiprocessing
 import os
 import signal
 import threading
@@ -122,3 +125,77 @@ def test_a_process_of_another_namespace_is_not_taken_for_one_of_this(url, monkey
     monkeypatch.undo()
     assert fail_dead_trials(study) == [0]
     assert study.trials[0].state == TrialState.FAIL
+
+
+def test_a_trial_that_was_taken_over_costs_one_sentence_and_no_traceback(url, caplog):
+    study = optuna.create_study(storage=open_storage(url))
+    said = []
+
+    def taken_for_dead(trial):
+        if trial.number < 4:  # more often in a row than an objective may fail
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        trial.report(1.0, 0)
+        return 1.0
+
+    keep_optimizing(study, taken_for_dead, n_trials=5, say=said.append)
+    assert [trial.state.name[0] for trial in study.trials] == ["F"] * 4 + ["C"]
+    assert len(said) == 4
+    assert "its result is dropped; going on" in said[0]
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def test_a_thread_that_hangs_gives_no_sign_of_life_and_one_that_computes_does(url, monkeypatch):
+    monkeypatch.setattr("vit_ratio_opt.workers._LEAST_STALL_SECONDS", 0.5)
+    storage = open_storage(url, grace=2)
+    study = optuna.create_study(storage=storage)
+    working, hanging = study.ask(), study.ask()
+
+    def compute():
+        with sign_of_life(working._trial_id, storage, every=0.1):
+            while not ended.is_set():
+                sum(range(10_000))
+                time.sleep(0.005)
+
+    ended, thread = threading.Event(), threading.Thread(target=compute)
+    thread.start()
+    with sign_of_life(hanging._trial_id, storage, every=0.1):
+        time.sleep(5)
+        stale = storage._get_stale_trial_ids(study._study_id)
+    ended.set()
+    thread.join()
+    assert stale == [hanging._trial_id]
+
+
+def hang_in_c(ready):
+    with stop_on_signals():
+        ready.set()
+        lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+        lock(mutex)
+        lock(mutex)
+
+
+def hang_in_python(ready):
+    with stop_on_signals():
+        ready.set()
+        while True:
+            with contextlib.suppress(BaseException):
+                time.sleep(600)
+
+
+@pytest.mark.parametrize("hang", [hang_in_c, hang_in_python])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_second_signal_ends_a_process_that_hangs(hang, number):
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=hang, args=(ready,))
+    process.start()
+    try:
+        assert ready.wait(60)
+        os.kill(process.pid, number)
+        process.join(3)
+        assert process.exitcode is None
+        os.kill(process.pid, number)
+        process.join(10)
+        assert process.exitcode == 128 + number
+    finally:
+        process.kill()

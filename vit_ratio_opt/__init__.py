@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.geometry import RatioPair, budget_curve
     from vit_ratio_opt.objective import PruningObjective
     from vit_ratio_opt.origin import load_objective
+    from vit_ratio_opt.preprocessing import Preprocessing, preprocess_of
     from vit_ratio_opt.pruning import (
         Calibration,
         UnsupportedModelError,
@@ -49,6 +50,7 @@ _HOMES = {
     "geometry": ("RatioPair", "budget_curve"),
     "objective": ("PruningObjective",),
     "origin": ("load_objective",),
+    "preprocessing": ("Preprocessing", "preprocess_of"),
     "pruning": (
         "Calibration",
         "UnsupportedModelError",
@@ -80,6 +82,7 @@ __all__ = [
     "BinarySearchSampler",
     "Calibration",
     "InputError",
+    "Preprocessing",
     "PruningObjective",
     "RatioPair",
     "Recipe",
@@ -102,6 +105,7 @@ __all__ = [
     "load_objective",
     "load_pruned",
     "magnitude_importance",
+    "preprocess_of",
     "prune",
     "repair",
     "run_study",

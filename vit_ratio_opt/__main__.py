@@ -1,6 +1,18 @@
 """``python -m vit_ratio_opt`` is ``vit-ratio-opt``, for those who start modules, as torchrun."""
 
-from vit_ratio_opt.cli import main
+from __future__ import annotations
+
+import signal
+
+
+def main() -> None:
+    """Entry point of ``vit-ratio-opt``, which Ctrl-C ends without a traceback from the start."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from vit_ratio_opt.cli import main as run
+
+    signal.signal(signal.SIGINT, before)
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -1,8 +1,7 @@
 """What Optuna and its dashboard do not promise to keep, each in one small function.
 
 Not here are ``study._storage``, ``study._study_id`` and ``trial._trial_id``: there is no other way
-for a sampler to write into a trial, and Optuna's own packages use them everywhere. What the search
-needs is in its own file, which OptunaHub gets without this one.
+for a sampler to write into a trial, and Optuna's own packages use them everywhere.
 
 Nothing guesses: with a release that has renamed something there is an error, never another
 behaviour. ``tests/test_compat.py`` holds each function against the release that is installed.
@@ -11,16 +10,28 @@ behaviour. ``tests/test_compat.py`` holds each function against the release that
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.artifacts import Backoff
+from optuna.samplers import BaseSampler, PartialFixedSampler
 from optuna.storages import BaseStorage
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
-__all__ = ["PLOT_KEY", "behind_backoff", "behind_cache", "note_keys", "read_note"]
+__all__ = [
+    "PLOT_KEY",
+    "behind_backoff",
+    "behind_cache",
+    "fixed_params",
+    "grpc_client",
+    "grpc_server",
+    "note_keys",
+    "read_note",
+    "tables",
+]
 
 # How the dashboard stores notes and figures among a study's system attributes. It has to read what
 # its earlier releases have stored, so this lasts longer than the names of its functions.
@@ -60,3 +71,27 @@ def behind_cache(storage: BaseStorage) -> BaseStorage:
 def behind_backoff(store: ArtifactStore) -> ArtifactStore:
     """The store that is asked again and again when it fails; others as they are."""
     return store._backend if isinstance(store, Backoff) else store
+
+
+def fixed_params(sampler: BaseSampler) -> dict[str, Any]:
+    """What a ``PartialFixedSampler`` fixes; nothing for others."""
+    return dict(sampler._fixed_params) if isinstance(sampler, PartialFixedSampler) else {}
+
+
+def tables() -> Any:
+    """The module of Optuna's tables in a database."""
+    module: Any = optuna.storages._rdb.storage  # which is imported with `RDBStorage`
+    return module.models
+
+
+def grpc_client(channel: Any) -> tuple[Any, Any]:
+    """Stub and cache of a client of Optuna's proxy."""
+    client: Any = optuna.storages._grpc.client
+    stub = client.api_pb2_grpc.StorageServiceStub(channel)
+    return stub, client.GrpcClientCache(stub)
+
+
+def grpc_server(storage: BaseStorage, host: str, port: int, threads: int) -> Any:
+    """A server of Optuna's proxy that has not started yet; the public function starts one."""
+    server: Any = optuna.storages._grpc.server
+    return server.make_server(storage, host, port, ThreadPoolExecutor(threads))

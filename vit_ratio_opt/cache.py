@@ -2,7 +2,8 @@
 
 A file's name is a hash of everything that its content depends on: the weights, the architecture,
 the images and the way of measuring. So it never goes stale, and a folder can serve any number of
-models. Two workers that miss the same file both measure, and one of them overwrites the other's
+models. The file has the hash in it too, and a checksum: what was renamed or damaged is measured
+again. Two workers that miss the same file both measure, and one of them overwrites the other's
 equal result.
 """
 
@@ -12,13 +13,15 @@ import hashlib
 import json
 import logging
 import os
+import platform
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from vit_ratio_opt.checkpoint import weights_hash
 from vit_ratio_opt.device import Precision
@@ -27,20 +30,24 @@ from vit_ratio_opt.pruning import Calibration, calibrate
 from vit_ratio_opt.pruning.architecture import architecture_of
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.latency import LatencyTable, conditions, measure_latency
-from vit_ratio_opt.utils.files import replacing, write_json
+from vit_ratio_opt.training.resume import checksum
+from vit_ratio_opt.utils.files import replacing, why_not, write_json
 
 __all__ = ["cached_calibration", "cached_latency", "default_cache"]
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 # Change it when the measurement changes.
-_VERSION = "calibration-4"
-_LATENCY_VERSION = "latency-2"
+_VERSION = "calibration-5"
+_LATENCY_VERSION = "latency-3"
 _POOR_LATENCY = 0.1
 
 
 def default_cache() -> Path:
     """``$XDG_CACHE_HOME/vit_ratio_opt``, by default in ``~/.cache``."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a user without a home, as containers have them
+        root = tempfile.gettempdir()
     return Path(root) / "vit_ratio_opt"
 
 
@@ -67,14 +74,28 @@ def cached_calibration(
     for batch in images:
         digest.update(f"{tuple(batch.shape)}".encode())
         digest.update(batch.detach().cpu().contiguous().numpy().tobytes())
+    key = {"key": digest.hexdigest()}
     path = folder / f"{digest.hexdigest()[:32]}.safetensors"
-    if path.is_file():
+    if os.path.exists(path):
         try:
-            return Calibration.from_tensors(load_file(path))
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                stored = file.metadata() or {}
+            if stored != {**key, "checksum": checksum(tensors, key)}:
+                raise ValueError("it is damaged, or of something else")
+            return Calibration.from_tensors(tensors)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             _logger.warning(f"{path} cannot be read and is measured again: {error}")
     calibration = calibrate(model, images, seed=seed)
-    _try_to_save(calibration.to_tensors(), path)
+    tensors = calibration.to_tensors()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            save_file(tensors, partial, {**key, "checksum": checksum(tensors, key)})
+    except (OSError, SafetensorError) as error:
+        _logger.warning(
+            f"{path} cannot be written, every process measures for itself: {why_not(error)}"
+        )
     return calibration
 
 
@@ -98,12 +119,15 @@ def cached_latency(
     A table with an error above 10 % is warned about and not kept.
     """
     how: dict[str, Any] = {"batch": batch, "round_to": round_to, "precision": precision}
-    known = json.dumps(conditions(model, **how), sort_keys=True)
-    digest = hashlib.sha256(f"{_LATENCY_VERSION} {known}".encode())
-    path = folder / f"{digest.hexdigest()[:32]}.json"
-    if path.is_file():
+    known = json.dumps([conditions(model, **how), _processor()], sort_keys=True)
+    key = hashlib.sha256(f"{_LATENCY_VERSION} {known}".encode()).hexdigest()
+    path = folder / f"{key[:32]}.json"
+    if os.path.exists(path):
         try:
-            return LatencyTable.from_json(json.loads(path.read_text()))
+            stored = json.loads(path.read_text())
+            if stored["key"] != key:
+                raise ValueError("it is of something else")
+            return LatencyTable.from_json(stored["table"])
         except (OSError, KeyError, TypeError, ValueError) as error:
             _logger.warning(f"{path} cannot be read and is measured again: {error}")
     table = measure_latency(model, **how)
@@ -116,16 +140,17 @@ def cached_latency(
         return table
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(table.to_json(), path)
+        write_json({"key": key, "table": table.to_json()}, path)
     except (OSError, InputError) as error:
         _logger.warning(f"{path} cannot be written, the next search measures again: {error}")
     return table
 
 
-def _try_to_save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+def _processor() -> list[str]:
+    """What two machines that share a folder, or a home, may differ in."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            save_file(tensors, partial)
-    except (OSError, SafetensorError) as error:
-        _logger.warning(f"{path} cannot be written, every process measures for itself: {error}")
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    return [platform.system(), platform.machine(), platform.processor(), *sorted(names)]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -13,25 +11,50 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.geometry import BlockShape, BlockTokens
+from vit_ratio_opt.model_files.folders import (
+    folder_preprocessing,
+    mean_and_std,
+    read_config,
+    read_folder,
+)
+from vit_ratio_opt.model_files.hashes import checksum, weights_hash
+from vit_ratio_opt.model_files.weights import read_metadata, read_tensors
+from vit_ratio_opt.models.arguments import (
+    TRAINING_ARGUMENTS,
+    accepted_arguments,
+    accepted_name,
+    resampled,
+    told_arguments,
+)
+from vit_ratio_opt.models.create import ARCHITECTURE, SOURCE, create_model
+from vit_ratio_opt.models.described import check_saveable, described, misfit
+from vit_ratio_opt.models.preprocess import (
+    configured_preprocessing,
+    fitting_preprocessing,
+    remember,
+    stored_preprocessing,
+)
+from vit_ratio_opt.preprocessing import Preprocessing, preprocess_of
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
-from vit_ratio_opt.pruning.separate import separate, separate_names
-from vit_ratio_opt.pruning.surgery import check_supported, shape_of, shrink_to
-from vit_ratio_opt.utils.files import replacing
+from vit_ratio_opt.pruning.separate import separate_names
+from vit_ratio_opt.pruning.supported import check_supported, check_weights
+from vit_ratio_opt.pruning.surgery import shape_of, shrink_to
+from vit_ratio_opt.utils.files import replacing, why_not
 
 __all__ = [
     "check_fits",
+    "check_saveable",
     "create_model",
     "load_again",
     "load_dense",
     "load_model",
     "load_pruned",
-    "load_tensors",
     "normalisation_of",
     "save_dense",
     "save_pruned",
@@ -39,73 +62,11 @@ __all__ = [
     "weights_hash",
 ]
 
-# A file may not choose where weights come from, only what the model looks like.
-_MODEL_ARGS = {
-    *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth"),
-    *("num_heads", "mlp_ratio", "qkv_bias", "proj_bias", "init_values", "class_token"),
-    *("no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm", "dynamic_img_size"),
-    *("act_layer", "norm_layer", "norm_eps", "qk_norm", "scale_attn_norm", "scale_mlp_norm"),
-    *("attn_layer", "use_abs_pos_emb", "use_rel_pos_bias", "use_fc_norm", "swiglu_mlp"),  # BEiT
-    *("scale_mlp", "num_reg_tokens", "num_kv_heads", "use_rot_pos_emb", "use_post_norm"),  # EVA
-    *("rope_type", "rope_temperature", "rope_grid_offset", "rope_grid_indexing"),
-    "rope_rotate_half",
-    *("ref_feat_shape", "depth_token_only"),  # CaiT
-}
 _FORMAT = "vit_ratio_opt/1"
 # Said in a pruned model's file.
 _PACKAGES = ("vit_ratio_opt", "torch", "timm")
-# Attribute of a model: how to load it again elsewhere, of JSON values.
-_SOURCE = "vit_ratio_opt_source"
-# Attribute of a model, which its pruned copies keep: timm's name and arguments.
-_ARCHITECTURE = "vit_ratio_opt_architecture"
-
-
-def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> ViT:
-    """``timm.create_model`` that refuses, in one sentence, what this package cannot prune.
-
-    Args:
-        name: A timm model name, or ``hf-hub:owner/model``.
-        pretrained: Fetch timm's weights (needs a network the first time).
-        **arguments: Passed on, such as ``img_size`` or ``num_classes``. Only ``norm_eps`` is not
-            timm's: the epsilon of all layer norms, which JSON cannot say in timm's way.
-
-    Raises:
-        InputError: The name is unknown, an argument does not fit, or the weights cannot be had.
-        UnsupportedModelError: The model exists but cannot be pruned.
-    """
-    if ":" not in name and not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f" Did you mean {', '.join(close)}?" if close else ""
-        raise InputError(f"timm has no model named {name!r:.200}.{hint}")
-    if pretrained:  # say what cannot be pruned before anything is fetched
-        create_model(name, **arguments)
-    for_timm = dict(arguments)
-    norm_eps = for_timm.pop("norm_eps", 1e-6)
-    if not isinstance(norm_eps, (int, float)) or not 0 < norm_eps < 1:
-        raise InputError(f"`norm_eps` must be a number between 0 and 1, but is {norm_eps!r}.")
-    try:
-        model = timm.create_model(name, pretrained=pretrained, **for_timm)
-    except Exception as error:  # timm raises whatever the model's constructor or the hub raises
-        what = (
-            "its pretrained weights cannot be loaded" if pretrained else "its arguments do not fit"
-        )
-        raise InputError(
-            f"timm model {name!r:.200} cannot be made, {what}: {_first_line(error)}"
-        ) from None
-    separate(model)
-    check_supported(model)
-    model.eval()
-    if "norm_eps" in arguments:
-        for module in model.modules():
-            if isinstance(module, torch.nn.LayerNorm):
-                module.eps = norm_eps
-    if ":" not in name and set(arguments) <= _MODEL_ARGS:
-        with contextlib.suppress(TypeError):  # classes as arguments: no file can say which
-            kept = json.loads(json.dumps(arguments))
-            setattr(model, _ARCHITECTURE, {"timm_name": name, "timm_kwargs": kept})
-    if pretrained:
-        setattr(model, _SOURCE, {"model": name, "arguments": arguments})
-    return model
+# What non-persistent buffers, such as the angles of rotations, may take beside a file's tensors.
+_MOST_BUFFER_BYTES = 1 << 28
 
 
 def save_dense(
@@ -114,80 +75,212 @@ def save_dense(
     *,
     name: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> None:
     """Write a dense model so that :func:`load_dense` needs nothing but the file.
+
+    The file describes the model as it is now, with another classifier or image size than it was
+    made with.
 
     Args:
         model: The model.
         path: The file.
         name: timm's name of it; known of models that this package has made.
         arguments: timm's arguments; likewise.
+        preprocessing: Of its images; that of ``preprocess_of(model)`` by default.
 
     Raises:
-        InputError: The file cannot be written, or the name has to be given.
+        InputError: The file cannot be written, the name has to be given, or the model is not what
+            timm makes of name and arguments.
     """
+    model = check_supported(model)
+    check_weights(model)
+    given = dict(arguments or {})
+    known: dict[str, Any] = {"timm_name": name, "timm_kwargs": {}}
     if name is None:
-        known = getattr(model, _ARCHITECTURE, None)
-        if known is None:
+        known = getattr(model, ARCHITECTURE, None) or {}
+        if not known:
             raise InputError("Nothing says which timm model this is: give its name.")
-        name, arguments = known["timm_name"], {**known["timm_kwargs"], **(arguments or {})}
-    _save(model, Path(path), {"timm_name": name, "timm_kwargs": json.dumps(dict(arguments or {}))})
-    setattr(model, _SOURCE, {"checkpoint": str(Path(path).resolve()), "arguments": {}})
+    name, arguments = described(model, known, given, is_pruned=False)
+    metadata = {"timm_name": name, "timm_kwargs": json.dumps(arguments)}
+    preprocessing = fitting_preprocessing(
+        "The model", model, preprocessing or preprocess_of(model)
+    )
+    if preprocessing is not None:
+        metadata["preprocessing"] = json.dumps(preprocessing.to_json())
+    _save(model, Path(path), metadata)
+    setattr(model, SOURCE, {"checkpoint": str(Path(path).resolve()), "arguments": {}})
 
 
-def load_dense(path: str | Path, *, name: str | None = None, **arguments: Any) -> ViT:
-    """The dense model of a safetensors file, or of a ``.pth`` state dict read without pickle code.
+def load_dense(
+    path: str | Path, *, name: str | None = None, weights: str | None = None, **arguments: Any
+) -> ViT:
+    """The dense model of a checkpoint, whatever its suffix, read without unpickling.
 
-    Hugging Face's and torchvision's are converted: see :mod:`vit_ratio_opt.convert`.
+    safetensors, state dicts and training checkpoints (timm's, DeiT's, MAE's, Lightning's ...);
+    folders of Hugging Face's libraries and of timm, also with shards. Sizes and the number of
+    classes come from the tensors. Hugging Face's and torchvision's models are converted: see
+    :mod:`vit_ratio_opt.convert`. The preprocessing of its images is remembered, see
+    :func:`~vit_ratio_opt.preprocessing.preprocess_of`.
 
     Args:
-        path: The file, or a Hugging Face folder with ``config.json`` and ``model.safetensors``.
-        name: timm's model name; the one in the file's metadata by default. For torchvision's
+        path: The file, or a folder with ``config.json``.
+        name: timm's model name; the one that the file gives by default. For torchvision's
             weights ``torchvision/vit_b_16`` or another of theirs.
-        **arguments: timm's arguments; added to those in the metadata when that names this model.
+        weights: ``"ema"`` or ``"raw"``, where the file holds averaged weights beside the trained.
+        **arguments: timm's arguments, beside those that file and tensors give. Positions are
+            interpolated for another ``img_size``.
 
     Raises:
-        InputError: The file is missing, truncated, no checkpoint, or of another shape.
+        InputError: The file is missing, damaged, no checkpoint, of another model, or ambiguous.
         UnsupportedModelError: The model cannot be pruned.
     """
     path = Path(path)
-    if path.is_dir() or str(name).startswith("torchvision/"):
-        from vit_ratio_opt.convert import load_converted  # which is made of this module
-
-        model = load_converted(path, name=name, **arguments)
+    if str(name).startswith("torchvision/"):
+        model = _convert(path, name, weights, arguments)
+    elif path.is_dir():
+        if name is not None:
+            raise InputError(f"The folder {path} says which model it has: leave {name!r} out.")
+        is_timm = isinstance(read_config(path).get("architecture"), str)
+        load = _load_timm_folder if is_timm else _load_hugging_face_folder
+        model = load(path, weights, arguments)
     else:
-        state, metadata = _load(path)
-        stored_name = metadata.get("timm_name")
-        if name is None and stored_name is None:
-            raise InputError(f"{path} does not say which timm model it is: name the model.")
-        if name is None:
-            _check_stored_name(path, stored_name)
-        if name in (None, stored_name):
-            arguments = {**_stored_arguments(path, metadata), **arguments}
-        model = _filled(path, state, str(name or stored_name), arguments)
-    source = {"checkpoint": str(path.resolve()), "name": name, "arguments": arguments}
-    setattr(model, _SOURCE, source)
+        model = _load_file(path, name, weights, arguments)
+    source: dict[str, Any] = {"checkpoint": str(path.resolve()), "name": name}
+    source["arguments"] = arguments
+    if weights is not None:
+        source["weights"] = weights
+    with contextlib.suppress(TypeError):  # classes as arguments: no study can say which
+        json.dumps(source)
+        setattr(model, SOURCE, source)
     return model
+
+
+def _load_file(
+    path: Path, name: str | None, weights: str | None, arguments: Mapping[str, Any]
+) -> ViT:
+    state, metadata = read_tensors(path, weights)
+    if _is_pruned(metadata):
+        raise InputError(
+            f"{path} holds a pruned model: read it with `load_pruned`, or give it as --start "
+            "beside the --checkpoint of its dense model."
+        )
+    stored, arch = metadata.get("timm_name"), metadata.get("arch")
+    if stored is not None and name in (None, stored):
+        stored = accepted_name(path, stored)
+        given = {**_stored_arguments(path, metadata), **arguments}
+        model = _filled(path, state, stored, given, to_size="img_size" in arguments)
+        known = _json_of(path, metadata, "preprocessing")
+        if known is not None:
+            remember(path, model, stored_preprocessing(path, known))
+        return model
+    if name is None and arch is not None and ":" not in arch and timm.is_model(arch):
+        name = arch  # of timm's training script
+    if name is None:
+        raise InputError(
+            f"{path} does not say which timm model it is: name the model, with `name=` or --model."
+        )
+    trained = _json_of(path, metadata, "args") if name == arch else None
+    given = {**_trained_arguments(path, trained or {}), **arguments}
+    given |= _told(path, state, name, given)
+    model = _filled(path, state, name, given, to_size="img_size" in arguments)
+    origin = f"timm's {name}" + (", which the checkpoint was trained as" if trained else "")
+    is_assumed = trained is None
+    config = {**getattr(model, "pretrained_cfg", {}), **(trained or {})}
+    remember(
+        path, model, configured_preprocessing(config, model, origin=origin, is_assumed=is_assumed)
+    )
+    return model
+
+
+def _trained_arguments(path: Path, trained: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model's arguments among those of timm's training script."""
+    arguments = trained.get("model_kwargs", {})
+    if isinstance(arguments, Mapping):
+        arguments = {key: arguments[key] for key in arguments if key not in TRAINING_ARGUMENTS}
+    arguments = accepted_arguments(path, arguments)
+    if "gp" in trained:
+        arguments = accepted_arguments(path, {**arguments, "global_pool": trained["gp"]})
+    return arguments
+
+
+def _load_timm_folder(path: Path, weights: str | None, arguments: Mapping[str, Any]) -> ViT:
+    """The model of a folder of ``timm.models.save_for_hf``, or fetched from timm's hub."""
+    config = read_config(path)
+    name = accepted_name(path, config["architecture"])
+    stored = config.get("model_args") or {}
+    if isinstance(stored, Mapping):
+        stored = {key: value for key, value in stored.items() if key not in TRAINING_ARGUMENTS}
+    given = accepted_arguments(path, stored)
+    given |= {key: config[key] for key in ("num_classes", "global_pool") if config.get(key)}
+    given = {**accepted_arguments(path, given), **arguments}
+    state = read_folder(path, weights)
+    given |= _told(path, state, name, given)
+    model = _filled(path, state, name, given, to_size="img_size" in arguments)
+    stored = config.get("pretrained_cfg", config)
+    known = configured_preprocessing(stored, model, origin=str(path / "config.json"))
+    remember(path, model, known)
+    return model
+
+
+def _load_hugging_face_folder(
+    path: Path, weights: str | None, arguments: Mapping[str, Any]
+) -> ViT:
+    model = _convert(path, None, weights, arguments)
+    known = folder_preprocessing(path, tuple(model.patch_embed.img_size))
+    remember(path, model, known)
+    return model
+
+
+def _convert(
+    path: Path, name: str | None, weights: str | None, arguments: Mapping[str, Any]
+) -> ViT:
+    from vit_ratio_opt.convert import load_converted  # which is made of this module
+
+    return load_converted(path, name=name, weights=weights, **arguments)
+
+
+def _told(
+    path: Path, state: Mapping[str, torch.Tensor], name: str, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what the tensors tell of a model beside ``given``; nothing is allocated."""
+    _check_depth(path, state, given)
+    probe = dict(given)
+    if "embed_dim" not in given:
+        probe.pop("num_heads", None)  # which need not divide the usual width
+    with torch.device("meta"):
+        model = create_model(name, **probe)
+        usual = create_model(name).embed_dim if "embed_dim" in given else model.embed_dim
+    return told_arguments(path, name, separate_names(state), model, given, usual)
 
 
 def save_pruned(model: ViT, path: str | Path, manifest: Mapping[str, Any]) -> None:
     """Write a pruned model with its block shapes and ``manifest`` (JSON) in the metadata.
 
     Of models that :func:`create_model` or :func:`load_dense` made, timm's name and arguments are
-    kept too, so that :func:`load_pruned` needs nothing but the file.
+    kept too, for the model as it is now, so that :func:`load_pruned` needs nothing but the file.
+
+    Raises:
+        InputError: The file cannot be written, or see :func:`check_saveable`.
     """
+    model = check_supported(model)
+    check_weights(model)
     own: dict[str, Any] = {
         "blocks": shape_of(model).block_sizes,
         "versions": {package: version(package) for package in _PACKAGES},
     }
-    architecture = getattr(model, _ARCHITECTURE, None)
-    if architecture is not None:
-        own["architecture"] = architecture
+    known = getattr(model, ARCHITECTURE, None)
+    if known is not None:
+        name, arguments = described(model, known, {}, is_pruned=True)
+        own["architecture"] = {"timm_name": name, "timm_kwargs": arguments}
+    preprocessing = fitting_preprocessing("The model", model, preprocess_of(model))
+    if preprocessing is not None:
+        own["model_preprocessing"] = preprocessing.to_json()
     if isinstance(model.blocks, CascadeBlocks):
         own["cascade"] = {"tokens": model.blocks.block_tokens, "scores": model.blocks.scores}
     text = json.dumps({**own, **manifest})
-    checksum = _checksum(model.state_dict(), text)
-    metadata = {"format": _FORMAT, "manifest": text, "checksum": checksum}
+    digest = checksum(model.state_dict(), text)
+    metadata = {"format": _FORMAT, "manifest": text, "checksum": digest}
     _save(model, Path(path), metadata)
 
 
@@ -204,7 +297,7 @@ def load_pruned(path: str | Path, dense: ViT | None = None) -> tuple[ViT, dict[s
             does not say what it was pruned from.
     """
     path = Path(path)
-    state, metadata = _load(path)
+    state, metadata = read_tensors(path)
     _check_format(path, metadata.get("format"))
     try:
         manifest = json.loads(metadata["manifest"])
@@ -216,7 +309,7 @@ def load_pruned(path: str | Path, dense: ViT | None = None) -> tuple[ViT, dict[s
         stored = metadata.get("checksum")
     except (KeyError, OverflowError, RecursionError, TypeError, ValueError):
         raise InputError(f"{path} has a damaged manifest.") from None
-    if stored is not None and stored != _checksum(state, metadata["manifest"]):
+    if stored is not None and stored != checksum(state, metadata["manifest"]):
         raise InputError(f"{path} is damaged: what it holds is not what was written.")
 
     def cut(whole: ViT) -> ViT:
@@ -230,9 +323,12 @@ def load_pruned(path: str | Path, dense: ViT | None = None) -> tuple[ViT, dict[s
         check_fits(model, state, path)
         model.load_state_dict(state)
     model.eval()
+    known = manifest.get("model_preprocessing")
+    if known is not None:
+        remember(path, model, stored_preprocessing(path, known))
     if dense is None or source_of(dense) is not None:
         source = None if dense is None else source_of(dense)
-        setattr(model, _SOURCE, {"pruned": str(path.resolve()), "dense": source})
+        setattr(model, SOURCE, {"pruned": str(path.resolve()), "dense": source})
     return model, manifest
 
 
@@ -243,7 +339,7 @@ def load_model(path: str | Path) -> tuple[ViT, dict[str, Any]]:
         InputError: As :func:`load_pruned` and :func:`load_dense`.
     """
     path = Path(path)
-    if not path.is_dir() and "format" in _load(path, tensors=False)[1]:
+    if not path.is_dir() and _is_pruned(read_metadata(path)):
         return load_pruned(path)
     return load_dense(path), {}
 
@@ -257,15 +353,7 @@ def normalisation_of(path: str | Path) -> dict[str, tuple[float, ...]]:
     config = Path(path) / "preprocessor_config.json"
     if not config.is_file():
         return {}
-    try:
-        stored = json.loads(config.read_text(encoding="utf-8"))
-        if not stored.get("do_normalize", True):
-            return {}
-        return {
-            key: tuple(float(value) for value in stored[f"image_{key}"]) for key in ("mean", "std")
-        }
-    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError):
-        raise InputError(f"{config} is damaged: it gives no image_mean and image_std.") from None
+    return dict(zip(("mean", "std"), mean_and_std(config), strict=True))
 
 
 def source_of(model: ViT) -> dict[str, Any] | None:
@@ -273,7 +361,7 @@ def source_of(model: ViT) -> dict[str, Any] | None:
 
     It is known of models that this module has read or written, in their first weights.
     """
-    source: dict[str, Any] | None = getattr(model, _SOURCE, None)
+    source: dict[str, Any] | None = getattr(model, SOURCE, None)
     return source
 
 
@@ -302,18 +390,21 @@ def load_again(
             return load_pruned(start or source["pruned"], dense)[0]
         if start is not None:
             raise InputError("The study begins with the dense model: leave --start out.")
+        arguments = accepted_arguments("The study", source["arguments"], TRAINING_ARGUMENTS)
+        name, weights = source.get("name", source.get("model")), source.get("weights")
         if "checkpoint" in source or checkpoint is not None:
-            path = checkpoint or source["checkpoint"]
-            name = source.get("name", source.get("model"))
-            return load_dense(path, name=name, **source["arguments"])
-        return create_model(source["model"], pretrained=True, **source["arguments"])
-    except (KeyError, TypeError) as error:  # of another version
+            path = Path(checkpoint or source["checkpoint"])
+            if isinstance(name, str) and ":" in name:  # of a hub; the file here says what it is
+                name = None
+            return load_dense(path, name=name, weights=weights, **arguments)
+        if not isinstance(name, str) or ":" in name:
+            raise InputError(
+                f"The study has its dense model from {name!r:.200}, and a study may have nothing "
+                "fetched but timm's own weights: give the file or folder with --checkpoint."
+            )
+        return create_model(name, pretrained=True, **arguments)
+    except (AttributeError, KeyError, TypeError) as error:  # of another version
         raise InputError(f"The dense model cannot be loaded as the study says: {error}.") from None
-
-
-def weights_hash(model: torch.nn.Module) -> str:
-    """Hash of names, shapes and values of all weights."""
-    return _tensors_hash(model.state_dict())[:16]
 
 
 def _save(model: ViT, path: Path, metadata: dict[str, str]) -> None:
@@ -324,36 +415,11 @@ def _save(model: ViT, path: Path, metadata: dict[str, str]) -> None:
         with replacing(path) as partial:
             save_file(state, partial, metadata)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be written: {_first_line(error)}") from None
+        raise CannotWriteError(f"{path} cannot be written: {why_not(error)}") from None
 
 
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file or a ``.pth`` state dict, whatever they belong to.
-
-    Raises:
-        InputError: The file is missing, truncated or no checkpoint.
-    """
-    return _load(path)[0]
-
-
-def _load(path: Path, *, tensors: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata, or of a safetensors file the metadata alone."""
-    if not path.is_file():
-        raise InputError(f"There is no checkpoint {path}.")
-    try:
-        if path.suffix in (".pt", ".pth", ".bin"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state = dict(state.get("state_dict", state.get("model", state)))
-            if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-                raise TypeError("it holds other things than tensors")
-            return state, {}
-        with safe_open(path, framework="pt") as file:
-            names = file.keys() if tensors else ()
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        raise InputError(
-            f"{path} is no readable checkpoint (truncated?): {_first_line(error)}"
-        ) from None
+def _is_pruned(metadata: Mapping[str, str]) -> bool:
+    return metadata.get("format", "").split("/")[0] == _FORMAT.split("/")[0]
 
 
 def _check_format(path: Path, found: str | None) -> None:
@@ -365,13 +431,10 @@ def _check_format(path: Path, found: str | None) -> None:
             f"{path} was written by a newer version of vit_ratio_opt (format {found!r}), and this "
             f"one reads {_FORMAT!r}: upgrade with `pip install -U vit_ratio_opt`."
         )
-    raise InputError(f"{path} must have format {_FORMAT!r}, but has {found!r}.")
-
-
-def _check_stored_name(path: Path, name: object) -> None:
-    """A file may not have anything fetched."""
-    if not isinstance(name, str) or ":" in name:
-        raise InputError(f"{path} names the model {name!r:.200}, which is no timm model.")
+    raise InputError(
+        f"{path} must have format {_FORMAT!r}, but has {found!r:.80}: it holds no pruned model. "
+        "`load_dense` reads dense ones."
+    )
 
 
 def _architecture(path: Path, manifest: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -379,9 +442,8 @@ def _architecture(path: Path, manifest: Mapping[str, Any]) -> tuple[str, dict[st
     stored = manifest.get("architecture")
     if not isinstance(stored, dict):
         raise InputError(f"{path} does not say what it was pruned from: give the dense model.")
-    name = stored.get("timm_name")
-    _check_stored_name(path, name)
-    return str(name), _accepted(path, stored.get("timm_kwargs", {}))
+    name = accepted_name(path, stored.get("timm_name"))
+    return name, accepted_arguments(path, stored.get("timm_kwargs", {}))
 
 
 def _filled(
@@ -390,18 +452,24 @@ def _filled(
     name: str,
     arguments: Mapping[str, Any],
     cut: Callable[[ViT], ViT] = lambda model: model,
+    *,
+    to_size: bool = False,
 ) -> ViT:
     """The model of a file, or a smaller one made of it, with the file's tensors.
 
-    Nothing is allocated, and no more blocks are made than there are tensors, before all fits.
+    Nothing is allocated, and no more blocks are made than there are tensors, before all fits. With
+    ``to_size`` positions may be of images of another size.
     """
-    depth = arguments.get("depth", 0)
-    if isinstance(depth, int) and depth > len(state):
-        raise InputError(f"{path} does not fit the model: it has {len(state)} tensors only.")
+    _check_depth(path, state, arguments)
     with torch.device("meta"):
         model = cut(create_model(name, **arguments))
     state = separate_names(state)
+    if to_size:
+        state = dict(resampled(path, state, model))
     check_fits(model, state, path)
+    buffers = sum(x.numel() * x.element_size() for x in model.buffers())
+    if buffers > _MOST_BUFFER_BYTES + sum(x.numel() * x.element_size() for x in state.values()):
+        raise InputError(f"{path} asks for {buffers:,} bytes that no tensor of it needs.")
     own = model.state_dict()
     model.load_state_dict(
         {key: tensor.to(own[key].dtype) for key, tensor in state.items()}, assign=True
@@ -415,22 +483,23 @@ def _filled(
     return model
 
 
+def _check_depth(path: Path, state: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    depth = arguments.get("depth", 0)
+    if isinstance(depth, int) and depth > len(state):
+        raise InputError(f"{path} does not fit the model: it has {len(state)} tensors only.")
+
+
 def _stored_arguments(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    arguments = _json_of(path, metadata, "timm_kwargs")
+    return {} if "timm_kwargs" not in metadata else accepted_arguments(path, arguments)
+
+
+def _json_of(path: Path, metadata: Mapping[str, str], key: str) -> Any:
     try:
-        arguments = json.loads(metadata.get("timm_kwargs", "{}"))
+        return json.loads(metadata.get(key, "null"))
     except (RecursionError, ValueError):
-        raise InputError(f"{path} has damaged model arguments in its metadata.") from None
-    return _accepted(path, arguments)
-
-
-def _accepted(path: Path, arguments: Any) -> dict[str, Any]:
-    """The arguments, if they only say what a model looks like."""
-    if not isinstance(arguments, dict):
-        raise InputError(f"{path} has model arguments that are not accepted: no JSON object.")
-    unknown = sorted(set(arguments) - _MODEL_ARGS)
-    if unknown:
-        raise InputError(f"{path} has model arguments that are not accepted: {unknown}.")
-    return arguments
+        what = {"timm_kwargs": "model arguments"}.get(key, key)
+        raise InputError(f"{path} has damaged {what} in its metadata.") from None
 
 
 def check_fits(model: ViT, state: Mapping[str, torch.Tensor], where: str | Path) -> None:
@@ -439,33 +508,7 @@ def check_fits(model: ViT, state: Mapping[str, torch.Tensor], where: str | Path)
     Raises:
         InputError: With the first of them, and ``where`` they are.
     """
-    own = model.state_dict()
-    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    if missing or extra:
-        raise InputError(
-            f"{where} does not fit the model: {len(missing)} tensors are missing {missing[:3]}, "
-            f"{len(extra)} are not the model's {extra[:3]}."
-        )
-    for key, tensor in own.items():
-        if state[key].shape != tensor.shape:
-            raise InputError(
-                f"{where} does not fit the model: `{key}` has shape {tuple(state[key].shape)}, "
-                f"but the model's has {tuple(tensor.shape)}."
-            )
-
-
-def _checksum(state: Mapping[str, torch.Tensor], manifest: str) -> str:
-    """Of all that a file of a pruned model holds; against damage, not against malice."""
-    return hashlib.sha256(f"{_tensors_hash(state)} {manifest}".encode()).hexdigest()
-
-
-def _tensors_hash(state: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key, tensor in sorted(state.items()):
-        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    difference = misfit(model, state)
+    if difference is not None:
+        hint = " It may be of another model than the named one." if "missing" in difference else ""
+        raise InputError(f"{where} does not fit the model: {difference}.{hint}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import math
 import os
 import sys
 import time
@@ -13,11 +16,15 @@ import optuna
 import typer
 from optuna.study import Study
 from rich.console import Console
+from typer.rich_utils import rich_format_error
 
+from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import Cost, MhsaUnit
+from vit_ratio_opt.preprocessing import LARGEST_SIDE
 from vit_ratio_opt.proxy import check_port, serve_proxy
 from vit_ratio_opt.records.answer import candidate_of, trained_trial
+from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.trials import accuracy_of, load_studies
 from vit_ratio_opt.report import (
     answer_sentences,
@@ -38,11 +45,19 @@ from vit_ratio_opt.storage import (
     open_storage,
     rdb_of,
     reason,
+    redact,
 )
 from vit_ratio_opt.strategies import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.trackers import JsonLog, TensorBoardLog
-from vit_ratio_opt.utils.files import file_name, write_json, write_text
-from vit_ratio_opt.utils.text import csv_text
+from vit_ratio_opt.utils.files import (
+    check_writable,
+    check_writable_folder,
+    file_name,
+    is_plain,
+    write_json,
+    write_text,
+)
+from vit_ratio_opt.utils.text import csv_text, plain, short
 from vit_ratio_opt.versions import check_versions
 from vit_ratio_opt.workers import Reaper, SearchStopped
 
@@ -53,6 +68,7 @@ __all__ = [
     "ConfidenceOption",
     "CostOption",
     "EpochsOption",
+    "ExifRotationOption",
     "FixedRatioOption",
     "ImageSizeOption",
     "JsonLogOption",
@@ -65,6 +81,7 @@ __all__ = [
     "RoundToOption",
     "SearchNameOption",
     "SeedOption",
+    "SkipDamagedOption",
     "StartOption",
     "StorageOption",
     "StrategyOption",
@@ -73,6 +90,7 @@ __all__ = [
     "ToleranceOption",
     "TrialsOption",
     "ValidationOption",
+    "WeightsOption",
     "app",
     "cascade_rule",
     "check_output",
@@ -92,6 +110,35 @@ def _confidence(value: float) -> float:
         raise typer.BadParameter(f"{value:g} is not in (0.5, 1).")
     return value
 
+
+def _text(value: str | None) -> str | None:
+    """Refuse a text that no database can keep."""
+    if value is None:
+        return None
+    if not value.strip():
+        raise typer.BadParameter("it is empty.")
+    if len(value) > _LONGEST_TEXT:
+        raise typer.BadParameter(f"it is longer than {_LONGEST_TEXT} characters.")
+    if "\0" in value or not value.encode(errors="ignore").decode() == value:
+        raise typer.BadParameter("it is no UTF-8 text.")
+    return value
+
+
+def _texts(values: list[str] | None) -> list[str] | None:
+    for value in values or ():
+        _text(value)
+    return values
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value:g} is no finite number.")
+    return value
+
+
+_LONGEST_TEXT = 500  # Optuna's columns have 512 characters
+_MOST_SECONDS = 31_536_000  # a year
+_MOST_EPOCHS, _MOST_SEED = 100_000, 2**31 - 1
 
 BudgetOption = Annotated[
     float, typer.Option(help="Largest share of the dense model's --cost, in (0, 1].")
@@ -122,21 +169,48 @@ LatencyBatchOption = Annotated[
     int, typer.Option(min=1, help="Images at once whose latency counts.")
 ]
 TrialsOption = Annotated[int, typer.Option(min=1, help="Trained trials in all, earlier runs too.")]
-EpochsOption = Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning in each trial.")]
+EpochsOption = Annotated[
+    int, typer.Option(min=0, max=_MOST_EPOCHS, help="Epochs of fine-tuning in each trial.")
+]
 LearningRateOption = Annotated[float, typer.Option(help="Peak learning rate of fine-tuning.")]
 ImageSizeOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(
         min=1,
+        max=LARGEST_SIDE,
         help="Pixels that the images of a folder are resized and cropped to; by default those of "
-        "the first one.",
+        "the model.",
+        show_default=False,
     ),
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of splits, calibration and fine-tuning.")]
-StudyNameOption = Annotated[str, typer.Option(help="The study's name in the storage.")]
+SeedOption = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=_MOST_SEED,
+        help="Random seed for data splits, calibration and fine-tuning.",
+    ),
+]
+StudyNameOption = Annotated[
+    str, typer.Option(callback=_text, help="The study's name in the storage.")
+]
+ExifRotationOption = Annotated[
+    bool,
+    typer.Option(
+        "--exif-rotation",
+        help="Turn photographs as their EXIF data says; torchvision and timm do not.",
+    ),
+]
+SkipDamagedOption = Annotated[
+    bool,
+    typer.Option(
+        "--skip-damaged", help="Leave out images that cannot be read, instead of refusing them."
+    ),
+]
 StorageOption = Annotated[
     Optional[str],  # noqa: UP045  typer evaluates it, also on Python 3.10
     typer.Option(
+        callback=_text,
         envvar="OPTUNA_STORAGE",
         help="A database URL; a SQLite file in --folder by default.",
         show_default=False,
@@ -158,20 +232,32 @@ RepairOption = Annotated[
 ]
 RoundToOption = Annotated[
     int,
-    typer.Option(min=1, help="Ranks and hidden neurons are multiples of this, for speed."),
+    typer.Option(
+        min=1, max=65_536, help="Ranks and hidden neurons are multiples of this, for speed."
+    ),
 ]
 CheckpointOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(
-        help="The dense model, safetensors or a .pth state dict, or a Hugging Face folder.",
+        help="The dense model: a safetensors file, a state dict or training checkpoint of any "
+        "suffix, or a folder of Hugging Face or timm.",
+        show_default=False,
+    ),
+]
+WeightsOption = Annotated[
+    Optional[Literal["ema", "raw"]],  # noqa: UP045
+    typer.Option(
+        help="Which weights of the --checkpoint to take where it holds both: the averaged (ema) "
+        "or the trained (raw) ones.",
         show_default=False,
     ),
 ]
 ModelOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        help="timm name (or, of a checkpoint, torchvision/vit_b_16), the checkpoint's by default; "
-        "without one, timm's weights.",
+        help="timm's name of the model, or torchvision/vit_b_16 and the like for a file of "
+        "torchvision's weights; the one that the --checkpoint gives by default. Without a "
+        "--checkpoint timm's weights are fetched.",
         show_default=False,
     ),
 ]
@@ -199,16 +285,19 @@ CascadeOption = Annotated[
     ),
 ]
 ValidationOption = Annotated[
-    Literal["train", "test"],
+    Optional[Literal["train", "val", "test"]],  # noqa: UP045
     typer.Option(
-        help="'test': choose on half of the test split and report on the other, for a dense "
-        "model that has seen all training images. 'train': hold out a tenth of them."
+        help="Images to choose on. 'val': the folder val/, the default where train/, val/ and "
+        "test/ are there. 'test': half of the test split, reporting on the other, for a dense "
+        "model that has seen all training images. 'train': a tenth of the training images.",
+        show_default=False,
     ),
 ]
 SearchNameOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--study-name",
+        callback=_text,
         help="The study's name; from limit and strategy by default.",
         show_default=False,
     ),
@@ -229,15 +318,29 @@ _StudyUrl = Annotated[
     str,
     typer.Option(
         "--storage",
+        callback=_text,
         envvar="OPTUNA_STORAGE",
         help="A database URL, or grpc://host:port of a proxy.",
     ),
 ]
-_OneStudy = Annotated[str, typer.Option("--study-name", help="The study's name in the storage.")]
+_OneStudy = Annotated[
+    str, typer.Option("--study-name", callback=_text, help="The study's name in the storage.")
+]
+_Studies = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--study-name",
+        callback=_texts,
+        help="Only these studies; may be repeated.",
+        show_default=False,
+    ),
+]
+_Host = Annotated[str, typer.Option(callback=_text, help="Address to listen on.")]
 _Grace = Annotated[
     int,
     typer.Option(
         min=2,
+        max=_MOST_SECONDS,
         help="Seconds without a sign of life until a running trial is tried again; the same for "
         "all workers of a study.",
     ),
@@ -287,10 +390,7 @@ def _vit_ratio_opt() -> None:
 @app.command()
 def report(
     storage: _StudyUrl = DEFAULT_STORAGE,
-    study_name: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Only these studies; may be repeated.", show_default=False),
-    ] = None,
+    study_name: _Studies = None,
     html: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Write one page with figures, which needs no network."),
@@ -314,8 +414,9 @@ def report(
     """
     for path in (html, markdown, csv, json):
         check_output(path)
-    studies = load_studies(open_storage(storage, must_exist=True), study_name or ())
-    console = Console()
+    loaded = load_studies(open_storage(storage, must_exist=True), study_name or ())
+    studies = [snapshot(study) for study in loaded]
+    console = Console(markup=False, highlight=False)
     if json is not None:
         write_json(build_report(studies), json)
     if csv is not None:
@@ -328,8 +429,8 @@ def report(
         if markdown is not None:
             write_text(page.markdown(studies), markdown)
     written = [path for path in (html, markdown, csv, json) if path is not None]
-    for path in written:
-        console.print(f"written to {path}", soft_wrap=True)
+    for path in filter(is_plain, written):  # a reader of a pipe wants nothing else in it
+        console.print(plain(f"written to {path}"), soft_wrap=True)
     if written:
         return
     for group in group_studies(studies):
@@ -337,18 +438,22 @@ def report(
             console.print(trials_table(study))
             console.print()
             for sentence in answer_sentences(study):
-                console.print(sentence, highlight=False, markup=False)
+                console.print(plain(sentence))
         print_report(group, None, console)
 
 
 @app.command()
 def dashboard(
     storage: _StudyUrl = DEFAULT_STORAGE,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: _Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
     study_name: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Open this study instead of the list of all.", show_default=False),
+        typer.Option(
+            callback=_text,
+            help="Open this study instead of the list of all.",
+            show_default=False,
+        ),
     ] = None,
     browse: Annotated[bool, typer.Option(help="Open a browser, when run in a terminal.")] = True,
 ) -> None:
@@ -389,6 +494,8 @@ def worker(
     is put by and the trial handed back. Under torchrun all processes share the training of each
     trial.
     """
+    if data is not None:
+        check_folder(data)
     callbacks = trackers(json_log, tensorboard)
     backend = open_storage(storage, must_exist=True, grace=grace)
     load_studies(backend, [study_name])  # a misspelt name is told before torch is at work
@@ -443,8 +550,8 @@ def ray(
         typer.Option(help="Of a cluster, such as auto or ray://HOST:10001; by default a new one."),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="How many at once.")] = 1,
-    gpus_per_worker: Annotated[float, typer.Option(min=0)] = 1,
-    cpus_per_worker: Annotated[float, typer.Option(min=0)] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(min=0, callback=_finite)] = 1,
+    cpus_per_worker: Annotated[float, typer.Option(min=0, callback=_finite)] = 1,
     n_trials: _AllTrials = None,
     checkpoint: _Checkpoint = None,
     start: _Start = None,
@@ -480,9 +587,9 @@ def ray(
 @app.command()
 def serve(
     storage: _StudyUrl = DEFAULT_STORAGE,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: _Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = GRPC_PORT,
-    threads: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 16,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Requests at once.")] = 16,
     grace: _Grace = GRACE_SECONDS,
 ) -> None:
     """Serve a database to many workers over gRPC, as --storage grpc://HOST:PORT.
@@ -496,13 +603,15 @@ def serve(
 @app.command()
 def reap(
     storage: _StudyUrl = DEFAULT_STORAGE,
-    study_name: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Only these studies; may be repeated.", show_default=False),
-    ] = None,
+    study_name: _Studies = None,
     every: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(min=1, help="Look again after so many seconds; once by default."),
+        typer.Option(
+            min=1,
+            max=_MOST_SECONDS,
+            callback=_finite,
+            help="Look again after so many seconds; once by default.",
+        ),
     ] = None,
     grace: _Grace = GRACE_SECONDS,
 ) -> None:
@@ -544,7 +653,9 @@ def export_command(
     ] = None,
     image_size: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Pixels of a side; the model's own by default."),
+        typer.Option(
+            min=1, max=LARGEST_SIDE, help="Pixels of a side; the model's own by default."
+        ),
     ] = None,
 ) -> None:
     """Write a model as a file for other programs, load it again and compare.
@@ -563,9 +674,17 @@ def export_command(
     )
     from vit_ratio_opt.objective import check_fit
     from vit_ratio_opt.origin import study_images
+    from vit_ratio_opt.preprocessing import preprocess_of
     from vit_ratio_opt.pruning import shape_of
 
+    if not model.name:
+        raise InputError("MODEL must name a file.")
+    if data is not None:
+        check_folder(data)
     output = output or model.with_suffix(SUFFIXES[to])
+    check_output(output)
+    if not output.name:
+        raise InputError("--output must name a file.")
     smaller = output.with_suffix(".int8.onnx")
     if int8 and to != "onnx":
         raise InputError(f"--int8 is for --to onnx, not for {to}.")
@@ -578,7 +697,7 @@ def export_command(
     metadata: dict[str, Any] = {key: manifest[key] for key in keys if key in manifest}
     images = None
     if int8 or data is not None:
-        images = study_images(manifest, data, image_size=height)
+        images = study_images(manifest, data, image_size=height, preprocess=preprocess_of(loaded))
         check_fit(loaded, images)
         metadata = {"classes": images.classes, "mean": images.mean, "std": images.std}
     difference = export_model(loaded, output, to, metadata=metadata, image_size=image_size)
@@ -629,6 +748,8 @@ def final(
     """
     path = output or Path(f"{file_name(study_name)}.safetensors")
     check_model_output(path)
+    if data is not None:
+        check_folder(data)
     backend = open_storage(storage, must_exist=True)
     (study,) = load_studies(backend, [study_name])
     chosen = trained_trial(study, trial)
@@ -685,6 +806,7 @@ def prune(
     mhsa_ratio: Annotated[float, typer.Option(help="Of the attention, to remove; in [0, 1).")],
     ffn_ratio: Annotated[float, typer.Option(help="Of the FFN, to remove; in [0, 1).")],
     checkpoint: CheckpointOption = None,
+    weights: WeightsOption = None,
     model: ModelOption = None,
     start: StartOption = None,
     output: Annotated[Path, typer.Option(help="The pruned model's file.")] = Path(
@@ -693,7 +815,9 @@ def prune(
     epochs: EpochsOption = 0,
     lr: LearningRateOption = 1e-3,
     image_size: ImageSizeOption = None,
-    validation: ValidationOption = "test",
+    exif_rotation: ExifRotationOption = False,
+    skip_damaged: SkipDamagedOption = False,
+    validation: ValidationOption = None,
     strategy: StrategyOption = "structural",
     cascade: CascadeOption = None,
     mhsa_unit: MhsaUnitOption = "rank",
@@ -703,20 +827,34 @@ def prune(
 ) -> None:
     """Prune by two given ratios, without a search; fine-tune, test once, write with a card."""
     check_model_output(output)
-    dense, normalisation = dense_model(checkpoint, model, start)
+    check_folder(data)
+    for name, ratio in (("mhsa_ratio", mhsa_ratio), ("ffn_ratio", ffn_ratio)):
+        if not 0 <= ratio < 1:
+            raise InputError(f"`{name}` must be in [0, 1), but got {ratio!r}.")
+    dense, normalisation = dense_model(checkpoint, model, start, weights)
 
     from vit_ratio_opt.final import finish
     from vit_ratio_opt.geometry import RatioPair, check_pair
     from vit_ratio_opt.objective import PruningObjective
+    from vit_ratio_opt.preprocessing import preprocess_or_assume
     from vit_ratio_opt.training import Recipe, load_images
+    from vit_ratio_opt.training.data import default_validation
 
+    recipe = Recipe(epochs=epochs, lr=lr)
     objective = PruningObjective(
         dense,
         load_images(
-            data, image_size=image_size, validation=validation, seed=seed, **normalisation
+            data,
+            image_size=image_size,
+            validation=validation or default_validation(data, "test"),
+            seed=seed,
+            preprocess=preprocess_or_assume(dense),
+            exif_rotation=exif_rotation,
+            skip_damaged=skip_damaged,
+            **normalisation,
         ),
         budget=1.0,
-        recipe=Recipe(epochs=epochs, lr=lr),
+        recipe=recipe,
         strategy=strategy,
         rule=cascade_rule(cascade),
         mhsa_unit=mhsa_unit,
@@ -763,29 +901,36 @@ def check_model_output(path: Path) -> None:
     """
     if path.suffix != ".safetensors":
         raise InputError(f"A model goes into a .safetensors file, but --output is {path}.")
-    check_output(path)
-    check_output(path.with_suffix(".md"))
+    for made in (path, path.with_suffix(".md"), path.with_name(f"{path.name}.training")):
+        check_output(made)
 
 
 def dense_model(
-    checkpoint: Path | None, model: str | None, start: Path | None
+    checkpoint: Path | None,
+    model: str | None,
+    start: Path | None,
+    weights: Literal["ema", "raw"] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """The model that the options of these names ask for, and how its images are normalised.
 
     Raises:
         InputError: None is named, or it cannot be had.
     """
-    from vit_ratio_opt.checkpoint import create_model, load_dense, load_pruned, normalisation_of
+    from vit_ratio_opt.checkpoint import create_model, load_dense, load_pruned
+    from vit_ratio_opt.preprocessing import preprocess_of
 
-    normalisation: dict[str, Any] = {}
     if checkpoint is not None:
-        dense = load_dense(checkpoint, name=model)
-        normalisation = normalisation_of(checkpoint)
+        dense = load_dense(checkpoint, name=model, weights=weights)
+    elif weights is not None:
+        raise InputError("--weights chooses among those of a --checkpoint: give one.")
     elif model is not None:
         dense = create_model(model, pretrained=True)
-        normalisation = {key: dense.pretrained_cfg[key] for key in ("mean", "std")}
     else:
         raise InputError("No model is named: give --checkpoint, --model or both.")
+    known = preprocess_of(dense)
+    normalisation: dict[str, Any] = {}
+    if known is not None and not known.is_assumed:
+        normalisation = {"mean": known.mean, "std": known.std}
     if start is not None:
         dense, _ = load_pruned(start, dense)
     return dense, normalisation
@@ -815,7 +960,8 @@ def print_report(
     studies: Sequence[Study], output: Path | None = None, console: Console | None = None
 ) -> None:
     """The table of the studies' rows and their time split; the rows as JSON into ``output``."""
-    console = console or Console()
+    console = console or Console(markup=False, highlight=False)
+    studies = [snapshot(study) for study in studies]
     built = build_report(studies)
     console.print()
     console.print(results_table(built))
@@ -830,25 +976,20 @@ def print_report(
         split = timing_split(study)
         if split:
             shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in split.items())
-            console.print(f"time of {study.study_name!r}: {shares}", soft_wrap=True)
+            console.print(f"time of {short(study.study_name)!r}: {shares}", soft_wrap=True)
     if output is not None:
         write_json(built, output)
-        console.print(f"rows written to {output}", soft_wrap=True)
+        console.print(plain(f"rows written to {output}"), soft_wrap=True)
 
 
 def check_output(path: Path | None) -> None:
     """Refuse, before any work, a file that could not be written after it.
 
     Raises:
-        InputError: Its folder is missing or may not be written.
+        InputError: See :func:`~vit_ratio_opt.utils.files.check_writable`.
     """
-    if path is None:
-        return
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"lies in no folder: {path.parent} is missing"
-        raise InputError(f"{path} cannot be written: it {what}.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"{path} cannot be written: no permission.")
+    if path is not None:
+        check_writable(path)
 
 
 def make_folder(folder: Path) -> None:
@@ -857,12 +998,7 @@ def make_folder(folder: Path) -> None:
     Raises:
         InputError: It cannot be made or written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder {folder} cannot be made: {error.strerror}.") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"The folder {folder} cannot be written: no permission.")
+    check_writable_folder(folder)
 
 
 def checkpoint_folder(folder: Path, study_name: str) -> Path:
@@ -873,25 +1009,81 @@ def checkpoint_folder(folder: Path, study_name: str) -> Path:
 def run_command(command: Callable[..., Any] | typer.Typer) -> NoReturn:
     """Run a command line; an :class:`InputError` becomes one sentence and exit code 2.
 
-    So does a storage that fails, such as a database that is full.
+    So does a failure of the storage, such as a database that is full, of the operating system, and
+    of the memory. Ctrl-C ends with 130, a reader that has gone with 1.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    _repair_streams()
     if not isinstance(command, typer.Typer):
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         single.command()(command)
         command = single
+    code = 0
     try:
         check_versions()
-        command()
+        returned = command(standalone_mode=False)
+        code = returned if isinstance(returned, int) else 0
+        sys.stdout.flush()
+    except _UsageError as error:
+        error.message = plain(redact(error.message))
+        rich_format_error(error)
+        code = error.exit_code
     except InputError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = _refuse(str(error))
+    except BrokenPipeError:
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
     except Exception as error:
-        if not is_storage_error(error):
+        if is_storage_error(error):
+            code = _refuse(f"The storage cannot be used: {reason(error)}")
+        elif isinstance(error, OSError) and error.errno is not None:
+            where = "" if error.filename is None else f"{short(error.filename, 200)}: "
+            code = _refuse(f"{where}{error.strerror}.")
+        elif _is_out_of_memory(error):
+            code = _refuse("The memory is not enough: use smaller images or models.")
+        else:
             raise
-        print(f"Error: The storage cannot be used: {reason(error)}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0)
+    _leave(code)
+
+
+# click's, of which typer may have a copy.
+_UsageError: Any = typer.BadParameter.__mro__[2]
+
+
+def _refuse(sentence: str) -> int:
+    print(f"Error: {plain(redact(sentence))}", file=sys.stderr)
+    return 2
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    words = ("can't allocate memory", "out of memory", "not enough memory")
+    is_torchs = isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
+    return isinstance(error, MemoryError) or is_torchs
+
+
+def _repair_streams() -> None:
+    """Have streams that exist, and take every name whatever the terminal's encoding is."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever has started this process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  until the end
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; what cannot be written any more is dropped, since Python would complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            code = 1
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if error.errno != errno.EPIPE and stream is sys.stdout:
+                _refuse(f"The output cannot be written: {error.strerror}.")
+    sys.exit(code)
 
 
 def main() -> None:

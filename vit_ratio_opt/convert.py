@@ -6,7 +6,6 @@ tensors' names change, and three matrices for queries, keys and values become on
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -18,9 +17,18 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 
-from vit_ratio_opt.checkpoint import check_fits, create_model, load_tensors
+from vit_ratio_opt.checkpoint import check_fits, create_model
+from vit_ratio_opt.device import evaluating
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning.surgery import UnsupportedModelError, evaluating
+from vit_ratio_opt.model_files.folders import read_config, read_folder
+from vit_ratio_opt.model_files.weights import read_tensors
+from vit_ratio_opt.preprocessing import Preprocessing, remember_preprocessing
+from vit_ratio_opt.pruning.supported import (
+    UnsupportedModelError,
+    check_untouched,
+    check_weights,
+    unwrapped,
+)
 
 __all__ = ["load_converted", "to_timm"]
 
@@ -32,6 +40,8 @@ _TORCHVISION = {
     "torchvision/vit_l_32": (16, 1024),
     "torchvision/vit_h_14": (16, 1280),
 }
+# ImageNet's, with which torchvision's first weights were trained; later ones are cropped less.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HUGGING_FACE = (
     "ViTForImageClassification",
     "DeiTForImageClassification",
@@ -101,6 +111,7 @@ def to_timm(model: nn.Module) -> VisionTransformer:
         InputError: It has parts that a timm model has not, is not in float32, or the logits
             differ by more than 1e-4 of the largest.
     """
+    model = unwrapped(model)
     kind, module = type(model).__name__, type(model).__module__
     source: Any = model
     if type(model) is TorchvisionViT:  # a subclass may compute something else
@@ -119,19 +130,24 @@ def to_timm(model: nn.Module) -> VisionTransformer:
     }
     if {tensor.dtype for tensor in state.values()} != {torch.float32}:
         raise InputError(f"{_MODEL} must be in float32 to be converted: call `model.float()`.")
+    check_untouched(model)
+    check_weights(model)
     converted = _converted(_MODEL, state, settings).to(next(model.parameters()).device)
     _check_same(model, converted)
     return converted
 
 
-def load_converted(path: Path, *, name: str | None, **arguments: Any) -> VisionTransformer:
+def load_converted(
+    path: Path, *, name: str | None, weights: str | None = None, **arguments: Any
+) -> VisionTransformer:
     """The timm model of a Hugging Face folder, or of a file of torchvision's weights.
 
     Nothing can be run to compare it with: :func:`to_timm` is where the names are checked.
 
     Args:
-        path: A folder with ``config.json`` and ``model.safetensors``, or a file of tensors.
+        path: A folder with ``config.json`` and weights, or a file of tensors.
         name: For a file, such as ``torchvision/vit_b_16``.
+        weights: See :func:`~vit_ratio_opt.model_files.weights.read_tensors`.
         **arguments: Added to those that the files give.
 
     Raises:
@@ -139,42 +155,31 @@ def load_converted(path: Path, *, name: str | None, **arguments: Any) -> VisionT
         InputError: A file is missing, damaged, or does not fit the rest.
     """
     if path.is_dir():
-        if name is not None:
-            raise InputError(f"The folder {path} says which model it has: leave {name!r} out.")
-        config = _read_config(path)
+        config = read_config(path)
         architectures = config.get("architectures")
         kind = architectures[0] if isinstance(architectures, list) and architectures else None
         settings = _hugging_face(str(path), kind, config)
-        weights = path / "model.safetensors"
-        if not weights.is_file():
-            raise InputError(
-                f"{path} has no model.safetensors: write the folder with `save_pretrained`, in "
-                "one file."
-            )
         # what the class does not use, it may have been pretrained with
         state = {
             key: tensor
-            for key, tensor in load_tensors(weights).items()
+            for key, tensor in read_folder(path, weights).items()
             if not re.search(r"\.pooler\.|\.mask_token$", key)
         }
         return _converted(str(path), state, {**settings, **arguments})
     if name not in _TORCHVISION:
         raise InputError(f"The name {name!r} must be one of {', '.join(_TORCHVISION)}.")
     num_heads, width = _TORCHVISION[name]
-    state = load_tensors(path)
+    state, _ = read_tensors(path, weights)
     if state.get("class_token", torch.empty(0)).shape != (1, 1, width):
         raise InputError(f"{path} has not the weights of a {name}, which is {width} wide.")
-    return _converted(str(path), state, {"num_heads": num_heads, "norm_eps": 1e-6, **arguments})
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise InputError(f"{folder} is no Hugging Face model: it has no readable config.json.")
-    return config
+    model = _converted(str(path), state, {"num_heads": num_heads, "norm_eps": 1e-6, **arguments})
+    height, width = model.patch_embed.img_size
+    if model.in_chans == len(_MEAN):
+        known = Preprocessing(
+            _MEAN, _STD, (height, width), crop=224 / 256, origin=f"{name}", is_assumed=True
+        )
+        remember_preprocessing(model, known)
+    return model
 
 
 def _hugging_face(where: str, kind: object, config: Mapping[str, Any]) -> dict[str, Any]:

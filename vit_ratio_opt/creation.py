@@ -8,7 +8,9 @@ made again.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import time
 import uuid
 import warnings
@@ -27,11 +29,12 @@ from vit_ratio_opt.progress import waiting
 from vit_ratio_opt.records.study import COMPLETE, StudyRecord, is_complete, settings_of
 from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair, ToleranceSearch
 from vit_ratio_opt.storage import DEFAULT_STORAGE, open_storage
+from vit_ratio_opt.workers import is_dead, process_name
 
 if TYPE_CHECKING:
     from vit_ratio_opt.objective import PruningObjective
 
-__all__ = ["check_study", "create_study", "screened_best"]
+__all__ = ["check_settings", "check_study", "create_study", "screened_best"]
 
 _PACKAGES = ("vit_ratio_opt", "torch", "timm", "optuna")
 # Packages whose modules may have other attributes in another version.
@@ -39,6 +42,7 @@ _MODULE_PACKAGES = ("torch", "timm")
 # A creation that writes nothing for so long was interrupted.
 _PATIENCE_SECONDS, _LOOK_SECONDS = 10.0, 0.05
 _MOST_CLAIMS = 20
+_PLACEHOLDER = re.compile(r"placeholder of (.+) [0-9a-f-]{36}")
 
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
@@ -57,7 +61,7 @@ def check_study(objective: PruningObjective, study_name: str, storage: BaseStora
     # Read after that look: what was not empty then has its settings by now, if it gets any.
     attributes = _attributes(storage, study_id)
     if attributes is not None:
-        _check_settings(objective, study_name, attributes)
+        check_settings(objective, study_name, attributes)
 
 
 def create_study(
@@ -84,16 +88,19 @@ def create_study(
             :attr:`~vit_ratio_opt.PruningObjective.path`, which the study remembers too.
 
     Raises:
-        InputError: The storage cannot be used, or the study exists with other settings.
+        InputError: The storage cannot be used, the study exists with other settings, or the folder
+            of the objective's checkpoints cannot be written.
     """
     backend = open_storage(storage)
     check_study(objective, study_name, backend)
+    _remove_placeholders(backend)
     new: dict[str, Any] | None = None
     for _ in range(_MOST_CLAIMS):
         study_id = _find(backend, study_name)
         is_there = study_id is not None and _wait_for_mark(backend, study_id)
         if not is_there:
             if new is None:
+                objective.prepare()
                 new = _new_attributes(objective, screen)
             if _find(backend, study_name) != study_id:  # another process was faster
                 continue
@@ -161,7 +168,7 @@ def _wait_for_mark(storage: BaseStorage, study_id: int) -> bool:
     return False
 
 
-def _check_settings(
+def check_settings(
     objective: PruningObjective, study_name: str, attributes: Mapping[str, Any]
 ) -> str | None:
     """Refuse a study with other settings than the objective's.
@@ -288,14 +295,14 @@ def _create_again(
     if attributes is None or is_complete(attributes):
         return False
     if not is_empty:
-        _check_settings(objective, study_name, attributes)
+        check_settings(objective, study_name, attributes)
         if storage.get_n_trials(interrupted):
             raise InputError(
                 f"Study {study_name!r} has trials, but its creation was not finished: use another "
                 "name."
             )
     placeholder = storage.create_new_study(
-        [StudyDirection.MAXIMIZE], f"placeholder {uuid.uuid4()}, to be deleted"
+        [StudyDirection.MAXIMIZE], f"placeholder of {process_name()} {uuid.uuid4()}"
     )
     try:
         storage.delete_study(interrupted)
@@ -303,7 +310,17 @@ def _create_again(
     except KeyError:  # another process has deleted it
         return False
     finally:
-        storage.delete_study(placeholder)
+        with contextlib.suppress(KeyError):
+            storage.delete_study(placeholder)
+
+
+def _remove_placeholders(storage: BaseStorage) -> None:
+    """Delete those of this process, and of processes of this machine that were killed."""
+    for name in optuna.get_all_study_names(storage):
+        found = _PLACEHOLDER.fullmatch(name)
+        if found is not None and (found[1] == process_name() or is_dead(found[1])):
+            with contextlib.suppress(KeyError):  # another process was faster
+                storage.delete_study(storage.get_study_id_from_name(name))
 
 
 # What is taken over
@@ -328,11 +345,12 @@ def _take_over(objective: PruningObjective, study: Study, screen: bool) -> None:
         InputError: The study has other settings, or is damaged.
     """
     study_name, attributes = study.study_name, study.user_attrs
-    warning = _check_settings(objective, study_name, attributes)
+    warning = check_settings(objective, study_name, attributes)
     if warning is not None:
         _logger.warning(warning)
     record = StudyRecord.read(study_name, attributes)
     objective.adopt(record)
+    objective.mark_folders()
     if record.settings.unknown:
         _logger.warning(
             f"Study {study_name!r} was created by version 0.1.0, which did not record "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
+import math
 import os
 import sys
 import time
@@ -24,15 +26,17 @@ from vit_ratio_opt.geometry import BUDGET_CONSTRAINTS
 from vit_ratio_opt.lineage import open_artifacts
 from vit_ratio_opt.page import (
     code,
-    escape_markdown,
     markdown_table,
     results_cells,
     resume_command,
 )
 from vit_ratio_opt.plots import accuracy_figure, path_figure, widths_figure
 from vit_ratio_opt.records.answer import answer_of
+from vit_ratio_opt.records.snapshot import snapshot
+from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import (
     accuracy_of,
+    attribute,
     baseline_of,
     block_rows,
     cost_of,
@@ -42,7 +46,8 @@ from vit_ratio_opt.records.trials import (
 from vit_ratio_opt.report import TRIAL_COLUMNS, summary
 from vit_ratio_opt.search import BinarySearchSampler
 from vit_ratio_opt.storage import is_storage_error, rdb_of, reason
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.untrusted import check_artifact_id, is_marked
+from vit_ratio_opt.utils.text import escape_markdown, short
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -55,7 +60,13 @@ _SHARE = 0.005
 _PART = 40_000  # characters
 _OWN_NOTES = "*What is written below this line is kept.*"
 _CARD = 430  # pixels that a figure has in the dashboard
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _SPARKS = "▁▂▃▄▅▆▇█"
+# Attributes of a trial that its note tells.
+_NOTED = (
+    *("macs_ratio", "params", "cost_ratio", "accuracy_pruned", "parent_trial", "resumed_from"),
+    *("seed", "failure"),
+)
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 
@@ -94,6 +105,7 @@ class Explainer:
         try:
             if self._others is None:
                 self._others = _fixed_studies(study)
+            study = snapshot(study)
             known = study._storage.get_study_system_attrs(study._study_id)
             note = study_note(study, self._others, n_trials=self.n_trials)
             _save_study_note(study, note, known)
@@ -122,6 +134,7 @@ def study_note(study: Study, others: Sequence[Study] = (), *, n_trials: int | No
         others: Studies of one fixed ratio, one of which may be its baseline.
         n_trials: Trained trials that the search is to have.
     """
+    study = snapshot(study)
     baseline = baseline_of(study, others)
     group = [study] if baseline is None else [baseline, study]
     looked_for, *found = (escape_markdown(sentence) for sentence in summary(study, group))
@@ -141,29 +154,30 @@ def study_note(study: Study, others: Sequence[Study] = (), *, n_trials: int | No
 
 def trial_note(study: Study, trial: FrozenTrial) -> str:
     """A trial's note in Markdown: its ratios, where it came from, its training, its blocks."""
-    attributes, dense = trial.user_attrs, study.user_attrs["dense"]
-    ratios = ", ".join(f"{name} {value:.3f}" for name, value in trial.params.items())
+    dense = study.user_attrs["dense"]
+    known = {name: attribute(trial, name) for name in _NOTED}
+    ratios = ", ".join(f"{name} {_three_digits(value)}" for name, value in trial.params.items())
     parts = [f"**{escape_markdown(ratios) or 'no ratios yet'}**"]
-    if "macs_ratio" in attributes:
-        parts[0] += f": {100 * attributes['macs_ratio']:.2f} % of the FLOPs"
-    if "params" in attributes:
-        parts[0] += f", {100 * attributes['params'] / dense['params']:.2f} % of the parameters"
-    if cost_of(study) == "latency" and "cost_ratio" in attributes:
-        parts[0] += f", {100 * attributes['cost_ratio']:.2f} % of the latency (predicted)"
+    if known["macs_ratio"] is not None:
+        parts[0] += f": {100 * known['macs_ratio']:.2f} % of the FLOPs"
+    if known["params"] is not None:
+        parts[0] += f", {100 * known['params'] / dense['params']:.2f} % of the parameters"
+    if cost_of(study) == "latency" and known["cost_ratio"] is not None:
+        parts[0] += f", {100 * known['cost_ratio']:.2f} % of the latency (predicted)"
     limit = next((f"{v:+.4g}" for v in trial.constraints.values() if v > 0), None)
     if limit is not None:
         parts.append(f"Over the limit by {limit}, so it cannot be the best.")
-    if "accuracy_pruned" in attributes:
+    if known["accuracy_pruned"] is not None:
         parts.append(_training(study, trial))
-    parent, resumed = attributes.get("parent_trial"), attributes.get("resumed_from")
+    parent, resumed = known["parent_trial"], known["resumed_from"]
     if parent is not None:
         start = "the dense model" if parent == "dense" else f"trial {parent}"
-        text = f"Pruned from {start}, seed {attributes.get('seed')}"
-        if resumed is not None:
+        text = f"Pruned from {start}, seed {known['seed']}"
+        if resumed is not None and {"epoch", "trial"} <= resumed.keys():
             text += f"; went on from epoch {resumed['epoch']} of trial {resumed['trial']}"
         parts.append(f"{text}.")
-    if "failure" in attributes:
-        parts.append(f"Failed: {code(attributes['failure'])}")
+    if known["failure"] is not None:
+        parts.append(f"Failed: {code(known['failure'])}")
     blocks = block_rows(dense, trial)
     if blocks:
         headings = ["block", "heads x dimensions", "neurons"]
@@ -199,6 +213,8 @@ def serve_dashboard(
     # Of this one object only: the trials that the dashboard gets to see.
     setattr(backend, "get_all_trials", get_all_trials)  # noqa: B010
     print(f"optuna-dashboard at {address} (Ctrl-C stops it)", flush=True)
+    if host not in _LOOPBACK:
+        print("It has no passwords: whoever reaches this address can change and delete studies.")
     if browse and _has_windows():
         opening = Timer(1.0, webbrowser.open, [address])  # when the server answers
         opening.daemon = True
@@ -207,13 +223,17 @@ def serve_dashboard(
 
 
 class _AllArtifacts:
-    """The artifact stores of all studies of a storage as one; new files go into the first."""
+    """The artifact stores of all studies of a storage as one; new files go into the first.
+
+    Only what this package has marked is written: whoever can write the storage names the folders.
+    """
 
     def __init__(self, storage: BaseStorage) -> None:
         self._storage = storage
         self._stores: dict[str, ArtifactStore] = {}
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
+        check_artifact_id(artifact_id)
         for store in self._all():
             try:
                 return store.open_reader(artifact_id)
@@ -222,21 +242,21 @@ class _AllArtifacts:
         raise ArtifactNotFound(f"{artifact_id} is in none of the studies' artifact stores.")
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        for store in self._all():
+        for store in self._all(writable=True):
             store.write(artifact_id, content_body)
             return
-        raise InputError("No study of this storage has an artifact store.")
+        raise InputError("No study of this storage has a folder of artifacts made here.")
 
     def remove(self, artifact_id: str) -> None:
-        for store in self._all():
+        for store in self._all(writable=True):
             try:
                 store.remove(artifact_id)
                 return
             except Exception:
                 continue
 
-    def _all(self) -> list[ArtifactStore]:
-        """Those of studies that were made in the meantime, too."""
+    def _all(self, *, writable: bool = False) -> list[ArtifactStore]:
+        """Return those of studies that were made in the meantime, too."""
         for study in self._storage.get_all_studies():
             origin = study.user_attrs.get("origin")
             location = origin.get("artifacts") if isinstance(origin, Mapping) else None
@@ -245,7 +265,11 @@ class _AllArtifacts:
                     self._stores[location] = open_artifacts(location)
                 except InputError as error:
                     _logger.warning(str(error))
-        return list(self._stores.values())
+        return [
+            store
+            for location, store in self._stores.items()
+            if not writable or is_marked(location)
+        ]
 
 
 def _as_shown(trial: FrozenTrial) -> FrozenTrial:
@@ -307,12 +331,11 @@ def _write(study: Study, key: str, text: str, known: Mapping[str, Any]) -> None:
 def _fixed_studies(study: Study) -> list[Study]:
     """Studies of one fixed ratio beside this one."""
     storage = study._storage
-    names = [
-        other.study_name
-        for other in storage.get_all_studies()
-        if other.user_attrs.get("settings", {}).get("strategy") == "fixed"
-        and "dense" in other.user_attrs
-    ]
+    names = []
+    for other in storage.get_all_studies():
+        with contextlib.suppress(InputError):  # a damaged one, or not ours
+            record = StudyRecord.read(other.study_name, other.user_attrs)
+            names += [record.name] if record.settings.strategy == "fixed" else []
     return [optuna.load_study(study_name=name, storage=storage) for name in names]
 
 
@@ -330,9 +353,9 @@ def _next(study: Study) -> str:
 def _training(study: Study, trial: FrozenTrial) -> str:
     """The training in one line."""
     dense = study.user_attrs["dense"]["val_accuracy"]
-    pruned = trial.user_attrs["accuracy_pruned"]
+    pruned = attribute(trial, "accuracy_pruned")
     text = f"Accuracy: {dense:.2f} % dense, {pruned:.2f} % pruned"
-    reported = [value for _, value in sorted(trial.intermediate_values.items())]
+    reported = [v for _, v in sorted(trial.intermediate_values.items()) if math.isfinite(v)]
     if study.direction == optuna.study.StudyDirection.MINIMIZE:
         reported = [dense - drop for drop in reported]
     accuracy = accuracy_of(trial, study)
@@ -340,13 +363,18 @@ def _training(study: Study, trial: FrozenTrial) -> str:
         text += f", {accuracy:.2f} % after {len(reported)} epochs"
         if len(reported) > 1:
             text += f" {_sparkline([pruned, *reported])}"
-    losses = trial.user_attrs.get("losses", [])
+    losses, seconds = attribute(trial, "losses"), attribute(trial, "seconds")
     if losses:
         text += f"; loss {losses[0]:.3f}"
         text += f" → {losses[-1]:.3f} {_sparkline(losses)}" if len(losses) > 1 else ""
-    if "seconds" in trial.user_attrs:
-        text += f"; {trial.user_attrs['seconds']:.1f} s"
+    if seconds is not None:
+        text += f"; {seconds:.1f} s"
     return f"{text}."
+
+
+def _three_digits(value: object) -> str:
+    is_number = isinstance(value, (int, float)) and abs(value) < 1e9
+    return f"{value:.3f}" if is_number else short(value, 20)
 
 
 def _block_cells(row: Mapping[str, int]) -> list[str]:

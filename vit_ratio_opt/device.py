@@ -1,15 +1,24 @@
-"""The device that a model is on, and what it computes in there."""
+"""The device that a model is on, and what and in which mode it computes there."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
 from torch import nn
 
-__all__ = ["Precision", "autocast", "best_device", "model_device", "out_of_memory", "precision_of"]
+__all__ = [
+    "Precision",
+    "autocast",
+    "best_device",
+    "evaluating",
+    "model_device",
+    "out_of_memory",
+    "precision_of",
+]
 
 Precision = Literal["float32", "bfloat16", "float16"]
 """In which matrix products are computed; weights are always float32."""
@@ -42,6 +51,26 @@ def autocast(
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, getattr(torch, precision))
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards each module's mode is what it was.
+
+    Nor is code run that ``model.compile()`` made, which may know nothing of hooks.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    compiled = [(m, m._compiled_call_impl) for m, _ in modes if m._compiled_call_impl is not None]
+    try:
+        model.eval()
+        for module, _ in compiled:
+            module._compiled_call_impl = None
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for module, call in compiled:
+            module._compiled_call_impl = call
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -24,6 +24,7 @@ import torch
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.cascade import CascadeBlocks
+from vit_ratio_opt.pruning.supported import check_supported, check_weights
 from vit_ratio_opt.storage import reason
 from vit_ratio_opt.training.data import ImageData
 from vit_ratio_opt.training.evaluate import on_device
@@ -95,11 +96,15 @@ def export_model(
         the logit and 1.
 
     Raises:
-        InputError: As :func:`check_target`; the model cannot be exported, the file cannot be
-            written, or its logits differ from the model's by more than 1e-4.
+        UnsupportedModelError: The model is none that can be pruned.
+        InputError: As :func:`check_target`; the model has weights that are not finite or cannot be
+            exported, the file cannot be written, or its logits differ from the model's by more
+            than 1e-4.
     """
     path = Path(path)
     check_target(path, to)
+    model = check_supported(model)
+    check_weights(model)
     shape = image_shape(model, image_size)
     model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     if to == "onnx" and sum(p.nbytes for p in model.state_dict().values()) >= _LARGEST_ONNX:
@@ -135,6 +140,8 @@ def image_shape(model: ViT, image_size: int | None = None) -> tuple[int, int, in
     Raises:
         InputError: The model takes no images of ``image_size`` pixels.
     """
+    if image_size is not None and (isinstance(image_size, bool) or image_size < 1):
+        raise InputError(f"`image_size` must be at least 1 pixel, but got {image_size!r:.80}.")
     channels, own = model.patch_embed.proj.in_channels, tuple(model.patch_embed.img_size)
     if image_size is None or own == (image_size, image_size):
         return channels, *own

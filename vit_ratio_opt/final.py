@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vit_ratio_opt.checkpoint import save_pruned
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.checkpoint import check_saveable, save_pruned, weights_hash
 from vit_ratio_opt.geometry import COST_WORDS, RatioPair
 from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.pruning import shape_of
 from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.training import Recipe, TrainingStopped, evaluate, finetune
-from vit_ratio_opt.utils.files import replacing
+from vit_ratio_opt.utils.files import write_text
 from vit_ratio_opt.workers import SearchStopped, stop_on_signals
 
 __all__ = ["card_path", "finish", "model_card"]
@@ -54,7 +54,14 @@ def finish(
         SearchStopped: By a signal; the state was kept.
     """
     path, data = Path(path), objective.data
+    check_saveable(model)
     if recipe.epochs:
+        # Of a trial's model, the weights that it begins with: two studies may have one output.
+        identity = {
+            **objective.identity_of(pair),
+            "blocks": shape_of(model).block_sizes,
+            "start": weights_hash(model) if lineage else None,
+        }
         state = path.with_name(f"{path.name}.training")
         with stop_on_signals() as asked_to_stop:
             try:
@@ -67,6 +74,7 @@ def finish(
                     precision=objective.precision,
                     state=state,
                     stop=asked_to_stop,
+                    identity=identity,
                     title=path.name,
                     progress=objective.progress,
                 )
@@ -86,11 +94,7 @@ def finish(
         "lineage": dict(lineage or {}),
     }
     save_pruned(model, path, manifest)
-    try:
-        with replacing(card_path(path)) as partial:
-            partial.write_text(model_card(manifest, path.name), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{card_path(path)} cannot be written: {error.strerror}.") from None
+    write_text(model_card(manifest, path.name), card_path(path))
     if recipe.epochs:
         state.unlink(missing_ok=True)
     return manifest

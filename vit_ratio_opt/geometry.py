@@ -34,9 +34,11 @@ from __future__ import annotations
 
 import bisect
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from numbers import Real
 from typing import Literal, NamedTuple, Protocol
 
 from vit_ratio_opt.errors import InputError
@@ -53,6 +55,7 @@ __all__ = [
     "RatioPair",
     "RatioSpace",
     "ViTShape",
+    "as_pair",
     "budget_curve",
     "check_budget",
     "check_pair",
@@ -90,6 +93,17 @@ class RatioPair(NamedTuple):
 
     mhsa_ratio: float
     ffn_ratio: float
+
+
+def as_pair(pair: Sequence[float]) -> RatioPair:
+    """Return two ratios by name.
+
+    Raises:
+        InputError: They are not two.
+    """
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise InputError(f"`pair` must be (mhsa_ratio, ffn_ratio), but got {pair!r:.80}.")
+    return RatioPair(*pair)
 
 
 @dataclass(frozen=True)
@@ -179,7 +193,8 @@ class ViTShape(RatioSpace):
         patch_dim: Values in one patch, ``in_chans * patch_height * patch_width``.
         embed_dim: Width D of the residual stream.
         num_classes: Outputs of one classifier, 0 for none.
-        classifiers: Linear classifiers: 1, or 2 with a distillation head.
+        classifiers: Linear classifiers: 1, 2 with a distillation head, 0 where the classifier is
+            something else.
         classified_tokens: Rows a classifier is applied to: 1, or every token without pooling.
         blocks: The blocks from the input to the output.
         fixed_params: Parameters that removing heads and neurons leaves as they are: embeddings,
@@ -187,8 +202,8 @@ class ViTShape(RatioSpace):
         qkv_bias: Whether qkv has biases.
         fc1_bias: Whether fc1 has biases.
         fc1_rows: Rows of fc1 for each hidden neuron: 2 where it is gated.
-        other_macs: MACs of an attention pooling, of blocks for the class token alone, and of
-            mixing heads.
+        other_macs: MACs of an attention pooling, of blocks for the class token alone, of mixing
+            heads, and of a classifier that is not linear.
         head_params: Parameters that a head has besides those of its dimensions.
         whole_heads: Whether heads go whole or not at all, as queries and keys pass through norms
             or rotations.
@@ -220,8 +235,12 @@ class ViTShape(RatioSpace):
     block_tokens: tuple[BlockTokens, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.round_to < 1:
-            raise InputError(f"`round_to` must be at least 1, but got {self.round_to!r}.")
+        try:
+            is_valid = operator.index(self.round_to) >= 1
+        except TypeError:  # no whole number
+            is_valid = False
+        if not is_valid:
+            raise InputError(f"`round_to` must be at least 1, but got {self.round_to!r:.80}.")
 
     @property
     def block_sizes(self) -> list[list[int]]:
@@ -436,6 +455,9 @@ def check_pair(space: RatioSpace, pair: RatioPair) -> None:
         InputError: A ratio is outside [0, largest ratio that leaves every block its minimum].
     """
     for name, ratio, largest in zip(RatioPair._fields, pair, space.max_pair, strict=True):
+        value: object = ratio
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise InputError(f"`{name}` must be a number, but got {value!r:.80}.")
         if not 0 <= ratio <= largest + _SLACK:
             raise InputError(
                 f"`{name}` must be in [0, {largest:.6g}] so that every block keeps at least "

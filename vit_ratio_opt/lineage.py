@@ -8,8 +8,10 @@ and the artifact store can go on from both, on any machine.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,8 +30,10 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt._compat import behind_backoff
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.geometry import RatioPair, RatioSpace
+from vit_ratio_opt.storage import reason, redact
+from vit_ratio_opt.untrusted import check_artifact_id, is_state_id
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArtifactFolder",
     "artifact_location",
+    "check_store",
     "fetch_state",
     "fetched_checkpoint",
     "interrupted_trials",
@@ -50,6 +55,8 @@ __all__ = [
 _STATE = "training_state"
 """User attribute of a trial: the artifact with the state of its training, and how far that is."""
 
+_BUCKET = re.compile(r"(arn:[\w.:-]+|[\w.-]+)", re.ASCII)
+
 _logger = logging.getLogger(f"optuna.{__name__}")
 
 
@@ -62,8 +69,11 @@ def artifact_location(location: str | Path) -> str:
     scheme, _, bucket = str(location).partition("://")
     if not bucket:
         return str(Path(location).resolve())
-    if scheme != "s3" or "/" in bucket.rstrip("/"):
-        raise InputError(f"Artifacts are kept in a folder or in s3://bucket, not in {location!r}.")
+    # A study stores the location, so it must hold no keys.
+    if scheme != "s3" or not _BUCKET.fullmatch(bucket.rstrip("/")):
+        raise InputError(
+            f"Artifacts are kept in a folder or in s3://bucket, not in {redact(str(location))!r}."
+        )
     return str(location).rstrip("/")
 
 
@@ -87,7 +97,24 @@ def open_artifacts(location: str) -> ArtifactStore:
         client = boto3.client("s3", config=patient)
         return Boto3ArtifactStore(location.removeprefix("s3://"), client)
     except Exception as error:  # of botocore, which may not be there
-        raise InputError(f"{location} cannot be used: {error}") from None
+        raise InputError(f"{location} cannot be used: {reason(error)}") from None
+
+
+def check_store(store: ArtifactStore) -> None:
+    """Prove that a store can be written, by an artifact that is removed again.
+
+    Raises:
+        CannotWriteError: It cannot.
+    """
+    artifact = f"probe-{uuid.uuid4()}"
+    try:
+        store.write(artifact, io.BytesIO(b"probe"))
+    except Exception as error:  # a store raises whatever its client does
+        raise CannotWriteError(
+            f"The artifact store cannot be written: {type(error).__name__}: {reason(error)}"
+        ) from None
+    with contextlib.suppress(Exception):
+        behind_backoff(store).remove(artifact)
 
 
 def nearest_parents(
@@ -120,15 +147,32 @@ def nearest_parents(
 class ArtifactFolder(FileSystemArtifactStore):
     """A folder of artifacts that, on the same file system, are second names of the uploaded files.
 
-    So a checkpoint that is also an artifact takes its space once.
+    So a checkpoint that is also an artifact takes its space once. Ids come from a database, so
+    only generated names are opened or removed, and no links are followed.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._folder = folder
 
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open the file of an artifact.
+
+        Raises:
+            ArtifactNotFound: There is none.
+        """
+        path = self._folder / check_artifact_id(artifact_id)
+        if path.is_symlink() or not path.is_file():
+            raise ArtifactNotFound(f"There is no artifact {artifact_id}.")
+        return super().open_reader(artifact_id)
+
+    def remove(self, artifact_id: str) -> None:
+        """Remove the file of an artifact."""
+        super().remove(check_artifact_id(artifact_id))
+
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Called by ``upload_artifact``."""
+        check_artifact_id(artifact_id)
         self._folder.mkdir(parents=True, exist_ok=True)
         file = getattr(content_body, "name", None)  # what comes over the network has none
         try:
@@ -156,9 +200,8 @@ def fetched_checkpoint(
         raise ArtifactNotFound(f"Trial {trial.number} has no artifact named {name!r}.")
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        download_artifact(
-            artifact_store=store, file_path=str(path), artifact_id=metas[-1].artifact_id
-        )
+        artifact = check_artifact_id(metas[-1].artifact_id)
+        download_artifact(artifact_store=store, file_path=str(path), artifact_id=artifact)
         yield path
 
 
@@ -168,13 +211,13 @@ def keep_state(trial: Trial, file: Path, store: ArtifactStore, *, epoch: int) ->
     Not as one of the trial's Optuna artifacts, of which none can be removed. At every moment the
     trial names a state that is there and whole.
     """
-    earlier = trial.user_attrs.get(_STATE)
+    earlier = state_artifact(trial)
     artifact = f"training-state-{uuid.uuid4()}"
     with file.open("rb") as content:
         store.write(artifact, content)
     trial.set_user_attr(_STATE, {"artifact": artifact, "epoch": epoch})
     if earlier is not None:
-        remove_states([earlier["artifact"]], store)
+        remove_states([earlier], store)
 
 
 def interrupted_trials(
@@ -185,7 +228,8 @@ def interrupted_trials(
         trial
         for trial in trials
         if trial.state == TrialState.FAIL
-        and _STATE in trial.user_attrs
+        and state_artifact(trial) is not None
+        and isinstance(trial.user_attrs[_STATE].get("epoch"), int)
         and trial.user_attrs.get("seed") == seed
         and "blocks" in trial.user_attrs
         and tuple(trial.params.get(name) for name in RatioPair._fields) == pair
@@ -201,21 +245,22 @@ def fetch_state(artifact: str, store: ArtifactStore, path: Path) -> bool:
     except Exception as error:  # a store raises whatever its client does
         _logger.warning(
             f"The state of a training, {artifact}, cannot be read; it begins again: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {reason(error)}"
         )
         return False
     return True
 
 
 def state_artifact(trial: FrozenTrial | Trial) -> str | None:
-    """Where the state of the trial's training is, if it has left one."""
+    """Return the id of the state of the trial's training, if it has left one."""
     state = trial.user_attrs.get(_STATE)
-    return None if state is None else str(state["artifact"])
+    artifact = state.get("artifact") if isinstance(state, Mapping) else None
+    return str(artifact) if is_state_id(artifact) else None
 
 
 def remove_states(artifacts: Iterable[str], store: ArtifactStore) -> None:
-    """Those that are still there."""
+    """Remove the states of trainings that are still there; nothing else."""
     store = behind_backoff(store)  # Optuna 5.0's removes again and again, for a minute
-    for artifact in artifacts:
+    for artifact in filter(is_state_id, artifacts):
         with contextlib.suppress(Exception):  # a store raises whatever its client does
             store.remove(artifact)

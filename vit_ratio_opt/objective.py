@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -17,14 +17,20 @@ import optuna
 import torch
 import torch.nn.functional as F
 from optuna.artifacts import upload_artifact
-from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.cache import cached_calibration, cached_latency, default_cache
-from vit_ratio_opt.checkpoint import load_pruned, save_pruned, source_of, weights_hash
+from vit_ratio_opt.checkpoint import check_saveable, source_of, weights_hash
 from vit_ratio_opt.costs import check_cost, latency_space, params_space
-from vit_ratio_opt.device import Precision, autocast, precision_of
+from vit_ratio_opt.device import (
+    Precision,
+    autocast,
+    evaluating,
+    model_device,
+    out_of_memory,
+    precision_of,
+)
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import (
     BUDGET_CONSTRAINTS,
@@ -34,7 +40,9 @@ from vit_ratio_opt.geometry import (
     MhsaUnit,
     RatioPair,
     RatioSpace,
+    as_pair,
     budget_curve,
+    check_pair,
     curve_and_baseline,
     fixed_ratio_pair,
     pair_columns,
@@ -42,8 +50,8 @@ from vit_ratio_opt.geometry import (
 )
 from vit_ratio_opt.lineage import (
     artifact_location,
+    check_store,
     fetch_state,
-    fetched_checkpoint,
     interrupted_trials,
     keep_state,
     nearest_parents,
@@ -64,6 +72,7 @@ from vit_ratio_opt.pruning import (
     cascade,
     check_all_tokens,
     check_cascade,
+    check_supported,
     expected_losses,
     keep_heads,
     prune_ranks,
@@ -78,12 +87,22 @@ from vit_ratio_opt.pruning import (
 )
 from vit_ratio_opt.pruning.architecture import architecture_of
 from vit_ratio_opt.pruning.blocks import ViT
+from vit_ratio_opt.pruning.classifier import classes_of
 from vit_ratio_opt.pruning.latency import latency_curves, time_models
+from vit_ratio_opt.pruning.supported import own_copy
 from vit_ratio_opt.pruning.surgery import ALL_HEADS
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import block_rows, finished_trials, tested_accuracy
+from vit_ratio_opt.runs.admission import check_enqueued, check_study_of
+from vit_ratio_opt.runs.trial_models import (
+    check_has_model,
+    keep_model,
+    read_artifact,
+    read_model,
+)
+from vit_ratio_opt.runs.turns import own_turn
 from vit_ratio_opt.search import (
     BudgetSearch,
     Noise,
@@ -109,8 +128,11 @@ from vit_ratio_opt.training import (
     evaluate,
     finetune,
 )
+from vit_ratio_opt.training.checks import warn_near_chance, warn_of_other_preprocessing
 from vit_ratio_opt.training.distributed import RanksBroken
 from vit_ratio_opt.training.evaluate import on_device, predict
+from vit_ratio_opt.untrusted import mark_folder
+from vit_ratio_opt.utils.files import check_place, check_writable_folder
 from vit_ratio_opt.utils.text import csv_text
 from vit_ratio_opt.workers import process_name, sign_of_life, stop_on_signals
 
@@ -127,6 +149,15 @@ _SCREENED_LEVELS, _PATH_PAIRS = 6, 64
 
 # Images of the survey of the attention: the mean over so many does not move with more.
 _SURVEYED = 128
+
+# Settings on which the model depends that a training begins with.
+_STARTS_FROM = (
+    *("pruned", "rule", "by_cascade", "iterative", "mhsa_unit", "repair", "allocation"),
+    *("round_to", "calibration_images", "seed"),
+)
+
+# What the user, the machine or the disk is to blame for.
+_NO_FAILURE_OF_A_PAIR = (InputError, KeyboardInterrupt, OSError)
 
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
@@ -169,7 +200,8 @@ class PruningObjective:
             default.
 
     Args:
-        model: The dense, fine-tuned ViT. It is copied, not changed.
+        model: The dense, fine-tuned ViT. It is copied, not changed. The copy is in float32, and
+            nothing of it is frozen: which weights ``model`` has frozen makes no difference.
         data: Its data set.
         budget: Largest fraction of the dense model's cost, in (0, 1].
         tolerance: Largest loss of accuracy against the dense model, in points, above 0.
@@ -267,13 +299,14 @@ class PruningObjective:
                 f"`strategy` must be one of {get_args(Strategy)}, but got {strategy!r}."
             )
         check_cost(cost, strategy=strategy, iterative=iterative, latency_batch=latency_batch)
-        check_all_tokens(model)
+        model = check_all_tokens(model)
         if strategy != "structural":
             check_cascade(model)
         self.shape = replace(shape_of(model), mhsa_unit=mhsa_unit, round_to=round_to)
         if self.shape.all_heads and mhsa_unit == "head":
             raise UnsupportedModelError(ALL_HEADS)
         check_fit(model, data)
+        warn_of_other_preprocessing(model, data)
         if calibration_images < 1:
             raise InputError(
                 f"`calibration_images` must be at least 1, but got {calibration_images!r}."
@@ -313,10 +346,12 @@ class PruningObjective:
         self.noise = noise
         self.confirmations = confirmations
         self.confidence = confidence
+        if checkpoints is not None:
+            check_saveable(model)
         if device is None:
             device = best_device() if ranks is None else ranks.device
         # A copy, so that nothing the caller does later changes the teacher.
-        self.model = copy.deepcopy(model).eval()
+        self.model = own_copy(model)
         try:
             self.device = torch.device(device)
             self.model.to(self.device)
@@ -325,6 +360,7 @@ class PruningObjective:
                 f"`device` must be one of this machine, such as 'cuda:0' or 'cpu', but got "
                 f"{str(device)!r}: {reason(error)}"
             ) from None
+        check_logits(self.model, data)
         self._precision_given = precision is not None
         self.precision: Precision = precision or precision_of(self.device)
         self.data = data
@@ -348,6 +384,8 @@ class PruningObjective:
         else:
             self._search(self._space(ranges))
         self.checkpoints = None if checkpoints is None else Path(checkpoints)
+        if self.checkpoints is not None:
+            check_place(self.checkpoints)
         self.iterative = iterative
         if self.checkpoints is None and (iterative or artifact_store is not None):
             raise InputError("`iterative` and `artifact_store` need `checkpoints`: name a folder.")
@@ -356,6 +394,8 @@ class PruningObjective:
         self.artifacts: str | None = None
         if isinstance(artifact_store, (str, Path)):
             self.artifacts = artifact_location(artifact_store)
+            if not self.artifacts.startswith("s3://"):
+                check_place(self.artifacts)
             artifact_store = open_artifacts(self.artifacts)
         if iterative and strategy != "structural" and self.rule.heads:
             raise InputError("`iterative` does not go with a rule that removes heads.")
@@ -364,6 +404,7 @@ class PruningObjective:
         self.stop: Callable[[], bool] | None = None
         self.beat_seconds: float | None = None
         self._spent_states: list[str] = []
+        self._store_is_checked = False
 
     def _search(self, space: RatioSpace) -> None:
         self.space = space
@@ -660,6 +701,16 @@ class PruningObjective:
             "artifacts": self.artifacts,
         }
 
+    def mark_folders(self) -> None:
+        """Create the folders of models and artifacts, and mark them as this package's.
+
+        Raises:
+            InputError: One cannot be written.
+        """
+        for folder in (self.checkpoints, self.artifacts):
+            if folder is not None and "://" not in str(folder):
+                mark_folder(folder)
+
     @property
     def device_name(self) -> str:
         """What the trials run on."""
@@ -670,7 +721,9 @@ class PruningObjective:
     @cached_property
     def dense_accuracy(self) -> float:
         """Validation accuracy of the dense model, in per cent."""
-        return self._accuracy(self.model)
+        accuracy = self._accuracy(self.model)
+        warn_near_chance(accuracy, self.data)
+        return accuracy
 
     def _accuracy(self, model: ViT, split: Split | None = None) -> float:
         """Accuracy of a model in per cent, on the validation split by default."""
@@ -742,6 +795,7 @@ class PruningObjective:
             parent: A model that pruned neither module more, on the objective's device; the dense
                 model by default.
         """
+        pair = as_pair(pair)
         start = self.model if parent is None else without_cascade(parent)
         if isinstance(self.space, Cascade):
             if self.rule.heads:
@@ -787,13 +841,20 @@ class PruningObjective:
             if parent.user_attrs.get("checkpoint") is None:
                 continue  # stopped by a pruner: it kept no model
             try:
-                with fetched_checkpoint(parent, trial.storage, self.artifact_store) as path:
-                    model = _read_model(path, parent, trial.study.study_name, self.model)
+                model = read_artifact(
+                    parent,
+                    trial.study.study_name,
+                    trial.storage,
+                    self.model,
+                    self.artifact_store,
+                )
                 return parent, model.to(self.device)
             except Exception as error:  # a store raises whatever its client does
+                if is_storage_error(error):
+                    raise
                 _logger.warning(
                     f"Trial {trial.number} cannot start from trial {number}, the model of which "
-                    f"cannot be read: {type(error).__name__}: {error}"
+                    f"cannot be read: {type(error).__name__}: {reason(error)}"
                 )
         return None, None
 
@@ -872,25 +933,23 @@ class PruningObjective:
         """A trial's pruned model, from this machine's folder or from the store of all.
 
         Raises:
-            InputError: The trial kept no model, or neither place has it.
+            InputError: The trial left no model, neither place has it, or the objective has no
+                ``checkpoints``.
         """
-        if self.checkpoints is None or trial.user_attrs.get("checkpoint") is None:
+        check_has_model(trial, study.study_name)
+        if self.checkpoints is None:
             raise InputError(
-                f"Trial {trial.number} of {study.study_name!r} kept no model: `checkpoints` names "
-                "the folder of a study's models."
+                f"The model of trial {trial.number} of study {study.study_name!r} is in a folder: "
+                "name it with `checkpoints`."
             )
-        path = self.checkpoints / trial.user_attrs["checkpoint"]
-        try:
-            return _read_model(path, trial, study.study_name, self.model)
-        except InputError as error:
-            if self.artifact_store is None:
-                raise
-            here = error
-        try:
-            with fetched_checkpoint(trial, study._storage, self.artifact_store) as fetched:
-                return _read_model(fetched, trial, study.study_name, self.model)
-        except ArtifactNotFound as error:
-            raise InputError(f"{here} It is not in the artifact store either: {error}") from None
+        return read_model(
+            trial,
+            study.study_name,
+            study._storage,
+            self.model,
+            folder=self.checkpoints,
+            store=self.artifact_store,
+        )
 
     def __call__(self, trial: optuna.Trial) -> float:
         """One trial.
@@ -900,34 +959,68 @@ class PruningObjective:
                 pruner says so after an epoch, or the sampler had nothing left to learn.
             TrainingStopped: :attr:`stop` said so.
         """
-        self.discard_spent_states()
         trial.set_user_attr("worker", process_name())
         alive: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if hasattr(trial, "study"):  # a FixedTrial is in none
             alive = sign_of_life(trial._trial_id, trial.storage, every=self.beat_seconds)
-        with alive:
+        with alive, own_turn(trial):
+            self.discard_spent_states()
             try:
+                self.prepare(getattr(trial, "study", None))
                 return self._run(trial)
             except optuna.TrialPruned:
                 self._spend_states(trial)
                 raise
             except (Exception, KeyboardInterrupt) as error:
+                is_stored = not is_storage_error(error)
                 with contextlib.suppress(Exception):  # the storage may be what failed
                     text = f"{type(error).__name__}: {reason(error)}"
                     trial.set_user_attr("failure", text)
-                    if isinstance(error, KeyboardInterrupt) or is_storage_error(error):
+                    if not is_stored or isinstance(error, _NO_FAILURE_OF_A_PAIR):
                         hand_back(trial)
+                if is_stored and isinstance(error, OSError):
+                    raise InputError(
+                        f"Trial {trial.number} could not go on here, so its pair will be tried "
+                        f"again: {reason(error)}"
+                    ) from error
                 raise
+
+    def prepare(self, study: optuna.Study | None = None) -> None:
+        """Check, before any work, that trials of ``study`` can be run and kept here.
+
+        What the study has measured is adopted: an objective may serve one study after the other.
+
+        Args:
+            study: The study; None for a trial of none.
+
+        Raises:
+            InputError: The study has another direction or other settings.
+            CannotWriteError: The folder of checkpoints or the artifact store cannot be written.
+        """
+        if study is not None:
+            check_study_of(self, study)
+        if self.checkpoints is not None:
+            check_writable_folder(self.checkpoints)
+        if self.artifacts is not None and not self.artifacts.startswith("s3://"):
+            check_writable_folder(self.artifacts)
+        elif self.artifact_store is not None and not self._store_is_checked:
+            check_store(self.artifact_store)  # once, as it may cost seconds and money
+            self._store_is_checked = True
 
     def _run(self, trial: optuna.Trial) -> float:
         started = time.perf_counter()
         clock = Stopwatch()
+        check_enqueued(trial, self.search_space)
         pair = RatioPair(
             *(trial.suggest_float(n, d.low, d.high) for n, d in self.search_space.items())
         )
         refuse_surplus(trial)
         if self.fixed_ratio and pair.mhsa_ratio != pair.ffn_ratio:
             raise optuna.TrialPruned(f"One ratio for both modules is searched, not {tuple(pair)}.")
+        try:
+            check_pair(self.space, pair)
+        except InputError as error:  # enqueued by hand: no reason to end the search
+            raise optuna.TrialPruned(str(error)) from None
         macs = self.space.pruned_macs(pair)
         macs_ratio = macs / self.shape.macs
         cost_ratio = self.space.cost_ratio(*pair)
@@ -966,7 +1059,6 @@ class PruningObjective:
         checkpoint = None
         if self.checkpoints is not None:
             with clock("checkpoint"):
-                checkpoint = f"trial-{trial.number:04d}.safetensors"
                 manifest = self.manifest(pair, model, accuracy)
                 manifest["lineage"] = {
                     "study": trial.study.study_name if in_study else None,
@@ -975,15 +1067,9 @@ class PruningObjective:
                 }
                 if self.cost != "macs":
                     manifest["cost_ratio"] = cost_ratio
-                path = self.checkpoints / checkpoint
-                save_pruned(model, path, manifest)
+                store = self.artifact_store if in_study else None
+                checkpoint = keep_model(model, self.checkpoints, manifest, trial, store)
                 trial.set_user_attr("weights", weights_hash(model))
-                if self.artifact_store is not None and in_study:
-                    upload_artifact(
-                        artifact_store=self.artifact_store,
-                        file_path=str(path),
-                        study_or_trial=trial,
-                    )
             if self.artifact_store is not None and in_study:
                 with clock("explain"):
                     self._attach(trial, self.artifact_store)
@@ -1043,13 +1129,16 @@ class PruningObjective:
                 assert artifact is not None
                 if not fetch_state(artifact, self.artifact_store, state):
                     continue
-                model = self._rebuilt(pair, earlier.user_attrs["blocks"])
-                _take_over(trial, earlier)
                 try:
-                    return model, self._finetuned(trial, model, pair, seed, state, artifact, clock)
-                except InputError as error:
+                    model = self._rebuilt(pair, earlier.user_attrs["blocks"])
+                    accuracy = self._finetuned(trial, model, pair, seed, state, earlier, clock)
+                    return model, accuracy
+                except (LookupError, TypeError, ValueError) as error:
+                    if "resumed_from" in trial.user_attrs:
+                        raise
                     state.unlink(missing_ok=True)
-                    _logger.warning(f"Trial {trial.number} begins again: {error}")
+                    why = reason(error).replace(str(state), f"the state of trial {earlier.number}")
+                    _logger.warning(f"Trial {trial.number} begins again: {why}")
         with clock("prune"):
             parent, parent_model = self._parent(trial, pair)
             model = self.prune(pair, parent_model)
@@ -1079,10 +1168,14 @@ class PruningObjective:
         pair: RatioPair,
         seed: int,
         state: Path | None,
-        artifact: str | None,
+        earlier: FrozenTrial | None,
         clock: Stopwatch,
     ) -> float:
-        """Fine-tune in place; give the accuracy."""
+        """Fine-tune in place, going on from an ``earlier`` trial's state; give the accuracy."""
+
+        def on_resume() -> None:
+            if earlier is not None:
+                _take_over(trial, earlier)
 
         def put_by(epoch: int) -> None:
             if state is not None and self.artifact_store is not None:
@@ -1091,7 +1184,7 @@ class PruningObjective:
                 except Exception as error:  # a store raises whatever its client does
                     if is_storage_error(error):
                         raise
-                    text = f"{type(error).__name__}: {error}"
+                    text = f"{type(error).__name__}: {reason(error)}"
                     trial.set_user_attr("state_not_kept", text)
                     _logger.warning(f"The state of trial {trial.number} was not kept: {text}")
 
@@ -1107,7 +1200,8 @@ class PruningObjective:
                 raise optuna.TrialPruned(f"{accuracy:.2f} % after epoch {epoch}.")
 
         if self.ranks is not None:
-            blocks = trial.user_attrs["blocks"]
+            blocks = shape_of(model).block_sizes
+            artifact = None if earlier is None else state_artifact(earlier)
             job = {"pair": pair, "seed": seed, "blocks": blocks, "artifact": artifact}
             self.ranks.tell({**job, "precision": self.precision})
         try:
@@ -1123,6 +1217,8 @@ class PruningObjective:
                 state=state,
                 stop=self.stop,
                 ranks=self.ranks,
+                identity=self.identity_of(pair),
+                on_resume=on_resume,
                 on_epoch=on_epoch,
                 stopwatch=clock,
                 title=f"trial {trial.number}",
@@ -1155,7 +1251,8 @@ class PruningObjective:
     def _follow(self, ranks: Ranks, stop: Callable[[], bool]) -> None:
         while (job := ranks.tell()) is not None:
             self.precision = job["precision"]  # rank 0 has it from the study
-            model = self._rebuilt(RatioPair(*job["pair"]), job["blocks"])
+            pair = RatioPair(*job["pair"])
+            model = self._rebuilt(pair, job["blocks"])
             with TemporaryDirectory() as folder:
                 state = None
                 if job["artifact"] is not None and self.artifact_store is not None:
@@ -1173,6 +1270,7 @@ class PruningObjective:
                         state=state,
                         stop=stop,
                         ranks=ranks,
+                        identity=self.identity_of(pair),
                     )
 
     def _rebuilt(self, pair: RatioPair, blocks: Sequence[Sequence[int]]) -> ViT:
@@ -1181,6 +1279,12 @@ class PruningObjective:
         if isinstance(self.space, (Cascade, Combined)):
             model = cascade(model, self.space.tokens(pair), scores=self.rule.scores)
         return model.to(self.device)
+
+    def identity_of(self, pair: RatioPair) -> dict[str, Any]:
+        """Return what a training is of, as JSON values, for :func:`vit_ratio_opt.finetune`."""
+        stored = self.settings.to_json()
+        pruning = {name: stored.get(name) for name in _STARTS_FROM}
+        return {"pair": list(pair), "dense": stored["weights"], "pruning": pruning}
 
     def _spend_states(self, *trials: optuna.Trial | FrozenTrial) -> None:
         """Let the states of these trials go, but not yet: until it is told, a trial may die."""
@@ -1192,28 +1296,6 @@ class PruningObjective:
         if self.artifact_store is not None:
             remove_states(self._spent_states, self.artifact_store)
         self._spent_states = []
-
-
-def _read_model(path: Path, trial: FrozenTrial, study_name: str, dense: ViT) -> ViT:
-    """Return the pruned model of a trial from a file, whose name another study may share.
-
-    Raises:
-        InputError: The file cannot be read, or it holds the model of another trial.
-    """
-    model, manifest = load_pruned(path, dense)
-    lineage = manifest.get("lineage") or {}
-    found = {key: lineage.get(key) for key in ("study", "trial")}
-    found |= {name: manifest.get(name) for name in RatioPair._fields}
-    wanted = {"study": study_name, "trial": trial.number, **_pair_of(trial)._asdict()}
-    if "weights" in trial.user_attrs:  # not in trials of version 0.1.0
-        found["weights"], wanted["weights"] = weights_hash(model), trial.user_attrs["weights"]
-    for key, value in wanted.items():
-        if found[key] != value:
-            raise InputError(
-                f"{path} is not the model of trial {trial.number} of study {study_name!r}: its "
-                f"{key} is {found[key]!r}, not {value!r}. Name the folder with `checkpoints`."
-            )
-    return model
 
 
 def _take_over(trial: optuna.Trial, earlier: FrozenTrial) -> None:
@@ -1235,7 +1317,8 @@ def _diverged(trial: FrozenTrial) -> bool:
 
 
 def _pair_of(trial: FrozenTrial) -> RatioPair:
-    return RatioPair(*(trial.params[name] for name in RatioPair._fields))
+    # A trial of other makers may have none.
+    return RatioPair(*(trial.params.get(name, math.nan) for name in RatioPair._fields))
 
 
 def _set_attributes(trial: optuna.Trial, **attributes: Any) -> None:
@@ -1247,8 +1330,10 @@ def check_fit(model: ViT, data: ImageData) -> None:
     """Refuse images or classes that the model was not made for.
 
     Raises:
+        UnsupportedModelError: The model cannot be pruned.
         InputError: Channels, size or number of classes differ.
     """
+    model = check_supported(model)
     channels, *size = data.image_shape
     wanted = model.patch_embed.proj.in_channels
     if channels != wanted:
@@ -1265,7 +1350,38 @@ def check_fit(model: ViT, data: ImageData) -> None:
             f"The model takes images of {tuple(model.patch_embed.img_size)} pixels, but "
             f"{data.name} has {tuple(size)}.{hint}"
         )
-    if model.num_classes != len(data.classes):
+    classes = classes_of(model)
+    if classes != len(data.classes):
         raise InputError(
-            f"The model has {model.num_classes} classes, but {data.name} has {len(data.classes)}."
+            f"The model has {classes} classes, but {data.name} has {len(data.classes)}."
+        )
+
+
+def check_logits(model: ViT, data: ImageData) -> None:
+    """Refuse a model that gives no finite logits for two images of the training split.
+
+    Raises:
+        InputError: With what is wrong with them.
+    """
+    two = data.train.subset(torch.arange(min(2, len(data.train))))
+    images, _ = next(on_device(data, two, 2, model_device(model)))
+    try:
+        with torch.inference_mode(), evaluating(model):
+            logits = model(images)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        raise InputError(
+            f"The model cannot classify images of {data.name}: {reason(error)}"
+        ) from None
+    wanted = (len(images), len(data.classes))
+    if tuple(logits.shape) != wanted:
+        raise InputError(
+            f"The model must give logits of shape {wanted} for {len(images)} images, but gives "
+            f"{tuple(logits.shape)}."
+        )
+    if not bool(logits.isfinite().all()):
+        raise InputError(
+            f"The model gives NaN or infinite logits for images of {data.name}: look at its "
+            "weights and at the normalisation of the images."
         )

@@ -18,13 +18,17 @@ from vit_ratio_opt.device import Precision
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import Cost, MhsaUnit
 from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.preprocessing import Preprocessing
 from vit_ratio_opt.pruning import Allocation
+from vit_ratio_opt.pruning.architecture import architecture_of
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.storage import open_storage, reason
 from vit_ratio_opt.strategies import CascadeRule, Strategy
 from vit_ratio_opt.training import ImageData, Ranks, Recipe, load_images
 from vit_ratio_opt.training.data import load_again as load_images_again
+from vit_ratio_opt.untrusted import check_marked
+from vit_ratio_opt.utils.text import short
 
 __all__ = ["load_objective", "study_images"]
 
@@ -47,6 +51,10 @@ def load_objective(
     The dense weights and the validation split must be the same, which hashes tell; where they are
     may differ from machine to machine. An Optuna pruner is not part of it.
 
+    Whoever can write the storage chooses what the study says. So the folders that it names for
+    models and artifacts are used only where this package has used them on this machine; others,
+    and buckets, have to be given.
+
     Args:
         study_name: The study.
         storage: Where it is, or its URL.
@@ -61,11 +69,14 @@ def load_objective(
 
     Raises:
         InputError: The study is not there, does not say where its model or its images come from,
-            or these are others.
+            or these are others; or it names a folder that was not used on this machine.
     """
     (study,) = load_studies(open_storage(storage, must_exist=True), [study_name])
     record = StudyRecord.read(study_name, study.user_attrs)
     settings, origin = record.settings, record.origin
+    # Before any work.
+    models = checkpoints or check_marked(origin.get("checkpoints"), study_name, "--checkpoints")
+    store = artifacts or check_marked(origin.get("artifacts"), study_name, "--artifacts")
     if origin.get("model") is None and checkpoint is None:
         raise InputError(
             f"Study {study_name!r} does not say where its dense model is: give --checkpoint."
@@ -78,10 +89,18 @@ def load_objective(
             f"The dense model here has other weights ({weights_hash(model)}) than study "
             f"{study_name!r} was made with ({settings.weights}): give --checkpoint."
         )
+    found, recorded = architecture_of(model), settings.architecture or {}
+    other = sorted(key for key in found.keys() & recorded.keys() if found[key] != recorded[key])
+    if other:
+        raise InputError(
+            f"The dense model here has the weights of study {study_name!r}, but computes "
+            f"something else ({', '.join(other)}): give --checkpoint."
+        )
     if not origin.get("data"):
         raise InputError(
             f"Study {study_name!r} has images of the user's own: run the script that made it."
         )
+    _check_root(origin["data"], study_name, data)
     images = load_images_again(origin["data"], root=data)
     if not images.has_fingerprint(settings.validation):
         raise InputError(
@@ -109,9 +128,9 @@ def load_objective(
             cost=cast(Cost, settings.cost),
             latency_batch=settings.latency_batch,
             latency=record.latency,
-            checkpoints=checkpoints or origin.get("checkpoints"),
+            checkpoints=models,
             iterative=settings.iterative,
-            artifact_store=artifacts or origin.get("artifacts"),
+            artifact_store=store,
             calibration_images=settings.calibration_images,
             seed=settings.seed,
             precision=cast(Precision, settings.precision),
@@ -128,8 +147,24 @@ def load_objective(
     return objective
 
 
+def _check_root(source: Mapping[str, Any], study_name: str, data: str | Path | None) -> None:
+    """Refuse a folder of images that is not here: a loader might fetch into it."""
+    root = source.get("root")
+    if data is not None or "root" not in source:
+        return
+    if not isinstance(root, str) or not root or "\0" in root or not Path(root).is_dir():
+        raise InputError(
+            f"Study {short(study_name)!r} has its images in {short(root)!r}, which is no folder "
+            "here: give --data."
+        )
+
+
 def study_images(
-    manifest: Mapping[str, Any], root: str | Path | None = None, *, image_size: int | None = None
+    manifest: Mapping[str, Any],
+    root: str | Path | None = None,
+    *,
+    image_size: int | None = None,
+    preprocess: Preprocessing | None = None,
 ) -> ImageData:
     """The images that a pruned model's study was about, in its splits.
 
@@ -140,6 +175,7 @@ def study_images(
         manifest: Of ``load_pruned``; empty for a dense model.
         root: The folder of the images, see :func:`vit_ratio_opt.load_images`; none for the digits.
         image_size: Pixels of a side, where the manifest does not say how the images were loaded.
+        preprocess: The model's preprocessing, likewise.
 
     Raises:
         InputError: There is no ``root`` but the study was not about the digits, the folder cannot
@@ -150,7 +186,7 @@ def study_images(
         is_digits = (source["loader"] if source else manifest.get("dataset")) == "digits"
         if root is None and not is_digits:
             raise InputError("Accuracy is measured, not assumed: give --data, the images' folder.")
-        for load in _loads(manifest, root, image_size):
+        for load in _loads(manifest, root, image_size, preprocess):
             data = load()
             if fingerprint is None or data.has_fingerprint(fingerprint):
                 break
@@ -169,7 +205,10 @@ def study_images(
 
 
 def _loads(
-    manifest: Mapping[str, Any], root: str | Path | None, image_size: int | None
+    manifest: Mapping[str, Any],
+    root: str | Path | None,
+    image_size: int | None,
+    preprocess: Preprocessing | None,
 ) -> list[Callable[[], ImageData]]:
     """Ways to load the images of a manifest, one of which is right."""
     source, seed = manifest.get("images"), manifest.get("seed", 0)
@@ -177,7 +216,7 @@ def _loads(
         return [lambda: load_images_again(source, root=root)]
     if root is None:
         return [lambda: load_images_again({"loader": "digits", "seed": seed})]
-    options: dict[str, Any] = {"seed": seed}
+    options: dict[str, Any] = {"seed": seed, "preprocess": preprocess}
     if not (Path(root) / "cifar-10-batches-py").is_dir():  # which has its own
         options["image_size"] = image_size
         options.update({key: manifest.get(key) for key in ("mean", "std")})

@@ -19,6 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from vit_ratio_opt.plots import accuracy_figure, path_figure, widths_figure
 from vit_ratio_opt.records.answer import answer_trial
+from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.trials import block_rows, limit_of
 from vit_ratio_opt.report import (
     TRIAL_COLUMNS,
@@ -30,7 +31,7 @@ from vit_ratio_opt.report import (
     val_text,
 )
 from vit_ratio_opt.storage import redact
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import escape_markdown, short
 
 __all__ = [
     "code",
@@ -110,6 +111,7 @@ def html_page(studies: Sequence[Study], storage: str | None = None) -> str:
         studies: What it shows.
         storage: Its URL, for the command that goes on with a study; passwords are left out.
     """
+    studies = [snapshot(study) for study in studies]
     groups = [
         {
             "title": f"{short(group[0].user_attrs['settings']['model'])} on "
@@ -142,7 +144,7 @@ def markdown(studies: Sequence[Study], *, trials: bool = True) -> str:
         trials: Whether the trials are listed, too.
     """
     parts = []
-    for group in group_studies(studies):
+    for group in group_studies([snapshot(study) for study in studies]):
         settings, searched = group[0].user_attrs["settings"], _searched_first(group)
         parts.append(f"## {code(settings['model'])} on {code(settings['dataset'])}\n")
         for study in searched:
@@ -157,6 +159,7 @@ def markdown(studies: Sequence[Study], *, trials: bool = True) -> str:
 
 def figures(group: Sequence[Study]) -> list[go.Figure]:
     """All figures of studies of one dense model."""
+    group = [snapshot(study) for study in group]
     searched = _searched_first(group)
     return [
         accuracy_figure(searched),
@@ -168,9 +171,16 @@ def figures(group: Sequence[Study]) -> list[go.Figure]:
 def resume_command(study: Study, storage: str | None) -> str:
     """What goes on with the study, on any machine that reaches its storage."""
     url = "URL" if storage is None else redact(storage)
-    return shlex.join(
-        ["vit-ratio-opt", "worker", "--storage", url, "--study-name", study.study_name]
-    )
+    options = ["--storage", shlex.quote(url), "--study-name", _quoted(study.study_name)]
+    return " ".join(["vit-ratio-opt", "worker", *options])
+
+
+def _quoted(text: str) -> str:
+    """Return a text for a shell; one that would act on a terminal by its codes."""
+    if text.isprintable():
+        return shlex.quote(text)
+    codes = text.encode("unicode_escape", errors="replace").decode().replace("'", "\\'")
+    return f"$'{codes}'"
 
 
 def code(text: object) -> str:
@@ -191,13 +201,6 @@ def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
         *([escape_markdown(cell) for cell in row] for row in rows),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def escape_markdown(text: str) -> str:
-    """Text that Markdown takes for nothing else."""
-    for character in "\\`*_[]<>&|#":
-        text = text.replace(character, f"\\{character}")
-    return text
 
 
 def results_cells(group: Sequence[Study]) -> tuple[list[str], list[list[str]]]:

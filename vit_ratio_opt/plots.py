@@ -20,6 +20,7 @@ from vit_ratio_opt.geometry import COST_WORDS, Cost, RatioPair
 from vit_ratio_opt.records.answer import Candidate, answer_of, answer_trial
 from vit_ratio_opt.records.trials import (
     accuracy_of,
+    attribute,
     block_rows,
     cost_of,
     cost_ratio_of,
@@ -58,7 +59,8 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
     word = COST_WORDS[drawn_cost]
 
     def cost(trial: FrozenTrial) -> float:
-        return float(trial.user_attrs["macs_ratio" if drawn_cost == "macs" else "cost_ratio"])
+        share = attribute(trial, "macs_ratio" if drawn_cost == "macs" else "cost_ratio")
+        return cost_ratio_of(trial) if share is None else float(share)
 
     dense = studies[0].user_attrs["dense"]
     for colour, study in zip(_colours(studies), studies, strict=True):
@@ -145,9 +147,7 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
     """
     figure = make_subplots(rows=2, cols=1, row_heights=[0.65, 0.35], vertical_spacing=100 / height)
     _add_equal_cost(figure, study)
-    trials = [
-        trial for trial in finished_trials(study) if len(trial.params) >= len(RatioPair._fields)
-    ]
+    trials = finished_trials(study)
     curve = study.user_attrs.get("plan", {}).get("curve")  # a tolerance has none
     if curve is not None:
         drawn_curve = _spread_out(curve, _MOST_MOMENTS)
@@ -312,10 +312,10 @@ def training_curve(trial: FrozenTrial, dense_accuracy: float, *, drops: bool) ->
     from matplotlib.ticker import MaxNLocator
 
     reported = sorted(trial.intermediate_values.items())
-    pruned = trial.user_attrs.get("accuracy_pruned")
+    pruned = attribute(trial, "accuracy_pruned")
     accuracies = [] if pruned is None else [(0, pruned)]
     accuracies += [(epoch, dense_accuracy - v if drops else v) for epoch, v in reported]
-    losses = trial.user_attrs.get("losses", [])
+    losses = attribute(trial, "losses") or ()
     figure = Figure(figsize=(5, 3))
     # Wide margins: a layout engine would take twice the time of the rest to find them.
     axis = figure.subplots(gridspec_kw={"left": 0.19, "right": 0.83, "bottom": 0.16, "top": 0.91})
@@ -412,7 +412,8 @@ def _doubts(trials: Sequence[FrozenTrial]) -> tuple[list[int], list[float], list
             side = kept if trial.state == TrialState.COMPLETE else failed
             side.append(cost_ratio_of(trial))
         high.append(min(kept))
-        low.append(max(cost_ratio for cost_ratio in failed if cost_ratio < high[-1]))
+        below = (cost_ratio for cost_ratio in failed if cost_ratio < high[-1])
+        low.append(max(below, default=0.0))
     return moments, low, high
 
 

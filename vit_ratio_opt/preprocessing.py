@@ -7,17 +7,42 @@ assumed instead carries a sentence that says so.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["INTERPOLATIONS", "Preprocessing", "preprocess_of", "remember_preprocessing"]
+__all__ = [
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
+    "INTERPOLATIONS",
+    "LARGEST_SIDE",
+    "Preprocessing",
+    "as_pair",
+    "check_channels",
+    "differences",
+    "floats",
+    "preprocess_of",
+    "preprocess_or_assume",
+    "remember_preprocessing",
+    "resolve_preprocessing",
+]
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2023, 0.1994, 0.2010)
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
+LARGEST_SIDE = 8192
+"""Pixels that a side of a model's input may have at most."""
+
+_logger = logging.getLogger(f"optuna.{__name__}")
+
+# Means and deviations that differ by less are the same values, rounded.
+_ROUNDED = 2e-3
 # Attribute of a model that is known to have been trained with these images.
 _PREPROCESSING = "vit_ratio_opt_preprocessing"
 
@@ -28,13 +53,15 @@ class Preprocessing:
 
     Args:
         mean: Mean of each channel, of pixels in [0, 1].
-        std: Standard deviation of each channel, likewise; above 0.
+        std: Standard deviation of each channel, of pixels in [0, 1]; above 0.
         image_size: Height and width of the model's input, in pixels.
         interpolation: One of :data:`INTERPOLATIONS`.
         crop: Share of the resized shorter side that the centre crop keeps, in (0, 1]; timm's
             ``crop_pct``.
         origin: Where these values come from, for messages.
         is_assumed: Whether nothing says that the model was trained with them.
+        squash: Whether the whole image is resized to ``image_size``, whatever its proportions, as
+            Hugging Face's ViT processor does, instead of keeping them and cutting off the rest.
 
     Raises:
         InputError: A value is of another kind or out of range.
@@ -47,6 +74,7 @@ class Preprocessing:
     crop: float = 1.0
     origin: str = "the caller"
     is_assumed: bool = False
+    squash: bool = False
 
     def __post_init__(self) -> None:
         for name in ("mean", "std", "image_size"):  # lists, of JSON
@@ -60,14 +88,22 @@ class Preprocessing:
                 "`mean` and `std` must have one finite number for each channel, but got "
                 f"{self.mean!r:.80} and {self.std!r:.80}."
             )
-        if not all(value > 0 for value in self.std):
-            raise InputError(f"`std` must be above 0 in each channel, but got {self.std!r:.80}.")
+        if any(value > 1 for value in (*self.mean, *self.std)):
+            raise InputError(
+                "`mean` and `std` are of pixels in [0, 1], but got "
+                f"{self.mean!r:.80} and {self.std!r:.80}: divide by 255."
+            )
+        if not all(value >= 0 for value in self.mean) or not all(value > 0 for value in self.std):
+            raise InputError(
+                "`mean` must be at least 0 and `std` above 0 in each channel, but got "
+                f"{self.mean!r:.80} and {self.std!r:.80}."
+            )
         if len(self.image_size) != 2 or not all(
-            type(side) is int and side > 0 for side in self.image_size
+            type(side) is int and 0 < side <= LARGEST_SIDE for side in self.image_size
         ):
             raise InputError(
-                "`image_size` must be a height and a width in pixels, but got "
-                f"{self.image_size!r:.80}."
+                f"`image_size` must be a height and a width from 1 to {LARGEST_SIDE} pixels, but "
+                f"got {self.image_size!r:.80}."
             )
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(
@@ -76,6 +112,9 @@ class Preprocessing:
             )
         if not 0 < self.crop <= 1:
             raise InputError(f"`crop` must be above 0 and at most 1, but got {self.crop!r:.80}.")
+        for name in ("is_assumed", "squash"):
+            if type(getattr(self, name)) is not bool:
+                raise InputError(f"`{name}` must be true or false.")
 
     def to_json(self) -> dict[str, Any]:
         """Return the values as a JSON object."""
@@ -98,6 +137,18 @@ class Preprocessing:
         except TypeError:
             raise InputError(f"The preprocessing is damaged: {stored!r:.200}.") from None
 
+    def normalisation(self) -> str:
+        """Return mean and standard deviation as part of a sentence."""
+        mean, std = (
+            ", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std)
+        )
+        return f"mean ({mean}) and std ({std})"
+
+    def cut(self) -> str:
+        """Return how images are brought to size, as part of a sentence."""
+        whole = "squashed to size" if self.squash else "cut to the centre"
+        return whole if self.crop == 1 else f"{whole} at crop {self.crop:.4g}"
+
 
 def remember_preprocessing(model: Any, preprocessing: Preprocessing) -> None:
     """Make :func:`preprocess_of` return ``preprocessing`` for ``model`` and its pruned copies."""
@@ -108,6 +159,118 @@ def preprocess_of(model: Any) -> Preprocessing | None:
     """Return the preprocessing that ``model`` was trained with; None where nothing is known."""
     known: Preprocessing | None = getattr(model, _PREPROCESSING, None)
     return known
+
+
+def preprocess_or_assume(model: Any) -> Preprocessing:
+    """Return what :func:`preprocess_of` does, or an assumption for images of the model's size.
+
+    Files of version 0.1.0 do not say how their images were normalised: as CIFAR-10, by default.
+    """
+    known = preprocess_of(model)
+    size = tuple(int(side) for side in model.patch_embed.img_size)
+    return known or _assumed(model.patch_embed.proj.in_channels, size)
+
+
+def _assumed(channels: int, size: Any) -> Preprocessing:
+    is_rgb = channels == 3
+    return Preprocessing(
+        CIFAR10_MEAN if is_rgb else (0.5,) * channels,
+        CIFAR10_STD if is_rgb else (0.5,) * channels,
+        size,
+        origin="CIFAR-10's, as version 0.1.0 did" if is_rgb else "half the range",
+        is_assumed=True,
+    )
+
+
+def differences(trained: Preprocessing, given: Preprocessing) -> list[str]:
+    """Return one clause for each way in which images are not as a model was trained with them.
+
+    Args:
+        trained: The model's.
+        given: The images'.
+    """
+    clauses = []
+    pairs = zip((*trained.mean, *trained.std), (*given.mean, *given.std), strict=False)
+    is_same_length = len(trained.mean) == len(given.mean)
+    if not is_same_length or any(abs(one - other) > _ROUNDED for one, other in pairs):
+        clauses.append(f"{given.normalisation()}, not {trained.normalisation()}")
+    if trained.image_size != given.image_size:
+        height, width = trained.image_size
+        clauses.append(
+            f"{given.image_size[0]} x {given.image_size[1]} pixels, not {height} x {width}"
+        )
+    if trained.interpolation != given.interpolation:
+        clauses.append(f"{given.interpolation} interpolation, not {trained.interpolation}")
+    if abs(trained.crop - given.crop) > _ROUNDED or trained.squash != given.squash:
+        clauses.append(f"{given.cut()}, not {trained.cut()}")
+    return clauses
+
+
+def resolve_preprocessing(
+    name: str,
+    shape: Sequence[int],
+    preprocess: Preprocessing | None,
+    *,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    image_size: int | Sequence[int] | None = None,
+) -> Preprocessing:
+    """Return the preprocessing of a data set; say so where nothing but habit speaks for it.
+
+    Args:
+        name: Of the data set.
+        shape: Channels, height and width of its first image.
+        preprocess: The model's, if that is known.
+        mean: Replaces its mean.
+        std: Replaces its standard deviation.
+        image_size: Replaces its size.
+    """
+    if preprocess is not None and not isinstance(preprocess, Preprocessing):
+        raise InputError(f"`preprocess` must be a Preprocessing, but got {preprocess!r:.80}.")
+    channels, side = shape[0], min(shape[1:])
+    if preprocess is None:
+        preprocess = _assumed(channels, as_pair(image_size or side))
+    changes: dict[str, Any] = {}
+    if mean is not None:
+        changes["mean"] = floats(mean)
+    if std is not None:
+        changes["std"] = floats(std)
+    if image_size is not None:
+        changes["image_size"] = as_pair(image_size)
+    if mean is not None and std is not None:
+        changes["is_assumed"] = False
+    check_channels(
+        name, channels, changes.get("mean", preprocess.mean), changes.get("std", preprocess.std)
+    )
+    resolved = replace(preprocess, **changes)
+    if resolved.is_assumed:
+        _logger.warning(
+            f"{name}: nothing says with which normalisation the model was trained, so "
+            f"{resolved.normalisation()} are assumed ({resolved.origin}). If these are not its "
+            "own, give `preprocess`, or `mean` and `std`."
+        )
+    return resolved
+
+
+def check_channels(name: str, channels: int, *values: Sequence[float]) -> None:
+    """Refuse means or deviations of another number of channels than the images of ``name``."""
+    if any(len(value) != channels for value in values):
+        raise InputError(f"{name}: `mean` and `std` must have {channels} values, one a channel.")
+
+
+def floats(values: Any) -> tuple[float, ...]:
+    """Return means or deviations, of an array too, as floats."""
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"`mean` and `std` must be sequences of numbers, but got {values!r:.80}."
+        ) from None
+
+
+def as_pair(size: Any) -> Any:
+    """Return height and width: given as they are, or as one side of a square."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def _is_finite(value: object) -> bool:

@@ -132,7 +132,7 @@ class TrainingProgress:
 def _bars(enabled: bool | None) -> Progress:
     console = Console(stderr=True)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # it may be a file's name
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[status]}"),

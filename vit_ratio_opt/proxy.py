@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
-import optuna
 from optuna.storages import get_storage
 
+from vit_ratio_opt._compat import grpc_server
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.storage import BEATS_IN_GRACE, open_storage, rdb_of
+from vit_ratio_opt.utils.text import short
 from vit_ratio_opt.workers import Reaper
 
 __all__ = ["check_port", "serve_proxy"]
@@ -27,12 +26,16 @@ def check_port(host: str, port: int) -> None:
     Raises:
         InputError: With the reason.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InputError(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError, ValueError) as error:  # of a name that is none
+        why = getattr(error, "strerror", None) or "this is no name of a machine"
+        raise InputError(f"Cannot listen on {short(host)}:{port}: {why}.") from None
 
 
 def serve_proxy(url: str, host: str, port: int, threads: int, grace: int) -> None:
@@ -65,13 +68,12 @@ def serve_proxy(url: str, host: str, port: int, threads: int, grace: int) -> Non
                 _logger.warning(f"Dead workers could not be looked for: {type(error).__name__}")
             threading.Event().wait(grace / BEATS_IN_GRACE)
 
+    with_cache = get_storage(backend)
+    try:
+        server = grpc_server(with_cache, host, port, threads)
+    except RuntimeError:
+        raise InputError(f"Cannot listen on {host}:{port}.") from None
+    server.start()
     threading.Thread(target=reap, daemon=True, name="reaper").start()
     print(f"serving at grpc://{host}:{port} (Ctrl-C stops it)", flush=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.storages.run_grpc_proxy_server(
-            get_storage(backend),  # with a cache
-            host=host,
-            port=port,
-            thread_pool=ThreadPoolExecutor(threads),
-        )
+    server.wait_for_termination()

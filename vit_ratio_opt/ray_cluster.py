@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.storage import redact
 
 __all__ = ["run_on_ray"]
 
@@ -47,7 +48,9 @@ def run_on_ray(
         _check_address(address)
         ray.init(address=address, logging_level="warning")
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"There is no Ray cluster at {address!r}: {error}") from None
+        raise InputError(
+            f"There is no Ray cluster at {redact(str(address))!r}: {redact(str(error))}"
+        ) from None
     wanted = {"CPU": cpus_per_worker, "GPU": gpus_per_worker}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):

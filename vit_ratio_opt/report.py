@@ -10,19 +10,25 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import COST_WORDS
+from vit_ratio_opt.geometry import COST_WORDS, RatioPair
 from vit_ratio_opt.records.answer import Answer, Candidate, answer_of, answer_trial
+from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.trials import (
+    DAMAGED,
     accuracy_of,
+    attribute,
     baseline_of,
     cost_of,
     finished_trials,
+    is_ratio,
     limit_of,
+    shown_attribute,
     tested_accuracy,
 )
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import plain, short
 
 __all__ = [
     "TRIAL_COLUMNS",
@@ -62,6 +68,8 @@ TRIAL_COLUMNS = (
 )
 """What :func:`trial_rows` gives, in the order in which it is shown everywhere."""
 
+# Columns that are no attributes of a trial.
+_COMPUTED = ("study", "trial", "state", "best", "mhsa_ratio", "ffn_ratio")
 # What a trial cannot do without; the rest of its time is the price of searching and pruning.
 _WORK = ("train", "evaluate", "data")
 # Settings that the studies of one table have in common.
@@ -80,6 +88,7 @@ def summary(study: Study, studies: Sequence[Study] = ()) -> list[str]:
         studies: Studies among which there may be one of the fixed ratio, for a study that has not
             trained the fixed ratio itself.
     """
+    study = snapshot(study)
     settings, dense = study.user_attrs["settings"], study.user_attrs["dense"]
     latency = study.user_attrs.get("latency")
     takes = "" if latency is None else f", and takes {_conditions(latency)}"
@@ -106,6 +115,7 @@ def summary(study: Study, studies: Sequence[Study] = ()) -> list[str]:
 
 def answer_sentences(study: Study) -> list[str]:
     """Return the answer in a sentence, and in another one why Optuna's best trial differs."""
+    study = snapshot(study)
     answer, done = answer_of(study), len(finished_trials(study))
     if answer is None and not done:
         return ["There is no answer yet: no trial was trained."]
@@ -314,6 +324,7 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
     Raises:
         InputError: The studies are of different dense models or data.
     """
+    studies = [snapshot(study) for study in studies]
     first = studies[0].user_attrs
     settings = first["settings"]
     for key in _SHARED:
@@ -321,7 +332,7 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
         if len(values) > 1:
             raise InputError(
                 f"Studies in one report must be of one model and data set, but differ in {key}: "
-                f"{', '.join(sorted(values))}. Name the studies."
+                f"{', '.join(map(short, sorted(values)))}. Name the studies."
             )
     tested = (tested_accuracy(study, None) for study in studies)
     rows = [
@@ -349,7 +360,7 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
         "model": settings["model"],
         "dataset": settings["dataset"],
         "seed": settings["seed"],
-        "epochs": settings["recipe"]["epochs"],
+        "epochs": settings["recipe"].get("epochs"),
         "device": first["device"],
         "versions": first["versions"],
         "budget": settings["budget"],
@@ -402,13 +413,10 @@ def _dense_figures(study: Study) -> dict[str, Any]:
 
 
 def _figures(found: Candidate, probability: float | None) -> dict[str, Any]:
-    attributes = found.trial.user_attrs
     return {
         "mhsa_ratio": found.pair[0],
         "ffn_ratio": found.pair[1],
-        "macs": attributes["macs"],
-        "macs_ratio": attributes["macs_ratio"],
-        "params": attributes["params"],
+        **{name: attribute(found.trial, name) for name in ("macs", "macs_ratio", "params")},
         "trial": found.trial.number,
         "val_accuracy": found.accuracy,
         "val_error": found.error,
@@ -470,14 +478,15 @@ def _cost(study: Study, cost_ratio: float) -> dict[str, Any]:
 
 
 def _seconds(trials: Sequence[FrozenTrial]) -> float:
-    return round(sum((float(t.user_attrs.get("seconds", 0)) for t in trials), 0.0), 1)
+    return round(sum(float(attribute(trial, "seconds") or 0) for trial in trials), 1)
 
 
 def results_table(report: dict[str, Any]) -> Table:
     """Return the rows of :func:`build_report` for a terminal, narrow enough for 80 columns."""
     priced = any("cost_ratio" in row for row in report["rows"])
     shares = f"FLOPs and {COST_WORDS[report['cost']]}" if priced else "FLOPs"
-    title = f"{report['model']} on {report['dataset']}, {shares} as a share of dense"
+    about = f"{short(report['model'])} on {short(report['dataset'])}"
+    title = f"{about}, {shares} as a share of dense"
     names = ["", "trial", "MHSA", "FFN", "FLOPs", "params", "val %", "test %", "sec"]
     table = _table(title, *_with_cost(names, "cost", priced, at=5))
     for row in report["rows"]:
@@ -486,8 +495,8 @@ def results_table(report: dict[str, Any]) -> Table:
             "dense" if row["trial"] is None and row["study"] is not None else _cell(row["trial"]),
             f"{row['mhsa_ratio']:.3f}",
             f"{row['ffn_ratio']:.3f}",
-            f"{row['macs_ratio']:.4f}",
-            f"{row['params']:,}",
+            _number(row["macs_ratio"], 4),
+            "-" if row["params"] is None else f"{row['params']:,}",
             val_text(row),
             _number(row["test_accuracy"], 2),
             f"{row['seconds']:,.0f}",
@@ -506,33 +515,43 @@ def val_text(row: Mapping[str, Any]) -> str:
 def trial_rows(study: Study) -> list[dict[str, Any]]:
     """Return all trials in their order, each with :data:`TRIAL_COLUMNS`; None where unknown.
 
-    ``best`` marks the trial of the study's answer.
+    ``best`` marks the trial of the study's answer. An attribute of another type than this package
+    writes is the word ``damaged``.
     """
+    study = snapshot(study)
     best = answer_trial(study)
     rows = []
     for trial in study.get_trials(deepcopy=False):
-        known = {**trial.user_attrs, **trial.params, "accuracy": accuracy_of(trial, study)}
-        rows.append(
-            {name: known.get(name) for name in TRIAL_COLUMNS}
-            | {
-                "study": study.study_name,
-                "trial": trial.number,
-                "state": trial.state.name,
-                "best": best is not None and trial.number == best.number,
-            }
-        )
+        known = {
+            name: shown_attribute(trial, name) for name in TRIAL_COLUMNS if name not in _COMPUTED
+        }
+        known |= {
+            "study": study.study_name,
+            "trial": trial.number,
+            "state": trial.state.name,
+            "best": best is not None and trial.number == best.number,
+            **{name: _ratio(trial, name) for name in RatioPair._fields},
+        }
+        if known["accuracy"] != DAMAGED:
+            known["accuracy"] = accuracy_of(trial, study)
+        rows.append({name: known[name] for name in TRIAL_COLUMNS})
     return rows
 
 
-def trials_table(study: Study) -> Table:
+def _ratio(trial: FrozenTrial, name: str) -> float | str | None:
+    ratio = trial.params.get(name)
+    return ratio if ratio is None or is_ratio(ratio) else DAMAGED
+
+
+def trials_table(study: Study) -> Text:
     """Return a table with one line for each trial, in the order of the search."""
-    names = ["trial", "state", "MHSA", "FFN", "FLOPs", "pruned %", "val %", "drop", "sec"]
+    study = snapshot(study)
     cost = cost_of(study)
     priced, word = cost != "macs", COST_WORDS[cost]
-    table = _table(
-        f"study {study.study_name!r} (*: the answer)", *_with_cost(names, word, priced, at=5)
-    )
-    for row in trial_rows(study):
+    names = ["trial", "state", "MHSA", "FFN", "FLOPs", "pruned %", "val %", "drop", "sec"]
+    rows = trial_rows(study)
+    table = [_with_cost(names, word, priced, at=5)]
+    for row in rows:
         cells = [
             f"{row['trial']} *" if row["best"] else str(row["trial"]),
             row["state"],
@@ -544,9 +563,22 @@ def trials_table(study: Study) -> Table:
             _number(row["accuracy_drop"], 2),
             _number(row["seconds"], 1),
         ]
-        cells = _with_cost(cells, _number(row["cost_ratio"], 4), priced, at=5)
-        table.add_row(*cells, style="bold" if row["best"] else "")
-    return table
+        table.append(_with_cost(cells, _number(row["cost_ratio"], 4), priced, at=5))
+    # A table of rich takes minutes for some thousand trials.
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        " ".join(
+            [cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]  # as numbers are
+        )
+        for cells in table
+    ]
+    text = Text(no_wrap=True, overflow="ellipsis", end="")
+    text.append(f"study {short(study.study_name)!r} (*: the answer)\n", style="italic")
+    text.append(f"{lines[0]}\n", style="bold")
+    text.append(f"{'-' * len(lines[0])}\n")
+    for line, row in zip(lines[1:], rows, strict=True):
+        text.append(f"{line}\n", style="bold" if row["best"] else "")
+    return text
 
 
 def timing_split(study: Study) -> dict[str, float]:
@@ -555,19 +587,19 @@ def timing_split(study: Study) -> dict[str, float]:
     The whole is from a trial's creation to its end in the storage, so "other" holds the sampler,
     the storage, importance, surgery and checkpoints. Empty without a complete trial.
     """
-    trials = [t for t in finished_trials(study) if isinstance(t.user_attrs.get("timing"), Mapping)]
-    whole = sum(t.duration.total_seconds() for t in trials if t.duration is not None)
-    if not whole:
+    trials = [(trial, attribute(trial, "timing")) for trial in finished_trials(study)]
+    timed = [(trial.duration, timing) for trial, timing in trials if timing is not None]
+    whole = sum(duration.total_seconds() for duration, _ in timed if duration is not None)
+    if whole <= 0:
         return {}
-    shares = {name: sum(t.user_attrs["timing"].get(name, 0.0) for t in trials) for name in _WORK}
+    shares = {name: sum(timing.get(name, 0.0) for _, timing in timed) for name in _WORK}
     shares = {name: seconds / whole for name, seconds in shares.items()}
     return {**shares, "other": 1 - sum(shares.values())}
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(
-        title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False
-    )
+    look: dict[str, Any] = {"box": SIMPLE, "padding": (0, 1, 0, 0), "show_edge": False}
+    table = Table(title=Text(plain(title)), title_justify="left", **look)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     return table
@@ -583,5 +615,7 @@ def _cell(value: int | None) -> str:
 
 
 def _number(value: object, digits: int) -> str:
-    """Return a number as text; a dash for none, and for a damaged attribute."""
-    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "-"
+    """Return a number as text, a dash for none, and a word as it is."""
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else str(value)

@@ -9,17 +9,21 @@ import random
 import re
 import time
 import warnings
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from sqlalchemy.engine import URL
 
 from vit_ratio_opt._compat import behind_cache
+from vit_ratio_opt.connections import RESTART_SECONDS, Connector, answer_seconds, has_given_up
+from vit_ratio_opt.database import RDBStorage
 from vit_ratio_opt.errors import InputError
 
 __all__ = [
@@ -30,6 +34,7 @@ __all__ = [
     "RESTART_SECONDS",
     "check_storage_url",
     "is_storage_error",
+    "is_temporary",
     "is_unreachable",
     "open_storage",
     "rdb_of",
@@ -46,20 +51,31 @@ at once, a dead node must not block its pair for ever."""
 BEATS_IN_GRACE = 20
 """Signs of life that may get lost before a trial is taken for dead."""
 
-# Writers of a SQLite file wait for each other; by default only 5 seconds.
-_SQLITE_SECONDS = 60
-RESTART_SECONDS = 300
-"""How long a worker waits for a database or a proxy that is being restarted."""
-
 _FIRST_SECONDS = 10  # for its first answer
 # Of a new database, and what is said when another process is creating it at the same moment.
 _OPENING_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, AssertionError)
 _MOST_OPENINGS = 10
 _RACES = ("already exists", "duplicate", "unique constraint", "no such table", 'relation "')
+# In a row: a database that fails again and again is full, read-only or locked.
+_MOST_FAILURES = 5
 GRPC_PORT = 13000
 # Drivers that `pip install vit_ratio_opt[postgres]` and `[mysql]` bring, where the URL names none.
 _DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "mysql": ("pymysql", "MySQLdb")}
 _EXTRAS = {"postgresql": "postgres", "mysql": "mysql", "mariadb": "mysql"}
+
+_URL = re.compile(r"([A-Za-z][\w+.-]*)://(.*)", re.ASCII)
+_BACKENDS = ("postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "cockroachdb")
+_USER = re.compile(r"[\w.%+~-]*", re.ASCII)
+_PLACE = re.compile(r"(\[[^\]@]*\]|[^:/@\[]*)(:\d{0,5})?(/[^@]*)?")
+_SHOWN_ENTRY = re.compile(r"(host|port)=[\w.,:/%\[\]-]*", re.ASCII)
+# An entry of a libpq connection string, or of a dictionary of a driver's arguments.
+_SECRET_ENTRY = re.compile(
+    r"(?i)\b(\w*(?:password|passwd|passphrase|passfile|pwd|secret|token|sslkey|sslcert"
+    r"|access_key\w*)[\"']?)(\s*[=:]\s*)"
+    r"('(?:[^'\\]|\\.)*'?|\"(?:[^\"\\]|\\.)*\"?|[^\s&,;)}\]]+)"
+)
+_SHORTEST_SECRET = 4  # a shorter one would be struck out everywhere
+_secrets: set[str] = set()
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 
@@ -80,6 +96,7 @@ def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
     """
     try:
         parsed = sqlalchemy.engine.make_url(url)
+        _remember_secrets(parsed)
         if parsed.drivername == "grpc":
             if not parsed.host or parsed.database:
                 raise InputError(f"{redact(url)!r} must be grpc://host:port.")
@@ -98,16 +115,18 @@ def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
     if parsed.get_backend_name() == "sqlite":
         if parsed.database in (None, "", ":memory:"):  # and each thread would see its own
             raise InputError(
-                f"{url} is in memory and ends with the process: name a file, such as "
+                f"{redact(url)} is in memory and ends with the process: name a file, such as "
                 f"{DEFAULT_STORAGE}. From Python, `optuna.storages.InMemoryStorage()` works."
             )
         file = Path(str(parsed.database))
+        if file.is_dir():
+            raise InputError(f"{url} names a folder: name a file in it, such as study.db.")
         if must_exist and not file.exists():
             raise InputError(f"There is no database {file}.")
         if not file.parent.is_dir():
-            raise InputError(f"{url} cannot be made: there is no folder {file.parent}.")
+            raise InputError(f"{redact(url)} cannot be made: there is no folder {file.parent}.")
         if not must_exist and not os.access(file if file.exists() else file.parent, os.W_OK):
-            raise InputError(f"{url} cannot be written: no permission.")
+            raise InputError(f"{redact(url)} cannot be written: no permission.")
     return parsed
 
 
@@ -144,9 +163,9 @@ def open_storage(
     if not isinstance(url, str):
         return url
     parsed = check_storage_url(url, must_exist=must_exist)
-    shown = parsed.render_as_string(hide_password=True)
+    shown = redact(url)
     if parsed.drivername == "grpc":
-        return _open_proxy(parsed)
+        return _open_proxy(parsed, grace)
     try:
         storage = _open_database(parsed, grace, connections)
     except ImportError:
@@ -155,8 +174,6 @@ def open_storage(
         raise InputError(f"The driver for {shown} is not installed{hint}.") from None
     except (*_OPENING_ERRORS, OSError, RuntimeError) as error:
         raise InputError(f"The storage {shown} cannot be used: {reason(error, parsed)}") from None
-    if parsed.get_backend_name() != "sqlite":
-        sqlalchemy.event.listen(storage.engine, "do_connect", _connect_patiently)
     return storage
 
 
@@ -164,16 +181,26 @@ def _open_database(url: URL, grace: int, connections: int) -> RDBStorage:
     """Open a database, and again where another process creates its tables at the same time."""
     # Braces: Optuna fills URLs in as templates.
     whole = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+    settings: dict[str, Any] = {"connect_args": {"timeout": answer_seconds(grace)}}
+    connector = None
+    if url.get_backend_name() != "sqlite":
+        connector = Connector(url, grace)
+        # A connection that a restart has cut is noticed before it is used.
+        settings = {"creator": connector, "pool_pre_ping": True}
+        settings |= {"pool_size": connections, "max_overflow": connections}
     for attempt in itertools.count(1):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                return RDBStorage(
+                storage = RDBStorage(
                     whole,
-                    engine_kwargs=_engine_settings(url, connections),
+                    engine_kwargs=settings,
                     heartbeat_interval=max(1, grace // BEATS_IN_GRACE),
                     grace_period=grace,
                 )
+            if connector is not None:
+                connector.is_patient = True
+            return storage
         except _OPENING_ERRORS as error:
             text = f"{error} {error.__cause__}".lower()
             is_race = isinstance(error, AssertionError) or any(word in text for word in _RACES)
@@ -183,13 +210,15 @@ def _open_database(url: URL, grace: int, connections: int) -> RDBStorage:
     raise AssertionError  # never reached
 
 
-def _open_proxy(url: URL) -> BaseStorage:
+def _open_proxy(url: URL, grace: int) -> BaseStorage:
     if find_spec("grpc") is None:
         raise InputError("grpc:// needs gRPC: pip install 'vit_ratio_opt[grpc]'.")
     host, port = str(url.host), url.port or GRPC_PORT
+    from vit_ratio_opt.grpc_client import GrpcStorageProxy
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
+        storage = GrpcStorageProxy(host=host, port=port, grace=grace)
     try:
         storage.wait_server_ready(timeout=_FIRST_SECONDS)
     except ConnectionError:
@@ -197,34 +226,6 @@ def _open_proxy(url: URL) -> BaseStorage:
             f"Nothing answers at grpc://{host}:{port}: start `vit-ratio-opt serve` there."
         ) from None
     return storage
-
-
-def _engine_settings(url: URL, connections: int) -> dict[str, Any]:
-    backend = url.get_backend_name()
-    if backend == "sqlite":
-        return {"connect_args": {"timeout": _SQLITE_SECONDS}}
-    # A connection that a restart has cut is noticed before it is used.
-    seconds = {"connect_timeout": _FIRST_SECONDS} if backend in ("postgresql", "mysql") else {}
-    return {
-        "pool_pre_ping": True,
-        "pool_size": connections,
-        "max_overflow": connections,
-        "connect_args": seconds,
-    }
-
-
-def _connect_patiently(dialect: Any, record: Any, arguments: Any, options: Any) -> Any:
-    """A connection to a database that was there before: it may be restarting."""
-    deadline, pause = time.monotonic() + RESTART_SECONDS, 0.1
-    while True:
-        try:
-            return dialect.connect(*arguments, **options)
-        except dialect.loaded_dbapi.OperationalError:
-            if time.monotonic() + pause > deadline:
-                raise
-        _logger.warning("The database does not answer; trying again.")
-        time.sleep(pause)
-        pause = min(2 * pause, 5.0)
 
 
 def reason(error: BaseException, url: URL | None = None) -> str:
@@ -247,9 +248,37 @@ def is_storage_error(error: BaseException) -> bool:
 
 def is_unreachable(error: BaseException) -> bool:
     """Whether there is no proxy at the moment; a database is waited for when connecting."""
+    return _grpc_status(error) == "UNAVAILABLE"
+
+
+def _grpc_status(error: BaseException) -> str | None:
+    code = getattr(_storage_error(error), "code", None)
+    return getattr(code(), "name", None) if callable(code) else None
+
+
+def is_temporary(
+    error: BaseException, storage: BaseStorage, failures: int, seconds: float
+) -> bool:
+    """Whether a storage that has failed is worth another try.
+
+    A database that does not answer was waited for already, by each connection that was opened; a
+    proxy has to be waited for by its caller.
+
+    Args:
+        error: What the storage raised last.
+        storage: The storage.
+        failures: How often it has failed in a row.
+        seconds: For how long.
+    """
+    if is_unreachable(error):
+        return seconds <= RESTART_SECONDS
+    if _grpc_status(error) == "DEADLINE_EXCEEDED":
+        return seconds <= getattr(storage, "silence_seconds", RESTART_SECONDS)
     cause = _storage_error(error)
-    code = getattr(cause, "code", None)
-    return callable(code) and getattr(code(), "name", None) == "UNAVAILABLE"
+    if isinstance(cause, StorageInternalError):
+        cause = cause.__cause__
+    gave_up = has_given_up(getattr(cause, "orig", None))
+    return not gave_up and failures <= _MOST_FAILURES and seconds <= RESTART_SECONDS
 
 
 def _storage_error(error: BaseException) -> BaseException | None:
@@ -265,12 +294,59 @@ def _storage_error(error: BaseException) -> BaseException | None:
     return None
 
 
-def rdb_of(storage: BaseStorage) -> RDBStorage | None:
+def rdb_of(storage: BaseStorage) -> optuna.storages.RDBStorage | None:
     """The database behind Optuna's cache; None behind a proxy, or where there is none."""
     backend = behind_cache(storage)
-    return backend if isinstance(backend, RDBStorage) else None
+    return backend if isinstance(backend, optuna.storages.RDBStorage) else None
 
 
-def redact(url: str) -> str:
-    """Everything between ``://`` and ``@`` but the user name may be a password."""
-    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+def redact(text: str) -> str:
+    """Return a text without secrets: of a URL's query only host and port are left.
+
+    Of a database's URL the user name is left too. Where a ``@`` or a ``?`` may belong to a
+    password that was not percent-encoded, nothing is left. A line is taken for a URL from ``://``
+    to its end, since passwords may hold spaces.
+    """
+    lines = [_URL.sub(_redacted_url, line) for line in str(text).split("\n")]
+    shown = _SECRET_ENTRY.sub(r"\1\2***", "\n".join(lines))
+    for secret in sorted(_secrets, key=len, reverse=True):
+        shown = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", shown)
+    return shown
+
+
+def _redacted_url(match: re.Match[str]) -> str:
+    scheme, rest = match.groups()
+    if scheme.startswith("sqlite"):
+        file, mark, _ = rest.partition("?")
+        return f"{scheme}://{file}{'?***' if mark else ''}"
+    head, mark, query = rest.partition("?")
+    if "@" in query and (":" in head or "@" in head or "/" not in head):
+        return f"{scheme}://***"
+    login, at, place = head.rpartition("@")
+    if not _PLACE.fullmatch(place):
+        place = "***"
+    user, colon, _ = login.partition(":")
+    if not scheme.startswith(_BACKENDS) or not _USER.fullmatch(user):
+        user, colon = "***", ""
+    if at:
+        place = f"{user}{':***' if colon else ''}@{place}"
+    if not mark:
+        return f"{scheme}://{place}"
+    entries = query.split("&")
+    shown = [entry for entry in entries if _SHOWN_ENTRY.fullmatch(entry)]
+    shown += ["***"] if len(shown) < len(entries) else []
+    return f"{scheme}://{place}?{'&'.join(shown)}"
+
+
+def _remember_secrets(url: URL) -> None:
+    """Have :func:`redact` know what a driver's messages may repeat."""
+    values = [value for key, value in _entries(url.query) if key not in ("host", "port")]
+    for value in [*values, *([str(url.password)] if url.password else [])]:
+        if len(value) >= _SHORTEST_SECRET:
+            _secrets.update((value, quote(value), quote_plus(value), repr(value)[1:-1]))
+
+
+def _entries(query: Mapping[str, str | tuple[str, ...]]) -> Iterator[tuple[str, str]]:
+    for key, value in query.items():
+        for one in (value,) if isinstance(value, str) else value:
+            yield key, one

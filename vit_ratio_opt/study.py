@@ -19,12 +19,7 @@ from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.trials import cost_of, finished_trials
 from vit_ratio_opt.report import answer_sentences
 from vit_ratio_opt.search import BinarySearchSampler
-from vit_ratio_opt.storage import (
-    RESTART_SECONDS,
-    is_storage_error,
-    is_unreachable,
-    reason,
-)
+from vit_ratio_opt.storage import is_storage_error, is_temporary, reason
 from vit_ratio_opt.workers import (
     SearchStopped,
     StopRequest,
@@ -42,9 +37,6 @@ __all__ = ["check_study", "create_study", "run_study"]
 
 # Between two looks at what other workers do.
 _WAIT_SECONDS = 2.0
-# In a row: a database that is restarted is waited for, so one that fails again and again is full,
-# read-only or gone.
-_MOST_STORAGE_FAILURES = 5
 
 
 def run_study(
@@ -78,11 +70,13 @@ def run_study(
             :class:`~vit_ratio_opt.dashboard.Explainer`.
 
     Raises:
-        InputError: ``n_trials`` is below 1.
+        InputError: ``n_trials`` is below 1, the study is not the objective's, or a checkpoint or
+            an artifact cannot be written: the trial's pair will be tried again then.
         SearchStopped: By a signal.
     """
     if n_trials is not None and n_trials < 1:
         raise InputError(f"The number of trials must be at least 1, but got {n_trials!r}.")
+    objective.prepare(study)
     explainer = None
     if explain:
         from vit_ratio_opt.dashboard import Explainer  # plotly and a web server
@@ -164,7 +158,11 @@ def _run(
         sampler = study.sampler
         return sampler.nothing_left(study) if isinstance(sampler, BinarySearchSampler) else None
 
+    failures, since = 0, 0.0  # of the storage in a row
+
     def report(study: Study, trial: FrozenTrial) -> None:
+        nonlocal failures
+        failures = 0
         say(_describe(study, trial, n_trials))
         if room() <= 0 or asked_to_stop():
             study.stop()
@@ -194,28 +192,46 @@ def _run(
             say(f"{len(others)} trial(s) of other workers are still running")
         return False
 
-    failures, since = 0, time.monotonic()
     while attempts > 0 and not asked_to_stop():
         try:
             if not round_of_trials():
                 return
-            failures, since = 0, time.monotonic()
+            failures = 0
         except Exception as error:
+            if not is_storage_error(error):
+                _refuse_deleted(study)
+                raise
+            since = since if failures else time.monotonic()
             failures += 1
-            lasting = failures > _MOST_STORAGE_FAILURES
-            if is_unreachable(error):
-                lasting = time.monotonic() > since + RESTART_SECONDS
-            if not is_storage_error(error) or lasting:
+            if asked_to_stop():  # its trial falls to the heartbeat
+                return
+            if not is_temporary(error, study._storage, failures, time.monotonic() - since):
                 raise
             say(f"the storage failed ({reason(error)}); trying again")
             asked_to_stop.wait(_WAIT_SECONDS)
             hand_own_trials_back(study)
 
 
+def _refuse_deleted(study: Study) -> None:
+    """Say why nothing can be written any more.
+
+    Raises:
+        InputError: The study was deleted.
+    """
+    try:
+        study._storage.get_study_user_attrs(study._study_id)
+    except KeyError:
+        raise InputError(
+            f"Study {study.study_name!r} was deleted while this worker was at work on it."
+        ) from None
+
+
 def _describe(study: Study, trial: FrozenTrial, n_trials: int | None) -> str:
     attributes, done = trial.user_attrs, len(finished_trials(study))
     ratios = "  ".join(f"{name} {value:.3f}" for name, value in trial.params.items())
-    text = f"trial {trial.number:3d}  {ratios}  FLOPs {attributes.get('macs_ratio', 0):.3f}"
+    text = f"trial {trial.number:3d}  {ratios}"
+    share = attributes.get("macs_ratio")  # unknown before the pair is
+    text += "  FLOPs -" if share is None else f"  FLOPs {share:.3f}"
     if "cost_ratio" in attributes:
         word = COST_WORDS[cost_of(study)]
         text += f"  {word} {attributes['cost_ratio']:.3f}"

@@ -6,14 +6,23 @@ Those of optuna-integration, such as its MLflowCallback, may be given to
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.utils.files import file_name
+from vit_ratio_opt.errors import CannotWriteError, InputError
+from vit_ratio_opt.utils.files import (
+    check_writable,
+    check_writable_folder,
+    file_name,
+    is_plain,
+    why_not,
+)
 
 __all__ = ["JsonLog", "TensorBoardLog"]
 
@@ -26,16 +35,21 @@ class JsonLog:
 
     Args:
         path: Of the file; it is made if it is not there.
+
+    Raises:
+        InputError: The file could not be written.
     """
 
     def __init__(self, path: str | Path) -> None:
+        check_writable(path)
         self.path = Path(path)
+        self._pipe: TextIO | None = None
 
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
         """After each trial.
 
         Raises:
-            InputError: The file cannot be written.
+            CannotWriteError: The file cannot be written.
         """
         begun, ended = trial.datetime_start, trial.datetime_complete
         line = {
@@ -50,10 +64,22 @@ class JsonLog:
             "user_attrs": trial.user_attrs,
         }
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            with self._opened() as file:
                 file.write(f"{json.dumps(line)}\n")
+                file.flush()
         except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror}.") from None
+            raise CannotWriteError(f"{self.path} cannot be written: {why_not(error)}") from None
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[TextIO]:
+        """A file is opened for each line; a pipe stays open, or its reader would see its end."""
+        if is_plain(self.path):
+            with self.path.open("a", encoding="utf-8") as file:
+                yield file
+            return
+        if self._pipe is None:
+            self._pipe = self.path.open("a", encoding="utf-8")
+        yield self._pipe
 
 
 class TensorBoardLog:
@@ -66,7 +92,7 @@ class TensorBoardLog:
         folder: Of the runs; each study has its own in it.
 
     Raises:
-        InputError: TensorBoard is not installed.
+        InputError: TensorBoard is not installed, or the folder cannot be written.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -76,11 +102,22 @@ class TensorBoardLog:
             raise InputError(
                 "TensorBoard is not installed: pip install 'vit_ratio_opt[tensorboard]'."
             ) from None
+        check_writable_folder(folder)
         self.folder = Path(folder)
         self._writer = SummaryWriter
 
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
-        """After each trial."""
+        """After each trial.
+
+        Raises:
+            CannotWriteError: A file cannot be written.
+        """
+        try:
+            self._write(study, trial)
+        except OSError as error:
+            raise CannotWriteError(f"{self.folder} cannot be written: {why_not(error)}") from None
+
+    def _write(self, study: Study, trial: FrozenTrial) -> None:
         attributes = trial.user_attrs
         run = self.folder / file_name(study.study_name) / f"trial-{trial.number:04d}"
         dense = study.user_attrs["dense"]["val_accuracy"]

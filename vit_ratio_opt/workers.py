@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import platform
 import signal
+import socket
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
@@ -21,7 +24,10 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from vit_ratio_opt.storage import rdb_of
+from vit_ratio_opt.connections import stopping
+from vit_ratio_opt.database import RDBStorage
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.storage import BEATS_IN_GRACE, is_storage_error, rdb_of
 
 __all__ = [
     "Reaper",
@@ -30,6 +36,7 @@ __all__ = [
     "fail_dead_trials",
     "fail_stale_trials",
     "hand_own_trials_back",
+    "is_dead",
     "keep_optimizing",
     "process_name",
     "sign_of_life",
@@ -39,6 +46,11 @@ __all__ = [
 _BEAT = "vit_ratio_opt:beat"
 # Behind a proxy, where Optuna's own heartbeats cannot be had.
 _PROXIED_BEAT_SECONDS = 30.0
+# A thread that uses less of a CPU waits; psycopg looks ten times a second whether it still has to.
+_LEAST_CPU = 0.002
+_LEAST_STALL_SECONDS = 5.0
+# After the second signal, for whatever can be put right on the way out.
+_LAST_SECONDS = 2.0
 # Failures in a row that no pair explains.
 _MOST_FAILURES = 3
 
@@ -53,6 +65,12 @@ def process_name(process: int | None = None) -> str:
     too.
     """
     return f"{_machine()}:{os.getpid() if process is None else process}"
+
+
+def is_dead(name: str) -> bool:
+    """Whether a :func:`process_name` is of this machine, and of no process that is there."""
+    machine, _, process = name.rpartition(":")
+    return machine == _machine() and process.isdigit() and not _is_alive(int(process))
 
 
 @functools.cache
@@ -73,44 +91,87 @@ def sign_of_life(
     write has failed. Behind a proxy a counter is written into the trial instead, which a
     :class:`Reaper` beside the database turns into heartbeats.
 
+    None is given while the thread that called this hangs, in a call that never ends: after half
+    the grace in which it has computed nothing, so that another worker gets the pair.
+
     Args:
         trial_id: Of the running trial.
         storage: The study's.
         every: Seconds; the storage's own interval, or half a minute, by default.
     """
+    recorder = _recorder(trial_id, storage)
     database = rdb_of(storage)
-    if database is not None:
-        interval = every or database.heartbeat_interval
-    else:
-        proxied = isinstance(storage, optuna.storages.GrpcStorageProxy)
-        interval = (every or _PROXIED_BEAT_SECONDS) if proxied else None
-    if interval is None:
+    interval = every or (
+        _PROXIED_BEAT_SECONDS if database is None else database.heartbeat_interval
+    )
+    if recorder is None or interval is None:
         yield
         return
-    ended = threading.Event()
+    ended, makes_progress = threading.Event(), _Progress(interval * BEATS_IN_GRACE / 2)
 
     def beat() -> None:
-        count = 0
         while True:
             try:
-                if database is not None:
-                    database.record_heartbeat(trial_id)
-                else:
-                    storage.set_trial_system_attr(trial_id, _BEAT, count)
+                if makes_progress():
+                    record()
             except Exception as error:  # the next one may get through
                 _logger.debug(f"A heartbeat was lost: {error}")
-            count += 1
             if ended.wait(interval):
                 storage.remove_session()  # SQLAlchemy keeps one for each thread
                 return
 
     thread = threading.Thread(target=beat, daemon=True, name=f"sign of life of {trial_id}")
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    with recorder as record:
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _recorder(
+    trial_id: int, storage: BaseStorage
+) -> contextlib.AbstractContextManager[Callable[[], object]] | None:
+    """Return what gives a function that records a heartbeat; None where the storage has none."""
+    database = rdb_of(storage)
+    if isinstance(database, RDBStorage):
+        return database.heartbeats(trial_id)
+    if database is not None:
+        return contextlib.nullcontext(functools.partial(database.record_heartbeat, trial_id))
+    if isinstance(storage, optuna.storages.GrpcStorageProxy):
+        count = itertools.count()
+        return contextlib.nullcontext(
+            lambda: storage.set_trial_system_attr(trial_id, _BEAT, next(count))
+        )
+    return None
+
+
+class _Progress:
+    """Whether the thread that makes this computes: one that hangs in a call uses no CPU.
+
+    Args:
+        seconds: How long it may hang. Where the system does not tell, it may do so for ever.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = max(seconds, _LEAST_STALL_SECONDS)
+        self._clock = None
+        if hasattr(time, "pthread_getcpuclockid"):
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
+        self._since, self._used = time.monotonic(), self._cpu_seconds()
+
+    def __call__(self) -> bool:
+        """Whether it has computed lately."""
+        now, used = time.monotonic(), self._cpu_seconds()
+        stalled = now - self._since
+        if self._clock is None or used - self._used > _LEAST_CPU * stalled:
+            self._since, self._used = now, used
+            return True
+        return stalled < self._seconds
+
+    def _cpu_seconds(self) -> float:
+        return 0.0 if self._clock is None else time.clock_gettime(self._clock)
 
 
 class Reaper:
@@ -174,8 +235,7 @@ def fail_dead_trials(study: Study) -> list[int]:
     """
     failed = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        machine, _, process = str(trial.user_attrs.get("worker", "")).rpartition(":")
-        if machine == _machine() and process.isdigit() and not _is_alive(int(process)):
+        if is_dead(str(trial.user_attrs.get("worker", ""))):
             # Not study.tell: this is not the pair's failure, see BinarySearchSampler.
             with contextlib.suppress(UpdateFinishedTrialError):  # by another worker meanwhile
                 study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
@@ -229,7 +289,7 @@ def keep_optimizing(
       suspended laptop, a database out of reach) is taken for dead; Optuna then raises when the
       trial ends.
     - The objective failed: the trial ends FAIL, and the next one begins. Three in a row are no
-      pair's fault, and what the last one raised is raised.
+      pair's fault, and what the last one raised is raised. So is an InputError at once.
 
     Args:
         study: The study.
@@ -241,22 +301,27 @@ def keep_optimizing(
     Returns:
         How many were begun.
     """
-    begun, in_a_row, interrupted = 0, 0, False
+    begun, in_a_row, is_quiet = 0, 0, False
     last: Exception | None = None
 
     def guarded(trial: Trial) -> float:
-        nonlocal begun, in_a_row, interrupted, last
-        begun += 1
+        nonlocal begun, in_a_row, is_quiet, last
+        begun, is_quiet = begun + 1, False
         try:
             value = objective(trial)
         except TrialPruned:
             in_a_row = 0
             raise
         except KeyboardInterrupt:
-            interrupted = True
+            is_quiet = True
             raise
         except Exception as error:
-            in_a_row, last = in_a_row + 1, error
+            is_lost = isinstance(error, UpdateFinishedTrialError)
+            is_quiet = is_lost or is_storage_error(error)
+            if is_lost:
+                raise
+            is_lasting = isinstance(error, InputError)  # what the user has to mend first
+            in_a_row, last = _MOST_FAILURES if is_lasting else in_a_row + 1, error
             if in_a_row == _MOST_FAILURES:
                 study.stop()
             raise
@@ -264,8 +329,8 @@ def keep_optimizing(
         return value
 
     def no_failure(record: logging.LogRecord) -> bool:
-        """Optuna would warn, with a traceback, of a trial that somebody has stopped."""
-        return not interrupted
+        """Optuna would warn, with a traceback, of a trial that somebody has stopped or taken."""
+        return not is_quiet
 
     _optunas_logger.addFilter(no_failure)
     try:
@@ -278,7 +343,10 @@ def keep_optimizing(
             except Exception as error:
                 if not _trial_was_finished(error):
                     raise
-                say("a trial was failed by another worker, which took this one for dead; going on")
+                say(
+                    "a trial was failed by another worker, which took this one for dead: its "
+                    "result is dropped; going on"
+                )
     finally:
         _optunas_logger.removeFilter(no_failure)
     if in_a_row == _MOST_FAILURES and last is not None:
@@ -349,6 +417,9 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """SIGTERM (preemption) and Ctrl-C ask to stop; a second one of them ends at once.
 
+    The second one interrupts what is being done, and ends the process two seconds later if that
+    could not be interrupted: a call in C, or a database that does not answer.
+
     Outside the main thread, where no signal comes, nothing is changed.
     """
     request = StopRequest()
@@ -360,12 +431,41 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if request():
             raise KeyboardInterrupt
         request.ask(number)
+        stopping.set()
         # Not print: the signal may have come in the middle of one.
         os.write(2, b"\nstopping: the training is put by; once more to end at once\n")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    # Python's handlers wait for the main thread, which may hang; this is written at once.
+    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_once, args=(reader,), daemon=True, name="signals").start()
     try:
         yield request
     finally:
+        signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
+        writer.close()
+        stopping.clear()
+
+
+def _end_at_once(reader: socket.socket) -> None:
+    """End the process at the second signal, unless it has ended what it did by then."""
+    with reader:
+        received = 0
+        while received < 2:
+            numbers = reader.recv(1)
+            if not numbers:
+                return
+            received += numbers[0] in (signal.SIGTERM, signal.SIGINT)
+        reader.settimeout(_LAST_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            while more := reader.recv(1):
+                if more[0] in (signal.SIGTERM, signal.SIGINT):  # a third one
+                    break
+            else:
+                return
+        os._exit(128 + numbers[0])

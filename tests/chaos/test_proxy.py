@@ -1,5 +1,6 @@
 """Workers behind Optuna's gRPC proxy, with checkpoints in an S3."""
 
+import socket
 import subprocess
 import sys
 import time
@@ -8,7 +9,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.lineage import open_artifacts
+from vit_ratio_opt.proxy import check_port
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.storage import open_storage
 from vit_ratio_opt.study import create_study
@@ -170,3 +173,15 @@ def test_a_folder_of_artifacts_need_not_be_there(tmp_path):
     with (tmp_path / "file").open("wb+") as file:
         store.write("name", file)
     assert (tmp_path / "new" / "name").exists()
+
+
+def test_serving_is_said_once_it_listens(serve, monkeypatch, tmp_path):
+    url, _ = serve(_made(f"sqlite:///{tmp_path / 'study.db'}"))
+    host, _, port = url.removeprefix("grpc://").partition(":")
+    socket.create_connection((host, int(port)), timeout=1).close()
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 300, "..", "1.2.3"])
+def test_an_address_that_is_none_of_this_machine_is_one_sentence(host):
+    with pytest.raises(InputError, match="Cannot listen on"):
+        check_port(host, 13000)

@@ -311,7 +311,7 @@ def test_a_transform_of_files_counts(tmp_path):
         splits = [ImageFolder(str(write_folder(tmp_path / name))) for name in ("a", "b")]
         train = Subset(splits[0], range(20))
         splits[0].transforms = transform
-        return load_datasets(train, splits[1], name="f", classes=["train", "test"], **ON_DISK)
+        return load_datasets(train, splits[1], name="f", classes=["test", "train"], **ON_DISK)
 
     class Dark:
         def __call__(self, image, label):

@@ -6,19 +6,23 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from vit_ratio_opt.pruning.blocks import ViT
+from vit_ratio_opt.pruning.supported import check_supported
 from vit_ratio_opt.pruning.surgery import shape_of
 
-__all__ = ["architecture_of"]
+__all__ = ["architecture_of", "fingerprint_of"]
 
 # Attributes of modules that change no output: they depend on the process, or on how weights were
 # initialised and are trained.
 _IRRELEVANT = {
     *("training", "fused_attn", "grad_checkpointing", "inplace", "pos_embed_cached"),
     *("weight_init_mode", "fix_init", "init_values", "head_init_scale"),
+    "num_classes",  # the classifier may have been replaced
 }
+_SAMPLED = 64  # values of each tensor
 
 
 def architecture_of(model: ViT) -> dict[str, Any]:
@@ -31,6 +35,7 @@ def architecture_of(model: ViT) -> dict[str, Any]:
         and ``norms``, and ``modules``: a hash of the class and the plain attributes of every
         module.
     """
+    model = check_supported(model)
     shape = shape_of(model)
     modules = list(model.named_modules())
     activations = {repr(module) for name, module in modules if name.endswith(".act")}
@@ -44,11 +49,25 @@ def architecture_of(model: ViT) -> dict[str, Any]:
         "activations": sorted(activations),
         "norms": sorted(set(_norms(model))),
         "pooling": str(model.global_pool),
-        "hooks": [name for name, module in modules if _has_hooks(module)],
         "image_size": list(model.patch_embed.img_size),
         "patch_size": list(model.patch_embed.patch_size),
         "modules": digest.hexdigest()[:16],
     }
+
+
+def fingerprint_of(model: ViT) -> torch.Tensor:
+    """Return 16 bytes that tell models apart: a hash of the architecture and of some weights.
+
+    Some values of each tensor are enough, and a hash of all takes longer than pruning does.
+    """
+    digest = hashlib.sha256(architecture_of(model)["modules"].encode())
+    samples = []
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        if tensor.is_floating_point():
+            samples.append(tensor.flatten()[:: max(1, tensor.numel() // _SAMPLED)].float())
+    digest.update(torch.cat(samples).cpu().numpy().tobytes())
+    return torch.frombuffer(bytearray(digest.digest()[:16]), dtype=torch.uint8)
 
 
 def _norms(model: nn.Module) -> Iterator[str]:
@@ -56,10 +75,6 @@ def _norms(model: nn.Module) -> Iterator[str]:
         name = type(module).__qualname__
         if "Norm" in name:
             yield f"{name}(eps={getattr(module, 'eps', None)})"
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _attributes(module: nn.Module) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -23,12 +23,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vit_ratio_opt.device import evaluating
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.pruning.architecture import fingerprint_of
+from vit_ratio_opt.pruning.batches import check_logits, image_batches, image_means
 from vit_ratio_opt.pruning.blocks import ViT, branches, keeps_heads, keeps_ranks, stages
+from vit_ratio_opt.pruning.classifier import classes_of
 from vit_ratio_opt.pruning.eliminate import elimination_order
 from vit_ratio_opt.pruning.factorize import HeadFactors, HeadMoments, head_factors
 from vit_ratio_opt.pruning.separate import BiasedAttention, TalkingHeads
-from vit_ratio_opt.pruning.surgery import check_all_tokens, evaluating, shape_of
+from vit_ratio_opt.pruning.supported import check_precision, check_weights
+from vit_ratio_opt.pruning.surgery import check_all_tokens, shape_of
 
 __all__ = ["BlockCalibration", "Calibration", "calibrate", "tokens_at"]
 
@@ -74,14 +79,20 @@ class Calibration:
         blocks: From the input to the output.
         positions: The sampled tokens of each image, ``(images, sampled)``: all prefix tokens, then
             some of the patches.
+        model: Fingerprint of the model that was measured, ``(16,)`` bytes; None if not known.
+        means: Mean of each image, ``(images,)``, to tell other images; None if not known.
     """
 
     blocks: tuple[BlockCalibration, ...]
     positions: torch.Tensor
+    model: torch.Tensor | None = None
+    means: torch.Tensor | None = None
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """By name, for a safetensors file."""
         tensors = {"positions": self.positions}
+        known = {"model": self.model, "means": self.means}
+        tensors |= {name: tensor for name, tensor in known.items() if tensor is not None}
         for index, block in enumerate(self.blocks):
             own = {name: tensor for name, tensor in vars(block).items() if name != "factors"}
             for name, tensor in {**own, **vars(block.factors)}.items():
@@ -92,7 +103,7 @@ class Calibration:
     def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> Calibration:
         """What :meth:`to_tensors` gave; KeyError or ValueError where it did not."""
         blocks = []
-        indices = [int(name.split(".")[0]) for name in tensors if name != "positions"]
+        indices = [int(name.split(".")[0]) for name in tensors if "." in name]
         for index in range(1 + max(indices)):
             names = [field.name for field in fields(BlockCalibration)[1:]]
             blocks.append(
@@ -103,14 +114,16 @@ class Calibration:
                     **{name: tensors[f"{index}.{name}"] for name in names},
                 )
             )
-        return cls(tuple(blocks), tensors["positions"])
+        known = {name: tensors.get(name) for name in ("model", "means")}
+        return cls(tuple(blocks), tensors["positions"], **known)
 
 
-def calibrate(model: ViT, images: Sequence[torch.Tensor], *, seed: int = 0) -> Calibration:
+def calibrate(model: ViT, images: Iterable[torch.Tensor], *, seed: int = 0) -> Calibration:
     """Measure ``model`` on ``images``: one pass with gradients, one without.
 
     Args:
-        model: Its training mode is left as it was.
+        model: In float32. Its mode, gradients and frozen weights are left as they were; frozen or
+            not makes no difference.
         images: Normalised batches ``(batch, channels, height, width)``, on its device. The
             gradients are those of the first 256 images.
         seed: Of the labels that are drawn from the model's own predictions, and of the sampled
@@ -118,11 +131,19 @@ def calibrate(model: ViT, images: Sequence[torch.Tensor], *, seed: int = 0) -> C
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
-        InputError: ``images`` is empty, or the model has a cascade.
+        InputError: ``images`` is empty or does not fit the model, which has a cascade or weights
+            that are not finite numbers of this precision.
     """
-    check_all_tokens(model)
-    if not any(len(batch) for batch in images):
-        raise InputError("Calibration needs at least one batch of images, but got none.")
+    model = check_all_tokens(model)
+    check_precision(model)
+    check_weights(model)
+    classes_of(model)
+    images = image_batches(model, images)
+    if not images:
+        raise InputError(
+            "Calibration needs at least one batch of images, but got none: a generator gives its "
+            "batches only once."
+        )
     positions = _sample(model, sum(len(batch) for batch in images), seed)
     with evaluating(model):
         costs = _branch_costs(model, images, seed, positions.shape[1])
@@ -138,7 +159,8 @@ def calibrate(model: ViT, images: Sequence[torch.Tensor], *, seed: int = 0) -> C
         finally:
             for hook in hooks:
                 hook.remove()
-    return Calibration(tuple(block.calibration() for block in moments), positions)
+    blocks = tuple(block.calibration() for block in moments)
+    return Calibration(blocks, positions, fingerprint_of(model), image_means(images))
 
 
 def tokens_at(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -193,12 +215,13 @@ def _branch_costs(
     seen = 0
     try:
         with torch.enable_grad():
-            for part in _chunks(images):
+            for number, part in enumerate(_chunks(images)):
                 chunk = part[: _GRADIENT_IMAGES - seen].detach().requires_grad_()
                 if not len(chunk):
                     break
                 taps.clear()
                 logits = model(chunk)
+                check_logits(logits, number)
                 drawn = logits.detach().float().softmax(dim=1).cpu()
                 labels = torch.multinomial(drawn, 1, generator=generator)[:, 0].to(chunk.device)
                 loss = F.cross_entropy(logits, labels, reduction="sum")

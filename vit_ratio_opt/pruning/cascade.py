@@ -22,7 +22,6 @@ Interpretations, each of them an option where another one is plausible:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, get_args
 
@@ -32,16 +31,19 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from vit_ratio_opt.device import evaluating
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BlockTokens
+from vit_ratio_opt.pruning.batches import check_images
 from vit_ratio_opt.pruning.blocks import ViT, branches
-from vit_ratio_opt.pruning.surgery import (
+from vit_ratio_opt.pruning.supported import (
     UnsupportedModelError,
-    check_all_tokens,
-    evaluating,
-    keep_units,
-    shape_of,
+    check_precision,
+    check_supported,
+    check_weights,
+    copy_of,
 )
+from vit_ratio_opt.pruning.surgery import check_all_tokens, keep_units, shape_of
 from vit_ratio_opt.strategies import Scores
 
 __all__ = [
@@ -72,6 +74,7 @@ def cascade(model: ViT, tokens: Sequence[BlockTokens], *, scores: Scores = "max"
         UnsupportedModelError: The model cannot be pruned.
         InputError: ``tokens`` or ``scores`` do not fit the model, or it drops patches by itself.
     """
+    model = check_supported(model)
     shape = shape_of(model)
     if scores not in get_args(Scores):
         raise InputError(f"`scores` must be one of {get_args(Scores)}, but got {scores!r}.")
@@ -93,7 +96,7 @@ def cascade(model: ViT, tokens: Sequence[BlockTokens], *, scores: Scores = "max"
                 f"tokens, but got {keys}."
             )
     check_cascade(model)
-    model = copy.deepcopy(model)
+    model = copy_of(model)
     model.blocks = CascadeBlocks(model.blocks, tokens, shape.tokens, shape.prefix_tokens, scores)
     return model
 
@@ -146,7 +149,9 @@ def attention_survey(model: ViT, batches: Iterable[torch.Tensor]) -> AttentionSu
         UnsupportedModelError: The model cannot be pruned.
         InputError: It has a cascade, or there are no images.
     """
-    check_all_tokens(model)
+    model = check_all_tokens(model)
+    check_precision(model)
+    check_weights(model)
     shape, prefix = shape_of(model), model.num_prefix_tokens
     rows, columns = model.patch_embed.grid_size
     places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
@@ -172,7 +177,8 @@ def attention_survey(model: ViT, batches: Iterable[torch.Tensor]) -> AttentionSu
             for index, (attention, _) in enumerate(branches(model))
         ]
         try:
-            for batch in batches:
+            for number, batch in enumerate(batches):
+                check_images(model, batch, number)
                 images += len(batch)
                 model(batch)
         finally:
@@ -208,7 +214,7 @@ def without_cascade(model: ViT) -> ViT:
     """``model`` with all tokens in all blocks: a copy where it had a cascade, else itself."""
     if not isinstance(model.blocks, CascadeBlocks):
         return model
-    model = copy.deepcopy(model)
+    model = copy_of(model)
     model.blocks = nn.Sequential(*model.blocks)
     return model
 

@@ -12,9 +12,17 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from vit_ratio_opt.device import evaluating
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.pruning.batches import (
+    check_images,
+    check_labels,
+    check_logits,
+    check_sequence,
+)
 from vit_ratio_opt.pruning.blocks import ViT, branches, input_layers
-from vit_ratio_opt.pruning.surgery import check_supported, evaluating
+from vit_ratio_opt.pruning.classifier import classes_of
+from vit_ratio_opt.pruning.supported import check_precision, check_supported, check_weights
 
 __all__ = ["Importance", "magnitude_importance", "taylor_importance"]
 
@@ -42,15 +50,21 @@ def taylor_importance(
     for heads it equals the head-mask gradient of Michel 2019, eq. 2.
 
     Args:
-        model: Its training mode and gradients are left as they were.
+        model: In float32. Its mode, gradients and frozen weights are left as they were; frozen or
+            not makes no difference.
         batches: Normalised images ``(batch, channels, height, width)`` and labels ``(batch,)``, on
             the model's device.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
-        InputError: ``batches`` is empty.
+        InputError: ``batches`` is empty or does not fit the model, or its weights are not finite
+            numbers in float32.
     """
-    check_supported(model)
+    model = check_supported(model)
+    check_precision(model)
+    check_weights(model)
+    classes = classes_of(model)
+    check_sequence("batches", batches)
     taps: dict[torch.nn.Module, torch.Tensor] = {}
 
     def tap(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -64,11 +78,21 @@ def taylor_importance(
     hooks = [layer.register_forward_pre_hook(tap) for layer in projections + outputs]
     try:
         with evaluating(model), torch.enable_grad():
-            for images, labels in batches:
+            for index, batch in enumerate(batches):
+                if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+                    raise InputError(
+                        f"Batch {index} must be a pair of images and labels, but is a "
+                        f"{type(batch).__name__}."
+                    )
+                images, labels = batch
+                check_images(model, images, index)
+                check_labels(labels, images, classes, index)
                 # Through the images, so that a model with frozen weights has gradients too.
                 images = images.detach().requires_grad_()
                 # A sum, not a mean: then each image's gradient is its own.
-                loss = F.cross_entropy(model(images), labels, reduction="sum")
+                logits = model(images)
+                check_logits(logits, index)
+                loss = F.cross_entropy(logits, labels, reduction="sum")
                 activations = [taps[layer] for layer in projections + outputs]
                 gradients = torch.autograd.grad(loss, activations)
                 for index, (activation, gradient) in enumerate(
@@ -85,7 +109,10 @@ def taylor_importance(
         for hook in hooks:
             hook.remove()
     if images_seen == 0:
-        raise InputError("Taylor importance needs at least one batch of images, but got none.")
+        raise InputError(
+            "Taylor importance needs at least one batch of images, but got none: a generator "
+            "gives its batches only once."
+        )
     scores = tuple(total / images_seen for total in sums)
     return Importance(heads=scores[: len(projections)], neurons=scores[len(projections) :])
 
@@ -103,7 +130,8 @@ def magnitude_importance(model: ViT, *, p: int = 2) -> Importance:
     """
     if p not in (1, 2):
         raise InputError(f"`p` must be 1 (L1 norm) or 2 (L2 norm), but got {p!r}.")
-    check_supported(model)
+    model = check_supported(model)
+    check_weights(model, finite="blocks.")
     heads, neurons = [], []
     with torch.no_grad():
         for attention, ffn in branches(model):

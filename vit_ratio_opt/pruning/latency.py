@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from vit_ratio_opt.costs import falling
-from vit_ratio_opt.device import Precision, autocast, model_device, precision_of
+from vit_ratio_opt.device import Precision, autocast, evaluating, model_device, precision_of
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BlockShape, RatioPair, ViTShape, evenly, least_neurons
 from vit_ratio_opt.pruning.architecture import architecture_of
@@ -35,6 +35,7 @@ from vit_ratio_opt.pruning.blocks import ViT
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.prune import Allocation, sizes_left
+from vit_ratio_opt.pruning.supported import check_supported, check_weights
 from vit_ratio_opt.pruning.surgery import resized, shape_of, shrink_to
 
 __all__ = [
@@ -126,6 +127,7 @@ def conditions(
         round_to: What the sizes to come are multiples of.
         precision: By default the usual one of the device.
     """
+    model = check_supported(model)
     device = model_device(model)
     cuda = device.type == "cuda"
     return {
@@ -157,6 +159,8 @@ def measure_latency(
         UnsupportedModelError: The model cannot be pruned.
         InputError: ``batch`` is below 1.
     """
+    model = check_supported(model)
+    check_weights(model)
     known = conditions(model, batch=batch, round_to=round_to, precision=precision)
     shape = replace(shape_of(model), round_to=round_to)
     blocks = shape.blocks
@@ -199,7 +203,7 @@ def time_models(
     """Seconds that each model takes for a batch, while all of them take turns with the first.
 
     Args:
-        models: ViTs for images of one shape, on one device; in evaluation mode afterwards.
+        models: ViTs for images of one shape, on one device. Their modes are left as they were.
         batch: Images at once.
         precision: By default the usual one of the device.
 
@@ -208,11 +212,12 @@ def time_models(
     """
     if batch < 1:
         raise InputError(f"The batch of a latency must be at least 1, but got {batch!r}.")
+    models = [check_supported(model) for model in models]
     images = torch.randn(batch, *_image_shape(models[0]), device=model_device(models[0]))
 
     def fastest(model: torch.nn.Module, runs: int) -> float:
-        with torch.inference_mode(), autocast(images.device, precision):
-            return min(_runs(model.eval(), images, runs))
+        with torch.inference_mode(), evaluating(model), autocast(images.device, precision):
+            return min(_runs(model, images, runs))
 
     once = [fastest(model, _LEAST_RUNS) for model in models]
     runs = [max(_LEAST_RUNS, math.ceil(_TURN_SECONDS / seconds)) for seconds in once]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, get_args
@@ -17,6 +18,7 @@ from vit_ratio_opt.geometry import (
     MhsaUnit,
     RatioPair,
     ViTShape,
+    as_pair,
     least_neurons,
 )
 from vit_ratio_opt.pruning.allocate import (
@@ -29,11 +31,17 @@ from vit_ratio_opt.pruning.allocate import (
     heads_losses,
     prefix_losses,
 )
+from vit_ratio_opt.pruning.architecture import fingerprint_of
 from vit_ratio_opt.pruning.blocks import ViT, branches
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.factorize import factorize_attention, rank_losses
 from vit_ratio_opt.pruning.importance import Importance
-from vit_ratio_opt.pruning.surgery import ALL_HEADS, UnsupportedModelError, keep_units, shape_of
+from vit_ratio_opt.pruning.supported import (
+    UnsupportedModelError,
+    check_supported,
+    check_weights,
+)
+from vit_ratio_opt.pruning.surgery import ALL_HEADS, keep_units, shape_of
 
 __all__ = [
     "Allocation",
@@ -79,11 +87,18 @@ def prune(
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
-        InputError: A ratio, the guide, ``allocation`` or ``round_to`` do not fit.
+        InputError: A ratio, the guide, ``allocation`` or ``round_to`` do not fit, or a weight is
+            not finite.
     """
+    model = check_supported(model)
+    if not isinstance(guide, (Importance, Calibration)):
+        raise InputError(
+            f"`guide` must be a Calibration or an Importance, but is a {type(guide).__name__}: "
+            "`calibrate(model, images)` gives one."
+        )
     unit: MhsaUnit = "head" if isinstance(guide, Importance) else "rank"
     shape = replace(shape_of(model), mhsa_unit=unit, round_to=round_to)
-    units, neurons = shape.removed(RatioPair(*pair))
+    units, neurons = shape.removed(as_pair(pair))
     if isinstance(guide, Importance):
         if shape.all_heads and units:
             raise UnsupportedModelError(ALL_HEADS)
@@ -114,6 +129,7 @@ def prune_ranks(
         allocation: See :func:`prune`.
         round_to: See :func:`prune`.
     """
+    model = check_supported(model)
     shape = replace(shape_of(model), round_to=round_to)
     blocks = shape.blocks
     _check_allocation(allocation)
@@ -250,6 +266,7 @@ def prune_to_macs(
         InputError: The MACs are less than all blocks need at their least sizes, or the calibration
             is of another model.
     """
+    model = check_supported(model)
     shape = shape_of(model)
     _check_calibration(model, calibration)
     costs = [shape.unit_macs(counts) for counts in tokens]
@@ -301,6 +318,8 @@ def prune_blocks(
         neurons: By block, how many hidden neurons go.
         calibration: Of this model.
     """
+    model = check_supported(model)
+    check_weights(model, finite="blocks.")  # what is cut
     pruned = keep_units(
         model,
         [range(block.num_heads) for block in shape_of(model).blocks],
@@ -358,6 +377,8 @@ def prune_units(
     gives its units down to the same minimum.
     """
     _check_allocation(allocation)
+    model = check_supported(model)
+    check_weights(model, finite="blocks.")  # what is cut
     blocks = shape_of(model).blocks
     sizes = [b.num_heads for b in blocks], [b.hidden_dim for b in blocks]
     least = MIN_MHSA_UNITS, least_neurons(round_to)
@@ -388,13 +409,23 @@ def _spread_scores(
     return cheapest_prefixes(lowest, removed, least, step)
 
 
-def _check_calibration(model: ViT, calibration: Calibration) -> None:
+def _check_calibration(model: ViT, calibration: object) -> None:
+    if not isinstance(calibration, Calibration):
+        raise InputError(
+            f"`calibration` must be a Calibration, but is a {type(calibration).__name__}: "
+            "`calibrate(model, images)` gives one."
+        )
     fits = [
         (*block.factors.value_losses.shape, len(block.neuron_order))
         for block in calibration.blocks
     ]
     if fits != [(b.num_heads, b.head_dim, b.hidden_dim) for b in shape_of(model).blocks]:
         raise InputError("The calibration is not of this model: its blocks have other shapes.")
+    if calibration.model is not None and not calibration.model.equal(fingerprint_of(model)):
+        raise InputError(
+            "The calibration is not of this model, which has other weights or another "
+            "architecture: call `calibrate` with the model that is pruned."
+        )
 
 
 def _check_allocation(allocation: str) -> None:
@@ -409,6 +440,10 @@ def _shares(losses: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
 
 
 def _check_removed(name: str, removed: int, sizes: list[int], minimums: list[int]) -> None:
+    try:
+        operator.index(removed)
+    except TypeError:
+        raise InputError(f"`{name}` must be a whole number, but got {removed!r:.80}.") from None
     spare = sum(max(0, size - least) for size, least in zip(sizes, minimums, strict=True))
     if not 0 <= removed <= spare:
         raise InputError(

@@ -7,17 +7,21 @@ corrects what the blocks before it got wrong.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timm.layers import LayerScale
 from torch import nn
 
+from vit_ratio_opt.device import evaluating
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.pruning.batches import image_batches, image_means
 from vit_ratio_opt.pruning.blocks import Branch, ViT, stages
 from vit_ratio_opt.pruning.calibration import Calibration, tokens_at
-from vit_ratio_opt.pruning.surgery import evaluating, shape_of
+from vit_ratio_opt.pruning.supported import check_precision, check_supported, check_weights
+from vit_ratio_opt.pruning.surgery import shape_of
 
 __all__ = ["NormalEquations", "embed", "repair"]
 
@@ -126,7 +130,7 @@ def _error(half: _Sums, solution: torch.Tensor) -> float:
 
 
 def repair(
-    pruned: ViT, images: Sequence[torch.Tensor], calibration: Calibration
+    pruned: ViT, images: Iterable[torch.Tensor], calibration: Calibration
 ) -> list[tuple[float, float]]:
     """Refit ``proj`` and ``fc2`` of ``pruned`` in place, so that its stream follows the dense one.
 
@@ -148,10 +152,19 @@ def repair(
         nothing to correct but rounding errors are left as they are and have no entry.
 
     Raises:
-        InputError: The model, the images and the calibration do not belong together.
+        InputError: The model, the images and the calibration do not belong together, or the
+            model's weights are not finite numbers in float32.
         UnsupportedModelError: The model cannot be pruned.
     """
-    shape = shape_of(pruned)
+    pruned = check_supported(pruned)
+    check_precision(pruned)
+    check_weights(pruned)
+    if not isinstance(calibration, Calibration):
+        raise InputError(
+            f"`calibration` must be a Calibration, but is a {type(calibration).__name__}: "
+            "`calibrate(dense, images)` gives one."
+        )
+    shape, images = shape_of(pruned), image_batches(pruned, images)
     count = sum(len(batch) for batch in images)
     blocks = calibration.blocks
     width = blocks[0].attention_target.shape[2]
@@ -164,6 +177,11 @@ def repair(
         raise InputError(
             f"The repair needs the {len(calibration.positions)} images of the calibration, but "
             f"got {count}."
+        )
+    means = calibration.means  # devices round them differently
+    if means is not None and not torch.allclose(image_means(images), means, atol=1e-3):
+        raise InputError(
+            "The repair needs the images of the calibration in their order, but got others."
         )
     device = images[0].device
     sizes = [len(batch) for batch in images]
@@ -268,6 +286,10 @@ class _End:
             The squared error before and after as a share of the target's square; None where there
             is nothing to correct, or nothing was found to be better.
         """
+        after = self._after
+        is_affine = isinstance(after, nn.LayerNorm) and None not in (after.weight, after.bias)
+        if not is_affine and not isinstance(after, (nn.Identity, LayerScale)):
+            return None  # such as an RMSNorm, for which there are no equations here
         equations = NormalEquations(self.layer.bias is not None)
         before = 0.0
         for x, lacking in zip(inputs, wanted, strict=True):

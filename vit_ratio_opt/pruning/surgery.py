@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.layers import AttentionPoolLatent, AttentionRope, PatchEmbed
+from timm.layers import AttentionRope
 from timm.models.cait import Cait
-from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 
+from vit_ratio_opt.device import evaluating
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.geometry import BlockShape, ViTShape
 from vit_ratio_opt.pruning.blocks import (
-    ATTENTIONS,
-    BLOCKS,
-    FFNS,
-    MODELS,
     ViT,
     branches,
     head_table,
@@ -34,7 +29,9 @@ from vit_ratio_opt.pruning.blocks import (
     keeps_heads,
     keeps_ranks,
 )
-from vit_ratio_opt.pruning.separate import SEPARATED, TalkingHeads
+from vit_ratio_opt.pruning.classifier import classifier_of
+from vit_ratio_opt.pruning.separate import TalkingHeads
+from vit_ratio_opt.pruning.supported import UnsupportedModelError, check_supported, copy_of
 
 __all__ = [
     "ALL_HEADS",
@@ -49,92 +46,19 @@ __all__ = [
     "shrink_to",
 ]
 
-_WHAT_WORKS = (
-    "Supported are timm's VisionTransformer and VisionTransformerDistilled (ViT, DeiT, DeiT-3, "
-    "CLIP, SigLIP, DINOv2 ...), Eva (EVA-02, DINOv3, PE ...), Beit and Cait, with standard "
-    "attention and an MLP or SwiGLU."
-)
-
-
 ALL_HEADS = (
     "The heads of this model are mixed (talking heads), so none can go: lower their ranks, with a "
     "`Calibration`."
 )
 
 
-class UnsupportedModelError(InputError):
-    """The model has a module whose heads or neurons this package cannot remove exactly."""
-
-
-def check_supported(model: Any) -> None:
-    """Refuse, by name, what cannot be pruned exactly. Nothing is changed.
-
-    Types are compared exactly: a subclass may change the forward pass, and weights sliced on a
-    wrong guess give a model that runs and is wrong.
-
-    Raises:
-        UnsupportedModelError: With the name of the offending module.
-    """
-    if type(model) not in MODELS:
-        raise UnsupportedModelError(
-            f"Models of class {type(model).__name__} cannot be pruned. {_WHAT_WORKS}"
-        )
-    if not len(model.blocks):
-        raise UnsupportedModelError("A model without blocks has nothing to prune.")
-    if type(model.patch_embed) is not PatchEmbed:
-        _refuse("patch_embed", f"an embedding of class {type(model.patch_embed).__name__}")
-    pool = getattr(model, "attn_pool", None)
-    if type(pool) not in (type(None), AttentionPoolLatent):
-        _refuse("attn_pool", f"attention pooling of class {type(pool).__name__}")
-    if getattr(model, "rel_pos_bias", None) is not None:
-        _refuse("rel_pos_bias", "a position bias that the heads of all blocks share")
-    if getattr(model, "rope_mixed", False):
-        _refuse("rope", "a rotary embedding for each head (rope_type='mixed')")
-    for index, block in enumerate(model.blocks):
-        if type(block) in SEPARATED or type(getattr(block, "attn", None)) in SEPARATED:
-            raise UnsupportedModelError(
-                f"`blocks.{index}` is one of timm's that cannot be cut: make the model with "
-                "`vit_ratio_opt.create_model`, which puts its weights into layers that can."
-            )
-        if type(block) not in BLOCKS:
-            _refuse(f"blocks.{index}", f"block class {type(block).__name__}")
-    for attention, ffn in branches(model):
-        where, attn, mlp = attention.name, attention.module, ffn.module
-        if type(attn) not in ATTENTIONS:
-            _refuse(where, f"attention class {type(attn).__name__}")
-        if type(mlp) not in FFNS:
-            _refuse(ffn.name, f"feed-forward class {type(mlp).__name__}")
-        _require_identity(f"{where}.norm", attn.norm, "a norm over heads (scale_norm)")
-        _require_identity(f"{ffn.name}.norm", mlp.norm, "a norm over neurons (scale_norm)")
-        if getattr(attn, "gate", None) is not None:
-            _refuse(f"{where}.gate", "gated attention (gated)")
-        if attn.qkv is None:
-            _refuse(where, "queries, keys and values in layers of their own (num_kv_heads)")
-        for owner, module in ((where, attn), (ffn.name, mlp)):
-            for name, linear in module.named_children():
-                if name in _LINEARS and type(linear) is not nn.Linear:
-                    _refuse(f"{owner}.{name}", f"layer class {type(linear).__name__}")
-
-
-_LINEARS = ("qkv", "proj", "fc1", "fc1_g", "fc1_x", "fc2")
-
-
-def _require_identity(where: str, module: nn.Module, what: str) -> None:
-    if not isinstance(module, nn.Identity):
-        _refuse(where, what)
-
-
-def _refuse(where: str, what: str) -> None:
-    raise UnsupportedModelError(f"`{where}` has {what}, which cannot be pruned. {_WHAT_WORKS}")
-
-
 def shape_of(model: ViT) -> ViTShape:
-    """The shape of a dense or pruned model, read from its modules.
+    """The shape of a dense or pruned model, read from its modules as they are.
 
     Raises:
         UnsupportedModelError: See :func:`check_supported`.
     """
-    check_supported(model)
+    model = check_supported(model)
     pairs = [(attention.module, ffn.module) for attention, ffn in branches(model)]
     blocks = tuple(
         BlockShape(attn.num_heads, attn.head_dim, mlp.fc2.in_features) for attn, mlp in pairs
@@ -145,20 +69,22 @@ def shape_of(model: ViT) -> ViTShape:
     prefix = 0 if isinstance(model, Cait) else model.num_prefix_tokens
     table = head_table(first)
     inputs = input_layers(first_mlp)
+    classified = 1 if model.global_pool else patches + prefix + isinstance(model, Cait)
+    classifier = classifier_of(model, classified)
     shape = ViTShape(
         patches=patches,
         prefix_tokens=prefix,
         patch_dim=math.prod(model.patch_embed.proj.weight.shape[1:]),
         embed_dim=model.embed_dim,
-        num_classes=model.num_classes,
+        num_classes=classifier.classes,
         blocks=blocks,
         fixed_params=0,
-        classifiers=2 if isinstance(model, VisionTransformerDistilled) else 1,
-        classified_tokens=1 if model.global_pool else patches + prefix + isinstance(model, Cait),
+        classifiers=classifier.linear,
+        classified_tokens=classified,
         qkv_bias=first.qkv.bias is not None,
         fc1_bias=inputs[0][0].bias is not None,
         fc1_rows=sum(rows for _, rows in inputs),
-        other_macs=_other_macs(model, patches + prefix),
+        other_macs=_other_macs(model, patches + prefix) + classifier.other_macs,
         head_params=0 if table is None else len(table),
         whole_heads=any(keeps_ranks(attn) for attn, _ in pairs),
         all_heads=any(keeps_heads(attn) for attn, _ in pairs),
@@ -208,14 +134,20 @@ def _macs_of(module: nn.Module, rows: dict[nn.Module, int], others: int) -> int:
     )
 
 
-def check_all_tokens(model: ViT) -> None:
+def check_all_tokens(model: ViT) -> ViT:
     """Refuse a model in which blocks leave out tokens: what is measured there is not of all.
 
+    Returns:
+        The model that :func:`check_supported` returns.
+
     Raises:
+        UnsupportedModelError: See there.
         InputError: It has a cascade.
     """
+    model = check_supported(model)
     if shape_of(model).block_tokens:
         raise InputError("The model has a cascade already: start from the one without.")
+    return model
 
 
 def keep_units(
@@ -235,6 +167,7 @@ def keep_units(
         UnsupportedModelError: See :func:`check_supported`.
         InputError: The lists do not fit the blocks.
     """
+    model = check_supported(model)
     shape = shape_of(model)
     for name, kept, sizes in (
         ("heads", heads, [block.num_heads for block in shape.blocks]),
@@ -250,7 +183,7 @@ def keep_units(
                     f"`{name}[{index}]` must be different indices in [0, {size}), at least one, "
                     f"but got {list(units)!r}."
                 )
-    pruned = copy.deepcopy(model)
+    pruned = copy_of(model)
     for (attention, ffn), head_indices, neuron_indices in zip(
         branches(pruned), heads, neurons, strict=True
     ):
@@ -265,6 +198,7 @@ def shrink_to(model: ViT, shapes: Sequence[BlockShape]) -> ViT:
     Raises:
         InputError: A block of ``shapes`` is larger than the block of ``model``.
     """
+    model = check_supported(model)
     dense_shape = shape_of(model)
     dense = dense_shape.blocks
     if len(dense) != len(shapes):
@@ -278,7 +212,7 @@ def shrink_to(model: ViT, shapes: Sequence[BlockShape]) -> ViT:
             fits = fits and new.num_heads == old.num_heads
         if not (fits and ranks):
             raise InputError(f"Block {index} is {old}, which cannot be cut to {new}.")
-    shrunk = copy.deepcopy(model)
+    shrunk = copy_of(model)
     for (attention, ffn), new in zip(branches(shrunk), shapes, strict=True):
         attention.replace(resized_attention(attention.module, new.num_heads, new.head_dim))
         _keep_neurons(ffn.module, list(range(new.hidden_dim)))
@@ -287,7 +221,7 @@ def shrink_to(model: ViT, shapes: Sequence[BlockShape]) -> ViT:
 
 def resized(model: ViT, shape: BlockShape) -> ViT:
     """A copy of ``model`` with blocks of this shape, larger or smaller, its weights to be set."""
-    new = copy.deepcopy(model)
+    new = copy_of(model)
     for attention, ffn in branches(new):
         attention.replace(resized_attention(attention.module, shape.num_heads, shape.head_dim))
         if ffn.last.in_features != shape.hidden_dim:
@@ -323,18 +257,6 @@ def _resize(linear: nn.Linear, rows: int, columns: int) -> None:
     if linear.bias is not None:
         linear.bias = nn.Parameter(linear.bias.new_zeros(rows), linear.bias.requires_grad)
     linear.out_features, linear.in_features = rows, columns
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards each module's mode is what it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _keep_heads(attn: Any, heads: list[int]) -> None:

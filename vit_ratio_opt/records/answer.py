@@ -7,6 +7,7 @@ same functions of :mod:`vit_ratio_opt.search` on the same trials.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +18,15 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import RatioPair
-from vit_ratio_opt.records.trials import accuracy_of, cost_ratio_of, finished_trials, pair_of
+from vit_ratio_opt.records.snapshot import StudySnapshot
+from vit_ratio_opt.records.trials import (
+    accuracy_of,
+    attribute,
+    cost_ratio_of,
+    finished_trials,
+    has_pair,
+    pair_of,
+)
 from vit_ratio_opt.search import BudgetSearch, Estimate, Pair, tolerance_answer
 from vit_ratio_opt.search.sampler import is_surplus, value_of
 
@@ -65,7 +73,7 @@ class Candidate:
     def trained(self) -> int:
         """How often the pair was trained to the end, not stopped early by an Optuna pruner."""
         return sum(
-            trial.state == TrialState.COMPLETE or "accuracy" in trial.user_attrs
+            trial.state == TrialState.COMPLETE or attribute(trial, "accuracy") is not None
             for trial in self.trials
         )
 
@@ -170,6 +178,15 @@ def answer_of(study: Study) -> Answer | None:
     - With a tolerance: the cheapest pair that keeps it with the confidence of the study, else the
       dense model, see :class:`~vit_ratio_opt.search.tolerance.ToleranceSearch`.
     """
+    if not isinstance(study, StudySnapshot):
+        return _answer_of(study)
+    if "answer" not in study.computed:
+        study.computed["answer"] = _answer_of(study)
+    answer: Answer | None = study.computed["answer"]
+    return answer
+
+
+def _answer_of(study: Study) -> Answer | None:
     believed = _believe(study)
     if believed is None or (believed.best is None and believed.confidence is None):
         return None
@@ -229,8 +246,8 @@ def trained_trial(study: Study, number: int | None = None) -> FrozenTrial:
         return answer.found.trial
     trained = {
         trial.number: trial
-        for trial in study.get_trials(deepcopy=False)
-        if "accuracy" in trial.user_attrs
+        for trial in finished_trials(study)
+        if attribute(trial, "accuracy") is not None
     }
     if number not in trained:
         raise InputError(
@@ -286,7 +303,7 @@ def _believe(study: Study) -> _Believed | None:
     for trial in finished_trials(study):
         surplus = is_surplus(trial) and trial.state != TrialState.COMPLETE
         value = value_of(trial, trial.state, trial.values, constraint, sign)
-        if not surplus and value is not None and trial.params.keys() >= set(RatioPair._fields):
+        if not surplus and value is not None and math.isfinite(value):
             trials[pair_of(trial)].append(trial)
             values[pair_of(trial)] += (value,)
     if not trials:
@@ -317,7 +334,7 @@ def _believe(study: Study) -> _Believed | None:
         trials=dict(trials),
         accuracies={
             pair: tuple(
-                float(trial.user_attrs.get("accuracy", offset + value))
+                _own_accuracy(trial, offset + value)
                 for trial, value in zip(trials[pair], found, strict=True)
             )
             for pair, found in values.items()
@@ -337,14 +354,19 @@ def _dense_accuracy(study: Study, trial: FrozenTrial) -> float:
     if "dense" in study.user_attrs:
         return float(study.user_attrs["dense"]["val_accuracy"])
     accuracy = accuracy_of(trial, study) or 0.0
-    return accuracy + float(trial.user_attrs.get("accuracy_drop", 0.0))
+    return accuracy + float(attribute(trial, "accuracy_drop") or 0.0)
+
+
+def _own_accuracy(trial: FrozenTrial, otherwise: float) -> float:
+    accuracy = attribute(trial, "accuracy")
+    return otherwise if accuracy is None else float(accuracy)
 
 
 def _tolerance(study: Study, trial: FrozenTrial) -> float:
     """Return the tolerance in points; a study of other makers has it in its trials."""
     if "settings" in study.user_attrs:
         return float(study.user_attrs["settings"]["tolerance"])
-    return float(trial.user_attrs["accuracy_drop"] - trial.constraints["accuracy_drop"])
+    return float((attribute(trial, "accuracy_drop") or 0.0) - trial.constraints["accuracy_drop"])
 
 
 def _curve(
@@ -376,11 +398,13 @@ def _below(value: float, limit: float) -> str:
 
 def _planned_cost_ratio(trial: FrozenTrial) -> float:
     """Return the cost that the search knew before training; a model may come out smaller."""
-    return float(trial.user_attrs.get("planned_cost_ratio", cost_ratio_of(trial)))
+    planned = attribute(trial, "planned_cost_ratio")
+    return cost_ratio_of(trial) if planned is None else float(planned)
 
 
 def _optunas_best(study: Study) -> FrozenTrial | None:
     try:
-        return study.best_trial
+        best = study.best_trial
     except ValueError:  # no trial is complete and feasible
         return None
+    return best if has_pair(best) else None

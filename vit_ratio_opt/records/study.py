@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.geometry import COST_WORDS, RatioPair
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.typed import shorten, typed
 from vit_ratio_opt.search import BudgetSearch, Noise
@@ -155,8 +156,11 @@ class StudyRecord:
                 required.add("plan")
             for key in required | (attributes.keys() & (_ENTRIES.keys() | _OTHERS.keys())):
                 _check(key, _attribute(attributes, key))
+            _check_meaning(attributes, settings)
             if is_new:
                 _check_plan(attributes["plan"], settings)
+            elif "plan" in attributes:
+                _check_old_plan(attributes["plan"], settings)
         except InputError as error:
             raise InputError(
                 f"Study {name!r} is damaged: {error} Restore the database, or use another study "
@@ -187,6 +191,41 @@ def _check(key: str, value: Any) -> None:
         raise InputError(f"The attribute `{key}` must be a JSON object, but is {shorten(value)}.")
     for name, hint in _ENTRIES[key].items():
         typed(f"`{name}` of the attribute `{key}`", value.get(name), hint)
+
+
+def _check_meaning(attributes: Mapping[str, Any], settings: StudySettings) -> None:
+    """Refuse values of the right types that mean nothing.
+
+    Raises:
+        InputError: With the first of them.
+    """
+    if (settings.budget is None) == (settings.tolerance is None):
+        raise InputError("The settings must have either `budget` or `tolerance`.")
+    if settings.cost not in COST_WORDS:
+        raise InputError(f"`cost` of the settings is {shorten(settings.cost)}.")
+    saved = attributes.get("saved")
+    if saved is not None and not all(saved.get(name) for name in RatioPair._fields):
+        raise InputError("The attribute `saved` has no pairs for one of the ratios.")
+    for name, values in (("dense", ("macs", "params")), ("latency", ("mhsa", "ffn"))):
+        for value in values if name in attributes else ():
+            if not attributes[name][value]:
+                raise InputError(f"`{value}` of the attribute `{name}` is empty or 0.")
+
+
+def _check_old_plan(plan: Mapping[str, Any], settings: StudySettings) -> None:
+    """Refuse a plan of version 0.1.0 of which the answer cannot be made.
+
+    Raises:
+        InputError: An entry is missing or None.
+    """
+    entries = ["tolerance", "scale", "noise_is_known", "confidence"]
+    entries = entries if settings.budget is None else ["curve"]
+    entries += ["confirmations"] if "confirmations" in plan else []
+    missing = [name for name in ("noise", *entries) if plan.get(name) is None]
+    if missing:
+        raise InputError(f"The attribute `plan` has no `{missing[0]}`.")
+    if settings.budget is not None:
+        BudgetSearch.from_json(plan)
 
 
 def _check_plan(plan: Mapping[str, Any], settings: StudySettings) -> None:

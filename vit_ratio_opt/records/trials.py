@@ -8,8 +8,9 @@ model's, accuracies are in per cent.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.storages import BaseStorage
@@ -17,12 +18,16 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import COST_WORDS, Cost
+from vit_ratio_opt.geometry import COST_WORDS, Cost, RatioPair
 from vit_ratio_opt.records.study import StudyRecord, is_ours
+from vit_ratio_opt.records.typed import typed
 from vit_ratio_opt.search import Pair
+from vit_ratio_opt.utils.text import short
 
 __all__ = [
+    "DAMAGED",
     "accuracy_of",
+    "attribute",
     "baseline_of",
     "block_rows",
     "cost_of",
@@ -30,10 +35,45 @@ __all__ = [
     "finished_trials",
     "limit_of",
     "load_studies",
+    "has_pair",
+    "is_ratio",
     "pair_of",
+    "shown_attribute",
     "tested_accuracy",
 ]
 
+DAMAGED = "damaged"
+"""What tables show of an attribute that is of another type than this package writes."""
+
+_Sizes = tuple[tuple[int, int, int], ...]
+_ATTRIBUTES: dict[str, Any] = {
+    "macs_ratio": float,
+    "macs": int,
+    "cost_ratio": float,
+    "planned_cost_ratio": float,
+    "params": int,
+    "accuracy_pruned": float,
+    "accuracy": float,
+    "accuracy_drop": float,
+    "parent_trial": Literal["dense"] | int,
+    "epochs": int,
+    "total_epochs": int,
+    "seconds": float,
+    "seed": int,
+    "device": str,
+    "checkpoint": str | None,
+    "weights": str,
+    "worker": str,
+    "failure": str,
+    "blocks": _Sizes,
+    "tokens": _Sizes,
+    "losses": tuple[float, ...],
+    "timing": dict[str, float],
+    "resumed_from": dict[str, int],
+}
+
+_MOST_NAMES = 20
+_TOO_LARGE = 1e18  # for a number of ours; nor is NaN below it
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 
@@ -52,12 +92,14 @@ def load_studies(storage: BaseStorage, names: Sequence[str] = ()) -> list[Study]
         InputError: A named study does not exist, was not created by this package or is damaged,
             or the storage has no study created by this package.
     """
-    summaries = {s.study_name: s for s in optuna.get_all_study_summaries(storage)}
+    # Not Optuna's summaries: these read every trial of every study.
+    summaries = {s.study_name: s for s in storage.get_all_studies()}
     records: dict[str, StudyRecord] = {}
     for name in names:
         if name not in summaries:
-            known = ", ".join(sorted(summaries)) or "none"
-            raise InputError(f"The storage has no study {name!r}; it has: {known}.")
+            known = ", ".join(map(short, sorted(summaries)[:_MOST_NAMES])) or "none"
+            known += ", …" if len(summaries) > _MOST_NAMES else ""
+            raise InputError(f"The storage has no study {short(name)!r}; it has: {known}.")
         records[name] = StudyRecord.read(name, summaries[name].user_attrs)
     damaged: list[InputError] = []
     for name, summary in () if names else summaries.items():
@@ -77,16 +119,59 @@ def load_studies(storage: BaseStorage, names: Sequence[str] = ()) -> list[Study]
 def finished_trials(study: Study) -> list[FrozenTrial]:
     """Return the trials that were trained: complete, over the tolerance, or stopped early.
 
-    A trial that Optuna's pruner stopped counts once it has reported an epoch.
+    A trial that Optuna's pruner stopped counts once it has reported an epoch. A damaged one, of
+    which neither the pair nor its cost is known, does not count.
     """
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     return [
         trial
         for trial in trials
-        if trial.state == TrialState.COMPLETE
-        or trial.intermediate_values
-        or "accuracy_drop" in trial.user_attrs
+        if (
+            trial.state == TrialState.COMPLETE
+            or trial.intermediate_values
+            or "accuracy_drop" in trial.user_attrs
+        )
+        and has_pair(trial)
+        and _cost_ratio(trial) is not None
     ]
+
+
+def attribute(trial: FrozenTrial, name: str) -> Any:
+    """Return a trial's attribute of ours; None where it is missing or of another type."""
+    value = trial.user_attrs.get(name)
+    if value is None:
+        return None
+    hint = _ATTRIBUTES[name]
+    if hint in (int, float, str):  # in a table of thousands of trials, `typed` takes long
+        is_right = type(value) is hint or (hint is float and type(value) is int)
+        return value if is_right and (hint is str or abs(value) < _TOO_LARGE) else None
+    try:
+        return typed(name, value, hint)
+    except InputError:
+        return None
+
+
+def shown_attribute(trial: FrozenTrial, name: str) -> Any:
+    """Return a trial's attribute of ours for a table: None without, :data:`DAMAGED` if it is."""
+    value = attribute(trial, name)
+    is_damaged = value is None and trial.user_attrs.get(name) is not None
+    return DAMAGED if is_damaged else value
+
+
+def has_pair(trial: FrozenTrial) -> bool:
+    """Whether a trial has the two ratios of a pair."""
+    return all(is_ratio(trial.params.get(name)) for name in RatioPair._fields)
+
+
+def is_ratio(value: object) -> bool:
+    """Whether a value is a number in [0, 1]."""
+    return isinstance(value, (int, float)) and 0 <= value <= 1
+
+
+def _cost_ratio(trial: FrozenTrial) -> float | None:
+    ratio: float | None = attribute(trial, "cost_ratio")
+    macs_ratio: float | None = attribute(trial, "macs_ratio")
+    return macs_ratio if ratio is None else ratio
 
 
 def baseline_of(study: Study, studies: Sequence[Study]) -> Study | None:
@@ -135,7 +220,10 @@ def pair_of(trial: FrozenTrial) -> Pair:
 
 def cost_ratio_of(trial: FrozenTrial) -> float:
     """Return the cost of a trial's pair as a share of the dense model's cost."""
-    return float(trial.user_attrs.get("cost_ratio", trial.user_attrs["macs_ratio"]))
+    ratio = _cost_ratio(trial)
+    if ratio is None:
+        raise InputError(f"Trial {trial.number} has no cost: `macs_ratio` is missing or damaged.")
+    return float(ratio)
 
 
 def accuracy_of(trial: FrozenTrial, study: Study) -> float | None:
@@ -144,11 +232,14 @@ def accuracy_of(trial: FrozenTrial, study: Study) -> float | None:
     This is the final accuracy of a trial that was trained to its end, and the one after the last
     reported epoch otherwise.
     """
-    if "accuracy" in trial.user_attrs:
-        return float(trial.user_attrs["accuracy"])
+    accuracy = attribute(trial, "accuracy")
+    if accuracy is not None:
+        return float(accuracy)
     if not trial.intermediate_values:
         return None
     reported = trial.intermediate_values[max(trial.intermediate_values)]
+    if not math.isfinite(reported):
+        return None
     if study.direction == StudyDirection.MAXIMIZE:
         return reported
     # With a tolerance, trials report the drop of accuracy.
@@ -183,14 +274,15 @@ def block_rows(dense: Mapping[str, Any], trial: FrozenTrial) -> list[dict[str, i
         trial: The trial, of which the attributes ``blocks`` and, after a cascade, ``tokens`` are
             read.
     """
-    blocks, before = trial.user_attrs.get("blocks", []), dense.get("blocks", [])
+    blocks, before = attribute(trial, "blocks") or (), dense.get("blocks") or []
+    tokens = attribute(trial, "tokens") or ()
     rows: list[dict[str, int]] = []
     for index, (now, was) in enumerate(zip(blocks, before, strict=False)):
         row = {"block": index}
         for name, value, whole in zip(("heads", "head_dim", "neurons"), now, was, strict=True):
             row |= {name: value, f"dense_{name}": whole}
-        if "tokens" in trial.user_attrs:
-            queries, _, ffn = trial.user_attrs["tokens"][index]
+        if index < len(tokens) and dense.get("tokens"):
+            queries, _, ffn = tokens[index]
             row |= {"mhsa_tokens": queries, "ffn_tokens": ffn, "dense_tokens": dense["tokens"]}
         rows.append(row)
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from vit_ratio_opt.errors import InputError
 __all__ = ["shorten", "typed"]
 
 _LONGEST = 80  # characters of a value in a message
+_LARGEST = sys.float_info.max
 _MISFIT = object()
 
 
@@ -64,7 +66,7 @@ def _converted(value: Any, hint: Any) -> Any:
         return value
     if hint is float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return float(value) if is_number and math.isfinite(value) else _MISFIT
+        return float(value) if is_number and abs(value) <= _LARGEST else _MISFIT  # not NaN
     if hint is int and isinstance(value, bool):
         return _MISFIT
     return value if isinstance(value, hint) else _MISFIT

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.exceptions import TrialPruned
 from optuna.logging import get_logger
-from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
+from vit_ratio_opt._compat import fixed_params
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.plan import Pair, Plan, Proposal
 
@@ -159,8 +160,10 @@ class BinarySearchSampler(BaseSampler):
 
         Raises:
             ValueError: The study has several objectives.
+            InputError: Its direction is not the plan's.
         """
         self._raise_error_if_multi_objective(study)
+        self._check_direction(study)
         params = {
             name: self.sample_independent(study, trial, name, distribution)
             for name, distribution in search_space.items()
@@ -202,6 +205,8 @@ class BinarySearchSampler(BaseSampler):
         self._independent.after_trial(study, trial, state, values)
         if state == TrialState.FAIL:
             study._storage.set_trial_system_attr(trial._trial_id, _FAILED, True)
+        if len(study.directions) > 1:  # its trials were refused
+            return
         # This trial is still RUNNING in the storage; what counts is what it is about to be.
         proposal = self._propose(study, ended=(trial.number, state, values))
         if proposal.pair is None:
@@ -213,6 +218,24 @@ class BinarySearchSampler(BaseSampler):
     def reseed_rng(self) -> None:
         """Reseeds the independent sampler; the pairs involve no randomness."""
         self._independent.reseed_rng()
+
+    def _check_direction(self, study: Study) -> None:
+        """Refuse a study that would take the worst pair for the best.
+
+        A plan with a constraint minimises a cost. A plan that knows the dense model's accuracy
+        maximises accuracies; without it, values are whatever the study says.
+        """
+        wanted = None
+        if self._plan.constraint is not None:
+            wanted = StudyDirection.MINIMIZE
+        elif getattr(self._plan, "dense", None) is not None:
+            wanted = StudyDirection.MAXIMIZE
+        if wanted is not None and study.direction != wanted:
+            raise InputError(
+                f"Study {study.study_name!r} has direction {study.direction.name.lower()!r}, but "
+                f"the sampler's plan needs {wanted.name.lower()!r}: create the study with "
+                f"`direction={wanted.name.lower()!r}`."
+            )
 
     def _claim(self, study: Study, trial: FrozenTrial) -> Pair:
         """The trial's pair, written into the trial."""
@@ -308,8 +331,7 @@ class BinarySearchSampler(BaseSampler):
 
     def _restricted_plan(self, study: Study, trial: FrozenTrial | None = None) -> Plan:
         """The plan along what an outer PartialFixedSampler or an enqueued trial fixes."""
-        outer = study.sampler
-        fixed = dict(outer._fixed_params) if isinstance(outer, PartialFixedSampler) else {}
+        fixed = fixed_params(study.sampler)
         if trial is not None:
             fixed.update(trial.system_attrs.get("fixed_params", {}))
         for axis, name in enumerate(self._search_space):
@@ -330,8 +352,11 @@ class BinarySearchSampler(BaseSampler):
         known.update(trial.params)  # all that counts in the end: its objective may use others
         if not all(name in known for name in self._search_space):
             return None
-        first, second = (float(known[name]) for name in self._search_space)
-        return first, second
+        try:
+            first, second = (float(known[name]) for name in self._search_space)
+        except (TypeError, ValueError):  # enqueued, and no number
+            return None
+        return (first, second) if first == first and second == second else None  # nor NaN
 
     def _look(
         self,

@@ -8,24 +8,43 @@ normalisation happen on whole batches on the device.
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
-from torchvision.datasets import CIFAR10, DatasetFolder, ImageFolder
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.datasets.folder import default_loader
-from torchvision.transforms import v2
 
+from vit_ratio_opt.data.folders import (
+    check_folder,
+    class_folders,
+    csv_tables,
+    split_paths,
+    visible_names,
+)
+from vit_ratio_opt.data.images import read_image
+from vit_ratio_opt.data.items import check_classes, check_labels, shared_images
+from vit_ratio_opt.data.reading import WORKERS, AsUint8, Files, first_image, read_all
+from vit_ratio_opt.data.reading import paths_of as _paths
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.preprocessing import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    Preprocessing,
+    as_pair,
+    check_channels,
+    floats,
+    resolve_preprocessing,
+)
 
 __all__ = [
     "CIFAR10_MEAN",
@@ -33,6 +52,7 @@ __all__ = [
     "ImageData",
     "Split",
     "Validation",
+    "default_validation",
     "load_again",
     "load_cifar10",
     "load_csv_images",
@@ -42,10 +62,7 @@ __all__ = [
     "load_images",
 ]
 
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR10_STD = (0.2023, 0.1994, 0.2010)
-
-Validation = Literal["train", "test"]
+Validation = Literal["train", "val", "test"]
 
 _MEMORY_LIMIT = 4 * 2**30
 # Images whose contents are hashed: at once in memory, altogether on disk.
@@ -55,7 +72,17 @@ _NO_PREPROCESSING = {
     *("loader", "root", "seed", "val_fraction", "test_fraction", "validation", "memory_limit"),
     *("image_size", "mean", "std"),
 }
-_WORKERS = min(8, os.cpu_count() or 1)
+# Of the others, what version 0.1.0 did, whose sources have none of these.
+_AS_BEFORE = {
+    "interpolation": "bilinear", "crop": 1.0, "squash": False,
+    "exif_rotation": False, "skip_damaged": False,
+}  # fmt: skip
+# Unreadable images whose names are said.
+_SHOWN = 5
+_TITLES = {"train": "training", "val": "validation", "test": "test"}
+
+
+_logger = logging.getLogger(f"optuna.{__name__}")
 
 
 @dataclass(frozen=True)
@@ -116,7 +143,11 @@ class Split:
                 yield images[self.indices[positions]], self.labels[positions]
         else:
             part = Subset(self.dataset, self.indices[order].tolist())
-            yield from DataLoader(part, batch_size, num_workers=_WORKERS)
+            try:
+                yield from DataLoader(part, batch_size, num_workers=WORKERS)
+            except InputError as error:  # a worker process adds its traceback to the message
+                message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]
+                raise InputError(message.strip()) from None
 
 
 @dataclass(frozen=True)
@@ -132,9 +163,12 @@ class ImageData:
         mean: Normalisation, one value a channel, for pixels in [0, 1].
         std: As ``mean``.
         flip: Whether a mirrored image keeps its label; digits do not.
-        validation: Whether ``val`` was taken from the training or the test images.
+        validation: Whether ``val`` was taken from the training or the test images, or was given.
         source: How to load it again elsewhere, of JSON values, see :func:`load_again`; nothing
             where that is not known.
+
+    Raises:
+        InputError: ``mean`` or ``std`` are not of pixels in [0, 1].
     """
 
     name: str
@@ -148,11 +182,34 @@ class ImageData:
     validation: Validation = "train"
     source: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        Preprocessing(floats(self.mean), floats(self.std), (1, 1))
+
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
+        """Channels, height and width.
+
+        Raises:
+            InputError: ``mean`` and ``std`` are not of as many channels.
+        """
         channels, height, width = next(self.train.batches(1))[0].shape[1:]
+        check_channels(self.name, channels, self.mean, self.std)
         return channels, height, width
+
+    @property
+    def preprocess(self) -> Preprocessing:
+        """How the images become a model's input."""
+        _, *size = self.image_shape
+        ways = {key: self.source.get(key, default) for key, default in _AS_BEFORE.items()}
+        return Preprocessing(
+            floats(self.mean),
+            floats(self.std),
+            (size[0], size[1]),
+            interpolation=ways["interpolation"],
+            crop=ways["crop"],
+            squash=ways["squash"],
+            origin=f"the data set {self.name}",
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -184,7 +241,7 @@ class ImageData:
         return {
             name: value
             for name, value in self.source.items()
-            if name not in _NO_PREPROCESSING and value is not None
+            if name not in _NO_PREPROCESSING and value not in (None, _AS_BEFORE.get(name))
         }
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
@@ -246,25 +303,37 @@ def load_digits(*, seed: int = 0, val_fraction: float = 0.2) -> ImageData:
 def load_cifar10(
     root: str | Path,
     *,
-    download: bool = True,
-    validation: Validation = "train",
+    download: bool | None = None,
+    validation: Validation | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    preprocess: Preprocessing | None = None,
 ) -> ImageData:
     """CIFAR-10 as torchvision stores it below ``root``, downloaded there when it is missing.
 
     Args:
         root: Folder with ``cifar-10-batches-py``.
-        download: Whether to fetch it when missing.
-        validation: See :func:`load_image_folder`.
+        download: Whether to fetch it when missing; by default only if ``root`` is there.
+        validation: See :func:`load_image_folder`; ``"train"`` by default.
         val_fraction: See :func:`load_image_folder`.
         seed: Of the stratified split.
+        mean: Normalisation; that of ``preprocess``, else the data set's own by default.
+        std: As ``mean``.
+        preprocess: The model's; only mean and standard deviation are used.
 
     Raises:
         InputError: The data set is not there and cannot be downloaded.
     """
+    if not download:
+        check_folder(root)
+    validation = validation or "train"
+    _check_split(validation, val_fraction, ("train", "test"))
     try:
-        parts = [CIFAR10(root, train=train, download=download) for train in (True, False)]
+        parts = [
+            CIFAR10(root, train=train, download=download is not False) for train in (True, False)
+        ]
     except (RuntimeError, OSError) as error:
         raise InputError(
             f"CIFAR-10 is not below {root} and could not be downloaded: {error}"
@@ -272,17 +341,24 @@ def load_cifar10(
     decoded = [
         _in_memory(torch.from_numpy(part.data).permute(0, 3, 1, 2), part.targets) for part in parts
     ]
-    train, val, test = _three_splits(decoded[0], decoded[1], validation, val_fraction, seed)
-    classes = tuple(parts[0].classes)
-    options = {"validation": validation, "val_fraction": val_fraction, "seed": seed}
+    splits = dict(zip(("train", "test"), decoded, strict=True))
+    train, val, test = _three_splits(splits, validation, val_fraction, seed)
+    options: dict[str, Any] = {
+        "validation": validation, "val_fraction": val_fraction, "seed": seed
+    }  # fmt: skip
+    own = Preprocessing(CIFAR10_MEAN, CIFAR10_STD, (32, 32), origin="CIFAR-10's own")
+    if preprocess is None or (preprocess.mean, preprocess.std) == (own.mean, own.std):
+        preprocess = own
+    resolved = resolve_preprocessing("cifar10", (3, 32, 32), preprocess, mean=mean, std=std)
+    options.update(mean=list(resolved.mean), std=list(resolved.std))
     return ImageData(
         "cifar10",
         train,
         val,
         test,
-        classes,
-        CIFAR10_MEAN,
-        CIFAR10_STD,
+        tuple(parts[0].classes),
+        resolved.mean,
+        resolved.std,
         validation=validation,
         source={"loader": "cifar10", "root": str(Path(root).resolve()), **options},
     )
@@ -291,161 +367,255 @@ def load_cifar10(
 def load_images(
     root: str | Path,
     *,
-    image_size: int | None = None,
-    validation: Validation = "train",
+    image_size: int | Sequence[int] | None = None,
+    validation: Validation | None = None,
     seed: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    preprocess: Preprocessing | None = None,
+    exif_rotation: bool = False,
+    skip_damaged: bool = False,
 ) -> ImageData:
     """The images below ``root``, whichever way they are kept.
 
     :func:`load_image_folder` where there is a folder ``train``, :func:`load_csv_images` where
-    there is a ``train.csv``, else :func:`load_cifar10`.
+    there is a ``train.csv``, else :func:`load_cifar10`, which is downloaded into an empty folder.
 
     Raises:
-        InputError: As there, or ``image_size``, ``mean`` or ``std`` are given for CIFAR-10.
+        InputError: There is no folder ``root`` or it has something else, as these functions say,
+            or ``image_size``, ``exif_rotation`` or ``skip_damaged`` are given for CIFAR-10.
     """
+    root = check_folder(root)
+    options: dict[str, Any] = {
+        "validation": validation, "seed": seed, "mean": mean, "std": std, "preprocess": preprocess
+    }  # fmt: skip
     for name, load in (("train", load_image_folder), ("train.csv", load_csv_images)):
-        if (Path(root) / name).exists():
+        if (root / name).exists():
             return load(
                 root,
                 image_size=image_size,
-                validation=validation,
-                seed=seed,
-                mean=mean,
-                std=std,
+                exif_rotation=exif_rotation,
+                skip_damaged=skip_damaged,
+                **options,
             )
-    if image_size is not None or mean is not None or std is not None:
+    if image_size is not None or exif_rotation or skip_damaged:
         raise InputError(
-            "`image_size`, `mean` and `std` are for a folder with train/<class>/* or train.csv, "
-            f"but {root} has neither."
+            "`image_size`, `exif_rotation` and `skip_damaged` are for a folder with "
+            f"train/<class>/* or train.csv, but {root} has neither."
         )
-    return load_cifar10(root, validation=validation, seed=seed)
+    names = visible_names(root)
+    if names and not any(name.startswith("cifar-10-") for name in names):
+        raise InputError(
+            f"{root} has neither train/<class>/* nor train.csv nor CIFAR-10, which is downloaded "
+            f"into an empty folder only; it has {', '.join(names[:_SHOWN])}."
+        )
+    return load_cifar10(root, **options)
 
 
 def load_image_folder(
     root: str | Path,
     *,
-    image_size: int | None = None,
-    validation: Validation = "train",
+    image_size: int | Sequence[int] | None = None,
+    validation: Validation | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    preprocess: Preprocessing | None = None,
+    exif_rotation: bool = False,
+    skip_damaged: bool = False,
     memory_limit: int = _MEMORY_LIMIT,
 ) -> ImageData:
     """``root/train/<class>/*`` and ``root/test/<class>/*`` (or ``val`` for ``test``), as RGB.
 
+    Every image is decoded once before anything is trained: those that fit in memory to be kept,
+    others to see that they can be (a JPEG at an eighth of its size, which is faster).
+
     Args:
         root: The folder.
-        image_size: Images are resized on the shorter side and cropped to this many pixels; the
-            size of the first image by default.
-        validation: Where the validation split is taken from. ``"train"``: a fraction of the
-            training images. ``"test"``: one half of the test images, for a dense model that has
-            seen all the training images; the other half remains the test split.
+        image_size: Pixels of a side, or height and width, to which images are resized and
+            cropped; that of ``preprocess``, else the shorter side of the first image by default.
+        validation: Where the validation split is taken from. ``"val"``: the folder ``val``, the
+            default where there are ``val`` and ``test``. ``"train"``: a fraction of the training
+            images, else the default. ``"test"``: one half of the test images, for a dense model
+            that has seen all the training images; the other half remains the test split.
         val_fraction: Share of the training images that validates when ``validation="train"``.
         seed: Of the stratified split.
-        mean: Normalisation; CIFAR-10's by default.
+        mean: Normalisation, of pixels in [0, 1]; that of ``preprocess`` by default.
         std: As ``mean``.
+        preprocess: How the model's images are resized, cropped and normalised, see
+            :func:`vit_ratio_opt.preprocessing.preprocess_of`. Without it, and without ``mean``
+            and ``std``, CIFAR-10's are assumed, with which version 0.1.0 trained; a warning says
+            so.
+        exif_rotation: Whether photographs are turned as their EXIF data says; torchvision and
+            timm do not.
+        skip_damaged: Leave out images that cannot be read, instead of refusing the folder.
         memory_limit: Decoded images above this many bytes stay on disk.
 
     Raises:
-        InputError: A folder or its classes are missing, differ, or are too small to split.
+        InputError: A folder or its classes are missing, differ, or are too small to split, or
+            images cannot be read.
     """
-    root = Path(root)
-    train_folder = _image_folder(root / "train")
-    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if test_root is None:
-        raise InputError(f"{root} must have a folder `test` or `val` beside `train`.")
-    test_folder = _image_folder(test_root)
-    if train_folder.classes != test_folder.classes:
-        odd = sorted(set(train_folder.classes) ^ set(test_folder.classes))
-        raise InputError(
-            f"{root / 'train'} and {test_root} must have the same classes; differing: {odd[:5]}."
-        )
+    root = check_folder(root)
+    classes, files = class_folders(root)
+    read = partial(read_image, exif_rotation=exif_rotation)
+    parts = {split: Files(*listed, read) for split, listed in files.items()}
     options: dict[str, Any] = {
-        "image_size": image_size,
-        "validation": validation,
+        "validation": validation or default_validation(root),
         "val_fraction": val_fraction,
         "seed": seed,
-        "mean": mean,
-        "std": std,
+        "skip_damaged": skip_damaged,
         "memory_limit": memory_limit,
     }
-    data = load_datasets(
-        train_folder, test_folder, name=root.name, classes=train_folder.classes, **options
-    )
-    return _with_source(data, "image_folder", root, options)
+    data, resolved = _load(
+        _with_test(parts), name=root.name, classes=classes, preprocess=preprocess, mean=mean,
+        std=std, image_size=image_size, **options,
+    )  # fmt: skip
+    options["exif_rotation"] = exif_rotation
+    return _with_source(data, "image_folder", root, {**_stored(resolved), **options})
 
 
 def load_csv_images(
     root: str | Path,
     *,
-    image_size: int | None = None,
-    validation: Validation = "train",
+    image_size: int | Sequence[int] | None = None,
+    validation: Validation | None = None,
     val_fraction: float = 0.1,
-    test_fraction: float = 0.2,
+    test_fraction: float | None = None,
     seed: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    preprocess: Preprocessing | None = None,
+    exif_rotation: bool = False,
+    skip_damaged: bool = False,
     memory_limit: int = _MEMORY_LIMIT,
 ) -> ImageData:
-    """``root/images/*`` with ``train.csv``, ``val.csv``, ``test.csv``: Mini-ImageNet as passed on.
+    """``root/images/*`` with ``train.csv``, ``val.csv``, ``test.csv``.
 
-    Each row has a ``filename`` and a ``label``. The three files have different classes, since the
-    data set was made for few-shot learning (Vinyals 2016); for classification all images are put
-    together and split by class.
+    Each row has a ``filename`` and a ``label``. Files with the same classes are the splits that
+    they are named for. Files that have no class in common were made for few-shot learning, such
+    as Mini-ImageNet's (Vinyals 2016): for classification all images are put together and split by
+    class.
 
     Args:
         root: The folder; of the three files those that are there are read.
         image_size: See :func:`load_image_folder`.
         validation: See :func:`load_image_folder`.
         val_fraction: See :func:`load_image_folder`.
-        test_fraction: Share of the images that is the test split, taken by class, always the same.
+        test_fraction: Put all images together whatever the files say, and take this share as the
+            test split, by class, always the same; a fifth where they have to be put together.
         seed: Of the validation split.
         mean: See :func:`load_image_folder`.
         std: See :func:`load_image_folder`.
+        preprocess: See :func:`load_image_folder`.
+        exif_rotation: See :func:`load_image_folder`.
+        skip_damaged: See :func:`load_image_folder`.
         memory_limit: See :func:`load_image_folder`.
 
     Raises:
-        InputError: A file is missing, empty or has other columns, or cannot be split.
+        InputError: A file is missing, empty or has other columns or other classes, names an
+            image outside of ``root/images``, or cannot be split; or images cannot be read.
     """
-    root = Path(root)
-    rows: list[tuple[str, str]] = []
-    for name in ("train.csv", "val.csv", "test.csv"):
-        if (root / name).is_file():
-            with (root / name).open(newline="", encoding="utf-8") as file:
-                table = csv.DictReader(file)
-                rows += [(row.get("filename") or "", row.get("label") or "") for row in table]
-    if not rows or not all(name and label for name, label in rows):
-        raise InputError(f"{root}: the .csv files must have rows with `filename` and `label`.")
-    classes = sorted({label for _, label in rows})
-    number = {label: index for index, label in enumerate(classes)}
-    files = _Files(
-        [root / "images" / name for name, _ in rows], [number[label] for _, label in rows]
-    )
-    missing = next((path for path in files.paths if not path.is_file()), None)
-    if missing is not None:
-        raise InputError(f"{root}: a .csv file names {missing}, which is not there.")
-    everything = Split(files, torch.arange(len(files)), torch.tensor(files.targets))
-    parts = _stratified(everything, test_fraction, seed=0)
-    train, test = (
-        _Files(
-            [files.paths[index] for index in part.indices], [int(label) for label in part.labels]
+    root = check_folder(root)
+    tables = csv_tables(root)
+    is_pooled = test_fraction is not None or not _are_splits(root, tables)
+    read = partial(read_image, exif_rotation=exif_rotation)
+    if validation is None:
+        validation = "val" if not is_pooled and len(tables) == 3 else "train"
+    if is_pooled:
+        rows = [row for table in tables.values() for row in table.items()]
+        test_fraction = 0.2 if test_fraction is None else test_fraction
+        classes, parts = _pooled(root, list(dict.fromkeys(rows)), read, test_fraction)
+    else:
+        classes = sorted(set(tables["train"].values()))
+        parts = _with_test(
+            {
+                split: Files(
+                    [root / "images" / name for name in table],
+                    [classes.index(label) for label in table.values()],
+                    read,
+                )
+                for split, table in tables.items()
+            }
         )
-        for part in parts
-    )
     options: dict[str, Any] = {
-        "image_size": image_size,
         "validation": validation,
         "val_fraction": val_fraction,
         "seed": seed,
-        "mean": mean,
-        "std": std,
+        "skip_damaged": skip_damaged,
         "memory_limit": memory_limit,
     }
-    data = load_datasets(train, test, name=root.name, classes=classes, **options)
-    return _with_source(data, "csv_images", root, {**options, "test_fraction": test_fraction})
+    data, resolved = _load(
+        parts, name=root.name, classes=classes, preprocess=preprocess, mean=mean, std=std,
+        image_size=image_size, **options,
+    )  # fmt: skip
+    options.update(exif_rotation=exif_rotation, test_fraction=test_fraction)
+    return _with_source(data, "csv_images", root, {**_stored(resolved), **options})
+
+
+def default_validation(root: str | Path, otherwise: Validation = "train") -> Validation:
+    """Return where the validation images of a folder are by default.
+
+    Args:
+        root: The folder, of :func:`load_images`.
+        otherwise: What to return where training, validation and test images are not kept apart.
+
+    Raises:
+        InputError: There is no such folder, or two could be one split.
+    """
+    root = check_folder(root)
+    if (root / "train").exists():
+        return "val" if len(split_paths(root)) == 3 else otherwise
+    if not (root / "train.csv").exists():
+        return otherwise
+    tables = csv_tables(root)
+    return "val" if len(tables) == 3 and _are_splits(root, tables) else otherwise
+
+
+def _are_splits(root: Path, tables: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether tables have the same classes; they are to be put together if they have none."""
+    classes = [set(table.values()) for table in tables.values()]
+    if len(classes) > 1 and all(part == classes[0] for part in classes):
+        return "train" in tables
+    every = set().union(*classes)
+    if len(every) < sum(map(len, classes)):
+        odd = sorted(every - set(classes[0]).intersection(*classes))
+        raise InputError(
+            f"The .csv files of {root} must have the same classes, or no class in common; in some "
+            f"only: {odd[:_SHOWN]}. `test_fraction` puts all images together."
+        )
+    return False
+
+
+def _pooled(
+    root: Path, rows: Sequence[tuple[str, str]], read: Callable[..., Any], test_fraction: float
+) -> tuple[list[str], dict[str, Files]]:
+    """Return the classes, and all images of a folder split by class."""
+    classes = sorted({label for _, label in rows})
+    number = {label: index for index, label in enumerate(classes)}
+    paths = [root / "images" / name for name, _ in rows]
+    labels = torch.tensor([number[label] for _, label in rows])
+    files = Files(paths, labels.tolist(), read)
+    parts = _stratified(Split(files, torch.arange(len(files)), labels), test_fraction, seed=0)
+    return classes, {
+        name: Files(
+            [paths[index] for index in part.indices], [int(label) for label in part.labels], read
+        )
+        for name, part in zip(("train", "test"), parts, strict=True)
+    }
+
+
+def _with_test(parts: dict[str, Files]) -> dict[str, Files]:
+    """Return the parts, the validation images being the test images where there are no others."""
+    return parts if "test" in parts else {"train": parts["train"], "test": parts["val"]}
+
+
+def _stored(resolved: Preprocessing) -> dict[str, Any]:
+    """Return what a source says of the preprocessing."""
+    height, width = resolved.image_size
+    values = resolved.to_json()
+    del values["origin"], values["is_assumed"]
+    return {**values, "image_size": height if height == width else [height, width]}
 
 
 def _with_source(data: ImageData, loader: str, root: Path, options: dict[str, Any]) -> ImageData:
@@ -479,23 +649,60 @@ def load_again(source: Mapping[str, Any], *, root: str | Path | None = None) -> 
         if "root" not in options:
             raise InputError(f"The data set {name!r} is in no folder: leave --data out.")
         options["root"] = root
+    load = loaders[name]
     try:
-        return loaders[name](**options)
-    except TypeError as error:  # an option of another version
+        if name == "cifar10":  # a study may not choose where something is fetched to
+            options["download"] = False if root is None else None
+        elif "root" in options:
+            if "interpolation" in options:
+                keys = ("mean", "std", "image_size", "interpolation", "crop", "squash")
+                values = {key: options.pop(key) for key in keys if key in options}
+                values["image_size"] = as_pair(values["image_size"])
+                options["preprocess"] = Preprocessing(**values, origin="the study")
+            else:
+                load = partial(_load_as_before, name)
+        return load(**options)
+    except (KeyError, TypeError) as error:  # an option of another version
         raise InputError(f"The images cannot be loaded as the study says: {error}.") from None
 
 
-class _Files(Dataset[tuple[Any, int]]):
-    """Image files and their labels."""
+def _load_as_before(
+    loader: str, root: str | Path, *, test_fraction: float = 0.2, **options: Any
+) -> ImageData:
+    """Return what version 0.1.0 loaded, image by image: the numbers of its studies depend on it.
 
-    def __init__(self, paths: Sequence[Path], targets: Sequence[int]) -> None:
-        self.paths, self.targets = list(paths), list(targets)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return default_loader(str(self.paths[index])), self.targets[index]
+    It listed hidden files and folders, put all .csv files together, cut off transparency and
+    lower bits, and normalised as CIFAR-10 by default.
+    """
+    root = check_folder(root)
+    if loader == "image_folder":
+        found: dict[str, Path] = split_paths(root)
+        try:
+            folders = {split: ImageFolder(str(path)) for split, path in found.items()}
+        except FileNotFoundError as error:
+            raise InputError(f"{root} must have one folder a class: {error}") from None
+        if not {"train"} < set(folders):
+            raise InputError(f"{root} must have folders `train` and `test` or `val`.")
+        classes = folders["train"].classes
+        parts = _with_test(
+            {
+                split: Files(
+                    [Path(path) for path, _ in part.samples], part.targets, default_loader
+                )
+                for split, part in folders.items()
+            }
+        )
+    else:
+        rows = [row for table in csv_tables(root).values() for row in table.items()]
+        classes, parts = _pooled(root, rows, default_loader, test_fraction)
+    stored = dict(options)
+    options.setdefault("validation", "train")
+    for name, value in (("mean", CIFAR10_MEAN), ("std", CIFAR10_STD)):
+        options[name] = options.get(name) or value
+    data, _ = _load(parts, name=root.name, classes=classes, **options)
+    if loader == "csv_images":
+        stored["test_fraction"] = test_fraction
+    return _with_source(data, loader, root, stored)
 
 
 def load_datasets(
@@ -504,106 +711,146 @@ def load_datasets(
     *,
     name: str,
     classes: Sequence[str],
-    image_size: int | None = None,
-    validation: Validation = "train",
+    val: Dataset[Any] | None = None,
+    image_size: int | Sequence[int] | None = None,
+    validation: Validation | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    preprocess: Preprocessing | None = None,
     flip: bool = True,
+    skip_damaged: bool = False,
     memory_limit: int = _MEMORY_LIMIT,
 ) -> ImageData:
-    """Any two map-style data sets that yield ``(image, label)``.
+    """Map-style data sets that yield ``(image, label)``.
 
-    An image is a PIL image, a uint8 array ``(height, width, channels)`` or a uint8 tensor
-    ``(channels, height, width)``. Labels are read from ``dataset.targets`` where there is such a
-    list, else by going through the data set once.
+    An item is a pair, or a dictionary such as ``{"image": ..., "label": ...}``; what an image may
+    be says :func:`vit_ratio_opt.data.images.to_uint8`. A label is a whole number from 0. In
+    memory, every item is read once and compared with ``dataset.targets``. On disk, some items
+    are, and labels are read from ``dataset.targets`` where there is such a list, else by going
+    through the data set once.
 
     Args:
         train: Training images.
         test: Test images.
         name: What the study calls the data set.
         classes: Class names, by label.
+        val: Validation images, if they are kept apart.
         image_size: See :func:`load_image_folder`.
-        validation: See :func:`load_image_folder`.
+        validation: See :func:`load_image_folder`; ``"val"`` by default where there is ``val``.
         val_fraction: See :func:`load_image_folder`.
         seed: Of the stratified split.
-        mean: Normalisation, one value a channel; CIFAR-10's for RGB by default.
+        mean: Normalisation, one value a channel, of pixels in [0, 1]; by default that of
+            ``preprocess``, else CIFAR-10's for RGB, with a warning.
         std: As ``mean``.
+        preprocess: See :func:`load_image_folder`.
         flip: Whether a mirrored image keeps its label.
+        skip_damaged: Leave out items that cannot be read.
         memory_limit: Decoded images above this many bytes stay on disk.
 
     Raises:
-        InputError: A data set is empty or the split cannot be made.
+        InputError: A data set is empty, an item is no image with a class or cannot be read, the
+            classes do not fit, or the split cannot be made.
     """
-    if not len(cast(Sized, train)) or not len(cast(Sized, test)):
-        raise InputError(f"{name}: the training and the test set must have images.")
-    size = image_size or min(v2.functional.get_size(_to_image(train[0][0])))
-    channels = _AsUint8(train, size)[0][0].shape[0]
-    mean = tuple(mean or (CIFAR10_MEAN if channels == 3 else (0.5,) * channels))
-    std = tuple(std or (CIFAR10_STD if channels == 3 else (0.5,) * channels))
-    if len(mean) != channels or len(std) != channels:
-        raise InputError(f"{name}: `mean` and `std` must have {channels} values, one a channel.")
-    total = len(cast(Sized, train)) + len(cast(Sized, test))
-    keep = total * channels * size * size <= memory_limit
-    parts = []
-    for dataset in (train, test):
-        uint8 = _AsUint8(dataset, size)
-        if keep:
-            parts.append(_in_memory(*_decode(uint8)))
+    parts = {"train": train, "test": test, **({} if val is None else {"val": val})}
+    validation = validation or ("train" if val is None else "val")
+    data, _ = _load(
+        parts, name=name, classes=classes, image_size=image_size,
+        validation=validation, val_fraction=val_fraction, seed=seed, mean=mean, std=std,
+        preprocess=preprocess, flip=flip, skip_damaged=skip_damaged, memory_limit=memory_limit,
+    )  # fmt: skip
+    return data
+
+
+def _load(
+    parts: Mapping[str, Dataset[Any]],
+    *,
+    name: str,
+    classes: Sequence[str],
+    validation: Validation,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    image_size: int | Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    preprocess: Preprocessing | None = None,
+    flip: bool = True,
+    skip_damaged: bool = False,
+    memory_limit: int = _MEMORY_LIMIT,
+) -> tuple[ImageData, Preprocessing]:
+    """Return the data set of ``parts``, by split, and how its images are made a model's input."""
+    for split, dataset in parts.items():
+        is_indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+        if isinstance(dataset, IterableDataset) or not is_indexed:
+            raise InputError(
+                f"{name}: the {_TITLES[split]} images must be a map-style data set, with a length "
+                f"and an index, but are {type(dataset).__name__}."
+            )
+        if not len(cast(Sized, dataset)):
+            raise InputError(f"{name}: the training and the test set must have images.")
+    check_classes(name, classes, parts)
+    _check_split(validation, val_fraction, parts)
+    if all(isinstance(dataset, Files) for dataset in parts.values()):
+        # Classes that cannot be split are said before thousands of images are read.
+        listed = {
+            split: Split(files, torch.arange(len(files)), torch.tensor(files.targets))
+            for split, files in cast("Mapping[str, Files]", parts).items()
+        }
+        _three_splits(listed, validation, val_fraction, seed)
+    shape = first_image(parts["train"], name).shape
+    resolved = resolve_preprocessing(
+        name, shape, preprocess, mean=mean, std=std, image_size=image_size
+    )
+    channels, pixels = shape[0], resolved.image_size[0] * resolved.image_size[1]
+    total = sum(len(cast(Sized, dataset)) for dataset in parts.values())
+    keep = total * channels * pixels <= memory_limit
+    read, unreadable = {}, []
+    for split, dataset in parts.items():
+        uint8 = AsUint8(dataset, resolved, channels, f"{name}, {_TITLES[split]} images")
+        items = read_all(uint8, keep=keep)
+        unreadable += items.unreadable
+        if not len(items.labels):
+            raise InputError(
+                f"{name}: no {_TITLES[split]} image can be read, such as {items.unreadable[0]}"
+            )
+        if items.images is None:
+            read[split] = Split(uint8, items.indices, items.labels)
         else:
-            labels = _labels(dataset)
-            parts.append(Split(uint8, torch.arange(len(labels)), labels))
-    splits = _three_splits(parts[0], parts[1], validation, val_fraction, seed)
-    return ImageData(name, *splits, tuple(classes), mean, std, flip, validation)
+            read[split] = _in_memory(items.images, items.labels)
+    if unreadable:
+        shown = " ".join(unreadable[:_SHOWN])
+        more = len(unreadable) - _SHOWN
+        shown += f" And {more:,} more." if more > 0 else ""
+        if not skip_damaged:
+            raise InputError(
+                f"{name}: {len(unreadable):,} of {total:,} images cannot be read. {shown} Mend or "
+                "remove them, or leave them out with `skip_damaged=True` (--skip-damaged)."
+            )
+        _logger.warning(f"{name}: {len(unreadable):,} of {total:,} images are left out. {shown}")
+    check_labels(name, classes, {_TITLES[split]: part.labels for split, part in read.items()})
+    train, val, test = _three_splits(read, validation, val_fraction, seed)
+    data = ImageData(
+        name, train, val, test, tuple(classes), resolved.mean, resolved.std, flip, validation
+    )
+    if keep:
+        _warn_of_shared_images(name, read)
+    return data, resolved
 
 
-class _AsUint8(Dataset[tuple[torch.Tensor, int]]):
-    """``dataset`` with every image as a uint8 tensor of one size."""
-
-    def __init__(self, dataset: Dataset[Any], size: int) -> None:
-        self.dataset = dataset
-        self.size = size
-
-    def __len__(self) -> int:
-        return len(cast(Sized, self.dataset))
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image, label = self.dataset[index]
-        tensor = _to_image(image)
-        if tuple(tensor.shape[-2:]) != (self.size, self.size):
-            tensor = v2.functional.resize(tensor, [self.size], antialias=True)
-            tensor = v2.functional.center_crop(tensor, [self.size, self.size])
-        return tensor, int(label)
-
-
-def _to_image(image: Any) -> torch.Tensor:
-    tensor = image if isinstance(image, torch.Tensor) else v2.functional.to_image(image)
-    if tensor.dtype != torch.uint8:
-        raise InputError(f"Images must be 8 bits a channel, but got {tensor.dtype}.")
-    plain: torch.Tensor = tensor.as_subclass(torch.Tensor)
-    return plain
-
-
-def _decode(dataset: _AsUint8) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images and labels of ``dataset``, each written once into one tensor."""
-    images = torch.empty((len(dataset), *dataset[0][0].shape), dtype=torch.uint8)
-    labels = torch.empty(len(dataset), dtype=torch.int64)
-    done = 0
-    # A worker process costs more than it saves on a few images.
-    workers = _WORKERS if len(dataset) > 5_000 else 0
-    for batch, batch_labels in DataLoader(dataset, 256, num_workers=workers):
-        images[done : done + len(batch)] = batch
-        labels[done : done + len(batch)] = batch_labels
-        done += len(batch)
-    return images, labels
-
-
-def _labels(dataset: Dataset[Any]) -> torch.Tensor:
-    targets = getattr(dataset, "targets", None)
-    if targets is None:
-        targets = [dataset[index][1] for index in range(len(cast(Sized, dataset)))]
-    return torch.as_tensor(targets, dtype=torch.int64)
+def _warn_of_shared_images(name: str, parts: Mapping[str, Split]) -> None:
+    """Say that images are in two splits, of which one should tell nothing of the other."""
+    tensors = {
+        split: cast(TensorDataset, part.dataset).tensors[0] for split, part in parts.items()
+    }
+    for split in ("test", "val"):
+        if split in tensors:
+            count = shared_images(tensors["train"], tensors[split])
+            if count:
+                _logger.warning(
+                    f"{name}: {count:,} of {len(tensors[split]):,} {_TITLES[split]} images are "
+                    "training images too, pixel by pixel: the accuracy on them says little."
+                )
 
 
 def _contents(dataset: Dataset[Any], indices: Sequence[int]) -> bytes:
@@ -612,7 +859,7 @@ def _contents(dataset: Dataset[Any], indices: Sequence[int]) -> bytes:
     draw = torch.Generator().manual_seed(0)
     order = torch.randperm(len(indices), generator=draw)[:_HASHED].tolist()
     sample = sorted(indices[position] for position in order)
-    source = dataset.dataset if isinstance(dataset, _AsUint8) else dataset
+    source = dataset.dataset if isinstance(dataset, AsUint8) else dataset
     paths = _paths(source)
     if paths:
         root = os.path.commonpath([os.path.dirname(path) for path in paths])
@@ -636,46 +883,46 @@ def _contents(dataset: Dataset[Any], indices: Sequence[int]) -> bytes:
     return digest.digest()
 
 
-def _paths(dataset: Dataset[Any]) -> list[str]:
-    """Return the files of a data set's images; none where it does not name them."""
-    if isinstance(dataset, Subset):
-        paths = _paths(dataset.dataset)
-        return [paths[index] for index in dataset.indices] if paths else []
-    if isinstance(dataset, _Files):
-        return [str(path) for path in dataset.paths]
-    return [path for path, _ in dataset.samples] if isinstance(dataset, DatasetFolder) else []
-
-
 def _in_memory(images: torch.Tensor, labels: Any) -> Split:
     labels = torch.as_tensor(labels, dtype=torch.int64)
     return Split(TensorDataset(images.contiguous(), labels), torch.arange(len(labels)), labels)
 
 
-def _image_folder(path: Path) -> ImageFolder:
-    if not path.is_dir():
-        raise InputError(f"{path} is not a folder; expected one folder a class below it.")
-    try:
-        return ImageFolder(str(path))
-    except FileNotFoundError as error:  # no classes, or a class without images
-        raise InputError(f"{path} must have one folder a class: {error}") from None
+def _check_split(validation: str, val_fraction: float, splits: Collection[str]) -> None:
+    """Refuse, before any image is read, a validation split that cannot be made of ``splits``."""
+    if validation not in get_args(Validation):
+        raise InputError(
+            f"`validation` must be 'val', 'train' or 'test', but got {validation!r:.80}."
+        )
+    if validation == "val" and "val" not in splits:
+        raise InputError(
+            "`validation='val'` needs validation images beside training and test images: use "
+            "'train' or 'test'."
+        )
+    _check_share(val_fraction)
+
+
+def _check_share(fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise InputError(f"The share of held-out images must be in (0, 1), but got {fraction!r}.")
 
 
 def _three_splits(
-    train: Split, test: Split, validation: Validation, val_fraction: float, seed: int
+    parts: Mapping[str, Split], validation: Validation, val_fraction: float, seed: int
 ) -> tuple[Split, Split, Split]:
+    train, test = parts["train"], parts["test"]
     if validation == "train":
         train, val = _stratified(train, val_fraction, seed=seed)
     elif validation == "test":
         test, val = _stratified(test, 0.5, seed=seed)
     else:
-        raise InputError(f"`validation` must be 'train' or 'test', but got {validation!r}.")
+        val = parts["val"]
     return train, val, test
 
 
 def _stratified(split: Split, fraction: float, *, seed: int) -> tuple[Split, Split]:
     """``split`` without and with a stratified share of it, both in the old order."""
-    if not 0 < fraction < 1:
-        raise InputError(f"The share of held-out images must be in (0, 1), but got {fraction!r}.")
+    _check_share(fraction)
     from sklearn import model_selection  # slow to import
 
     try:

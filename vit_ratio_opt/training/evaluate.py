@@ -8,7 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from vit_ratio_opt.device import Precision, autocast, model_device, out_of_memory
+from vit_ratio_opt.device import (
+    Precision,
+    autocast,
+    evaluating,
+    model_device,
+    out_of_memory,
+)
 from vit_ratio_opt.training.data import ImageData, Split
 from vit_ratio_opt.training.distributed import Ranks
 
@@ -80,16 +86,13 @@ def _outputs(
     model: nn.Module, data: ImageData, split: Split, precision: Precision | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Logits and labels on the model's device, batch by batch, in evaluation mode."""
-    device, was_training = model_device(model), model.training
-    try:
-        model.eval()
+    device = model_device(model)
+    with evaluating(model):
         for images, labels in on_device(data, split, _BATCH, device):
             # Not while the caller is at work.
             with torch.inference_mode(), autocast(device, precision):
                 logits = _in_parts(model, images)
             yield logits, labels
-    finally:
-        model.train(was_training)
 
 
 def _in_parts(model: nn.Module, images: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -133,6 +133,8 @@ def finetune(
     state: Path | None = None,
     stop: Callable[[], bool] | None = None,
     ranks: Ranks | None = None,
+    identity: Mapping[str, Any] | None = None,
+    on_resume: Callable[[], None] | None = None,
     on_epoch: Callable[[int, float, float], None] | None = None,
     stopwatch: Stopwatch | None = None,
     title: str = "fine-tune",
@@ -144,7 +146,8 @@ def finetune(
     not fit into memory is passed through in halves, or less, with the same gradients.
 
     Args:
-        model: Gives class logits.
+        model: Gives class logits. Weights that are frozen (``requires_grad`` is False) stay as
+            they are.
         data: Trains on ``data.train``, validates on ``data.val`` after each epoch.
         recipe: How.
         teacher: The dense model, for distillation; on the same device. Or, where images are
@@ -162,6 +165,9 @@ def finetune(
         ranks: Processes that share each batch of ``recipe.batch_size``, so that their number
             changes nothing but the time (and the augmentation). All of them have to call this;
             rank 0 writes ``state``, and all go on from it.
+        identity: What the training is of, as JSON values, such as the pair: a ``state`` of another
+            one is refused.
+        on_resume: Called once ``state`` was found to be of this training, before it goes on.
         on_epoch: Called in rank 0 with the epoch (from 1), the validation accuracy in per cent and
             the mean training loss; what it raises ends the training.
         stopwatch: Told the seconds of ``train``, ``data`` and ``evaluate``.
@@ -172,7 +178,8 @@ def finetune(
         Validation accuracy in per cent after the last epoch.
 
     Raises:
-        InputError: ``state`` is damaged or of another training; or logits do not fit the images.
+        InputError: ``state`` is damaged or of another training; logits do not fit the images; or
+            all weights are frozen.
         TrainingDiverged: The loss is no number.
         TrainingStopped: ``stop`` said so.
     """
@@ -185,6 +192,11 @@ def finetune(
             raise InputError(
                 f"`teacher` must have logits for {len(data.train)} images, but has {len(teacher)}."
             )
+    if recipe.epochs and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(
+            "All weights of the model are frozen, so there is nothing to train: call "
+            "`model.requires_grad_(True)`."
+        )
     clock = stopwatch or Stopwatch()
     device = model_device(model)
     precision = precision or precision_of(device)
@@ -224,6 +236,7 @@ def finetune(
         "precision": precision,
         "mix": mix is not None,
         "teacher": teacher is not None,
+        **(identity or {}),
     }
     saved = None if state is None else TrainingState(state, training, parts, generator, device)
     devices = [device] if device.type == "cuda" else []
@@ -238,6 +251,8 @@ def finetune(
         done: dict[str, Any] = {}
         if saved is not None:
             beginning, done = saved.load()
+            if done and on_resume is not None:
+                on_resume()
         step, accuracy = int(done.get("step", 0)), done.get("accuracy")
         loss_sum = torch.tensor(done.get("loss_sum", 0.0), dtype=torch.float64, device=device)
         bar.skip(step)

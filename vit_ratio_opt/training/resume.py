@@ -6,6 +6,7 @@ Tensors as safetensors, all else as JSON in its header: nothing that is read can
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.utils.files import replacing
+from vit_ratio_opt.utils.files import replacing, why_not
 
-__all__ = ["TrainingState"]
+__all__ = ["TrainingState", "checksum"]
 
 _FORMAT = "vit_ratio_opt training/1"
 
@@ -72,12 +73,13 @@ class TrainingState:
             "progress": json.dumps(dict(progress)),
             "state": json.dumps(_pack(state, tensors)),
         }
+        metadata["checksum"] = checksum(tensors, metadata)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as partial:
                 save_file(tensors, partial, metadata)
         except Exception as error:  # the disk's errors, or safetensors' own for the same
-            raise InputError(f"{self.path} cannot be written: {error}.") from None
+            raise InputError(f"{self.path} cannot be written: {why_not(error)}") from None
 
     def load(self) -> tuple[torch.Tensor, dict[str, Any]]:
         """Put everything back to where :meth:`save` found it.
@@ -87,7 +89,8 @@ class TrainingState:
             and they are the generator's state and empty.
 
         Raises:
-            InputError: The file is damaged or of another training.
+            InputError: The file is damaged, or of another training or another model. The parts may
+                have been changed then.
         """
         path = self.path
         if not path.exists():
@@ -99,7 +102,11 @@ class TrainingState:
                     raise ValueError(f"its format is {metadata.get('format')!r}")
                 stored = json.loads(metadata["training"])
                 progress = json.loads(metadata["progress"])
-                state = _unpack(json.loads(metadata["state"]), file)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                state = _unpack(json.loads(metadata["state"]), tensors)
+            stored_sum = metadata.pop("checksum", None)  # version 0.1.0 wrote none
+            if stored_sum is not None and stored_sum != checksum(tensors, metadata):
+                raise ValueError("its checksum differs")
         except Exception as error:  # safetensors and JSON raise many kinds for a damaged file
             raise InputError(
                 f"{path} is no readable state of a training ({type(error).__name__}: {error}): "
@@ -112,13 +119,30 @@ class TrainingState:
                 f"{path} is of a training with other {', '.join(differing)}: name another file, "
                 "or remove it to begin again."
             )
-        for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
-        self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["random"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], self.device)
-        return state["order"], dict(progress)
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state["parts"][name])
+            self._check_optimizer()
+            self.generator.set_state(state["generator"])
+            torch.set_rng_state(state["random"])
+            if self.device.type == "cuda" and state["cuda"] is not None:  # begun on the CPU
+                torch.cuda.set_rng_state(state["cuda"], self.device)
+            return state["order"], dict(progress)
+        except Exception as error:  # torch raises many kinds for what does not fit
+            raise InputError(
+                f"{path} does not fit the model ({type(error).__name__}: {error!s:.200}): "
+                "remove it to begin again."
+            ) from None
+
+    def _check_optimizer(self) -> None:
+        """Refuse averages of other shapes: torch compares those of a model alone."""
+        for part in self.parts.values():
+            if isinstance(part, torch.optim.Optimizer):
+                for parameter, values in part.state.items():
+                    for value in values.values():
+                        is_tensor = isinstance(value, torch.Tensor) and value.dim()
+                        if is_tensor and value.shape != parameter.shape:
+                            raise ValueError(f"the optimiser has {tuple(value.shape)}")
 
 
 def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -134,11 +158,19 @@ def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return value
 
 
-def _unpack(value: Any, file: Any) -> Any:
+def _unpack(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if isinstance(value, list):
-        return [_unpack(item, file) for item in value]
+        return [_unpack(item, tensors) for item in value]
     if isinstance(value, dict):
         if "tensor" in value:
-            return file.get_tensor(value["tensor"])
-        return {key: _unpack(item, file) for key, item in value["items"]}
+            return tensors[value["tensor"]]
+        return {key: _unpack(item, tensors) for key, item in value["items"]}
     return value
+
+
+def checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """Return a sum over all that a file holds, against damage and not against malice."""
+    found = zlib.crc32(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name in sorted(tensors):
+        found = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().data, found)
+    return str(found)

@@ -1,33 +1,80 @@
-"""Write files atomically, and name them."""
+"""Write files atomically, and name them; refuse places that cannot be written.
+
+An output goes *through* what is not a regular file, as a shell's ``>`` does: a pipe, a device, or
+the file that a symbolic link points to. A regular file is replaced, so that it is whole at every
+moment, and keeps its mode and owner.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
+import stat
+import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
 
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import CannotWriteError, InputError
 
-__all__ = ["file_name", "replacing", "write_json", "write_text"]
+__all__ = [
+    "check_writable_folder",
+    "check_place",
+    "check_writable",
+    "file_name",
+    "is_plain",
+    "replacing",
+    "why_not",
+    "write_json",
+    "write_text",
+]
 
 _MAX_NAME_BYTES = 150  # file systems allow 255, and callers append suffixes
+_MAX_SHOWN = 200
+_PROBE_BYTES = 4096  # an empty file can be made on a full disk
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary file beside ``path`` and rename it to ``path`` when the block succeeds.
+def replacing(path: str | Path, *, keep_links: bool = False) -> Iterator[Path]:
+    """Yield a temporary file and put it in the place of ``path`` when the block succeeds.
 
     When the block raises, ``path`` stays as it was and the temporary file is removed.
+
+    Args:
+        path: A regular file that is replaced, or something else that is written through.
+        keep_links: Whether a file with several names (hard links) keeps them all and is
+            overwritten in place, which a crash may interrupt. Otherwise ``path`` becomes a file of
+            its own, and the other names keep the earlier content.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    target = _regular(Path(path))
+    if target is None:
+        with TemporaryDirectory() as folder:
+            partial = Path(folder, "output")
+            yield partial
+            with partial.open("rb") as content, _open_through(Path(path)) as out:
+                shutil.copyfileobj(content, out)
+        return
+    partial = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:12]}.partial")
     try:
+        partial.touch()
+        new = partial.stat()  # as the umask says: what writes the content may be stricter
         yield partial
-        os.replace(partial, path)
+        before = target.stat() if target.exists() else new
+        if keep_links and before.st_nlink > 1:
+            _overwrite(target, partial)
+            partial.unlink()
+            return
+        with contextlib.suppress(OSError):  # not every file system has modes and owners
+            partial.chmod(stat.S_IMODE(before.st_mode))
+            os.chown(partial, before.st_uid, before.st_gid)
+        os.replace(partial, target)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -38,23 +85,108 @@ def write_text(text: str, path: str | Path) -> None:
     """Write ``text`` to a UTF-8 file atomically.
 
     Raises:
-        InputError: The file cannot be written.
+        CannotWriteError: The file cannot be written.
     """
-    path = Path(path)
     try:
-        with replacing(path) as partial:
+        with replacing(path, keep_links=True) as partial:
             partial.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from None
+    except (OSError, ValueError) as error:
+        raise CannotWriteError(f"{_shown(path)} cannot be written: {why_not(error)}") from None
 
 
 def write_json(content: dict[str, Any], path: str | Path) -> None:
     """Write ``content`` to an indented JSON file atomically.
 
     Raises:
-        InputError: The file cannot be written.
+        CannotWriteError: The file cannot be written.
     """
     write_text(json.dumps(content, indent=2) + "\n", path)
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse, before any work, an output that could not be written after it.
+
+    Raises:
+        InputError: It is a folder, its name is not possible, its folder is missing, or it or its
+            folder may not be written.
+    """
+    shown = _shown(path)
+    try:
+        target = _regular(Path(path))
+        if target is None or target.exists():
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, "no permission")
+        elif not target.parent.is_dir():
+            raise InputError(
+                f"{shown} cannot be written: it lies in no folder: {_shown(target.parent)} is "
+                "missing."
+            )
+        if target is not None:
+            _probe(target.parent)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{shown} cannot be written: {why_not(error)}") from None
+
+
+def check_writable_folder(folder: str | Path) -> None:
+    """Make a folder, and prove that files can be written there by one that is removed again.
+
+    Raises:
+        CannotWriteError: It cannot be made, or no file can be written there.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise CannotWriteError(
+            f"The folder {_shown(folder)} cannot be made: {why_not(error)}"
+        ) from None
+    try:
+        _probe(Path(folder))
+    except OSError as error:
+        raise CannotWriteError(
+            f"The folder {_shown(folder)} cannot be written: {why_not(error)}"
+        ) from None
+
+
+def check_place(folder: str | Path) -> None:
+    """Refuse a folder that cannot be, without making it: it is a file, or lies in one.
+
+    Raises:
+        InputError: With the file that is there.
+    """
+    try:
+        for place in (Path(folder), *Path(folder).parents):
+            if place.is_dir():
+                return
+            if place.exists():
+                raise InputError(f"{_shown(folder)} is no folder: {_shown(place)} is a file.")
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{_shown(folder)} is no folder: {why_not(error)}") from None
+
+
+def is_plain(path: str | Path) -> bool:
+    """Whether an output is a regular file, or will be one, and not this process's own output."""
+    try:
+        return _regular(Path(path)) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def why_not(error: Exception) -> str:
+    """Return why a file could not be written, as the end of a sentence, with what to do."""
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"os error (\d+)", str(error))):  # safetensors'
+        number = int(found[1])
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "no space is left there. Free some, and run the same again."
+    if number in (errno.EACCES, errno.EPERM):
+        return "no permission."
+    lines = (getattr(error, "strerror", None) or str(error)).splitlines()
+    text = lines[0] if lines else type(error).__name__
+    return f"{text.rstrip('.')}."
 
 
 def file_name(text: str) -> str:
@@ -63,6 +195,68 @@ def file_name(text: str) -> str:
     if len(safe.encode()) <= _MAX_NAME_BYTES:
         return safe
     return f"{safe.encode()[:_MAX_NAME_BYTES].decode(errors='ignore')}%{_hash(text)}"
+
+
+def _regular(path: Path) -> Path | None:
+    """Return the regular file that ``path`` is or will be, links followed; None for another kind.
+
+    Raises:
+        OSError: It is a folder or something else that takes no output, or it cannot be looked at.
+        ValueError: The name has a null byte.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return Path(os.path.realpath(path))
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if stat.S_ISBLK(found.st_mode) or stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.EINVAL, "it is neither a file nor a pipe")
+    if not stat.S_ISREG(found.st_mode) or _own_output(found) is not None:
+        return None
+    return Path(os.path.realpath(path))
+
+
+def _own_output(found: os.stat_result) -> int | None:
+    """Return the descriptor of this process's output or error stream that this file is."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # closed
+            if os.path.samestat(found, os.fstat(descriptor)):
+                return descriptor
+    return None
+
+
+def _open_through(path: Path) -> BinaryIO:
+    """Open what is no regular file; this process's own output is not truncated or overtaken."""
+    own = _own_output(path.stat())
+    if own is None:
+        return path.open("wb")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return os.fdopen(os.dup(own), "wb")
+
+
+def _overwrite(target: Path, source: Path) -> None:
+    """Copy into a file that stays the same one; a full disk is noticed before it is changed."""
+    with source.open("rb") as content, target.open("r+b") as out:
+        if hasattr(os, "posix_fallocate") and source.stat().st_size:
+            os.posix_fallocate(out.fileno(), 0, source.stat().st_size)
+        shutil.copyfileobj(content, out)
+        out.truncate()
+
+
+def _probe(folder: Path) -> None:
+    probe = folder / f".{uuid.uuid4().hex[:12]}.partial"
+    try:
+        probe.write_bytes(bytes(_PROBE_BYTES))
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def _shown(path: str | Path) -> str:
+    text = str(path) or "''"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _hash(text: str) -> str:

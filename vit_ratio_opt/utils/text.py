@@ -1,26 +1,78 @@
-"""Format text: one line of limited length, CSV."""
+"""Format text that may come from anybody: for a terminal, Markdown and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["csv_text", "short"]
+__all__ = ["csv_text", "escape_markdown", "plain", "short"]
+
+# ESC [ ... letter, ESC ] ... BEL or ESC \, and their forms of one character (ECMA-48).
+_SEQUENCES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"
+    r"|\x1b[ -/]*[0-~]?"
+)
+# Control, formatting (bidirectional, zero-width), surrogates: they act on the text around them.
+_ACTIVE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINER = "\u200d"  # of emoji
+# What a spreadsheet takes for a formula, unless the whole cell is a number.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>&|#~$])")
+# GitHub makes links of bare ones.
+_LINK = re.compile(r"\b(https?|ftp|mailto|www)([.:])", re.IGNORECASE)
+
+
+def plain(text: object) -> str:
+    """Return ``text`` without escape sequences and characters that act on the text around them.
+
+    Line breaks and tabs stay.
+    """
+    shown = _SEQUENCES.sub("", str(text))
+    if shown.isascii() and shown.isprintable():
+        return shown
+    return "".join(
+        character
+        for character in shown
+        if character in "\n\t" + _JOINER or unicodedata.category(character) not in _ACTIVE
+    )
 
 
 def short(text: object, most: int = 80) -> str:
-    """Return ``text`` as one line of at most ``most`` characters; a longer one ends in "…"."""
-    line = " ".join(str(text).split())
+    """Return ``text`` as one plain line of at most ``most`` characters; longer ones end in "…"."""
+    line = " ".join(plain(str(text)[: 20 * most]).split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown and HTML take for nothing else."""
+    escaped = _MARKDOWN.sub(r"\\\1", " ".join(plain(text).split()))
+    return _LINK.sub(r"\1\\\2", escaped)
+
+
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows that have the same columns as CSV with a header line; no rows give ""."""
+    """Return rows that have the same columns as CSV with a header line; no rows give "".
+
+    A text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
     text = io.StringIO()
     if rows:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    cell = plain(value).replace("\n", " ")
+    # A spreadsheet may read full-width signs as plain ones.
+    if not unicodedata.normalize("NFKC", cell).lstrip(" ").startswith(_FORMULA):
+        return cell
+    return cell if _NUMBER.fullmatch(cell) else f"'{cell}"

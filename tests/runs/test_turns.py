@@ -1,0 +1,156 @@
+"""Threads, studies and copies that share an objective."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.search import BinarySearchSampler
+from vit_ratio_opt.study import create_study, run_study
+from vit_ratio_opt.training import Recipe
+
+Make = Callable[..., PruningObjective]
+
+
+@pytest.fixture
+def make(digits, dense, tmp_path) -> Make:
+    def make_objective(**changes):
+        options = {
+            "budget": 0.6, "recipe": Recipe(epochs=1, batch_size=256), "progress": False,
+            "calibration_images": 64, "checkpoints": tmp_path / "models",
+        }  # fmt: skip
+        return PruningObjective(dense, digits, **{**options, **changes})
+
+    return make_objective
+
+
+def results(study):
+    return sorted((*t.params.values(), t.user_attrs["seed"], t.value) for t in study.trials)
+
+
+def quietly(study, objective, n_trials):
+    run_study(study, objective, n_trials=n_trials, say=lambda line: None, explain=False)
+
+
+@pytest.mark.parametrize("jobs", [2, 4])
+def test_several_jobs_give_the_trials_of_one(make: Make, url, jobs) -> None:
+    studies = []
+    for n_jobs in (1, jobs):
+        objective = make()
+        study = create_study(objective, study_name=f"{n_jobs}", storage=url, screen=False)
+        study.optimize(objective, n_trials=6, n_jobs=n_jobs)
+        studies.append(study)
+    assert results(studies[0]) == results(studies[1])
+
+
+def test_an_objective_serves_two_studies_by_turns(make: Make, url) -> None:
+    shared, names = make(), ("one", "two")
+    studies = {
+        name: create_study(shared, study_name=name, storage=url, screen=False) for name in names
+    }
+    studies["two"].set_user_attr(
+        "dense", {**studies["two"].user_attrs["dense"], "val_accuracy": 50.0}
+    )
+    for n_trials in (1, 2):
+        for study in studies.values():
+            study.optimize(shared, n_trials=1)
+            assert len(study.trials) == n_trials
+            dense = study.user_attrs["dense"]["val_accuracy"]
+            attributes = study.trials[-1].user_attrs
+            assert attributes["accuracy"] + attributes["accuracy_drop"] == pytest.approx(dense)
+    assert [t.value for t in studies["one"].trials] == [t.value for t in studies["two"].trials]
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_a_copy_of_an_objective_goes_on_as_itself(make: Make, url, duplicate) -> None:
+    straight = create_study(make(), study_name="straight", storage=url, screen=False)
+    quietly(straight, make(), 2)
+    first = make()
+    study = create_study(first, study_name="s", storage=url, screen=False)
+    quietly(study, first, 1)
+    quietly(study, duplicate(first), 2)
+    assert results(study) == results(straight)
+
+
+@pytest.mark.parametrize(
+    ("limits", "directions", "wanted"),
+    [
+        ({}, ["minimize"], "maximize"),
+        ({"budget": None, "tolerance": 2.0}, ["maximize"], "minimize"),
+        ({}, ["maximize", "minimize"], "maximize"),
+        ({"budget": None, "tolerance": 2.0}, ["minimize", "minimize"], "minimize"),
+    ],
+)
+@pytest.mark.parametrize("storage", ["memory", "loaded"])
+@pytest.mark.parametrize("sampler", ["binary", "optuna's"])
+def test_a_study_of_another_direction_is_refused_at_the_first_trial(
+    make: Make, url, monkeypatch, limits, directions, wanted, storage, sampler
+) -> None:
+    objective = make(**limits)
+    monkeypatch.setattr("vit_ratio_opt.objective.finetune", None)
+    chosen = None
+    if sampler == "binary":
+        chosen = BinarySearchSampler(objective.search_space, objective.plan())
+    study = optuna.create_study(
+        directions=directions, sampler=chosen, study_name="s",
+        storage=None if storage == "memory" else url,
+    )  # fmt: skip
+    if storage == "loaded":
+        study = optuna.load_study(study_name="s", storage=url, sampler=chosen)
+    with pytest.raises(InputError, match=f"create it with `direction='{wanted}'`"):
+        study.optimize(objective, n_trials=3)
+    with pytest.raises(InputError, match=f"create it with `direction='{wanted}'`"):
+        run_study(study, objective, n_trials=3)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL]
+
+
+@pytest.mark.parametrize(
+    ("limits", "directions"),
+    [
+        ({}, ["minimize"]),
+        ({"budget": None, "tolerance": 2.0}, ["maximize"]),
+        ({}, ["maximize", "maximize"]),
+    ],
+)
+def test_the_sampler_alone_refuses_another_direction(make: Make, limits, directions) -> None:
+    """With an objective of the user's own, that returns what ours does."""
+    ours = make(**limits)
+    study = optuna.create_study(
+        directions=directions, sampler=BinarySearchSampler(ours.search_space, ours.plan())
+    )
+
+    def objective(trial):
+        for name, distribution in ours.search_space.items():
+            trial.suggest_float(name, distribution.low, distribution.high)
+        return 0.0
+
+    with pytest.raises(ValueError, match=r"direction|multi-objective"):
+        study.optimize(objective, n_trials=1)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL]
+
+
+def test_a_study_that_optuna_created_in_the_right_direction_is_searched(make: Make, url) -> None:
+    objective = make()
+    optuna.create_study(study_name="s", storage=url, direction="maximize")
+    sampler = BinarySearchSampler(objective.search_space, objective.plan())
+    study = optuna.load_study(study_name="s", storage=url, sampler=sampler)
+    study.optimize(objective, n_trials=2)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+
+
+def test_a_loaded_study_of_other_settings_is_refused_at_the_first_trial(make: Make, url) -> None:
+    create_study(make(), study_name="s", storage=url, screen=False)
+    other = make(seed=1)
+    study = optuna.load_study(study_name="s", storage=url)
+    with pytest.raises(InputError, match="seed is 0, not 1"):
+        study.optimize(other, n_trials=1)
+    with pytest.raises(InputError, match="seed is 0, not 1"):
+        run_study(study, other, n_trials=1)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL]

@@ -1,0 +1,263 @@
+"""Data sets and image files, read once each: uint8 tensors of one size, labels, and what is wrong.
+
+What cannot be read is collected, so that all of it is said at once; what is no image with a label
+is refused at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.datasets import DatasetFolder
+from torchvision.datasets.folder import default_loader
+
+from vit_ratio_opt.data.images import read_image, resize, to_uint8
+from vit_ratio_opt.data.items import image_and_label
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.preprocessing import Preprocessing
+
+__all__ = ["WORKERS", "AsUint8", "Files", "ReadItems", "first_image", "paths_of", "read_all"]
+
+WORKERS = min(8, os.cpu_count() or 1)
+
+# Items that are tried where not all are.
+_TRIED = 64
+
+
+class UnreadableError(InputError):
+    """An image that cannot be read."""
+
+
+class Files(Dataset[tuple[Any, int]]):
+    """Image files and their labels."""
+
+    def __init__(
+        self, paths: Sequence[Path], targets: Sequence[int], read: Callable[..., Any] = read_image
+    ) -> None:
+        self.paths, self.targets, self.read = list(paths), list(targets), read
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self._read(index), self.targets[index]
+
+    def check(self, index: int) -> None:
+        """Raise what reading the image raises, in less time."""
+        self._read(index, fast=True)
+
+    def _read(self, index: int, **options: bool) -> Any:
+        path = self.paths[index]
+        try:
+            if self.read is default_loader:
+                return default_loader(str(path))
+            return self.read(path, **options)
+        except InputError as error:
+            raise UnreadableError(str(error)) from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UnreadableError(f"{path} cannot be read: {error}") from None
+
+
+class AsUint8(Dataset[tuple[torch.Tensor, int]]):
+    """``dataset`` with every image as a uint8 tensor of one size, and its label.
+
+    Args:
+        dataset: Images and labels of any kind.
+        to: The size, and how images come to it.
+        channels: Those that every image must have.
+        title: Of the images, for messages.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], to: Preprocessing, channels: int, title: str
+    ) -> None:
+        self.dataset, self.to, self.channels, self.title = dataset, to, channels, title
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.dataset))
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        tensor, label = _item(self.dataset, index, self.title)
+        if tensor.shape[0] != self.channels:
+            raise InputError(
+                f"{self.title}, item {index}: it has {tensor.shape[0]} channel(s), but the first "
+                f"image has {self.channels}: convert all to the same mode."
+            )
+        try:
+            return resize(tensor, self.to), label
+        except InputError as error:
+            where = f"{self.title}, item {index}{_path(self.dataset, index)}"
+            raise InputError(f"{where}: {error}") from None
+
+
+class _Attempts(Dataset[tuple[torch.Tensor, int, str, bool]]):
+    """Images and labels of ``dataset``, each with why it cannot be used and whether it is broken.
+
+    Args:
+        dataset: The images.
+        keep: Whether the images are wanted.
+    """
+
+    def __init__(self, dataset: AsUint8, keep: bool) -> None:
+        self.dataset, self.keep = dataset, keep
+        shape = (dataset.channels, *dataset.to.image_size) if keep else (0,)
+        self.blank = torch.zeros(shape, dtype=torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, str, bool]:
+        files = self.dataset.dataset
+        try:
+            if not self.keep and isinstance(files, Files):
+                files.check(index)
+                return self.blank, files.targets[index], "", False
+            image, label = self.dataset[index]
+        except InputError as error:
+            return self.blank, 0, str(error), isinstance(error, UnreadableError)
+        return image if self.keep else self.blank, label, "", False
+
+
+def _item(dataset: Dataset[Any], index: int, title: str) -> tuple[torch.Tensor, int]:
+    """Return an item as a uint8 tensor and its label.
+
+    Raises:
+        InputError: It is no image with a label; :class:`UnreadableError` if it cannot be read.
+    """
+    try:
+        item = dataset[index]
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # of Pillow
+        where = f"{title}, item {index}{_path(dataset, index)}"
+        raise UnreadableError(f"{where} cannot be read: {error}.") from None
+    try:
+        image, label = image_and_label(item)
+        return to_uint8(image), label
+    except InputError as error:
+        raise InputError(f"{title}, item {index}: {error}") from None
+
+
+def _path(dataset: Dataset[Any], index: int) -> str:
+    paths = paths_of(dataset)
+    return f" ({paths[index]})" if paths else ""
+
+
+def first_image(dataset: Dataset[Any], name: str) -> torch.Tensor:
+    """Return the first image that can be read."""
+    broken = ""
+    for index in range(len(cast(Sized, dataset))):
+        try:
+            return _item(dataset, index, f"{name}, training images")[0]
+        except UnreadableError as error:
+            broken = broken or str(error)
+    raise InputError(f"{name}: no training image can be read, such as {broken}")
+
+
+@dataclass(frozen=True)
+class ReadItems:
+    """What was read of a data set.
+
+    Args:
+        images: The usable ones, uint8 ``(n, channels, height, width)``; None if not kept.
+        labels: Their labels, ``(n,)``, int64.
+        indices: Their places in the data set, ``(n,)``.
+        unreadable: One sentence for each item that cannot be read.
+    """
+
+    images: torch.Tensor | None
+    labels: torch.Tensor
+    indices: torch.Tensor
+    unreadable: list[str]
+
+
+def read_all(dataset: AsUint8, *, keep: bool) -> ReadItems:
+    """Read a data set once, and return what is usable.
+
+    Of a data set that is neither kept nor of files but has a list of labels, only some items are
+    read. Of files that are not kept, a JPEG is decoded at an eighth of its size.
+
+    Args:
+        dataset: The images.
+        keep: Whether the images are wanted.
+
+    Raises:
+        InputError: An item is readable, but no image with a label.
+    """
+    files, count = dataset.dataset, len(dataset)
+    targets = _targets(files)
+    if keep or targets is None or isinstance(files, Files):
+        indices = list(range(count))
+    else:  # of another kind, on disk: some items
+        draw = torch.Generator().manual_seed(0)
+        indices = sorted({0, *torch.randperm(count, generator=draw)[:_TRIED].tolist()})
+    attempts = _Attempts(dataset, keep)
+    images = torch.empty((count if keep else 0, *attempts.blank.shape), dtype=torch.uint8)
+    labels = torch.empty(count, dtype=torch.int64) if targets is None else targets.clone()
+    kept = torch.ones(count, dtype=torch.bool)
+    done, position, unreadable = 0, 0, []
+    # A worker process costs more than it saves on a few images.
+    workers = WORKERS if len(indices) > 5_000 else 0
+    for batch, batch_labels, messages, broken in DataLoader(
+        Subset(attempts, indices), 256, num_workers=workers
+    ):
+        numbers = torch.tensor(indices[position : position + len(messages)])
+        position += len(messages)
+        for index, message, is_broken in zip(numbers.tolist(), messages, broken, strict=True):
+            if message and not is_broken:
+                raise InputError(message)
+            if message:
+                kept[index] = False
+                unreadable.append(message)
+        usable = ~broken
+        if targets is not None:
+            _check_targets(dataset.title, numbers[usable], targets, batch_labels[usable])
+        labels[numbers] = batch_labels
+        if keep:
+            good = batch if usable.all() else batch[usable]
+            images[done : done + len(good)] = good
+            done += len(good)
+    return ReadItems(
+        images[:done] if keep else None, labels[kept], kept.nonzero()[:, 0], unreadable
+    )
+
+
+def _targets(dataset: Dataset[Any]) -> torch.Tensor | None:
+    """Return the labels of all items, where the data set has a list of them."""
+    targets = getattr(dataset, "targets", None)
+    if targets is None or getattr(dataset, "target_transform", None) is not None:
+        return None
+    try:
+        labels = torch.as_tensor(targets)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    is_list = labels.shape == (len(cast(Sized, dataset)),) and not labels.is_floating_point()
+    return labels.to(torch.int64) if is_list else None
+
+
+def _check_targets(
+    title: str, indices: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor
+) -> None:
+    """Refuse a list of labels that is not that of the items."""
+    wrong = (targets[indices] != labels).nonzero()
+    if len(wrong):
+        index = int(indices[wrong[0, 0]])
+        raise InputError(
+            f"{title}, item {index}: its label is {int(labels[wrong[0, 0]])}, but "
+            f"`dataset.targets` says {int(targets[index])}: set `targets` to the items' labels."
+        )
+
+
+def paths_of(dataset: Dataset[Any]) -> list[str]:
+    """Return the files of a data set's images; none where it does not name them."""
+    if isinstance(dataset, Subset):
+        paths = paths_of(dataset.dataset)
+        return [paths[index] for index in dataset.indices] if paths else []
+    if isinstance(dataset, Files):
+        return [str(path) for path in dataset.paths]
+    return [path for path, _ in dataset.samples] if isinstance(dataset, DatasetFolder) else []

@@ -1,0 +1,1 @@
+"""Files of models: the tensors that any container holds."""

@@ -1,0 +1,118 @@
+"""Make timm's models, and refuse in one sentence those that cannot be pruned."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import timm
+import torch
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.models.arguments import MODEL_ARGUMENTS
+from vit_ratio_opt.models.preprocess import remember_configured
+from vit_ratio_opt.pruning import check_supported
+from vit_ratio_opt.pruning.blocks import ViT
+from vit_ratio_opt.pruning.separate import separate
+
+__all__ = ["ARCHITECTURE", "SOURCE", "create_model", "first_line"]
+
+ARCHITECTURE = "vit_ratio_opt_architecture"
+"""Attribute of a model, which its pruned copies keep: timm's name and arguments."""
+
+SOURCE = "vit_ratio_opt_source"
+"""Attribute of a model: how to load it again elsewhere, of JSON values."""
+
+# Of timm's `pretrained_cfg`: where weights come from.
+_PLACES = ("file", "url", "hf_hub_id", "custom_load", "source")
+
+
+def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> ViT:
+    """``timm.create_model`` that refuses, in one sentence, what this package cannot prune.
+
+    Args:
+        name: A timm model name, or ``hf-hub:owner/model``.
+        pretrained: Fetch timm's weights (needs a network the first time).
+        **arguments: Passed on, such as ``img_size`` or ``num_classes``. Only ``norm_eps`` is not
+            timm's: the epsilon of all layer norms, which JSON cannot say in timm's way.
+
+    Raises:
+        InputError: The name is unknown, an argument does not fit or names a file, or the weights
+            cannot be had.
+        UnsupportedModelError: The model exists but cannot be pruned.
+    """
+    _refuse_files(name, arguments)
+    if ":" not in name and not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f" Did you mean {', '.join(close)}?" if close else ""
+        raise InputError(f"timm has no model named {name!r:.200}.{hint}")
+    if pretrained:  # say what cannot be pruned before anything is fetched
+        create_model(name, **arguments)
+    for_timm = dict(arguments)
+    norm_eps = for_timm.pop("norm_eps", 1e-6)
+    if not isinstance(norm_eps, (int, float)) or not 0 < norm_eps < 1:
+        raise InputError(f"`norm_eps` must be a number between 0 and 1, but is {norm_eps!r}.")
+    try:
+        with _never_unpickling():
+            model = timm.create_model(name, pretrained=pretrained, **for_timm)
+    except Exception as error:  # timm raises whatever the model's constructor or the hub raises
+        what = (
+            "its pretrained weights cannot be loaded" if pretrained else "its arguments do not fit"
+        )
+        raise InputError(
+            f"timm model {name!r:.200} cannot be made, {what}: {first_line(error)}"
+        ) from None
+    separate(model)
+    check_supported(model)
+    model.eval()
+    if "norm_eps" in arguments:
+        for module in model.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.eps = norm_eps
+    if ":" not in name and set(arguments) <= MODEL_ARGUMENTS:
+        with contextlib.suppress(TypeError):  # classes as arguments: no file can say which
+            kept = json.loads(json.dumps(arguments))
+            setattr(model, ARCHITECTURE, {"timm_name": name, "timm_kwargs": kept})
+    if pretrained:
+        with contextlib.suppress(TypeError):
+            json.dumps(arguments)
+            setattr(model, SOURCE, {"model": name, "arguments": arguments})
+        remember_configured(model, origin=f"timm's {name}")
+    return model
+
+
+def _refuse_files(name: str, arguments: Mapping[str, Any]) -> None:
+    """Files are read by :func:`load_dense` alone, as timm's loaders differ by version."""
+    given = [arguments.get(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay")]
+    places = any(
+        key in config for config in given if isinstance(config, Mapping) for key in _PLACES
+    )
+    if places or arguments.get("checkpoint_path") or name.lower().startswith("local-dir:"):
+        raise InputError(
+            f"timm model {name!r:.200} is to be read from a file or an address that was given: "
+            "use `load_dense`, which reads files without unpickling."
+        )
+
+
+@contextlib.contextmanager
+def _never_unpickling() -> Iterator[None]:
+    """Make ``torch.load`` refuse to unpickle, also where a version of timm asks for it."""
+    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[key]
+        else:
+            os.environ[key] = before
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

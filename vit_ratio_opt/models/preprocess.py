@@ -1,0 +1,136 @@
+"""Preprocessing that timm's configurations of weights give."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.preprocessing import (
+    INTERPOLATIONS,
+    Preprocessing,
+    remember_preprocessing,
+)
+from vit_ratio_opt.pruning.blocks import ViT
+
+__all__ = [
+    "configured_preprocessing",
+    "fitting_preprocessing",
+    "remember",
+    "remember_configured",
+    "stored_preprocessing",
+]
+
+_logger = logging.getLogger(f"optuna.{__name__}")
+
+
+def configured_preprocessing(
+    config: Any, model: ViT, *, origin: str, is_assumed: bool = False
+) -> Preprocessing | None:
+    """Return the preprocessing of a ``pretrained_cfg`` of timm's.
+
+    Args:
+        config: The configuration.
+        model: Gives the size of the images and the number of channels.
+        origin: Where the configuration comes from, for messages.
+        is_assumed: Whether the weights of ``model`` may be others than the configuration's.
+
+    Returns:
+        None where the configuration gives none, or one for another number of channels.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    if not isinstance(config, Mapping) or "mean" not in config or "std" not in config:
+        return None
+    mean, std = config["mean"], config["std"]
+    if isinstance(mean, (list, tuple)) and len(mean) != model.patch_embed.proj.in_channels:
+        return None
+    interpolation = config.get("interpolation") or "bilinear"
+    mode = config.get("crop_mode") or "center"
+    if interpolation not in INTERPOLATIONS:
+        raise InputError(
+            f"{origin} has the interpolation {interpolation!r:.40}, which is unknown."
+        )
+    if mode not in ("center", "squash") and not is_assumed:
+        _logger.warning(
+            f"{origin} resizes images by crop_mode {mode!r:.40}; here the shorter side is resized "
+            "and the centre is cropped, which differs for images that are not square."
+        )
+    sides = tuple(map(int, model.patch_embed.img_size))
+    crop = config.get("crop_pct") or 1.0
+    return Preprocessing(
+        mean,
+        std,
+        sides,  # type: ignore[arg-type]
+        interpolation,
+        crop,
+        origin,
+        is_assumed,
+        squash=mode == "squash",
+    )
+
+
+def remember_configured(model: ViT, *, origin: str, is_assumed: bool = False) -> None:
+    """Remember the preprocessing of the ``pretrained_cfg`` that a timm model has.
+
+    Args:
+        model: The model.
+        origin: See :func:`configured_preprocessing`.
+        is_assumed: Likewise.
+
+    Raises:
+        InputError: See :func:`configured_preprocessing`.
+    """
+    config = getattr(model, "pretrained_cfg", None)
+    known = configured_preprocessing(config, model, origin=origin, is_assumed=is_assumed)
+    if known is not None:
+        remember_preprocessing(model, known)
+
+
+def remember(where: object, model: ViT, known: Preprocessing | None) -> None:
+    """Remember ``known``, unless it is None, for images of the model's size.
+
+    Raises:
+        InputError: See :func:`fitting_preprocessing`.
+    """
+    known = fitting_preprocessing(where, model, known)
+    if known is not None:
+        remember_preprocessing(model, known)
+
+
+def fitting_preprocessing(
+    where: object, model: ViT, known: Preprocessing | None
+) -> Preprocessing | None:
+    """Return the preprocessing for images of the model's size, which may have been changed.
+
+    Args:
+        where: What gives the preprocessing, for messages.
+        model: The model.
+        known: Its preprocessing, or None.
+
+    Raises:
+        InputError: It is for another number of channels.
+    """
+    if known is None:
+        return None
+    channels = model.patch_embed.proj.in_channels
+    if len(known.mean) != channels:
+        raise InputError(
+            f"{where} has mean and std of {len(known.mean)} channels, but the model takes images "
+            f"of {channels}."
+        )
+    return replace(known, image_size=tuple(model.patch_embed.img_size))
+
+
+def stored_preprocessing(where: object, stored: Any) -> Preprocessing:
+    """Return the preprocessing that a file holds as JSON.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    if not isinstance(stored, dict):
+        raise InputError(f"{where} has a damaged preprocessing: {stored!r:.80}.")
+    return Preprocessing.from_json(stored)

@@ -1,0 +1,130 @@
+"""Batches of images that are given by a caller: refused unless they are what the model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.pruning.blocks import ViT
+
+__all__ = [
+    "check_images",
+    "check_labels",
+    "check_logits",
+    "check_sequence",
+    "image_batches",
+    "image_means",
+]
+
+
+def image_batches(model: ViT, batches: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return all batches that have images, also those of a generator, which gives them once.
+
+    Raises:
+        InputError: It is no sequence of batches, or see :func:`check_images`.
+    """
+    check_sequence("images", batches)
+    images = list(batches)
+    for index, batch in enumerate(images):
+        check_images(model, batch, index)
+    return [batch for batch in images if len(batch)]
+
+
+def image_means(batches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the mean of each image, ``(images,)``, float32, on the CPU."""
+    return torch.cat([batch.mean(dim=(1, 2, 3)).float().cpu() for batch in batches])
+
+
+def check_sequence(name: str, batches: object) -> None:
+    """Refuse what does not give batches one after the other.
+
+    Raises:
+        InputError: It is a single tensor, a dictionary or the like.
+    """
+    if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+        raise InputError(
+            f"`{name}` must be a sequence of batches, but is a {type(batches).__name__}: put one "
+            "batch into a list, `[batch]`."
+        )
+
+
+def check_images(model: ViT, batch: Any, index: int) -> None:
+    """Refuse a batch that is not of normalised images, as ``model`` takes them.
+
+    Args:
+        model: A supported model.
+        batch: ``(batch, channels, height, width)``.
+        index: Its place among the batches, for messages.
+
+    Raises:
+        InputError: It is no tensor, or has another shape, type, device or values.
+    """
+    where = f"Batch {index} of the images"
+    if not isinstance(batch, torch.Tensor):
+        raise InputError(
+            f"{where} must be a tensor, but is a {type(batch).__name__}: give the images alone, "
+            "without labels."
+        )
+    weight = model.patch_embed.proj.weight
+    shape = (weight.shape[1], *model.patch_embed.img_size)
+    if batch.dim() != 4 or tuple(batch.shape[1:]) != shape:
+        raise InputError(
+            f"{where} must have shape (batch, {', '.join(map(str, shape))}), as the model takes "
+            f"images, but has {tuple(batch.shape)}."
+        )
+    if batch.dtype != weight.dtype:
+        hint = "" if batch.is_floating_point() else ", normalised as for training"
+        raise InputError(
+            f"{where} must be in {_name(weight.dtype)}, as the model is{hint}, but is in "
+            f"{_name(batch.dtype)}."
+        )
+    if batch.device != weight.device:
+        raise InputError(
+            f"{where} must be on the model's device, {weight.device}, but is on {batch.device}."
+        )
+    if not bool(batch.isfinite().all()):
+        raise InputError(f"{where} has values that are NaN or infinite: look at its images.")
+
+
+def check_labels(labels: Any, images: torch.Tensor, classes: int, index: int) -> None:
+    """Refuse labels that are none of the classes of the model.
+
+    Args:
+        labels: ``(batch,)``, or probabilities ``(batch, classes)``.
+        images: The batch that they belong to.
+        classes: How many there are.
+        index: The place of the batch, for messages.
+
+    Raises:
+        InputError: They do not fit.
+    """
+    where = f"The labels of batch {index}"
+    if not isinstance(labels, torch.Tensor):
+        raise InputError(f"{where} must be a tensor, but are a {type(labels).__name__}.")
+    wanted = (len(images), classes) if labels.is_floating_point() else (len(images),)
+    if tuple(labels.shape) != wanted:
+        raise InputError(f"{where} must have shape {wanted}, but have {tuple(labels.shape)}.")
+    if labels.device != images.device:
+        raise InputError(f"{where} must be on {images.device}, but are on {labels.device}.")
+    if not labels.is_floating_point() and labels.dtype != torch.int64:
+        raise InputError(f"{where} must be in int64, but are in {_name(labels.dtype)}.")
+
+
+def check_logits(logits: torch.Tensor, index: int) -> None:
+    """Refuse logits that are no numbers, which nothing can be measured from.
+
+    Raises:
+        InputError: One of them is NaN or infinite.
+    """
+    if not bool(logits.isfinite().all()):
+        raise InputError(
+            f"The model gives NaN or infinite logits for batch {index} of the images: look at its "
+            "weights and at the normalisation of the images."
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
