@@ -333,7 +333,7 @@ def test_workers_find_a_hugging_face_folder(hugging_face, digits, tmp_path, url)
         ({"num_attention_heads": 5}, "arguments do not fit"),
         ({"image_size": "32"}, "image_size '32'"),
         ({"image_size": 10**12}, "positions for 16 patches"),
-        ({"image_size": -32}, "positions for 16 patches|img_size|fit"),
+        ({"image_size": -32}, "image_size -32, which must be one or two numbers from 1 on"),
         ({"image_size": [32, 32, 32]}, "positions for 16 patches"),
         ({"image_size": []}, "positions for 16 patches|must be one or two"),
         ({"image_size": 40}, "positions for 16 patches"),

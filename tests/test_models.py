@@ -363,6 +363,8 @@ def test_pruned_models_come_back_in_another_process_bit_for_bit(
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_pruned_is_refused_by_name_in_one_sentence(name: str) -> None:
+    if "sapiens2" in name and not timm.is_model(name):
+        pytest.skip("a later release of timm has it")
     # A few of the blocks are enough, where all are alike.
     shallow = {"depth": 2} if name in EVERY and "sapiens" not in name else {}
     with torch.device("meta"), pytest.raises(UnsupportedModelError) as error:

@@ -196,9 +196,10 @@ def _hugging_face(where: str, kind: object, config: Mapping[str, Any]) -> dict[s
         for key in ("num_attention_heads", "image_size", "hidden_act", "layer_norm_eps")
     )
     sides = size if isinstance(size, (list, tuple)) else [size]
+    are_sizes = all(type(side) is int and side > 0 for side in sides)
     for key, value, right, rule in (
         ("num_attention_heads", heads, type(heads) is int and heads > 0, "a number from 1 on"),
-        ("image_size", size, all(type(side) is int for side in sides), "one or two numbers"),
+        ("image_size", size, are_sizes, "one or two numbers from 1 on"),
         ("hidden_act", act, act in list(_ACTIVATIONS), f"one of {', '.join(_ACTIVATIONS)}"),
         ("layer_norm_eps", eps, type(eps) is float and 0 < eps < 1, "a number between 0 and 1"),
     ):

@@ -929,7 +929,7 @@ def _stratified(split: Split, fraction: float, *, seed: int) -> tuple[Split, Spl
         rest, held = model_selection.train_test_split(
             np.arange(len(split)), test_size=fraction, stratify=split.labels, random_state=seed
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # the first: scikit-learn 1.3, of a seed of 70 bits
         raise InputError(f"{len(split)} images cannot be split by class: {error}") from None
     rest, held = (torch.from_numpy(np.sort(part)) for part in (rest, held))
     return split.subset(rest), split.subset(held)
