@@ -64,7 +64,6 @@ _DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "mysql": ("pymysql", "MySQLdb
 _EXTRAS = {"postgresql": "postgres", "mysql": "mysql", "mariadb": "mysql"}
 
 _URL = re.compile(r"([A-Za-z][\w+.-]*)://(.*)", re.ASCII)
-_URL_AND_TAIL = re.compile(r"(\S*?)([.,;:'\")]*(?:\s.*)?)", re.DOTALL)
 _BACKENDS = ("postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "cockroachdb")
 _USER = re.compile(r"[\w.%+~-]*", re.ASCII)
 _PLACE = re.compile(r"(\[[^\]@]*\]|[^:/@\[]*)(:\d{0,5})?(/[^@]*)?")
@@ -306,7 +305,7 @@ def redact(text: str) -> str:
 
     Of a database's URL the user name is left too. Where a ``@`` or a ``?`` may belong to a
     password that was not percent-encoded, nothing is left. A line is taken for a URL from ``://``
-    to its end, since passwords may hold spaces; but a sentence goes on after a URL without secrets.
+    to its end, since passwords may hold spaces; after a URL without secrets it goes on.
     """
     lines = [_URL.sub(_redacted_url, line) for line in str(text).split("\n")]
     shown = _SECRET_ENTRY.sub(r"\1\2***", "\n".join(lines))
@@ -317,8 +316,13 @@ def redact(text: str) -> str:
 
 def _redacted_url(match: re.Match[str]) -> str:
     scheme, rest = match.groups()
-    url, tail = _URL_AND_TAIL.fullmatch(rest).groups()  # type: ignore[union-attr]  any text matches
-    if "@" not in tail.partition("://")[0] and _without_secrets(scheme, url) == f"{scheme}://{url}":
+    words = rest.split(maxsplit=1)
+    url = words[0].rstrip(".,;:'\")") if words and rest.startswith(words[0]) else ""
+    tail = rest[len(url) :]
+    if (
+        "@" not in tail.partition("://")[0]
+        and _without_secrets(scheme, url) == f"{scheme}://{url}"
+    ):
         return f"{scheme}://{url}{_URL.sub(_redacted_url, tail)}"
     return _without_secrets(scheme, rest)
 
