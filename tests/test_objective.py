@@ -401,12 +401,12 @@ def test_a_state_that_cannot_be_read_costs_a_warning_and_the_epochs(
 ):
     straight = create_study(plain(), study_name="straight", storage=url)
     quietly(straight, plain(), 1)
-    for path in (tmp_path / "models" / "artifacts").iterdir():
+    for path in (tmp_path / "models" / "artifacts").glob("[!.]*"):
         path.unlink()
     fails_in_the_middle(monkeypatch, RuntimeError("gone"))
     study = create_study(plain(), study_name="s", storage=url)
     study.optimize(plain(), n_trials=1, catch=RuntimeError)
-    (state,) = (tmp_path / "models" / "artifacts").iterdir()
+    (state,) = (tmp_path / "models" / "artifacts").glob("training-state-*")
     if damage == "missing":
         state.unlink()
     else:
