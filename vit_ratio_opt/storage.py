@@ -99,7 +99,9 @@ def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
         _remember_secrets(parsed)
         if parsed.drivername == "grpc":
             if not parsed.host or parsed.database:
-                raise InputError(f"{redact(url)!r} must be grpc://host:port.")
+                raise InputError(
+                    f"{redact(url)!r} must name a host and a port, such as grpc://host:13000."
+                )
             return parsed
         parsed = _with_driver(parsed)
         parsed.get_dialect()

@@ -91,7 +91,7 @@ def test_a_refused_login_is_one_sentence_without_the_password(
         (f"mysql://me:{SECRET}@no-such-host.invalid/db", "cannot be used"),
         (f"mariadb://me:{SECRET}@127.0.0.1:1/db", "cannot be used"),
         (f"nosuch://me:{SECRET}@host/db", "unknown database"),
-        (f"grpc://me:{SECRET}@/db", "must be grpc://host:port"),
+        (f"grpc://me:{SECRET}@/db", "must name a host and a port, such as grpc://host:13000"),
         ("sqlite:////no/such/folder/study.db", "There is no database"),
         (f"not a url {SECRET}", "is no storage URL"),
     ],
