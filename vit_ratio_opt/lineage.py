@@ -106,7 +106,7 @@ def check_store(store: ArtifactStore) -> None:
     Raises:
         CannotWriteError: It cannot.
     """
-    artifact = f"probe-{uuid.uuid4()}"
+    artifact = str(uuid.uuid4())
     try:
         store.write(artifact, io.BytesIO(b"probe"))
     except Exception as error:  # a store raises whatever its client does

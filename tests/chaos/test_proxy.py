@@ -1,6 +1,7 @@
 """Workers behind Optuna's gRPC proxy, with checkpoints in an S3."""
 
 import socket
+import uuid
 import subprocess
 import sys
 import time
@@ -172,8 +173,8 @@ def test_artifacts_elsewhere_are_refused(make_objective, location):
 def test_a_folder_of_artifacts_need_not_be_there(tmp_path):
     store = open_artifacts(str(tmp_path / "new"))
     with (tmp_path / "file").open("wb+") as file:
-        store.write("name", file)
-    assert (tmp_path / "new" / "name").exists()
+        store.write(artifact := str(uuid.uuid4()), file)
+    assert (tmp_path / "new" / artifact).exists()
 
 
 def test_serving_is_said_once_it_listens(serve, monkeypatch, tmp_path):
