@@ -1,10 +1,10 @@
 """Workers behind Optuna's gRPC proxy, with checkpoints in an S3."""
 
 import socket
-import uuid
 import subprocess
 import sys
 import time
+import uuid
 
 import optuna
 import pytest
