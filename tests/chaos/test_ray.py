@@ -84,7 +84,7 @@ def test_a_search_outlives_one_of_two_nodes(cluster, make_objective, undisturbed
     ("arguments", "message"),
     [
         (("--gpus-per-worker", "4"), "No node of the cluster has"),
-        (("--gpus-per-worker", "0", "--data", "/elsewhere"), "leave --data out"),
+        (("--gpus-per-worker", "0", "--data", "."), "leave --data out"),
         (("--address", "127.0.0.1:1"), "There is no Ray cluster at '127.0.0.1:1'"),
     ],
 )
