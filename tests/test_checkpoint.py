@@ -159,7 +159,7 @@ def damaged(tmp_path, tiny_vit, kind):
         ("hostile", "not accepted: .'checkpoint_path'"),
         ("no json", "damaged model arguments"),
         ("other shape", "`head.weight` has shape"),
-        ("other depth", "tensors are missing"),
+        ("other depth", "it has 2 blocks instead of 3"),
     ],
 )
 def test_damaged_files_are_refused_in_one_sentence(tmp_path, tiny_vit, kind, message):

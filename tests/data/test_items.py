@@ -140,8 +140,14 @@ def test_a_class_without_test_images_is_said(caplog):
     assert "no test image belongs to 1 of the 2 classes, such as 'b'" in caplog.text
 
 
+@pytest.mark.parametrize("classes", [2, {"a", "b"}, None, iter("ab")])
+def test_classes_that_are_no_list_are_refused(classes):
+    with pytest.raises(InputError, match="must be a list of different names"):
+        load_datasets(items(PAIR), items(PAIR), **{**OPTIONS, "classes": classes})
+
+
 def test_a_class_with_one_image_cannot_be_split():
-    with pytest.raises(InputError, match="cannot be split by class"):
+    with pytest.raises(InputError, match=r"cannot be split by class.* Give more images of each"):
         load_datasets(items([0] * 19 + [1]), items(PAIR), **OPTIONS)
 
 

@@ -514,3 +514,16 @@ def test_tensors_come_with_the_name_that_a_training_gives(tmp_path, state):
     tensors, metadata = read_tensors(tmp_path / "last.pth.tar")
     assert tensors.keys() == state.keys()
     assert metadata == {"arch": NAME, "args": "{}"}
+
+
+def test_tensors_of_no_vit_are_said_to_be_of_another_model(tmp_path):
+    torch.save({"conv1.weight": torch.ones(2, 3), "fc.weight": torch.ones(4, 2)}, tmp_path / "x")
+    with pytest.raises(InputError, match=r"has no tensor `patch_embed.*`, as .*`conv1\.weight`"):
+        load_dense(tmp_path / "x", name=NAME)
+
+
+def test_no_message_tells_how_to_unpickle_an_unreadable_file(tmp_path):
+    (tmp_path / "x.pth").write_bytes(pickle.dumps({"a": pathlib.Path("b")}, protocol=4))
+    with pytest.raises(InputError, match="no readable checkpoint") as error:
+        read_tensors(tmp_path / "x.pth")
+    assert "weights_only" not in str(error.value)

@@ -146,6 +146,25 @@ def test_what_no_file_could_hold_is_refused_before_the_search(tmp_path, digits, 
         assert not list(tmp_path.iterdir())
 
 
+def test_notes_on_a_model_and_its_drop_rates_do_not_keep_it_from_being_saved(tmp_path):
+    model = create_model(NAME, drop_rate=0.1, drop_path_rate=0.1, **ARGUMENTS)
+    model.best_accuracy, model.class_names, model.log = 0.97, ["cat", "dog"], print
+    model.blocks[0].note = "frozen first"
+    check_saveable(model)
+    save_dense(model, tmp_path / "x.safetensors")
+    noise = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(load_dense(tmp_path / "x.safetensors")(noise), model(noise))
+
+
+def test_a_model_without_some_of_its_blocks_is_refused_with_their_number(tmp_path):
+    model = create_model(NAME, **ARGUMENTS)
+    model.blocks = model.blocks[:1]
+    for save in (check_saveable, lambda model: save_dense(model, tmp_path / "x.safetensors")):
+        with pytest.raises(InputError, match="it has 1 blocks instead of 2"):
+            save(model)
+
+
 def test_a_search_with_another_classifier_leaves_files_that_load(tmp_path, digits):
     arguments = {**ARGUMENTS, "img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 1000}
     model = create_model(NAME, **arguments)

@@ -287,6 +287,17 @@ def test_a_known_wrapper_is_taken_off(
             assert torch.equal(pruned(images), other(images))
 
 
+def test_a_parametrisation_that_was_removed_again_is_no_hook(
+    make_vit: MakeViT, images: torch.Tensor
+) -> None:
+    model = make_vit()
+    layer = model.blocks[0].mlp.fc1
+    parametrizations.weight_norm(layer)
+    parametrize.remove_parametrizations(layer, "weight")
+    assert shape_of(model) == shape_of(make_vit())
+    calibrate(model, [images])
+
+
 def test_other_wrappers_are_refused_with_the_name_of_the_model_inside(
     tiny_vit: VisionTransformer,
 ) -> None:

@@ -309,3 +309,10 @@ def test_a_batch_that_does_not_fit_is_passed_through_in_parts_with_the_same_resu
     digits_vit.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(other))
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         finetune(digits_vit, digits, Recipe(epochs=1))
+
+
+def test_a_model_of_other_classes_is_not_evaluated(digits, digits_vit):
+    for classes in (7, 1000):
+        digits_vit.reset_classifier(classes)
+        with pytest.raises(InputError, match=rf"images of digits, but gives \(.*, {classes}\)"):
+            evaluate(digits_vit, digits, digits.val)

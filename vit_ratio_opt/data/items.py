@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,8 +83,12 @@ def check_classes(name: str, classes: Sequence[str], parts: Mapping[str, Any]) -
     Raises:
         InputError: The orders differ, or names are missing or double.
     """
-    if isinstance(classes, str) or len(set(classes)) != len(classes) or not len(classes):
-        raise InputError(f"{name}: `classes` must be different names, but got {classes!r:.80}.")
+    # a set has no order
+    are_listed = isinstance(classes, Collection) and not isinstance(classes, (str, set, frozenset))
+    if not are_listed or len(set(classes)) != len(classes) or not len(classes):
+        raise InputError(
+            f"{name}: `classes` must be a list of different names, but got {classes!r:.80}."
+        )
     known: list[tuple[str, list[str]]] = [("`classes`", list(classes))]
     for split, dataset in parts.items():
         while hasattr(dataset, "dataset"):

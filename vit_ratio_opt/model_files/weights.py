@@ -166,9 +166,11 @@ def _without_pickle(path: Path) -> Any:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found:
             raise InputError(_unpickling_refused(path, [found[1]])) from None
+        # The rest of torch's message says how to unpickle it all the same.
+        reason = re.search(r"WeightsUnpickler error: (.+)", str(error))
         raise InputError(
-            f"{path} is no readable checkpoint: it is truncated, or not written by torch.save "
-            f"({short(error, 160)})."
+            f"{path} is no readable checkpoint: it is truncated, or not written by torch.save"
+            f"{f' ({short(reason[1], 160)})' if reason else ''}."
         ) from None
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(

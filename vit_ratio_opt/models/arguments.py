@@ -125,6 +125,12 @@ def told_arguments(
         InputError: The tensors contradict ``given``, or do not tell what is needed: the number of
             heads, the size of the images, or the classifier.
     """
+    if "patch_embed.proj.weight" not in state:
+        found = ", ".join(f"`{short(key, 60)}`" for key in list(state)[:2])
+        raise InputError(
+            f"{where} does not fit the model: it has no tensor `patch_embed.proj.weight`, as "
+            f"every ViT of timm's, but {found} ...: it is of another model than the named one."
+        )
     plain = isinstance(model, VisionTransformer)
     told = _sizes(state, model)
     _refuse_other_kinds(where, name, state, model)

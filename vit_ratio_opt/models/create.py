@@ -13,7 +13,7 @@ import timm
 import torch
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.arguments import MODEL_ARGUMENTS
+from vit_ratio_opt.models.arguments import MODEL_ARGUMENTS, TRAINING_ARGUMENTS
 from vit_ratio_opt.models.preprocess import remember_configured
 from vit_ratio_opt.pruning import check_supported
 from vit_ratio_opt.pruning.blocks import ViT
@@ -73,9 +73,10 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
         for module in model.modules():
             if isinstance(module, torch.nn.LayerNorm):
                 module.eps = norm_eps
-    if ":" not in name and set(arguments) <= MODEL_ARGUMENTS:
+    described = {key: arguments[key] for key in arguments if key not in TRAINING_ARGUMENTS}
+    if ":" not in name and set(described) <= MODEL_ARGUMENTS:
         with contextlib.suppress(TypeError):  # classes as arguments: no file can say which
-            kept = json.loads(json.dumps(arguments))
+            kept = json.loads(json.dumps(described))
             setattr(model, ARCHITECTURE, {"timm_name": name, "timm_kwargs": kept})
     if pretrained:
         with contextlib.suppress(TypeError):

@@ -174,9 +174,10 @@ def check_untouched(model: nn.Module) -> None:
                 f"`{name}` has parametrised weights: call `torch.nn.utils.parametrize."
                 f"remove_parametrizations({_code(name)}, 'weight')` first."
             )
-        hooks = next((own[key] for key in own if key.endswith("_hooks") and own[key]), None)
-        if hooks is not None:
-            raise UnsupportedModelError(_hooked(name, next(iter(hooks.values()))))
+        hooks = (hook for key in own if key.endswith("_hooks") for hook in own[key].values())
+        hook = next((hook for hook in hooks if not _renames_only(hook)), None)
+        if hook is not None:
+            raise UnsupportedModelError(_hooked(name, hook))
         for key, parameter in own["_parameters"].items():
             if parameter is not None and (
                 parameter._backward_hooks
@@ -200,6 +201,15 @@ def check_untouched(model: nn.Module) -> None:
                         f"{method.__globals__.get('__name__')}, so what the model computes is "
                         "unknown: do not replace it in the process that prunes."
                     )
+
+
+def _renames_only(hook: Any) -> bool:
+    """Whether it is what torch's `weight_norm` leaves behind when it is removed.
+
+    It renames tensors of old state dicts as they are loaded, and has no handle.
+    """
+    name = getattr(hook, "__qualname__", "")
+    return name == "weight_norm.<locals>._weight_norm_compat_hook"
 
 
 def _hooked(name: str, hook: Any) -> str:

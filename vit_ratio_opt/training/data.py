@@ -930,6 +930,10 @@ def _stratified(split: Split, fraction: float, *, seed: int) -> tuple[Split, Spl
             np.arange(len(split)), test_size=fraction, stratify=split.labels, random_state=seed
         )
     except (TypeError, ValueError) as error:  # the first: scikit-learn 1.3, of a seed of 70 bits
-        raise InputError(f"{len(split)} images cannot be split by class: {error}") from None
+        raise InputError(
+            f"{len(split)} images cannot be split by class, {fraction:g} of them held out with "
+            f"the seed {seed!r:.40}: {error}. Give more images of each class, another share, or a "
+            "validation split of its own (a folder `val`)."
+        ) from None
     rest, held = (torch.from_numpy(np.sort(part)) for part in (rest, held))
     return split.subset(rest), split.subset(held)

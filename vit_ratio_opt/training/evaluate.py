@@ -15,6 +15,7 @@ from vit_ratio_opt.device import (
     model_device,
     out_of_memory,
 )
+from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.training.data import ImageData, Split
 from vit_ratio_opt.training.distributed import Ranks
 
@@ -73,10 +74,18 @@ def evaluate(
         split: Which of them.
         ranks: Processes that share the images; all of them have to call it.
         precision: By default the usual one of the model's device.
+
+    Raises:
+        InputError: The model has another number of classes than ``data``.
     """
     own = split if ranks is None else split.subset(ranks.share(torch.arange(len(split))))
     correct = torch.zeros((), dtype=torch.int64, device=model_device(model))
     for logits, labels in _outputs(model, data, own, precision):
+        if logits.shape != (len(labels), len(data.classes)):
+            raise InputError(
+                f"The model must give logits of shape {(len(labels), len(data.classes))} for "
+                f"{len(labels)} images of {data.name}, but gives {tuple(logits.shape)}."
+            )
         correct += (logits.argmax(dim=1) == labels).sum()
     right = correct.item() if ranks is None else ranks.sum(correct.item())[0]
     return 100.0 * right / len(split)
