@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Optional
 
@@ -1077,6 +1078,8 @@ def run_command(command: Callable[..., Any] | typer.Typer) -> NoReturn:
         elif isinstance(error, OSError) and error.errno is not None:
             where = "" if error.filename is None else f"{short(error.filename, 200)}: "
             code = _refuse(f"{where}{error.strerror}.")
+        elif isinstance(error, JSONDecodeError):  # an attribute that is half written, say
+            code = _refuse(f"What the storage or a file holds is damaged, no JSON: {error}.")
         elif _is_out_of_memory(error):
             code = _refuse("The memory is not enough: use smaller images or models.")
         else:
