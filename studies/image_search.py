@@ -39,7 +39,6 @@ from vit_ratio_opt.cli import (
     ValidationOption,
     WeightsOption,
     cascade_rule,
-    check_output,
     checkpoint_folder,
     dense_model,
     make_folder,
@@ -52,10 +51,11 @@ from vit_ratio_opt.geometry import COST_WORDS, check_budget, fixed_ratio_pair
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.preprocessing import preprocess_or_assume
 from vit_ratio_opt.pruning import shape_of
-from vit_ratio_opt.storage import check_storage_url, open_storage
+from vit_ratio_opt.storage import check_storage_url, database_files, open_storage
 from vit_ratio_opt.study import create_study, run_study
 from vit_ratio_opt.training import Recipe, load_images
 from vit_ratio_opt.training.data import default_validation
+from vit_ratio_opt.utils.files import check_outputs
 
 
 def study_of(
@@ -104,9 +104,13 @@ def study_of(
     ) -> None:
         check_cost(cost, strategy=strategy, iterative=iterative, latency_batch=latency_batch)
         check_folder(data)
-        check_output(output)
         if storage is not None:
             check_storage_url(storage)
+        read = [path for path in (checkpoint, start) if path is not None]
+        check_outputs(
+            [path for path in (output, json_log) if path is not None],
+            [*read, *(database_files(storage) if storage else ())],
+        )
         dense, normalisation = dense_model(checkpoint, model, start, weights)
         if tolerance is None and strategy == "structural" and cost != "latency":
             # The others see the images first.

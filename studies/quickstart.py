@@ -35,7 +35,6 @@ from vit_ratio_opt.cli import (
     StudyNameOption,
     TensorBoardOption,
     TrialsOption,
-    check_output,
     checkpoint_folder,
     make_folder,
     print_report,
@@ -47,9 +46,10 @@ from vit_ratio_opt.geometry import check_budget
 from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.preprocessing import remember_preprocessing
 from vit_ratio_opt.pruning import shape_of
-from vit_ratio_opt.storage import check_storage_url, open_storage
+from vit_ratio_opt.storage import check_storage_url, database_files, open_storage
 from vit_ratio_opt.study import create_study, run_study
 from vit_ratio_opt.training import ImageData, Recipe, best_device, finetune, load_digits
+from vit_ratio_opt.utils.files import check_outputs
 
 MODEL = "vit_tiny_patch16_224"
 ARGUMENTS: dict[str, Any] = {
@@ -103,10 +103,13 @@ def main(
         # What the others cost depends on the dense model.
         space = params_space(shape) if cost == "params" else shape
         check_budget(space, budget)
-    check_output(output)
-    callbacks = trackers(json_log, tensorboard)
     if storage is not None:
         check_storage_url(storage)
+    check_outputs(
+        [path for path in (output, json_log) if path is not None],
+        database_files(storage) if storage else (),
+    )
+    callbacks = trackers(json_log, tensorboard)
     make_folder(folder)
 
     data = load_digits(seed=seed)

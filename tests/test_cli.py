@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from itertools import product
@@ -392,3 +394,13 @@ def test_a_mistyped_attribute_is_one_sentence(
     error = capsys.readouterr().err
     assert error.startswith("Error: Study 's' is damaged: ")
     assert key in error.lower()
+
+
+def test_an_attribute_that_is_no_json_is_one_sentence(tmp_path, make_study, monkeypatch, capsys):
+    database = tmp_path / "study.db"
+    make_study(f"sqlite:///{database}")
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("update study_user_attributes set value_json = '[' where key = 'plan'")
+    command = ["report", "--storage", f"sqlite:///{database}"]
+    assert run(cli.app, *command, monkeypatch=monkeypatch) == 2
+    assert "is damaged, no JSON: Expecting value" in capsys.readouterr().err

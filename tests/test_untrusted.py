@@ -26,7 +26,7 @@ from vit_ratio_opt.origin import load_objective
 from vit_ratio_opt.storage import open_storage
 from vit_ratio_opt.study import create_study
 from vit_ratio_opt.training import Recipe, load_digits
-from vit_ratio_opt.untrusted import check_checkpoint_name, is_marked, mark_folder
+from vit_ratio_opt.untrusted import check_checkpoint_name, check_marked, is_marked, mark_folder
 
 MODEL = "vit_tiny_patch16_224"
 ARGUMENTS = {
@@ -55,6 +55,14 @@ def test_a_worker_on_the_creators_machine_needs_no_option(study, tmp_path):
     again = load_objective("s", study._storage)
     assert again.checkpoints == tmp_path / "models"
     assert is_marked(again.artifacts)
+
+
+@pytest.mark.parametrize("option", ["--checkpoints", "--artifacts"])
+def test_a_folder_that_was_moved_is_called_missing_and_not_foreign(tmp_path, option):
+    with pytest.raises(InputError, match=f"is not on this machine: .*give it with {option}"):
+        check_marked(str(tmp_path / "moved-away"), "s", option)
+    with pytest.raises(InputError, match=f"has not used on this machine: .*{option}"):
+        check_marked(str(tmp_path), "s", option)
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "artifacts"])

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Optional
 
@@ -25,6 +26,7 @@ from vit_ratio_opt.preprocessing import LARGEST_SIDE
 from vit_ratio_opt.proxy import check_port, serve_proxy
 from vit_ratio_opt.records.answer import candidate_of, trained_trial
 from vit_ratio_opt.records.snapshot import snapshot
+from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import accuracy_of, load_studies
 from vit_ratio_opt.report import (
     answer_sentences,
@@ -41,6 +43,7 @@ from vit_ratio_opt.storage import (
     DEFAULT_STORAGE,
     GRACE_SECONDS,
     GRPC_PORT,
+    database_files,
     is_storage_error,
     open_storage,
     rdb_of,
@@ -50,6 +53,7 @@ from vit_ratio_opt.storage import (
 from vit_ratio_opt.strategies import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.trackers import JsonLog, TensorBoardLog
 from vit_ratio_opt.utils.files import (
+    check_outputs,
     check_writable,
     check_writable_folder,
     file_name,
@@ -412,8 +416,8 @@ def report(
 
     Or write them: on one page, several studies can be compared.
     """
-    for path in (html, markdown, csv, json):
-        check_output(path)
+    written = [path for path in (html, markdown, csv, json) if path is not None]
+    check_outputs(written, database_files(storage))
     loaded = load_studies(open_storage(storage, must_exist=True), study_name or ())
     studies = [snapshot(study) for study in loaded]
     console = Console(markup=False, highlight=False)
@@ -428,7 +432,6 @@ def report(
             write_text(page.html_page(studies, storage), html)
         if markdown is not None:
             write_text(page.markdown(studies), markdown)
-    written = [path for path in (html, markdown, csv, json) if path is not None]
     for path in filter(is_plain, written):  # a reader of a pipe wants nothing else in it
         console.print(plain(f"written to {path}"), soft_wrap=True)
     if written:
@@ -496,9 +499,15 @@ def worker(
     """
     if data is not None:
         check_folder(data)
-    callbacks = trackers(json_log, tensorboard)
     backend = open_storage(storage, must_exist=True, grace=grace)
-    load_studies(backend, [study_name])  # a misspelt name is told before torch is at work
+    # A misspelt name is told before torch is at work.
+    (named,) = load_studies(backend, [study_name])
+    if json_log is not None:
+        check_outputs(
+            [json_log],
+            [*database_files(storage), *_models_of(named, checkpoint, start, checkpoints)],
+        )
+    callbacks = trackers(json_log, tensorboard)
 
     from vit_ratio_opt.origin import load_objective
     from vit_ratio_opt.study import create_study, run_study
@@ -688,8 +697,7 @@ def export_command(
     smaller = output.with_suffix(".int8.onnx")
     if int8 and to != "onnx":
         raise InputError(f"--int8 is for --to onnx, not for {to}.")
-    for path in (output, smaller) if int8 else (output,):
-        check_output(path)
+    check_outputs([output, smaller] if int8 else [output], _files_of(model))
     check_target(output, to)
     loaded, manifest = load_model(model)
     height = image_shape(loaded, image_size)[1]
@@ -752,6 +760,10 @@ def final(
         check_folder(data)
     backend = open_storage(storage, must_exist=True)
     (study,) = load_studies(backend, [study_name])
+    check_outputs(
+        _with_card(path),
+        [*database_files(storage), *_models_of(study, checkpoint, start, checkpoints)],
+    )
     chosen = trained_trial(study, trial)
 
     from dataclasses import replace
@@ -831,6 +843,7 @@ def prune(
     for name, ratio in (("mhsa_ratio", mhsa_ratio), ("ffn_ratio", ffn_ratio)):
         if not 0 <= ratio < 1:
             raise InputError(f"`{name}` must be in [0, 1), but got {ratio!r}.")
+    check_outputs(_with_card(output), [*_files_of(checkpoint), *_files_of(start)])
     dense, normalisation = dense_model(checkpoint, model, start, weights)
 
     from vit_ratio_opt.final import finish
@@ -901,8 +914,33 @@ def check_model_output(path: Path) -> None:
     """
     if path.suffix != ".safetensors":
         raise InputError(f"A model goes into a .safetensors file, but --output is {path}.")
-    for made in (path, path.with_suffix(".md"), path.with_name(f"{path.name}.training")):
-        check_output(made)
+    check_outputs(_with_card(path), ())
+
+
+def _with_card(path: Path) -> list[Path]:
+    """What is written with a model: its card, and the state of its training."""
+    return [path, path.with_suffix(".md"), path.with_name(f"{path.name}.training")]
+
+
+def _files_of(model: Path | None) -> list[Path]:
+    """The files of a model that is a file or a folder."""
+    if model is None or not model.is_dir():
+        return [] if model is None else [model]
+    return [*model.glob("model*"), *model.glob("pytorch_model*")]
+
+
+def _models_of(
+    study: Study, checkpoint: Path | None, start: Path | None, checkpoints: Path | None
+) -> list[Path]:
+    """The files of a study's models: dense, start and trials', where it or the user says."""
+    origin = StudyRecord.read(study.study_name, study.user_attrs).origin
+    model = origin.get("model") or {}
+    files = []
+    for given, named in ((checkpoint, model.get("checkpoint")), (start, model.get("pruned"))):
+        files += _files_of(given or (Path(named) if isinstance(named, str) else None))
+    folder = checkpoints or origin.get("checkpoints")
+    names = [trial.user_attrs.get("checkpoint") for trial in study.trials]
+    return files + [Path(folder, name) for name in names if folder and isinstance(name, str)]
 
 
 def dense_model(
@@ -1040,6 +1078,8 @@ def run_command(command: Callable[..., Any] | typer.Typer) -> NoReturn:
         elif isinstance(error, OSError) and error.errno is not None:
             where = "" if error.filename is None else f"{short(error.filename, 200)}: "
             code = _refuse(f"{where}{error.strerror}.")
+        elif isinstance(error, JSONDecodeError):  # an attribute that is half written, say
+            code = _refuse(f"What the storage or a file holds is damaged, no JSON: {error}.")
         elif _is_out_of_memory(error):
             code = _refuse("The memory is not enough: use smaller images or models.")
         else:

@@ -33,6 +33,7 @@ __all__ = [
     "GRPC_PORT",
     "RESTART_SECONDS",
     "check_storage_url",
+    "database_files",
     "is_storage_error",
     "is_temporary",
     "is_unreachable",
@@ -130,6 +131,17 @@ def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
         if not must_exist and not os.access(file if file.exists() else file.parent, os.W_OK):
             raise InputError(f"{redact(url)} cannot be written: no permission.")
     return parsed
+
+
+def database_files(url: str) -> list[Path]:
+    """Return the files, there or not, that SQLite keeps for a URL; none for any other text."""
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return []
+    if parsed.get_backend_name() != "sqlite":
+        return []
+    return [Path(f"{parsed.database}{end}") for end in ("", "-journal", "-wal", "-shm")]
 
 
 def _with_driver(url: URL) -> URL:

@@ -7,6 +7,7 @@ has marked it on this machine; any other has to be given by the user.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -94,10 +95,15 @@ def check_marked(location: str | None, study_name: str, option: str) -> str | No
         option: The option by which the user can name one.
 
     Raises:
-        InputError: The folder is not marked, or it is a bucket.
+        InputError: The folder is not here or not marked, or it is a bucket.
     """
     if location is None or is_marked(location):
         return location
+    if "://" not in location and not os.path.isdir(location):
+        raise InputError(
+            f"Study {short(study_name)!r} names the folder {short(location)!r}, which is not on "
+            f"this machine: if you have moved it, or want another one, give it with {option}."
+        )
     raise InputError(
         f"Study {short(study_name)!r} names {short(location)!r}, which vit_ratio_opt has not "
         f"used on this machine: if you trust it, give it with {option}."

@@ -337,3 +337,61 @@ def test_an_export_to_an_output_that_cannot_be_is_refused_before_the_model_is_re
     assert isinstance(result.exception, InputError)
     assert "cannot be written: " in str(result.exception)
     assert os.listdir() == []
+
+
+@pytest.mark.parametrize("option", ["--html", "--markdown", "--csv", "--json"])
+def test_a_report_is_never_written_over_the_database_that_it_reads(
+    tmp_path: Path, make_study: Callable[..., object], option: str
+) -> None:
+    database = tmp_path / "study.db"
+    make_study(f"sqlite:///{database}")
+    (tmp_path / "link").symlink_to(database)
+    (tmp_path / "second-name").hardlink_to(database)
+    before = database.read_bytes()
+    for name in ("study.db", "link", "second-name", "study.db-journal", "study.db-wal"):
+        arguments = ["report", "--storage", f"sqlite:///{database}", option, str(tmp_path / name)]
+        result = CliRunner().invoke(cli.app, arguments)
+        assert isinstance(result.exception, InputError), name
+        assert "is read by this command" in str(result.exception)
+        assert database.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["link", "second-name", "study.db"]
+
+
+def test_two_outputs_into_one_file_are_refused_and_into_one_device_are_not(
+    tmp_path: Path, make_study: Callable[..., object]
+) -> None:
+    url, path = f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "page"
+    make_study(url)
+    report = ["report", "--storage", url]
+    result = CliRunner().invoke(cli.app, [*report, "--html", str(path), "--csv", str(path)])
+    assert isinstance(result.exception, InputError)
+    assert "two outputs at once" in str(result.exception)
+    assert not path.exists()
+    result = CliRunner().invoke(cli.app, [*report, "--json", os.devnull, "--csv", os.devnull])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("command", ["prune", "final", "worker", "export"])
+def test_no_model_database_or_log_is_written_over_what_the_command_reads(
+    tmp_path: Path, make_study: Callable[..., object], command: str
+) -> None:
+    database, model = tmp_path / "study.safetensors", tmp_path / "model.safetensors"
+    url = f"sqlite:///{database}"
+    make_study(url)
+    save_file({"weight": torch.zeros(1)}, model)
+    files = {path: path.read_bytes() for path in (database, model)}
+    ratios = ["--data", str(tmp_path), "--mhsa-ratio", "0.5", "--ffn-ratio", "0.5"]
+    study = ["--study-name", "searched", "--storage", url, "--checkpoint", str(model)]
+    tries = {
+        "prune": [["--checkpoint", str(place), *ratios, "--output", str(model)]
+                  for place in (model, tmp_path)],
+        "final": [[*study, "--output", str(path)] for path in files],
+        "worker": [[*study, "--json-log", str(path)] for path in files],
+        "export": [[str(model), "--output", str(model)]],
+    }[command]  # fmt: skip
+    for arguments in tries:
+        result = CliRunner().invoke(cli.app, [command, *arguments])
+        assert isinstance(result.exception, InputError), arguments
+        assert "is read by this command" in str(result.exception)
+        assert {path: path.read_bytes() for path in files} == files
+    assert len(os.listdir(tmp_path)) == 2

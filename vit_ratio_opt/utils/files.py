@@ -17,7 +17,7 @@ import shutil
 import stat
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 from vit_ratio_opt.errors import CannotWriteError, InputError
 
 __all__ = [
+    "check_outputs",
     "check_writable_folder",
     "check_place",
     "check_writable",
@@ -127,6 +128,34 @@ def check_writable(path: str | Path) -> None:
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"{shown} cannot be written: {why_not(error)}") from None
+
+
+def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
+    """Refuse, before any work, outputs of one command that would destroy what is needed.
+
+    Args:
+        outputs: What the command writes.
+        inputs: Files that it reads, or a database's; they need not be there.
+
+    Raises:
+        InputError: An output is an input or another output, whatever its name is, or see
+            :func:`check_writable`.
+    """
+    read, written = list(inputs), list[str | Path]()
+    for output in outputs:
+        check_writable(output)
+        if not is_plain(output):
+            continue
+        if any(_is_same(output, path) for path in read):
+            raise InputError(
+                f"{_shown(output)} is read by this command, so nothing is written there: give "
+                "another file."
+            )
+        if any(_is_same(output, path) for path in written):
+            raise InputError(
+                f"{_shown(output)} is two outputs at once: give a file for each of them."
+            )
+        written.append(output)
 
 
 def check_writable_folder(folder: str | Path) -> None:
@@ -243,6 +272,16 @@ def _overwrite(target: Path, source: Path) -> None:
             os.posix_fallocate(out.fileno(), 0, source.stat().st_size)
         shutil.copyfileobj(content, out)
         out.truncate()
+
+
+def _is_same(first: str | Path, second: str | Path) -> bool:
+    """Whether two names are one file, or will be; links of both kinds are followed."""
+    try:
+        return os.path.realpath(first) == os.path.realpath(second) or os.path.samefile(
+            first, second
+        )
+    except (OSError, ValueError):  # one is not there, or cannot be
+        return False
 
 
 def _probe(folder: Path) -> None:
