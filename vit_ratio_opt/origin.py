@@ -27,7 +27,7 @@ from vit_ratio_opt.storage import open_storage, reason
 from vit_ratio_opt.strategies import CascadeRule, Strategy
 from vit_ratio_opt.training import ImageData, Ranks, Recipe, load_images
 from vit_ratio_opt.training.data import load_again as load_images_again
-from vit_ratio_opt.untrusted import check_marked
+from vit_ratio_opt.untrusted import check_marked, is_marked
 from vit_ratio_opt.utils.text import short
 
 __all__ = ["load_objective", "study_images"]
@@ -76,7 +76,12 @@ def load_objective(
     settings, origin = record.settings, record.origin
     # Before any work.
     models = checkpoints or check_marked(origin.get("checkpoints"), study_name, "--checkpoints")
-    store = artifacts or check_marked(origin.get("artifacts"), study_name, "--artifacts")
+    store = artifacts or origin.get("artifacts")
+    if artifacts is None and not is_marked(str(store)) and checkpoints is not None:
+        moved = Path(checkpoints) / "artifacts"  # where they are by default
+        store = moved if moved.is_dir() else store
+    if artifacts is None and isinstance(store, str):
+        store = check_marked(store, study_name, "--artifacts")
     if origin.get("model") is None and checkpoint is None:
         raise InputError(
             f"Study {study_name!r} does not say where its dense model is: give --checkpoint."
