@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import optuna
 import pytest
 import timm
 import torch
@@ -316,3 +317,12 @@ def test_a_model_of_other_classes_is_not_evaluated(digits, digits_vit):
         digits_vit.reset_classifier(classes)
         with pytest.raises(InputError, match=rf"images of digits, but gives \(.*, {classes}\)"):
             evaluate(digits_vit, digits, digits.val)
+
+
+def test_logits_that_are_no_numbers_count_as_wrong_and_are_said(digits, digits_vit, caplog):
+    optuna.logging.enable_propagation()
+    with torch.no_grad():
+        digits_vit.head.bias[3] = torch.nan
+    assert evaluate(digits_vit, digits, digits.val) == 0
+    optuna.logging.disable_propagation()
+    assert "no numbers for 288 of 288 images" in caplog.text

@@ -68,6 +68,8 @@ def evaluate(
 ) -> float:
     """Top-1 accuracy in per cent on ``split``, on the model's device; its mode stays as it was.
 
+    An image whose logits are not finite counts as wrong, with a logged warning.
+
     Args:
         model: Gives class logits.
         data: Whose images they are.
@@ -79,14 +81,21 @@ def evaluate(
         InputError: The model has another number of classes than ``data``.
     """
     own = split if ranks is None else split.subset(ranks.share(torch.arange(len(split))))
-    correct = torch.zeros((), dtype=torch.int64, device=model_device(model))
+    correct, unknown = torch.zeros((2,), dtype=torch.int64, device=model_device(model))
     for logits, labels in _outputs(model, data, own, precision):
         if logits.shape != (len(labels), len(data.classes)):
             raise InputError(
                 f"The model must give logits of shape {(len(labels), len(data.classes))} for "
                 f"{len(labels)} images of {data.name}, but gives {tuple(logits.shape)}."
             )
-        correct += (logits.argmax(dim=1) == labels).sum()
+        is_known = logits.isfinite().all(dim=1)
+        correct += ((logits.argmax(dim=1) == labels) & is_known).sum()
+        unknown += (~is_known).sum()
+    if unknown:
+        _logger.warning(
+            f"The model gives logits that are no numbers for {unknown.item()} of {len(own)} "
+            f"images of {data.name}: they count as wrong."
+        )
     right = correct.item() if ranks is None else ranks.sum(correct.item())[0]
     return 100.0 * right / len(split)
 
