@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+
 import optuna
 import pytest
 import sqlalchemy
@@ -198,6 +201,19 @@ def test_a_reason_is_one_line_without_a_password():
     assert reason(ValueError("two\nlines")) == "two"
     assert reason(ValueError()) == "ValueError"
     assert "hush" not in reason(ValueError("of postgresql://me:hush@host/db"))
+
+
+@pytest.mark.parametrize("statement", [None, "CREATE TABLE places (name TEXT)"])
+def test_looking_for_studies_makes_no_tables_in_a_foreign_file(tmp_path, statement):
+    file = tmp_path / "a b.db"
+    file.touch()
+    if statement:
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            database.execute(statement)
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="no studies in"):
+        open_storage(f"sqlite:///{file}", must_exist=True)
+    assert file.read_bytes() == before
 
 
 def test_a_storage_object_is_taken_as_it_is():

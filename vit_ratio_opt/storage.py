@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
 import random
 import re
+import sqlite3
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -126,11 +128,25 @@ def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
             raise InputError(f"{url} names a folder: name a file in it, such as study.db.")
         if must_exist and not file.exists():
             raise InputError(f"There is no database {file}.")
+        if must_exist and not _has_studies(file):
+            raise InputError(f"There are no studies in {file}: Optuna has not used this file.")
         if not file.parent.is_dir():
             raise InputError(f"{redact(url)} cannot be made: there is no folder {file.parent}.")
         if not must_exist and not os.access(file if file.exists() else file.parent, os.W_OK):
             raise InputError(f"{redact(url)} cannot be written: no permission.")
     return parsed
+
+
+def _has_studies(file: Path) -> bool:
+    """Whether a SQLite file has Optuna's tables, which opening it would make; True if damaged."""
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)
+        ) as database:
+            found = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'")
+            return found.fetchone() is not None
+    except (sqlite3.Error, ValueError):  # what opening it says is clearer
+        return True
 
 
 def database_files(url: str) -> list[Path]:
