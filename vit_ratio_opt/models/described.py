@@ -161,9 +161,10 @@ def misfit(model: ViT, state: Mapping[str, torch.Tensor]) -> str | None:
     own = model.state_dict()
     missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing or extra:
-        return (
-            f"{len(missing)} tensors are missing {_some(missing)}, {len(extra)} are not the "
-            f"model's {_some(extra)}"
+        return ", ".join(
+            f"{len(names)} tensors {verb} {_some(names)}"
+            for names, verb in ((missing, "are missing"), (extra, "are not the model's"))
+            if names
         )
     for key, tensor in own.items():
         if state[key].shape != tensor.shape:
