@@ -343,7 +343,7 @@ def test_what_is_cheap_to_check_is_checked_first(folder, tmp_path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
-@pytest.mark.parametrize("script", ["cifar10", "mini_imagenet", "train_dense"])
+@pytest.mark.parametrize("script", ["cifar10", "train_dense"])
 def test_a_mistyped_folder_of_a_study_is_one_sentence_and_nothing_is_made(script, tmp_path):
     root = Path(__file__).parents[1]
     arguments = ["--data", "typo"]
