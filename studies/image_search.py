@@ -111,7 +111,7 @@ def study_of(
             [path for path in (output, json_log) if path is not None],
             [*read, *(database_files(storage) if storage else ())],
         )
-        dense, normalisation = dense_model(checkpoint, model, start, weights)
+        dense = dense_model(checkpoint, model, start, weights)
         if tolerance is None and strategy == "structural" and cost != "latency":
             # The others see the images first.
             shape = replace(shape_of(dense), mhsa_unit=mhsa_unit, round_to=round_to)
@@ -128,7 +128,6 @@ def study_of(
             preprocess=preprocess_or_assume(dense),
             exif_rotation=exif_rotation,
             skip_damaged=skip_damaged,
-            **normalisation,
         )
 
         limit = f"{budget}" if tolerance is None else f"drop{tolerance}"

@@ -210,14 +210,15 @@ def test_what_prune_cannot_do_is_one_sentence(colour_file, images, tmp_path, arg
 
 
 def test_normalisation_of_a_hugging_face_folder_is_used(tmp_path, colour_file):
-    from vit_ratio_opt.checkpoint import normalisation_of
+    from vit_ratio_opt.model_files.folders import folder_preprocessing
 
     config = tmp_path / "preprocessor_config.json"
-    assert normalisation_of(tmp_path) == {}
-    assert normalisation_of(colour_file) == {}
+    assert folder_preprocessing(tmp_path, (8, 8)) is None
+    assert folder_preprocessing(colour_file, (8, 8)) is None
     config.write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
-    assert normalisation_of(tmp_path) == {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    known = folder_preprocessing(tmp_path, (8, 8))
+    assert (known.mean, known.std) == ((0.5,) * 3, (0.25,) * 3)
     for damaged in ("[]", "{", '{"image_mean": 3, "image_std": "x"}', os.devnull):
         config.write_text(damaged)
         with pytest.raises(InputError, match="image_mean"):
-            normalisation_of(tmp_path)
+            folder_preprocessing(tmp_path, (8, 8))

@@ -1,4 +1,4 @@
-"""Whoever can write the database must not reach files of a worker by it."""
+"""A writer of the database must not reach files of a worker by it."""
 
 from __future__ import annotations
 

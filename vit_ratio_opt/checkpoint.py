@@ -18,7 +18,6 @@ from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.geometry import BlockShape, BlockTokens
 from vit_ratio_opt.model_files.folders import (
     folder_preprocessing,
-    mean_and_std,
     read_config,
     read_folder,
 )
@@ -55,7 +54,6 @@ __all__ = [
     "load_dense",
     "load_model",
     "load_pruned",
-    "normalisation_of",
     "save_dense",
     "save_pruned",
     "source_of",
@@ -342,18 +340,6 @@ def load_model(path: str | Path) -> tuple[ViT, dict[str, Any]]:
     if not path.is_dir() and _is_pruned(read_metadata(path)):
         return load_pruned(path)
     return load_dense(path), {}
-
-
-def normalisation_of(path: str | Path) -> dict[str, tuple[float, ...]]:
-    """``mean`` and ``std`` that a Hugging Face folder gives; none where it does not say.
-
-    Raises:
-        InputError: Its ``preprocessor_config.json`` is damaged.
-    """
-    config = Path(path) / "preprocessor_config.json"
-    if not config.is_file():
-        return {}
-    return dict(zip(("mean", "std"), mean_and_std(config), strict=True))
 
 
 def source_of(model: ViT) -> dict[str, Any] | None:

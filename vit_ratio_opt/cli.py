@@ -619,7 +619,7 @@ def reap(
             min=1,
             max=_MOST_SECONDS,
             callback=_finite,
-            help="Look again after so many seconds; once by default.",
+            help="Seconds until the next look; one look by default.",
         ),
     ] = None,
     grace: _Grace = GRACE_SECONDS,
@@ -844,7 +844,7 @@ def prune(
         if not 0 <= ratio < 1:
             raise InputError(f"`{name}` must be in [0, 1), but got {ratio!r}.")
     check_outputs(_with_card(output), [*_files_of(checkpoint), *_files_of(start)])
-    dense, normalisation = dense_model(checkpoint, model, start, weights)
+    dense = dense_model(checkpoint, model, start, weights)
 
     from vit_ratio_opt.final import finish
     from vit_ratio_opt.geometry import RatioPair, check_pair
@@ -864,7 +864,6 @@ def prune(
             preprocess=preprocess_or_assume(dense),
             exif_rotation=exif_rotation,
             skip_damaged=skip_damaged,
-            **normalisation,
         ),
         budget=1.0,
         recipe=recipe,
@@ -948,14 +947,13 @@ def dense_model(
     model: str | None,
     start: Path | None,
     weights: Literal["ema", "raw"] | None = None,
-) -> tuple[Any, dict[str, Any]]:
-    """The model that the options of these names ask for, and how its images are normalised.
+) -> Any:
+    """Return the model that the options of these names ask for.
 
     Raises:
         InputError: None is named, or it cannot be had.
     """
     from vit_ratio_opt.checkpoint import create_model, load_dense, load_pruned
-    from vit_ratio_opt.preprocessing import preprocess_of
 
     if checkpoint is not None:
         dense = load_dense(checkpoint, name=model, weights=weights)
@@ -965,13 +963,7 @@ def dense_model(
         dense = create_model(model, pretrained=True)
     else:
         raise InputError("No model is named: give --checkpoint, --model or both.")
-    known = preprocess_of(dense)
-    normalisation: dict[str, Any] = {}
-    if known is not None and not known.is_assumed:
-        normalisation = {"mean": known.mean, "std": known.std}
-    if start is not None:
-        dense, _ = load_pruned(start, dense)
-    return dense, normalisation
+    return dense if start is None else load_pruned(start, dense)[0]
 
 
 def trackers(json_log: Path | None, tensorboard: Path | None) -> list[Callable[..., None]]:
@@ -1106,7 +1098,7 @@ def _repair_streams() -> None:
     """Have streams that exist, and take every name whatever the terminal's encoding is."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever has started this process
+        if stream is None:  # closed by the process that has started this one
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  until the end
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

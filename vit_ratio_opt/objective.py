@@ -130,7 +130,7 @@ from vit_ratio_opt.training import (
 )
 from vit_ratio_opt.training.checks import warn_near_chance, warn_of_other_preprocessing
 from vit_ratio_opt.training.distributed import RanksBroken
-from vit_ratio_opt.training.evaluate import on_device, predict
+from vit_ratio_opt.training.evaluate import check_shape, on_device, predict
 from vit_ratio_opt.untrusted import mark_folder
 from vit_ratio_opt.utils.files import check_place, check_writable_folder
 from vit_ratio_opt.utils.text import csv_text
@@ -1374,12 +1374,7 @@ def check_logits(model: ViT, data: ImageData) -> None:
         raise InputError(
             f"The model cannot classify images of {data.name}: {reason(error)}"
         ) from None
-    wanted = (len(images), len(data.classes))
-    if tuple(logits.shape) != wanted:
-        raise InputError(
-            f"The model must give logits of shape {wanted} for {len(images)} images, but gives "
-            f"{tuple(logits.shape)}."
-        )
+    check_shape(logits, len(images), data)
     if not bool(logits.isfinite().all()):
         raise InputError(
             f"The model gives NaN or infinite logits for images of {data.name}: look at its "

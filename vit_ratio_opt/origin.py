@@ -46,12 +46,12 @@ def load_objective(
     ranks: Ranks | None = None,
     progress: bool | None = None,
 ) -> PruningObjective:
-    """The objective of a study, as whoever created it had it.
+    """The objective of a study, as its creator had it.
 
     The dense weights and the validation split must be the same, which hashes tell; where they are
     may differ from machine to machine. An Optuna pruner is not part of it.
 
-    Whoever can write the storage chooses what the study says. So the folders that it names for
+    A writer of the storage chooses what the study says. So the folders that it names for
     models and artifacts are used only where this package has used them on this machine; others,
     and buckets, have to be given.
 

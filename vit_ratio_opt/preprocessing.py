@@ -21,7 +21,7 @@ __all__ = [
     "INTERPOLATIONS",
     "LARGEST_SIDE",
     "Preprocessing",
-    "as_pair",
+    "height_and_width",
     "check_channels",
     "differences",
     "floats",
@@ -229,14 +229,14 @@ def resolve_preprocessing(
         raise InputError(f"`preprocess` must be a Preprocessing, but got {preprocess!r:.80}.")
     channels, side = shape[0], min(shape[1:])
     if preprocess is None:
-        preprocess = _assumed(channels, as_pair(image_size or side))
+        preprocess = _assumed(channels, height_and_width(image_size or side))
     changes: dict[str, Any] = {}
     if mean is not None:
         changes["mean"] = floats(mean)
     if std is not None:
         changes["std"] = floats(std)
     if image_size is not None:
-        changes["image_size"] = as_pair(image_size)
+        changes["image_size"] = height_and_width(image_size)
     if mean is not None and std is not None:
         changes["is_assumed"] = False
     check_channels(
@@ -268,7 +268,7 @@ def floats(values: Any) -> tuple[float, ...]:
         ) from None
 
 
-def as_pair(size: Any) -> Any:
+def height_and_width(size: Any) -> Any:
     """Return height and width: given as they are, or as one side of a square."""
     return (size, size) if isinstance(size, int) else size
 

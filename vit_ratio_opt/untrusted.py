@@ -1,6 +1,6 @@
 """Check names and folders that a database gives. Never imports torch.
 
-Whoever can write a study's storage chooses its attributes. So a file that a study names is a
+A writer of a study's storage chooses its attributes. So a file that a study names is a
 generated name in a folder of ours, and a folder that a study names is used only where this package
 has marked it on this machine; any other has to be given by the user.
 """

@@ -66,7 +66,7 @@ def test_the_folder_val_is_the_validation_split(tmp_path, name):
 
 
 @pytest.mark.parametrize(("given", "counts"), [("train", [18, 2, 20]), ("test", [20, 10, 10])])
-def test_whoever_names_a_validation_split_gets_it(tmp_path, given, counts):
+def test_a_named_validation_split_is_taken(tmp_path, given, counts):
     root = write(tmp_path, splits=("train", "val", "test"))
     data = load_image_folder(root, validation=given, **OPTIONS)
     assert [len(part) for part in (data.train, data.val, data.test)] == counts

@@ -489,9 +489,9 @@ def test_the_command_line_chooses_weights(tmp_path):
     torch.save({"model": dense, "model_ema": dense}, tmp_path / "y.pth")
     with pytest.raises(InputError, match="--weights"):
         dense_model(tmp_path / "y.pth", NAME, None)
-    model, normalisation = dense_model(tmp_path / "y.pth", NAME, None, "ema")
+    model = dense_model(tmp_path / "y.pth", NAME, None, "ema")
     assert model.head.out_features == 10
-    assert normalisation == {}
+    assert preprocess_of(model).is_assumed
     with pytest.raises(InputError, match="give one"):
         dense_model(None, NAME, None, "ema")
 

@@ -15,7 +15,7 @@ from vit_ratio_opt.model_files.weights import read_tensors
 from vit_ratio_opt.preprocessing import Preprocessing
 from vit_ratio_opt.utils.text import short
 
-__all__ = ["folder_preprocessing", "mean_and_std", "read_config", "read_folder"]
+__all__ = ["folder_preprocessing", "read_config", "read_folder"]
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _PREPROCESSOR = "preprocessor_config.json"
@@ -118,7 +118,7 @@ def _json(folder: Path, path: Path) -> dict[str, Any]:
     return content
 
 
-def mean_and_std(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _mean_and_std(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std of each channel that a ``preprocessor_config.json`` gives.
 
     Raises:
@@ -145,7 +145,7 @@ def folder_preprocessing(folder: Path, image_size: tuple[int, int]) -> Preproces
     path = folder / _PREPROCESSOR
     if not path.exists():
         return None
-    mean, std = mean_and_std(path)
+    mean, std = _mean_and_std(path)
     stored = _json(folder, path)
     factor = stored.get("rescale_factor", 1 / 255)
     for key, right in (

@@ -40,9 +40,9 @@ from vit_ratio_opt.preprocessing import (
     CIFAR10_MEAN,
     CIFAR10_STD,
     Preprocessing,
-    as_pair,
     check_channels,
     floats,
+    height_and_width,
     resolve_preprocessing,
 )
 
@@ -657,7 +657,7 @@ def load_again(source: Mapping[str, Any], *, root: str | Path | None = None) -> 
             if "interpolation" in options:
                 keys = ("mean", "std", "image_size", "interpolation", "crop", "squash")
                 values = {key: options.pop(key) for key in keys if key in options}
-                values["image_size"] = as_pair(values["image_size"])
+                values["image_size"] = height_and_width(values["image_size"])
                 options["preprocess"] = Preprocessing(**values, origin="the study")
             else:
                 load = partial(_load_as_before, name)

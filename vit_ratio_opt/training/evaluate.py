@@ -20,6 +20,7 @@ from vit_ratio_opt.training.data import ImageData, Split
 from vit_ratio_opt.training.distributed import Ranks
 
 __all__ = [
+    "check_shape",
     "evaluate",
     "on_device",
     "predict",
@@ -83,11 +84,7 @@ def evaluate(
     own = split if ranks is None else split.subset(ranks.share(torch.arange(len(split))))
     correct, unknown = torch.zeros((2,), dtype=torch.int64, device=model_device(model))
     for logits, labels in _outputs(model, data, own, precision):
-        if logits.shape != (len(labels), len(data.classes)):
-            raise InputError(
-                f"The model must give logits of shape {(len(labels), len(data.classes))} for "
-                f"{len(labels)} images of {data.name}, but gives {tuple(logits.shape)}."
-            )
+        check_shape(logits, len(labels), data)
         is_known = logits.isfinite().all(dim=1)
         correct += ((logits.argmax(dim=1) == labels) & is_known).sum()
         unknown += (~is_known).sum()
@@ -98,6 +95,20 @@ def evaluate(
         )
     right = correct.item() if ranks is None else ranks.sum(correct.item())[0]
     return 100.0 * right / len(split)
+
+
+def check_shape(logits: torch.Tensor, n_images: int, data: ImageData) -> None:
+    """Refuse logits that are not ``(images, classes)``.
+
+    Raises:
+        InputError: With the shape that they have.
+    """
+    wanted = (n_images, len(data.classes))
+    if logits.shape != wanted:
+        raise InputError(
+            f"The model must give logits of shape {wanted} for {n_images} images of {data.name}, "
+            f"but gives {tuple(logits.shape)}."
+        )
 
 
 def _outputs(
