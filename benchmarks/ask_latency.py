@@ -40,17 +40,14 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from vit_ratio_opt.cli import run_command
-from vit_ratio_opt.geometry import BlockShape, ViTShape, budget_curve, pair_columns
-from vit_ratio_opt.search import (
-    BinarySearchSampler,
-    BudgetSearch,
-    Noise,
-    Pair,
-    Plan,
-    ToleranceSearch,
-    ratio_space,
-)
+from vit_ratio_opt.cli.app import run_command
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.noise import Noise
+from vit_ratio_opt.search.plan import Pair, Plan
+from vit_ratio_opt.search.sampler import BinarySearchSampler
+from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.tolerance import ToleranceSearch
+from vit_ratio_opt.space.geometry import BlockShape, ViTShape, budget_curve, pair_columns
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "ask_latency.json"

@@ -34,13 +34,14 @@ from recording import (
     rows_so_far,
 )
 
-from vit_ratio_opt.checkpoint import load_dense
-from vit_ratio_opt.cli import run_command
+from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import smallest_cost_ratio
-from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.strategies import CP_VIT, LATE
-from vit_ratio_opt.training import Recipe, evaluate
+from vit_ratio_opt.model_files.checkpoint import load_dense
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.space.cascade import CP_VIT, LATE
+from vit_ratio_opt.space.geometry import smallest_cost_ratio
+from vit_ratio_opt.training.evaluate import evaluate
+from vit_ratio_opt.training.finetune import Recipe
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"

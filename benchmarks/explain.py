@@ -35,25 +35,23 @@ from ask_latency import SHAPE as DEIT_S
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from vit_ratio_opt import dashboard
-from vit_ratio_opt.cli import run_command
-from vit_ratio_opt.dashboard import Explainer
-from vit_ratio_opt.geometry import (
+from vit_ratio_opt.cli.app import run_command
+from vit_ratio_opt.records.trials import block_rows
+from vit_ratio_opt.report import dashboard
+from vit_ratio_opt.report.dashboard import Explainer
+from vit_ratio_opt.report.figures import training_curve
+from vit_ratio_opt.report.page import html_page
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.noise import Noise
+from vit_ratio_opt.search.sampler import BinarySearchSampler
+from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.tolerance import ToleranceSearch
+from vit_ratio_opt.space.geometry import (
     RatioPair,
     budget_curve,
     cost_saved,
     fixed_ratio_pair,
     pair_columns,
-)
-from vit_ratio_opt.page import html_page
-from vit_ratio_opt.plots import training_curve
-from vit_ratio_opt.records.trials import block_rows
-from vit_ratio_opt.search import (
-    BinarySearchSampler,
-    BudgetSearch,
-    Noise,
-    ToleranceSearch,
-    ratio_space,
 )
 from vit_ratio_opt.utils.files import write_json
 from vit_ratio_opt.utils.text import csv_text

@@ -29,19 +29,20 @@ import torch
 import typer
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.checkpoint import load_dense
-from vit_ratio_opt.cli import run_command
-from vit_ratio_opt.export import (
+from vit_ratio_opt.cli.app import run_command
+from vit_ratio_opt.data.dataset import load_images
+from vit_ratio_opt.model_files.checkpoint import load_dense
+from vit_ratio_opt.model_files.export import (
     export_model,
     exported_accuracy,
     image_shape,
     load_exported,
     quantize,
 )
-from vit_ratio_opt.geometry import RatioPair
-from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.pruning import shape_of
-from vit_ratio_opt.training import evaluate, load_images
+from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "export.json"

@@ -44,22 +44,16 @@ from torch import nn
 from torchvision.datasets import FakeData
 from torchvision.transforms import v2
 
-from vit_ratio_opt.checkpoint import create_model, load_dense, save_dense
-from vit_ratio_opt.cli import make_folder, run_command
-from vit_ratio_opt.device import autocast
+from vit_ratio_opt.cli.app import make_folder, run_command
+from vit_ratio_opt.data.dataset import ImageData, load_datasets, load_images
+from vit_ratio_opt.data.preprocessing import Preprocessing, remember_preprocessing
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.preprocessing import Preprocessing, remember_preprocessing
-from vit_ratio_opt.pruning import shape_of
-from vit_ratio_opt.pruning.blocks import ViT
-from vit_ratio_opt.training import (
-    ImageData,
-    Mix,
-    TrainingDiverged,
-    best_device,
-    evaluate,
-    load_datasets,
-    load_images,
-)
+from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, save_dense
+from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.device import autocast, best_device
+from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.training.evaluate import evaluate
+from vit_ratio_opt.training.finetune import Mix, TrainingDiverged
 from vit_ratio_opt.training.resume import TrainingState
 from vit_ratio_opt.utils.files import write_json
 

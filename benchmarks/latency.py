@@ -35,14 +35,16 @@ import timm
 import torch
 import typer
 
-from vit_ratio_opt.checkpoint import load_dense
-from vit_ratio_opt.cli import run_command
-from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.pruning import shape_of
-from vit_ratio_opt.pruning.latency import measure_latency, random_blocks, sharing, time_models
+from vit_ratio_opt.cli.app import run_command
+from vit_ratio_opt.data.dataset import load_images
+from vit_ratio_opt.latency.timing import measure_latency, random_blocks, sharing, time_models
+from vit_ratio_opt.model_files.checkpoint import load_dense
+from vit_ratio_opt.models.device import best_device
+from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.records.answer import answer_trial
-from vit_ratio_opt.study import create_study, run_study
-from vit_ratio_opt.training import Recipe, best_device, load_images
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.training.finetune import Recipe
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"

@@ -48,11 +48,13 @@ import torch_pruning as tp
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import RatioPair, fixed_ratio_pair, least_neurons
-from vit_ratio_opt.pruning import Calibration, magnitude_importance, prune, shape_of
+from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.allocate import cheapest_heads, even_counts
+from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.factorize import rank_losses
-from vit_ratio_opt.pruning.prune import prune_blocks
+from vit_ratio_opt.pruning.importance import magnitude_importance
+from vit_ratio_opt.pruning.prune import prune, prune_blocks
+from vit_ratio_opt.space.geometry import RatioPair, fixed_ratio_pair, least_neurons
 
 __all__ = ["Variant", "influence_blocks", "leverage_neurons", "torch_pruning", "uniform_l1"]
 

@@ -29,11 +29,13 @@ import timm
 import torch
 import typer
 
-from vit_ratio_opt.cache import cached_calibration
-from vit_ratio_opt.checkpoint import load_dense
-from vit_ratio_opt.cli import run_command
-from vit_ratio_opt.pruning import prune, repair, shape_of
-from vit_ratio_opt.training import best_device
+from vit_ratio_opt.cli.app import run_command
+from vit_ratio_opt.latency.cache import cached_calibration
+from vit_ratio_opt.model_files.checkpoint import load_dense
+from vit_ratio_opt.models.device import best_device
+from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.pruning.prune import prune
+from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "prune_time.json"

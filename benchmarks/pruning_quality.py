@@ -69,13 +69,16 @@ from recording import (
 )
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.checkpoint import load_dense
-from vit_ratio_opt.cli import run_command
+from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import RatioPair, fixed_ratio_pair
-from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.pruning import prune, repair, shape_of
-from vit_ratio_opt.training import Recipe, evaluate, finetune
+from vit_ratio_opt.model_files.checkpoint import load_dense
+from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.pruning.prune import prune
+from vit_ratio_opt.pruning.reconstruct import repair
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.space.geometry import RatioPair, fixed_ratio_pair
+from vit_ratio_opt.training.evaluate import evaluate
+from vit_ratio_opt.training.finetune import Recipe, finetune
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"

@@ -46,9 +46,9 @@ from recording import (
     rows_so_far,
 )
 
-from vit_ratio_opt.checkpoint import load_dense
-from vit_ratio_opt.cli import run_command
-from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.cli.app import run_command
+from vit_ratio_opt.model_files.checkpoint import load_dense
+from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.utils.files import write_json
 
 SURFACES = Path(__file__).parent / "surfaces"

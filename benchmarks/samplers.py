@@ -69,8 +69,14 @@ import typer
 from matplotlib import pyplot as plt
 from optuna.trial import Trial, TrialState
 
-from vit_ratio_opt.cli import run_command
-from vit_ratio_opt.geometry import (
+from vit_ratio_opt.cli.app import run_command
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.noise import Noise, accuracy_noise
+from vit_ratio_opt.search.plan import Pair, follow
+from vit_ratio_opt.search.sampler import SURPLUS, BinarySearchSampler
+from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.tolerance import ToleranceSearch
+from vit_ratio_opt.space.geometry import (
     BlockShape,
     ViTShape,
     budget_curve,
@@ -78,17 +84,6 @@ from vit_ratio_opt.geometry import (
     pair_columns,
     smallest_cost_ratio,
 )
-from vit_ratio_opt.search import (
-    BinarySearchSampler,
-    BudgetSearch,
-    Noise,
-    Pair,
-    ToleranceSearch,
-    accuracy_noise,
-    follow,
-    ratio_space,
-)
-from vit_ratio_opt.search.sampler import SURPLUS
 from vit_ratio_opt.utils.files import write_json
 
 HERE = Path(__file__).parent

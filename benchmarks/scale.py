@@ -53,10 +53,10 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from workers import postgresql, quiet
 
-from vit_ratio_opt.cli import run_command
-from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch
-from vit_ratio_opt.search.sampler import _CLAIM
-from vit_ratio_opt.storage import open_storage, rdb_of
+from vit_ratio_opt.cli.app import run_command
+from vit_ratio_opt.runs.storage import open_storage, rdb_of
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.sampler import _CLAIM, BinarySearchSampler
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"

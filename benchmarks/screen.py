@@ -23,9 +23,10 @@ from typing import Any
 from samplers import BUDGETS, HERE, screened_best, surface_of
 from scipy.stats import spearmanr
 
-from vit_ratio_opt.cli import run_command
-from vit_ratio_opt.geometry import budget_curve
-from vit_ratio_opt.search import BudgetSearch, Pair
+from vit_ratio_opt.cli.app import run_command
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.plan import Pair
+from vit_ratio_opt.space.geometry import budget_curve
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "screen.json"

@@ -36,13 +36,14 @@ import torch
 import typer
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.checkpoint import load_dense
-from vit_ratio_opt.cli import run_command
+from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import BlockShape, ViTShape, fixed_ratio_pair
-from vit_ratio_opt.pruning import cascade, shape_of, shrink_to
-from vit_ratio_opt.strategies import CP_VIT, Cascade
-from vit_ratio_opt.training import best_device
+from vit_ratio_opt.model_files.checkpoint import load_dense
+from vit_ratio_opt.models.device import best_device
+from vit_ratio_opt.models.surgery import shape_of, shrink_to
+from vit_ratio_opt.pruning.cascade import cascade
+from vit_ratio_opt.space.cascade import CP_VIT, Cascade
+from vit_ratio_opt.space.geometry import BlockShape, ViTShape, fixed_ratio_pair
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"

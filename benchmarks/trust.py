@@ -46,9 +46,11 @@ import numpy as np
 import typer
 from samplers import BUDGETS, TOLERANCES, screened_best, screened_path, surface_of
 
-import vit_ratio_opt.search as vro_search
-from vit_ratio_opt.geometry import budget_curve, fixed_ratio_pair, smallest_cost_ratio
-from vit_ratio_opt.search import BudgetSearch, Pair, ToleranceSearch
+import vit_ratio_opt.search.noise as vro_noise
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.plan import Pair
+from vit_ratio_opt.search.tolerance import ToleranceSearch
+from vit_ratio_opt.space.geometry import budget_curve, fixed_ratio_pair, smallest_cost_ratio
 
 RESULTS = Path(__file__).parent / "results" / "trust.json"
 SURFACES = ("cifar10-d64-pruned", "cifar10-d64-short", "digits")
@@ -92,7 +94,7 @@ def search(line: Line, seed: int) -> Outcome:
     surface, shape = surface_of(line.surface), surface_of(line.surface).shape
     screened = surface.epochs > 0  # a surface of models that were never trained is its own screen
     plan: Any
-    noise: Any = surface.noise if _OLD else vro_search.Noise(surface.noise, is_known=False)
+    noise: Any = surface.noise if _OLD else vro_noise.Noise(surface.noise, is_known=False)
     fixed: Pair = (0.0, 0.0)
     least = 0.0  # accuracies are searched within a budget, margins with a tolerance
     if line.mode == "budget":

@@ -58,20 +58,15 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from vit_ratio_opt.cli import run_command
-from vit_ratio_opt.geometry import BlockShape, ViTShape, budget_curve, pair_columns
-from vit_ratio_opt.search import (
-    BinarySearchSampler,
-    BudgetSearch,
-    Pair,
-    Plan,
-    ToleranceSearch,
-    ratio_space,
-    refuse_surplus,
-)
-from vit_ratio_opt.search.sampler import SURPLUS
+from vit_ratio_opt.cli.app import run_command
+from vit_ratio_opt.runs.workers import fail_dead_trials, keep_optimizing, process_name
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.plan import Pair, Plan
+from vit_ratio_opt.search.sampler import SURPLUS, BinarySearchSampler, refuse_surplus
+from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.tolerance import ToleranceSearch
+from vit_ratio_opt.space.geometry import BlockShape, ViTShape, budget_curve, pair_columns
 from vit_ratio_opt.utils.files import write_json
-from vit_ratio_opt.workers import fail_dead_trials, keep_optimizing, process_name
 
 RESULTS = Path(__file__).parent / "results" / "workers.json"
 SHAPE = ViTShape(

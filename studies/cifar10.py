@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from image_search import study_of
 
-from vit_ratio_opt.cli import run_command
+from vit_ratio_opt.cli.app import run_command
 
 main = study_of(
     "cifar10",

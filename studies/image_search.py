@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vit_ratio_opt.cli import (
+from vit_ratio_opt.cli.app import (
     BudgetOption,
     CascadeOption,
     CheckpointOption,
@@ -45,16 +45,16 @@ from vit_ratio_opt.cli import (
     print_report,
     trackers,
 )
-from vit_ratio_opt.costs import check_cost, params_space
+from vit_ratio_opt.data.dataset import default_validation, load_images
 from vit_ratio_opt.data.folders import check_folder
-from vit_ratio_opt.geometry import COST_WORDS, check_budget, fixed_ratio_pair
-from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.preprocessing import preprocess_or_assume
-from vit_ratio_opt.pruning import shape_of
-from vit_ratio_opt.storage import check_storage_url, database_files, open_storage
-from vit_ratio_opt.study import create_study, run_study
-from vit_ratio_opt.training import Recipe, load_images
-from vit_ratio_opt.training.data import default_validation
+from vit_ratio_opt.data.preprocessing import preprocess_or_assume
+from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.storage import check_storage_url, database_files, open_storage
+from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.space.costs import check_cost, params_space
+from vit_ratio_opt.space.geometry import COST_WORDS, check_budget, fixed_ratio_pair
+from vit_ratio_opt.training.finetune import Recipe
 from vit_ratio_opt.utils.files import check_outputs
 
 

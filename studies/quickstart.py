@@ -17,8 +17,7 @@ import torch
 import typer
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.checkpoint import create_model, load_dense, save_dense
-from vit_ratio_opt.cli import (
+from vit_ratio_opt.cli.app import (
     BudgetOption,
     CostOption,
     EpochsOption,
@@ -41,14 +40,17 @@ from vit_ratio_opt.cli import (
     run_command,
     trackers,
 )
-from vit_ratio_opt.costs import check_cost, params_space
-from vit_ratio_opt.geometry import check_budget
-from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.preprocessing import remember_preprocessing
-from vit_ratio_opt.pruning import shape_of
-from vit_ratio_opt.storage import check_storage_url, database_files, open_storage
-from vit_ratio_opt.study import create_study, run_study
-from vit_ratio_opt.training import ImageData, Recipe, best_device, finetune, load_digits
+from vit_ratio_opt.data.dataset import ImageData, load_digits
+from vit_ratio_opt.data.preprocessing import remember_preprocessing
+from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, save_dense
+from vit_ratio_opt.models.device import best_device
+from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.storage import check_storage_url, database_files, open_storage
+from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.space.costs import check_cost, params_space
+from vit_ratio_opt.space.geometry import check_budget
+from vit_ratio_opt.training.finetune import Recipe, finetune
 from vit_ratio_opt.utils.files import check_outputs
 
 MODEL = "vit_tiny_patch16_224"

@@ -29,8 +29,7 @@ import torch.nn.functional as F
 import typer
 from torchvision.transforms import v2
 
-from vit_ratio_opt.checkpoint import create_model, save_dense
-from vit_ratio_opt.cli import (
+from vit_ratio_opt.cli.app import (
     ExifRotationOption,
     OutputOption,
     SeedOption,
@@ -39,25 +38,20 @@ from vit_ratio_opt.cli import (
     make_folder,
     run_command,
 )
+from vit_ratio_opt.data.dataset import load_digits, load_images
 from vit_ratio_opt.data.folders import check_folder
-from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.preprocessing import (
+from vit_ratio_opt.data.preprocessing import (
     CIFAR10_MEAN,
     CIFAR10_STD,
     LARGEST_SIDE,
     remember_preprocessing,
 )
-from vit_ratio_opt.pruning import shape_of
-from vit_ratio_opt.training import (
-    Mix,
-    Recipe,
-    Stopwatch,
-    best_device,
-    evaluate,
-    finetune,
-    load_digits,
-    load_images,
-)
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.model_files.checkpoint import create_model, save_dense
+from vit_ratio_opt.models.device import best_device
+from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.training.evaluate import evaluate
+from vit_ratio_opt.training.finetune import Mix, Recipe, Stopwatch, finetune
 from vit_ratio_opt.utils.files import write_json
 
 MODEL = "vit_tiny_patch16_224"

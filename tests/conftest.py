@@ -19,8 +19,16 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vit_ratio_opt.checkpoint import load_pruned, save_pruned
-from vit_ratio_opt.geometry import (
+from vit_ratio_opt.data.dataset import ImageData, load_digits
+from vit_ratio_opt.model_files.checkpoint import load_pruned, save_pruned
+from vit_ratio_opt.models.blocks import branches
+from vit_ratio_opt.models.separate import separate
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.noise import Noise
+from vit_ratio_opt.search.sampler import BinarySearchSampler
+from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.tolerance import ToleranceSearch
+from vit_ratio_opt.space.geometry import (
     BlockShape,
     RatioPair,
     ViTShape,
@@ -29,16 +37,6 @@ from vit_ratio_opt.geometry import (
     curve_and_baseline,
     pair_columns,
 )
-from vit_ratio_opt.pruning.blocks import branches
-from vit_ratio_opt.pruning.separate import separate
-from vit_ratio_opt.search import (
-    BinarySearchSampler,
-    BudgetSearch,
-    Noise,
-    ToleranceSearch,
-    ratio_space,
-)
-from vit_ratio_opt.training import ImageData, load_digits
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 # Models this small lose more to waiting for a second thread than they gain from it, also in the
@@ -71,7 +69,11 @@ def forkserver() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
-            *("vit_ratio_opt.cli", "vit_ratio_opt.origin", "vit_ratio_opt.dashboard"),
+            *(
+                "vit_ratio_opt.cli.app",
+                "vit_ratio_opt.runs.origin",
+                "vit_ratio_opt.report.dashboard",
+            ),
             *("sklearn.datasets", "sklearn.model_selection", "matplotlib.pyplot"),
             *("plotly.graph_objects", "alembic.command", "psycopg"),
         ]
@@ -149,7 +151,7 @@ def command_line() -> Callable[..., None]:
 
 
 def _command_line(*arguments: object) -> None:
-    from vit_ratio_opt.cli import main
+    from vit_ratio_opt.cli.app import main
 
     sys.argv = ["vit-ratio-opt", *map(str, arguments)]
     main()

@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 import vit_ratio_opt as vro
-from vit_ratio_opt.origin import load_objective
+from vit_ratio_opt.runs.origin import load_objective
 
 HERE = Path(__file__).parent
 DENSE = HERE.parent / "studies" / "results" / "quickstart_dense.safetensors"

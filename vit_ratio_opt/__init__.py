@@ -9,31 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vit_ratio_opt.checkpoint import create_model, load_dense, load_pruned
-    from vit_ratio_opt.convert import to_timm
-    from vit_ratio_opt.errors import InputError
-    from vit_ratio_opt.export import export_model
-    from vit_ratio_opt.geometry import RatioPair, budget_curve
-    from vit_ratio_opt.objective import PruningObjective
-    from vit_ratio_opt.origin import load_objective
-    from vit_ratio_opt.preprocessing import Preprocessing, preprocess_of
-    from vit_ratio_opt.pruning import (
-        Calibration,
-        UnsupportedModelError,
-        calibrate,
-        magnitude_importance,
-        prune,
-        repair,
-        shape_of,
-        taylor_importance,
-    )
-    from vit_ratio_opt.records.answer import answer_of
-    from vit_ratio_opt.search import BinarySearchSampler
-    from vit_ratio_opt.study import create_study, run_study
-    from vit_ratio_opt.training import (
-        Recipe,
-        evaluate,
-        finetune,
+    from vit_ratio_opt.data.dataset import (
         load_cifar10,
         load_csv_images,
         load_datasets,
@@ -41,33 +17,30 @@ if TYPE_CHECKING:
         load_image_folder,
         load_images,
     )
+    from vit_ratio_opt.data.preprocessing import Preprocessing, preprocess_of
+    from vit_ratio_opt.errors import InputError
+    from vit_ratio_opt.model_files.checkpoint import load_dense, load_pruned
+    from vit_ratio_opt.model_files.convert import to_timm
+    from vit_ratio_opt.model_files.export import export_model
+    from vit_ratio_opt.models.create import create_model
+    from vit_ratio_opt.models.supported import UnsupportedModelError
+    from vit_ratio_opt.models.surgery import shape_of
+    from vit_ratio_opt.pruning.calibration import Calibration, calibrate
+    from vit_ratio_opt.pruning.importance import magnitude_importance, taylor_importance
+    from vit_ratio_opt.pruning.prune import prune
+    from vit_ratio_opt.pruning.reconstruct import repair
+    from vit_ratio_opt.records.answer import answer_of
+    from vit_ratio_opt.runs.creation import create_study
+    from vit_ratio_opt.runs.objective import PruningObjective
+    from vit_ratio_opt.runs.origin import load_objective
+    from vit_ratio_opt.runs.study import run_study
+    from vit_ratio_opt.search.sampler import BinarySearchSampler
+    from vit_ratio_opt.space.geometry import RatioPair, budget_curve
+    from vit_ratio_opt.training.evaluate import evaluate
+    from vit_ratio_opt.training.finetune import Recipe, finetune
 
 _HOMES = {
-    "checkpoint": ("create_model", "load_dense", "load_pruned"),
-    "convert": ("to_timm",),
-    "errors": ("InputError",),
-    "export": ("export_model",),
-    "geometry": ("RatioPair", "budget_curve"),
-    "objective": ("PruningObjective",),
-    "origin": ("load_objective",),
-    "preprocessing": ("Preprocessing", "preprocess_of"),
-    "pruning": (
-        "Calibration",
-        "UnsupportedModelError",
-        "calibrate",
-        "magnitude_importance",
-        "prune",
-        "repair",
-        "shape_of",
-        "taylor_importance",
-    ),
-    "records.answer": ("answer_of",),
-    "search": ("BinarySearchSampler",),
-    "study": ("create_study", "run_study"),
-    "training": (
-        "Recipe",
-        "evaluate",
-        "finetune",
+    "data.dataset": (
         "load_cifar10",
         "load_csv_images",
         "load_datasets",
@@ -75,6 +48,27 @@ _HOMES = {
         "load_image_folder",
         "load_images",
     ),
+    "data.preprocessing": ("Preprocessing", "preprocess_of"),
+    "errors": ("InputError",),
+    "model_files.checkpoint": ("load_dense", "load_pruned"),
+    "model_files.convert": ("to_timm",),
+    "model_files.export": ("export_model",),
+    "models.create": ("create_model",),
+    "models.supported": ("UnsupportedModelError",),
+    "models.surgery": ("shape_of",),
+    "pruning.calibration": ("Calibration", "calibrate"),
+    "pruning.importance": ("magnitude_importance", "taylor_importance"),
+    "pruning.prune": ("prune",),
+    "pruning.reconstruct": ("repair",),
+    "records.answer": ("answer_of",),
+    "runs.creation": ("create_study",),
+    "runs.objective": ("PruningObjective",),
+    "runs.origin": ("load_objective",),
+    "runs.study": ("run_study",),
+    "search.sampler": ("BinarySearchSampler",),
+    "space.geometry": ("RatioPair", "budget_curve"),
+    "training.evaluate": ("evaluate",),
+    "training.finetune": ("Recipe", "finetune"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -118,7 +112,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import_module(f"{__name__}.versions").check_versions()
+    import_module(f"{__name__}.utils.versions").check_versions()
     return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
 
 

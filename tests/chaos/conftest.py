@@ -12,10 +12,11 @@ import torch
 from optuna.storages import InMemoryStorage
 from optuna.study import Study
 
-from vit_ratio_opt.checkpoint import create_model, load_dense, save_dense
-from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.study import create_study, run_study
-from vit_ratio_opt.training import Recipe, finetune, load_digits
+from vit_ratio_opt.data.dataset import load_digits
+from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, save_dense
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.training.finetune import Recipe, finetune
 
 MODEL = "vit_tiny_patch16_224"
 ARGUMENTS = {

@@ -14,15 +14,16 @@ import sqlalchemy
 import torch
 from PIL import Image
 
-import vit_ratio_opt.study
+import vit_ratio_opt.runs.study
 from tests.chaos.conftest import ARGUMENTS, MODEL
-from vit_ratio_opt.checkpoint import create_model, load_dense, save_dense
-from vit_ratio_opt.cli import main
-from vit_ratio_opt.objective import PruningObjective
+from vit_ratio_opt.cli.app import main
+from vit_ratio_opt.data.dataset import load_image_folder
+from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, save_dense
 from vit_ratio_opt.records.trials import load_studies
-from vit_ratio_opt.storage import open_storage
-from vit_ratio_opt.study import create_study, run_study
-from vit_ratio_opt.training import Recipe, load_image_folder
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.training.finetune import Recipe
 
 SECRET = "hush-7391"
 
@@ -115,7 +116,7 @@ def test_a_storage_that_cannot_be_reached_is_one_sentence(
 
 def test_nothing_behind_a_proxys_address_is_one_sentence(command, monkeypatch):
     pytest.importorskip("grpc")
-    monkeypatch.setattr("vit_ratio_opt.storage._FIRST_SECONDS", 0.5)
+    monkeypatch.setattr("vit_ratio_opt.runs.storage._FIRST_SECONDS", 0.5)
     code, err, _ = command("worker", "--storage", "grpc://127.0.0.1:1", "--study-name", "s")
     assert code == 2
     assert "Nothing answers at grpc://127.0.0.1:1: start `vit-ratio-opt serve` there" in err
@@ -143,7 +144,7 @@ def test_a_database_that_may_only_be_read_ends_the_worker(
 
 def work_on_a_full_disk(command_line, url, size):
     """No file of this process may become larger than ``size``, as if the disk ended there."""
-    vit_ratio_opt.study._WAIT_SECONDS = 0.01
+    vit_ratio_opt.runs.study._WAIT_SECONDS = 0.01
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     command_line("worker", "--storage", url, "--study-name", "s")
 
@@ -246,7 +247,7 @@ def test_a_study_of_images_of_the_users_own_says_so(command, study_url):
 
 def test_reaping_through_a_proxy_is_refused(command, monkeypatch):
     storage = optuna.storages.InMemoryStorage()
-    monkeypatch.setattr("vit_ratio_opt.cli.open_storage", lambda *_, **__: storage)
+    monkeypatch.setattr("vit_ratio_opt.cli.app.open_storage", lambda *_, **__: storage)
     code, err, _ = command("reap", "--storage", "grpc://localhost:13000")
     assert code == 2
     assert "not a proxy" in err

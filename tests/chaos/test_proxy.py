@@ -11,13 +11,13 @@ import pytest
 from optuna.trial import TrialState
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.lineage import open_artifacts
-from vit_ratio_opt.proxy import check_port
 from vit_ratio_opt.records.trials import finished_trials
-from vit_ratio_opt.storage import open_storage
-from vit_ratio_opt.study import create_study
-from vit_ratio_opt.training import Recipe
-from vit_ratio_opt.workers import Reaper, sign_of_life
+from vit_ratio_opt.runs.lineage import open_artifacts
+from vit_ratio_opt.runs.proxy import check_port
+from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.runs.study import create_study
+from vit_ratio_opt.runs.workers import Reaper, sign_of_life
+from vit_ratio_opt.training.finetune import Recipe
 
 from .conftest import wait_for
 
@@ -83,7 +83,7 @@ def test_a_killed_worker_behind_the_proxy_is_reaped_and_another_machine_goes_on_
     first.kill()
     first.join()
     # As on another machine, where its process cannot be looked for.
-    monkeypatch.setattr("vit_ratio_opt.workers._machine", lambda: "another")
+    monkeypatch.setattr("vit_ratio_opt.runs.workers._machine", lambda: "another")
     wait_for(lambda: study.trials[0].state == TrialState.FAIL)
     second = start_command(*arguments, "--checkpoints", tmp_path / "second")
     second.join(300)

@@ -10,8 +10,8 @@ import pytest
 from optuna.trial import TrialState
 
 from vit_ratio_opt.records.trials import finished_trials
-from vit_ratio_opt.study import create_study
-from vit_ratio_opt.training import Recipe
+from vit_ratio_opt.runs.study import create_study
+from vit_ratio_opt.training.finetune import Recipe
 
 pytest.importorskip("ray")
 

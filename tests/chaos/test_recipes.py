@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from vit_ratio_opt.records.trials import finished_trials
-from vit_ratio_opt.study import create_study
-from vit_ratio_opt.training import Recipe
+from vit_ratio_opt.runs.study import create_study
+from vit_ratio_opt.training.finetune import Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

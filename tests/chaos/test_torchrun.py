@@ -8,8 +8,8 @@ import time
 import pytest
 from optuna.trial import TrialState
 
-from vit_ratio_opt.study import create_study
-from vit_ratio_opt.training import Recipe
+from vit_ratio_opt.runs.study import create_study
+from vit_ratio_opt.training.finetune import Recipe
 
 
 def test_two_processes_share_each_trial_and_give_one_workers_study(

@@ -9,9 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from vit_ratio_opt.data.dataset import (
+    default_validation,
+    load_again,
+    load_csv_images,
+    load_image_folder,
+    load_images,
+)
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.training import load_csv_images, load_image_folder, load_images
-from vit_ratio_opt.training.data import default_validation, load_again
 
 ON_DISK = {"memory_limit": 0}
 OPTIONS = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -416,7 +421,7 @@ def test_nothing_is_downloaded_into_a_folder_of_something_else(tmp_path, monkeyp
         assert not download
         raise RuntimeError("Dataset not found")
 
-    monkeypatch.setattr("vit_ratio_opt.training.data.CIFAR10", download)
+    monkeypatch.setattr("vit_ratio_opt.data.dataset.CIFAR10", download)
     with pytest.raises(InputError, match="CIFAR-10 is not below"):  # asked for by a study
         load_again({"loader": "cifar10", "root": str(tmp_path)})
     write(tmp_path, splits=("cat", "dog"))

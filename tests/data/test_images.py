@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from vit_ratio_opt.data.dataset import load_datasets, load_image_folder
 from vit_ratio_opt.data.images import read_image, resize, to_8_bits, to_uint8
+from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.preprocessing import Preprocessing
-from vit_ratio_opt.training import load_datasets, load_image_folder
 
 RAMP = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
 WHITE = (255, 255, 255)

@@ -9,8 +9,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torchvision.datasets import ImageFolder
 
+from vit_ratio_opt.data.dataset import load_datasets
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.training import load_datasets
 
 OPTIONS = {"name": "c", "classes": ["a", "b"], "mean": (0.5,) * 3, "std": (0.5,) * 3}
 

@@ -11,7 +11,9 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from vit_ratio_opt.checkpoint import (
+from vit_ratio_opt.data.preprocessing import Preprocessing, preprocess_of
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.model_files.checkpoint import (
     load_again,
     load_dense,
     load_pruned,
@@ -20,9 +22,8 @@ from vit_ratio_opt.checkpoint import (
     source_of,
     weights_hash,
 )
-from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.preprocessing import Preprocessing, preprocess_of
-from vit_ratio_opt.pruning import magnitude_importance, prune
+from vit_ratio_opt.pruning.importance import magnitude_importance
+from vit_ratio_opt.pruning.prune import prune
 
 CONFIG = {
     "image_size": 32, "patch_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -19,7 +19,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vit_ratio_opt.checkpoint import (
+from vit_ratio_opt.cli.app import dense_model
+from vit_ratio_opt.data.preprocessing import preprocess_of
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.model_files.checkpoint import (
     create_model,
     load_again,
     load_dense,
@@ -30,12 +33,10 @@ from vit_ratio_opt.checkpoint import (
     source_of,
     weights_hash,
 )
-from vit_ratio_opt.cli import dense_model
-from vit_ratio_opt.convert import load_converted
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.model_files.convert import load_converted
 from vit_ratio_opt.model_files.weights import read_tensors
-from vit_ratio_opt.preprocessing import preprocess_of
-from vit_ratio_opt.pruning import magnitude_importance, prune
+from vit_ratio_opt.pruning.importance import magnitude_importance
+from vit_ratio_opt.pruning.prune import prune
 
 NAME = "vit_tiny_patch16_224"
 ARGUMENTS = {

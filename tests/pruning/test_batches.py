@@ -7,16 +7,11 @@ import pytest
 import torch
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning import (
-    Calibration,
-    attention_survey,
-    calibrate,
-    magnitude_importance,
-    prune,
-    prune_ranks,
-    repair,
-    taylor_importance,
-)
+from vit_ratio_opt.pruning.calibration import Calibration, calibrate
+from vit_ratio_opt.pruning.cascade import attention_survey
+from vit_ratio_opt.pruning.importance import magnitude_importance, taylor_importance
+from vit_ratio_opt.pruning.prune import prune, prune_ranks
+from vit_ratio_opt.pruning.reconstruct import repair
 
 
 @pytest.mark.parametrize(

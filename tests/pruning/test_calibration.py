@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning import Calibration, calibrate, expected_losses, prune
-from vit_ratio_opt.pruning.calibration import tokens_at
+from vit_ratio_opt.pruning.calibration import Calibration, calibrate, tokens_at
+from vit_ratio_opt.pruning.prune import expected_losses, prune
 
 
 def test_it_comes_back_from_its_tensors(tiny_vit: VisionTransformer, images: torch.Tensor) -> None:

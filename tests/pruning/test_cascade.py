@@ -5,17 +5,17 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import BlockTokens, RatioPair
-from vit_ratio_opt.pruning import (
+from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.pruning.cascade import (
     attention_survey,
     cascade,
-    count_macs,
     keep_heads,
     reads_prefix_only,
-    shape_of,
     without_cascade,
 )
-from vit_ratio_opt.strategies import LATE, Cascade
+from vit_ratio_opt.pruning.count import count_macs
+from vit_ratio_opt.space.cascade import LATE, Cascade
+from vit_ratio_opt.space.geometry import BlockTokens, RatioPair
 
 MakeViT = Callable[..., VisionTransformer]
 ALL = BlockTokens(17, 17, 17)

@@ -6,8 +6,11 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.geometry import RatioPair
-from vit_ratio_opt.pruning import count_macs, magnitude_importance, prune, shape_of
+from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.pruning.count import count_macs
+from vit_ratio_opt.pruning.importance import magnitude_importance
+from vit_ratio_opt.pruning.prune import prune
+from vit_ratio_opt.space.geometry import RatioPair
 
 MakeViT = Callable[..., VisionTransformer]
 PAIR = RatioPair(0.3, 0.6)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.pruning import calibrate, prune, shape_of
+from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.factorize import factorize_attention, rank_losses
+from vit_ratio_opt.pruning.prune import prune
 
 
 def at_rank(model: VisionTransformer, images: torch.Tensor, rank: int) -> VisionTransformer:

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning import Importance, keep_units, magnitude_importance, taylor_importance
+from vit_ratio_opt.models.surgery import keep_units
+from vit_ratio_opt.pruning.importance import Importance, magnitude_importance, taylor_importance
 
 MakeViT = Callable[..., VisionTransformer]
 

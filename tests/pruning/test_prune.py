@@ -9,19 +9,11 @@ from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import BlockTokens, MhsaUnit, RatioPair
-from vit_ratio_opt.pruning import (
-    Allocation,
-    Calibration,
-    Importance,
-    calibrate,
-    keep_units,
-    prune,
-    prune_ranks,
-    prune_to_macs,
-    prune_units,
-    shape_of,
-)
+from vit_ratio_opt.models.surgery import keep_units, shape_of
+from vit_ratio_opt.pruning.calibration import Calibration, calibrate
+from vit_ratio_opt.pruning.importance import Importance
+from vit_ratio_opt.pruning.prune import Allocation, prune, prune_ranks, prune_to_macs, prune_units
+from vit_ratio_opt.space.geometry import BlockTokens, MhsaUnit, RatioPair
 
 every_allocation = pytest.mark.parametrize("allocation", get_args(Allocation))
 

@@ -10,19 +10,25 @@ from optuna.trial import TrialState
 from rich.console import Console
 from typer.testing import CliRunner
 
-from vit_ratio_opt import cli
-from vit_ratio_opt.checkpoint import load_dense, load_pruned, save_dense
-from vit_ratio_opt.dashboard import study_note
+from vit_ratio_opt.cli.app import app as cli
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.final import card_path
-from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.page import html_page, markdown
-from vit_ratio_opt.plots import accuracy_figure, path_figure, widths_figure
+from vit_ratio_opt.model_files.checkpoint import load_dense, load_pruned, save_dense
 from vit_ratio_opt.records.answer import answer_of, answer_trial, candidate_of, trained_trial
 from vit_ratio_opt.records.study import StudyRecord
-from vit_ratio_opt.report import answer_sentences, build_report, results_table, summary, trial_rows
-from vit_ratio_opt.study import create_study, run_study
-from vit_ratio_opt.training import Recipe
+from vit_ratio_opt.report.dashboard import study_note
+from vit_ratio_opt.report.figures import accuracy_figure, path_figure, widths_figure
+from vit_ratio_opt.report.page import html_page, markdown
+from vit_ratio_opt.report.tables import (
+    answer_sentences,
+    build_report,
+    results_table,
+    summary,
+    trial_rows,
+)
+from vit_ratio_opt.runs.final import card_path
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.training.finetune import Recipe
 
 # Of the first trial, the fixed ratio, and of the five pairs of the curve after it.
 FIXED_IS_BEST = (79.0, 75.0, 76.0, 77.0, 76.0, 74.0)
@@ -302,7 +308,7 @@ def test_every_place_names_the_same_pair_trial_and_accuracy(
         calibration_images=64, progress=False, **limits[limit],
     )  # fmt: skip
     if limit == "dense model":  # every pair loses a point, none keeps 0.01
-        monkeypatch.setattr("vit_ratio_opt.objective.finetune", lambda *a, **k: 0.0)
+        monkeypatch.setattr("vit_ratio_opt.runs.objective.finetune", lambda *a, **k: 0.0)
     study = create_study(objective, study_name="s", storage=url, screen=False)
     said: list[str] = []
     run_study(study, objective, n_trials=3, say=said.append)

@@ -5,7 +5,7 @@ import pytest
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.study import COMPLETE, StudyRecord
 from vit_ratio_opt.records.trials import load_studies
-from vit_ratio_opt.storage import open_storage
+from vit_ratio_opt.runs.storage import open_storage
 
 DAMAGES = [
     ("dense", None), ("dense", []), ("dense", {"macs": 1}),

@@ -16,20 +16,22 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from vit_ratio_opt.checkpoint import (
+from vit_ratio_opt.data.dataset import load_digits
+from vit_ratio_opt.errors import CannotWriteError, InputError
+from vit_ratio_opt.model_files.checkpoint import (
     create_model,
     load_dense,
     load_pruned,
     save_dense,
     weights_hash,
 )
-from vit_ratio_opt.errors import CannotWriteError, InputError
-from vit_ratio_opt.final import finish
-from vit_ratio_opt.geometry import RatioPair
-from vit_ratio_opt.objective import PruningObjective
 from vit_ratio_opt.records.answer import trained_trial
-from vit_ratio_opt.study import create_study, run_study
-from vit_ratio_opt.training import Recipe, evaluate, load_digits
+from vit_ratio_opt.runs.final import finish
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.training.evaluate import evaluate
+from vit_ratio_opt.training.finetune import Recipe
 
 MODEL = "vit_tiny_patch16_224"
 ARGUMENTS = {
@@ -288,7 +290,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
     shutil.rmtree(tmp_path / "models", ignore_errors=True)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
-    monkeypatch.setattr("vit_ratio_opt.objective.finetune", None)
+    monkeypatch.setattr("vit_ratio_opt.runs.objective.finetune", None)
     monkeypatch.setattr(PruningObjective, "prune", None)
     start = {
         "create_study": lambda: new_study(objective, url),
@@ -360,7 +362,7 @@ def test_a_store_that_cannot_be_written_is_refused_before_anything_is_trained(
 def test_a_full_disk_of_models_is_no_failure_of_the_pair(
     make: Make, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vit_ratio_opt import checkpoint
+    from vit_ratio_opt.model_files import checkpoint
 
     objective = make()
     study = new_study(objective, url)
@@ -388,7 +390,7 @@ def test_any_error_of_the_disk_is_no_failure_of_the_pair(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vit_ratio_opt.objective.TemporaryDirectory", broken)
+        patch.setattr("vit_ratio_opt.runs.objective.TemporaryDirectory", broken)
         for _ in range(4):
             with pytest.raises(InputError, match=r"could not go on here, .*Input/output error"):
                 run(study, objective)

@@ -11,10 +11,10 @@ import pytest
 from optuna.trial import TrialState
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.search import BinarySearchSampler
-from vit_ratio_opt.study import create_study, run_study
-from vit_ratio_opt.training import Recipe
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.search.sampler import BinarySearchSampler
+from vit_ratio_opt.training.finetune import Recipe
 
 Make = Callable[..., PruningObjective]
 
@@ -93,7 +93,7 @@ def test_a_study_of_another_direction_is_refused_at_the_first_trial(
     make: Make, url, monkeypatch, limits, directions, wanted, storage, sampler
 ) -> None:
     objective = make(**limits)
-    monkeypatch.setattr("vit_ratio_opt.objective.finetune", None)
+    monkeypatch.setattr("vit_ratio_opt.runs.objective.finetune", None)
     chosen = None
     if sampler == "binary":
         chosen = BinarySearchSampler(objective.search_space, objective.plan())

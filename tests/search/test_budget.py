@@ -12,7 +12,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.search import BudgetSearch, Noise, Pair
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.noise import Noise
+from vit_ratio_opt.search.plan import Pair
 
 ESTIMATED = Noise(0.3, is_known=False)
 

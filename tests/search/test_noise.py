@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.search import Noise, accuracy_noise
-from vit_ratio_opt.search.noise import Levels, Repeats, _chi_squared
+from vit_ratio_opt.search.noise import Levels, Noise, Repeats, _chi_squared, accuracy_noise
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 

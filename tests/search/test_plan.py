@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.search import BudgetSearch, Noise, Pair, Plan, ToleranceSearch, follow
-from vit_ratio_opt.search.noise import Levels, Repeats
-from vit_ratio_opt.search.plan import alternatives, as_noise, normal_cdf
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.noise import Levels, Noise, Repeats
+from vit_ratio_opt.search.plan import Pair, Plan, alternatives, as_noise, follow, normal_cdf
+from vit_ratio_opt.search.tolerance import ToleranceSearch
 
 STEPS = [step / 32 for step in range(29)]
 

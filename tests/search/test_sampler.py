@@ -16,9 +16,17 @@ from optuna.testing.pytest_samplers import (
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import BlockShape, RatioPair, ViTShape, budget_curve, fixed_ratio_pair
-from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Noise, Proposal
-from vit_ratio_opt.search.sampler import is_surplus, value_of
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.noise import Noise
+from vit_ratio_opt.search.plan import Proposal
+from vit_ratio_opt.search.sampler import BinarySearchSampler, is_surplus, value_of
+from vit_ratio_opt.space.geometry import (
+    BlockShape,
+    RatioPair,
+    ViTShape,
+    budget_curve,
+    fixed_ratio_pair,
+)
 
 SPACE = {name: FloatDistribution(0, 1) for name in RatioPair._fields}
 SHAPE = ViTShape(

@@ -19,10 +19,18 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from vit_ratio_opt.geometry import BlockShape, RatioPair, ViTShape, budget_curve, pair_columns
-from vit_ratio_opt.search import BinarySearchSampler, BudgetSearch, Pair, Plan, ToleranceSearch
 from vit_ratio_opt.search import sampler as sampler_module
-from vit_ratio_opt.search.sampler import SURPLUS
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.plan import Pair, Plan
+from vit_ratio_opt.search.sampler import SURPLUS, BinarySearchSampler
+from vit_ratio_opt.search.tolerance import ToleranceSearch
+from vit_ratio_opt.space.geometry import (
+    BlockShape,
+    RatioPair,
+    ViTShape,
+    budget_curve,
+    pair_columns,
+)
 
 SHAPE = ViTShape(
     patches=64,

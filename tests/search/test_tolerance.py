@@ -10,8 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.search import Noise, Pair, Plan, ToleranceSearch, tolerance_answer
-from vit_ratio_opt.search.margins import believe
+from vit_ratio_opt.search.margins import believe, tolerance_answer
+from vit_ratio_opt.search.noise import Noise
+from vit_ratio_opt.search.plan import Pair, Plan
+from vit_ratio_opt.search.tolerance import ToleranceSearch
 
 ESTIMATED = Noise(0.3, is_known=False)
 

@@ -7,7 +7,9 @@ import pytest
 import timm
 import torch
 
-from vit_ratio_opt.training import Ranks, Recipe, TrainingStopped, finetune, load_digits
+from vit_ratio_opt.data.dataset import load_digits
+from vit_ratio_opt.training.distributed import Ranks
+from vit_ratio_opt.training.finetune import Recipe, TrainingStopped, finetune
 
 
 def build():

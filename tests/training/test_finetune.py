@@ -9,16 +9,15 @@ import timm
 import torch
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.training import (
+from vit_ratio_opt.training.evaluate import evaluate, predict
+from vit_ratio_opt.training.finetune import (
     Recipe,
     Stopwatch,
     TrainingDiverged,
     TrainingStopped,
-    evaluate,
+    _loss,
     finetune,
 )
-from vit_ratio_opt.training.evaluate import predict
-from vit_ratio_opt.training.finetune import _loss
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from optuna.trial import TrialState
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import vit_ratio_opt.objective as objective_module
+import vit_ratio_opt.runs.objective as objective_module
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.objective import PruningObjective
-from vit_ratio_opt.study import create_study, run_study
-from vit_ratio_opt.training import Recipe, finetune
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.training.finetune import Recipe, finetune
 from vit_ratio_opt.training.resume import checksum
 
 

@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import v2
 
+from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.preprocessing import Preprocessing
 
 __all__ = ["read_image", "resize", "to_8_bits", "to_uint8"]
 

@@ -20,8 +20,8 @@ from torchvision.datasets.folder import default_loader
 
 from vit_ratio_opt.data.images import read_image, resize, to_uint8
 from vit_ratio_opt.data.items import image_and_label
+from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.preprocessing import Preprocessing
 
 __all__ = ["WORKERS", "AsUint8", "Files", "ReadItems", "first_image", "paths_of", "read_all"]
 

@@ -1,1 +1,1 @@
-"""Files of models: the tensors that any container holds."""
+"""Files of models: weights, manifests, conversion, export."""

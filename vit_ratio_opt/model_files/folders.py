@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.weights import read_tensors
-from vit_ratio_opt.preprocessing import Preprocessing
 from vit_ratio_opt.utils.text import short
 
 __all__ = ["folder_preprocessing", "read_config", "read_folder"]

@@ -1,1 +1,1 @@
-"""What timm's models are made of: arguments that files may give, and models as they are."""
+"""Vision Transformers of timm: families, creation, surgery, what is supported."""

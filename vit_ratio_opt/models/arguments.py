@@ -14,7 +14,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning.blocks import ViT
+from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.utils.text import short
 
 __all__ = [

@@ -14,10 +14,10 @@ import torch
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.arguments import MODEL_ARGUMENTS, TRAINING_ARGUMENTS
+from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.preprocess import remember_configured
-from vit_ratio_opt.pruning import check_supported
-from vit_ratio_opt.pruning.blocks import ViT
-from vit_ratio_opt.pruning.separate import separate
+from vit_ratio_opt.models.separate import separate
+from vit_ratio_opt.models.surgery import check_supported
 
 __all__ = ["ARCHITECTURE", "SOURCE", "create_model", "first_line"]
 

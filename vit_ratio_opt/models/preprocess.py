@@ -7,13 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from vit_ratio_opt.data.preprocessing import INTERPOLATIONS, Preprocessing, remember_preprocessing
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.preprocessing import (
-    INTERPOLATIONS,
-    Preprocessing,
-    remember_preprocessing,
-)
-from vit_ratio_opt.pruning.blocks import ViT
+from vit_ratio_opt.models.blocks import ViT
 
 __all__ = [
     "configured_preprocessing",

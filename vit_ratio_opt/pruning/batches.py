@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning.blocks import ViT
+from vit_ratio_opt.models.blocks import ViT
 
 __all__ = [
     "check_images",

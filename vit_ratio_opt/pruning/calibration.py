@@ -23,17 +23,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vit_ratio_opt.device import evaluating
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning.architecture import fingerprint_of
+from vit_ratio_opt.models.architecture import fingerprint_of
+from vit_ratio_opt.models.blocks import ViT, branches, keeps_heads, keeps_ranks, stages
+from vit_ratio_opt.models.classifier import classes_of
+from vit_ratio_opt.models.device import evaluating
+from vit_ratio_opt.models.separate import BiasedAttention, TalkingHeads
+from vit_ratio_opt.models.supported import check_precision, check_weights
+from vit_ratio_opt.models.surgery import check_all_tokens, shape_of
 from vit_ratio_opt.pruning.batches import check_logits, image_batches, image_means
-from vit_ratio_opt.pruning.blocks import ViT, branches, keeps_heads, keeps_ranks, stages
-from vit_ratio_opt.pruning.classifier import classes_of
 from vit_ratio_opt.pruning.eliminate import elimination_order
 from vit_ratio_opt.pruning.factorize import HeadFactors, HeadMoments, head_factors
-from vit_ratio_opt.pruning.separate import BiasedAttention, TalkingHeads
-from vit_ratio_opt.pruning.supported import check_precision, check_weights
-from vit_ratio_opt.pruning.surgery import check_all_tokens, shape_of
 
 __all__ = ["BlockCalibration", "Calibration", "calibrate", "tokens_at"]
 

@@ -6,7 +6,7 @@ public. What they say: a patch is informative when some query attends to it much
 accumulated over heads and blocks, so that a decision rests on all that was seen so far; the share
 of patches that is left out rises from block to block and follows the range of the attention; the
 class token stays. They say how many patches only by example. That is settled, block by block, in
-:mod:`vit_ratio_opt.strategies`; here the numbers are given and kept.
+:mod:`vit_ratio_opt.space.cascade`; here the numbers are given and kept.
 
 Interpretations, each of them an option where another one is plausible:
 
@@ -31,20 +31,20 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from vit_ratio_opt.device import evaluating
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import BlockTokens
-from vit_ratio_opt.pruning.batches import check_images
-from vit_ratio_opt.pruning.blocks import ViT, branches
-from vit_ratio_opt.pruning.supported import (
+from vit_ratio_opt.models.blocks import ViT, branches
+from vit_ratio_opt.models.device import evaluating
+from vit_ratio_opt.models.supported import (
     UnsupportedModelError,
     check_precision,
     check_supported,
     check_weights,
     copy_of,
 )
-from vit_ratio_opt.pruning.surgery import check_all_tokens, keep_units, shape_of
-from vit_ratio_opt.strategies import Scores
+from vit_ratio_opt.models.surgery import check_all_tokens, keep_units, shape_of
+from vit_ratio_opt.pruning.batches import check_images
+from vit_ratio_opt.space.cascade import Scores
+from vit_ratio_opt.space.geometry import BlockTokens
 
 __all__ = [
     "AttentionSurvey",

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from vit_ratio_opt.device import evaluating
-from vit_ratio_opt.pruning.blocks import ViT
+from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.device import evaluating
 
 __all__ = ["count_macs"]
 

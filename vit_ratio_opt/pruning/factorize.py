@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from vit_ratio_opt.pruning.blocks import head_table
-from vit_ratio_opt.pruning.surgery import resized_attention
+from vit_ratio_opt.models.blocks import head_table
+from vit_ratio_opt.models.surgery import resized_attention
 
 __all__ = ["HeadFactors", "HeadMoments", "factorize_attention", "head_factors", "rank_losses"]
 

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from vit_ratio_opt.device import evaluating
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.models.blocks import ViT, branches, input_layers
+from vit_ratio_opt.models.classifier import classes_of
+from vit_ratio_opt.models.device import evaluating
+from vit_ratio_opt.models.supported import check_precision, check_supported, check_weights
 from vit_ratio_opt.pruning.batches import (
     check_images,
     check_labels,
     check_logits,
     check_sequence,
 )
-from vit_ratio_opt.pruning.blocks import ViT, branches, input_layers
-from vit_ratio_opt.pruning.classifier import classes_of
-from vit_ratio_opt.pruning.supported import check_precision, check_supported, check_weights
 
 __all__ = ["Importance", "magnitude_importance", "taylor_importance"]
 

@@ -12,15 +12,10 @@ import numpy as np
 import torch
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import (
-    MIN_MHSA_UNITS,
-    BlockTokens,
-    MhsaUnit,
-    RatioPair,
-    ViTShape,
-    as_pair,
-    least_neurons,
-)
+from vit_ratio_opt.models.architecture import fingerprint_of
+from vit_ratio_opt.models.blocks import ViT, branches
+from vit_ratio_opt.models.supported import UnsupportedModelError, check_supported, check_weights
+from vit_ratio_opt.models.surgery import ALL_HEADS, keep_units, shape_of
 from vit_ratio_opt.pruning.allocate import (
     cheapest_choices,
     cheapest_heads,
@@ -31,17 +26,18 @@ from vit_ratio_opt.pruning.allocate import (
     heads_losses,
     prefix_losses,
 )
-from vit_ratio_opt.pruning.architecture import fingerprint_of
-from vit_ratio_opt.pruning.blocks import ViT, branches
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.factorize import factorize_attention, rank_losses
 from vit_ratio_opt.pruning.importance import Importance
-from vit_ratio_opt.pruning.supported import (
-    UnsupportedModelError,
-    check_supported,
-    check_weights,
+from vit_ratio_opt.space.geometry import (
+    MIN_MHSA_UNITS,
+    BlockTokens,
+    MhsaUnit,
+    RatioPair,
+    ViTShape,
+    as_pair,
+    least_neurons,
 )
-from vit_ratio_opt.pruning.surgery import ALL_HEADS, keep_units, shape_of
 
 __all__ = [
     "Allocation",

@@ -15,13 +15,13 @@ import torch
 from timm.layers import LayerScale
 from torch import nn
 
-from vit_ratio_opt.device import evaluating
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.models.blocks import Branch, ViT, stages
+from vit_ratio_opt.models.device import evaluating
+from vit_ratio_opt.models.supported import check_precision, check_supported, check_weights
+from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.batches import image_batches, image_means
-from vit_ratio_opt.pruning.blocks import Branch, ViT, stages
 from vit_ratio_opt.pruning.calibration import Calibration, tokens_at
-from vit_ratio_opt.pruning.supported import check_precision, check_supported, check_weights
-from vit_ratio_opt.pruning.surgery import shape_of
 
 __all__ = ["NormalEquations", "embed", "repair"]
 

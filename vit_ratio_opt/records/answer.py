@@ -27,7 +27,9 @@ from vit_ratio_opt.records.trials import (
     has_pair,
     pair_of,
 )
-from vit_ratio_opt.search import BudgetSearch, Estimate, Pair, tolerance_answer
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.margins import tolerance_answer
+from vit_ratio_opt.search.plan import Estimate, Pair
 from vit_ratio_opt.search.sampler import is_surplus, value_of
 
 __all__ = [

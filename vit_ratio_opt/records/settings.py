@@ -42,7 +42,7 @@ class StudySettings:
         model: timm's name of the dense model.
         weights: Hash of its weights.
         architecture: What it computes apart from its weights, see
-            :func:`vit_ratio_opt.pruning.architecture.architecture_of`.
+            :func:`vit_ratio_opt.models.architecture.architecture_of`.
         dataset: Name of the data set.
         training: Hash of the training split.
         validation: Hash of the validation split.

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import COST_WORDS, RatioPair
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.typed import shorten, typed
-from vit_ratio_opt.search import BudgetSearch, Noise
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.noise import Noise
+from vit_ratio_opt.space.geometry import COST_WORDS, RatioPair
 
 __all__ = ["COMPLETE", "StudyRecord", "is_complete", "is_ours", "settings_of"]
 

@@ -18,10 +18,10 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.geometry import COST_WORDS, Cost, RatioPair
 from vit_ratio_opt.records.study import StudyRecord, is_ours
 from vit_ratio_opt.records.typed import typed
-from vit_ratio_opt.search import Pair
+from vit_ratio_opt.search.plan import Pair
+from vit_ratio_opt.space.geometry import COST_WORDS, Cost, RatioPair
 from vit_ratio_opt.utils.text import short
 
 __all__ = [

@@ -1,1 +1,1 @@
-"""Where the halves meet: what the trials of a process share, and the files that they leave."""
+"""Where the two halves meet: objective, studies, workers, storage."""

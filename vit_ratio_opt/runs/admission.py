@@ -10,12 +10,12 @@ import optuna
 from optuna.study import Study
 from optuna.trial import BaseTrial
 
-from vit_ratio_opt.creation import check_settings
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.study import StudyRecord, is_ours
+from vit_ratio_opt.runs.creation import check_settings
 
 if TYPE_CHECKING:
-    from vit_ratio_opt.objective import PruningObjective
+    from vit_ratio_opt.runs.objective import PruningObjective
 
 __all__ = ["check_enqueued", "check_study_of"]
 

@@ -18,14 +18,14 @@ from optuna.artifacts import upload_artifact
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from vit_ratio_opt.checkpoint import load_pruned, save_pruned, weights_hash
 from vit_ratio_opt.errors import CannotWriteError, InputError
-from vit_ratio_opt.geometry import RatioPair
-from vit_ratio_opt.lineage import fetched_checkpoint
-from vit_ratio_opt.pruning import shape_of
-from vit_ratio_opt.pruning.blocks import ViT
-from vit_ratio_opt.storage import is_storage_error, reason
-from vit_ratio_opt.untrusted import check_checkpoint_name
+from vit_ratio_opt.model_files.checkpoint import load_pruned, save_pruned, weights_hash
+from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.runs.lineage import fetched_checkpoint
+from vit_ratio_opt.runs.storage import is_storage_error, reason
+from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.utils.untrusted import check_checkpoint_name
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore

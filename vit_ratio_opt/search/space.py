@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optuna.distributions import FloatDistribution
 
-from vit_ratio_opt.geometry import RatioSpace
+from vit_ratio_opt.space.geometry import RatioSpace
 
 __all__ = ["ratio_space"]
 

@@ -6,8 +6,8 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from vit_ratio_opt.preprocessing import differences, preprocess_of
-from vit_ratio_opt.training.data import ImageData
+from vit_ratio_opt.data.dataset import ImageData
+from vit_ratio_opt.data.preprocessing import differences, preprocess_of
 
 __all__ = ["warn_near_chance", "warn_of_other_preprocessing"]
 

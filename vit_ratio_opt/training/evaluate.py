@@ -8,15 +8,15 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from vit_ratio_opt.device import (
+from vit_ratio_opt.data.dataset import ImageData, Split
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.models.device import (
     Precision,
     autocast,
     evaluating,
     model_device,
     out_of_memory,
 )
-from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.training.data import ImageData, Split
 from vit_ratio_opt.training.distributed import Ranks
 
 __all__ = [

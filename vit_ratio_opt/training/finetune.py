@@ -19,18 +19,18 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from vit_ratio_opt.device import (
+from vit_ratio_opt.data.dataset import ImageData
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.models.device import (
     Precision,
     autocast,
     model_device,
     out_of_memory,
     precision_of,
 )
-from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.progress import SearchProgress, TrainingProgress
-from vit_ratio_opt.training.data import ImageData
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.evaluate import evaluate
+from vit_ratio_opt.training.progress import SearchProgress, TrainingProgress
 from vit_ratio_opt.training.resume import TrainingState
 
 __all__ = ["Mix", "Recipe", "Stopwatch", "TrainingDiverged", "TrainingStopped", "finetune"]

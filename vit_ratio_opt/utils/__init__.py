@@ -1,0 +1,1 @@
+"""Files, text and versions, on the standard library."""

@@ -1,0 +1,262 @@
+"""Whatever is typed, whatever a database says: an answer or a sentence, and no traceback."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import logging
+import random
+import re
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from rich.console import Console
+
+from vit_ratio_opt.cli.app import app as cli
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.records.answer import answer_of, trained_trial
+from vit_ratio_opt.records.trials import load_studies
+from vit_ratio_opt.report.dashboard import study_note, trial_note
+from vit_ratio_opt.report.figures import training_curve
+from vit_ratio_opt.report.page import html_page, markdown
+from vit_ratio_opt.report.tables import build_report, group_studies, trial_rows
+from vit_ratio_opt.runs.origin import load_objective
+from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.utils.text import csv_text
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
+
+import cifar10
+import mini_imagenet
+import quickstart
+import train_dense
+
+HOSTILE = (
+    "ablation[/v2]", "[link=file:///etc/passwd]x[/link]", "</script><script>alert(1)</script>",
+    "=cmd|' /C calc'!A0", "\x1b]8;;http://x\x07", "x" * 300, "é" * 300, "😀", "\u202egnp.exe",
+    "a\nb", "a\0b", "", " ", "\udcff", "..", "/", "-", "--", "%s%n{}", "$(id)", "\x9b31m", "'\"`",
+)  # fmt: skip
+NUMBERS = ("0", "-1", "1e23", "1e40", "nan", "inf", "-inf", "", "x", "1" * 400, "0x10", "1,5", "½")
+ADDRESSES = (
+    "sqlite://", "nonsense", "postgresql://u:geheim@", "grpc://", "grpc://x:99999999",
+    "sqlite:///" + "x" * 300, "nodb://h/x", "mysql://h:port/x", "s3://a:geheim@b", "://",
+)  # fmt: skip
+COMMANDS = {
+    "report": ({}, ("storage", "study-name", "html", "markdown", "csv", "json")),
+    "dashboard": ({}, ("storage", "host", "port", "study-name")),
+    "worker": ({"study-name": "good"}, (
+        "storage", "study-name", "n-trials", "checkpoint", "start", "data", "artifacts",
+        "checkpoints", "device", "json-log", "tensorboard", "grace")),
+    "ray": ({"study-name": "good"}, (
+        "storage", "study-name", "address", "workers", "gpus-per-worker", "cpus-per-worker")),
+    "serve": ({}, ("storage", "host", "port", "threads", "grace")),
+    "reap": ({}, ("storage", "study-name", "every", "grace")),
+    "export": ({}, ("to", "output", "data", "image-size")),
+    "final": ({"study-name": "good"}, (
+        "study-name", "storage", "trial", "epochs", "lr", "seed", "output", "data", "device")),
+    "prune": ({"data": "missing", "mhsa-ratio": "0.5", "ffn-ratio": "0.5"}, (
+        "data", "mhsa-ratio", "ffn-ratio", "checkpoint", "start", "output", "epochs", "lr",
+        "image-size", "round-to", "seed", "strategy")),
+}  # fmt: skip
+SCRIPTS = {
+    quickstart: ("budget", "cost", "latency-batch", "n-trials", "epochs", "seed", "round-to",
+                 "folder", "storage", "study-name", "json-log", "output"),
+    cifar10: ("data", "image-size", "checkpoint", "start", "budget", "tolerance", "confidence",
+              "n-trials", "epochs", "seed", "storage", "study-name", "output"),
+    mini_imagenet: ("data", "image-size", "checkpoint", "budget", "tolerance", "seed"),
+    train_dense: ("data", "epochs", "lr", "batch-size", "image-size", "seed", "output"),
+}  # fmt: skip
+
+
+def values_of(option: str) -> tuple[str, ...]:
+    """Nasty values for an option of its kind."""
+    if option in ("storage", "address", "artifacts"):
+        return ADDRESSES + HOSTILE
+    if option in ("study-name", "host", "device", "to", "cost", "strategy"):
+        return HOSTILE
+    if option in (
+        *("html", "markdown", "csv", "json", "json-log", "tensorboard", "output", "folder"),
+        *("checkpoint", "start", "data", "checkpoints"),
+    ):
+        return (*HOSTILE, "missing/x", "/proc/nothing/x", "good.db/x", ".", "file")
+    return NUMBERS
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch, make_study):
+    """A folder with a database, in which nothing is served, trained or waited for."""
+
+    def stop(*arguments, **options):
+        raise InputError("Stopped by the test.")
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("optuna_dashboard.run_server", lambda *a, **o: None)
+    monkeypatch.setattr("vit_ratio_opt.runs.ray_cluster.run_on_ray", stop)
+    monkeypatch.setattr("vit_ratio_opt.cli.app.serve_proxy", stop)
+    monkeypatch.setattr(cli.time, "sleep", interrupt)
+    for module in (quickstart, train_dense):
+        monkeypatch.setattr(module, "finetune", stop)
+    memory = make_study(None, "good")
+    optuna.copy_study(
+        from_study_name="good", from_storage=memory._storage, to_storage="sqlite:///good.db"
+    )
+    return tmp_path
+
+
+def ended(command, arguments, monkeypatch, capsys) -> tuple[int, str]:
+    """Exit code of a command in this process, and what it has printed."""
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    try:
+        cli.run_command(command)
+    except SystemExit as stop:
+        out, err = capsys.readouterr()
+        return int(stop.code or 0), out + err
+
+
+def test_300_fuzzed_commands_end_without_a_traceback(scratch, monkeypatch, capsys):
+    dice = random.Random(19)
+    found = []
+    for number in range(300):
+        if number % 4:
+            name = dice.choice(sorted(COMMANDS))
+            given, options = COMMANDS[name]
+            given = {"storage": "sqlite:///good.db", **given} if "storage" in options else given
+            command, arguments = cli.app, [name]
+            arguments += [dice.choice(HOSTILE[3:])] if name == "export" else []
+        else:
+            module = dice.choice([*SCRIPTS])
+            given, options, command, arguments = {}, SCRIPTS[module], module.main, []
+            given = {"data": "missing"} if "data" in options else {}
+            arguments += ["new.safetensors"] if module is train_dense else []
+        chosen = dice.sample(options, dice.choice((1, 1, 2, 3)))
+        given = given | {option: dice.choice(values_of(option)) for option in chosen}
+        arguments += [part for option in given for part in (f"--{option}", given[option])]
+        try:
+            code, said = ended(command, arguments, monkeypatch, capsys)
+        except BaseException as error:
+            found.append((arguments, repr(error)[:300]))
+            continue
+        if code not in (0, 1, 2, 130) or "Traceback" in said or "geheim" in said:
+            found.append((arguments, code, said[-300:]))
+    assert found == []
+
+
+WRONG = (None, "x", 5, -1, 0.5, True, [], {}, [["a"]], [[1, 2, 3]], {"a": {}}, float("nan"),
+         float("inf"), 10**400, "[/red]", "\x1b[2J", [None], {"x": [1]})  # fmt: skip
+
+
+def paths_of(attributes, depth=2):
+    """Keys of attributes, and of the dictionaries in them."""
+    for key, value in attributes.items():
+        yield (key,)
+        if isinstance(value, dict) and depth > 1:
+            yield from ((key, *path) for path in paths_of(value, depth - 1))
+
+
+def changed(attributes, path, value=..., **options):
+    """A copy of attributes without one of them, or with another value of it."""
+    copied = copy.deepcopy(attributes)
+    *parents, last = path
+    place = copied
+    for key in parents:
+        place = place[key]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return copied
+
+
+def look(study, with_page: bool) -> dict[str, str]:
+    """Everything that shows a study."""
+    (study,) = load_studies(study._storage, [study.study_name])
+    console = Console(file=io.StringIO(), width=100)
+    for group in group_studies([study]):
+        console.print(cli.trials_table(study))
+        cli.print_report(group, None, console)
+    shown = {
+        "csv": csv_text(trial_rows(study)),
+        "markdown": markdown([study]),
+        "json": json.dumps(build_report([study])),
+        "terminal": console.file.getvalue(),
+        "note": "\n".join([study_note(study), *(trial_note(study, t) for t in study.trials)]),
+    }
+    if with_page:
+        shown["page"] = html_page([study])
+        training_curve(study.trials[0], 80.0, drops=False)
+    answer_of(study)
+    trained_trial(study)
+    return shown
+
+
+def damaged_studies(make_study, dice, count, values):
+    """Studies that lack one attribute, or have another value of one, and what that is."""
+    kinds = [
+        {"planned": True},
+        {"planned": True, "budget": None},
+        {"planned": True, "fixed": True, "trials": 1},
+        {},
+    ]
+    for number in range(count):
+        study = make_study(None, "s", **dice.choice(kinds))
+        value = dice.choice(values)
+        if number % 2:
+            path = dice.choice([*paths_of(study.user_attrs)])
+            new = changed(study.user_attrs, path, value)
+            storage = study._storage
+            storage._studies[study._study_id].user_attrs = new
+            yield study, (path, value)
+        else:
+            trial = dice.choice(study.get_trials(deepcopy=False))
+            path = dice.choice([*paths_of(trial.user_attrs), ("", "mhsa_ratio")])
+            if path[0] == "":
+                trial._params = changed(trial.params, path[1:], value)
+            else:
+                trial._user_attrs = changed(trial.user_attrs, path, value)
+            yield study, (trial.number, path, value)
+
+
+@pytest.mark.parametrize(("count", "values"), [(200, (...,)), (50, WRONG)])
+def test_damaged_studies_are_shown_or_refused_in_a_sentence(make_study, caplog, count, values):
+    dice, found = random.Random(count), []
+    caplog.set_level(logging.WARNING)
+    for number, (study, what) in enumerate(damaged_studies(make_study, dice, count, values)):
+        for use in (
+            lambda: look(study, number % 20 == 0),  # noqa: B023
+            lambda: load_objective("s", study._storage),  # noqa: B023
+        ):
+            try:
+                use()
+            except InputError as error:
+                found += [(what, str(error))] if "\n" in str(error) else []
+            except Exception as error:
+                found.append((what, repr(error)[:300]))
+    assert found == []
+    assert "Traceback" not in caplog.text
+
+
+def test_a_hostile_name_is_shown_as_text_everywhere(make_study, tmp_path, monkeypatch, capsys):
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    names = [name for name in HOSTILE if name.strip() and "\0" not in name and name != "\udcff"]
+    for name in names:
+        study = make_study(None, name, model=name, dataset=name, trials=2)
+        study._storage._studies[study._study_id].user_attrs["device"] = name
+        study.get_trials(deepcopy=False)[0]._user_attrs["failure"] = name
+        shown = look(study, with_page=name in names[:3])
+        for place in ("csv", "markdown", "note", "page"):
+            assert not {"\x1b", "\x9b", "\u202e"} & set(shown.get(place, "")), (name, place)
+        assert "<script>alert" not in shown.get("page", "")
+        assert "<script>alert" not in re.sub("`[^`]*`", "", shown["markdown"] + shown["note"])
+        assert not re.search("(^|,)[=@]", shown["csv"])
+        optuna.copy_study(from_study_name=name, from_storage=study._storage, to_storage=url)
+    code, said = ended(cli.app, ["report", "--storage", url], monkeypatch, capsys)
+    assert code == 0
+    assert "ablation[/v2]" in said
+    assert not {"\x1b", "\x9b", "\u202e"} & set(said)
+    assert open_storage(url)

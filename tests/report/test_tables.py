@@ -1,0 +1,51 @@
+import csv
+import io
+
+import pytest
+
+from vit_ratio_opt.records.answer import answer_of
+from vit_ratio_opt.records.trials import baseline_of, limit_of
+from vit_ratio_opt.report.tables import TRIAL_COLUMNS, group_studies, summary, trial_rows
+from vit_ratio_opt.utils.text import csv_text
+
+
+@pytest.mark.parametrize("budget", [0.5, None])
+def test_the_summary_has_the_figures_of_the_answer_and_what_it_saves(make_study, budget):
+    study, fixed = make_study(budget=budget), make_study(name="one", budget=budget, fixed=True)
+    looked_for, found, saved, *_ = summary(study, [study, fixed])
+    answer = answer_of(study).found
+    best = answer.trial
+    assert limit_of(study) in looked_for
+    assert "80.00 %" in looked_for
+    assert found.startswith(f"The answer is trial {best.number}, MHSA ratio ")
+    assert f"{answer.accuracy:.2f} ± {answer.error:.2f} % validation accuracy is expected" in found
+    assert f"{100 * best.user_attrs['macs_ratio']:.1f} % of the FLOPs" in found
+    assert "study one" in saved
+    assert "1.000 times the FLOPs" in saved
+
+
+def test_without_a_baseline_the_summary_says_so(make_study):
+    study = make_study()
+    others = [make_study(name="a", fixed=True, weights="other"), make_study(name="b")]
+    others += [make_study(name="c", fixed=True, budget=None)]
+    assert baseline_of(study, others) is None
+    assert "no study of one fixed ratio" in summary(study, others)[2]
+
+
+def test_nothing_within_the_limit_is_said_in_two_sentences(make_study):
+    study = make_study(trials=0)
+    assert len(summary(study)) == 2
+    assert summary(study)[1] == "There is no answer yet: no trial was trained."
+
+
+def test_rows_of_trials_have_all_columns_and_one_best(make_study):
+    rows = trial_rows(make_study())
+    assert all(tuple(row) == TRIAL_COLUMNS for row in rows)
+    assert sum(row["best"] for row in rows) == 1
+    read = list(csv.DictReader(io.StringIO(csv_text(rows))))
+    assert [float(row["accuracy"]) for row in read] == [row["accuracy"] for row in rows]
+
+
+def test_studies_of_other_models_are_in_groups_of_their_own(make_study):
+    first, second, other = make_study(name="a"), make_study(name="b"), make_study(weights="x")
+    assert group_studies([first, other, second]) == [[first, second], [other]]

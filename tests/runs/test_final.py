@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from vit_ratio_opt.cli.app import app as cli
+from vit_ratio_opt.data.dataset import load_digits, load_image_folder
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, load_pruned, save_dense
+from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.records.answer import answer_trial
+from vit_ratio_opt.runs.final import card_path, finish, model_card
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.training.evaluate import evaluate
+from vit_ratio_opt.training.finetune import Recipe
+
+MODEL = "vit_tiny_patch16_224"
+ARGUMENTS = {
+    "img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 4,
+    "mlp_ratio": 2.0, "num_classes": 10,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dense_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("dense") / "dense.safetensors"
+    torch.manual_seed(0)
+    save_dense(create_model(MODEL, **ARGUMENTS), path, name=MODEL, arguments=ARGUMENTS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def searched(dense_file, tmp_path_factory):
+    """The URL of a study of two trials, and its objective."""
+    folder = tmp_path_factory.mktemp("study")
+    objective = PruningObjective(
+        load_dense(dense_file),
+        load_digits(),
+        budget=0.6,
+        recipe=Recipe(epochs=1, batch_size=64),
+        calibration_images=64,
+        checkpoints=folder / "models",
+        progress=False,
+    )
+    url = f"sqlite:///{folder / 'study.db'}"
+    study = create_study(objective, study_name="digits", storage=url)
+    run_study(study, objective, n_trials=2, say=lambda _: None, explain=False)
+    return url, study, objective
+
+
+def command(*arguments: object) -> tuple[int, str]:
+    """Exit code and all output of the command line, in this process."""
+    result = CliRunner().invoke(cli.app, list(map(str, arguments)))
+    if isinstance(result.exception, InputError):  # what `main` makes a sentence of
+        return 2, result.output + str(result.exception)
+    return result.exit_code, result.output + str(result.exception or "")
+
+
+def test_final_trains_the_best_trial_tests_it_once_and_writes_a_card(searched, tmp_path):
+    url, study, objective = searched
+    path = tmp_path / "final.safetensors"
+    arguments = ("final", "--study-name", "digits", "--storage", url, "--epochs", 2)
+    code, output = command(*arguments, "--output", path)
+    assert code == 0, output
+    model, manifest = load_pruned(path)  # nothing but the file
+    best = answer_trial(study)
+    assert manifest["lineage"]["trial"] == best.number
+    assert manifest["mhsa_ratio"] == best.params["mhsa_ratio"]
+    assert shape_of(model).macs == manifest["macs"] == best.user_attrs["macs"]
+    assert manifest["recipe"]["epochs"] == 2
+    assert manifest["test_accuracy"] == evaluate(model, objective.data, objective.data.test)
+    assert manifest["val_accuracy"] == evaluate(model, objective.data, objective.data.val)
+    assert set(manifest["versions"]) == {"vit_ratio_opt", "torch", "timm"}
+    card = card_path(path).read_text()
+    for figure in ("macs", "params"):
+        assert f"{manifest[figure]:,}" in card
+    assert f"{manifest['test_accuracy']:.2f}" in card
+    assert f"{manifest['test_accuracy']:.2f} %" in output
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["final.md", "final.safetensors"]
+
+
+def test_a_card_of_no_study_says_that_the_ratios_were_given(searched, tmp_path):
+    _, _, objective = searched
+    pair = RatioPair(0.5, 0.5)
+    made = finish(
+        objective, pair, objective.prune(pair), tmp_path / "m.safetensors", recipe=Recipe(epochs=0)
+    )
+    card = model_card(made, "m.safetensors")
+    assert "given by hand" in card
+    assert "not trained after pruning" in card
+    assert 'load_pruned("m.safetensors")' in card
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_final_goes_on_where_it_was_killed_or_stopped(searched, start_command, tmp_path, number):
+    url, *_ = searched
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    arguments = ["final", "--study-name", "digits", "--storage", url, "--epochs", 8, "--output"]
+    assert command(*arguments, whole)[0] == 0
+    process = start_command(*arguments, killed)
+    state = tmp_path / "killed.safetensors.training"
+    deadline = time.monotonic() + 60
+    while not state.exists() and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.join()
+    output = (tmp_path / "log").read_text()
+    assert process.exitcode == (130 if number == signal.SIGINT else -number), output
+    assert ("with nothing lost" in output) == (number == signal.SIGINT)
+    assert "Traceback" not in output
+    assert state.exists()
+    assert not killed.exists()
+    code, output = command(*arguments, killed)
+    assert code == 0, output
+    one, other = (load_pruned(path)[0].state_dict() for path in (whole, killed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not state.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trial", "9"], "Trial 9 of study 'digits' was not trained to its end; 0, 1 were."),
+        (["--output", "model.pt"], ".safetensors"),
+        (["--output", "no/folder/m.safetensors"], "no/folder is missing"),
+        (["--study-name", "digit"], "digits"),
+        (["--lr", "0"], "`lr` must be above 0"),
+    ],
+)
+def test_what_final_cannot_do_is_one_sentence(searched, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    url, *_ = searched
+    given = ["final", "--storage", url, "--study-name", "digits", *arguments]
+    code, output = command(*given)
+    assert code == 2
+    assert message in output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """A folder of the digits as grey images of 8 pixels."""
+    root, data = tmp_path_factory.mktemp("images"), load_digits()
+    for split, count in (("train", 200), ("test", 100)):
+        for index in range(count):
+            pixels, label = data.train.dataset[index]
+            folder = root / split / str(int(label))
+            folder.mkdir(parents=True, exist_ok=True)
+            array = np.asarray(pixels).squeeze()
+            Image.fromarray((255 * array / array.max()).astype(np.uint8)).save(
+                folder / f"{index}.png"
+            )
+    return root
+
+
+@pytest.fixture(scope="module")
+def colour_file(tmp_path_factory, images) -> Path:
+    path = tmp_path_factory.mktemp("colour") / "dense.safetensors"
+    classes = len(load_image_folder(images).classes)
+    arguments = ARGUMENTS | {"in_chans": 3, "num_classes": classes}
+    save_dense(create_model(MODEL, **arguments), path, name=MODEL, arguments=arguments)
+    return path
+
+
+@pytest.mark.parametrize("strategy", ["structural", "cascade", "both"])
+def test_prune_writes_the_model_of_one_pair(colour_file, images, tmp_path, strategy):
+    path = tmp_path / "pruned.safetensors"
+    code, output = command(
+        *("prune", "--checkpoint", colour_file, "--data", images, "--output", path),
+        *("--mhsa-ratio", 0.25, "--ffn-ratio", 0.25, "--strategy", strategy, "--epochs", 1),
+    )
+    assert code == 0, output
+    model, manifest = load_pruned(path)
+    assert shape_of(model).macs == manifest["macs"]
+    assert f"{manifest['macs_ratio']:.4f} of the FLOPs" in output
+    assert manifest["ffn_ratio"] == 0.25
+    assert "given by hand" in card_path(path).read_text()
+    data = load_image_folder(images, validation="test")
+    assert manifest["test_accuracy"] == evaluate(model, data, data.test)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mhsa-ratio", "1.5"], "`mhsa_ratio` must be in [0, "),
+        (["--ffn-ratio", "-0.1"], "`ffn_ratio` must be in [0, "),
+        (["--output", "m.onnx"], ".safetensors"),
+        (["--checkpoint", "none.safetensors"], "no checkpoint none.safetensors"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--strategy", "cascade", "--round-to", "8"], "`round_to` is for structural"),
+    ],
+)
+def test_what_prune_cannot_do_is_one_sentence(colour_file, images, tmp_path, arguments, message):
+    base = {"--checkpoint": colour_file, "--data": images, "--mhsa-ratio": 0.5, "--ffn-ratio": 0.5}
+    base["--output"] = tmp_path / "m.safetensors"
+    base |= dict(zip(arguments[::2], arguments[1::2], strict=True))
+    code, output = command("prune", *(part for item in base.items() for part in item))
+    assert code == 2
+    assert message in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_normalisation_of_a_hugging_face_folder_is_used(tmp_path, colour_file):
+    from vit_ratio_opt.model_files.folders import folder_preprocessing
+
+    config = tmp_path / "preprocessor_config.json"
+    assert folder_preprocessing(tmp_path, (8, 8)) is None
+    assert folder_preprocessing(colour_file, (8, 8)) is None
+    config.write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    known = folder_preprocessing(tmp_path, (8, 8))
+    assert (known.mean, known.std) == ((0.5,) * 3, (0.25,) * 3)
+    for damaged in ("[]", "{", '{"image_mean": 3, "image_std": "x"}', os.devnull):
+        config.write_text(damaged)
+        with pytest.raises(InputError, match="image_mean"):
+            folder_preprocessing(tmp_path, (8, 8))

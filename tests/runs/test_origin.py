@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from PIL import Image
+
+from vit_ratio_opt.data import dataset as data_module
+from vit_ratio_opt.data.dataset import load_digits, load_image_folder, load_images
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.latency import timing as latency_module
+from vit_ratio_opt.model_files.checkpoint import (
+    create_model,
+    load_again,
+    load_dense,
+    load_pruned,
+    save_dense,
+    source_of,
+    weights_hash,
+)
+from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.origin import load_objective, study_images
+from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.space.cascade import CascadeRule
+from vit_ratio_opt.training.finetune import Recipe
+
+MODEL = "vit_tiny_patch16_224"
+ARGUMENTS = {
+    "img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 4,
+    "mlp_ratio": 2.0, "num_classes": 10,
+}  # fmt: skip
+
+
+@pytest.fixture
+def dense_file(tmp_path):
+    path = tmp_path / "dense.safetensors"
+    save_dense(create_model(MODEL, **ARGUMENTS), path, name=MODEL, arguments=ARGUMENTS)
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budget": 0.6},
+        {"tolerance": 2.0, "noise": 0.3, "confirmations": 2},
+        {"budget": 0.6, "fixed_ratio": True, "mhsa_unit": "head", "repair": False},
+        {"budget": 0.9, "strategy": "cascade"},
+        {"budget": 0.6, "cost": "params"},
+        {"tolerance": 5.0, "cost": "params", "mhsa_unit": "head"},
+        {"tolerance": 5.0, "strategy": "both", "rule": CascadeRule(schedule="late")},
+        {"budget": 0.6, "round_to": 4, "allocation": "energy", "iterative": True, "seed": 3},
+    ],
+)
+def test_a_study_gives_its_objective_back(dense_file, tmp_path, url, options):
+    made = PruningObjective(
+        load_dense(dense_file),
+        load_digits(),
+        recipe=Recipe(epochs=0, lr=1e-4),
+        calibration_images=64,
+        checkpoints=tmp_path / "models",
+        **options,
+    )
+    study = create_study(made, study_name="s", storage=url)
+    json.dumps(study.user_attrs)
+    again = load_objective("s", url)
+    assert again.settings == made.settings
+    assert again.origin == made.origin
+    joined = create_study(again, study_name="s", storage=url)
+    assert vars(joined.sampler)["_plan"] == vars(study.sampler)["_plan"] or (
+        vars(joined.sampler)["_plan"].propose({}) == vars(study.sampler)["_plan"].propose({})
+    )
+    run_study(joined, again, n_trials=1, say=lambda line: None, explain=False)
+    assert joined.trials[0].state.is_finished()
+
+
+def test_a_worker_takes_the_studys_word_for_the_dense_accuracy(dense_file, url):
+    objective = PruningObjective(
+        load_dense(dense_file), load_digits(), budget=0.6, recipe=Recipe(epochs=0)
+    )
+    study = create_study(objective, study_name="s", storage=url)
+    dense = study.user_attrs["dense"]
+    study.set_user_attr("dense", {**dense, "val_accuracy": dense["val_accuracy"] + 1})
+    again = load_objective("s", url)
+    create_study(again, study_name="s", storage=url)
+    assert again.dense_accuracy == dense["val_accuracy"] + 1
+
+
+def test_a_pruned_model_is_found_again_with_the_dense_one_it_came_from(dense_file, tmp_path, url):
+    options = {"recipe": Recipe(epochs=0), "calibration_images": 64}
+    first = PruningObjective(
+        load_dense(dense_file), load_digits(), budget=0.6, checkpoints=tmp_path / "m", **options
+    )
+    study = create_study(first, study_name="first", storage=url)
+    run_study(study, first, n_trials=1, say=lambda line: None, explain=False)
+    start, _ = load_pruned(tmp_path / "m" / "trial-0000.safetensors", load_dense(dense_file))
+    second = PruningObjective(start, load_digits(), budget=0.8, **options)
+    create_study(second, study_name="second", storage=url)
+    assert load_objective("second", open_storage(url)).settings == second.settings
+    moved = dense_file.rename(tmp_path / "moved.safetensors")
+    with pytest.raises(InputError, match="no checkpoint"):
+        load_objective("second", open_storage(url))
+    again = load_objective(
+        "second", open_storage(url), checkpoint=moved,
+        start=tmp_path / "m" / "trial-0000.safetensors",
+    )  # fmt: skip
+    assert again.settings == second.settings
+    with pytest.raises(InputError, match="leave --start out"):
+        load_objective("first", open_storage(url), checkpoint=moved, start=moved)
+
+
+def test_a_model_of_no_file_is_asked_for(url, tmp_path):
+    model = create_model(MODEL, **ARGUMENTS)
+    assert source_of(model) is None
+    create_study(
+        PruningObjective(model, load_digits(), budget=0.6, recipe=Recipe(epochs=0)),
+        study_name="s",
+        storage=url,
+    )
+    with pytest.raises(InputError, match="where its dense model is: give --checkpoint"):
+        load_objective("s", url)
+    path = tmp_path / "model.safetensors"
+    save_dense(model, path, name=MODEL, arguments=ARGUMENTS)
+    assert load_objective("s", open_storage(url), checkpoint=path).settings.budget == 0.6
+    assert weights_hash(load_again(source_of(model))) == weights_hash(model)
+
+
+def test_a_study_of_another_version_is_one_sentence(dense_file, url):
+    objective = PruningObjective(
+        load_dense(dense_file), load_digits(), budget=0.6, recipe=Recipe(epochs=0)
+    )
+    study = create_study(objective, study_name="s", storage=url)
+    settings = study.user_attrs["settings"]
+    study.set_user_attr("settings", {**settings, "recipe": {**settings["recipe"], "new": 1}})
+    with pytest.raises(InputError, match="another version of vit_ratio_opt"):
+        load_objective("s", url)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    random = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for label in "ab":
+            (tmp_path / "images" / split / label).mkdir(parents=True)
+            for index in range(10):
+                pixels = random.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / label / f"{index}.png")
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda folder: load_digits(seed=2, val_fraction=0.3),
+        lambda folder: load_image_folder(folder, image_size=6, validation="test", seed=4),
+        lambda folder: load_images(folder, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5)),
+    ],
+)
+def test_images_are_loaded_again_as_they_were(folder, load):
+    data = load(folder)
+    again = data_module.load_again(json.loads(json.dumps(data.source)))
+    assert again.fingerprint == data.fingerprint
+    assert (again.mean, again.std, again.validation) == (data.mean, data.std, data.validation)
+    assert again.image_shape == data.image_shape
+
+
+@pytest.mark.parametrize(
+    ("source", "root", "message"),
+    [
+        ({}, None, "come from one of"),
+        ({"loader": "os.system"}, None, "not from 'os.system'"),
+        ({"loader": "digits"}, "x", "leave --data out"),
+        ({"loader": "digits", "new": 1}, None, "cannot be loaded as the study says"),
+    ],
+)
+def test_other_sources_of_images_are_refused(source, root, message):
+    with pytest.raises(InputError, match=message):
+        data_module.load_again(source, root=root)
+
+
+@pytest.mark.parametrize("source", [{}, {"checkpoint": "x"}, {"pruned": "x"}])
+def test_other_sources_of_models_are_refused(source):
+    with pytest.raises(InputError, match="as the study says"):
+        load_again(source)
+
+
+def test_a_study_that_is_not_there_is_refused(url):
+    storage = open_storage(url)
+    optuna.create_study(study_name="foreign", storage=storage)
+    with pytest.raises(InputError, match="no study 's'"):
+        load_objective("s", storage)
+    with pytest.raises(InputError, match="not made by vit_ratio_opt"):
+        load_objective("foreign", storage)
+
+
+@pytest.mark.parametrize("device", ["nosuch", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_sentence(dense_file, device):
+    with pytest.raises(InputError, match=f"`device` must be one of this machine.*'{device}'"):
+        PruningObjective(load_dense(dense_file), load_digits(), budget=0.6, device=device)
+
+
+# The images of a pruned model's study
+
+
+def test_a_pruned_model_finds_the_test_images_of_its_study(dense_file, tmp_path):
+    data = load_digits(seed=5, val_fraction=0.3)
+    objective = PruningObjective(
+        load_dense(dense_file), data, budget=0.6, recipe=Recipe(epochs=0),
+        calibration_images=64, checkpoints=tmp_path / "models",
+    )  # fmt: skip
+    objective(optuna.trial.FixedTrial({"mhsa_ratio": 0.5, "ffn_ratio": 0.5}))
+    _, manifest = load_pruned(tmp_path / "models" / "trial-0000.safetensors")
+    assert torch.equal(study_images(manifest).test.indices, data.test.indices)
+
+
+@pytest.mark.parametrize("validation", ["train", "test"])
+@pytest.mark.parametrize("version", ["earlier", "now"])
+def test_the_splits_of_a_folder_come_back_wherever_it_is(folder, tmp_path, validation, version):
+    options = {"image_size": 8, "validation": validation, "seed": 3}
+    data = load_image_folder(folder, **options, mean=(0.1, 0.2, 0.3))
+    manifest = {
+        "classes": list(data.classes), "mean": list(data.mean), "std": list(data.std),
+        "dataset": data.name, "validation": data.fingerprint, "seed": 3,
+    }  # fmt: skip
+    if version == "now":
+        manifest["images"] = {**data.source, "root": None}
+    moved = folder.rename(tmp_path / "moved")
+    again = study_images(json.loads(json.dumps(manifest)), moved, image_size=8)
+    assert torch.equal(again.test.indices, data.test.indices)
+    assert (again.mean, again.validation) == (data.mean, validation)
+    with pytest.raises(InputError, match="Accuracy is measured, not assumed: give --data"):
+        study_images(manifest)
+    for changed, sentence in (
+        ({"validation": "abc"}, r"another validation split \(\w+\) than .* had \(abc\)"),
+        ({"classes": ["b", "a"]}, "The classes of moved are not those"),
+        ({"images": ["odd"]}, "damaged manifest"),
+        ({"images": {"loader": "pickle"}}, "not from 'pickle'"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            study_images({**manifest, **changed}, moved, image_size=8)
+
+
+def test_without_a_study_all_test_images_are_the_test_split(folder):
+    assert len(study_images({}, folder, image_size=8).test) == 20
+
+
+def test_a_worker_on_another_device_searches_the_same_pairs(
+    dense_file, tmp_path, url, monkeypatch
+):
+    def device(slow: float):
+        """One on which heads, or neurons, take their time."""
+
+        def runs(model, images, count):
+            shape = shape_of(model)
+            seconds = 1e-4 + slow * shape.attention_dims + (1 - slow) * shape.neurons
+            return [1e-6 * seconds] * count
+
+        monkeypatch.setattr(latency_module, "_runs", runs)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache-{slow}"))
+
+    device(slow=0.9)
+    made = PruningObjective(
+        load_dense(dense_file), load_digits(), budget=0.6, cost="latency", latency_batch=2,
+        recipe=Recipe(epochs=0), calibration_images=64, checkpoints=tmp_path / "models",
+    )  # fmt: skip
+    study = create_study(made, study_name="s", storage=url, screen=False)
+    json.dumps(study.user_attrs)
+    device(slow=0.1)
+    again = load_objective("s", url)
+    assert again.curve == made.curve
+    assert again.settings == made.settings
+    assert again.latency == made.latency
+    joined = create_study(again, study_name="s", storage=url)
+    assert joined.sampler.nothing_left(joined) is None
+    own = PruningObjective(
+        load_dense(dense_file), load_digits(), budget=0.6, cost="latency", latency_batch=2,
+        recipe=Recipe(epochs=0), calibration_images=64,
+    )  # fmt: skip
+    assert own.curve != made.curve  # so that it does matter
+
+
+def test_a_model_that_computes_something_else_is_refused(dense_file, tmp_path, url):
+    objective = PruningObjective(
+        load_dense(dense_file),
+        load_digits(),
+        budget=0.6,
+        recipe=Recipe(epochs=0),
+        calibration_images=64,
+    )
+    create_study(objective, study_name="s", storage=url, screen=False)
+    other = load_dense(dense_file, act_layer="relu6")
+    save_dense(other, tmp_path / "other.safetensors")
+    assert weights_hash(other) == objective.settings.weights
+    with pytest.raises(InputError, match=r"computes something else \(activations"):
+        load_objective("s", url, checkpoint=tmp_path / "other.safetensors")

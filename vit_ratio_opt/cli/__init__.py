@@ -1,0 +1,1 @@
+"""The ``vit-ratio-opt`` command."""

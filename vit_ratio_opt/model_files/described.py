@@ -1,0 +1,179 @@
+"""Say which arguments give a model as it is now, however it was changed since it was made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from timm.layers import DropPath, PatchDropout
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.models.architecture import _attributes as plain_attributes
+from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.create import ARCHITECTURE, create_model
+from vit_ratio_opt.models.surgery import shape_of, shrink_to
+from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
+from vit_ratio_opt.space.geometry import BlockShape
+from vit_ratio_opt.utils.text import short
+
+__all__ = ["check_saveable", "described", "misfit"]
+
+# Modules that change no output in evaluation mode, and attributes that no forward pass reads.
+_INERT = (nn.Dropout, nn.Identity, DropPath, PatchDropout)
+_UNUSED = {"num_classes", "distilled_training"}
+_MOST_NAMED = 3
+
+
+def check_saveable(model: ViT) -> None:
+    """Refuse a model that was changed in a way that no file of :func:`save_pruned` could hold.
+
+    Models that this package has not made are not refused: their files are loaded onto the dense
+    model.
+
+    Raises:
+        InputError: It was; the message says where.
+    """
+    known = getattr(model, ARCHITECTURE, None)
+    if known is not None:
+        described(model, known, {}, is_pruned=True)
+
+
+def described(
+    model: ViT, known: Mapping[str, Any], given: Mapping[str, Any], *, is_pruned: bool
+) -> tuple[str, dict[str, Any]]:
+    """Return timm's name and arguments of a model as it is, apart from its weights.
+
+    Args:
+        model: The model.
+        known: The value of its ``ARCHITECTURE``: name and arguments that it was made with.
+        given: Arguments that hold in any case.
+        is_pruned: Whether its blocks may be smaller than the arguments say.
+
+    Raises:
+        InputError: No arguments give the model; the message says where it differs.
+    """
+    name, arguments = known["timm_name"], {**known["timm_kwargs"], **given}
+
+    def rebuild(arguments: Mapping[str, Any], is_cut: bool) -> ViT:
+        with torch.device("meta"):
+            dense = create_model(name, **arguments)
+            return _cut_like(model, dense) if is_cut and is_pruned else dense
+
+    return name, _adapted(model, arguments, given, rebuild)
+
+
+def _cut_like(model: ViT, dense: ViT) -> ViT:
+    sizes = [BlockShape(*block) for block in shape_of(model).block_sizes]
+    smaller = shrink_to(dense, sizes)
+    if isinstance(model.blocks, CascadeBlocks):
+        smaller = cascade(smaller, model.blocks.block_tokens, scores=model.blocks.scores)
+    return smaller
+
+
+def _adapted(
+    model: ViT,
+    arguments: Mapping[str, Any],
+    given: Mapping[str, Any],
+    rebuild: Callable[[Mapping[str, Any], bool], ViT],
+) -> dict[str, Any]:
+    """Return the arguments with which ``rebuild`` gives ``model``, apart from its weights.
+
+    Args:
+        model: Dense or pruned.
+        arguments: Those that it was once made with.
+        given: Those of them that may not be changed.
+        rebuild: Makes, of arguments, the dense model (``False``) or one of ``model``'s block
+            shapes (``True``); on the meta device, so that nothing is allocated.
+
+    Raises:
+        InputError: No arguments give the model; the message says where it differs.
+    """
+    before, now = _facts(rebuild(arguments, False)), _facts(model)
+    changes = {key: now[key] for key in now if now[key] != before.get(key) and key not in given}
+    if "global_pool" in changes:  # on which timm's default of this one depends
+        changes |= {key: value for key, value in now.items() if key.endswith("fc_norm")}
+    arguments = {**arguments, **changes}
+    dense = rebuild(arguments, False)
+    if len(model.blocks) == len(dense.blocks):
+        difference = _difference(model, rebuild(arguments, True))
+    else:
+        difference = f"it has {len(model.blocks)} blocks instead of {len(dense.blocks)}"
+    if difference is not None:
+        if re.match(r"`blocks\.\d+\.(attn|mlp)\..*has shape", difference):
+            difference += " (a pruned model is written with `save_pruned`)"
+        raise InputError(
+            "The model cannot be saved so that it could be loaded again, as it is no longer one "
+            f"of timm's: {difference}. Save it before the change, or make the change by timm's "
+            "arguments."
+        )
+    return arguments
+
+
+def _facts(model: ViT) -> dict[str, Any]:
+    """Return the arguments that can be read from a model and are often changed."""
+    facts: dict[str, Any] = {
+        "num_classes": getattr(model.head, "out_features", 0),
+        "in_chans": model.patch_embed.proj.in_channels,
+        "patch_size": list(model.patch_embed.patch_size),
+        "img_size": list(model.patch_embed.img_size),
+        "global_pool": model.global_pool,
+    }
+    if hasattr(model, "fc_norm"):
+        argument = "fc_norm" if isinstance(model, VisionTransformer) else "use_fc_norm"
+        facts[argument] = not isinstance(model.fc_norm, nn.Identity)
+    epsilons = {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)}
+    if len(epsilons) == 1:
+        facts["norm_eps"] = epsilons.pop()
+    return facts
+
+
+def _difference(model: ViT, rebuilt: ViT) -> str | None:
+    """Return where two models compute something else, apart from their weights."""
+    difference = misfit(rebuilt, model.state_dict())
+    if difference is not None:
+        return difference
+    parts, own = (
+        {name: module for name, module in one.named_modules() if not isinstance(module, _INERT)}
+        for one in (rebuilt, model)
+    )
+    for name in [*own, *(name for name in parts if name not in own)]:
+        kinds = [type(modules.get(name, None)).__name__ for modules in (own, parts)]
+        if kinds[0] != kinds[1]:
+            return f"`{name or 'model'}` is of class {kinds[0]} instead of {kinds[1]}"
+        module = own[name]
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"`{name or 'model'}` has a forward hook, which no file can hold"
+        found, wanted = (dict(plain_attributes(one[name])) for one in (own, parts))
+        # What timm's modules do not have, such as notes of whoever trained them, is never read.
+        for key in sorted(vars(parts[name]).keys() & (found.keys() | wanted.keys()) - _UNUSED):
+            if found.get(key) != wanted.get(key):
+                where = f"{name}.{key}".lstrip(".")
+                return f"`{where}` is {found.get(key)} instead of {wanted.get(key)}"
+    return None
+
+
+def misfit(model: ViT, state: Mapping[str, torch.Tensor]) -> str | None:
+    """Return which tensors of a state dict do not fit a model, by name or shape, or None."""
+    own = model.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    if missing or extra:
+        return ", ".join(
+            f"{len(names)} tensors {verb} {_some(names)}"
+            for names, verb in ((missing, "are missing"), (extra, "are not the model's"))
+            if names
+        )
+    for key, tensor in own.items():
+        if state[key].shape != tensor.shape:
+            return (
+                f"`{key}` has shape {tuple(state[key].shape)}, but the model's has "
+                f"{tuple(tensor.shape)}"
+            )
+    return None
+
+
+def _some(names: list[str]) -> list[str]:
+    return [short(name, 80) for name in names[:_MOST_NAMED]]

@@ -1,0 +1,106 @@
+"""What a model's classifier gives and costs, whatever it was replaced by."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.device import evaluating
+from vit_ratio_opt.models.supported import UnsupportedModelError
+
+__all__ = ["Classifier", "classes_of", "classifier_of"]
+
+
+class Classifier(NamedTuple):
+    """The classifier of a model as it is, not as the model was made.
+
+    Args:
+        classes: Logits of an image; 0 without a classifier.
+        linear: Linear classifiers: 1, 2 with a distillation head, 0 where it is something else.
+        other_macs: MACs of what else it is.
+    """
+
+    classes: int
+    linear: int
+    other_macs: int
+
+
+def classifier_of(model: ViT, classified_tokens: int) -> Classifier:
+    """Return what ``model.head`` gives, which is run on zeros if it is no linear layer.
+
+    Args:
+        model: A supported model.
+        classified_tokens: Of an image: 1, or all of them where the model has no pooling.
+
+    Raises:
+        UnsupportedModelError: It takes no features of the model's width, or gives no logits
+            ``(batch, classes)``.
+    """
+    heads = {"head": model.head}
+    if isinstance(model, VisionTransformerDistilled):
+        heads["head_dist"] = model.head_dist
+    classes, macs = set(), 0
+    for name, head in heads.items():
+        if type(head) is nn.Linear and head.in_features != model.embed_dim:
+            raise UnsupportedModelError(
+                f"`{name}` takes {head.in_features} features, but the model has "
+                f"{model.embed_dim}: replace it by `nn.Linear({model.embed_dim}, classes)`."
+            )
+        if type(head) in (nn.Linear, nn.Identity):
+            classes.add(head.out_features if isinstance(head, nn.Linear) else 0)
+        else:
+            tokens = () if model.global_pool else (classified_tokens,)
+            weight = model.patch_embed.proj.weight
+            found, cost = _run(name, head, weight.new_zeros(2, *tokens, model.embed_dim))
+            classes.add(found)
+            macs += cost
+    if len(classes) > 1:
+        raise UnsupportedModelError(
+            f"`head` and `head_dist` must have the same classes, but have {sorted(classes)}."
+        )
+    linear = sum(type(head) in (nn.Linear, nn.Identity) for head in heads.values())
+    return Classifier(classes.pop(), linear, macs)
+
+
+def classes_of(model: ViT) -> int:
+    """Return the number of classes; refuse a model that gives none for a whole image.
+
+    Raises:
+        UnsupportedModelError: See :func:`classifier_of`.
+        InputError: The model has no classifier or no pooling.
+    """
+    missing = "no pooling"
+    if model.global_pool:
+        classes, missing = classifier_of(model, 1).classes, "no classifier"
+        if classes:
+            return classes
+    raise InputError(
+        f"The model has {missing}, so it gives no class of an image: call "
+        "`model.reset_classifier(classes, global_pool=...)` and train it."
+    )
+
+
+def _run(name: str, head: nn.Module, features: torch.Tensor) -> tuple[int, int]:
+    """Logits and MACs of one image, from features of two images."""
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), evaluating(head), counter:
+            logits = head(features)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModelError(
+            f"`{name}` cannot take the model's features {tuple(features.shape)}: {reason:.200}"
+        ) from None
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if not isinstance(shape, tuple) or shape[:-1] != tuple(features.shape[:-1]):
+        raise UnsupportedModelError(
+            f"`{name}` must give logits of shape (images, classes), but gives {shape} for two "
+            f"images with features {tuple(features.shape)}."
+        )
+    return shape[-1], counter.get_total_flops() // 4  # of two images, two FLOPs each

@@ -1,0 +1,266 @@
+"""What a trial may start from, and where its weights are. Never imports torch.
+
+Either a finished trial's model (iterative pruning), which is an Optuna artifact of that trial, or
+the state in which an interrupted trial of the same pair was left. Whoever has the study's storage
+and the artifact store can go on from both, on any machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, BinaryIO
+
+from optuna.artifacts import (
+    Boto3ArtifactStore,
+    FileSystemArtifactStore,
+    download_artifact,
+    get_all_artifact_meta,
+)
+from optuna.artifacts.exceptions import ArtifactNotFound
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from vit_ratio_opt._compat import behind_backoff
+from vit_ratio_opt.errors import CannotWriteError, InputError
+from vit_ratio_opt.runs.storage import reason, redact
+from vit_ratio_opt.space.geometry import RatioPair, RatioSpace
+from vit_ratio_opt.utils.untrusted import check_artifact_id, is_state_id
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+
+__all__ = [
+    "ArtifactFolder",
+    "artifact_location",
+    "check_store",
+    "fetch_state",
+    "fetched_checkpoint",
+    "interrupted_trials",
+    "keep_state",
+    "nearest_parents",
+    "open_artifacts",
+    "remove_states",
+    "state_artifact",
+]
+
+_STATE = "training_state"
+"""User attribute of a trial: the artifact with the state of its training, and how far that is."""
+
+_BUCKET = re.compile(r"(arn:[\w.:-]+|[\w.-]+)", re.ASCII)
+
+_logger = logging.getLogger(f"optuna.{__name__}")
+
+
+def artifact_location(location: str | Path) -> str:
+    """An absolute folder, or ``s3://bucket`` in any store that speaks S3.
+
+    Raises:
+        InputError: It is neither.
+    """
+    scheme, _, bucket = str(location).partition("://")
+    if not bucket:
+        return str(Path(location).resolve())
+    # A study stores the location, so it must hold no keys.
+    if scheme != "s3" or not _BUCKET.fullmatch(bucket.rstrip("/")):
+        raise InputError(
+            f"Artifacts are kept in a folder or in s3://bucket, not in {redact(str(location))!r}."
+        )
+    return str(location).rstrip("/")
+
+
+def open_artifacts(location: str) -> ArtifactStore:
+    """The store at an :func:`artifact_location`, without connecting.
+
+    Credentials, region and ``AWS_ENDPOINT_URL`` are boto3's business.
+
+    Raises:
+        InputError: boto3 is not installed, or has no region or the like.
+    """
+    if not location.startswith("s3://"):
+        return ArtifactFolder(Path(location))
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError:
+        raise InputError("s3:// needs boto3: pip install 'vit_ratio_opt[s3]'.") from None
+    try:
+        patient = Config(retries={"mode": "standard", "max_attempts": 10})
+        client = boto3.client("s3", config=patient)
+        return Boto3ArtifactStore(location.removeprefix("s3://"), client)
+    except Exception as error:  # of botocore, which may not be there
+        raise InputError(f"{location} cannot be used: {reason(error)}") from None
+
+
+def check_store(store: ArtifactStore) -> None:
+    """Prove that a store can be written, by an artifact that is removed again.
+
+    Raises:
+        CannotWriteError: It cannot.
+    """
+    artifact = str(uuid.uuid4())
+    try:
+        store.write(artifact, io.BytesIO(b"probe"))
+    except Exception as error:  # a store raises whatever its client does
+        raise CannotWriteError(
+            f"The artifact store cannot be written: {type(error).__name__}: {reason(error)}"
+        ) from None
+    with contextlib.suppress(Exception):
+        behind_backoff(store).remove(artifact)
+
+
+def nearest_parents(
+    space: RatioSpace, pair: RatioPair, finished: Mapping[int, RatioPair]
+) -> list[int]:
+    """The trials that pruned neither module more than ``pair``, nearest in MACs first.
+
+    Of equally near ones the earliest comes first. When ``pair`` itself is among the finished ones,
+    only trials before its first are given: a repeat starts where the first one could have started,
+    so that the two differ by noise and not by how long they were trained.
+
+    Args:
+        space: What the ratios mean.
+        pair: What is to be pruned next.
+        finished: Trial number to the pair that it pruned.
+    """
+    heads, neurons = space.removed(pair)
+    removed = {number: space.removed(other) for number, other in finished.items()}
+    repeated = [number for number, counts in removed.items() if counts == (heads, neurons)]
+    candidates = [
+        number
+        for number, counts in removed.items()
+        if counts[0] <= heads
+        and counts[1] <= neurons
+        and all(number < repeat for repeat in repeated)
+    ]
+    return sorted(candidates, key=lambda number: (space.pruned_macs(finished[number]), number))
+
+
+class ArtifactFolder(FileSystemArtifactStore):
+    """A folder of artifacts that, on the same file system, are second names of the uploaded files.
+
+    So a checkpoint that is also an artifact takes its space once. Ids come from a database, so
+    only generated names are opened or removed, and no links are followed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._folder = folder
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open the file of an artifact.
+
+        Raises:
+            ArtifactNotFound: There is none.
+        """
+        path = self._folder / check_artifact_id(artifact_id)
+        if path.is_symlink() or not path.is_file():
+            raise ArtifactNotFound(f"There is no artifact {artifact_id}.")
+        return super().open_reader(artifact_id)
+
+    def remove(self, artifact_id: str) -> None:
+        """Remove the file of an artifact."""
+        super().remove(check_artifact_id(artifact_id))
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Called by ``upload_artifact``."""
+        check_artifact_id(artifact_id)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        file = getattr(content_body, "name", None)  # what comes over the network has none
+        try:
+            if file is not None:
+                os.link(file, self._folder / artifact_id)
+                return
+        except OSError:  # not every file system has links
+            pass
+        super().write(artifact_id, content_body)
+
+
+@contextlib.contextmanager
+def fetched_checkpoint(
+    trial: FrozenTrial, storage: BaseStorage, store: ArtifactStore
+) -> Iterator[Path]:
+    """A trial's checkpoint out of the artifact store, as a file for as long as the context lasts.
+
+    Raises:
+        ArtifactNotFound: The trial has none, or only its entry: that is written before the bytes.
+    """
+    # By name, because users may attach artifacts of their own to a trial in the dashboard.
+    name = trial.user_attrs.get("checkpoint")
+    metas = [m for m in get_all_artifact_meta(trial, storage=storage) if m.filename == name]
+    if not metas:
+        raise ArtifactNotFound(f"Trial {trial.number} has no artifact named {name!r}.")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        artifact = check_artifact_id(metas[-1].artifact_id)
+        download_artifact(artifact_store=store, file_path=str(path), artifact_id=artifact)
+        yield path
+
+
+def keep_state(trial: Trial, file: Path, store: ArtifactStore, *, epoch: int) -> None:
+    """Put the state of the trial's training into the store, in place of an earlier one.
+
+    Not as one of the trial's Optuna artifacts, of which none can be removed. At every moment the
+    trial names a state that is there and whole.
+    """
+    earlier = state_artifact(trial)
+    artifact = f"training-state-{uuid.uuid4()}"
+    with file.open("rb") as content:
+        store.write(artifact, content)
+    trial.set_user_attr(_STATE, {"artifact": artifact, "epoch": epoch})
+    if earlier is not None:
+        remove_states([earlier], store)
+
+
+def interrupted_trials(
+    trials: Iterable[FrozenTrial], pair: RatioPair, seed: int
+) -> list[FrozenTrial]:
+    """Trials of the same training that ended before it, the one that came furthest first."""
+    found = [
+        trial
+        for trial in trials
+        if trial.state == TrialState.FAIL
+        and state_artifact(trial) is not None
+        and isinstance(trial.user_attrs[_STATE].get("epoch"), int)
+        and trial.user_attrs.get("seed") == seed
+        and "blocks" in trial.user_attrs
+        and tuple(trial.params.get(name) for name in RatioPair._fields) == pair
+    ]
+    return sorted(found, key=lambda trial: (-trial.user_attrs[_STATE]["epoch"], -trial.number))
+
+
+def fetch_state(artifact: str, store: ArtifactStore, path: Path) -> bool:
+    """Write a training's state to ``path``; False, with a warning, where it cannot be had."""
+    try:
+        with store.open_reader(artifact) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target)
+    except Exception as error:  # a store raises whatever its client does
+        _logger.warning(
+            f"The state of a training, {artifact}, cannot be read; it begins again: "
+            f"{type(error).__name__}: {reason(error)}"
+        )
+        return False
+    return True
+
+
+def state_artifact(trial: FrozenTrial | Trial) -> str | None:
+    """Return the id of the state of the trial's training, if it has left one."""
+    state = trial.user_attrs.get(_STATE)
+    artifact = state.get("artifact") if isinstance(state, Mapping) else None
+    return str(artifact) if is_state_id(artifact) else None
+
+
+def remove_states(artifacts: Iterable[str], store: ArtifactStore) -> None:
+    """Remove the states of trainings that are still there; nothing else."""
+    store = behind_backoff(store)  # Optuna 5.0's removes again and again, for a minute
+    for artifact in filter(is_state_id, artifacts):
+        with contextlib.suppress(Exception):  # a store raises whatever its client does
+            store.remove(artifact)

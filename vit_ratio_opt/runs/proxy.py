@@ -1,0 +1,79 @@
+"""Optuna's gRPC proxy with what it lacks: someone who fails the trials of dead workers."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from importlib.util import find_spec
+
+from optuna.storages import get_storage
+
+from vit_ratio_opt._compat import grpc_server
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.runs.storage import BEATS_IN_GRACE, open_storage, rdb_of
+from vit_ratio_opt.runs.workers import Reaper
+from vit_ratio_opt.utils.text import short
+
+__all__ = ["check_port", "serve_proxy"]
+
+_logger = logging.getLogger(f"optuna.{__name__}")
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on.
+
+    Raises:
+        InputError: With the reason.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError, ValueError) as error:  # of a name that is none
+        why = getattr(error, "strerror", None) or "this is no name of a machine"
+        raise InputError(f"Cannot listen on {short(host)}:{port}: {why}.") from None
+
+
+def serve_proxy(url: str, host: str, port: int, threads: int, grace: int) -> None:
+    """Serve the database at ``url`` until the process ends.
+
+    Args:
+        url: Of a database.
+        host: Where to listen.
+        port: Where to listen.
+        threads: Requests that are answered at once, each with a connection of its own.
+        grace: See :func:`~vit_ratio_opt.runs.storage.open_storage`.
+
+    Raises:
+        InputError: gRPC is not installed, the address is taken, or as ``open_storage``.
+    """
+    if find_spec("grpc") is None:
+        raise InputError("The proxy needs gRPC: pip install 'vit_ratio_opt[grpc]'.")
+    check_port(host, port)  # gRPC would share it with another proxy
+    backend = open_storage(url, must_exist=True, grace=grace, connections=threads + 1)
+    if rdb_of(backend) is None:
+        raise InputError("The proxy needs the URL of a database, not that of another proxy.")
+    reaper = Reaper(backend)
+
+    def reap() -> None:
+        while True:
+            try:
+                for name, number in reaper.reap():
+                    print(f"study {name!r}: trial {number} was left behind", flush=True)
+            except Exception as error:  # the database may be restarting
+                _logger.warning(f"Dead workers could not be looked for: {type(error).__name__}")
+            threading.Event().wait(grace / BEATS_IN_GRACE)
+
+    with_cache = get_storage(backend)
+    try:
+        server = grpc_server(with_cache, host, port, threads)
+    except RuntimeError:
+        raise InputError(f"Cannot listen on {host}:{port}.") from None
+    server.start()
+    threading.Thread(target=reap, daemon=True, name="reaper").start()
+    print(f"serving at grpc://{host}:{port} (Ctrl-C stops it)", flush=True)
+    server.wait_for_termination()

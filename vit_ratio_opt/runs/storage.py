@@ -1,0 +1,394 @@
+"""Storages by URL: SQLite, PostgreSQL, MySQL, or Optuna's gRPC proxy in front of one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import random
+import re
+import sqlite3
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage
+from sqlalchemy.engine import URL
+
+from vit_ratio_opt._compat import behind_cache
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.runs.connections import RESTART_SECONDS, Connector, answer_seconds, has_given_up
+from vit_ratio_opt.runs.database import RDBStorage
+
+__all__ = [
+    "BEATS_IN_GRACE",
+    "DEFAULT_STORAGE",
+    "GRACE_SECONDS",
+    "GRPC_PORT",
+    "RESTART_SECONDS",
+    "check_storage_url",
+    "database_files",
+    "is_storage_error",
+    "is_temporary",
+    "is_unreachable",
+    "open_storage",
+    "rdb_of",
+    "reason",
+    "redact",
+]
+
+DEFAULT_STORAGE = "sqlite:///vit_ratio_opt.db"
+
+GRACE_SECONDS = 600
+"""How long a running trial may give no sign of life. A suspended laptop must not lose its trial
+at once, a dead node must not block its pair for ever."""
+
+BEATS_IN_GRACE = 20
+"""Signs of life that may get lost before a trial is taken for dead."""
+
+_FIRST_SECONDS = 10  # for its first answer
+# Of a new database, and what is said when another process is creating it at the same moment.
+_OPENING_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, AssertionError)
+_MOST_OPENINGS = 10
+_RACES = ("already exists", "duplicate", "unique constraint", "no such table", 'relation "')
+# In a row: a database that fails again and again is full, read-only or locked.
+_MOST_FAILURES = 5
+GRPC_PORT = 13000
+# Drivers that `pip install vit_ratio_opt[postgres]` and `[mysql]` bring, where the URL names none.
+_DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "mysql": ("pymysql", "MySQLdb")}
+_EXTRAS = {"postgresql": "postgres", "mysql": "mysql", "mariadb": "mysql"}
+
+_URL = re.compile(r"([A-Za-z][\w+.-]*)://(.*)", re.ASCII)
+_BACKENDS = ("postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "cockroachdb")
+_USER = re.compile(r"[\w.%+~-]*", re.ASCII)
+_PLACE = re.compile(r"(\[[^\]@]*\]|[^:/@\[]*)(:\d{0,5})?(/[^@]*)?")
+_SHOWN_ENTRY = re.compile(r"(host|port)=[\w.,:/%\[\]-]*", re.ASCII)
+# An entry of a libpq connection string, or of a dictionary of a driver's arguments.
+_SECRET_ENTRY = re.compile(
+    r"(?i)\b(\w*(?:password|passwd|passphrase|passfile|pwd|secret|token|sslkey|sslcert"
+    r"|access_key\w*)[\"']?)(\s*[=:]\s*)"
+    r"('(?:[^'\\]|\\.)*'?|\"(?:[^\"\\]|\\.)*\"?|[^\s&,;)}\]]+)"
+)
+_SHORTEST_SECRET = 4  # a shorter one would be struck out everywhere
+_secrets: set[str] = set()
+
+_logger = logging.getLogger(f"optuna.{__name__}")
+
+
+def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
+    """Refuse a storage URL that cannot work, without connecting or writing.
+
+    Args:
+        url: A SQLAlchemy URL, such as ``sqlite:///study.db``, or ``grpc://host:port``.
+        must_exist: Refuse a SQLite file that does not exist yet.
+
+    Returns:
+        The URL, with the driver that is to be used.
+
+    Raises:
+        InputError: The URL is malformed, names an unknown database, or a SQLite file that is not
+            there or cannot be written. Passwords are not repeated.
+    """
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+        _remember_secrets(parsed)
+        if parsed.drivername == "grpc":
+            if not parsed.host or parsed.database:
+                raise InputError(
+                    f"{redact(url)!r} must name a host and a port, such as grpc://host:13000."
+                )
+            return parsed
+        parsed = _with_driver(parsed)
+        parsed.get_dialect()
+    except sqlalchemy.exc.NoSuchModuleError:
+        raise InputError(f"The storage URL {redact(url)!r} names an unknown database.") from None
+    except InputError:
+        raise
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise InputError(
+            f"{redact(url)!r} is no storage URL; expected one such as {DEFAULT_STORAGE}, "
+            "postgresql://user@host/database or grpc://host:13000."
+        ) from None
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database in (None, "", ":memory:"):  # and each thread would see its own
+            raise InputError(
+                f"{redact(url)} is in memory and ends with the process: name a file, such as "
+                f"{DEFAULT_STORAGE}. From Python, `optuna.storages.InMemoryStorage()` works."
+            )
+        file = Path(str(parsed.database))
+        if file.is_dir():
+            raise InputError(f"{url} names a folder: name a file in it, such as study.db.")
+        if must_exist and not file.exists():
+            raise InputError(f"There is no database {file}.")
+        if must_exist and not _has_studies(file):
+            raise InputError(f"There are no studies in {file}: Optuna has not used this file.")
+        if not file.parent.is_dir():
+            raise InputError(f"{redact(url)} cannot be made: there is no folder {file.parent}.")
+        if not must_exist and not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise InputError(f"{redact(url)} cannot be written: no permission.")
+    return parsed
+
+
+def _has_studies(file: Path) -> bool:
+    """Whether a SQLite file has Optuna's tables, which opening it would make; True if damaged."""
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)
+        ) as database:
+            found = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'")
+            return found.fetchone() is not None
+    except (sqlite3.Error, ValueError):  # what opening it says is clearer
+        return True
+
+
+def database_files(url: str) -> list[Path]:
+    """Return the files, there or not, that SQLite keeps for a URL; none for any other text."""
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return []
+    if parsed.get_backend_name() != "sqlite":
+        return []
+    return [Path(f"{parsed.database}{end}") for end in ("", "-journal", "-wal", "-shm")]
+
+
+def _with_driver(url: URL) -> URL:
+    """Psycopg 3 and PyMySQL where no driver is named, unless only the usual ones are there."""
+    for backend, (ours, default) in _DRIVERS.items():
+        if url.drivername == backend and (find_spec(ours) or not find_spec(default)):
+            return url.set(drivername=f"{backend}+{ours}")
+    if url.drivername == "mariadb":
+        return _with_driver(url.set(drivername="mysql"))
+    return url
+
+
+def open_storage(
+    url: str | BaseStorage,
+    *,
+    must_exist: bool = False,
+    grace: int = GRACE_SECONDS,
+    connections: int = 2,
+) -> BaseStorage:
+    """An Optuna storage with heartbeats, and patience with a database that is restarted.
+
+    Args:
+        url: See :func:`check_storage_url`; a storage is given back as it is.
+        must_exist: Refuse a SQLite file that does not exist instead of making it.
+        grace: Seconds after which a trial without a sign of life is taken for dead; the same for
+            all workers of a study.
+        connections: To a database server, kept open at the most; twice as many in need.
+
+    Raises:
+        InputError: See :func:`check_storage_url`; or the driver is not installed, or the database
+            or the proxy cannot be reached or used.
+    """
+    if not isinstance(url, str):
+        return url
+    parsed = check_storage_url(url, must_exist=must_exist)
+    shown = redact(url)
+    if parsed.drivername == "grpc":
+        return _open_proxy(parsed, grace)
+    try:
+        storage = _open_database(parsed, grace, connections)
+    except ImportError:
+        extra = _EXTRAS.get(parsed.get_backend_name())
+        hint = f": pip install 'vit_ratio_opt[{extra}]'" if extra else ""
+        raise InputError(f"The driver for {shown} is not installed{hint}.") from None
+    except (*_OPENING_ERRORS, OSError, RuntimeError) as error:
+        raise InputError(f"The storage {shown} cannot be used: {reason(error, parsed)}") from None
+    return storage
+
+
+def _open_database(url: URL, grace: int, connections: int) -> RDBStorage:
+    """Open a database, and again where another process creates its tables at the same time."""
+    # Braces: Optuna fills URLs in as templates.
+    whole = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+    settings: dict[str, Any] = {"connect_args": {"timeout": answer_seconds(grace)}}
+    connector = None
+    if url.get_backend_name() != "sqlite":
+        connector = Connector(url, grace)
+        # A connection that a restart has cut is noticed before it is used.
+        settings = {"creator": connector, "pool_pre_ping": True}
+        settings |= {"pool_size": connections, "max_overflow": connections}
+    for attempt in itertools.count(1):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                storage = RDBStorage(
+                    whole,
+                    engine_kwargs=settings,
+                    heartbeat_interval=max(1, grace // BEATS_IN_GRACE),
+                    grace_period=grace,
+                )
+            if connector is not None:
+                connector.is_patient = True
+            return storage
+        except _OPENING_ERRORS as error:
+            text = f"{error} {error.__cause__}".lower()
+            is_race = isinstance(error, AssertionError) or any(word in text for word in _RACES)
+            if not is_race or attempt == _MOST_OPENINGS:
+                raise
+        time.sleep(random.uniform(0.05, 0.1) * attempt)
+    raise AssertionError  # never reached
+
+
+def _open_proxy(url: URL, grace: int) -> BaseStorage:
+    if find_spec("grpc") is None:
+        raise InputError("grpc:// needs gRPC: pip install 'vit_ratio_opt[grpc]'.")
+    host, port = str(url.host), url.port or GRPC_PORT
+    from vit_ratio_opt.runs.grpc_client import GrpcStorageProxy
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = GrpcStorageProxy(host=host, port=port, grace=grace)
+    try:
+        storage.wait_server_ready(timeout=_FIRST_SECONDS)
+    except ConnectionError:
+        raise InputError(
+            f"Nothing answers at grpc://{host}:{port}: start `vit-ratio-opt serve` there."
+        ) from None
+    return storage
+
+
+def reason(error: BaseException, url: URL | None = None) -> str:
+    """The first line of what an error says, without the password of a URL."""
+    cause = _storage_error(error) or error
+    if isinstance(cause, StorageInternalError):
+        cause = cause.__cause__ or cause
+    details = getattr(cause, "details", None)  # gRPC's
+    text = details() if callable(details) else str(getattr(cause, "orig", None) or cause)
+    line = ((text or "").strip().splitlines() or [type(cause).__name__])[0]
+    if url is not None and url.password:
+        line = line.replace(str(url.password), "***")
+    return redact(line)
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Whether the storage failed, and not what was asked of it: it may be back in a moment."""
+    return _storage_error(error) is not None
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether there is no proxy at the moment; a database is waited for when connecting."""
+    return _grpc_status(error) == "UNAVAILABLE"
+
+
+def _grpc_status(error: BaseException) -> str | None:
+    code = getattr(_storage_error(error), "code", None)
+    return getattr(code(), "name", None) if callable(code) else None
+
+
+def is_temporary(
+    error: BaseException, storage: BaseStorage, failures: int, seconds: float
+) -> bool:
+    """Whether a storage that has failed is worth another try.
+
+    A database that does not answer was waited for already, by each connection that was opened; a
+    proxy has to be waited for by its caller.
+
+    Args:
+        error: What the storage raised last.
+        storage: The storage.
+        failures: How often it has failed in a row.
+        seconds: For how long.
+    """
+    if is_unreachable(error):
+        return seconds <= RESTART_SECONDS
+    if _grpc_status(error) == "DEADLINE_EXCEEDED":
+        return seconds <= getattr(storage, "silence_seconds", RESTART_SECONDS)
+    cause = _storage_error(error)
+    if isinstance(cause, StorageInternalError):
+        cause = cause.__cause__
+    gave_up = has_given_up(getattr(cause, "orig", None))
+    return not gave_up and failures <= _MOST_FAILURES and seconds <= RESTART_SECONDS
+
+
+def _storage_error(error: BaseException) -> BaseException | None:
+    """What the storage has raised. Optuna stumbles over it, so it may be the error's context."""
+    cause: BaseException | None = None if isinstance(error, InputError) else error
+    while cause is not None:
+        module = type(cause).__module__
+        if isinstance(cause, (StorageInternalError, sqlalchemy.exc.DBAPIError)):
+            return cause
+        if module == "grpc" or module.startswith("grpc."):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def rdb_of(storage: BaseStorage) -> optuna.storages.RDBStorage | None:
+    """The database behind Optuna's cache; None behind a proxy, or where there is none."""
+    backend = behind_cache(storage)
+    return backend if isinstance(backend, optuna.storages.RDBStorage) else None
+
+
+def redact(text: str) -> str:
+    """Return a text without secrets: of a URL's query only host and port are left.
+
+    Of a database's URL the user name is left too. Where a ``@`` or a ``?`` may belong to a
+    password that was not percent-encoded, nothing is left. A line is taken for a URL from ``://``
+    to its end, since passwords may hold spaces; after a URL without secrets it goes on.
+    """
+    lines = [_URL.sub(_redacted_url, line) for line in str(text).split("\n")]
+    shown = _SECRET_ENTRY.sub(r"\1\2***", "\n".join(lines))
+    for secret in sorted(_secrets, key=len, reverse=True):
+        shown = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", shown)
+    return shown
+
+
+def _redacted_url(match: re.Match[str]) -> str:
+    scheme, rest = match.groups()
+    words = rest.split(maxsplit=1)
+    url = words[0].rstrip(".,;:'\")") if words and rest.startswith(words[0]) else ""
+    tail = rest[len(url) :]
+    if (
+        "@" not in tail.partition("://")[0]
+        and _without_secrets(scheme, url) == f"{scheme}://{url}"
+    ):
+        return f"{scheme}://{url}{_URL.sub(_redacted_url, tail)}"
+    return _without_secrets(scheme, rest)
+
+
+def _without_secrets(scheme: str, rest: str) -> str:
+    if scheme.startswith("sqlite"):
+        file, mark, _ = rest.partition("?")
+        return f"{scheme}://{file}{'?***' if mark else ''}"
+    head, mark, query = rest.partition("?")
+    if "@" in query and (":" in head or "@" in head or "/" not in head):
+        return f"{scheme}://***"
+    login, at, place = head.rpartition("@")
+    if not _PLACE.fullmatch(place):
+        place = "***"
+    user, colon, _ = login.partition(":")
+    if not scheme.startswith(_BACKENDS) or not _USER.fullmatch(user):
+        user, colon = "***", ""
+    if at:
+        place = f"{user}{':***' if colon else ''}@{place}"
+    if not mark:
+        return f"{scheme}://{place}"
+    entries = query.split("&")
+    shown = [entry for entry in entries if _SHOWN_ENTRY.fullmatch(entry)]
+    shown += ["***"] if len(shown) < len(entries) else []
+    return f"{scheme}://{place}?{'&'.join(shown)}"
+
+
+def _remember_secrets(url: URL) -> None:
+    """Have :func:`redact` know what a driver's messages may repeat."""
+    values = [value for key, value in _entries(url.query) if key not in ("host", "port")]
+    for value in [*values, *([str(url.password)] if url.password else [])]:
+        if len(value) >= _SHORTEST_SECRET:
+            _secrets.update((value, quote(value), quote_plus(value), repr(value)[1:-1]))
+
+
+def _entries(query: Mapping[str, str | tuple[str, ...]]) -> Iterator[tuple[str, str]]:
+    for key, value in query.items():
+        for one in (value,) if isinstance(value, str) else value:
+            yield key, one
