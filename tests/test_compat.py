@@ -81,6 +81,6 @@ def test_what_is_fixed_for_a_sampler_is_known():
 
 def test_a_search_imports_nothing_of_the_dashboard():
     """A release in which something has another name stops no search."""
-    code = f"{WITHOUT_DASHBOARD}dashboard; print('imported')"
+    code = f"{WITHOUT_DASHBOARD}report.explainer; print('imported')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "imported\n", done.stderr

@@ -34,9 +34,11 @@ from vit_ratio_opt.cli import app as cli
 from vit_ratio_opt.data.dataset import load_digits
 from vit_ratio_opt.model_files.checkpoint import create_model, save_dense
 from vit_ratio_opt.records.answer import answer_of, answer_trial
-from vit_ratio_opt.report import dashboard
-from vit_ratio_opt.report.dashboard import Explainer, serve_dashboard, study_note, trial_note
-from vit_ratio_opt.report.page import html_page
+from vit_ratio_opt.report import dashboard, explainer
+from vit_ratio_opt.report.dashboard import serve_dashboard
+from vit_ratio_opt.report.explainer import Explainer
+from vit_ratio_opt.report.html import html_page
+from vit_ratio_opt.report.notes import study_note, trial_note
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.study import create_study, run_study
@@ -85,11 +87,11 @@ def test_notes_and_figures_are_written_in_one_piece(make_study):
 
 
 def test_a_long_text_comes_back_from_its_parts_and_so_does_a_shorter_one(make_study, monkeypatch):
-    monkeypatch.setattr(dashboard, "_PART", 7)
+    monkeypatch.setattr(explainer, "_PART", 7)
     study = make_study()
     for text in ("0123456789" * 3, "short", ""):
         known = study._storage.get_study_system_attrs(study._study_id)
-        dashboard._write(study, "dashboard:plot_data:x:", text, known)
+        explainer._write(study, "dashboard:plot_data:x:", text, known)
         attributes = study._storage.get_study_system_attrs(study._study_id)
         assert get_plotly_graph_objects(attributes) == {"x": text}
 
@@ -113,7 +115,7 @@ def test_what_people_write_into_the_note_is_kept(make_study):
 
 def test_what_grows_is_made_again_only_after_two_hundred_times_its_time(make_study, monkeypatch):
     now = [1_000.0]
-    monkeypatch.setattr(dashboard.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(explainer.time, "monotonic", lambda: now[0])
     made = []
 
     def slow_note(*arguments, **options):
@@ -121,7 +123,7 @@ def test_what_grows_is_made_again_only_after_two_hundred_times_its_time(make_stu
         now[0] += 2.0
         return "note"
 
-    monkeypatch.setattr(dashboard, "study_note", slow_note)
+    monkeypatch.setattr(explainer, "study_note", slow_note)
     study = make_study(trials=2)
     explain = Explainer()
     for _ in range(60):
@@ -175,7 +177,7 @@ def test_what_goes_wrong_does_not_disturb_the_search(make_study, monkeypatch, ca
     def fail(*arguments, **options):
         raise ValueError("of this kind")
 
-    monkeypatch.setattr(dashboard, "study_note", fail)
+    monkeypatch.setattr(explainer, "study_note", fail)
     monkeypatch.setattr(dashboard, "trial_note", fail)
     Explainer()(study, study.trials[0])
     optuna.logging.disable_propagation()

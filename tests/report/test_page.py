@@ -5,7 +5,10 @@ import re
 import pytest
 
 from vit_ratio_opt.records.answer import answer_trial
-from vit_ratio_opt.report.page import code, escape_markdown, html_page, markdown, resume_command
+from vit_ratio_opt.report.commands import resume_command
+from vit_ratio_opt.report.html import html_page
+from vit_ratio_opt.report.markdown import code, markdown
+from vit_ratio_opt.utils.text import escape_markdown
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">'`|😀"
 

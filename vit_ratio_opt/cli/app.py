@@ -26,16 +26,9 @@ from vit_ratio_opt.records.answer import candidate_of, trained_trial
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import accuracy_of, load_studies
-from vit_ratio_opt.report.tables import (
-    answer_sentences,
-    build_report,
-    expected,
-    group_studies,
-    results_table,
-    timing_split,
-    trial_rows,
-    trials_table,
-)
+from vit_ratio_opt.report.rows import build_report, group_studies, timing_split, trial_rows
+from vit_ratio_opt.report.sentences import answer_sentences, expected
+from vit_ratio_opt.report.terminal import results_table, trials_table
 from vit_ratio_opt.report.trackers import JsonLog, TensorBoardLog
 from vit_ratio_opt.runs.proxy import check_port, serve_proxy
 from vit_ratio_opt.runs.storage import (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from optuna.study import Study
 
-from vit_ratio_opt.report.page import figures, markdown
-from vit_ratio_opt.report.tables import group_studies
+from vit_ratio_opt.report.figures.gallery import figures
+from vit_ratio_opt.report.markdown import markdown
+from vit_ratio_opt.report.rows import group_studies
 
 __all__ = ["show"]
 
