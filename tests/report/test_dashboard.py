@@ -178,7 +178,7 @@ def test_what_goes_wrong_does_not_disturb_the_search(make_study, monkeypatch, ca
         raise ValueError("of this kind")
 
     monkeypatch.setattr(explainer, "study_note", fail)
-    monkeypatch.setattr(dashboard, "trial_note", fail)
+    monkeypatch.setattr(explainer, "trial_note", fail)
     Explainer()(study, study.trials[0])
     optuna.logging.disable_propagation()
     assert "were not written: of this kind" in caplog.text
