@@ -12,9 +12,9 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from vit_ratio_opt._compat import (
     PLOT_KEY,
     behind_backoff,
-    behind_cache,
     fixed_params,
     note_keys,
+    rdb_of,
     read_note,
 )
 
@@ -59,10 +59,9 @@ def test_the_dashboard_keeps_its_figures_where_ours_are(study):
 def test_a_database_is_found_behind_the_cache():
     database = RDBStorage("sqlite://")
     assert get_storage(database) is not database
-    assert behind_cache(get_storage(database)) is database
-    assert behind_cache(database) is database
-    memory = InMemoryStorage()
-    assert behind_cache(memory) is memory
+    assert rdb_of(get_storage(database)) is database
+    assert rdb_of(database) is database
+    assert rdb_of(InMemoryStorage()) is None
 
 
 def test_a_store_is_found_behind_the_one_that_tries_again(tmp_path):
