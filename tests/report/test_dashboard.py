@@ -35,10 +35,11 @@ from vit_ratio_opt.data.dataset import load_digits
 from vit_ratio_opt.model_files.checkpoint import create_model, save_dense
 from vit_ratio_opt.records.answer import answer_of, answer_trial
 from vit_ratio_opt.report import dashboard, explainer
-from vit_ratio_opt.report.dashboard import serve_dashboard
+from vit_ratio_opt.report.dashboard import AllArtifacts, serve_dashboard, shown_trial
 from vit_ratio_opt.report.explainer import Explainer
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.notes import study_note, trial_note
+from vit_ratio_opt.runs.lineage import open_artifacts
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.study import create_study, run_study
@@ -213,7 +214,7 @@ def test_the_dashboard_sees_attributes_in_order_and_infeasible_trials(make_study
     study = make_study(budget=None)
     over = study.trials[-1]
     over.user_attrs = dict(sorted(over.user_attrs.items()))
-    shown = dashboard._as_shown(over)
+    shown = shown_trial(over)
     assert list(shown.user_attrs)[:3] == ["macs_ratio", "macs", "params"]
     assert shown.user_attrs == over.user_attrs
     (value,) = serialize_frozen_trial(0, shown, {})["constraints"]
@@ -223,7 +224,7 @@ def test_the_dashboard_sees_attributes_in_order_and_infeasible_trials(make_study
 
 def test_a_dashboard_that_reads_the_keys_of_optuna_5_sees_each_constraint_once(make_study):
     over = make_study(budget=None).trials[-1]
-    shown = dashboard._as_shown(over)
+    shown = shown_trial(over)
     assert list(shown.constraints.values()) == list(over.constraints.values())
 
 
@@ -234,7 +235,7 @@ def test_artifacts_of_all_studies_are_served(make_study, tmp_path, url):
         (tmp_path / name / ids[name]).write_text(name)
         study = make_study(url, name)
         study.set_user_attr("origin", {"artifacts": str(tmp_path / name)})
-    store = dashboard._AllArtifacts(study._storage)
+    store = AllArtifacts(study._storage, open_artifacts)
     for name in ("a", "b"):
         with store.open_reader(ids[name]) as content:
             assert content.read() == name.encode()
@@ -255,7 +256,10 @@ def test_a_browser_is_opened_only_where_there_are_windows(make_study, url, monke
     for name, display in (("searched", ""), ("searched", ":0"), (None, ":0")):
         monkeypatch.setenv("DISPLAY", display)
         monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-        serve_dashboard(open_storage(url), "127.0.0.1", 1, study_name=name, browse=True)
+        serve_dashboard(
+            open_storage(url), "127.0.0.1", 1, open_artifacts=open_artifacts, study_name=name,
+            browse=True,
+        )  # fmt: skip
     address = "http://127.0.0.1:1/dashboard"
     assert opened == [[f"{address}/studies/{study._study_id}"], [address]]
     assert capsys.readouterr().out.count(address) == 3

@@ -8,7 +8,8 @@ from typing import Any
 
 from optuna.study import Study
 
-from vit_ratio_opt.runs.storage import rdb_of, redact
+from vit_ratio_opt._compat import rdb_of
+from vit_ratio_opt.utils.redact import redact
 
 __all__ = ["repeat_code", "resume_command", "storage_url"]
 

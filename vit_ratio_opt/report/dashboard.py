@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import webbrowser
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import Timer
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -22,29 +22,37 @@ from vit_ratio_opt.records.trials import (
 from vit_ratio_opt.report.rows import (
     TRIAL_COLUMNS,
 )
-from vit_ratio_opt.runs.lineage import open_artifacts
 from vit_ratio_opt.utils.untrusted import check_artifact_id, is_marked
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
-__all__ = ["serve_dashboard"]
+__all__ = ["AllArtifacts", "serve_dashboard", "shown_trial"]
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _logger = logging.getLogger(f"optuna.{__name__}")
 
 
 def serve_dashboard(
-    storage: BaseStorage, host: str, port: int, *, study_name: str | None, browse: bool
+    storage: BaseStorage,
+    host: str,
+    port: int,
+    *,
+    open_artifacts: Callable[[str], ArtifactStore],
+    study_name: str | None = None,
+    browse: bool = False,
 ) -> None:
     """Run optuna-dashboard, with the artifacts of all studies, until the process ends.
 
     Args:
-        storage: Of the studies.
-        host: Where to listen.
-        port: Where to listen.
-        study_name: Which study to open; the list of them by default.
-        browse: Whether to open a browser, if this machine has one with windows.
+        storage: The storage of the studies.
+        host: Host name or address on which the server listens.
+        port: Port on which the server listens.
+        open_artifacts: Return the artifact store at a location, which is a folder or
+            ``s3://bucket``.
+        study_name: Name of the study that the printed address opens; by default that of the list
+            of studies.
+        browse: Whether to open a browser, where this machine has a graphical one.
     """
     from optuna_dashboard import run_server  # a search needs none of it
 
@@ -56,7 +64,7 @@ def serve_dashboard(
     all_trials = backend.get_all_trials
 
     def get_all_trials(study_id: int, *arguments: Any, **options: Any) -> list[FrozenTrial]:
-        return [_as_shown(trial) for trial in all_trials(study_id, *arguments, **options)]
+        return [shown_trial(trial) for trial in all_trials(study_id, *arguments, **options)]
 
     # Of this one object only: the trials that the dashboard gets to see.
     setattr(backend, "get_all_trials", get_all_trials)  # noqa: B010
@@ -67,20 +75,33 @@ def serve_dashboard(
         opening = Timer(1.0, webbrowser.open, [address])  # when the server answers
         opening.daemon = True
         opening.start()
-    run_server(backend, host=host, port=port, artifact_store=_AllArtifacts(backend))
+    run_server(backend, host=host, port=port, artifact_store=AllArtifacts(backend, open_artifacts))
 
 
-class _AllArtifacts:
+class AllArtifacts:
     """The artifact stores of all studies of a storage as one; new files go into the first.
 
-    Only what this package has marked is written: whoever can write the storage names the folders.
+    Only folders that this package has marked are written: every writer of the storage can name
+    folders in it.
+
+    Args:
+        storage: The storage of the studies.
+        open_artifacts: Return the artifact store at a location.
     """
 
-    def __init__(self, storage: BaseStorage) -> None:
+    def __init__(
+        self, storage: BaseStorage, open_artifacts: Callable[[str], ArtifactStore]
+    ) -> None:
         self._storage = storage
+        self._open = open_artifacts
         self._stores: dict[str, ArtifactStore] = {}
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open an artifact in the first store that has it.
+
+        Raises:
+            ArtifactNotFound: No store has it.
+        """
         check_artifact_id(artifact_id)
         for store in self._all():
             try:
@@ -90,12 +111,18 @@ class _AllArtifacts:
         raise ArtifactNotFound(f"{artifact_id} is in none of the studies' artifact stores.")
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Write an artifact into the first folder that this package has marked.
+
+        Raises:
+            InputError: No study has such a folder.
+        """
         for store in self._all(writable=True):
             store.write(artifact_id, content_body)
             return
         raise InputError("No study of this storage has a folder of artifacts made here.")
 
     def remove(self, artifact_id: str) -> None:
+        """Remove an artifact from the first marked folder that has it."""
         for store in self._all(writable=True):
             try:
                 store.remove(artifact_id)
@@ -110,7 +137,7 @@ class _AllArtifacts:
             location = origin.get("artifacts") if isinstance(origin, Mapping) else None
             if isinstance(location, str) and location not in self._stores:
                 try:
-                    self._stores[location] = open_artifacts(location)
+                    self._stores[location] = self._open(location)
                 except InputError as error:
                     _logger.warning(str(error))
         return [
@@ -120,7 +147,7 @@ class _AllArtifacts:
         ]
 
 
-def _as_shown(trial: FrozenTrial) -> FrozenTrial:
+def shown_trial(trial: FrozenTrial) -> FrozenTrial:
     """A trial for the dashboard: attributes in our order, constraints where it looks for them.
 
     Databases give attributes in any order. The dashboard's 0.21 does not know the constraints of

@@ -25,8 +25,8 @@ from vit_ratio_opt.report.figures.accuracy import accuracy_figure
 from vit_ratio_opt.report.figures.path import path_figure
 from vit_ratio_opt.report.figures.widths import widths_figure
 from vit_ratio_opt.report.notes import study_note, trial_note
-from vit_ratio_opt.runs.storage import is_storage_error, reason
 from vit_ratio_opt.space.geometry import BUDGET_CONSTRAINTS
+from vit_ratio_opt.utils.failures import is_storage_error, reason
 
 __all__ = ["TIME_SHARE", "Explainer", "save_trial_note"]
 
