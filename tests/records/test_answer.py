@@ -19,7 +19,7 @@ from vit_ratio_opt.report.figures.accuracy import accuracy_figure
 from vit_ratio_opt.report.figures.path import path_figure
 from vit_ratio_opt.report.figures.widths import widths_figure
 from vit_ratio_opt.report.html import html_page
-from vit_ratio_opt.report.markdown import markdown
+from vit_ratio_opt.report.markdown import markdown_page
 from vit_ratio_opt.report.notes import study_note
 from vit_ratio_opt.report.rows import build_report, trial_rows
 from vit_ratio_opt.report.sentences import answer_sentences, summary
@@ -47,7 +47,7 @@ def places(study):
         "report": " ".join(summary(study)),
         "note": study_note(study),
         "page": html_page([study]),
-        "markdown": markdown([study]),
+        "markdown": markdown_page([study]),
     }
 
 

@@ -143,7 +143,7 @@ def test_reports_say_what_the_limit_is_a_share_of(make_study, budget):
     from vit_ratio_opt.report.figures.accuracy import accuracy_figure
     from vit_ratio_opt.report.figures.path import path_figure
     from vit_ratio_opt.report.html import html_page
-    from vit_ratio_opt.report.markdown import markdown
+    from vit_ratio_opt.report.markdown import markdown_page
     from vit_ratio_opt.report.rows import build_report
     from vit_ratio_opt.report.sentences import summary
 
@@ -173,7 +173,7 @@ def test_reports_say_what_the_limit_is_a_share_of(make_study, budget):
     assert row["measured_ms"] == 2.5
     assert "latency" in accuracy_figure([study]).layout.title.text
     assert "equal latency" in [trace.name for trace in path_figure(study).data]
-    for page in (markdown([study]), html_page([study])):
+    for page in (markdown_page([study]), html_page([study])):
         assert "measured ms" in page
 
 

@@ -419,12 +419,13 @@ def report(
     if csv is not None:
         write_text(csv_text([row for study in studies for row in trial_rows(study)]), csv)
     if html is not None or markdown is not None:
-        from vit_ratio_opt.report import page  # plotly
+        from vit_ratio_opt.report.html import html_page  # with plotly
+        from vit_ratio_opt.report.markdown import markdown_page
 
         if html is not None:
-            write_text(page.html_page(studies, storage), html)
+            write_text(html_page(studies, storage), html)
         if markdown is not None:
-            write_text(page.markdown(studies), markdown)
+            write_text(markdown_page(studies), markdown)
     for path in filter(is_plain, written):  # a reader of a pipe wants nothing else in it
         console.print(plain(f"written to {path}"), soft_wrap=True)
     if written:

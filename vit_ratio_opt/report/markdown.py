@@ -15,10 +15,10 @@ from vit_ratio_opt.report.rows import (
 from vit_ratio_opt.report.sentences import summary
 from vit_ratio_opt.utils.text import escape_markdown, short
 
-__all__ = ["code", "code_block", "markdown", "markdown_table"]
+__all__ = ["code", "code_block", "markdown_page", "markdown_table"]
 
 
-def markdown(studies: Sequence[Study], *, trials: bool = True) -> str:
+def markdown_page(studies: Sequence[Study], *, trials: bool = True) -> str:
     """Sentences and tables, as GitHub reads them.
 
     Args:
