@@ -17,7 +17,7 @@ from vit_ratio_opt.runs.proxy import check_port
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.study import create_study
 from vit_ratio_opt.runs.workers import Reaper, sign_of_life
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 
 from .conftest import wait_for
 

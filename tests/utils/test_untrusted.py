@@ -26,7 +26,7 @@ from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.origin import load_objective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.study import create_study
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.untrusted import (
     check_checkpoint_name,
     check_marked,

@@ -851,7 +851,7 @@ def prune(
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.objective import PruningObjective
     from vit_ratio_opt.space.geometry import RatioPair, check_pair
-    from vit_ratio_opt.training.finetune import Recipe
+    from vit_ratio_opt.training.recipe import Recipe
 
     recipe = Recipe(epochs=epochs, lr=lr)
     objective = PruningObjective(
@@ -887,7 +887,7 @@ def prune(
 def _finish(make: Callable[[], dict[str, Any]], path: Path) -> None:
     """Make the model and print what came out."""
     from vit_ratio_opt.runs.final import card_path
-    from vit_ratio_opt.training.finetune import TrainingDiverged
+    from vit_ratio_opt.training.context import TrainingDiverged
 
     try:
         made = make()

@@ -30,7 +30,7 @@ from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
-from vit_ratio_opt.training.resume import checksum
+from vit_ratio_opt.training.saved_state import checksum
 from vit_ratio_opt.utils.files import replacing, why_not, write_json
 
 __all__ = ["cached_calibration", "cached_latency", "default_cache"]
