@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.data.dataset import ImageData, Split
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
-from vit_ratio_opt.latency.cache import cached_calibration, cached_latency, default_cache
+from vit_ratio_opt.latency.cache import cached_latency
 from vit_ratio_opt.latency.timing import latency_curves, time_models
 from vit_ratio_opt.model_files.checkpoint import check_saveable, source_of, weights_hash
 from vit_ratio_opt.models.architecture import architecture_of
@@ -45,6 +45,7 @@ from vit_ratio_opt.models.surgery import (
     shape_of,
     shrink_to,
 )
+from vit_ratio_opt.pruning.cache import cached_calibration
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.cascade import (
     AttentionSurvey,
@@ -56,8 +57,8 @@ from vit_ratio_opt.pruning.cascade import (
     without_cascade,
 )
 from vit_ratio_opt.pruning.importance import Importance, taylor_importance
+from vit_ratio_opt.pruning.options import Allocation
 from vit_ratio_opt.pruning.prune import (
-    Allocation,
     expected_losses,
     prune_ranks,
     prune_to_macs,
@@ -122,6 +123,7 @@ from vit_ratio_opt.training.finetune import (
     finetune,
 )
 from vit_ratio_opt.training.progress import SearchProgress, waiting
+from vit_ratio_opt.utils.caching import default_cache
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.files import check_place, check_writable_folder
 from vit_ratio_opt.utils.text import csv_text
