@@ -57,8 +57,8 @@ from vit_ratio_opt.pruning.cascade import (
     without_cascade,
 )
 from vit_ratio_opt.pruning.importance import Importance, taylor_importance
+from vit_ratio_opt.pruning.options import Allocation
 from vit_ratio_opt.pruning.prune import (
-    Allocation,
     expected_losses,
     prune_ranks,
     prune_to_macs,
@@ -71,14 +71,12 @@ from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import block_rows, finished_trials, tested_accuracy
 from vit_ratio_opt.report.figures import training_curve
 from vit_ratio_opt.runs.admission import check_enqueued, check_study_of
+from vit_ratio_opt.runs.artifacts import artifact_location, check_store, open_artifacts
 from vit_ratio_opt.runs.lineage import (
-    artifact_location,
-    check_store,
     fetch_state,
     interrupted_trials,
     keep_state,
     nearest_parents,
-    open_artifacts,
     remove_states,
     state_artifact,
 )
@@ -133,7 +131,7 @@ from vit_ratio_opt.utils.text import csv_text
 from vit_ratio_opt.utils.untrusted import mark_folder
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from vit_ratio_opt._compat import ArtifactStore
 
 __all__ = ["PruningObjective", "check_fit"]
 
