@@ -25,7 +25,7 @@ from vit_ratio_opt.report.rows import (
 from vit_ratio_opt.utils.untrusted import check_artifact_id, is_marked
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from vit_ratio_opt._compat import ArtifactStore
 
 __all__ = ["AllArtifacts", "serve_dashboard", "shown_trial"]
 
