@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import math
 import os
 import sys
@@ -573,24 +574,31 @@ def ray(
     from vit_ratio_opt.runs.ray_cluster import run_on_ray
 
     load_studies(open_storage(storage, must_exist=True, grace=grace), [study_name])
-    arguments = {
-        "study_name": study_name,
-        "n_trials": n_trials,
-        "checkpoint": checkpoint,
-        "start": start,
-        "data": data,
-        "artifacts": artifacts,
-        "checkpoints": checkpoints,
-        "grace": grace,
-    }
+    work = functools.partial(
+        _work,
+        storage=storage,
+        study_name=study_name,
+        n_trials=n_trials,
+        checkpoint=checkpoint,
+        start=start,
+        data=data,
+        artifacts=artifacts,
+        checkpoints=checkpoints,
+        grace=grace,
+    )
     run_on_ray(
-        arguments,
-        storage,
+        work,
         address=address,
         workers=workers,
         gpus_per_worker=gpus_per_worker,
         cpus_per_worker=cpus_per_worker,
     )
+
+
+def _work(**options: Any) -> int:
+    """Run one worker in a task of Ray's."""
+    worker(**options)
+    return 0
 
 
 @app.command()
@@ -851,7 +859,7 @@ def prune(
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.objective import PruningObjective
     from vit_ratio_opt.space.geometry import RatioPair, check_pair
-    from vit_ratio_opt.training.finetune import Recipe
+    from vit_ratio_opt.training.recipe import Recipe
 
     recipe = Recipe(epochs=epochs, lr=lr)
     objective = PruningObjective(
@@ -887,7 +895,7 @@ def prune(
 def _finish(make: Callable[[], dict[str, Any]], path: Path) -> None:
     """Make the model and print what came out."""
     from vit_ratio_opt.runs.final import card_path
-    from vit_ratio_opt.training.finetune import TrainingDiverged
+    from vit_ratio_opt.training.context import TrainingDiverged
 
     try:
         made = make()
