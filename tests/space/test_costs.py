@@ -186,7 +186,7 @@ def test_studies_of_different_costs_are_drawn_over_flops(make_study):
 
 
 def test_a_fixed_ratio_of_another_cost_is_no_baseline(make_study):
-    from vit_ratio_opt.records.trials import baseline_of
+    from vit_ratio_opt.records.loading import baseline_of
 
     storage = optuna.storages.InMemoryStorage()
     searched = make_study(storage, "searched", cost="params")

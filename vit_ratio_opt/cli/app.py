@@ -24,10 +24,12 @@ from vit_ratio_opt._compat import rdb_of
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.data.preprocessing import LARGEST_SIDE
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.answer import candidate_of, trained_trial
+from vit_ratio_opt.records.answer import trained_trial
+from vit_ratio_opt.records.candidates import candidate_of
+from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import StudyRecord
-from vit_ratio_opt.records.trials import accuracy_of, load_studies
+from vit_ratio_opt.records.trials import accuracy_of
 from vit_ratio_opt.report.rows import build_report, group_studies, timing_split, trial_rows
 from vit_ratio_opt.report.sentences import answer_sentences, expected
 from vit_ratio_opt.report.terminal import results_table, trials_table

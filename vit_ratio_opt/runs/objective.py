@@ -67,7 +67,7 @@ from vit_ratio_opt.pruning.prune import (
 from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.settings import StudySettings
-from vit_ratio_opt.records.study import StudyRecord
+from vit_ratio_opt.records.study import DenseRecord, StudyRecord
 from vit_ratio_opt.records.trials import block_rows, finished_trials, tested_accuracy
 from vit_ratio_opt.report.figures.training_curve import training_curve
 from vit_ratio_opt.runs.admission import check_enqueued, check_study_of
@@ -428,7 +428,7 @@ class PruningObjective:
         changes: dict[str, Any] = {}
         if stored.precision is not None and not self._precision_given:
             changes["precision"] = stored.precision
-        if self.data.has_fingerprint(stored.validation):
+        if stored.validation and self.data.has_fingerprint(stored.validation):
             changes["validation"] = stored.validation
         return replace(self.settings, **changes)
 
@@ -447,7 +447,7 @@ class PruningObjective:
             self.__dict__.pop("_teacher", None)
         if record.latency is not None and record.latency != self.latency:
             self.search_latency(record.latency)
-        self.dense_accuracy = float(record.dense["val_accuracy"])
+        self.dense_accuracy = float(record.dense.val_accuracy or 0.0)
 
     def _foretold(self) -> dict[str, Any]:
         """The latency of this study's pairs on this device."""
@@ -1089,7 +1089,8 @@ class PruningObjective:
     def _attach(self, trial: optuna.Trial, store: ArtifactStore) -> None:
         """The curve of the training and the table of the blocks, for who looks at the trial."""
         frozen = trial.study._storage.get_trial(trial._trial_id)
-        dense = {"blocks": self.shape.block_sizes, "tokens": self.shape.tokens}
+        sizes = tuple((heads, dim, neurons) for heads, dim, neurons in self.shape.block_sizes)
+        dense = DenseRecord(blocks=sizes, tokens=self.shape.tokens)
         rows = block_rows(dense, frozen)
         try:
             with TemporaryDirectory() as folder:

@@ -21,8 +21,8 @@ from vit_ratio_opt.model_files.checkpoint import weights_hash
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.pruning.options import Allocation
+from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.study import StudyRecord
-from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.space.cascade import CascadeRule, Strategy
@@ -110,7 +110,7 @@ def load_objective(
         )
     _check_root(origin["data"], study_name, data)
     images = load_images_again(origin["data"], root=data)
-    if not images.has_fingerprint(settings.validation):
+    if not images.has_fingerprint(settings.validation or ""):
         raise InputError(
             f"The images here give another validation split ({images.fingerprint}) than study "
             f"{study_name!r} was made with ({settings.validation}): give --data."
@@ -123,7 +123,7 @@ def load_objective(
             images,
             budget=settings.budget,
             tolerance=settings.tolerance,
-            recipe=Recipe(**settings.recipe),
+            recipe=Recipe(**(settings.recipe or {})),
             fixed_ratio=settings.strategy == "fixed",
             strategy=cast(Strategy, settings.pruned),
             rule=None if settings.rule is None else CascadeRule(**settings.rule),
