@@ -5,9 +5,6 @@ from dataclasses import replace
 
 import optuna
 import pytest
-
-from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.space.costs import CostSpace, check_cost, falling, latency_space, params_space
 from vit_ratio_opt.space.geometry import (
     BlockShape,
     RatioPair,
@@ -18,6 +15,9 @@ from vit_ratio_opt.space.geometry import (
     fixed_ratio_pair,
     smallest_cost_ratio,
 )
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.space.costs import CostSpace, check_cost, falling, latency_space, params_space
 
 SHAPE = ViTShape(
     patches=16, prefix_tokens=1, patch_dim=48, embed_dim=32, num_classes=10,

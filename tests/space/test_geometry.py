@@ -8,8 +8,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-
-from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.space.geometry import (
     MIN_MHSA_UNITS,
     MIN_NEURONS,
@@ -22,6 +20,8 @@ from vit_ratio_opt.space.geometry import (
     removed_units,
     smallest_cost_ratio,
 )
+
+from vit_ratio_opt.errors import InputError
 
 # The two-block, 32-pixel ViT of conftest.py.
 TINY = ViTShape(

@@ -5,8 +5,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.space.cascade import CP_VIT, LATE, Cascade, CascadeRule, Combined
 from vit_ratio_opt.space.geometry import (
     BlockShape,
@@ -17,6 +15,8 @@ from vit_ratio_opt.space.geometry import (
     fixed_ratio_pair,
     smallest_cost_ratio,
 )
+
+from vit_ratio_opt.errors import InputError
 
 SHAPE = ViTShape(
     patches=16,

@@ -51,8 +51,9 @@ from vit_ratio_opt.runs.storage import (
     redact,
 )
 from vit_ratio_opt.runs.workers import Reaper, SearchStopped
-from vit_ratio_opt.space.cascade import CP_VIT, LATE, CascadeRule, Strategy
-from vit_ratio_opt.space.geometry import Cost, MhsaUnit
+from vit_ratio_opt.space.costs import CostName
+from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, Strategy
+from vit_ratio_opt.space.units import MhsaUnit
 from vit_ratio_opt.utils.files import (
     check_outputs,
     check_writable,
@@ -163,7 +164,7 @@ ConfidenceOption = Annotated[
     ),
 ]
 CostOption = Annotated[
-    Cost,
+    CostName,
     typer.Option(
         help="What is paid for: 'macs' (FLOPs), 'params' (parameters), or 'latency', the time on "
         "this device, foretold from a table that is measured once."
@@ -770,7 +771,7 @@ def final(
 
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.origin import load_objective
-    from vit_ratio_opt.space.geometry import RatioPair
+    from vit_ratio_opt.space.pairs import RatioPair
 
     objective = load_objective(
         study_name,
@@ -850,7 +851,7 @@ def prune(
     from vit_ratio_opt.data.preprocessing import preprocess_or_assume
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.objective import PruningObjective
-    from vit_ratio_opt.space.geometry import RatioPair, check_pair
+    from vit_ratio_opt.space.pairs import RatioPair, check_pair
     from vit_ratio_opt.training.finetune import Recipe
 
     recipe = Recipe(epochs=epochs, lr=lr)

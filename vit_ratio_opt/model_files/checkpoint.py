@@ -43,7 +43,7 @@ from vit_ratio_opt.models.separate import separate_names
 from vit_ratio_opt.models.supported import check_supported, check_weights
 from vit_ratio_opt.models.surgery import shape_of, shrink_to
 from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
-from vit_ratio_opt.space.geometry import BlockShape, BlockTokens
+from vit_ratio_opt.space.shape import BlockShape, BlockTokens
 from vit_ratio_opt.utils.files import replacing, why_not
 
 __all__ = [

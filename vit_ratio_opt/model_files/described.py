@@ -17,7 +17,7 @@ from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.create import ARCHITECTURE, create_model
 from vit_ratio_opt.models.surgery import shape_of, shrink_to
 from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
-from vit_ratio_opt.space.geometry import BlockShape
+from vit_ratio_opt.space.shape import BlockShape
 from vit_ratio_opt.utils.text import short
 
 __all__ = ["check_saveable", "described", "misfit"]

@@ -40,7 +40,7 @@ from vit_ratio_opt.report.tables import TRIAL_COLUMNS, summary
 from vit_ratio_opt.runs.lineage import open_artifacts
 from vit_ratio_opt.runs.storage import is_storage_error, rdb_of, reason
 from vit_ratio_opt.search.sampler import BinarySearchSampler
-from vit_ratio_opt.space.geometry import BUDGET_CONSTRAINTS
+from vit_ratio_opt.space.costs import cost_label
 from vit_ratio_opt.utils.text import escape_markdown, short
 from vit_ratio_opt.utils.untrusted import check_artifact_id, is_marked
 
@@ -107,7 +107,7 @@ class Explainer:
             if answer_of(study) is not None:
                 baseline = baseline_of(study, self._others)
                 both = [study] if baseline is None else [study, baseline]
-                cost = BUDGET_CONSTRAINTS[cost_of(study)]
+                cost = cost_label(cost_of(study)).constraint
                 for name, figure in (
                     (f"accuracy-against-{cost}", accuracy_figure(both)),
                     ("path-of-the-search", path_figure(study, height=_CARD)),

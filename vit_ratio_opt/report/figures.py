@@ -23,13 +23,15 @@ from vit_ratio_opt.records.trials import (
     block_rows,
     cost_of,
     cost_ratio_of,
+    cost_word,
     finished_trials,
     limit_of,
     pair_of,
 )
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair
-from vit_ratio_opt.space.geometry import COST_WORDS, Cost, RatioPair
+from vit_ratio_opt.space.costs import cost_label
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.utils.text import short
 
 __all__ = ["accuracy_figure", "path_figure", "training_curve", "widths_figure"]
@@ -56,8 +58,8 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
     """
     figure = go.Figure()
     costs = {cost_of(study) for study in studies}
-    drawn_cost: Cost = costs.pop() if len(costs) == 1 else "macs"
-    word = COST_WORDS[drawn_cost]
+    drawn_cost = costs.pop() if len(costs) == 1 else "macs"
+    word = cost_label(drawn_cost).word
 
     def cost(trial: FrozenTrial) -> float:
         share = attribute(trial, "macs_ratio" if drawn_cost == "macs" else "cost_ratio")
@@ -209,7 +211,7 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
         values = [trial.params["mhsa_ratio"] for trial in drawn]
         moments, low, high = _brackets(study, trials)
     else:
-        unit = f"{COST_WORDS[cost_of(study)]} of dense"
+        unit = f"{cost_word(study)} of dense"
         values = [cost_ratio_of(trial) for trial in drawn]
         moments, low, high = _doubts(trials)
     for bound, fill in ((low, None), (high, "tonexty")):
@@ -370,7 +372,7 @@ def _add_equal_cost(figure: go.Figure, study: Study) -> None:
         line={"color": _INK, "width": 0.5},
         showscale=False,
         hoverinfo="skip",
-        name=f"equal {COST_WORDS[cost_of(study)]}",
+        name=f"equal {cost_word(study)}",
         showlegend=True,
         row=1,
         col=1,

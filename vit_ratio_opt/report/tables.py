@@ -21,13 +21,15 @@ from vit_ratio_opt.records.trials import (
     attribute,
     baseline_of,
     cost_of,
+    cost_word,
     finished_trials,
     is_ratio,
     limit_of,
     shown_attribute,
     tested_accuracy,
 )
-from vit_ratio_opt.space.geometry import COST_WORDS, RatioPair
+from vit_ratio_opt.space.costs import cost_label
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.utils.text import plain, short
 
 __all__ = [
@@ -144,7 +146,7 @@ def answer_sentences(study: Study) -> list[str]:
             f": the cheapest pair that keeps the tolerance with a probability of "
             f"{answer.confidence:g} or more, its own being {found.probability:.2f}"
         )
-    name = COST_WORDS[cost_of(study)]
+    name = cost_word(study)
     return [
         f"The answer is trial {found.trial.number}, {pair}{reason}. It has "
         f"{100 * found.cost_ratio:.1f} % of the {name}, and {expected(found)} validation accuracy "
@@ -223,7 +225,7 @@ def _comparison(study: Study, answer: Answer, studies: Sequence[Study]) -> list[
         return ["The fixed ratio of this study was not trained yet."]
     if other is None or compared is None:
         return ["There is no study of one fixed ratio with this limit to compare with yet."]
-    fixed, word = compared.found, COST_WORDS[cost_of(study)]
+    fixed, word = compared.found, cost_word(study)
     if fixed is None:
         share = answer.found.cost_ratio if answer.found is not None else 1.0
         return [
@@ -484,7 +486,7 @@ def _seconds(trials: Sequence[FrozenTrial]) -> float:
 def results_table(report: dict[str, Any]) -> Table:
     """Return the rows of :func:`build_report` for a terminal, narrow enough for 80 columns."""
     priced = any("cost_ratio" in row for row in report["rows"])
-    shares = f"FLOPs and {COST_WORDS[report['cost']]}" if priced else "FLOPs"
+    shares = f"FLOPs and {cost_label(report['cost']).word}" if priced else "FLOPs"
     about = f"{short(report['model'])} on {short(report['dataset'])}"
     title = f"{about}, {shares} as a share of dense"
     names = ["", "trial", "MHSA", "FFN", "FLOPs", "params", "val %", "test %", "sec"]
@@ -547,7 +549,7 @@ def trials_table(study: Study) -> Text:
     """Return a table with one line for each trial, in the order of the search."""
     study = snapshot(study)
     cost = cost_of(study)
-    priced, word = cost != "macs", COST_WORDS[cost]
+    priced, word = cost != "macs", cost_label(cost).word
     names = ["trial", "state", "MHSA", "FFN", "FLOPs", "pruned %", "val %", "drop", "sec"]
     rows = trial_rows(study)
     table = [_with_cost(names, word, priced, at=5)]

@@ -12,7 +12,8 @@ from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.workers import SearchStopped, stop_on_signals
-from vit_ratio_opt.space.geometry import COST_WORDS, RatioPair
+from vit_ratio_opt.space.costs import cost_label
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import Recipe, TrainingStopped, finetune
 from vit_ratio_opt.utils.files import write_text
@@ -124,7 +125,7 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
         )
     origin = "Its two ratios were given by hand."
     if lineage.get("study") is not None:
-        word = COST_WORDS[manifest.get("cost", "macs")]
+        word = cost_label(manifest.get("cost", "macs")).word
         limit = f"a budget of {manifest['budget']} of the {word}"
         if manifest["budget"] is None:
             limit = f"a tolerance of {manifest['tolerance']} points"

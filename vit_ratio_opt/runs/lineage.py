@@ -32,7 +32,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from vit_ratio_opt._compat import behind_backoff
 from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.runs.storage import reason, redact
-from vit_ratio_opt.space.geometry import RatioPair, RatioSpace
+from vit_ratio_opt.space.pairs import PairSpace, RatioPair
 from vit_ratio_opt.utils.untrusted import check_artifact_id, is_state_id
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def check_store(store: ArtifactStore) -> None:
 
 
 def nearest_parents(
-    space: RatioSpace, pair: RatioPair, finished: Mapping[int, RatioPair]
+    space: PairSpace, pair: RatioPair, finished: Mapping[int, RatioPair]
 ) -> list[int]:
     """The trials that pruned neither module more than ``pair``, nearest in MACs first.
 
