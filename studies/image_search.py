@@ -54,7 +54,7 @@ from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.costs import cost_named
 from vit_ratio_opt.space.curve import check_budget, fixed_ratio_pair
 from vit_ratio_opt.space.structural import StructuralSpace
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.files import check_outputs
 
 

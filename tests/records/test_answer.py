@@ -28,7 +28,7 @@ from vit_ratio_opt.report.tables import (
 from vit_ratio_opt.runs.final import card_path
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 
 # Of the first trial, the fixed ratio, and of the five pairs of the curve after it.
 FIXED_IS_BEST = (79.0, 75.0, 76.0, 77.0, 76.0, 74.0)

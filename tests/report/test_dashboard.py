@@ -40,7 +40,9 @@ from vit_ratio_opt.report.page import html_page
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.study import create_study, run_study
-from vit_ratio_opt.training.finetune import Recipe, finetune
+from vit_ratio_opt.training.context import TrialContext
+from vit_ratio_opt.training.finetune import finetune
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.untrusted import mark_folder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
@@ -313,7 +315,7 @@ def trained(tmp_path_factory):
     torch.manual_seed(0)
     dense = create_model(quickstart.MODEL, **quickstart.ARGUMENTS)
     recipe = Recipe(epochs=2, batch_size=64, lr=3e-3, distillation=0)  # few of its own
-    finetune(dense, load_digits(), recipe, progress=False)
+    finetune(dense, load_digits(), recipe, TrialContext(progress=False))
     save_dense(dense, folder / "dense-seed0.safetensors")
     quickstart.main(folder=folder, n_trials=2, epochs=1)
     return f"sqlite:///{folder / 'study.db'}"

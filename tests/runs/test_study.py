@@ -21,7 +21,7 @@ from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.runs.workers import process_name
 from vit_ratio_opt.space.curve import fixed_ratio_pair
 from vit_ratio_opt.space.pairs import RatioPair
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 
 
 @pytest.fixture

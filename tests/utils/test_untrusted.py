@@ -15,18 +15,13 @@ from vit_ratio_opt.data.dataset import load_digits
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, save_dense
 from vit_ratio_opt.report import dashboard
-from vit_ratio_opt.runs.lineage import (
-    ArtifactFolder,
-    artifact_location,
-    interrupted_trials,
-    remove_states,
-    state_artifact,
-)
+from vit_ratio_opt.runs.artifacts import ArtifactFolder, artifact_location
+from vit_ratio_opt.runs.lineage import interrupted_trials, remove_states, state_artifact
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.origin import load_objective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.study import create_study
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.untrusted import (
     check_checkpoint_name,
     check_marked,

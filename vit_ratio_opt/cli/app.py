@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import math
 import os
 import sys
@@ -19,6 +20,7 @@ from optuna.study import Study
 from rich.console import Console
 from typer.rich_utils import rich_format_error
 
+from vit_ratio_opt._compat import rdb_of
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.data.preprocessing import LARGEST_SIDE
 from vit_ratio_opt.errors import InputError
@@ -37,23 +39,20 @@ from vit_ratio_opt.report.tables import (
     trials_table,
 )
 from vit_ratio_opt.report.trackers import JsonLog, TensorBoardLog
-from vit_ratio_opt.runs.proxy import check_port, serve_proxy
+from vit_ratio_opt.runs.proxy import serve_proxy
 from vit_ratio_opt.runs.storage import (
     BEATS_IN_GRACE,
     DEFAULT_STORAGE,
     GRACE_SECONDS,
     GRPC_PORT,
     database_files,
-    is_storage_error,
     open_storage,
-    rdb_of,
-    reason,
-    redact,
 )
 from vit_ratio_opt.runs.workers import Reaper, SearchStopped
 from vit_ratio_opt.space.costs import CostName
 from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.space.units import MhsaUnit
+from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.files import (
     check_outputs,
     check_writable,
@@ -63,6 +62,8 @@ from vit_ratio_opt.utils.files import (
     write_json,
     write_text,
 )
+from vit_ratio_opt.utils.network import check_port
+from vit_ratio_opt.utils.redact import redact
 from vit_ratio_opt.utils.text import csv_text, plain, short
 from vit_ratio_opt.utils.versions import check_versions
 
@@ -574,24 +575,31 @@ def ray(
     from vit_ratio_opt.runs.ray_cluster import run_on_ray
 
     load_studies(open_storage(storage, must_exist=True, grace=grace), [study_name])
-    arguments = {
-        "study_name": study_name,
-        "n_trials": n_trials,
-        "checkpoint": checkpoint,
-        "start": start,
-        "data": data,
-        "artifacts": artifacts,
-        "checkpoints": checkpoints,
-        "grace": grace,
-    }
+    work = functools.partial(
+        _work,
+        storage=storage,
+        study_name=study_name,
+        n_trials=n_trials,
+        checkpoint=checkpoint,
+        start=start,
+        data=data,
+        artifacts=artifacts,
+        checkpoints=checkpoints,
+        grace=grace,
+    )
     run_on_ray(
-        arguments,
-        storage,
+        work,
         address=address,
         workers=workers,
         gpus_per_worker=gpus_per_worker,
         cpus_per_worker=cpus_per_worker,
     )
+
+
+def _work(**options: Any) -> int:
+    """Run one worker in a task of Ray's."""
+    worker(**options)
+    return 0
 
 
 @app.command()
@@ -852,7 +860,7 @@ def prune(
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.objective import PruningObjective
     from vit_ratio_opt.space.pairs import RatioPair, check_pair
-    from vit_ratio_opt.training.finetune import Recipe
+    from vit_ratio_opt.training.recipe import Recipe
 
     recipe = Recipe(epochs=epochs, lr=lr)
     objective = PruningObjective(
@@ -888,7 +896,7 @@ def prune(
 def _finish(make: Callable[[], dict[str, Any]], path: Path) -> None:
     """Make the model and print what came out."""
     from vit_ratio_opt.runs.final import card_path
-    from vit_ratio_opt.training.finetune import TrainingDiverged
+    from vit_ratio_opt.training.context import TrainingDiverged
 
     try:
         made = make()

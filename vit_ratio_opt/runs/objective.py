@@ -21,8 +21,8 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.data.dataset import ImageData, Split
-from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.latency.cache import cached_calibration, cached_latency, default_cache
+from vit_ratio_opt.errors import InputError, UnsupportedModelError
+from vit_ratio_opt.latency.cache import cached_latency
 from vit_ratio_opt.latency.timing import latency_curves, time_models
 from vit_ratio_opt.model_files.checkpoint import check_saveable, source_of, weights_hash
 from vit_ratio_opt.models.architecture import architecture_of
@@ -40,12 +40,12 @@ from vit_ratio_opt.models.device import (
 from vit_ratio_opt.models.supported import own_copy
 from vit_ratio_opt.models.surgery import (
     ALL_HEADS,
-    UnsupportedModelError,
     check_all_tokens,
     check_supported,
     shape_of,
     shrink_to,
 )
+from vit_ratio_opt.pruning.cache import cached_calibration
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.cascade import (
     AttentionSurvey,
@@ -57,8 +57,8 @@ from vit_ratio_opt.pruning.cascade import (
     without_cascade,
 )
 from vit_ratio_opt.pruning.importance import Importance, taylor_importance
+from vit_ratio_opt.pruning.options import Allocation
 from vit_ratio_opt.pruning.prune import (
-    Allocation,
     expected_losses,
     prune_ranks,
     prune_to_macs,
@@ -71,18 +71,15 @@ from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import block_rows, finished_trials, tested_accuracy
 from vit_ratio_opt.report.figures import training_curve
 from vit_ratio_opt.runs.admission import check_enqueued, check_study_of
+from vit_ratio_opt.runs.artifacts import artifact_location, check_store, open_artifacts
 from vit_ratio_opt.runs.lineage import (
-    artifact_location,
-    check_store,
     fetch_state,
     interrupted_trials,
     keep_state,
     nearest_parents,
-    open_artifacts,
     remove_states,
     state_artifact,
 )
-from vit_ratio_opt.runs.storage import is_storage_error, reason
 from vit_ratio_opt.runs.trial_models import (
     check_has_model,
     keep_model,
@@ -112,22 +109,25 @@ from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, Strategy, TokenSpace
 from vit_ratio_opt.space.units import MhsaUnit, StructuralUnits
 from vit_ratio_opt.training.checks import warn_near_chance, warn_of_other_preprocessing
-from vit_ratio_opt.training.distributed import Ranks, RanksBroken
-from vit_ratio_opt.training.evaluate import check_shape, evaluate, on_device, predict
-from vit_ratio_opt.training.finetune import (
-    Recipe,
+from vit_ratio_opt.training.context import (
     Stopwatch,
     TrainingDiverged,
     TrainingStopped,
-    finetune,
+    TrialContext,
 )
+from vit_ratio_opt.training.distributed import Ranks, RanksBroken
+from vit_ratio_opt.training.evaluate import check_shape, evaluate, on_device, predict
+from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.progress import SearchProgress, waiting
+from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.utils.caching import default_cache
+from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.files import check_place, check_writable_folder
 from vit_ratio_opt.utils.text import csv_text
 from vit_ratio_opt.utils.untrusted import mark_folder
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from vit_ratio_opt._compat import ArtifactStore
 
 __all__ = ["PruningObjective", "check_fit"]
 
@@ -1185,7 +1185,8 @@ class PruningObjective:
                     trial.set_user_attr("state_not_kept", text)
                     _logger.warning(f"The state of trial {trial.number} was not kept: {text}")
 
-        def on_epoch(epoch: int, accuracy: float, loss: float) -> None:
+        def on_epoch(epoch: int, accuracy: float, loss: float | None = None, /) -> None:
+            assert loss is not None
             trial.set_user_attr("losses", [*trial.user_attrs.get("losses", []), round(loss, 5)])
             put_by(epoch)
             # Pruners compare reports in the study's direction.
@@ -1204,22 +1205,26 @@ class PruningObjective:
         try:
             with clock("train"):
                 teacher = self._teacher  # at work in the first trial only
+            context = TrialContext(
+                seed=seed,
+                report=on_epoch,
+                on_resume=on_resume,
+                state=state,
+                identity=self.identity_of(pair),
+                clock=clock,
+                title=f"trial {trial.number}",
+                progress=self.progress,
+            )
+            if self.stop is not None:
+                context.should_stop = self.stop
             return finetune(
                 model,
                 self.data,
                 self.recipe,
+                context,
                 teacher=teacher,
-                seed=seed,
                 precision=self.precision,
-                state=state,
-                stop=self.stop,
                 ranks=self.ranks,
-                identity=self.identity_of(pair),
-                on_resume=on_resume,
-                on_epoch=on_epoch,
-                stopwatch=clock,
-                title=f"trial {trial.number}",
-                progress=self.progress,
             )
         except TrainingStopped:
             put_by(len(trial.user_attrs["losses"]))
@@ -1257,17 +1262,20 @@ class PruningObjective:
                     fetch_state(job["artifact"], self.artifact_store, state)
                 # What ends it in rank 0 ends it here.
                 with contextlib.suppress(TrainingStopped, TrainingDiverged, InputError):
+                    context = TrialContext(
+                        seed=job["seed"],
+                        should_stop=stop,
+                        state=state,
+                        identity=self.identity_of(pair),
+                    )
                     finetune(
                         model,
                         self.data,
                         self.recipe,
+                        context,
                         teacher=self._teacher,
-                        seed=job["seed"],
                         precision=self.precision,
-                        state=state,
-                        stop=stop,
                         ranks=ranks,
-                        identity=self.identity_of(pair),
                     )
 
     def _rebuilt(self, pair: RatioPair, blocks: Sequence[Sequence[int]]) -> ViT:
