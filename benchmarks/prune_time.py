@@ -31,7 +31,7 @@ import typer
 
 from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.latency.cache import cached_calibration
-from vit_ratio_opt.model_files.checkpoint import load_dense
+from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.prune import prune

@@ -25,10 +25,10 @@ from safetensors.torch import save_file
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.latency.timing import LatencyTable, conditions, measure_latency
-from vit_ratio_opt.model_files.checkpoint import weights_hash
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import Precision
+from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.training.resume import checksum
 from vit_ratio_opt.utils.files import replacing, why_not, write_json

@@ -26,9 +26,8 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.supported import check_supported, check_weights
 from vit_ratio_opt.pruning.cascade import CascadeBlocks
-from vit_ratio_opt.runs.storage import reason
-from vit_ratio_opt.training.evaluate import on_device
 from vit_ratio_opt.utils.files import replacing
+from vit_ratio_opt.utils.text import first_line
 
 __all__ = [
     "SUFFIXES",
@@ -130,7 +129,7 @@ def export_model(
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
     except Exception as error:  # each exporter has its own
-        raise InputError(f"The model cannot be exported to {to}: {reason(error)}") from None
+        raise InputError(f"The model cannot be exported to {to}: {first_line(error)}") from None
     return difference
 
 
@@ -183,7 +182,7 @@ def load_exported(path: str | Path, to: Format | None = None) -> Run:
             with path.open("rb") as file:
                 return torch.export.load(file).module()
     except Exception as error:  # each loader has its own
-        raise InputError(f"{path} is no readable {to} file: {reason(error)}") from None
+        raise InputError(f"{path} is no readable {to} file: {first_line(error)}") from None
 
 
 def exported_accuracy(path: str | Path, data: ImageData) -> float:
@@ -192,13 +191,15 @@ def exported_accuracy(path: str | Path, data: ImageData) -> float:
     Raises:
         InputError: As :func:`load_exported`, or the images do not fit the model.
     """
-    run, right, cpu = load_exported(path), 0, torch.device("cpu")
+    run, right = load_exported(path), 0
     try:
         with torch.inference_mode():
-            for images, labels in on_device(data, data.test, _BATCH, cpu):
-                right += int((run(images).argmax(dim=1) == labels).sum())
+            for images, labels in data.test.batches(_BATCH):
+                right += int((run(data.normalise(images)).argmax(dim=1) == labels).sum())
     except Exception as error:  # onnxruntime's and torch's
-        raise InputError(f"{path} cannot take images of {data.name}: {reason(error)}") from None
+        raise InputError(
+            f"{path} cannot take images of {data.name}: {first_line(error)}"
+        ) from None
     return 100.0 * right / len(data.test)
 
 

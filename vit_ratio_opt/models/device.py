@@ -16,7 +16,7 @@ __all__ = [
     "best_device",
     "evaluating",
     "model_device",
-    "out_of_memory",
+    "is_out_of_memory",
     "precision_of",
 ]
 
@@ -73,7 +73,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module._compiled_call_impl = call
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether a smaller batch may help. Each device has its own error; only CUDA's has a type."""
     text = str(error)
     return isinstance(error, torch.cuda.OutOfMemoryError) or (

@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.blocks import (
     ATTENTIONS,
     BLOCKS,
@@ -38,14 +38,13 @@ from vit_ratio_opt.models.blocks import (
 from vit_ratio_opt.models.separate import SEPARATED
 
 __all__ = [
-    "UnsupportedModelError",
     "check_precision",
     "check_supported",
     "check_untouched",
     "check_weights",
-    "copy_of",
-    "own_copy",
-    "unwrapped",
+    "copy_model",
+    "copy_for_training",
+    "unwrap_model",
 ]
 
 _WHAT_WORKS = (
@@ -63,10 +62,6 @@ _COUNTED = ("patch_embed.proj.", "head.", "head_dist.", "attn_pool.", "blocks_to
 _logger = logging.getLogger(f"optuna.{__name__}")
 
 
-class UnsupportedModelError(InputError):
-    """The model has a module whose heads or neurons this package cannot remove exactly."""
-
-
 def check_supported(model: Any) -> ViT:
     """Return ``model`` if it can be pruned exactly, and refuse it by name otherwise.
 
@@ -80,7 +75,7 @@ def check_supported(model: Any) -> ViT:
     Raises:
         UnsupportedModelError: With the name of the offending module.
     """
-    model = unwrapped(model)
+    model = unwrap_model(model)
     if type(model) not in MODELS:
         raise UnsupportedModelError(_other_class(model))
     check_untouched(model)
@@ -120,7 +115,7 @@ def check_supported(model: Any) -> ViT:
     return model
 
 
-def unwrapped(model: Any) -> Any:
+def unwrap_model(model: Any) -> Any:
     """Return the model inside the wrappers that :func:`check_supported` knows."""
     while True:
         inner = getattr(model, "_orig_mod", None)  # torch.compile's; its class is slow to import
@@ -391,7 +386,7 @@ def check_precision(model: nn.Module) -> None:
         raise InputError(f"The model must be in float32, but is in {found}: call `model.float()`.")
 
 
-def copy_of(model: ViT) -> ViT:
+def copy_model(model: ViT) -> ViT:
     """Return a deep copy.
 
     Raises:
@@ -406,7 +401,7 @@ def copy_of(model: ViT) -> ViT:
         ) from None
 
 
-def own_copy(model: ViT) -> ViT:
+def copy_for_training(model: ViT) -> ViT:
     """Return a copy to measure and to train: in float32 and evaluation mode, nothing frozen.
 
     Which weights are frozen is no part of a study, and what is left after pruning has to be
@@ -427,7 +422,7 @@ def own_copy(model: ViT) -> ViT:
             "In distilled training the model gives two outputs, one of each classifier: call "
             "`model.set_distilled_training(False)`."
         )
-    copied = copy_of(model)
+    copied = copy_model(model)
     parameters = list(model.parameters())
     types = {str(p.dtype).removeprefix("torch.") for p in parameters} - {"float32"}
     if types:

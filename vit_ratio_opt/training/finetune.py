@@ -24,8 +24,8 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.device import (
     Precision,
     autocast,
+    is_out_of_memory,
     model_device,
-    out_of_memory,
     precision_of,
 )
 from vit_ratio_opt.training.distributed import Ranks
@@ -326,7 +326,7 @@ def finetune(
                             break
                         except RuntimeError as error:
                             whole_batch = ranks is not None or pieces >= len(images)
-                            if whole_batch or not out_of_memory(error):
+                            if whole_batch or not is_out_of_memory(error):
                                 raise
                         pieces *= 2
                         _logger.warning(
