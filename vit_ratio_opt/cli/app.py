@@ -19,6 +19,7 @@ from optuna.study import Study
 from rich.console import Console
 from typer.rich_utils import rich_format_error
 
+from vit_ratio_opt._compat import rdb_of
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.data.preprocessing import LARGEST_SIDE
 from vit_ratio_opt.errors import InputError
@@ -37,22 +38,19 @@ from vit_ratio_opt.report.tables import (
     trials_table,
 )
 from vit_ratio_opt.report.trackers import JsonLog, TensorBoardLog
-from vit_ratio_opt.runs.proxy import check_port, serve_proxy
+from vit_ratio_opt.runs.proxy import serve_proxy
 from vit_ratio_opt.runs.storage import (
     BEATS_IN_GRACE,
     DEFAULT_STORAGE,
     GRACE_SECONDS,
     GRPC_PORT,
     database_files,
-    is_storage_error,
     open_storage,
-    rdb_of,
-    reason,
-    redact,
 )
 from vit_ratio_opt.runs.workers import Reaper, SearchStopped
 from vit_ratio_opt.space.cascade import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.space.geometry import Cost, MhsaUnit
+from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.files import (
     check_outputs,
     check_writable,
@@ -62,6 +60,8 @@ from vit_ratio_opt.utils.files import (
     write_json,
     write_text,
 )
+from vit_ratio_opt.utils.network import check_port
+from vit_ratio_opt.utils.redact import redact
 from vit_ratio_opt.utils.text import csv_text, plain, short
 from vit_ratio_opt.utils.versions import check_versions
 

@@ -26,8 +26,8 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.supported import check_supported, check_weights
 from vit_ratio_opt.pruning.cascade import CascadeBlocks
+from vit_ratio_opt.utils.failures import reason
 from vit_ratio_opt.utils.files import replacing
-from vit_ratio_opt.utils.text import first_line
 
 __all__ = [
     "SUFFIXES",
@@ -129,7 +129,7 @@ def export_model(
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
     except Exception as error:  # each exporter has its own
-        raise InputError(f"The model cannot be exported to {to}: {first_line(error)}") from None
+        raise InputError(f"The model cannot be exported to {to}: {reason(error)}") from None
     return difference
 
 
@@ -182,7 +182,7 @@ def load_exported(path: str | Path, to: Format | None = None) -> Run:
             with path.open("rb") as file:
                 return torch.export.load(file).module()
     except Exception as error:  # each loader has its own
-        raise InputError(f"{path} is no readable {to} file: {first_line(error)}") from None
+        raise InputError(f"{path} is no readable {to} file: {reason(error)}") from None
 
 
 def exported_accuracy(path: str | Path, data: ImageData) -> float:
@@ -197,9 +197,7 @@ def exported_accuracy(path: str | Path, data: ImageData) -> float:
             for images, labels in data.test.batches(_BATCH):
                 right += int((run(data.normalise(images)).argmax(dim=1) == labels).sum())
     except Exception as error:  # onnxruntime's and torch's
-        raise InputError(
-            f"{path} cannot take images of {data.name}: {first_line(error)}"
-        ) from None
+        raise InputError(f"{path} cannot take images of {data.name}: {reason(error)}") from None
     return 100.0 * right / len(data.test)
 
 

@@ -18,7 +18,7 @@ from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.preprocess import remember_timm_config
 from vit_ratio_opt.models.separate import separate
 from vit_ratio_opt.models.supported import check_supported
-from vit_ratio_opt.utils.text import first_line
+from vit_ratio_opt.utils.failures import reason
 
 __all__ = ["ARCHITECTURE", "SOURCE", "create_model", "source_of"]
 
@@ -65,7 +65,7 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
             "its pretrained weights cannot be loaded" if pretrained else "its arguments do not fit"
         )
         raise InputError(
-            f"timm model {name!r:.200} cannot be made, {what}: {first_line(error)}"
+            f"timm model {name!r:.200} cannot be made, {what}: {reason(error):.300}"
         ) from None
     separate(model)
     check_supported(model)

@@ -35,7 +35,6 @@ from vit_ratio_opt.space.geometry import BlockShape, ViTShape
 
 __all__ = [
     "ALL_HEADS",
-    "UnsupportedModelError",
     "check_all_tokens",
     "check_supported",
     "evaluating",

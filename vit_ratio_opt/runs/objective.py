@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.data.dataset import ImageData, Split
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
-from vit_ratio_opt.latency.cache import cached_calibration, cached_latency, default_cache
+from vit_ratio_opt.latency.cache import cached_latency
 from vit_ratio_opt.latency.timing import latency_curves, time_models
 from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.models.architecture import architecture_of
@@ -41,6 +41,7 @@ from vit_ratio_opt.models.device import (
 from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.models.supported import check_supported, copy_for_training
 from vit_ratio_opt.models.surgery import ALL_HEADS, check_all_tokens, shape_of, shrink_to
+from vit_ratio_opt.pruning.cache import cached_calibration
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.cascade import (
     AttentionSurvey,
@@ -77,7 +78,6 @@ from vit_ratio_opt.runs.lineage import (
     remove_states,
     state_artifact,
 )
-from vit_ratio_opt.runs.storage import is_storage_error, reason
 from vit_ratio_opt.runs.trial_models import (
     check_has_model,
     keep_model,
@@ -121,6 +121,8 @@ from vit_ratio_opt.training.finetune import (
     finetune,
 )
 from vit_ratio_opt.training.progress import SearchProgress, waiting
+from vit_ratio_opt.utils.caching import default_cache
+from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.files import check_place, check_writable_folder
 from vit_ratio_opt.utils.text import csv_text
 from vit_ratio_opt.utils.untrusted import mark_folder

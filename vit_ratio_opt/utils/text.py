@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["csv_text", "escape_markdown", "first_line", "plain", "short"]
+__all__ = ["csv_text", "escape_markdown", "plain", "short"]
 
 # ESC [ ... letter, ESC ] ... BEL or ESC \, and their forms of one character (ECMA-48).
 _SEQUENCES = re.compile(
@@ -47,11 +47,6 @@ def short(text: object, most: int = 80) -> str:
     """Return ``text`` as one plain line of at most ``most`` characters; longer ones end in "…"."""
     line = " ".join(plain(str(text)[: 20 * most]).split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
-
-
-def first_line(error: BaseException, most: int = 300) -> str:
-    """Return the first line of an error's message, or the name of its class without one."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:most]
 
 
 def escape_markdown(text: str) -> str:
