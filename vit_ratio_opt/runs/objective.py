@@ -53,8 +53,8 @@ from vit_ratio_opt.pruning.cascade import (
     without_cascade,
 )
 from vit_ratio_opt.pruning.importance import Importance, taylor_importance
+from vit_ratio_opt.pruning.options import Allocation
 from vit_ratio_opt.pruning.prune import (
-    Allocation,
     expected_losses,
     prune_ranks,
     prune_to_macs,

@@ -20,7 +20,7 @@ from vit_ratio_opt.model_files.load import load_again as load_model_again
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.pruning.prune import Allocation
+from vit_ratio_opt.pruning.options import Allocation
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.runs.objective import PruningObjective
