@@ -17,13 +17,8 @@ from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.report import dashboard
-from vit_ratio_opt.runs.lineage import (
-    ArtifactFolder,
-    artifact_location,
-    interrupted_trials,
-    remove_states,
-    state_artifact,
-)
+from vit_ratio_opt.runs.artifacts import ArtifactFolder, artifact_location
+from vit_ratio_opt.runs.lineage import interrupted_trials, remove_states, state_artifact
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.origin import load_objective
 from vit_ratio_opt.runs.storage import open_storage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import math
 import os
 import sys
@@ -573,24 +574,31 @@ def ray(
     from vit_ratio_opt.runs.ray_cluster import run_on_ray
 
     load_studies(open_storage(storage, must_exist=True, grace=grace), [study_name])
-    arguments = {
-        "study_name": study_name,
-        "n_trials": n_trials,
-        "checkpoint": checkpoint,
-        "start": start,
-        "data": data,
-        "artifacts": artifacts,
-        "checkpoints": checkpoints,
-        "grace": grace,
-    }
+    work = functools.partial(
+        _work,
+        storage=storage,
+        study_name=study_name,
+        n_trials=n_trials,
+        checkpoint=checkpoint,
+        start=start,
+        data=data,
+        artifacts=artifacts,
+        checkpoints=checkpoints,
+        grace=grace,
+    )
     run_on_ray(
-        arguments,
-        storage,
+        work,
         address=address,
         workers=workers,
         gpus_per_worker=gpus_per_worker,
         cpus_per_worker=cpus_per_worker,
     )
+
+
+def _work(**options: Any) -> int:
+    """Run one worker in a task of Ray's."""
+    worker(**options)
+    return 0
 
 
 @app.command()

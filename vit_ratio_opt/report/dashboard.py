@@ -37,7 +37,7 @@ from vit_ratio_opt.records.trials import (
 from vit_ratio_opt.report.figures import accuracy_figure, path_figure, widths_figure
 from vit_ratio_opt.report.page import code, markdown_table, results_cells, resume_command
 from vit_ratio_opt.report.tables import TRIAL_COLUMNS, summary
-from vit_ratio_opt.runs.lineage import open_artifacts
+from vit_ratio_opt.runs.artifacts import open_artifacts
 from vit_ratio_opt.search.sampler import BinarySearchSampler
 from vit_ratio_opt.space.geometry import BUDGET_CONSTRAINTS
 from vit_ratio_opt.utils.failures import is_storage_error, reason
@@ -45,7 +45,7 @@ from vit_ratio_opt.utils.text import escape_markdown, short
 from vit_ratio_opt.utils.untrusted import check_artifact_id, is_marked
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from vit_ratio_opt._compat import ArtifactStore
 
 __all__ = ["Explainer", "serve_dashboard", "study_note", "trial_note"]
 

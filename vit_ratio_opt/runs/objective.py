@@ -67,14 +67,12 @@ from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import block_rows, finished_trials, tested_accuracy
 from vit_ratio_opt.report.figures import training_curve
 from vit_ratio_opt.runs.admission import check_enqueued, check_study_of
+from vit_ratio_opt.runs.artifacts import artifact_location, check_store, open_artifacts
 from vit_ratio_opt.runs.lineage import (
-    artifact_location,
-    check_store,
     fetch_state,
     interrupted_trials,
     keep_state,
     nearest_parents,
-    open_artifacts,
     remove_states,
     state_artifact,
 )
@@ -128,7 +126,7 @@ from vit_ratio_opt.utils.text import csv_text
 from vit_ratio_opt.utils.untrusted import mark_folder
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from vit_ratio_opt._compat import ArtifactStore
 
 __all__ = ["PruningObjective", "check_fit"]
 
