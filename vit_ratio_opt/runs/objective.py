@@ -72,6 +72,7 @@ from vit_ratio_opt.records.trials import block_rows, finished_trials, tested_acc
 from vit_ratio_opt.report.figures import training_curve
 from vit_ratio_opt.runs.admission import check_enqueued, check_study_of
 from vit_ratio_opt.runs.artifacts import artifact_location, check_store, open_artifacts
+from vit_ratio_opt.runs.heartbeats import record_heartbeats
 from vit_ratio_opt.runs.lineage import (
     fetch_state,
     interrupted_trials,
@@ -80,6 +81,8 @@ from vit_ratio_opt.runs.lineage import (
     remove_states,
     state_artifact,
 )
+from vit_ratio_opt.runs.processes import process_name
+from vit_ratio_opt.runs.signals import stop_on_signals
 from vit_ratio_opt.runs.trial_models import (
     check_has_model,
     keep_model,
@@ -87,7 +90,6 @@ from vit_ratio_opt.runs.trial_models import (
     read_model,
 )
 from vit_ratio_opt.runs.turns import own_turn
-from vit_ratio_opt.runs.workers import process_name, sign_of_life, stop_on_signals
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise, accuracy_noise
 from vit_ratio_opt.search.plan import Pair, follow
@@ -956,7 +958,7 @@ class PruningObjective:
         trial.set_user_attr("worker", process_name())
         alive: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if hasattr(trial, "study"):  # a FixedTrial is in none
-            alive = sign_of_life(trial._trial_id, trial.storage, every=self.beat_seconds)
+            alive = record_heartbeats(trial._trial_id, trial.storage, every=self.beat_seconds)
         with alive, own_turn(trial):
             self.discard_spent_states()
             try:
