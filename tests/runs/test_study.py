@@ -14,7 +14,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.checkpoint import weights_hash
 from vit_ratio_opt.records.answer import answer_of, answer_trial, candidate_of
 from vit_ratio_opt.records.trials import finished_trials, load_studies
-from vit_ratio_opt.report.tables import build_report, timing_split
+from vit_ratio_opt.report.rows import build_report, timing_split
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.storage import open_storage

@@ -50,8 +50,9 @@ def test_nothing_secret_is_left_of_a_text(text):
 
 
 def test_no_place_shows_a_secret(make_study, tmp_path):
-    from vit_ratio_opt.report.dashboard import study_note
-    from vit_ratio_opt.report.page import html_page, resume_command
+    from vit_ratio_opt.report.commands import resume_command
+    from vit_ratio_opt.report.html import html_page
+    from vit_ratio_opt.report.notes import study_note
 
     study = make_study(f"sqlite:///{tmp_path / 'study.db'}")
     for text in SECRETS:

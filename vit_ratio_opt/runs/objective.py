@@ -69,7 +69,7 @@ from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import block_rows, finished_trials, tested_accuracy
-from vit_ratio_opt.report.figures import training_curve
+from vit_ratio_opt.report.figures.training_curve import training_curve
 from vit_ratio_opt.runs.admission import check_enqueued, check_study_of
 from vit_ratio_opt.runs.artifacts import artifact_location, check_store, open_artifacts
 from vit_ratio_opt.runs.heartbeats import record_heartbeats
@@ -895,7 +895,7 @@ class PruningObjective:
                 whole = (sizes[0] * self.dense_accuracy + sizes[1] * dense) / sum(sizes)
                 study.set_user_attr("dense_full_test_accuracy", round(whole, 4))
             if "dense" in study.user_attrs:  # not of a study that somebody else has made
-                from vit_ratio_opt.report.dashboard import Explainer
+                from vit_ratio_opt.report.explainer import Explainer
 
                 Explainer(getattr(study.sampler, "n_trials", None)).refresh(study)
         return float(tested.get("accuracy", dense))

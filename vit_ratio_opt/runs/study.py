@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.trials import cost_of, finished_trials
-from vit_ratio_opt.report.tables import answer_sentences
+from vit_ratio_opt.report.sentences import answer_sentences
 from vit_ratio_opt.runs.creation import check_study, create_study, screened_best
 from vit_ratio_opt.runs.optimize import keep_optimizing
 from vit_ratio_opt.runs.reaping import fail_dead_trials, fail_stale_trials, requeue_own_trials
@@ -74,7 +74,7 @@ def run_study(
     objective.prepare(study)
     explainer = None
     if explain:
-        from vit_ratio_opt.report.dashboard import Explainer
+        from vit_ratio_opt.report.explainer import Explainer
 
         explainer = Explainer(n_trials)
         callbacks = [explainer, *callbacks]
