@@ -36,8 +36,11 @@ def test_signals_are_left_alone_outside_the_main_thread():
     assert seen == [False]
 
 
+LAST_SECONDS = 0.3
+
+
 def hang_in_c(ready):
-    with stop_on_signals():
+    with stop_on_signals(LAST_SECONDS):
         ready.set()
         lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
         lock(mutex)
@@ -45,7 +48,7 @@ def hang_in_c(ready):
 
 
 def hang_in_python(ready):
-    with stop_on_signals():
+    with stop_on_signals(LAST_SECONDS):
         ready.set()
         while True:
             with contextlib.suppress(BaseException):
@@ -62,7 +65,7 @@ def test_the_second_signal_ends_a_process_that_hangs(hang, number):
     try:
         assert ready.wait(60)
         os.kill(process.pid, number)
-        process.join(0.5)
+        process.join(2 * LAST_SECONDS)
         assert process.exitcode is None
         os.kill(process.pid, number)
         process.join(10)

@@ -14,9 +14,6 @@ from vit_ratio_opt.runs.connections import stopping
 
 __all__ = ["SearchStopped", "StopRequest", "stop_on_signals"]
 
-# After the second signal, for everything that cleans up on the way out.
-_LAST_SECONDS = 2.0
-
 
 class SearchStopped(SystemExit):
     """Raised when a signal has stopped a search or a training whose state was saved.
@@ -58,13 +55,16 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(last_seconds: float = 2.0) -> Iterator[StopRequest]:
     """Turn SIGTERM (preemption) and Ctrl-C into a request to stop, for as long as this lasts.
 
-    A second signal raises KeyboardInterrupt and ends the process two seconds later if it is still
-    there, as in a call in C or with a database that does not answer.
+    A second signal raises KeyboardInterrupt, and ends the process after ``last_seconds`` if it is
+    still there, as in a call in C or with a database that does not answer.
 
     Outside the main thread, which alone receives signals, nothing is changed.
+
+    Args:
+        last_seconds: Time for everything that cleans up after the second signal.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -85,7 +85,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
     before = {number: signal.signal(number, stop) for number in numbers}
     # Python's handlers wait for the main thread, which may hang; the socket is written at once.
     wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_end_at_once, args=(reader,), daemon=True, name="signals").start()
+    threading.Thread(
+        target=_end_at_once, args=(reader, last_seconds), daemon=True, name="signals"
+    ).start()
     try:
         yield request
     finally:
@@ -96,8 +98,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
         stopping.clear()
 
 
-def _end_at_once(reader: socket.socket) -> None:
-    """End the process two seconds after the second signal, or at the third one."""
+def _end_at_once(reader: socket.socket, last_seconds: float) -> None:
+    """End the process some seconds after the second signal, or at the third one."""
     with reader:
         received = 0
         while received < 2:
@@ -105,7 +107,7 @@ def _end_at_once(reader: socket.socket) -> None:
             if not numbers:
                 return
             received += numbers[0] in (signal.SIGTERM, signal.SIGINT)
-        reader.settimeout(_LAST_SECONDS)
+        reader.settimeout(last_seconds)
         with contextlib.suppress(TimeoutError):
             while more := reader.recv(1):
                 if more[0] in (signal.SIGTERM, signal.SIGINT):  # a third one
