@@ -16,14 +16,14 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
-from vit_ratio_opt.report import dashboard
-from vit_ratio_opt.runs.artifacts import ArtifactFolder, artifact_location
+from vit_ratio_opt.report.dashboard import AllArtifacts
+from vit_ratio_opt.runs.artifacts import ArtifactFolder, artifact_location, open_artifacts
 from vit_ratio_opt.runs.lineage import interrupted_trials, remove_states, state_artifact
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.origin import load_objective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.study import create_study
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.untrusted import (
     check_checkpoint_name,
     check_marked,
@@ -180,7 +180,8 @@ def test_the_dashboard_writes_into_folders_of_ours_only(make_study, tmp_path):
     (tmp_path / "foreign").mkdir()
     artifact = str(uuid.uuid4())
     (tmp_path / "foreign" / artifact).write_text("precious")
-    store = dashboard._AllArtifacts(open_storage(f"sqlite:///{tmp_path / 'study.db'}"))
+    storage = open_storage(f"sqlite:///{tmp_path / 'study.db'}")
+    store = AllArtifacts(storage, open_artifacts)
     store.remove(artifact)
     with pytest.raises(InputError, match="folder of artifacts made here"):
         store.write(str(uuid.uuid4()), io.BytesIO(b"new"))

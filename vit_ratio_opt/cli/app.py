@@ -28,18 +28,13 @@ from vit_ratio_opt.records.answer import candidate_of, trained_trial
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import accuracy_of, load_studies
-from vit_ratio_opt.report.tables import (
-    answer_sentences,
-    build_report,
-    expected,
-    group_studies,
-    results_table,
-    timing_split,
-    trial_rows,
-    trials_table,
-)
+from vit_ratio_opt.report.rows import build_report, group_studies, timing_split, trial_rows
+from vit_ratio_opt.report.sentences import answer_sentences, expected
+from vit_ratio_opt.report.terminal import results_table, trials_table
 from vit_ratio_opt.report.trackers import JsonLog, TensorBoardLog
 from vit_ratio_opt.runs.proxy import serve_proxy
+from vit_ratio_opt.runs.reaping import Reaper
+from vit_ratio_opt.runs.signals import SearchStopped
 from vit_ratio_opt.runs.storage import (
     BEATS_IN_GRACE,
     DEFAULT_STORAGE,
@@ -48,7 +43,6 @@ from vit_ratio_opt.runs.storage import (
     database_files,
     open_storage,
 )
-from vit_ratio_opt.runs.workers import Reaper, SearchStopped
 from vit_ratio_opt.space.cascade import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.space.geometry import Cost, MhsaUnit
 from vit_ratio_opt.utils.failures import is_storage_error, reason
@@ -427,12 +421,13 @@ def report(
     if csv is not None:
         write_text(csv_text([row for study in studies for row in trial_rows(study)]), csv)
     if html is not None or markdown is not None:
-        from vit_ratio_opt.report import page  # plotly
+        from vit_ratio_opt.report.html import html_page  # with plotly
+        from vit_ratio_opt.report.markdown import markdown_page
 
         if html is not None:
-            write_text(page.html_page(studies, storage), html)
+            write_text(html_page(studies, storage), html)
         if markdown is not None:
-            write_text(page.markdown(studies), markdown)
+            write_text(markdown_page(studies), markdown)
     for path in filter(is_plain, written):  # a reader of a pipe wants nothing else in it
         console.print(plain(f"written to {path}"), soft_wrap=True)
     if written:
@@ -466,11 +461,14 @@ def dashboard(
     It has no passwords: keep it on this machine, or behind a proxy that has.
     """
     from vit_ratio_opt.report.dashboard import serve_dashboard
+    from vit_ratio_opt.runs.artifacts import open_artifacts
 
     backend = open_storage(storage, must_exist=True)
     check_port(host, port)
     browse = browse and sys.stdout.isatty()
-    serve_dashboard(backend, host, port, study_name=study_name, browse=browse)
+    serve_dashboard(
+        backend, host, port, open_artifacts=open_artifacts, study_name=study_name, browse=browse
+    )
 
 
 @app.command()
@@ -859,7 +857,7 @@ def prune(
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.objective import PruningObjective
     from vit_ratio_opt.space.geometry import RatioPair, check_pair
-    from vit_ratio_opt.training.finetune import Recipe
+    from vit_ratio_opt.training.recipe import Recipe
 
     recipe = Recipe(epochs=epochs, lr=lr)
     objective = PruningObjective(
@@ -895,7 +893,7 @@ def prune(
 def _finish(make: Callable[[], dict[str, Any]], path: Path) -> None:
     """Make the model and print what came out."""
     from vit_ratio_opt.runs.final import card_path
-    from vit_ratio_opt.training.finetune import TrainingDiverged
+    from vit_ratio_opt.training.context import TrainingDiverged
 
     try:
         made = make()
