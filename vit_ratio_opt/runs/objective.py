@@ -24,27 +24,23 @@ from vit_ratio_opt.data.dataset import ImageData, Split
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency.cache import cached_latency
 from vit_ratio_opt.latency.timing import latency_curves, time_models
-from vit_ratio_opt.model_files.checkpoint import check_saveable, source_of, weights_hash
+from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.classifier import classes_of
+from vit_ratio_opt.models.create import source_of
 from vit_ratio_opt.models.device import (
     Precision,
     autocast,
     best_device,
     evaluating,
+    is_out_of_memory,
     model_device,
-    out_of_memory,
     precision_of,
 )
-from vit_ratio_opt.models.supported import own_copy
-from vit_ratio_opt.models.surgery import (
-    ALL_HEADS,
-    check_all_tokens,
-    check_supported,
-    shape_of,
-    shrink_to,
-)
+from vit_ratio_opt.models.state_dicts import weights_hash
+from vit_ratio_opt.models.supported import check_supported, copy_for_training
+from vit_ratio_opt.models.surgery import ALL_HEADS, check_all_tokens, shape_of, shrink_to
 from vit_ratio_opt.pruning.cache import cached_calibration
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.cascade import (
@@ -69,9 +65,10 @@ from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import block_rows, finished_trials, tested_accuracy
-from vit_ratio_opt.report.figures import training_curve
+from vit_ratio_opt.report.figures.training_curve import training_curve
 from vit_ratio_opt.runs.admission import check_enqueued, check_study_of
 from vit_ratio_opt.runs.artifacts import artifact_location, check_store, open_artifacts
+from vit_ratio_opt.runs.heartbeats import record_heartbeats
 from vit_ratio_opt.runs.lineage import (
     fetch_state,
     interrupted_trials,
@@ -80,6 +77,8 @@ from vit_ratio_opt.runs.lineage import (
     remove_states,
     state_artifact,
 )
+from vit_ratio_opt.runs.processes import process_name
+from vit_ratio_opt.runs.signals import stop_on_signals
 from vit_ratio_opt.runs.trial_models import (
     check_has_model,
     keep_model,
@@ -87,7 +86,6 @@ from vit_ratio_opt.runs.trial_models import (
     read_model,
 )
 from vit_ratio_opt.runs.turns import own_turn
-from vit_ratio_opt.runs.workers import process_name, sign_of_life, stop_on_signals
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise, accuracy_noise
 from vit_ratio_opt.search.plan import Pair, follow
@@ -344,7 +342,7 @@ class PruningObjective:
         if device is None:
             device = best_device() if ranks is None else ranks.device
         # A copy, so that nothing the caller does later changes the teacher.
-        self.model = own_copy(model)
+        self.model = copy_for_training(model)
         try:
             self.device = torch.device(device)
             self.model.to(self.device)
@@ -896,7 +894,7 @@ class PruningObjective:
                 whole = (sizes[0] * self.dense_accuracy + sizes[1] * dense) / sum(sizes)
                 study.set_user_attr("dense_full_test_accuracy", round(whole, 4))
             if "dense" in study.user_attrs:  # not of a study that somebody else has made
-                from vit_ratio_opt.report.dashboard import Explainer
+                from vit_ratio_opt.report.explainer import Explainer
 
                 Explainer(getattr(study.sampler, "n_trials", None)).refresh(study)
         return float(tested.get("accuracy", dense))
@@ -959,7 +957,7 @@ class PruningObjective:
         trial.set_user_attr("worker", process_name())
         alive: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if hasattr(trial, "study"):  # a FixedTrial is in none
-            alive = sign_of_life(trial._trial_id, trial.storage, every=self.beat_seconds)
+            alive = record_heartbeats(trial._trial_id, trial.storage, every=self.beat_seconds)
         with alive, own_turn(trial):
             self.discard_spent_states()
             try:
@@ -1374,7 +1372,7 @@ def check_logits(model: ViT, data: ImageData) -> None:
         with torch.inference_mode(), evaluating(model):
             logits = model(images)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise InputError(
             f"The model cannot classify images of {data.name}: {reason(error)}"
