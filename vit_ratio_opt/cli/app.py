@@ -35,6 +35,8 @@ from vit_ratio_opt.report.sentences import answer_sentences, expected
 from vit_ratio_opt.report.terminal import results_table, trials_table
 from vit_ratio_opt.report.trackers import JsonLog, TensorBoardLog
 from vit_ratio_opt.runs.proxy import serve_proxy
+from vit_ratio_opt.runs.reaping import Reaper
+from vit_ratio_opt.runs.signals import SearchStopped
 from vit_ratio_opt.runs.storage import (
     BEATS_IN_GRACE,
     DEFAULT_STORAGE,
@@ -43,9 +45,9 @@ from vit_ratio_opt.runs.storage import (
     database_files,
     open_storage,
 )
-from vit_ratio_opt.runs.workers import Reaper, SearchStopped
-from vit_ratio_opt.space.cascade import CP_VIT, LATE, CascadeRule, Strategy
-from vit_ratio_opt.space.geometry import Cost, MhsaUnit
+from vit_ratio_opt.space.costs import CostName
+from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, Strategy
+from vit_ratio_opt.space.units import MhsaUnit
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.files import (
     check_outputs,
@@ -159,7 +161,7 @@ ConfidenceOption = Annotated[
     ),
 ]
 CostOption = Annotated[
-    Cost,
+    CostName,
     typer.Option(
         help="What is paid for: 'macs' (FLOPs), 'params' (parameters), or 'latency', the time on "
         "this device, foretold from a table that is measured once."
@@ -680,7 +682,6 @@ def export_command(
     accuracy is measured, on the very test images that the model's study reported on.
     """
     from vit_ratio_opt.data.preprocessing import preprocess_of
-    from vit_ratio_opt.model_files.checkpoint import load_model
     from vit_ratio_opt.model_files.export import (
         SUFFIXES,
         check_target,
@@ -689,6 +690,7 @@ def export_command(
         image_shape,
         quantize,
     )
+    from vit_ratio_opt.model_files.load import load_model
     from vit_ratio_opt.models.surgery import shape_of
     from vit_ratio_opt.runs.objective import check_fit
     from vit_ratio_opt.runs.origin import study_images
@@ -777,7 +779,7 @@ def final(
 
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.origin import load_objective
-    from vit_ratio_opt.space.geometry import RatioPair
+    from vit_ratio_opt.space.pairs import RatioPair
 
     objective = load_objective(
         study_name,
@@ -857,7 +859,7 @@ def prune(
     from vit_ratio_opt.data.preprocessing import preprocess_or_assume
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.objective import PruningObjective
-    from vit_ratio_opt.space.geometry import RatioPair, check_pair
+    from vit_ratio_opt.space.pairs import RatioPair, check_pair
     from vit_ratio_opt.training.recipe import Recipe
 
     recipe = Recipe(epochs=epochs, lr=lr)
@@ -960,7 +962,8 @@ def dense_model(
     Raises:
         InputError: None is named, or it cannot be had.
     """
-    from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, load_pruned
+    from vit_ratio_opt.model_files.load import load_dense, load_pruned
+    from vit_ratio_opt.models.create import create_model
 
     if checkpoint is not None:
         dense = load_dense(checkpoint, name=model, weights=weights)

@@ -11,7 +11,7 @@ from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.typed import shorten, typed
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise
-from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.space.pairs import RatioPair
 
 __all__ = ["attribute_of", "check_attributes"]
 
@@ -99,8 +99,6 @@ def check_attributes(
         MetricRecord.from_json(attributes["metric"])
     if "cost" in attributes:
         CostRecord.from_json(attributes["cost"])
-    elif settings is not None:
-        CostRecord.named(settings.cost)
     _check_meaning(attributes)
     if settings is None:
         _check_plan(attributes["plan"], LimitRecord.from_json(attributes.get("limit")))

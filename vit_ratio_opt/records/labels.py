@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.typed import shorten, typed
-from vit_ratio_opt.space.geometry import BUDGET_CONSTRAINTS, COST_WORDS
+from vit_ratio_opt.space.costs import cost_label
 
 __all__ = ["ACCURACY", "CHANGE", "MACS", "CostRecord", "LimitRecord", "MetricRecord"]
 
@@ -29,15 +29,9 @@ class CostRecord:
 
     @classmethod
     def named(cls, name: str) -> CostRecord:
-        """Return the record of a cost of this package.
-
-        Raises:
-            InputError: The package has no cost of this name.
-        """
-        for known, word in COST_WORDS.items():
-            if known == name:
-                return cls(known, word, BUDGET_CONSTRAINTS[known])
-        raise InputError(f"`cost` of the settings is {shorten(name)}, and no attribute has words.")
+        """Return the record of a cost of this package; any other is called by its name."""
+        label = cost_label(name)
+        return cls(label.name, label.word, label.constraint)
 
     @classmethod
     def from_json(cls, stored: object) -> CostRecord:

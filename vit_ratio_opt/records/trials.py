@@ -11,7 +11,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.study import DenseRecord, record_of
 from vit_ratio_opt.records.trial import attribute
 from vit_ratio_opt.search.plan import Pair
-from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.space.pairs import RatioPair
 
 __all__ = [
     "DROP",

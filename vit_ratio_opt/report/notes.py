@@ -18,7 +18,7 @@ from vit_ratio_opt.report.commands import resume_command, storage_url
 from vit_ratio_opt.report.markdown import code, code_block, markdown_table
 from vit_ratio_opt.report.sentences import summary
 from vit_ratio_opt.search.sampler import BinarySearchSampler
-from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.utils.text import escape_markdown, short
 
 __all__ = ["study_note", "trial_note"]

@@ -17,7 +17,7 @@ from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trial import DAMAGED, attribute, shown_attribute
 from vit_ratio_opt.records.trials import accuracy_of, finished_trials, is_ratio, tested_accuracy
-from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.utils.text import short
 
 __all__ = [

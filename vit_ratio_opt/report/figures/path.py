@@ -31,7 +31,7 @@ from vit_ratio_opt.report.figures.style import (
 )
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair
-from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.space.pairs import RatioPair
 
 __all__ = ["path_figure"]
 
