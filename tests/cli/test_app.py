@@ -14,7 +14,7 @@ import optuna
 import pytest
 from typer.testing import CliRunner
 
-from vit_ratio_opt.cli.app import app as cli
+from vit_ratio_opt.cli import app as cli
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.runs.storage import open_storage
 

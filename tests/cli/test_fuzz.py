@@ -15,7 +15,7 @@ import optuna
 import pytest
 from rich.console import Console
 
-from vit_ratio_opt.cli.app import app as cli
+from vit_ratio_opt.cli import app as cli
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import answer_of, trained_trial
 from vit_ratio_opt.records.trials import load_studies

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from vit_ratio_opt.cli.app import app as cli
+from vit_ratio_opt.cli import app as cli
 from vit_ratio_opt.data.dataset import (
     load_again,
     load_cifar10,

@@ -9,10 +9,10 @@ import onnxruntime
 import pytest
 import torch
 
-from vit_ratio_opt import export
-from vit_ratio_opt.cli.app import app as cli
+from vit_ratio_opt.cli import app as cli
 from vit_ratio_opt.data.dataset import load_digits
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.model_files import export
 from vit_ratio_opt.model_files.checkpoint import create_model, load_pruned, save_dense, save_pruned
 from vit_ratio_opt.model_files.export import (
     SUFFIXES,

@@ -30,13 +30,13 @@ from optuna_dashboard._serializer import serialize_frozen_trial
 from PIL import Image
 from typer.testing import CliRunner
 
-from vit_ratio_opt.cli.app import app as cli
+from vit_ratio_opt.cli import app as cli
 from vit_ratio_opt.data.dataset import load_digits
 from vit_ratio_opt.model_files.checkpoint import create_model, save_dense
 from vit_ratio_opt.records.answer import answer_of, answer_trial
+from vit_ratio_opt.report import dashboard
 from vit_ratio_opt.report.dashboard import Explainer, serve_dashboard, study_note, trial_note
 from vit_ratio_opt.report.page import html_page
-from vit_ratio_opt.report.tables import dashboard
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.study import create_study, run_study

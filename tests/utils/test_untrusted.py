@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 from vit_ratio_opt.data.dataset import load_digits
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, save_dense
-from vit_ratio_opt.report.tables import dashboard
+from vit_ratio_opt.report import dashboard
 from vit_ratio_opt.runs.lineage import (
     ArtifactFolder,
     artifact_location,

@@ -11,10 +11,10 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.architecture import fingerprint_of
 from vit_ratio_opt.models.blocks import ViT, branches
-from vit_ratio_opt.models.supported import UnsupportedModelError, check_supported, check_weights
+from vit_ratio_opt.models.supported import check_supported, check_weights
 from vit_ratio_opt.models.surgery import ALL_HEADS, keep_units, shape_of
 from vit_ratio_opt.pruning.allocate import (
     cheapest_choices,

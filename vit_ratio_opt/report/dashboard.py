@@ -20,7 +20,7 @@ from optuna.storages import BaseStorage, get_storage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from vit_ratio_opt._compat import PLOT_KEY, note_keys, read_note
+from vit_ratio_opt._compat import PLOT_KEY, note_keys, rdb_of, read_note
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.snapshot import snapshot
@@ -38,9 +38,9 @@ from vit_ratio_opt.report.figures import accuracy_figure, path_figure, widths_fi
 from vit_ratio_opt.report.page import code, markdown_table, results_cells, resume_command
 from vit_ratio_opt.report.tables import TRIAL_COLUMNS, summary
 from vit_ratio_opt.runs.lineage import open_artifacts
-from vit_ratio_opt.runs.storage import is_storage_error, rdb_of, reason
 from vit_ratio_opt.search.sampler import BinarySearchSampler
 from vit_ratio_opt.space.geometry import BUDGET_CONSTRAINTS
+from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.text import escape_markdown, short
 from vit_ratio_opt.utils.untrusted import check_artifact_id, is_marked
 

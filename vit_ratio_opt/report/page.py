@@ -30,7 +30,7 @@ from vit_ratio_opt.report.tables import (
     trial_rows,
     val_text,
 )
-from vit_ratio_opt.runs.storage import redact
+from vit_ratio_opt.utils.redact import redact
 from vit_ratio_opt.utils.text import escape_markdown, short
 
 __all__ = [

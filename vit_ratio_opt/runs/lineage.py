@@ -31,8 +31,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt._compat import behind_backoff
 from vit_ratio_opt.errors import CannotWriteError, InputError
-from vit_ratio_opt.runs.storage import reason, redact
 from vit_ratio_opt.space.geometry import RatioPair, RatioSpace
+from vit_ratio_opt.utils.failures import reason
+from vit_ratio_opt.utils.redact import redact
 from vit_ratio_opt.utils.untrusted import check_artifact_id, is_state_id
 
 if TYPE_CHECKING:

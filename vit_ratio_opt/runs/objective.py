@@ -21,8 +21,8 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.data.dataset import ImageData, Split
-from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.latency.cache import cached_calibration, cached_latency, default_cache
+from vit_ratio_opt.errors import InputError, UnsupportedModelError
+from vit_ratio_opt.latency.cache import cached_latency
 from vit_ratio_opt.latency.timing import latency_curves, time_models
 from vit_ratio_opt.model_files.checkpoint import check_saveable, source_of, weights_hash
 from vit_ratio_opt.models.architecture import architecture_of
@@ -40,12 +40,12 @@ from vit_ratio_opt.models.device import (
 from vit_ratio_opt.models.supported import own_copy
 from vit_ratio_opt.models.surgery import (
     ALL_HEADS,
-    UnsupportedModelError,
     check_all_tokens,
     check_supported,
     shape_of,
     shrink_to,
 )
+from vit_ratio_opt.pruning.cache import cached_calibration
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.cascade import (
     AttentionSurvey,
@@ -82,7 +82,6 @@ from vit_ratio_opt.runs.lineage import (
     remove_states,
     state_artifact,
 )
-from vit_ratio_opt.runs.storage import is_storage_error, reason
 from vit_ratio_opt.runs.trial_models import (
     check_has_model,
     keep_model,
@@ -126,6 +125,8 @@ from vit_ratio_opt.training.finetune import (
     finetune,
 )
 from vit_ratio_opt.training.progress import SearchProgress, waiting
+from vit_ratio_opt.utils.caching import default_cache
+from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.files import check_place, check_writable_folder
 from vit_ratio_opt.utils.text import csv_text
 from vit_ratio_opt.utils.untrusted import mark_folder

@@ -24,11 +24,12 @@ from vit_ratio_opt.pruning.prune import Allocation
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.storage import open_storage, reason
+from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.space.cascade import CascadeRule, Strategy
 from vit_ratio_opt.space.geometry import Cost, MhsaUnit
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.utils.failures import reason
 from vit_ratio_opt.utils.text import short
 from vit_ratio_opt.utils.untrusted import check_marked, is_marked
 

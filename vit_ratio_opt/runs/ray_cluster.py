@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.runs.storage import redact
+from vit_ratio_opt.utils.redact import redact
 
 __all__ = ["run_on_ray"]
 

@@ -16,7 +16,7 @@ from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.trials import cost_of, finished_trials
 from vit_ratio_opt.report.tables import answer_sentences
 from vit_ratio_opt.runs.creation import check_study, create_study, screened_best
-from vit_ratio_opt.runs.storage import is_storage_error, is_temporary, reason
+from vit_ratio_opt.runs.storage import is_temporary
 from vit_ratio_opt.runs.workers import (
     SearchStopped,
     StopRequest,
@@ -29,6 +29,7 @@ from vit_ratio_opt.runs.workers import (
 from vit_ratio_opt.search.sampler import BinarySearchSampler
 from vit_ratio_opt.space.geometry import COST_WORDS
 from vit_ratio_opt.training.progress import SearchProgress
+from vit_ratio_opt.utils.failures import is_storage_error, reason
 
 if TYPE_CHECKING:
     from vit_ratio_opt.runs.objective import PruningObjective
