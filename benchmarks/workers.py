@@ -54,11 +54,11 @@ from typing import Annotated, Any, Optional
 
 import optuna
 import typer
+from command_line import run_command
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.runs.workers import fail_dead_trials, keep_optimizing, process_name
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair, Plan

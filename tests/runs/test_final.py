@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from vit_ratio_opt.cli import app as cli
+from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.data.dataset import load_digits, load_image_folder
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, load_pruned, save_dense

@@ -19,6 +19,7 @@ __all__ = [
     "LONGEST_SECONDS",
     "MODEL",
     "OUTPUT",
+    "PANELS",
     "PRUNING",
     "STUDY",
     "TRAINING",
@@ -36,7 +37,7 @@ Options = TypeVar("Options")
 # Panels of `--help`, in the order in which a reader decides.
 MODEL, DATA, LIMIT, PRUNING = "Model", "Data", "Limit", "Pruning"
 TRAINING, STUDY, WORKERS, OUTPUT = "Training", "Study", "Workers", "Output"
-_PANELS = (MODEL, DATA, LIMIT, PRUNING, TRAINING, STUDY, WORKERS, OUTPUT)
+PANELS = (MODEL, DATA, LIMIT, PRUNING, TRAINING, STUDY, WORKERS, OUTPUT)
 
 LONGEST_SECONDS = 31_536_000
 """A year: the longest time that an option accepts, in seconds."""
@@ -139,4 +140,4 @@ def command_of(run: Callable[[Options], None]) -> Callable[..., None]:
 def _panel_rank(parameter: Parameter) -> int:
     """Return the place of a parameter's panel in ``--help``; arguments come first."""
     panel = parameter.annotation.__metadata__[0].rich_help_panel
-    return _PANELS.index(panel) if panel in _PANELS else -1
+    return PANELS.index(panel) if panel in PANELS else -1

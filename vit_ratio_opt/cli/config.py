@@ -12,6 +12,7 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from optuna.study import Study
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.utils.text import short
@@ -21,7 +22,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["config_text", "read_config", "use_config"]
+__all__ = ["config_text", "load_config", "read_config", "save_config", "use_config"]
+
+# User attribute of a study: the options of its last `search` as TOML.
+_ATTRIBUTE = "config"
 
 # One of these on the command line replaces the other one in the file.
 _ALTERNATIVES = {"budget": "tolerance", "tolerance": "budget"}
@@ -101,6 +105,17 @@ def config_text(options: Any) -> str:
             raise InputError(f"--{_key(field.name)} is no UTF-8 text, which TOML cannot store.")
         lines.append(line)
     return "".join(lines)
+
+
+def save_config(study: Study, text: str) -> None:
+    """Store the options of a search, as TOML, in its study."""
+    study.set_user_attr(_ATTRIBUTE, text)
+
+
+def load_config(study: Study) -> str | None:
+    """Return the options of the search of a study as TOML; None for studies made in Python."""
+    text = study.user_attrs.get(_ATTRIBUTE)
+    return text if isinstance(text, str) else None
 
 
 def _toml(value: bool | float | str | Path) -> str:

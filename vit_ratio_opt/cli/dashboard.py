@@ -16,8 +16,13 @@ from vit_ratio_opt.cli.options import (
     HostOption,
     StorageOption,
 )
-from vit_ratio_opt.runs.proxy import check_port
-from vit_ratio_opt.runs.storage import DEFAULT_STORAGE, open_storage
+from vit_ratio_opt.runs.storage import (
+    DEFAULT_STORAGE,
+    open_storage,
+)
+from vit_ratio_opt.utils.network import (
+    check_port,
+)
 
 __all__ = ["DashboardOptions", "dashboard"]
 

@@ -29,7 +29,10 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import candidate_of, trained_trial
 from vit_ratio_opt.records.trials import accuracy_of, load_studies
 from vit_ratio_opt.report.tables import expected
-from vit_ratio_opt.runs.storage import database_files, open_storage
+from vit_ratio_opt.runs.storage import (
+    database_files,
+    open_storage,
+)
 from vit_ratio_opt.runs.workers import SearchStopped
 from vit_ratio_opt.utils.files import check_outputs, file_name
 

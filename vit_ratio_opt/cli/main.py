@@ -27,21 +27,28 @@ from vit_ratio_opt.cli.serve import serve
 from vit_ratio_opt.cli.train import train
 from vit_ratio_opt.cli.worker import worker
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.runs.storage import is_storage_error, reason, redact
+from vit_ratio_opt.utils.failures import (
+    is_storage_error,
+    reason,
+)
+from vit_ratio_opt.utils.redact import (
+    redact,
+)
 from vit_ratio_opt.utils.text import plain, short
 from vit_ratio_opt.utils.versions import check_versions
 
-__all__ = ["app", "main", "run_command"]
+__all__ = ["COMMANDS", "app", "main", "run_command"]
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
-_PANELS: dict[str, tuple[Callable[[Any], None], ...]] = {
+# By the panel of `--help`.
+COMMANDS: dict[str, tuple[Callable[[Any], None], ...]] = {
     "Search": (search, train),
     "Look at studies": (report, dashboard),
     "Run workers": (worker, ray, serve, reap),
     "Make models": (prune, final, export),
 }
-for _panel, _commands in _PANELS.items():
+for _panel, _commands in COMMANDS.items():
     for _run in _commands:
         app.command(_run.__name__, rich_help_panel=_panel)(command_of(_run))
 

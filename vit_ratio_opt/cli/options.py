@@ -20,7 +20,9 @@ from vit_ratio_opt.cli.command import (
     option,
 )
 from vit_ratio_opt.data.preprocessing import LARGEST_SIDE
-from vit_ratio_opt.runs.storage import DEFAULT_STORAGE
+from vit_ratio_opt.runs.storage import (
+    DEFAULT_STORAGE,
+)
 from vit_ratio_opt.space.cascade import CP_VIT, LATE, CascadeRule
 
 __all__ = [

@@ -17,7 +17,10 @@ from vit_ratio_opt.cli.options import (
     TotalTrialsOption,
 )
 from vit_ratio_opt.records.trials import load_studies
-from vit_ratio_opt.runs.storage import GRACE_SECONDS, open_storage
+from vit_ratio_opt.runs.storage import (
+    GRACE_SECONDS,
+    open_storage,
+)
 
 __all__ = ["RayOptions", "ray"]
 

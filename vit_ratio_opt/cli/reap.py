@@ -6,6 +6,9 @@ import time
 from dataclasses import dataclass
 from typing import Annotated
 
+from vit_ratio_opt._compat import (
+    rdb_of,
+)
 from vit_ratio_opt.cli.command import (
     LONGEST_SECONDS,
     WORKERS,
@@ -19,7 +22,11 @@ from vit_ratio_opt.cli.options import (
 )
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trials import load_studies
-from vit_ratio_opt.runs.storage import DEFAULT_STORAGE, GRACE_SECONDS, open_storage, rdb_of
+from vit_ratio_opt.runs.storage import (
+    DEFAULT_STORAGE,
+    GRACE_SECONDS,
+    open_storage,
+)
 from vit_ratio_opt.runs.workers import Reaper
 
 __all__ = ["ReapOptions", "reap"]

@@ -14,10 +14,12 @@ from vit_ratio_opt.cli.command import (
     OUTPUT,
     option,
 )
+from vit_ratio_opt.cli.config import load_config
 from vit_ratio_opt.cli.options import (
     StorageOption,
     StudyNamesOption,
 )
+from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.report.tables import (
@@ -29,7 +31,11 @@ from vit_ratio_opt.report.tables import (
     trial_rows,
     trials_table,
 )
-from vit_ratio_opt.runs.storage import DEFAULT_STORAGE, database_files, open_storage
+from vit_ratio_opt.runs.storage import (
+    DEFAULT_STORAGE,
+    database_files,
+    open_storage,
+)
 from vit_ratio_opt.utils.files import check_outputs, is_plain, write_json, write_text
 from vit_ratio_opt.utils.text import csv_text, plain, short
 
@@ -58,19 +64,23 @@ class ReportOptions:
             "model.",
         ),
     ] = None
+    toml: Annotated[
+        Path | None,
+        option(
+            OUTPUT,
+            "File for the options of one search as TOML. `search --config FILE` repeats it.",
+        ),
+    ] = None
 
 
 def report(options: ReportOptions) -> None:
     """Print the results of studies: dense, fixed ratio and searched; every trial; time spent.
 
-    With --html, --markdown, --csv or --json, write files instead. One file can compare several
-    studies.
+    With --html, --markdown, --csv, --json or --toml, write files instead. A file can compare
+    several studies.
     """
-    written = [
-        path
-        for path in (options.html, options.markdown, options.csv, options.json)
-        if path is not None
-    ]
+    outputs = (options.html, options.markdown, options.csv, options.json, options.toml)
+    written = [path for path in outputs if path is not None]
     check_outputs(written, database_files(options.storage))
     loaded = load_studies(open_storage(options.storage, must_exist=True), options.study_name or ())
     studies = [snapshot(study) for study in loaded]
@@ -84,7 +94,13 @@ def report(options: ReportOptions) -> None:
 
 
 def _write_files(studies: Sequence[Study], options: ReportOptions) -> None:
-    """Write the files that the options ask for."""
+    """Write the files that the options ask for.
+
+    Raises:
+        InputError: The studies have no such file, or it cannot be written.
+    """
+    if options.toml is not None:
+        write_text(_config_of(studies), options.toml)
     if options.json is not None:
         write_json(build_report(studies), options.json)
     if options.csv is not None:
@@ -100,6 +116,26 @@ def _write_files(studies: Sequence[Study], options: ReportOptions) -> None:
         write_text(page.markdown(studies), options.markdown)
 
 
+def _config_of(studies: Sequence[Study]) -> str:
+    """Return the options of a search as TOML.
+
+    Raises:
+        InputError: There are several studies, or the study is not one of ``search``.
+    """
+    if len(studies) != 1:
+        raise InputError(
+            f"--toml takes the options of one study, but there are {len(studies)}: give one "
+            "--study-name."
+        )
+    config = load_config(studies[0])
+    if config is None:
+        raise InputError(
+            f"Study {studies[0].study_name!r} was not started by `vit-ratio-opt search`, so it "
+            "has no options for --toml."
+        )
+    return config
+
+
 def _print_studies(studies: Sequence[Study], console: Console) -> None:
     """Print trials, answers and the results table of each group of comparable studies."""
     for group in group_studies(studies):
@@ -108,6 +144,8 @@ def _print_studies(studies: Sequence[Study], console: Console) -> None:
             console.print()
             for sentence in answer_sentences(study):
                 console.print(plain(sentence))
+            if load_config(study) is not None:
+                console.print("Its options: --toml FILE writes them, search --config takes them.")
         print_report(group, None, console)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ from vit_ratio_opt.cli.command import (
     check_text,
     option,
 )
-from vit_ratio_opt.cli.config import config_text, use_config
+from vit_ratio_opt.cli.config import config_text, save_config, use_config
 from vit_ratio_opt.cli.files import load_dense_model, model_files, trackers
 from vit_ratio_opt.cli.options import (
     DenseOptions,
@@ -34,7 +34,11 @@ from vit_ratio_opt.cli.options import (
 from vit_ratio_opt.cli.report import print_report
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.runs.storage import check_storage_url, database_files, open_storage, redact
+from vit_ratio_opt.runs.storage import (
+    check_storage_url,
+    database_files,
+    open_storage,
+)
 from vit_ratio_opt.space.costs import check_cost, params_space
 from vit_ratio_opt.space.geometry import COST_WORDS, check_budget, fixed_ratio_pair
 from vit_ratio_opt.utils.files import (
@@ -44,14 +48,15 @@ from vit_ratio_opt.utils.files import (
     is_plain,
     write_text,
 )
+from vit_ratio_opt.utils.redact import (
+    redact,
+)
+from vit_ratio_opt.utils.text import plain
 
 if TYPE_CHECKING:
     from vit_ratio_opt.runs.objective import PruningObjective
 
 __all__ = ["SearchCommandOptions", "StudyPlace", "make_search", "search"]
-
-CONFIG_ATTRIBUTE = "config"
-"""User attribute of a study: the options of its last ``search`` as TOML."""
 
 _DEFAULT_BUDGET = 0.6
 
@@ -192,8 +197,9 @@ def search(options: SearchCommandOptions) -> None:
     The limit is a --budget (the most accurate pair within it wins) or a --tolerance (the cheapest
     pair that keeps it wins). Run the same command again to resume the search.
     """
+    check_folder(options.data)
     options, place = _fill_in(options)
-    config = config_text(_without_password(options, place))
+    config = config_text(_without_password(options))
     settings_file = _settings_file(options)
     _check_files(options, place, settings_file)
     dense = load_dense_model(options.checkpoint, options.model, options.start, options.weights)
@@ -206,7 +212,7 @@ def search(options: SearchCommandOptions) -> None:
     check_writable_folder(place.folder)
     storage = open_storage(place.storage)
     study = create_study(objective, study_name=place.study_name, storage=storage)
-    study.set_user_attr(CONFIG_ATTRIBUTE, config)
+    save_config(study, config)
     _introduce(options, objective)
     run_study(study, objective, n_trials=options.n_trials, callbacks=callbacks)
     objective.test(study)
@@ -273,7 +279,7 @@ def _fill_in(options: SearchCommandOptions) -> tuple[SearchCommandOptions, Study
         raise InputError("Give --budget or --tolerance, not both.")
     if options.budget is None and options.tolerance is None:
         options = replace(options, budget=_DEFAULT_BUDGET)
-    dataset = options.data.resolve().name or "search"
+    dataset = plain(options.data.resolve().name) or "search"
     limit = f"{options.budget}" if options.tolerance is None else f"drop{options.tolerance}"
     kinds = [
         "" if options.strategy == "structural" else f"-{options.strategy}",
@@ -286,12 +292,12 @@ def _fill_in(options: SearchCommandOptions) -> tuple[SearchCommandOptions, Study
         storage=options.storage or f"sqlite:///{folder / 'study.db'}",
         study_name=options.study_name or f"{dataset}-{limit}{''.join(kinds)}",
     )
-    return replace(options, **asdict(place)), place
+    return replace(options, folder=folder, study_name=place.study_name), place
 
 
-def _without_password(options: SearchCommandOptions, place: StudyPlace) -> SearchCommandOptions:
+def _without_password(options: SearchCommandOptions) -> SearchCommandOptions:
     """Return the options without a storage whose URL contains a password."""
-    has_password = redact(place.storage) != place.storage
+    has_password = options.storage is not None and redact(options.storage) != options.storage
     return replace(options, storage=None) if has_password else options
 
 
@@ -307,10 +313,10 @@ def _settings_file(options: SearchCommandOptions) -> Path | None:
 def _check_files(
     options: SearchCommandOptions, place: StudyPlace, settings_file: Path | None
 ) -> None:
-    """Raise unless the data exists and all outputs can be written, before any work.
+    """Raise unless the cost fits and all outputs can be written, before any work.
 
     Raises:
-        InputError: A file is missing, cannot be written, or would be overwritten.
+        InputError: The cost does not fit, or a file cannot be written, or would be overwritten.
     """
     check_cost(
         options.cost,
@@ -318,8 +324,8 @@ def _check_files(
         iterative=options.iterative,
         latency_batch=options.latency_batch,
     )
-    check_folder(options.data)
-    check_storage_url(place.storage)
+    if options.storage is not None:
+        check_storage_url(options.storage)
     written = [options.output, settings_file, options.json_log]
     check_outputs(
         [path for path in written if path is not None],

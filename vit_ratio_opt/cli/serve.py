@@ -14,8 +14,14 @@ from vit_ratio_opt.cli.options import (
     HostOption,
     StorageOption,
 )
-from vit_ratio_opt.runs.proxy import serve_proxy
-from vit_ratio_opt.runs.storage import DEFAULT_STORAGE, GRACE_SECONDS, GRPC_PORT
+from vit_ratio_opt.runs.proxy import (
+    serve_proxy,
+)
+from vit_ratio_opt.runs.storage import (
+    DEFAULT_STORAGE,
+    GRACE_SECONDS,
+    GRPC_PORT,
+)
 
 __all__ = ["ServeOptions", "serve"]
 

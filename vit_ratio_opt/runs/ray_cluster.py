@@ -86,11 +86,11 @@ def _check_address(address: str | None) -> None:
 
 def _work(arguments: dict[str, Any], storage: str) -> int:
     """One worker, in a process of Ray's."""
-    from vit_ratio_opt.cli.app import worker
+    from vit_ratio_opt.cli.worker import WorkerCommandOptions, worker
 
     os.environ.pop("OPTUNA_STORAGE", None)
     try:
-        worker(storage=storage, **arguments)
+        worker(WorkerCommandOptions(storage=storage, **arguments))
     except SystemExit as ended:  # Ray would take it for a crash
         return int(ended.code or 0)
     return 0
