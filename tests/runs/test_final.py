@@ -117,7 +117,7 @@ def test_final_goes_on_where_it_was_killed_or_stopped(searched, start_command, t
     process.join()
     output = (tmp_path / "log").read_text()
     assert process.exitcode == (130 if number == signal.SIGINT else -number), output
-    assert ("with nothing lost" in output) == (number == signal.SIGINT)
+    assert ("progress saved" in output) == (number == signal.SIGINT)
     assert "Traceback" not in output
     assert state.exists()
     assert not killed.exists()
