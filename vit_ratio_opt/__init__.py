@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from vit_ratio_opt.search.sampler import BinarySearchSampler
     from vit_ratio_opt.space.geometry import RatioPair, budget_curve
     from vit_ratio_opt.training.evaluate import evaluate
-    from vit_ratio_opt.training.finetune import Recipe, finetune
+    from vit_ratio_opt.training.finetune import finetune
+    from vit_ratio_opt.training.recipe import Recipe
 
 _HOMES = {
     "data.dataset": (
@@ -66,7 +67,8 @@ _HOMES = {
     "search.sampler": ("BinarySearchSampler",),
     "space.geometry": ("RatioPair", "budget_curve"),
     "training.evaluate": ("evaluate",),
-    "training.finetune": ("Recipe", "finetune"),
+    "training.finetune": ("finetune",),
+    "training.recipe": ("Recipe",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

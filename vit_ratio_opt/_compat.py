@@ -19,7 +19,7 @@ from optuna.samplers import BaseSampler, PartialFixedSampler
 from optuna.storages import BaseStorage, RDBStorage
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from optuna.artifacts._protocol import ArtifactStore as ArtifactStore
 
 __all__ = [
     "PLOT_KEY",

@@ -31,7 +31,7 @@ from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.origin import load_objective
 from vit_ratio_opt.runs.study import create_study
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 
 KINDS = [
     "ViTForImageClassification",

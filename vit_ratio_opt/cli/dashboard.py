@@ -53,6 +53,7 @@ def dashboard(options: DashboardOptions) -> None:
     The server has no passwords: keep it on this machine, or behind a proxy that asks for one.
     """
     from vit_ratio_opt.report.dashboard import serve_dashboard
+    from vit_ratio_opt.runs.artifacts import open_artifacts
 
     backend = open_storage(options.storage, must_exist=True)
     check_port(options.host, options.port)
@@ -60,6 +61,7 @@ def dashboard(options: DashboardOptions) -> None:
         backend,
         options.host,
         options.port,
+        open_artifacts=open_artifacts,
         study_name=options.study_name,
         browse=options.browse and sys.stdout.isatty(),
     )

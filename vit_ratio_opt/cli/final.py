@@ -28,12 +28,12 @@ from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import candidate_of, trained_trial
 from vit_ratio_opt.records.trials import accuracy_of, load_studies
-from vit_ratio_opt.report.tables import expected
+from vit_ratio_opt.report.sentences import expected
+from vit_ratio_opt.runs.signals import SearchStopped
 from vit_ratio_opt.runs.storage import (
     database_files,
     open_storage,
 )
-from vit_ratio_opt.runs.workers import SearchStopped
 from vit_ratio_opt.utils.files import check_outputs, file_name
 
 __all__ = ["FinalOptions", "final", "make_model"]
@@ -135,7 +135,7 @@ def make_model(make: Callable[[], dict[str, Any]], path: Path) -> None:
         SearchStopped: A signal stopped the training.
     """
     from vit_ratio_opt.runs.final import card_path
-    from vit_ratio_opt.training.finetune import TrainingDiverged
+    from vit_ratio_opt.training.context import TrainingDiverged
 
     try:
         made = make()

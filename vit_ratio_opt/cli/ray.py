@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Annotated
 
 from vit_ratio_opt.cli.command import (
@@ -16,6 +17,7 @@ from vit_ratio_opt.cli.options import (
     StudyOptions,
     TotalTrialsOption,
 )
+from vit_ratio_opt.cli.worker import WorkerCommandOptions, worker
 from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.runs.storage import (
     GRACE_SECONDS,
@@ -61,7 +63,23 @@ def ray(options: RayOptions) -> None:
 
     backend = open_storage(options.storage, must_exist=True, grace=options.grace)
     load_studies(backend, [options.study_name])
-    placement = ("storage", "address", "workers", "gpus_per_worker", "cpus_per_worker")
-    arguments = asdict(options)
-    placed = {name: arguments.pop(name) for name in placement}
-    run_on_ray(arguments, placed.pop("storage"), **placed)
+    run_on_ray(
+        partial(_work, _worker_options(options)),
+        address=options.address,
+        workers=options.workers,
+        gpus_per_worker=options.gpus_per_worker,
+        cpus_per_worker=options.cpus_per_worker,
+    )
+
+
+def _worker_options(options: RayOptions) -> WorkerCommandOptions:
+    """Return the options of each worker: those that both commands have."""
+    names = {field.name for field in fields(RayOptions)}
+    shared = {f.name for f in fields(WorkerCommandOptions)} & names
+    return WorkerCommandOptions(**{name: getattr(options, name) for name in shared})
+
+
+def _work(options: WorkerCommandOptions) -> int:
+    """Run one worker in a task of Ray's."""
+    worker(options)
+    return 0

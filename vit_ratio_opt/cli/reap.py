@@ -22,12 +22,12 @@ from vit_ratio_opt.cli.options import (
 )
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trials import load_studies
+from vit_ratio_opt.runs.reaping import Reaper
 from vit_ratio_opt.runs.storage import (
     DEFAULT_STORAGE,
     GRACE_SECONDS,
     open_storage,
 )
-from vit_ratio_opt.runs.workers import Reaper
 
 __all__ = ["ReapOptions", "reap"]
 

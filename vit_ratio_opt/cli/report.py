@@ -22,15 +22,9 @@ from vit_ratio_opt.cli.options import (
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.trials import load_studies
-from vit_ratio_opt.report.tables import (
-    answer_sentences,
-    build_report,
-    group_studies,
-    results_table,
-    timing_split,
-    trial_rows,
-    trials_table,
-)
+from vit_ratio_opt.report.rows import build_report, group_studies, timing_split, trial_rows
+from vit_ratio_opt.report.sentences import answer_sentences
+from vit_ratio_opt.report.terminal import results_table, trials_table
 from vit_ratio_opt.runs.storage import (
     DEFAULT_STORAGE,
     database_files,
@@ -108,12 +102,13 @@ def _write_files(studies: Sequence[Study], options: ReportOptions) -> None:
         write_text(csv_text(rows), options.csv)
     if options.html is None and options.markdown is None:
         return
-    from vit_ratio_opt.report import page  # plotly takes a second to import
+    from vit_ratio_opt.report.html import html_page  # plotly takes a second to import
+    from vit_ratio_opt.report.markdown import markdown_page
 
     if options.html is not None:
-        write_text(page.html_page(studies, options.storage), options.html)
+        write_text(html_page(studies, options.storage), options.html)
     if options.markdown is not None:
-        write_text(page.markdown(studies), options.markdown)
+        write_text(markdown_page(studies), options.markdown)
 
 
 def _config_of(studies: Sequence[Study]) -> str:

@@ -236,7 +236,7 @@ def make_search(options: SearchCommandOptions, place: StudyPlace, dense: Any) ->
     from vit_ratio_opt.data.dataset import default_validation, load_images
     from vit_ratio_opt.data.preprocessing import preprocess_or_assume
     from vit_ratio_opt.runs.objective import PruningObjective
-    from vit_ratio_opt.training.finetune import Recipe
+    from vit_ratio_opt.training.recipe import Recipe
 
     images = load_images(
         options.data,

@@ -119,8 +119,9 @@ def train(options: TrainOptions) -> None:
     from vit_ratio_opt.model_files.checkpoint import create_model, save_dense
     from vit_ratio_opt.models.device import best_device
     from vit_ratio_opt.models.surgery import shape_of
+    from vit_ratio_opt.training.context import Stopwatch, TrialContext
     from vit_ratio_opt.training.evaluate import evaluate
-    from vit_ratio_opt.training.finetune import Stopwatch, finetune
+    from vit_ratio_opt.training.finetune import finetune
 
     torch.manual_seed(options.seed)
     model = create_model(_MODEL, **arguments, drop_path_rate=options.drop_path).to(best_device())
@@ -138,19 +139,15 @@ def train(options: TrainOptions) -> None:
     if state.exists():
         print(f"resuming from {state}")
 
-    def on_epoch(epoch: int, accuracy: float, _: float) -> None:
+    def report(epoch: int, accuracy: float, loss: float | None = None, /) -> None:
         print(f"epoch {epoch:3d} of {options.epochs}: {accuracy:.2f} % on the validation split")
 
     validated = finetune(
         model,
         images,
         recipe,
+        TrialContext(seed=options.seed, state=state, report=report, clock=clock, title="dense"),
         mix=_mix(len(images.classes), options),
-        seed=options.seed,
-        state=state,
-        on_epoch=on_epoch,
-        stopwatch=clock,
-        title="dense",
     )
     save_dense(model, checkpoint, name=_MODEL, arguments=arguments)
     state.unlink(missing_ok=True)  # a full disk leaves none
@@ -203,7 +200,7 @@ def _check(options: TrainOptions) -> Any:
     if options.checkpoint.parent.is_dir():
         check_writable(options.checkpoint)
 
-    from vit_ratio_opt.training.finetune import Recipe
+    from vit_ratio_opt.training.recipe import Recipe
 
     return Recipe(
         epochs=options.epochs,

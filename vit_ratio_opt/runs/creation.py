@@ -25,8 +25,8 @@ from optuna.study import Study, StudyDirection
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.study import COMPLETE, StudyRecord, is_complete, settings_of
+from vit_ratio_opt.runs.processes import is_dead, process_name
 from vit_ratio_opt.runs.storage import DEFAULT_STORAGE, open_storage
-from vit_ratio_opt.runs.workers import is_dead, process_name
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair
 from vit_ratio_opt.search.sampler import BinarySearchSampler

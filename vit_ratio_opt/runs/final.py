@@ -11,10 +11,12 @@ from vit_ratio_opt.model_files.checkpoint import check_saveable, save_pruned, we
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.workers import SearchStopped, stop_on_signals
+from vit_ratio_opt.runs.signals import SearchStopped, stop_on_signals
 from vit_ratio_opt.space.geometry import COST_WORDS, RatioPair
+from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
-from vit_ratio_opt.training.finetune import Recipe, TrainingStopped, finetune
+from vit_ratio_opt.training.finetune import finetune
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.files import write_text
 
 __all__ = ["card_path", "finish", "model_card"]
@@ -66,18 +68,21 @@ def finish(
         state = path.with_name(f"{path.name}.training")
         with stop_on_signals() as asked_to_stop:
             try:
+                context = TrialContext(
+                    seed=seed,
+                    should_stop=asked_to_stop,
+                    state=state,
+                    identity=identity,
+                    title=path.name,
+                    progress=objective.progress,
+                )
                 accuracy = finetune(
                     model,
                     data,
                     recipe,
+                    context,
                     teacher=objective.teacher_for(recipe),
-                    seed=seed,
                     precision=objective.precision,
-                    state=state,
-                    stop=asked_to_stop,
-                    identity=identity,
-                    title=path.name,
-                    progress=objective.progress,
                 )
             except TrainingStopped:
                 raise SearchStopped(asked_to_stop.signal) from None

@@ -57,8 +57,8 @@ from vit_ratio_opt.pruning.cascade import (
     without_cascade,
 )
 from vit_ratio_opt.pruning.importance import Importance, taylor_importance
+from vit_ratio_opt.pruning.options import Allocation
 from vit_ratio_opt.pruning.prune import (
-    Allocation,
     expected_losses,
     prune_ranks,
     prune_to_macs,
@@ -69,19 +69,20 @@ from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import block_rows, finished_trials, tested_accuracy
-from vit_ratio_opt.report.figures import training_curve
+from vit_ratio_opt.report.figures.training_curve import training_curve
 from vit_ratio_opt.runs.admission import check_enqueued, check_study_of
+from vit_ratio_opt.runs.artifacts import artifact_location, check_store, open_artifacts
+from vit_ratio_opt.runs.heartbeats import record_heartbeats
 from vit_ratio_opt.runs.lineage import (
-    artifact_location,
-    check_store,
     fetch_state,
     interrupted_trials,
     keep_state,
     nearest_parents,
-    open_artifacts,
     remove_states,
     state_artifact,
 )
+from vit_ratio_opt.runs.processes import process_name
+from vit_ratio_opt.runs.signals import stop_on_signals
 from vit_ratio_opt.runs.trial_models import (
     check_has_model,
     keep_model,
@@ -89,7 +90,6 @@ from vit_ratio_opt.runs.trial_models import (
     read_model,
 )
 from vit_ratio_opt.runs.turns import own_turn
-from vit_ratio_opt.runs.workers import process_name, sign_of_life, stop_on_signals
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise, accuracy_noise
 from vit_ratio_opt.search.plan import Pair, follow
@@ -115,16 +115,17 @@ from vit_ratio_opt.space.geometry import (
     smallest_cost_ratio,
 )
 from vit_ratio_opt.training.checks import warn_near_chance, warn_of_other_preprocessing
-from vit_ratio_opt.training.distributed import Ranks, RanksBroken
-from vit_ratio_opt.training.evaluate import check_shape, evaluate, on_device, predict
-from vit_ratio_opt.training.finetune import (
-    Recipe,
+from vit_ratio_opt.training.context import (
     Stopwatch,
     TrainingDiverged,
     TrainingStopped,
-    finetune,
+    TrialContext,
 )
+from vit_ratio_opt.training.distributed import Ranks, RanksBroken
+from vit_ratio_opt.training.evaluate import check_shape, evaluate, on_device, predict
+from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.progress import SearchProgress, waiting
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.caching import default_cache
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.files import check_place, check_writable_folder
@@ -132,7 +133,7 @@ from vit_ratio_opt.utils.text import csv_text
 from vit_ratio_opt.utils.untrusted import mark_folder
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from vit_ratio_opt._compat import ArtifactStore
 
 __all__ = ["PruningObjective", "check_fit"]
 
@@ -894,7 +895,7 @@ class PruningObjective:
                 whole = (sizes[0] * self.dense_accuracy + sizes[1] * dense) / sum(sizes)
                 study.set_user_attr("dense_full_test_accuracy", round(whole, 4))
             if "dense" in study.user_attrs:  # not of a study that somebody else has made
-                from vit_ratio_opt.report.dashboard import Explainer
+                from vit_ratio_opt.report.explainer import Explainer
 
                 Explainer(getattr(study.sampler, "n_trials", None)).refresh(study)
         return float(tested.get("accuracy", dense))
@@ -957,7 +958,7 @@ class PruningObjective:
         trial.set_user_attr("worker", process_name())
         alive: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if hasattr(trial, "study"):  # a FixedTrial is in none
-            alive = sign_of_life(trial._trial_id, trial.storage, every=self.beat_seconds)
+            alive = record_heartbeats(trial._trial_id, trial.storage, every=self.beat_seconds)
         with alive, own_turn(trial):
             self.discard_spent_states()
             try:
@@ -1183,7 +1184,8 @@ class PruningObjective:
                     trial.set_user_attr("state_not_kept", text)
                     _logger.warning(f"The state of trial {trial.number} was not kept: {text}")
 
-        def on_epoch(epoch: int, accuracy: float, loss: float) -> None:
+        def on_epoch(epoch: int, accuracy: float, loss: float | None = None, /) -> None:
+            assert loss is not None
             trial.set_user_attr("losses", [*trial.user_attrs.get("losses", []), round(loss, 5)])
             put_by(epoch)
             # Pruners compare reports in the study's direction.
@@ -1202,22 +1204,26 @@ class PruningObjective:
         try:
             with clock("train"):
                 teacher = self._teacher  # at work in the first trial only
+            context = TrialContext(
+                seed=seed,
+                report=on_epoch,
+                on_resume=on_resume,
+                state=state,
+                identity=self.identity_of(pair),
+                clock=clock,
+                title=f"trial {trial.number}",
+                progress=self.progress,
+            )
+            if self.stop is not None:
+                context.should_stop = self.stop
             return finetune(
                 model,
                 self.data,
                 self.recipe,
+                context,
                 teacher=teacher,
-                seed=seed,
                 precision=self.precision,
-                state=state,
-                stop=self.stop,
                 ranks=self.ranks,
-                identity=self.identity_of(pair),
-                on_resume=on_resume,
-                on_epoch=on_epoch,
-                stopwatch=clock,
-                title=f"trial {trial.number}",
-                progress=self.progress,
             )
         except TrainingStopped:
             put_by(len(trial.user_attrs["losses"]))
@@ -1255,17 +1261,20 @@ class PruningObjective:
                     fetch_state(job["artifact"], self.artifact_store, state)
                 # What ends it in rank 0 ends it here.
                 with contextlib.suppress(TrainingStopped, TrainingDiverged, InputError):
+                    context = TrialContext(
+                        seed=job["seed"],
+                        should_stop=stop,
+                        state=state,
+                        identity=self.identity_of(pair),
+                    )
                     finetune(
                         model,
                         self.data,
                         self.recipe,
+                        context,
                         teacher=self._teacher,
-                        seed=job["seed"],
                         precision=self.precision,
-                        state=state,
-                        stop=stop,
                         ranks=ranks,
-                        identity=self.identity_of(pair),
                     )
 
     def _rebuilt(self, pair: RatioPair, blocks: Sequence[Sequence[int]]) -> ViT:

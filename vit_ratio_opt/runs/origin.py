@@ -20,7 +20,7 @@ from vit_ratio_opt.model_files.checkpoint import load_again as load_model_again
 from vit_ratio_opt.model_files.checkpoint import weights_hash
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.device import Precision
-from vit_ratio_opt.pruning.prune import Allocation
+from vit_ratio_opt.pruning.options import Allocation
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.runs.objective import PruningObjective
@@ -28,7 +28,7 @@ from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.space.cascade import CascadeRule, Strategy
 from vit_ratio_opt.space.geometry import Cost, MhsaUnit
 from vit_ratio_opt.training.distributed import Ranks
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.failures import reason
 from vit_ratio_opt.utils.text import short
 from vit_ratio_opt.utils.untrusted import check_marked, is_marked

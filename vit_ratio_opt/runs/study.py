@@ -14,18 +14,12 @@ from optuna.trial import FrozenTrial, TrialState
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.trials import cost_of, finished_trials
-from vit_ratio_opt.report.tables import answer_sentences
+from vit_ratio_opt.report.sentences import answer_sentences
 from vit_ratio_opt.runs.creation import check_study, create_study, screened_best
+from vit_ratio_opt.runs.optimize import keep_optimizing
+from vit_ratio_opt.runs.reaping import fail_dead_trials, fail_stale_trials, requeue_own_trials
+from vit_ratio_opt.runs.signals import SearchStopped, StopRequest, stop_on_signals
 from vit_ratio_opt.runs.storage import is_temporary
-from vit_ratio_opt.runs.workers import (
-    SearchStopped,
-    StopRequest,
-    fail_dead_trials,
-    fail_stale_trials,
-    hand_own_trials_back,
-    keep_optimizing,
-    stop_on_signals,
-)
 from vit_ratio_opt.search.sampler import BinarySearchSampler
 from vit_ratio_opt.space.geometry import COST_WORDS
 from vit_ratio_opt.training.progress import SearchProgress
@@ -80,7 +74,7 @@ def run_study(
     objective.prepare(study)
     explainer = None
     if explain:
-        from vit_ratio_opt.report.dashboard import Explainer
+        from vit_ratio_opt.report.explainer import Explainer
 
         explainer = Explainer(n_trials)
         callbacks = [explainer, *callbacks]
@@ -210,7 +204,7 @@ def _run(
                 raise
             say(f"the storage failed ({reason(error)}); trying again")
             asked_to_stop.wait(_WAIT_SECONDS)
-            hand_own_trials_back(study)
+            requeue_own_trials(study)
 
 
 def _refuse_deleted(study: Study) -> None:

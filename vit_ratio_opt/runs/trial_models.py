@@ -28,7 +28,7 @@ from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.untrusted import check_checkpoint_name
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from vit_ratio_opt._compat import ArtifactStore
 
 __all__ = ["check_has_model", "keep_model", "read_artifact", "read_model"]
 
