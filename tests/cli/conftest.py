@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from vit_ratio_opt.cli import main as cli
-from vit_ratio_opt.model_files.checkpoint import create_model, save_dense
+from vit_ratio_opt.model_files.save import save_dense
+from vit_ratio_opt.models.create import create_model
 
 NAME = "vit_tiny_patch16_224"
 ARGUMENTS = {

@@ -9,7 +9,7 @@ import optuna
 import pytest
 from PIL import Image
 
-from vit_ratio_opt.model_files.checkpoint import load_dense, load_pruned
+from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.models.surgery import shape_of
 
 

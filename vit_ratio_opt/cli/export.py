@@ -52,8 +52,8 @@ def export(options: ExportOptions) -> None:
     The file takes normalised images, (batch, channels, height, width), and returns logits. With
     --data, accuracy is measured on the test images that the model's study reported on.
     """
-    from vit_ratio_opt.model_files.checkpoint import load_model
     from vit_ratio_opt.model_files.export import export_model, image_shape, quantize
+    from vit_ratio_opt.model_files.load import load_model
     from vit_ratio_opt.models.surgery import shape_of
 
     output, smaller = _check_files(options)

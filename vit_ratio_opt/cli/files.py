@@ -79,7 +79,8 @@ def load_dense_model(
     Raises:
         InputError: No model is named, or it cannot be loaded.
     """
-    from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, load_pruned
+    from vit_ratio_opt.model_files.load import load_dense, load_pruned
+    from vit_ratio_opt.models.create import create_model
 
     if checkpoint is not None:
         dense = load_dense(checkpoint, name=model, weights=weights)

@@ -24,27 +24,23 @@ from vit_ratio_opt.data.dataset import ImageData, Split
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency.cache import cached_latency
 from vit_ratio_opt.latency.timing import latency_curves, time_models
-from vit_ratio_opt.model_files.checkpoint import check_saveable, source_of, weights_hash
+from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.classifier import classes_of
+from vit_ratio_opt.models.create import source_of
 from vit_ratio_opt.models.device import (
     Precision,
     autocast,
     best_device,
     evaluating,
+    is_out_of_memory,
     model_device,
-    out_of_memory,
     precision_of,
 )
-from vit_ratio_opt.models.supported import own_copy
-from vit_ratio_opt.models.surgery import (
-    ALL_HEADS,
-    check_all_tokens,
-    check_supported,
-    shape_of,
-    shrink_to,
-)
+from vit_ratio_opt.models.state_dicts import weights_hash
+from vit_ratio_opt.models.supported import check_supported, copy_for_training
+from vit_ratio_opt.models.surgery import ALL_HEADS, check_all_tokens, shape_of, shrink_to
 from vit_ratio_opt.pruning.cache import cached_calibration
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.cascade import (
@@ -347,7 +343,7 @@ class PruningObjective:
         if device is None:
             device = best_device() if ranks is None else ranks.device
         # A copy, so that nothing the caller does later changes the teacher.
-        self.model = own_copy(model)
+        self.model = copy_for_training(model)
         try:
             self.device = torch.device(device)
             self.model.to(self.device)
@@ -1373,7 +1369,7 @@ def check_logits(model: ViT, data: ImageData) -> None:
         with torch.inference_mode(), evaluating(model):
             logits = model(images)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise InputError(
             f"The model cannot classify images of {data.name}: {reason(error)}"

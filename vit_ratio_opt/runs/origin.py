@@ -16,10 +16,10 @@ from vit_ratio_opt.data.dataset import ImageData, load_images
 from vit_ratio_opt.data.dataset import load_again as load_images_again
 from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.checkpoint import load_again as load_model_again
-from vit_ratio_opt.model_files.checkpoint import weights_hash
+from vit_ratio_opt.model_files.load import load_again as load_model_again
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.device import Precision
+from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.pruning.options import Allocation
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import load_studies
