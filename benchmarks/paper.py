@@ -93,7 +93,8 @@ from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study
-from vit_ratio_opt.space.cascade import CP_VIT, LATE, Combined, Scores
+from vit_ratio_opt.space.both import Combined
+from vit_ratio_opt.space.tokens import CP_VIT, LATE, Scores
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate, predict
 from vit_ratio_opt.training.finetune import finetune

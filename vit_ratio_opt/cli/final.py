@@ -76,7 +76,7 @@ def final(options: FinalOptions) -> None:
 
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.origin import load_objective
-    from vit_ratio_opt.space.geometry import RatioPair
+    from vit_ratio_opt.space.pairs import RatioPair
 
     objective = load_objective(
         options.study_name,

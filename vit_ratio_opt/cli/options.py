@@ -23,7 +23,7 @@ from vit_ratio_opt.data.preprocessing import LARGEST_SIDE
 from vit_ratio_opt.runs.storage import (
     DEFAULT_STORAGE,
 )
-from vit_ratio_opt.space.cascade import CP_VIT, LATE, CascadeRule
+from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule
 
 __all__ = [
     "DenseOptions",

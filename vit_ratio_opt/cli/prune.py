@@ -68,7 +68,7 @@ def prune(options: PruneOptions) -> None:
     from vit_ratio_opt.data.preprocessing import preprocess_or_assume
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.objective import PruningObjective
-    from vit_ratio_opt.space.geometry import RatioPair, check_pair
+    from vit_ratio_opt.space.pairs import RatioPair, check_pair
     from vit_ratio_opt.training.recipe import Recipe
 
     objective = PruningObjective(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,8 +39,8 @@ from vit_ratio_opt.runs.storage import (
     database_files,
     open_storage,
 )
-from vit_ratio_opt.space.costs import check_cost, params_space
-from vit_ratio_opt.space.geometry import COST_WORDS, check_budget, fixed_ratio_pair
+from vit_ratio_opt.space.costs import CostName, cost_named
+from vit_ratio_opt.space.curve import check_budget, fixed_ratio_pair
 from vit_ratio_opt.utils.files import (
     check_outputs,
     check_writable_folder,
@@ -104,7 +104,7 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
         ),
     ] = 0.8
     cost: Annotated[
-        Literal["macs", "params", "latency"],
+        CostName,
         option(
             LIMIT,
             "Cost that is limited: FLOPs (macs), parameters (params), or the time on this device "
@@ -318,12 +318,8 @@ def _check_files(
     Raises:
         InputError: The cost does not fit, or a file cannot be written, or would be overwritten.
     """
-    check_cost(
-        options.cost,
-        strategy=options.strategy,
-        iterative=options.iterative,
-        latency_batch=options.latency_batch,
-    )
+    cost = cost_named(options.cost, latency_batch=options.latency_batch)
+    cost.check(strategy=options.strategy, iterative=options.iterative)
     if options.storage is not None:
         check_storage_url(options.storage)
     written = [options.output, settings_file, options.json_log]
@@ -347,9 +343,10 @@ def _check_budget(options: SearchCommandOptions, dense: Any) -> None:
     if options.budget is None or options.strategy != "structural" or options.cost == "latency":
         return
     from vit_ratio_opt.models.surgery import shape_of
+    from vit_ratio_opt.space.structural import StructuralSpace
 
-    shape = replace(shape_of(dense), mhsa_unit=options.mhsa_unit, round_to=options.round_to)
-    space = params_space(shape) if options.cost == "params" else shape
+    cost = cost_named(options.cost)
+    space = StructuralSpace(shape_of(dense), options.mhsa_unit, options.round_to, cost)
     check_budget(space, options.budget)
     if options.fixed_ratio:
         fixed_ratio_pair(space, options.budget)
@@ -360,6 +357,6 @@ def _introduce(options: SearchCommandOptions, objective: PruningObjective) -> No
     if options.tolerance is None:
         aim = f"{len(objective.curve)} pair(s) meet the budget {options.budget}"
     else:
-        word = COST_WORDS[options.cost]
+        word = cost_named(options.cost).word
         aim = f"the lowest {word} that loses at most {options.tolerance} points"
     print(f"study {options.study_name!r}: {aim}")
