@@ -44,8 +44,8 @@ from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair, Plan
-from vit_ratio_opt.search.sampler import BinarySearchSampler
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.geometry import BlockShape, ViTShape, budget_curve, pair_columns
 from vit_ratio_opt.utils.files import write_json
@@ -61,7 +61,7 @@ SHAPE = ViTShape(
     blocks=(BlockShape(num_heads=6, head_dim=64, hidden_dim=1536),) * 12,
     fixed_params=0,
 )
-SPACE: dict[str, Any] = ratio_space(SHAPE)
+SPACE: dict[str, Any] = ratio_distributions(SHAPE)
 BUDGET, TOLERANCE = 0.6, 2.0
 FINISHED, RUNNING = (10, 100, 1_000, 10_000), (1, 4, 16)
 
@@ -119,7 +119,7 @@ def filler(file: Path, mode: str) -> Callable[[int], None]:
     return fill
 
 
-class Timed(BinarySearchSampler):
+class Timed(PlanSampler):
     """Notes how long each pair took."""
 
     seconds: list[float]

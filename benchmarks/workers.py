@@ -63,9 +63,10 @@ from vit_ratio_opt.runs.optimize import keep_optimizing
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.reaping import fail_dead_trials
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.claims import SURPLUS, refuse_surplus
 from vit_ratio_opt.search.plan import Pair, Plan
-from vit_ratio_opt.search.sampler import SURPLUS, BinarySearchSampler, refuse_surplus
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.geometry import BlockShape, ViTShape, budget_curve, pair_columns
 from vit_ratio_opt.utils.files import write_json
@@ -80,7 +81,7 @@ SHAPE = ViTShape(
     blocks=(BlockShape(num_heads=8, head_dim=8, hidden_dim=128),) * 4,
     fixed_params=0,
 )
-SPACE = ratio_space(SHAPE)
+SPACE = ratio_distributions(SHAPE)
 BUDGETS = [round(0.35 + 0.1 * i, 2) for i in range(6)]
 TOLERANCES = [round(0.5 * 1.25**i, 3) for i in range(14)]
 HEARTBEAT_SECONDS = 1
@@ -185,13 +186,13 @@ def open_study(name: str, storage: RDBStorage | None) -> Study:
         study_name=name,
         storage=storage,
         direction="maximize" if name.startswith("budget") else "minimize",
-        sampler=BinarySearchSampler(SPACE, plan_of(name)),
+        sampler=PlanSampler(SPACE, plan_of(name)),
         load_if_exists=True,
     )
 
 
 def answer(study: Study) -> Pair | None:
-    assert isinstance(study.sampler, BinarySearchSampler)
+    assert isinstance(study.sampler, PlanSampler)
     return study.sampler.winner(study)
 
 
@@ -215,7 +216,7 @@ def work(url: str, grace: int, by_process: bool, log: str) -> None:
         storage = open_database(url, grace)
         for name in study_names():
             study = open_study(name, storage)
-            assert isinstance(study.sampler, BinarySearchSampler)
+            assert isinstance(study.sampler, PlanSampler)
             while True:
                 if by_process:
                     fail_dead_trials(study)

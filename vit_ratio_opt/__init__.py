@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.runs.objective import PruningObjective
     from vit_ratio_opt.runs.origin import load_objective
     from vit_ratio_opt.runs.study import run_study
-    from vit_ratio_opt.search.sampler import BinarySearchSampler
+    from vit_ratio_opt.search.binary_search import BinarySearchSampler
     from vit_ratio_opt.space.geometry import RatioPair, budget_curve
     from vit_ratio_opt.training.evaluate import evaluate
     from vit_ratio_opt.training.finetune import finetune
@@ -64,7 +64,7 @@ _HOMES = {
     "runs.objective": ("PruningObjective",),
     "runs.origin": ("load_objective",),
     "runs.study": ("run_study",),
-    "search.sampler": ("BinarySearchSampler",),
+    "search.binary_search": ("BinarySearchSampler",),
     "space.geometry": ("RatioPair", "budget_curve"),
     "training.evaluate": ("evaluate",),
     "training.finetune": ("finetune",),

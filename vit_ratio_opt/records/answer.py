@@ -28,9 +28,9 @@ from vit_ratio_opt.records.trials import (
     pair_of,
 )
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.claims import is_surplus, value_of
 from vit_ratio_opt.search.margins import tolerance_answer
 from vit_ratio_opt.search.plan import Estimate, Pair
-from vit_ratio_opt.search.sampler import is_surplus, value_of
 
 __all__ = [
     "Answer",

@@ -236,7 +236,7 @@ class ToleranceSearch:
         place = cheapest_kept(seen, believed, self.rule, complete)
         return None if place is None else estimate(seen, believed, place, self.rule)
 
-    def along(self, axis: int, value: float) -> ToleranceSearch:
+    def fix_ratio(self, axis: int, value: float) -> ToleranceSearch:
         """Return the same search in one column or one row."""
         if axis == 0:
             nearest = min(self.columns, key=lambda column: abs(column[0] - value))
