@@ -135,7 +135,7 @@ class PlanSampler(BaseSampler):
             InputError: Its direction is not the plan's.
         """
         self._raise_error_if_multi_objective(study)
-        self._check_direction(study)
+        self._check_study(study, trial)
         params = {
             name: self.sample_independent(study, trial, name, distribution)
             for name, distribution in search_space.items()
@@ -192,7 +192,7 @@ class PlanSampler(BaseSampler):
         """Reseed the independent sampler; pairs involve no randomness."""
         self._independent.reseed_rng()
 
-    def _check_direction(self, study: Study) -> None:
+    def _check_study(self, study: Study, trial: FrozenTrial) -> None:
         """Refuse a study that would take the worst pair for the best.
 
         A plan with a constraint minimises a cost. A plan that knows the dense model's accuracy
