@@ -43,8 +43,9 @@ from vit_ratio_opt.runs.storage import (
     database_files,
     open_storage,
 )
-from vit_ratio_opt.space.cascade import CP_VIT, LATE, CascadeRule, Strategy
-from vit_ratio_opt.space.geometry import Cost, MhsaUnit
+from vit_ratio_opt.space.costs import CostName
+from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, Strategy
+from vit_ratio_opt.space.units import MhsaUnit
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.files import (
     check_outputs,
@@ -158,7 +159,7 @@ ConfidenceOption = Annotated[
     ),
 ]
 CostOption = Annotated[
-    Cost,
+    CostName,
     typer.Option(
         help="What is paid for: 'macs' (FLOPs), 'params' (parameters), or 'latency', the time on "
         "this device, foretold from a table that is measured once."
@@ -679,7 +680,6 @@ def export_command(
     accuracy is measured, on the very test images that the model's study reported on.
     """
     from vit_ratio_opt.data.preprocessing import preprocess_of
-    from vit_ratio_opt.model_files.checkpoint import load_model
     from vit_ratio_opt.model_files.export import (
         SUFFIXES,
         check_target,
@@ -688,6 +688,7 @@ def export_command(
         image_shape,
         quantize,
     )
+    from vit_ratio_opt.model_files.load import load_model
     from vit_ratio_opt.models.surgery import shape_of
     from vit_ratio_opt.runs.objective import check_fit
     from vit_ratio_opt.runs.origin import study_images
@@ -776,7 +777,7 @@ def final(
 
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.origin import load_objective
-    from vit_ratio_opt.space.geometry import RatioPair
+    from vit_ratio_opt.space.pairs import RatioPair
 
     objective = load_objective(
         study_name,
@@ -856,7 +857,7 @@ def prune(
     from vit_ratio_opt.data.preprocessing import preprocess_or_assume
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.objective import PruningObjective
-    from vit_ratio_opt.space.geometry import RatioPair, check_pair
+    from vit_ratio_opt.space.pairs import RatioPair, check_pair
     from vit_ratio_opt.training.recipe import Recipe
 
     recipe = Recipe(epochs=epochs, lr=lr)
@@ -959,7 +960,8 @@ def dense_model(
     Raises:
         InputError: None is named, or it cannot be had.
     """
-    from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, load_pruned
+    from vit_ratio_opt.model_files.load import load_dense, load_pruned
+    from vit_ratio_opt.models.create import create_model
 
     if checkpoint is not None:
         dense = load_dense(checkpoint, name=model, weights=weights)

@@ -31,7 +31,7 @@ from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair
 from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.search.tolerance import ToleranceSearch
-from vit_ratio_opt.space.geometry import COST_WORDS, cost_saved
+from vit_ratio_opt.space.curve import cost_saved
 from vit_ratio_opt.training.progress import waiting
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def _create(
     except DuplicatedStudyError:
         return False
     is_budget = objective.tolerance is None
-    metric = "accuracy" if is_budget else f"{COST_WORDS[objective.cost]} of dense"
+    metric = "accuracy" if is_budget else f"{objective.cost.word} of dense"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.budget import BudgetSearch
@@ -50,7 +50,7 @@ class Budget:
     direction: ClassVar[Direction] = "maximize"
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.share, Real) and 0 < self.share <= 1):
+        if not (_is_between(self.share, 0, 1) or self.share == 1):
             raise InputError(
                 "The budget must be in (0, 1], a fraction of the dense model's cost, but got "
                 f"{self.share!r:.80}."
@@ -123,12 +123,11 @@ class Tolerance:
     direction: ClassVar[Direction] = "minimize"
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.points, Real) and 0 < self.points < 100):
+        if not _is_between(self.points, 0, 100):
             raise InputError(
-                "The tolerance must be above 0 and below 100 points, but got "
-                f"{self.points!r:.80}."
+                f"The tolerance must be above 0 and below 100 points, but got {self.points!r:.80}."
             )
-        if not (isinstance(self.confidence, Real) and 0.5 < self.confidence < 1):
+        if not _is_between(self.confidence, 0.5, 1):
             raise InputError(
                 f"`confidence` must be above 0.5 and below 1, but got {self.confidence!r:.80}: "
                 "give a probability such as 0.8."
@@ -190,10 +189,14 @@ def plan_of(limit: Limit | Plan, space: PairSpace, **options: Any) -> Plan:
         InputError: ``limit`` is neither, or cannot be kept in the space.
     """
     if hasattr(limit, "propose"):
-        return limit
+        return cast(Plan, limit)
     if not hasattr(limit, "plan"):
         raise InputError(
             "`limit` must be a Budget, a Tolerance, or an object with a `plan` method, but got "
             f"{limit!r:.80}: use vro.Budget(0.6), for example."
         )
     return limit.plan(space, **options)
+
+
+def _is_between(value: object, low: float, high: float) -> bool:
+    return isinstance(value, Real) and low < float(value) < high
