@@ -34,13 +34,13 @@ import numpy as np
 import optuna
 import sqlalchemy
 import typer
+from command_line import run_command
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair, Plan

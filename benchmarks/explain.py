@@ -32,10 +32,10 @@ from typing import Annotated, Any
 import optuna
 import typer
 from ask_latency import SPACE as DEIT_S
+from command_line import run_command
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.records.trials import block_rows
 from vit_ratio_opt.report import explainer
 from vit_ratio_opt.report.explainer import Explainer

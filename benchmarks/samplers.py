@@ -66,10 +66,10 @@ import matplotlib as mpl
 import numpy as np
 import optuna
 import typer
+from command_line import run_command
 from matplotlib import pyplot as plt
 from optuna.trial import Trial, TrialState
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.claims import SURPLUS
 from vit_ratio_opt.search.noise import Noise, accuracy_noise

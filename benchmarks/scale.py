@@ -47,6 +47,7 @@ import optuna
 import psutil
 import sqlalchemy
 import typer
+from command_line import run_command
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
@@ -54,7 +55,6 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from workers import postgresql, quiet
 
 from vit_ratio_opt._compat import rdb_of
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.claims import CLAIM

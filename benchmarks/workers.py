@@ -54,11 +54,11 @@ from typing import Annotated, Any, Optional
 
 import optuna
 import typer
+from command_line import run_command
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.runs.optimize import keep_optimizing
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.reaping import fail_dead_trials

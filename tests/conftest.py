@@ -68,7 +68,7 @@ def forkserver() -> ForkServerContext:
     context.set_forkserver_preload(
         [
             *(
-                "vit_ratio_opt.cli.app",
+                "vit_ratio_opt.cli.main",
                 "vit_ratio_opt.runs.origin",
                 "vit_ratio_opt.report.dashboard",
             ),
@@ -149,7 +149,7 @@ def command_line() -> Callable[..., None]:
 
 
 def _command_line(*arguments: object) -> None:
-    from vit_ratio_opt.cli.app import main
+    from vit_ratio_opt.cli.main import main
 
     sys.argv = ["vit-ratio-opt", *map(str, arguments)]
     main()
