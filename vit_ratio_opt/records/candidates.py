@@ -24,9 +24,9 @@ from vit_ratio_opt.records.trials import (
     pair_of,
 )
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.claims import is_surplus, value_of
 from vit_ratio_opt.search.margins import tolerance_answer
 from vit_ratio_opt.search.plan import Estimate, Pair
-from vit_ratio_opt.search.sampler import is_surplus, value_of
 
 __all__ = ["Candidate", "Estimates", "candidate_of", "estimate_pairs"]
 
@@ -221,7 +221,9 @@ def _own_accuracy(trial: FrozenTrial, otherwise: float) -> float:
 
 
 def _tolerance(record: StudyRecord, trial: FrozenTrial) -> float:
-    """Return the tolerance in points, from the study or from one of its trials."""
+    """Return the tolerance in points: of the limit, else of the plan, else of a trial."""
+    if record.plan is not None:
+        return float(record.plan["tolerance"])
     if record.limit is not None and record.limit.tolerance is not None:
         return float(record.limit.tolerance)
     return float((attribute(trial, DROP) or 0.0) - trial.constraints[DROP])

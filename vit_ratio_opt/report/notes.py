@@ -17,7 +17,7 @@ from vit_ratio_opt.report.cells import results_cells
 from vit_ratio_opt.report.commands import resume_command, storage_url
 from vit_ratio_opt.report.markdown import code, code_block, markdown_table
 from vit_ratio_opt.report.sentences import summary
-from vit_ratio_opt.search.sampler import BinarySearchSampler
+from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.utils.text import escape_markdown, short
 
@@ -102,7 +102,7 @@ def _headline(record: StudyRecord, known: TrialRecord, trial: FrozenTrial) -> st
 
 def _next(study: Study) -> str:
     sampler = study.sampler
-    if not isinstance(sampler, BinarySearchSampler):
+    if not isinstance(sampler, PlanSampler):
         return "what its sampler proposes."
     proposal = sampler.next_proposal(study)
     if proposal.pair is None:

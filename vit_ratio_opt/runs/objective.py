@@ -87,10 +87,10 @@ from vit_ratio_opt.runs.trial_models import (
 )
 from vit_ratio_opt.runs.turns import own_turn
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.claims import refuse_surplus, requeue
 from vit_ratio_opt.search.noise import Noise, accuracy_noise
-from vit_ratio_opt.search.plan import Pair, follow
-from vit_ratio_opt.search.sampler import hand_back, refuse_surplus
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.plan import Pair, run_plan
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.both import Combined
 from vit_ratio_opt.space.costs import Cost, Latency, cost_named
@@ -484,7 +484,7 @@ class PruningObjective:
     @property
     def search_space(self) -> dict[str, FloatDistribution]:
         """What each trial suggests."""
-        return ratio_space(self.space)
+        return ratio_distributions(self.space)
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
@@ -577,7 +577,7 @@ class PruningObjective:
             curve = budget_curve(self.space, float(level))
             if start is not None:  # the optimum moves little from one level to the next
                 start = min(curve, key=lambda pair: abs(pair.mhsa_ratio - ratios[-1]))
-            seen = follow(BudgetSearch(curve, start=start), agreement)
+            seen = run_plan(BudgetSearch(curve, start=start), agreement)
             start = max(seen, key=seen.__getitem__)
             levels.append(float(level))
             ratios.append(start[0])
@@ -608,7 +608,7 @@ class PruningObjective:
         def accuracy(pair: Pair) -> float:
             return self._accuracy(self.prune(RatioPair(*pair)))
 
-        seen = follow(BudgetSearch(self.curve, start=self.likely_best()), accuracy)
+        seen = run_plan(BudgetSearch(self.curve, start=self.likely_best()), accuracy)
         return {pair: value for pair, (value,) in seen.items()}
 
     def manifest(self, pair: RatioPair, model: ViT, accuracy: float) -> dict[str, Any]:
@@ -972,7 +972,7 @@ class PruningObjective:
                     text = f"{type(error).__name__}: {reason(error)}"
                     trial.set_user_attr("failure", text)
                     if not is_stored or isinstance(error, _NO_FAILURE_OF_A_PAIR):
-                        hand_back(trial)
+                        requeue(trial)
                 if is_stored and isinstance(error, OSError):
                     raise InputError(
                         f"Trial {trial.number} could not go on here, so its pair will be tried "
