@@ -19,7 +19,7 @@ from vit_ratio_opt.model_files.checkpoint import (
     weights_hash,
 )
 from vit_ratio_opt.models.surgery import shape_of
-from vit_ratio_opt.pruning.cascade import cascade
+from vit_ratio_opt.pruning.cascade import prune_tokens
 from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.space.geometry import BlockTokens
@@ -74,7 +74,7 @@ def test_pruned_models_come_back_from_their_files_alone(images, assert_comes_bac
     tokens = [BlockTokens(17, 17, 17), BlockTokens(9, 17, 5)]
     pruned = {
         "structural": prune(dense, (0.5, 0.5), magnitude_importance(dense)),
-        "cascade": cascade(dense, tokens, scores="max"),
+        "cascade": prune_tokens(dense, tokens, scores="max"),
     }
     assert_comes_back(pruned, dict.fromkeys(pruned, images))
 
@@ -203,7 +203,9 @@ def test_unwritable_path_is_one_sentence(tmp_path, tiny_vit):
 def test_a_cascade_comes_back_as_it_was(tmp_path, make_vit, images):
     model = make_vit(depth=2)
     tokens = [BlockTokens(17, 17, 9), BlockTokens(5, 17, 3)]
-    small = cascade(prune(model, (0.3, 0.5), magnitude_importance(model)), tokens, scores="mean")
+    small = prune_tokens(
+        prune(model, (0.3, 0.5), magnitude_importance(model)), tokens, scores="mean"
+    )
     save_pruned(small, tmp_path / "m.safetensors", {})
     loaded, manifest = load_pruned(tmp_path / "m.safetensors", model)
     assert torch.equal(loaded(images), small(images))
@@ -217,7 +219,7 @@ def test_a_cascade_comes_back_as_it_was(tmp_path, make_vit, images):
 )
 def test_a_cascade_that_does_not_fit_is_refused(tmp_path, make_vit, damage):
     model = make_vit(depth=2)
-    small = cascade(model, [BlockTokens(17, 17, 9)] * 2)
+    small = prune_tokens(model, [BlockTokens(17, 17, 9)] * 2)
     chosen = {"tokens": [[17, 17, 9]] * 2, "scores": "max", **damage}
     save_pruned(small, tmp_path / "m.safetensors", {"cascade": chosen})
     with pytest.raises(InputError):

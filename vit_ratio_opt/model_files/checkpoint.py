@@ -42,7 +42,7 @@ from vit_ratio_opt.models.preprocess import (
 from vit_ratio_opt.models.separate import separate_names
 from vit_ratio_opt.models.supported import check_supported, check_weights
 from vit_ratio_opt.models.surgery import shape_of, shrink_to
-from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
+from vit_ratio_opt.pruning.cascade import CascadeBlocks, prune_tokens
 from vit_ratio_opt.space.geometry import BlockShape, BlockTokens
 from vit_ratio_opt.utils.files import replacing, why_not
 
@@ -312,7 +312,7 @@ def load_pruned(path: str | Path, dense: ViT | None = None) -> tuple[ViT, dict[s
 
     def cut(whole: ViT) -> ViT:
         smaller = shrink_to(whole, blocks)
-        return smaller if chosen is None else cascade(smaller, tokens, scores=scores)
+        return smaller if chosen is None else prune_tokens(smaller, tokens, scores=scores)
 
     if dense is None:
         model = _filled(path, state, *_architecture(path, manifest), cut)

@@ -16,7 +16,7 @@ from vit_ratio_opt.models.architecture import _attributes as plain_attributes
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.create import ARCHITECTURE, create_model
 from vit_ratio_opt.models.surgery import shape_of, shrink_to
-from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
+from vit_ratio_opt.pruning.cascade import CascadeBlocks, prune_tokens
 from vit_ratio_opt.space.geometry import BlockShape
 from vit_ratio_opt.utils.text import short
 
@@ -70,7 +70,7 @@ def _cut_like(model: ViT, dense: ViT) -> ViT:
     sizes = [BlockShape(*block) for block in shape_of(model).block_sizes]
     smaller = shrink_to(dense, sizes)
     if isinstance(model.blocks, CascadeBlocks):
-        smaller = cascade(smaller, model.blocks.block_tokens, scores=model.blocks.scores)
+        smaller = prune_tokens(smaller, model.blocks.block_tokens, scores=model.blocks.scores)
     return smaller
 
 

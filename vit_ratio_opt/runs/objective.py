@@ -48,13 +48,10 @@ from vit_ratio_opt.models.surgery import (
 from vit_ratio_opt.pruning.cache import cached_calibration
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.cascade import (
-    AttentionSurvey,
-    attention_survey,
-    cascade,
     check_cascade,
-    keep_heads,
+    prune_tokens,
     reads_prefix_only,
-    without_cascade,
+    remove_cascade,
 )
 from vit_ratio_opt.pruning.importance import Importance, taylor_importance
 from vit_ratio_opt.pruning.options import Allocation
@@ -65,6 +62,7 @@ from vit_ratio_opt.pruning.prune import (
     prune_units,
 )
 from vit_ratio_opt.pruning.reconstruct import repair
+from vit_ratio_opt.pruning.survey import AttentionSurvey, keep_heads, survey_attention
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord
@@ -763,7 +761,7 @@ class PruningObjective:
     def survey(self) -> AttentionSurvey:
         """What the dense model's attention does on some of the same images, computed once."""
         images = self._seeded_batches(min(self.calibration_images, _SURVEYED))
-        return attention_survey(self.model, [batch for batch, _ in images])
+        return survey_attention(self.model, [batch for batch, _ in images])
 
     def _seeded_batches(
         self, images: int, *, skip: bool = False
@@ -790,16 +788,16 @@ class PruningObjective:
                 model by default.
         """
         pair = as_pair(pair)
-        start = self.model if parent is None else without_cascade(parent)
+        start = self.model if parent is None else remove_cascade(parent)
         if isinstance(self.space, Cascade):
             if self.rule.heads:
                 start = keep_heads(start, self.space.heads(pair), self.survey)
-            return cascade(start, self.space.tokens(pair), scores=self.rule.scores)
+            return prune_tokens(start, self.space.tokens(pair), scores=self.rule.scores)
         pruned = self._cut(start, pair)
         if self.repair:
             repair(pruned, self._calibration_images, self.calibration)
         if isinstance(self.space, Combined):
-            pruned = cascade(pruned, self.space.tokens(pair), scores=self.rule.scores)
+            pruned = prune_tokens(pruned, self.space.tokens(pair), scores=self.rule.scores)
         return pruned
 
     def _cut(self, start: ViT, pair: RatioPair) -> ViT:
@@ -1279,7 +1277,7 @@ class PruningObjective:
         """A model of the pair's shape, with weights that are yet to be read."""
         model = shrink_to(self.model, [BlockShape(*block) for block in blocks])
         if isinstance(self.space, (Cascade, Combined)):
-            model = cascade(model, self.space.tokens(pair), scores=self.rule.scores)
+            model = prune_tokens(model, self.space.tokens(pair), scores=self.rule.scores)
         return model.to(self.device)
 
     def identity_of(self, pair: RatioPair) -> dict[str, Any]:
