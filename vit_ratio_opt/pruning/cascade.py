@@ -196,7 +196,7 @@ class CascadeBlocks(nn.Sequential):
         return x, received
 
     def _best(self, scores: torch.Tensor, count: int) -> torch.Tensor | None:
-        """Return the places ``(batch, count)`` of the prefix and the best patches, or None for all."""
+        """Return the places of prefix and best patches, ``(batch, count)``; None for all."""
         if count == self.tokens:
             return None
         patches = scores.topk(count - self.prefix_tokens, dim=1).indices + self.prefix_tokens
