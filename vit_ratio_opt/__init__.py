@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     )
     from vit_ratio_opt.data.preprocessing import Preprocessing, preprocess_of
     from vit_ratio_opt.errors import InputError, UnsupportedModelError
-    from vit_ratio_opt.model_files.checkpoint import load_dense, load_pruned
-    from vit_ratio_opt.model_files.convert import to_timm
     from vit_ratio_opt.model_files.export import export_model
+    from vit_ratio_opt.model_files.load import load_dense, load_pruned
+    from vit_ratio_opt.models.convert import to_timm
     from vit_ratio_opt.models.create import create_model
     from vit_ratio_opt.models.surgery import shape_of
     from vit_ratio_opt.pruning.calibration import Calibration, calibrate
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from vit_ratio_opt.runs.origin import load_objective
     from vit_ratio_opt.runs.study import run_study
     from vit_ratio_opt.search.sampler import BinarySearchSampler
-    from vit_ratio_opt.space.geometry import RatioPair, budget_curve
+    from vit_ratio_opt.space.curve import budget_curve
+    from vit_ratio_opt.space.pairs import RatioPair
     from vit_ratio_opt.training.evaluate import evaluate
     from vit_ratio_opt.training.finetune import finetune
     from vit_ratio_opt.training.recipe import Recipe
@@ -50,9 +51,9 @@ _HOMES = {
     ),
     "data.preprocessing": ("Preprocessing", "preprocess_of"),
     "errors": ("InputError", "UnsupportedModelError"),
-    "model_files.checkpoint": ("load_dense", "load_pruned"),
-    "model_files.convert": ("to_timm",),
+    "model_files.load": ("load_dense", "load_pruned"),
     "model_files.export": ("export_model",),
+    "models.convert": ("to_timm",),
     "models.create": ("create_model",),
     "models.surgery": ("shape_of",),
     "pruning.calibration": ("Calibration", "calibrate"),
@@ -65,7 +66,8 @@ _HOMES = {
     "runs.origin": ("load_objective",),
     "runs.study": ("run_study",),
     "search.sampler": ("BinarySearchSampler",),
-    "space.geometry": ("RatioPair", "budget_curve"),
+    "space.curve": ("budget_curve",),
+    "space.pairs": ("RatioPair",),
     "training.evaluate": ("evaluate",),
     "training.finetune": ("finetune",),
     "training.recipe": ("Recipe",),

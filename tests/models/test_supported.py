@@ -18,8 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency.timing import measure_latency, time_models
-from vit_ratio_opt.model_files.checkpoint import save_dense, save_pruned
 from vit_ratio_opt.model_files.export import export_model
+from vit_ratio_opt.model_files.save import save_dense, save_pruned
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.cascade import prune_tokens
@@ -28,7 +28,7 @@ from vit_ratio_opt.pruning.importance import magnitude_importance, taylor_import
 from vit_ratio_opt.pruning.prune import prune, prune_ranks, prune_units
 from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.space.geometry import BlockTokens
+from vit_ratio_opt.space.shape import BlockTokens
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import finetune

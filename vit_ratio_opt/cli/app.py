@@ -28,18 +28,13 @@ from vit_ratio_opt.records.answer import candidate_of, trained_trial
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import accuracy_of, load_studies
-from vit_ratio_opt.report.tables import (
-    answer_sentences,
-    build_report,
-    expected,
-    group_studies,
-    results_table,
-    timing_split,
-    trial_rows,
-    trials_table,
-)
+from vit_ratio_opt.report.rows import build_report, group_studies, timing_split, trial_rows
+from vit_ratio_opt.report.sentences import answer_sentences, expected
+from vit_ratio_opt.report.terminal import results_table, trials_table
 from vit_ratio_opt.report.trackers import JsonLog, TensorBoardLog
 from vit_ratio_opt.runs.proxy import serve_proxy
+from vit_ratio_opt.runs.reaping import Reaper
+from vit_ratio_opt.runs.signals import SearchStopped
 from vit_ratio_opt.runs.storage import (
     BEATS_IN_GRACE,
     DEFAULT_STORAGE,
@@ -48,9 +43,9 @@ from vit_ratio_opt.runs.storage import (
     database_files,
     open_storage,
 )
-from vit_ratio_opt.runs.workers import Reaper, SearchStopped
-from vit_ratio_opt.space.cascade import CP_VIT, LATE, CascadeRule, Strategy
-from vit_ratio_opt.space.geometry import Cost, MhsaUnit
+from vit_ratio_opt.space.costs import CostName
+from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, Strategy
+from vit_ratio_opt.space.units import MhsaUnit
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.files import (
     check_outputs,
@@ -164,7 +159,7 @@ ConfidenceOption = Annotated[
     ),
 ]
 CostOption = Annotated[
-    Cost,
+    CostName,
     typer.Option(
         help="What is paid for: 'macs' (FLOPs), 'params' (parameters), or 'latency', the time on "
         "this device, foretold from a table that is measured once."
@@ -427,12 +422,13 @@ def report(
     if csv is not None:
         write_text(csv_text([row for study in studies for row in trial_rows(study)]), csv)
     if html is not None or markdown is not None:
-        from vit_ratio_opt.report import page  # plotly
+        from vit_ratio_opt.report.html import html_page  # with plotly
+        from vit_ratio_opt.report.markdown import markdown_page
 
         if html is not None:
-            write_text(page.html_page(studies, storage), html)
+            write_text(html_page(studies, storage), html)
         if markdown is not None:
-            write_text(page.markdown(studies), markdown)
+            write_text(markdown_page(studies), markdown)
     for path in filter(is_plain, written):  # a reader of a pipe wants nothing else in it
         console.print(plain(f"written to {path}"), soft_wrap=True)
     if written:
@@ -466,11 +462,14 @@ def dashboard(
     It has no passwords: keep it on this machine, or behind a proxy that has.
     """
     from vit_ratio_opt.report.dashboard import serve_dashboard
+    from vit_ratio_opt.runs.artifacts import open_artifacts
 
     backend = open_storage(storage, must_exist=True)
     check_port(host, port)
     browse = browse and sys.stdout.isatty()
-    serve_dashboard(backend, host, port, study_name=study_name, browse=browse)
+    serve_dashboard(
+        backend, host, port, open_artifacts=open_artifacts, study_name=study_name, browse=browse
+    )
 
 
 @app.command()
@@ -681,7 +680,6 @@ def export_command(
     accuracy is measured, on the very test images that the model's study reported on.
     """
     from vit_ratio_opt.data.preprocessing import preprocess_of
-    from vit_ratio_opt.model_files.checkpoint import load_model
     from vit_ratio_opt.model_files.export import (
         SUFFIXES,
         check_target,
@@ -690,6 +688,7 @@ def export_command(
         image_shape,
         quantize,
     )
+    from vit_ratio_opt.model_files.load import load_model
     from vit_ratio_opt.models.surgery import shape_of
     from vit_ratio_opt.runs.objective import check_fit
     from vit_ratio_opt.runs.origin import study_images
@@ -778,7 +777,7 @@ def final(
 
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.origin import load_objective
-    from vit_ratio_opt.space.geometry import RatioPair
+    from vit_ratio_opt.space.pairs import RatioPair
 
     objective = load_objective(
         study_name,
@@ -858,7 +857,7 @@ def prune(
     from vit_ratio_opt.data.preprocessing import preprocess_or_assume
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.objective import PruningObjective
-    from vit_ratio_opt.space.geometry import RatioPair, check_pair
+    from vit_ratio_opt.space.pairs import RatioPair, check_pair
     from vit_ratio_opt.training.recipe import Recipe
 
     recipe = Recipe(epochs=epochs, lr=lr)
@@ -961,7 +960,8 @@ def dense_model(
     Raises:
         InputError: None is named, or it cannot be had.
     """
-    from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, load_pruned
+    from vit_ratio_opt.model_files.load import load_dense, load_pruned
+    from vit_ratio_opt.models.create import create_model
 
     if checkpoint is not None:
         dense = load_dense(checkpoint, name=model, weights=weights)

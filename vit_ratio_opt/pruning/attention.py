@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import Attention
 
-from vit_ratio_opt.space.cascade import Scores
+from vit_ratio_opt.space.tokens import Scores
 
 __all__ = ["attend", "attention_probabilities", "split_heads"]
 

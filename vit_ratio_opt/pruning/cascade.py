@@ -6,7 +6,7 @@ public. Both say: a patch is informative when some query attends to it much; its
 accumulated over heads and blocks, so that a decision rests on all earlier attention; the share of
 patches that is left out rises from block to block and follows the range of the attention; the
 class token stays. They give numbers of patches by example only; our numbers are those of
-:mod:`vit_ratio_opt.space.cascade`.
+:mod:`vit_ratio_opt.space.tokens`.
 
 Interpretations, each of them an option where another one is plausible:
 
@@ -32,11 +32,11 @@ from torch import nn
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.supported import check_supported, copy_of
+from vit_ratio_opt.models.supported import check_supported, copy_model
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.attention import attend
-from vit_ratio_opt.space.cascade import Scores
-from vit_ratio_opt.space.geometry import BlockTokens
+from vit_ratio_opt.space.shape import BlockTokens
+from vit_ratio_opt.space.tokens import Scores
 
 __all__ = [
     "CascadeBlocks",
@@ -86,7 +86,7 @@ def prune_tokens(model: ViT, tokens: Sequence[BlockTokens], *, scores: Scores = 
                 f"tokens, but got {keys}."
             )
     check_cascade(model)
-    model = copy_of(model)
+    model = copy_model(model)
     model.blocks = CascadeBlocks(model.blocks, tokens, shape.tokens, shape.prefix_tokens, scores)
     return model
 
@@ -119,7 +119,7 @@ def remove_cascade(model: ViT) -> ViT:
     """Return a copy of ``model`` without its cascade, or ``model`` itself where it has none."""
     if not isinstance(model.blocks, CascadeBlocks):
         return model
-    model = copy_of(model)
+    model = copy_model(model)
     model.blocks = nn.Sequential(*model.blocks)
     return model
 

@@ -25,13 +25,13 @@ from optuna.study import Study, StudyDirection
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.study import COMPLETE, StudyRecord, is_complete, settings_of
+from vit_ratio_opt.runs.processes import is_dead, process_name
 from vit_ratio_opt.runs.storage import DEFAULT_STORAGE, open_storage
-from vit_ratio_opt.runs.workers import is_dead, process_name
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair
 from vit_ratio_opt.search.sampler import BinarySearchSampler
 from vit_ratio_opt.search.tolerance import ToleranceSearch
-from vit_ratio_opt.space.geometry import COST_WORDS, cost_saved
+from vit_ratio_opt.space.curve import cost_saved
 from vit_ratio_opt.training.progress import waiting
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def _create(
     except DuplicatedStudyError:
         return False
     is_budget = objective.tolerance is None
-    metric = "accuracy" if is_budget else f"{COST_WORDS[objective.cost]} of dense"
+    metric = "accuracy" if is_budget else f"{objective.cost.word} of dense"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -7,12 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vit_ratio_opt.model_files.checkpoint import check_saveable, save_pruned, weights_hash
+from vit_ratio_opt.model_files.described import check_saveable
+from vit_ratio_opt.model_files.save import save_pruned
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.workers import SearchStopped, stop_on_signals
-from vit_ratio_opt.space.geometry import COST_WORDS, RatioPair
+from vit_ratio_opt.runs.signals import SearchStopped, stop_on_signals
+from vit_ratio_opt.space.costs import cost_label
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import finetune
@@ -129,7 +132,7 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
         )
     origin = "Its two ratios were given by hand."
     if lineage.get("study") is not None:
-        word = COST_WORDS[manifest.get("cost", "macs")]
+        word = cost_label(manifest.get("cost", "macs")).word
         limit = f"a budget of {manifest['budget']} of the {word}"
         if manifest["budget"] is None:
             limit = f"a tolerance of {manifest['tolerance']} points"

@@ -16,17 +16,17 @@ from vit_ratio_opt.data.dataset import ImageData, load_images
 from vit_ratio_opt.data.dataset import load_again as load_images_again
 from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.checkpoint import load_again as load_model_again
-from vit_ratio_opt.model_files.checkpoint import weights_hash
+from vit_ratio_opt.model_files.load import load_again as load_model_again
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.device import Precision
+from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.pruning.options import Allocation
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.space.cascade import CascadeRule, Strategy
-from vit_ratio_opt.space.geometry import Cost, MhsaUnit
+from vit_ratio_opt.space.tokens import CascadeRule, Strategy
+from vit_ratio_opt.space.units import MhsaUnit
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.failures import reason
@@ -133,7 +133,7 @@ def load_objective(
             allocation=cast(Allocation, settings.allocation),
             round_to=settings.round_to,
             ranges=settings.ranges,
-            cost=cast(Cost, settings.cost),
+            cost=settings.cost,
             latency_batch=settings.latency_batch,
             latency=record.latency,
             checkpoints=models,

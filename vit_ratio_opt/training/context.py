@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -132,6 +132,7 @@ class TrialContext:
     progress: SearchProgress | bool | None = None
 
 
+@runtime_checkable
 class Trainer(Protocol):
     """A training loop and its metric: what a search needs to know about a task.
 
