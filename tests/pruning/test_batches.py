@@ -164,7 +164,7 @@ def test_a_calibration_of_other_weights_is_refused(tiny_vit, images) -> None:
 
 def test_a_guide_of_another_kind_is_refused(tiny_vit, images) -> None:
     scores = magnitude_importance(tiny_vit)
-    with pytest.raises(InputError, match="`guide` must be a Calibration or an Importance"):
+    with pytest.raises(InputError, match="`scores` must be a Calibration or an Importance"):
         prune(tiny_vit, (0.5, 0.5), [images])
     with pytest.raises(InputError, match="`calibration` must be a Calibration, but is a Importan"):
         prune_ranks(tiny_vit, 8, 16, scores)

@@ -51,13 +51,9 @@ from vit_ratio_opt.pruning.cascade import (
 )
 from vit_ratio_opt.pruning.importance import Importance, taylor_importance
 from vit_ratio_opt.pruning.options import Allocation
-from vit_ratio_opt.pruning.prune import (
-    expected_losses,
-    prune_ranks,
-    prune_to_macs,
-    prune_units,
-)
+from vit_ratio_opt.pruning.prune import prune_ranks, prune_to_macs, prune_units
 from vit_ratio_opt.pruning.reconstruct import repair
+from vit_ratio_opt.pruning.sizes import expected_losses
 from vit_ratio_opt.pruning.survey import AttentionSurvey, keep_heads, survey_attention
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.settings import StudySettings
