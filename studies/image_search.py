@@ -45,8 +45,9 @@ from vit_ratio_opt.cli.app import (
     print_report,
     trackers,
 )
-from vit_ratio_opt.data.dataset import default_validation, load_images
 from vit_ratio_opt.data.folders import check_folder
+from vit_ratio_opt.data.load import default_validation, load_images
+from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.data.preprocessing import preprocess_or_assume
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
@@ -126,8 +127,7 @@ def study_of(
             validation=validation or default_validation(data, otherwise),
             seed=seed,
             preprocess=preprocess_or_assume(dense),
-            exif_rotation=exif_rotation,
-            skip_damaged=skip_damaged,
+            options=LoadOptions(exif_rotation=exif_rotation, skip_damaged=skip_damaged),
         )
 
         limit = f"{budget}" if tolerance is None else f"drop{tolerance}"

@@ -40,7 +40,8 @@ from vit_ratio_opt.cli.app import (
     run_command,
     trackers,
 )
-from vit_ratio_opt.data.dataset import ImageData, load_digits
+from vit_ratio_opt.data.digits import load_digits
+from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.preprocessing import remember_preprocessing
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense

@@ -38,8 +38,10 @@ from vit_ratio_opt.cli.app import (
     make_folder,
     run_command,
 )
-from vit_ratio_opt.data.dataset import load_digits, load_images
+from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.data.folders import check_folder
+from vit_ratio_opt.data.load import load_images
+from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.data.preprocessing import (
     CIFAR10_MEAN,
     CIFAR10_STD,
@@ -129,10 +131,12 @@ def main(
             data,
             image_size=image_size,
             seed=seed,
-            mean=CIFAR10_MEAN,
-            std=CIFAR10_STD,
-            exif_rotation=exif_rotation,
-            skip_damaged=skip_damaged,
+            options=LoadOptions(
+                mean=CIFAR10_MEAN,
+                std=CIFAR10_STD,
+                exif_rotation=exif_rotation,
+                skip_damaged=skip_damaged,
+            ),
         )
     channels, height, width = images.image_shape
     if height != width:

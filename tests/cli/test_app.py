@@ -180,7 +180,7 @@ def test_cifar10_runs_on_image_folders(tmp_path, monkeypatch, tiny_vit):
 
 
 def test_train_dense_leaves_a_model_that_a_study_can_load(tmp_path, monkeypatch):
-    from vit_ratio_opt.data.dataset import load_digits
+    from vit_ratio_opt.data.digits import load_digits
     from vit_ratio_opt.model_files.load import load_dense
     from vit_ratio_opt.models.surgery import shape_of
     from vit_ratio_opt.training.evaluate import evaluate

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from vit_ratio_opt.data.dataset import load_digits
+from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.finetune import finetune

@@ -22,6 +22,7 @@ from typer.rich_utils import rich_format_error
 
 from vit_ratio_opt._compat import rdb_of
 from vit_ratio_opt.data.folders import check_folder
+from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.data.preprocessing import LARGEST_SIDE
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import candidate_of, trained_trial
@@ -852,7 +853,7 @@ def prune(
     check_outputs(_with_card(output), [*_files_of(checkpoint), *_files_of(start)])
     dense = dense_model(checkpoint, model, start, weights)
 
-    from vit_ratio_opt.data.dataset import default_validation, load_images
+    from vit_ratio_opt.data.load import default_validation, load_images
     from vit_ratio_opt.data.preprocessing import preprocess_or_assume
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.objective import PruningObjective
@@ -868,8 +869,7 @@ def prune(
             validation=validation or default_validation(data, "test"),
             seed=seed,
             preprocess=preprocess_or_assume(dense),
-            exif_rotation=exif_rotation,
-            skip_damaged=skip_damaged,
+            options=LoadOptions(exif_rotation=exif_rotation, skip_damaged=skip_damaged),
         ),
         budget=1.0,
         recipe=recipe,

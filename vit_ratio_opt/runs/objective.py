@@ -20,7 +20,8 @@ from optuna.artifacts import upload_artifact
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 
-from vit_ratio_opt.data.dataset import ImageData, Split
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency.cache import cached_latency
 from vit_ratio_opt.latency.timing import latency_curves, time_models
@@ -118,7 +119,7 @@ from vit_ratio_opt.training.context import (
     TrialContext,
 )
 from vit_ratio_opt.training.distributed import Ranks, RanksBroken
-from vit_ratio_opt.training.evaluate import check_shape, evaluate, on_device, predict
+from vit_ratio_opt.training.evaluate import check_shape, evaluate, predict
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.progress import SearchProgress, waiting
 from vit_ratio_opt.training.recipe import Recipe
@@ -773,7 +774,7 @@ class PruningObjective:
         if skip and len(order) > images:
             order = order[images:]
         chosen = order[:images]
-        return list(on_device(self.data, train.subset(chosen), 128, self.device))
+        return list(self.data.batches(train.subset(chosen), 128, self.device))
 
     @property
     def _calibration_images(self) -> list[torch.Tensor]:
@@ -1364,7 +1365,7 @@ def check_logits(model: ViT, data: ImageData) -> None:
         InputError: With what is wrong with them.
     """
     two = data.train.subset(torch.arange(min(2, len(data.train))))
-    images, _ = next(on_device(data, two, 2, model_device(model)))
+    images, _ = next(data.batches(two, 2, model_device(model)))
     try:
         with torch.inference_mode(), evaluating(model):
             logits = model(images)

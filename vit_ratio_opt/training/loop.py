@@ -10,7 +10,7 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from vit_ratio_opt.data.dataset import ImageData
+from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.device import Precision, model_device
 from vit_ratio_opt.training.context import TrainingDiverged, TrainingStopped, TrialContext
