@@ -546,7 +546,7 @@ def worker(
         raise
     finally:
         if ranks is not None and heard:
-            ranks.tell(None)
+            ranks.broadcast(None)
             ranks.leave()
 
 

@@ -121,7 +121,7 @@ from vit_ratio_opt.training.context import (
 from vit_ratio_opt.training.distributed import Ranks, RanksBroken
 from vit_ratio_opt.training.evaluate import check_shape, evaluate, predict
 from vit_ratio_opt.training.finetune import finetune
-from vit_ratio_opt.training.progress import SearchProgress, waiting
+from vit_ratio_opt.training.progress import SearchProgress, show_waiting
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.caching import default_cache
 from vit_ratio_opt.utils.failures import is_storage_error, reason
@@ -451,7 +451,7 @@ class PruningObjective:
     def _foretold(self) -> dict[str, Any]:
         """The latency of this study's pairs on this device."""
         shown = None if self.progress is None else bool(self.progress)
-        with waiting("measuring the latency of blocks", enabled=shown):
+        with show_waiting("measuring the latency of blocks", enabled=shown):
             table = cached_latency(
                 self.model,
                 self.cache,
@@ -1197,7 +1197,7 @@ class PruningObjective:
             blocks = shape_of(model).block_sizes
             artifact = None if earlier is None else state_artifact(earlier)
             job = {"pair": pair, "seed": seed, "blocks": blocks, "artifact": artifact}
-            self.ranks.tell({**job, "precision": self.precision})
+            self.ranks.broadcast({**job, "precision": self.precision})
         try:
             with clock("train"):
                 teacher = self._teacher  # at work in the first trial only
@@ -1247,7 +1247,7 @@ class PruningObjective:
             self._follow(self.ranks, asked_to_stop)
 
     def _follow(self, ranks: Ranks, stop: Callable[[], bool]) -> None:
-        while (job := ranks.tell()) is not None:
+        while (job := ranks.broadcast()) is not None:
             self.precision = job["precision"]  # rank 0 has it from the study
             pair = RatioPair(*job["pair"])
             model = self._rebuilt(pair, job["blocks"])
