@@ -68,6 +68,7 @@ import matplotlib as mpl
 import optuna
 import torch
 import typer
+from command_line import run_command
 from matplotlib import pyplot as plt
 from optuna.storages import InMemoryStorage
 from recording import (
@@ -83,7 +84,6 @@ from recording import (
 )
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.load import load_images
@@ -96,7 +96,8 @@ from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study
-from vit_ratio_opt.space.cascade import CP_VIT, LATE, Combined, Scores
+from vit_ratio_opt.space.both import Combined
+from vit_ratio_opt.space.tokens import CP_VIT, LATE, Scores
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate, predict
 from vit_ratio_opt.training.finetune import finetune

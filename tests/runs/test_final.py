@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from vit_ratio_opt.cli import app as cli
+from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.data.image_folder import load_image_folder
 from vit_ratio_opt.errors import InputError
@@ -24,7 +24,7 @@ from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.runs.final import card_path, finish, model_card
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study
-from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe
 
@@ -120,7 +120,7 @@ def test_final_goes_on_where_it_was_killed_or_stopped(searched, start_command, t
     process.join()
     output = (tmp_path / "log").read_text()
     assert process.exitcode == (130 if number == signal.SIGINT else -number), output
-    assert ("with nothing lost" in output) == (number == signal.SIGINT)
+    assert ("progress saved" in output) == (number == signal.SIGINT)
     assert "Traceback" not in output
     assert state.exists()
     assert not killed.exists()

@@ -26,7 +26,7 @@ from vit_ratio_opt.records.answer import trained_trial
 from vit_ratio_opt.runs.final import finish
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study
-from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.space.cascade import CP_VIT, LATE, CascadeRule, Strategy
-from vit_ratio_opt.space.geometry import MhsaUnit
+from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, Strategy
+from vit_ratio_opt.space.units import MhsaUnit
 
 if TYPE_CHECKING:
     from vit_ratio_opt.models.blocks import ViT
@@ -133,7 +133,7 @@ class Both:
             :func:`vit_ratio_opt.repair`.
         round_to: Ranks and neurons left in a block are multiples of this.
         by_cascade: Share of the saving, in logarithms, that leaving out patches brings, in [0, 1];
-            see :class:`~vit_ratio_opt.space.cascade.Combined`.
+            see :class:`~vit_ratio_opt.space.both.Combined`.
 
     Raises:
         InputError: A value is not allowed, or the rule removes heads.

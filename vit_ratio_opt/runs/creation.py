@@ -29,9 +29,9 @@ from vit_ratio_opt.runs.processes import is_dead, process_name
 from vit_ratio_opt.runs.storage import DEFAULT_STORAGE, open_storage
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair
-from vit_ratio_opt.search.sampler import BinarySearchSampler
+from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.search.tolerance import ToleranceSearch
-from vit_ratio_opt.space.geometry import COST_WORDS, cost_saved
+from vit_ratio_opt.space.curve import cost_saved
 from vit_ratio_opt.training.progress import show_waiting
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def _create(
     except DuplicatedStudyError:
         return False
     is_budget = objective.tolerance is None
-    metric = "accuracy" if is_budget else f"{COST_WORDS[objective.cost]} of dense"
+    metric = "accuracy" if is_budget else f"{objective.cost.word} of dense"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -361,7 +361,7 @@ def _take_over(objective: PruningObjective, study: Study, screen: bool) -> None:
         )
         _fill_in(objective, study, attributes, screen)
     plan = _plan(objective, study.user_attrs)
-    study.sampler = BinarySearchSampler(objective.search_space, plan, seed=objective.seed)
+    study.sampler = PlanSampler(objective.search_space, plan, seed=objective.seed)
 
 
 def _fill_in(

@@ -14,7 +14,8 @@ from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.signals import SearchStopped, stop_on_signals
-from vit_ratio_opt.space.geometry import COST_WORDS, RatioPair
+from vit_ratio_opt.space.costs import cost_label
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import finetune
@@ -131,7 +132,7 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
         )
     origin = "Its two ratios were given by hand."
     if lineage.get("study") is not None:
-        word = COST_WORDS[manifest.get("cost", "macs")]
+        word = cost_label(manifest.get("cost", "macs")).word
         limit = f"a budget of {manifest['budget']} of the {word}"
         if manifest["budget"] is None:
             limit = f"a tolerance of {manifest['tolerance']} points"

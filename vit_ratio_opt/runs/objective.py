@@ -88,29 +88,25 @@ from vit_ratio_opt.runs.trial_models import (
 )
 from vit_ratio_opt.runs.turns import own_turn
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.claims import refuse_surplus, requeue
 from vit_ratio_opt.search.noise import Noise, accuracy_noise
-from vit_ratio_opt.search.plan import Pair, follow
-from vit_ratio_opt.search.sampler import hand_back, refuse_surplus
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.plan import Pair, run_plan
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
-from vit_ratio_opt.space.cascade import CP_VIT, LATE, Cascade, CascadeRule, Combined, Strategy
-from vit_ratio_opt.space.costs import check_cost, latency_space, params_space
-from vit_ratio_opt.space.geometry import (
-    BUDGET_CONSTRAINTS,
-    COST_WORDS,
-    BlockShape,
-    Cost,
-    MhsaUnit,
-    RatioPair,
-    RatioSpace,
-    as_pair,
+from vit_ratio_opt.space.both import Combined
+from vit_ratio_opt.space.costs import Cost, Latency, cost_named
+from vit_ratio_opt.space.curve import (
     budget_curve,
-    check_pair,
     curve_and_baseline,
     fixed_ratio_pair,
     pair_columns,
     smallest_cost_ratio,
 )
+from vit_ratio_opt.space.pairs import PairSpace, RatioPair, as_pair, check_pair
+from vit_ratio_opt.space.shape import BlockShape
+from vit_ratio_opt.space.structural import StructuralSpace
+from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, Strategy, TokenSpace
+from vit_ratio_opt.space.units import MhsaUnit, StructuralUnits
 from vit_ratio_opt.training.checks import warn_near_chance, warn_of_other_preprocessing
 from vit_ratio_opt.training.context import (
     Stopwatch,
@@ -198,9 +194,9 @@ class PruningObjective:
         data: Its data set.
         budget: Largest fraction of the dense model's cost, in (0, 1].
         tolerance: Largest loss of accuracy against the dense model, in points, above 0.
-        cost: ``"macs"``; ``"params"``, parameters; or ``"latency"``, the time that a batch takes
-            on this device, see :mod:`vit_ratio_opt.latency.timing`. The last two are for
-            structural pruning.
+        cost: ``"macs"``; ``"params"``, parameters; ``"latency"``, the time that a batch takes
+            on this device, see :mod:`vit_ratio_opt.latency.timing`; or a
+            :class:`~vit_ratio_opt.space.costs.Cost`. All but MACs are for structural pruning.
         latency_batch: Images at once whose latency counts.
         latency: What a study of latency stores, see
             :func:`~vit_ratio_opt.latency.timing.latency_curves`; measured by default.
@@ -208,7 +204,7 @@ class PruningObjective:
         fixed_ratio: Search the baseline instead: one ratio for both modules.
         strategy: What is pruned. ``"structural"``: weights. ``"cascade"``: the tokens that pass
             through them, with ``fixed_ratio`` CP-ViT. ``"both"``: the ratios are then shares
-            of the MACs of the two modules, see :class:`~vit_ratio_opt.space.cascade.Combined`.
+            of the MACs of the two modules, see :class:`~vit_ratio_opt.space.both.Combined`.
         ranges: How far the attention of each block reaches, for a rule that minds it; measured on
             calibration images by default.
         rule: How tokens are left out; by default ``CP_VIT`` for a cascade alone and ``LATE``,
@@ -259,7 +255,7 @@ class PruningObjective:
         *,
         budget: float | None = None,
         tolerance: float | None = None,
-        cost: Cost = "macs",
+        cost: Cost | str = "macs",
         latency_batch: int = 1,
         latency: dict[str, Any] | None = None,
         recipe: Recipe | None = None,
@@ -291,11 +287,14 @@ class PruningObjective:
             raise InputError(
                 f"`strategy` must be one of {get_args(Strategy)}, but got {strategy!r}."
             )
-        check_cost(cost, strategy=strategy, iterative=iterative, latency_batch=latency_batch)
+        if isinstance(cost, str):
+            cost = cost_named(cost, latency_batch=latency_batch)
+        cost.check(strategy=strategy, iterative=iterative)
         model = check_all_tokens(model)
         if strategy != "structural":
             check_cascade(model)
-        self.shape = replace(shape_of(model), mhsa_unit=mhsa_unit, round_to=round_to)
+        self.shape = shape_of(model)
+        self.units = StructuralUnits(self.shape, mhsa_unit, round_to)
         if self.shape.all_heads and mhsa_unit == "head":
             raise UnsupportedModelError(ALL_HEADS)
         check_fit(model, data)
@@ -366,14 +365,14 @@ class PruningObjective:
         self.allocation: Allocation = allocation
         self.cache = default_cache() if cache is None else Path(cache)
         self.progress: SearchProgress | bool | None = progress
-        self.cost: Cost = cost
-        self.latency_batch = latency_batch
+        self.cost = cost
         self.latency: dict[str, Any] | None = None
         self.curve: tuple[RatioPair, ...] = ()
         self.baseline: RatioPair | None = None
-        self.space: RatioSpace = self.shape
-        if cost == "latency":
-            self.search_latency(self._foretold() if latency is None else latency)
+        self.space: PairSpace
+        if isinstance(cost, Latency):
+            latency = dict(cost.curves) if latency is None and cost.curves else latency
+            self.search_latency(self._foretold(cost.batch) if latency is None else latency)
         else:
             self._search(self._space(ranges))
         self.checkpoints = None if checkpoints is None else Path(checkpoints)
@@ -399,7 +398,7 @@ class PruningObjective:
         self._spent_states: list[str] = []
         self._store_is_checked = False
 
-    def _search(self, space: RatioSpace) -> None:
+    def _search(self, space: PairSpace) -> None:
         self.space = space
         if self.budget is not None and self.fixed_ratio:
             self.curve = (fixed_ratio_pair(space, self.budget),)
@@ -415,7 +414,8 @@ class PruningObjective:
         Raises:
             InputError: It is of another model, or the budget cannot be met.
         """
-        self._search(latency_space(self.shape, latency))
+        self.cost = Latency(cast(Latency, self.cost).batch, latency)
+        self._search(self._structural_space())
         self.latency = latency
 
     def settings_for(self, stored: StudySettings) -> StudySettings:
@@ -448,41 +448,44 @@ class PruningObjective:
             self.search_latency(record.latency)
         self.dense_accuracy = float(record.dense["val_accuracy"])
 
-    def _foretold(self) -> dict[str, Any]:
+    def _foretold(self, batch: int) -> dict[str, Any]:
         """The latency of this study's pairs on this device."""
         shown = None if self.progress is None else bool(self.progress)
         with show_waiting("measuring the latency of blocks", enabled=shown):
             table = cached_latency(
                 self.model,
                 self.cache,
-                batch=self.latency_batch,
-                round_to=self.shape.round_to,
+                batch=batch,
+                round_to=self.units.round_to,
                 precision=self.precision,
             )
-        guide = self.calibration if self.shape.mhsa_unit == "rank" else self.importance
+        guide = self.calibration if self.units.unit == "rank" else self.importance
         return latency_curves(
             table,
             self.model,
-            self.shape,
+            self.units,
             guide,
             allocation=self.allocation,
             budget=self.budget,
         )
 
-    def _space(self, ranges: Sequence[float] | None) -> RatioSpace:
-        if self.cost == "params":
-            return params_space(self.shape)
+    def _structural_space(self) -> StructuralSpace:
+        return StructuralSpace(self.shape, self.units.unit, self.units.round_to, self.cost)
+
+    def _space(self, ranges: Sequence[float] | None) -> PairSpace:
         if self.strategy == "structural":
-            return self.shape
+            return self._structural_space()
         if ranges is None:
             ranges = self.survey.ranges if self.rule.by_range else ()
-        tokens = Cascade(self.shape, self.rule, tuple(ranges), reads_prefix_only(self.model))
-        return tokens if self.strategy == "cascade" else Combined(tokens)
+        tokens = TokenSpace(self.shape, self.rule, tuple(ranges), reads_prefix_only(self.model))
+        if self.strategy == "cascade":
+            return tokens
+        return Combined(tokens, round_to=self.units.round_to)
 
     @property
     def search_space(self) -> dict[str, FloatDistribution]:
         """What each trial suggests."""
-        return ratio_space(self.space)
+        return ratio_distributions(self.space)
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
@@ -528,14 +531,14 @@ class PruningObjective:
 
         None with a tolerance, and for whole heads and tokens, for which nothing is foretold.
         """
-        if not self.curve or self.shape.mhsa_unit == "head" or self.strategy != "structural":
+        if not self.curve or self.units.unit == "head" or self.strategy != "structural":
             return None
 
-        attention, ffn = expected_losses(self.calibration, round_to=self.shape.round_to)
+        attention, ffn = expected_losses(self.calibration, round_to=self.units.round_to)
 
         def loss(pair: RatioPair) -> float:
-            units, neurons = self.shape.removed(pair)
-            return float(attention[units * self.shape.mhsa_unit_dims] + ffn[neurons])
+            units, neurons = self.units.removed(pair)
+            return float(attention[units * self.units.mhsa_unit_dims] + ffn[neurons])
 
         return min(self.curve, key=loss)
 
@@ -575,7 +578,7 @@ class PruningObjective:
             curve = budget_curve(self.space, float(level))
             if start is not None:  # the optimum moves little from one level to the next
                 start = min(curve, key=lambda pair: abs(pair.mhsa_ratio - ratios[-1]))
-            seen = follow(BudgetSearch(curve, start=start), agreement)
+            seen = run_plan(BudgetSearch(curve, start=start), agreement)
             start = max(seen, key=seen.__getitem__)
             levels.append(float(level))
             ratios.append(start[0])
@@ -606,7 +609,7 @@ class PruningObjective:
         def accuracy(pair: Pair) -> float:
             return self._accuracy(self.prune(RatioPair(*pair)))
 
-        seen = follow(BudgetSearch(self.curve, start=self.likely_best()), accuracy)
+        seen = run_plan(BudgetSearch(self.curve, start=self.likely_best()), accuracy)
         return {pair: value for pair, (value,) in seen.items()}
 
     def manifest(self, pair: RatioPair, model: ViT, accuracy: float) -> dict[str, Any]:
@@ -639,13 +642,13 @@ class PruningObjective:
         """Everything on which the numbers of a trial depend; a study holds one such value."""
         space = self.space.cascade if isinstance(self.space, Combined) else self.space
         # As JSON gives it back.
-        ranges = tuple(map(float, space.ranges)) if isinstance(space, Cascade) else None
+        ranges = tuple(map(float, space.ranges)) if isinstance(space, TokenSpace) else None
         return StudySettings(
             strategy="fixed" if self.fixed_ratio else "searched",
             budget=self.budget,
             tolerance=self.tolerance,
-            cost=self.cost,
-            latency_batch=self.latency_batch,
+            cost=self.cost.name,
+            latency_batch=self.cost.batch if isinstance(self.cost, Latency) else 1,
             pruned=self.strategy,
             rule=None if self.strategy == "structural" else asdict(self.rule),
             ranges=ranges,
@@ -662,10 +665,10 @@ class PruningObjective:
             flip=self.data.flip,
             recipe=asdict(self.recipe),
             iterative=self.iterative,
-            mhsa_unit=self.shape.mhsa_unit,
+            mhsa_unit=self.units.unit,
             repair=self.repair,
             allocation=self.allocation,
-            round_to=self.shape.round_to,
+            round_to=self.units.round_to,
             calibration_images=self.calibration_images,
             seed=self.seed,
             noise=self.noise,
@@ -790,7 +793,7 @@ class PruningObjective:
         """
         pair = as_pair(pair)
         start = self.model if parent is None else without_cascade(parent)
-        if isinstance(self.space, Cascade):
+        if isinstance(self.space, TokenSpace):
             if self.rule.heads:
                 start = keep_heads(start, self.space.heads(pair), self.survey)
             return cascade(start, self.space.tokens(pair), scores=self.rule.scores)
@@ -803,8 +806,8 @@ class PruningObjective:
 
     def _cut(self, start: ViT, pair: RatioPair) -> ViT:
         """``start`` with fewer heads, ranks and neurons."""
-        dense, now, is_dense = self.shape, shape_of(start), start is self.model
-        if dense.mhsa_unit == "rank":
+        dense, now, is_dense = self.units, shape_of(start), start is self.model
+        if dense.unit == "rank":
             known = self.calibration
             if not is_dense:
                 known = calibrate(start, self._calibration_images, seed=self.seed)
@@ -814,10 +817,10 @@ class PruningObjective:
         units, neurons = dense.removed(pair)
         neurons -= dense.neurons - now.neurons
         spread: dict[str, Any] = {"allocation": self.allocation, "round_to": dense.round_to}
-        if dense.mhsa_unit == "rank":
-            dims = units * dense.mhsa_unit_dims - (dense.attention_dims - now.attention_dims)
+        if dense.unit == "rank":
+            dims = units * dense.mhsa_unit_dims - (self.shape.attention_dims - now.attention_dims)
             return prune_ranks(start, dims, neurons, known, **spread)
-        heads = units - (dense.heads - now.heads)
+        heads = units - (self.shape.heads - now.heads)
         scores = self.importance if is_dense else self._taylor(start)
         return prune_units(start, heads, neurons, scores, **spread)
 
@@ -879,8 +882,8 @@ class PruningObjective:
         if answer.found is not None:
             trial = answer.found.trial
             tested |= {"trial": trial.number, "accuracy": self._tested(study, trial, known)}
-            if self.cost == "latency":
-                tested |= self._measured_latency(study, trial)
+            if isinstance(self.cost, Latency):
+                tested |= self._measured_latency(study, trial, self.cost.batch)
         baseline = answer.baseline
         if baseline is not None and baseline.trial.state == optuna.trial.TrialState.COMPLETE:
             accuracy = self._tested(study, baseline.trial, known)
@@ -908,15 +911,15 @@ class PruningObjective:
             study.set_user_attr("tested", {**study.user_attrs.get("tested", {}), **known})
         return accuracies[number]
 
-    def _measured_latency(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+    def _measured_latency(
+        self, study: optuna.Study, trial: FrozenTrial, batch: int
+    ) -> dict[str, Any]:
         """Return what a batch takes, in milliseconds, for the dense model and a trial's."""
         names, tested = ("dense_ms", "pruned_ms"), study.user_attrs.get("tested", {})
         if tested.get("trial") == trial.number and "pruned_ms" in tested:
             return {name: tested[name] for name in (*names, "device")}
         model = self.model_of(trial, study).to(self.device)
-        taken = time_models(
-            [self.model, model], batch=self.latency_batch, precision=self.precision
-        )
+        taken = time_models([self.model, model], batch=batch, precision=self.precision)
         measured: dict[str, Any] = {
             name: round(1e3 * seconds, 4) for name, seconds in zip(names, taken, strict=True)
         }
@@ -970,7 +973,7 @@ class PruningObjective:
                     text = f"{type(error).__name__}: {reason(error)}"
                     trial.set_user_attr("failure", text)
                     if not is_stored or isinstance(error, _NO_FAILURE_OF_A_PAIR):
-                        hand_back(trial)
+                        requeue(trial)
                 if is_stored and isinstance(error, OSError):
                     raise InputError(
                         f"Trial {trial.number} could not go on here, so its pair will be tried "
@@ -1018,13 +1021,13 @@ class PruningObjective:
         macs_ratio = macs / self.shape.macs
         cost_ratio = self.space.cost_ratio(*pair)
         _set_attributes(trial, macs_ratio=macs_ratio, macs=macs)
-        if self.cost != "macs":
+        if self.cost.name != "macs":
             trial.set_user_attr("cost_ratio", cost_ratio)
         if self.budget is not None:
-            trial.set_constraint(BUDGET_CONSTRAINTS[self.cost], cost_ratio - self.budget)
+            trial.set_constraint(self.cost.constraint, cost_ratio - self.budget)
             if cost_ratio > self.budget:
                 raise optuna.TrialPruned(
-                    f"{cost_ratio:.4f} of the {COST_WORDS[self.cost]}, over {self.budget}."
+                    f"{cost_ratio:.4f} of the {self.cost.word}, over {self.budget}."
                 )
         in_study = hasattr(trial, "study")
         trials = trial.study.get_trials(deepcopy=False) if in_study else []
@@ -1044,11 +1047,11 @@ class PruningObjective:
             # The search compares pairs by what they may cost.
             trial.set_user_attr("planned_cost_ratio", cost_ratio)
             _set_attributes(trial, macs_ratio=macs_ratio, macs=realised.macs)
-            if self.cost == "params":
-                cost_ratio = realised.params / self.shape.params
-                trial.set_user_attr("cost_ratio", cost_ratio)
-        if self.cost == "macs":
-            cost_ratio = macs_ratio
+            counted, dense = self.cost.count(realised), self.cost.count(self.shape)
+            if counted is not None and dense is not None:
+                cost_ratio = counted / dense
+                if self.cost.name != "macs":
+                    trial.set_user_attr("cost_ratio", cost_ratio)
         checkpoint = None
         if self.checkpoints is not None:
             with clock("checkpoint"):
@@ -1058,7 +1061,7 @@ class PruningObjective:
                     "trial": trial.number,
                     "parent_trial": trial.user_attrs["parent_trial"],
                 }
-                if self.cost != "macs":
+                if self.cost.name != "macs":
                     manifest["cost_ratio"] = cost_ratio
                 store = self.artifact_store if in_study else None
                 checkpoint = keep_model(model, self.checkpoints, manifest, trial, store)
@@ -1277,7 +1280,7 @@ class PruningObjective:
     def _rebuilt(self, pair: RatioPair, blocks: Sequence[Sequence[int]]) -> ViT:
         """A model of the pair's shape, with weights that are yet to be read."""
         model = shrink_to(self.model, [BlockShape(*block) for block in blocks])
-        if isinstance(self.space, (Cascade, Combined)):
+        if isinstance(self.space, (TokenSpace, Combined)):
             model = cascade(model, self.space.tokens(pair), scores=self.rule.scores)
         return model.to(self.device)
 

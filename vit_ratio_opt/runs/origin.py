@@ -27,8 +27,8 @@ from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.space.cascade import CascadeRule, Strategy
-from vit_ratio_opt.space.geometry import Cost, MhsaUnit
+from vit_ratio_opt.space.tokens import CascadeRule, Strategy
+from vit_ratio_opt.space.units import MhsaUnit
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.failures import reason
@@ -135,7 +135,7 @@ def load_objective(
             allocation=cast(Allocation, settings.allocation),
             round_to=settings.round_to,
             ranges=settings.ranges,
-            cost=cast(Cost, settings.cost),
+            cost=settings.cost,
             latency_batch=settings.latency_batch,
             latency=record.latency,
             checkpoints=models,

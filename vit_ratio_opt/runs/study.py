@@ -13,15 +13,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import answer_of
-from vit_ratio_opt.records.trials import cost_of, finished_trials
+from vit_ratio_opt.records.trials import cost_word, finished_trials
 from vit_ratio_opt.report.sentences import answer_sentences
 from vit_ratio_opt.runs.creation import check_study, create_study, screened_best
 from vit_ratio_opt.runs.optimize import keep_optimizing
 from vit_ratio_opt.runs.reaping import fail_dead_trials, fail_stale_trials, requeue_own_trials
 from vit_ratio_opt.runs.signals import SearchStopped, StopRequest, stop_on_signals
 from vit_ratio_opt.runs.storage import is_temporary
-from vit_ratio_opt.search.sampler import BinarySearchSampler
-from vit_ratio_opt.space.geometry import COST_WORDS
+from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.training.progress import SearchProgress
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 
@@ -78,7 +77,7 @@ def run_study(
 
         explainer = Explainer(n_trials)
         callbacks = [explainer, *callbacks]
-    if isinstance(study.sampler, BinarySearchSampler):
+    if isinstance(study.sampler, PlanSampler):
         study.sampler.n_trials = n_trials
     shown = objective.progress
     enabled = None if shown is None else bool(shown)
@@ -127,7 +126,7 @@ def _introduce(study: Study, n_trials: int | None, say: Callable[[str], None]) -
         say(f"{begins} with {ratios}: the best of {looked_at} pairs before any training")
     path = study.user_attrs.get("path", [])
     if path:
-        word = COST_WORDS[cost_of(study)]
+        word = cost_word(study)
         say(f"begins along {len(path)} pairs, the likeliest of their {word} before any training")
 
 
@@ -151,7 +150,7 @@ def _run(
 
     def nothing_left() -> str | None:
         sampler = study.sampler
-        return sampler.nothing_left(study) if isinstance(sampler, BinarySearchSampler) else None
+        return sampler.nothing_left(study) if isinstance(sampler, PlanSampler) else None
 
     failures, since = 0, 0.0  # of the storage in a row
 
@@ -228,7 +227,7 @@ def _describe(study: Study, trial: FrozenTrial, n_trials: int | None) -> str:
     share = attributes.get("macs_ratio")  # unknown before the pair is
     text += "  FLOPs -" if share is None else f"  FLOPs {share:.3f}"
     if "cost_ratio" in attributes:
-        word = COST_WORDS[cost_of(study)]
+        word = cost_word(study)
         text += f"  {word} {attributes['cost_ratio']:.3f}"
     if "accuracy_drop" not in attributes:
         why = f": {attributes['failure']}" if "failure" in attributes else ""
