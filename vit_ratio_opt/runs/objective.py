@@ -20,7 +20,8 @@ from optuna.artifacts import upload_artifact
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 
-from vit_ratio_opt.data.dataset import ImageData, Split
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency.cache import cached_latency
 from vit_ratio_opt.latency.timing import latency_curves, time_models
@@ -81,10 +82,10 @@ from vit_ratio_opt.runs.trial_models import (
 )
 from vit_ratio_opt.runs.turns import own_turn
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.claims import refuse_surplus, requeue
 from vit_ratio_opt.search.noise import Noise, accuracy_noise
-from vit_ratio_opt.search.plan import Pair, follow
-from vit_ratio_opt.search.sampler import hand_back, refuse_surplus
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.plan import Pair, run_plan
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.both import Combined
 from vit_ratio_opt.space.costs import Cost, Latency, cost_named
@@ -108,9 +109,9 @@ from vit_ratio_opt.training.context import (
     TrialContext,
 )
 from vit_ratio_opt.training.distributed import Ranks, RanksBroken
-from vit_ratio_opt.training.evaluate import check_shape, evaluate, on_device, predict
+from vit_ratio_opt.training.evaluate import check_shape, evaluate, predict
 from vit_ratio_opt.training.finetune import finetune
-from vit_ratio_opt.training.progress import SearchProgress, waiting
+from vit_ratio_opt.training.progress import SearchProgress, show_waiting
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.caching import default_cache
 from vit_ratio_opt.utils.failures import is_storage_error, reason
@@ -444,7 +445,7 @@ class PruningObjective:
     def _foretold(self, batch: int) -> dict[str, Any]:
         """The latency of this study's pairs on this device."""
         shown = None if self.progress is None else bool(self.progress)
-        with waiting("measuring the latency of blocks", enabled=shown):
+        with show_waiting("measuring the latency of blocks", enabled=shown):
             table = cached_latency(
                 self.model,
                 self.cache,
@@ -478,7 +479,7 @@ class PruningObjective:
     @property
     def search_space(self) -> dict[str, FloatDistribution]:
         """What each trial suggests."""
-        return ratio_space(self.space)
+        return ratio_distributions(self.space)
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
@@ -571,7 +572,7 @@ class PruningObjective:
             curve = budget_curve(self.space, float(level))
             if start is not None:  # the optimum moves little from one level to the next
                 start = min(curve, key=lambda pair: abs(pair.mhsa_ratio - ratios[-1]))
-            seen = follow(BudgetSearch(curve, start=start), agreement)
+            seen = run_plan(BudgetSearch(curve, start=start), agreement)
             start = max(seen, key=seen.__getitem__)
             levels.append(float(level))
             ratios.append(start[0])
@@ -602,7 +603,7 @@ class PruningObjective:
         def accuracy(pair: Pair) -> float:
             return self._accuracy(self.prune(RatioPair(*pair)))
 
-        seen = follow(BudgetSearch(self.curve, start=self.likely_best()), accuracy)
+        seen = run_plan(BudgetSearch(self.curve, start=self.likely_best()), accuracy)
         return {pair: value for pair, (value,) in seen.items()}
 
     def manifest(self, pair: RatioPair, model: ViT, accuracy: float) -> dict[str, Any]:
@@ -770,7 +771,7 @@ class PruningObjective:
         if skip and len(order) > images:
             order = order[images:]
         chosen = order[:images]
-        return list(on_device(self.data, train.subset(chosen), 128, self.device))
+        return list(self.data.batches(train.subset(chosen), 128, self.device))
 
     @property
     def _calibration_images(self) -> list[torch.Tensor]:
@@ -966,7 +967,7 @@ class PruningObjective:
                     text = f"{type(error).__name__}: {reason(error)}"
                     trial.set_user_attr("failure", text)
                     if not is_stored or isinstance(error, _NO_FAILURE_OF_A_PAIR):
-                        hand_back(trial)
+                        requeue(trial)
                 if is_stored and isinstance(error, OSError):
                     raise InputError(
                         f"Trial {trial.number} could not go on here, so its pair will be tried "
@@ -1193,7 +1194,7 @@ class PruningObjective:
             blocks = shape_of(model).block_sizes
             artifact = None if earlier is None else state_artifact(earlier)
             job = {"pair": pair, "seed": seed, "blocks": blocks, "artifact": artifact}
-            self.ranks.tell({**job, "precision": self.precision})
+            self.ranks.broadcast({**job, "precision": self.precision})
         try:
             with clock("train"):
                 teacher = self._teacher  # at work in the first trial only
@@ -1243,7 +1244,7 @@ class PruningObjective:
             self._follow(self.ranks, asked_to_stop)
 
     def _follow(self, ranks: Ranks, stop: Callable[[], bool]) -> None:
-        while (job := ranks.tell()) is not None:
+        while (job := ranks.broadcast()) is not None:
             self.precision = job["precision"]  # rank 0 has it from the study
             pair = RatioPair(*job["pair"])
             model = self._rebuilt(pair, job["blocks"])
@@ -1361,7 +1362,7 @@ def check_logits(model: ViT, data: ImageData) -> None:
         InputError: With what is wrong with them.
     """
     two = data.train.subset(torch.arange(min(2, len(data.train))))
-    images, _ = next(on_device(data, two, 2, model_device(model)))
+    images, _ = next(data.batches(two, 2, model_device(model)))
     try:
         with torch.inference_mode(), evaluating(model):
             logits = model(images)
