@@ -17,7 +17,7 @@ from PIL import Image
 import vit_ratio_opt.runs.study
 from tests.chaos.conftest import ARGUMENTS, MODEL
 from vit_ratio_opt.cli.main import main
-from vit_ratio_opt.data.dataset import load_image_folder
+from vit_ratio_opt.data.image_folder import load_image_folder
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model

@@ -104,5 +104,5 @@ def worker(options: WorkerCommandOptions) -> None:
         raise
     finally:
         if ranks is not None and heard:
-            ranks.tell(None)
+            ranks.broadcast(None)
             ranks.leave()

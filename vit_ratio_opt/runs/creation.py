@@ -32,7 +32,7 @@ from vit_ratio_opt.search.plan import Pair
 from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.curve import cost_saved
-from vit_ratio_opt.training.progress import waiting
+from vit_ratio_opt.training.progress import show_waiting
 
 if TYPE_CHECKING:
     from vit_ratio_opt.runs.objective import PruningObjective
@@ -217,7 +217,7 @@ def _new_attributes(objective: PruningObjective, screen: bool) -> dict[str, Any]
     """Compute everything that a new study stores, in the order in which it is written."""
     shown = None if objective.progress is None else bool(objective.progress)
     shape = objective.shape
-    with waiting("looking at pairs before any training", enabled=shown):
+    with show_waiting("looking at pairs before any training", enabled=shown):
         dense_accuracy = objective.dense_accuracy
         screened = objective.screen() if screen else {}
         path = objective.path if screen else ()
@@ -371,7 +371,7 @@ def _fill_in(
     if "origin" not in attributes:
         study.set_user_attr("origin", objective.origin)
     shown = None if objective.progress is None else bool(objective.progress)
-    with waiting("looking at pairs before any training", enabled=shown):
+    with show_waiting("looking at pairs before any training", enabled=shown):
         if "screened" not in attributes:
             seen = objective.screen() if screen else {}
             study.set_user_attr("screened", [[*pair, value] for pair, value in seen.items()])

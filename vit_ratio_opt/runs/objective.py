@@ -20,7 +20,8 @@ from optuna.artifacts import upload_artifact
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 
-from vit_ratio_opt.data.dataset import ImageData, Split
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency.cache import cached_latency
 from vit_ratio_opt.latency.timing import latency_curves, time_models
@@ -44,23 +45,17 @@ from vit_ratio_opt.models.surgery import ALL_HEADS, check_all_tokens, shape_of, 
 from vit_ratio_opt.pruning.cache import cached_calibration
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.cascade import (
-    AttentionSurvey,
-    attention_survey,
-    cascade,
     check_cascade,
-    keep_heads,
+    prune_tokens,
     reads_prefix_only,
-    without_cascade,
+    remove_cascade,
 )
 from vit_ratio_opt.pruning.importance import Importance, taylor_importance
 from vit_ratio_opt.pruning.options import Allocation
-from vit_ratio_opt.pruning.prune import (
-    expected_losses,
-    prune_ranks,
-    prune_to_macs,
-    prune_units,
-)
+from vit_ratio_opt.pruning.prune import prune_ranks, prune_to_macs, prune_units
 from vit_ratio_opt.pruning.reconstruct import repair
+from vit_ratio_opt.pruning.sizes import expected_losses
+from vit_ratio_opt.pruning.survey import AttentionSurvey, keep_heads, survey_attention
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import DenseRecord, StudyRecord
@@ -114,9 +109,9 @@ from vit_ratio_opt.training.context import (
     TrialContext,
 )
 from vit_ratio_opt.training.distributed import Ranks, RanksBroken
-from vit_ratio_opt.training.evaluate import check_shape, evaluate, on_device, predict
+from vit_ratio_opt.training.evaluate import check_shape, evaluate, predict
 from vit_ratio_opt.training.finetune import finetune
-from vit_ratio_opt.training.progress import SearchProgress, waiting
+from vit_ratio_opt.training.progress import SearchProgress, show_waiting
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.caching import default_cache
 from vit_ratio_opt.utils.failures import is_storage_error, reason
@@ -450,7 +445,7 @@ class PruningObjective:
     def _foretold(self, batch: int) -> dict[str, Any]:
         """The latency of this study's pairs on this device."""
         shown = None if self.progress is None else bool(self.progress)
-        with waiting("measuring the latency of blocks", enabled=shown):
+        with show_waiting("measuring the latency of blocks", enabled=shown):
             table = cached_latency(
                 self.model,
                 self.cache,
@@ -764,7 +759,7 @@ class PruningObjective:
     def survey(self) -> AttentionSurvey:
         """What the dense model's attention does on some of the same images, computed once."""
         images = self._seeded_batches(min(self.calibration_images, _SURVEYED))
-        return attention_survey(self.model, [batch for batch, _ in images])
+        return survey_attention(self.model, [batch for batch, _ in images])
 
     def _seeded_batches(
         self, images: int, *, skip: bool = False
@@ -776,7 +771,7 @@ class PruningObjective:
         if skip and len(order) > images:
             order = order[images:]
         chosen = order[:images]
-        return list(on_device(self.data, train.subset(chosen), 128, self.device))
+        return list(self.data.batches(train.subset(chosen), 128, self.device))
 
     @property
     def _calibration_images(self) -> list[torch.Tensor]:
@@ -791,16 +786,16 @@ class PruningObjective:
                 model by default.
         """
         pair = as_pair(pair)
-        start = self.model if parent is None else without_cascade(parent)
+        start = self.model if parent is None else remove_cascade(parent)
         if isinstance(self.space, TokenSpace):
             if self.rule.heads:
                 start = keep_heads(start, self.space.heads(pair), self.survey)
-            return cascade(start, self.space.tokens(pair), scores=self.rule.scores)
+            return prune_tokens(start, self.space.tokens(pair), scores=self.rule.scores)
         pruned = self._cut(start, pair)
         if self.repair:
             repair(pruned, self._calibration_images, self.calibration)
         if isinstance(self.space, Combined):
-            pruned = cascade(pruned, self.space.tokens(pair), scores=self.rule.scores)
+            pruned = prune_tokens(pruned, self.space.tokens(pair), scores=self.rule.scores)
         return pruned
 
     def _cut(self, start: ViT, pair: RatioPair) -> ViT:
@@ -1200,7 +1195,7 @@ class PruningObjective:
             blocks = shape_of(model).block_sizes
             artifact = None if earlier is None else state_artifact(earlier)
             job = {"pair": pair, "seed": seed, "blocks": blocks, "artifact": artifact}
-            self.ranks.tell({**job, "precision": self.precision})
+            self.ranks.broadcast({**job, "precision": self.precision})
         try:
             with clock("train"):
                 teacher = self._teacher  # at work in the first trial only
@@ -1250,7 +1245,7 @@ class PruningObjective:
             self._follow(self.ranks, asked_to_stop)
 
     def _follow(self, ranks: Ranks, stop: Callable[[], bool]) -> None:
-        while (job := ranks.tell()) is not None:
+        while (job := ranks.broadcast()) is not None:
             self.precision = job["precision"]  # rank 0 has it from the study
             pair = RatioPair(*job["pair"])
             model = self._rebuilt(pair, job["blocks"])
@@ -1281,7 +1276,7 @@ class PruningObjective:
         """A model of the pair's shape, with weights that are yet to be read."""
         model = shrink_to(self.model, [BlockShape(*block) for block in blocks])
         if isinstance(self.space, (TokenSpace, Combined)):
-            model = cascade(model, self.space.tokens(pair), scores=self.rule.scores)
+            model = prune_tokens(model, self.space.tokens(pair), scores=self.rule.scores)
         return model.to(self.device)
 
     def identity_of(self, pair: RatioPair) -> dict[str, Any]:
@@ -1368,7 +1363,7 @@ def check_logits(model: ViT, data: ImageData) -> None:
         InputError: With what is wrong with them.
     """
     two = data.train.subset(torch.arange(min(2, len(data.train))))
-    images, _ = next(on_device(data, two, 2, model_device(model)))
+    images, _ = next(data.batches(two, 2, model_device(model)))
     try:
         with torch.inference_mode(), evaluating(model):
             logits = model(images)

@@ -85,10 +85,10 @@ def run_study(
         objective.stop, objective.progress = asked_to_stop, bars
 
         def count(study: Study, trial: FrozenTrial) -> None:
-            bars.trained(len(finished_trials(study)))
+            bars.show_trained(len(finished_trials(study)))
 
         try:
-            bars.trained(len(finished_trials(study)))
+            bars.show_trained(len(finished_trials(study)))
             _introduce(study, n_trials, say)
             _run(study, objective, n_trials, wait, say, asked_to_stop, [count, *callbacks])
         except KeyboardInterrupt:
