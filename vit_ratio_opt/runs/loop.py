@@ -1,4 +1,4 @@
-"""Run a study."""
+"""Run the trials of a study until enough are trained or nothing is left to learn."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.answer import answer_of
-from vit_ratio_opt.records.trials import cost_of, finished_trials
-from vit_ratio_opt.report.tables import answer_sentences
-from vit_ratio_opt.runs.creation import check_study, create_study, screened_best
-from vit_ratio_opt.runs.storage import is_storage_error, is_temporary, reason
+from vit_ratio_opt.records.trials import cost_word, finished_trials
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.task import screened_best
 from vit_ratio_opt.runs.workers import (
     SearchStopped,
     StopRequest,
@@ -26,16 +23,17 @@ from vit_ratio_opt.runs.workers import (
     keep_optimizing,
     stop_on_signals,
 )
+from vit_ratio_opt.runs.storage import is_temporary
 from vit_ratio_opt.search.sampler import BinarySearchSampler
-from vit_ratio_opt.space.geometry import COST_WORDS
 from vit_ratio_opt.training.progress import SearchProgress
+from vit_ratio_opt.utils.failures import is_storage_error, reason
 
-if TYPE_CHECKING:
-    from vit_ratio_opt.runs.objective import PruningObjective
+__all__ = ["Callback", "run_study"]
 
-__all__ = ["check_study", "create_study", "run_study"]
+Callback = Callable[[Study, FrozenTrial], None]
+"""Called after each trial of this process, as a callback of ``study.optimize``."""
 
-# Between two looks at what other workers do.
+# Seconds between two looks at what other workers do.
 _WAIT_SECONDS = 2.0
 
 
@@ -46,49 +44,41 @@ def run_study(
     n_trials: int | None,
     wait: bool = False,
     say: Callable[[str], None] = print,
-    callbacks: Sequence[Callable[[Study, FrozenTrial], None]] = (),
-    explain: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> None:
     """Run until the study has ``n_trials`` trained trials, those of earlier runs included.
 
-    Any number of processes, on any machines that reach the storage, may do so at once. Trials that
-    a killed process of this machine left running are failed first, so that their pairs are tried
-    again. A trial that fails is one that failed: its ``failure`` attribute says why.
+    Any number of processes, on any machines that reach the storage, may do so at the same time.
+    Trials that a killed process of this machine left running are failed first, so that their pairs
+    are tried again. The ``failure`` attribute of a failed trial says why it failed.
 
-    On SIGTERM or Ctrl-C the trial's training is put by, its pair handed back, and the search ends;
-    whoever gets the pair next goes on where it stopped. The second one ends at once.
+    On SIGTERM or Ctrl-C the training state is saved after the current step, the pair is requeued,
+    and the search ends; the next worker of the pair resumes the training. The second signal ends
+    the process at once.
 
     Args:
-        study: From :func:`create_study`.
-        objective: The same objective.
+        study: A study with the sampler of the search.
+        objective: The objective of the same search.
         n_trials: Trained trials in all, at least 1; None until nothing is left to learn.
-        wait: Whether to wait for the trials of others when there is nothing to begin: should they
-            die, this process goes on.
-        say: Called with each line of text: one for each trial, and at the end the study's answer.
-        callbacks: Called after each trial of this process, as those of ``study.optimize``.
-        explain: Whether notes and figures for optuna-dashboard are kept in the study, see
-            :class:`~vit_ratio_opt.report.dashboard.Explainer`.
+        wait: Whether to wait for the trials of other workers when there is nothing to begin, and
+            to take over the pairs of those that die.
+        say: Called with each line of text: one for each trial.
+        callbacks: Called after each trial of this process.
 
     Raises:
-        InputError: ``n_trials`` is below 1, the study is not the objective's, or a checkpoint or
-            an artifact cannot be written: the trial's pair will be tried again then.
-        SearchStopped: By a signal.
+        InputError: ``n_trials`` is below 1, the study is another search's, or a model cannot be
+            kept: its pair is requeued.
+        SearchStopped: A signal ended the search.
     """
     if n_trials is not None and n_trials < 1:
         raise InputError(f"The number of trials must be at least 1, but got {n_trials!r}.")
-    objective.prepare(study)
-    explainer = None
-    if explain:
-        from vit_ratio_opt.report.dashboard import Explainer
-
-        explainer = Explainer(n_trials)
-        callbacks = [explainer, *callbacks]
+    objective.check(study)
     if isinstance(study.sampler, BinarySearchSampler):
         study.sampler.n_trials = n_trials
     shown = objective.progress
     enabled = None if shown is None else bool(shown)
     with stop_on_signals() as asked_to_stop, SearchProgress(n_trials, enabled=enabled) as bars:
-        objective.stop, objective.progress = asked_to_stop, bars
+        objective.should_stop, objective.progress = asked_to_stop, bars
 
         def count(study: Study, trial: FrozenTrial) -> None:
             bars.trained(len(finished_trials(study)))
@@ -101,16 +91,11 @@ def run_study(
             if not asked_to_stop():
                 raise
         finally:
-            objective.stop, objective.progress = None, shown
-            objective.discard_spent_states()
-        if explainer is not None:
-            explainer.refresh(study)
+            objective.should_stop, objective.progress = None, shown
+            objective.journal.discard_spent_states()
     if asked_to_stop():
-        say("stopped, with nothing lost: run the same again to go on from here")
+        say("Stopped; progress saved. Run the same command to resume.")
         raise SearchStopped(asked_to_stop.signal)
-    if answer_of(study) is not None:
-        for sentence in answer_sentences(study):
-            say(sentence)
 
 
 def _introduce(study: Study, n_trials: int | None, say: Callable[[str], None]) -> None:
@@ -132,7 +117,7 @@ def _introduce(study: Study, n_trials: int | None, say: Callable[[str], None]) -
         say(f"{begins} with {ratios}: the best of {looked_at} pairs before any training")
     path = study.user_attrs.get("path", [])
     if path:
-        word = COST_WORDS[cost_of(study)]
+        word = cost_word(study)
         say(f"begins along {len(path)} pairs, the likeliest of their {word} before any training")
 
 
@@ -233,7 +218,7 @@ def _describe(study: Study, trial: FrozenTrial, n_trials: int | None) -> str:
     share = attributes.get("macs_ratio")  # unknown before the pair is
     text += "  FLOPs -" if share is None else f"  FLOPs {share:.3f}"
     if "cost_ratio" in attributes:
-        word = COST_WORDS[cost_of(study)]
+        word = cost_word(study)
         text += f"  {word} {attributes['cost_ratio']:.3f}"
     if "accuracy_drop" not in attributes:
         why = f": {attributes['failure']}" if "failure" in attributes else ""

@@ -1,0 +1,96 @@
+"""Whether a dense model and a data set fit together: checked before anything is computed."""
+
+from __future__ import annotations
+
+import torch
+
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.classifier import classes_of
+from vit_ratio_opt.models.device import best_device, evaluating, model_device, out_of_memory
+from vit_ratio_opt.models.supported import check_supported, own_copy
+from vit_ratio_opt.training.distributed import Ranks
+from vit_ratio_opt.training.evaluate import check_shape, on_device
+from vit_ratio_opt.utils.failures import reason
+
+__all__ = ["check_fit", "check_logits", "copy_to_device"]
+
+
+def copy_to_device(model: ViT, device: torch.device | str | None, ranks: Ranks | None) -> ViT:
+    """Return a copy of a model, so that nothing the caller does later changes it.
+
+    Args:
+        model: The model.
+        device: Device of the copy; that of the ranks, or a GPU if there is one, by default.
+        ranks: Processes that share each training.
+
+    Raises:
+        InputError: This machine has no such device.
+    """
+    if device is None:
+        device = best_device() if ranks is None else ranks.device
+    copy = own_copy(model)
+    try:
+        return copy.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"`device` must be one of this machine, such as 'cuda:0' or 'cpu', but got "
+            f"{str(device)!r}: {reason(error)}"
+        ) from None
+
+
+def check_fit(model: ViT, data: ImageData) -> None:
+    """Refuse images or classes that the model was not made for.
+
+    Raises:
+        UnsupportedModelError: The model cannot be pruned.
+        InputError: Channels, size or number of classes differ.
+    """
+    model = check_supported(model)
+    channels, *size = data.image_shape
+    wanted = model.patch_embed.proj.in_channels
+    if channels != wanted:
+        raise InputError(
+            f"The model takes {wanted} channels, but {data.name} has images of {channels}."
+        )
+    if tuple(model.patch_embed.img_size) != tuple(size):  # FLOPs are those of this size
+        hint = (
+            " Call `model.set_input_size` first."
+            if getattr(model, "dynamic_img_size", False)
+            else ""
+        )
+        raise InputError(
+            f"The model takes images of {tuple(model.patch_embed.img_size)} pixels, but "
+            f"{data.name} has {tuple(size)}.{hint}"
+        )
+    classes = classes_of(model)
+    if classes != len(data.classes):
+        raise InputError(
+            f"The model has {classes} classes, but {data.name} has {len(data.classes)}."
+        )
+
+
+def check_logits(model: ViT, data: ImageData) -> None:
+    """Refuse a model that gives no finite logits for two images of the training split.
+
+    Raises:
+        InputError: With what is wrong with them.
+    """
+    two = data.train.subset(torch.arange(min(2, len(data.train))))
+    images, _ = next(on_device(data, two, 2, model_device(model)))
+    try:
+        with torch.inference_mode(), evaluating(model):
+            logits = model(images)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        raise InputError(
+            f"The model cannot classify images of {data.name}: {reason(error)}"
+        ) from None
+    check_shape(logits, len(images), data)
+    if not bool(logits.isfinite().all()):
+        raise InputError(
+            f"The model gives NaN or infinite logits for images of {data.name}: look at its "
+            "weights and at the normalisation of the images."
+        )
