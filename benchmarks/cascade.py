@@ -41,7 +41,7 @@ from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.space.cascade import CP_VIT, LATE
 from vit_ratio_opt.space.geometry import smallest_cost_ratio
 from vit_ratio_opt.training.evaluate import evaluate
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"

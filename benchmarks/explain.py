@@ -37,10 +37,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.records.trials import block_rows
-from vit_ratio_opt.report import dashboard
-from vit_ratio_opt.report.dashboard import Explainer
-from vit_ratio_opt.report.figures import training_curve
-from vit_ratio_opt.report.page import html_page
+from vit_ratio_opt.report import explainer
+from vit_ratio_opt.report.explainer import Explainer
+from vit_ratio_opt.report.figures.training_curve import training_curve
+from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.sampler import BinarySearchSampler
@@ -78,7 +78,7 @@ def main(
                 study = _filled(f"sqlite:///{folder}/study.db", mode, trials)
                 timed = _timed(study, repeats)
             each = timed["trial_note"] + timed["artifacts"]
-            often = min(timed["study"], dashboard._SHARE * trial_seconds)
+            often = min(timed["study"], explainer.TIME_SHARE * trial_seconds)
             share = (each + often) / trial_seconds
             rows.append({"mode": mode, "trials": trials, **timed, "share": round(share, 5)})
             print(
@@ -92,7 +92,7 @@ def main(
         "benchmark": "explain",
         "repeats": repeats,
         "trial_seconds": trial_seconds,
-        "bound": dashboard._SHARE,
+        "bound": explainer.TIME_SHARE,
         "machine": platform.machine(),
         "versions": {name: version(name) for name in ("optuna", "optuna-dashboard", "plotly")},
         "rows": rows,
@@ -115,14 +115,14 @@ def _timed(study: Study, repeats: int) -> dict[str, float]:
         page = html_page([study])
 
     parts: dict[str, Callable[[], None]] = {
-        "trial_note": lambda: dashboard._save_trial_note(study, trials[-1]),
+        "trial_note": lambda: explainer.save_trial_note(study, trials[-1]),
         "artifacts": artifacts,
         "study": lambda: explain.refresh(study),
         "page": make_page,
     }
     # As after a search that has explained each of its trials.
     for trial in trials:
-        dashboard._save_trial_note(study, trial)
+        explainer.save_trial_note(study, trial)
     seconds = {}
     for name, part in parts.items():
         part()

@@ -52,9 +52,10 @@ from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, save_
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import autocast, best_device
 from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.training.context import TrainingDiverged
 from vit_ratio_opt.training.evaluate import evaluate
-from vit_ratio_opt.training.finetune import Mix, TrainingDiverged
-from vit_ratio_opt.training.resume import TrainingState
+from vit_ratio_opt.training.finetune import Mix
+from vit_ratio_opt.training.saved_state import TrainingState
 from vit_ratio_opt.utils.files import write_json
 
 MODEL = "vit_tiny_patch16_224"

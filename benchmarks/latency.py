@@ -44,7 +44,7 @@ from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"

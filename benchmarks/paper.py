@@ -94,8 +94,10 @@ from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.cascade import CP_VIT, LATE, Combined, Scores
+from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate, predict
-from vit_ratio_opt.training.finetune import Recipe, finetune
+from vit_ratio_opt.training.finetune import finetune
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -223,7 +225,7 @@ def main(
         row = {"method": method_name, "tolerance": points, "seed": seed, **row}
         if longer.epochs and model is not dense:
             row["val_accuracy"] = finetune(
-                model, final, longer, teacher=taught(), seed=seed, progress=False
+                model, final, longer, TrialContext(seed=seed, progress=False), teacher=taught()
             )
         row["test_accuracy"] = evaluate(model, images, images.test)
         row["seconds"] = round(time.perf_counter() - started, 1)

@@ -30,10 +30,10 @@ import torch
 import typer
 
 from vit_ratio_opt.cli.app import run_command
-from vit_ratio_opt.latency.cache import cached_calibration
 from vit_ratio_opt.model_files.checkpoint import load_dense
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.pruning.cache import cached_calibration
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.utils.files import write_json

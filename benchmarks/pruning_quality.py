@@ -77,8 +77,10 @@ from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.space.geometry import RatioPair, fixed_ratio_pair
+from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
-from vit_ratio_opt.training.finetune import Recipe, finetune
+from vit_ratio_opt.training.finetune import finetune
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -199,7 +201,8 @@ def main(
         tuned = RECIPES[method_name](recipe) if method_name in RECIPES else recipe
         accuracy = accuracy_pruned
         if epochs:
-            accuracy = finetune(smaller, images, tuned, teacher=model, seed=seed, progress=False)
+            context = TrialContext(seed=seed, progress=False)
+            accuracy = finetune(smaller, images, tuned, context, teacher=model)
         row = {
             "method": method_name,
             "budget": macs_ratio,

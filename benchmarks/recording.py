@@ -15,7 +15,7 @@ import typer
 from vit_ratio_opt.data.dataset import ImageData, Split, load_digits, load_image_folder
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 
 CheckpointOption = Annotated[Path, typer.Option(help="The dense model, safetensors.")]
 NameArgument = Annotated[Optional[str], typer.Argument(help="Of the results.")]  # noqa: UP045

@@ -53,8 +53,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from workers import postgresql, quiet
 
+from vit_ratio_opt._compat import rdb_of
 from vit_ratio_opt.cli.app import run_command
-from vit_ratio_opt.runs.storage import open_storage, rdb_of
+from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.sampler import _CLAIM, BinarySearchSampler
 from vit_ratio_opt.utils.files import write_json

@@ -54,7 +54,7 @@ from vit_ratio_opt.runs.storage import check_storage_url, database_files, open_s
 from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.costs import check_cost, params_space
 from vit_ratio_opt.space.geometry import COST_WORDS, check_budget, fixed_ratio_pair
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.files import check_outputs
 
 

@@ -50,7 +50,9 @@ from vit_ratio_opt.runs.storage import check_storage_url, database_files, open_s
 from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.costs import check_cost, params_space
 from vit_ratio_opt.space.geometry import check_budget
-from vit_ratio_opt.training.finetune import Recipe, finetune
+from vit_ratio_opt.training.context import TrialContext
+from vit_ratio_opt.training.finetune import finetune
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.files import check_outputs
 
 MODEL = "vit_tiny_patch16_224"
@@ -147,7 +149,7 @@ def _dense_model(path: Path, data: ImageData, seed: int) -> VisionTransformer:
     torch.manual_seed(seed)
     model = create_model(MODEL, **ARGUMENTS).to(best_device())
     remember_preprocessing(model, data.preprocess)
-    accuracy = finetune(model, data, DENSE_RECIPE, seed=seed, title="dense")
+    accuracy = finetune(model, data, DENSE_RECIPE, TrialContext(seed=seed, title="dense"))
     print(f"dense model: {accuracy:.2f} % on the validation split")
     save_dense(model, path, name=MODEL, arguments=ARGUMENTS)
     return model

@@ -50,8 +50,10 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.checkpoint import create_model, save_dense
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.training.context import Stopwatch, TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
-from vit_ratio_opt.training.finetune import Mix, Recipe, Stopwatch, finetune
+from vit_ratio_opt.training.finetune import Mix, finetune
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.files import write_json
 
 MODEL = "vit_tiny_patch16_224"
@@ -165,19 +167,15 @@ def main(
     if state.exists():
         print(f"going on from {state}")
 
-    def on_epoch(epoch: int, accuracy: float, _: float) -> None:
+    def report(epoch: int, accuracy: float, loss: float | None = None, /) -> None:
         print(f"epoch {epoch:3d} of {epochs}: {accuracy:.2f} % on the validation split")
 
     validated = finetune(
         model,
         images,
         recipe,
+        TrialContext(seed=seed, state=state, report=report, clock=clock, title="dense"),
         mix=_mixed(len(images.classes), mixup, cutmix, smoothing),
-        seed=seed,
-        state=state,
-        on_epoch=on_epoch,
-        stopwatch=clock,
-        title="dense",
     )
     save_dense(model, checkpoint, name=MODEL, arguments=arguments)
     state.unlink(missing_ok=True)  # a full disk leaves none

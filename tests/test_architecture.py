@@ -17,7 +17,7 @@ TORCH = {"torch", "torchvision", "timm", "fvcore", "safetensors.torch"}
 ABOVE_RECORDS = {"report", "runs", "cli"}
 # Circles that are still there. A module that leaves its circle leaves this set.
 KNOTS = {
-    *("model_files.checkpoint", "model_files.convert", "cli.app", "runs.ray_cluster"),
+    *("model_files.checkpoint", "model_files.convert"),
 }
 
 

@@ -12,13 +12,18 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from vit_ratio_opt._compat import (
     PLOT_KEY,
     behind_backoff,
-    behind_cache,
     fixed_params,
     note_keys,
+    rdb_of,
     read_note,
 )
 
-WITHOUT_DASHBOARD = "import sys; sys.modules['optuna_dashboard'] = None; import vit_ratio_opt."
+WITHOUT_DASHBOARD = """
+import sys
+sys.modules["optuna_dashboard"] = None
+import vit_ratio_opt.cli.app, vit_ratio_opt.report.explainer, vit_ratio_opt.runs.study
+print("imported")
+"""
 
 
 @pytest.fixture
@@ -59,10 +64,9 @@ def test_the_dashboard_keeps_its_figures_where_ours_are(study):
 def test_a_database_is_found_behind_the_cache():
     database = RDBStorage("sqlite://")
     assert get_storage(database) is not database
-    assert behind_cache(get_storage(database)) is database
-    assert behind_cache(database) is database
-    memory = InMemoryStorage()
-    assert behind_cache(memory) is memory
+    assert rdb_of(get_storage(database)) is database
+    assert rdb_of(database) is database
+    assert rdb_of(InMemoryStorage()) is None
 
 
 def test_a_store_is_found_behind_the_one_that_tries_again(tmp_path):
@@ -81,6 +85,7 @@ def test_what_is_fixed_for_a_sampler_is_known():
 
 def test_a_search_imports_nothing_of_the_dashboard():
     """A release in which something has another name stops no search."""
-    code = f"{WITHOUT_DASHBOARD}dashboard; print('imported')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DASHBOARD], capture_output=True, text=True
+    )
     assert done.stdout == "imported\n", done.stderr

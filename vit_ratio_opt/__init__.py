@@ -18,12 +18,11 @@ if TYPE_CHECKING:
         load_images,
     )
     from vit_ratio_opt.data.preprocessing import Preprocessing, preprocess_of
-    from vit_ratio_opt.errors import InputError
+    from vit_ratio_opt.errors import InputError, UnsupportedModelError
     from vit_ratio_opt.model_files.checkpoint import load_dense, load_pruned
     from vit_ratio_opt.model_files.convert import to_timm
     from vit_ratio_opt.model_files.export import export_model
     from vit_ratio_opt.models.create import create_model
-    from vit_ratio_opt.models.supported import UnsupportedModelError
     from vit_ratio_opt.models.surgery import shape_of
     from vit_ratio_opt.pruning.calibration import Calibration, calibrate
     from vit_ratio_opt.pruning.importance import magnitude_importance, taylor_importance
@@ -37,7 +36,8 @@ if TYPE_CHECKING:
     from vit_ratio_opt.search.sampler import BinarySearchSampler
     from vit_ratio_opt.space.geometry import RatioPair, budget_curve
     from vit_ratio_opt.training.evaluate import evaluate
-    from vit_ratio_opt.training.finetune import Recipe, finetune
+    from vit_ratio_opt.training.finetune import finetune
+    from vit_ratio_opt.training.recipe import Recipe
 
 _HOMES = {
     "data.dataset": (
@@ -49,12 +49,11 @@ _HOMES = {
         "load_images",
     ),
     "data.preprocessing": ("Preprocessing", "preprocess_of"),
-    "errors": ("InputError",),
+    "errors": ("InputError", "UnsupportedModelError"),
     "model_files.checkpoint": ("load_dense", "load_pruned"),
     "model_files.convert": ("to_timm",),
     "model_files.export": ("export_model",),
     "models.create": ("create_model",),
-    "models.supported": ("UnsupportedModelError",),
     "models.surgery": ("shape_of",),
     "pruning.calibration": ("Calibration", "calibrate"),
     "pruning.importance": ("magnitude_importance", "taylor_importance"),
@@ -68,7 +67,8 @@ _HOMES = {
     "search.sampler": ("BinarySearchSampler",),
     "space.geometry": ("RatioPair", "budget_curve"),
     "training.evaluate": ("evaluate",),
-    "training.finetune": ("Recipe", "finetune"),
+    "training.finetune": ("finetune",),
+    "training.recipe": ("Recipe",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

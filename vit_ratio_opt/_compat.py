@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.artifacts import Backoff
 from optuna.samplers import BaseSampler, PartialFixedSampler
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from optuna.artifacts._protocol import ArtifactStore as ArtifactStore
 
 __all__ = [
     "PLOT_KEY",
     "behind_backoff",
-    "behind_cache",
     "fixed_params",
     "grpc_client",
     "grpc_server",
     "note_keys",
+    "rdb_of",
     "read_note",
     "tables",
 ]
@@ -63,9 +63,11 @@ def read_note(attributes: Mapping[str, Any]) -> tuple[int, str]:
     )
 
 
-def behind_cache(storage: BaseStorage) -> BaseStorage:
-    """The storage that Optuna has put its cache before; others as they are."""
-    return storage._backend if isinstance(storage, optuna.storages._CachedStorage) else storage
+def rdb_of(storage: BaseStorage) -> RDBStorage | None:
+    """The database behind Optuna's cache; None behind a proxy, or where there is none."""
+    if isinstance(storage, optuna.storages._CachedStorage):
+        return storage._backend
+    return storage if isinstance(storage, RDBStorage) else None
 
 
 def behind_backoff(store: ArtifactStore) -> ArtifactStore:

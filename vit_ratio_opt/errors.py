@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CannotWriteError", "InputError"]
+__all__ = ["CannotWriteError", "InputError", "UnsupportedModelError"]
 
 
 class InputError(ValueError):
@@ -20,3 +20,7 @@ class CannotWriteError(InputError):
     It says nothing against what was to be written. So a trial that ends with it is tried again,
     and the process that has met it stops.
     """
+
+
+class UnsupportedModelError(InputError):
+    """The model has a module whose heads or neurons this package cannot remove exactly."""

@@ -16,7 +16,9 @@ from vit_ratio_opt.data.dataset import load_digits
 from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, save_dense
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study
-from vit_ratio_opt.training.finetune import Recipe, finetune
+from vit_ratio_opt.training.context import TrialContext
+from vit_ratio_opt.training.finetune import finetune
+from vit_ratio_opt.training.recipe import Recipe
 
 MODEL = "vit_tiny_patch16_224"
 ARGUMENTS = {
@@ -78,7 +80,7 @@ def dense_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = create_model(MODEL, **ARGUMENTS)
     recipe = Recipe(epochs=4, batch_size=64, lr=3e-3, distillation=0)
-    finetune(model, load_digits(), recipe, progress=False)
+    finetune(model, load_digits(), recipe, TrialContext(progress=False))
     save_dense(model, path, name=MODEL, arguments=ARGUMENTS)
     return path
 

@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from vit_ratio_opt.runs.study import create_study
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 
 
 def test_two_processes_share_each_trial_and_give_one_workers_study(

@@ -19,10 +19,11 @@ from vit_ratio_opt.cli import app as cli
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import answer_of, trained_trial
 from vit_ratio_opt.records.trials import load_studies
-from vit_ratio_opt.report.dashboard import study_note, trial_note
-from vit_ratio_opt.report.figures import training_curve
-from vit_ratio_opt.report.page import html_page, markdown
-from vit_ratio_opt.report.tables import build_report, group_studies, trial_rows
+from vit_ratio_opt.report.figures.training_curve import training_curve
+from vit_ratio_opt.report.html import html_page
+from vit_ratio_opt.report.markdown import markdown_page
+from vit_ratio_opt.report.notes import study_note, trial_note
+from vit_ratio_opt.report.rows import build_report, group_studies, trial_rows
 from vit_ratio_opt.runs.origin import load_objective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.utils.text import csv_text
@@ -182,7 +183,7 @@ def look(study, with_page: bool) -> dict[str, str]:
         cli.print_report(group, None, console)
     shown = {
         "csv": csv_text(trial_rows(study)),
-        "markdown": markdown([study]),
+        "markdown": markdown_page([study]),
         "json": json.dumps(build_report([study])),
         "terminal": console.file.getvalue(),
         "note": "\n".join([study_note(study), *(trial_note(study, t) for t in study.trials)]),

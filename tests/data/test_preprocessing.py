@@ -41,7 +41,7 @@ from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.origin import study_images
 from vit_ratio_opt.training.checks import warn_near_chance
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 
 MODEL = "vit_tiny_patch16_224"
 ARGUMENTS = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.model_files.checkpoint import (
     create_model,
     load_dense,
@@ -18,7 +18,7 @@ from vit_ratio_opt.model_files.checkpoint import (
     save_pruned,
     weights_hash,
 )
-from vit_ratio_opt.models.surgery import UnsupportedModelError, shape_of
+from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.cascade import cascade
 from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.model_files import convert
 from vit_ratio_opt.model_files.checkpoint import (
     check_fits,
@@ -24,14 +24,14 @@ from vit_ratio_opt.model_files.checkpoint import (
     weights_hash,
 )
 from vit_ratio_opt.model_files.convert import to_timm
-from vit_ratio_opt.models.surgery import UnsupportedModelError, keep_units, shape_of
+from vit_ratio_opt.models.surgery import keep_units, shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.origin import load_objective
 from vit_ratio_opt.runs.study import create_study
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 
 KINDS = [
     "ViTForImageClassification",

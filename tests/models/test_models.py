@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from timm.layers import AttentionRope, SwiGLU
 
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency import timing as latency
 from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, load_pruned, save_dense
 from vit_ratio_opt.models.blocks import ViT, branches
@@ -35,7 +35,7 @@ from vit_ratio_opt.models.separate import (
     TalkingHeads,
     separate_names,
 )
-from vit_ratio_opt.models.surgery import UnsupportedModelError, keep_units, shape_of
+from vit_ratio_opt.models.surgery import keep_units, shape_of
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import Importance, magnitude_importance
@@ -45,7 +45,7 @@ from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.geometry import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 
 MODULES = ("vision_transformer", "deit", "beit", "eva", "cait")
 # In these modules, but refused; and other architectures with attention.

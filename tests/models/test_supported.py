@@ -16,11 +16,11 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils import prune as masks
 from torch.optim.swa_utils import AveragedModel
 
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency.timing import measure_latency, time_models
 from vit_ratio_opt.model_files.checkpoint import save_dense, save_pruned
 from vit_ratio_opt.model_files.export import export_model
-from vit_ratio_opt.models.surgery import UnsupportedModelError, shape_of
+from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.cascade import cascade
 from vit_ratio_opt.pruning.count import count_macs
@@ -29,8 +29,10 @@ from vit_ratio_opt.pruning.prune import prune, prune_ranks, prune_units
 from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.space.geometry import BlockTokens
+from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
-from vit_ratio_opt.training.finetune import Recipe, finetune
+from vit_ratio_opt.training.finetune import finetune
+from vit_ratio_opt.training.recipe import Recipe
 
 MakeViT = Callable[..., VisionTransformer]
 
@@ -402,7 +404,7 @@ def test_frozen_weights_change_no_number(digits_vit, digits, caplog, frozen: str
     for model in (digits_vit, other):
         made = objective(model, digits)
         pruned = made.prune(made.space.max_pair)
-        finetune(pruned, digits, recipe, progress=False)
+        finetune(pruned, digits, recipe, TrialContext(progress=False))
         models.append(pruned.state_dict())
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert [p.requires_grad for p in other.parameters()] == flags
@@ -411,7 +413,12 @@ def test_frozen_weights_change_no_number(digits_vit, digits, caplog, frozen: str
 
 def test_training_what_is_frozen_as_a_whole_is_refused(digits_vit, digits) -> None:
     with pytest.raises(InputError, match=r"frozen, so there is nothing to train"):
-        finetune(digits_vit.requires_grad_(False), digits, Recipe(epochs=1), progress=False)
+        finetune(
+            digits_vit.requires_grad_(False),
+            digits,
+            Recipe(epochs=1),
+            TrialContext(progress=False),
+        )
 
 
 def test_a_model_made_in_inference_mode_can_be_searched_and_says_why_not_measured(

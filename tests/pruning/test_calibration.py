@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning.calibration import Calibration, calibrate, tokens_at
+from vit_ratio_opt.pruning.batches import tokens_at
+from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.prune import expected_losses, prune
 
 

@@ -12,7 +12,8 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.surgery import keep_units, shape_of
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.importance import Importance
-from vit_ratio_opt.pruning.prune import Allocation, prune, prune_ranks, prune_to_macs, prune_units
+from vit_ratio_opt.pruning.options import Allocation
+from vit_ratio_opt.pruning.prune import prune, prune_ranks, prune_to_macs, prune_units
 from vit_ratio_opt.space.geometry import BlockTokens, MhsaUnit, RatioPair
 
 every_allocation = pytest.mark.parametrize("allocation", get_args(Allocation))

@@ -15,20 +15,19 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.checkpoint import load_dense, load_pruned, save_dense
 from vit_ratio_opt.records.answer import answer_of, answer_trial, candidate_of, trained_trial
 from vit_ratio_opt.records.study import StudyRecord
-from vit_ratio_opt.report.dashboard import study_note
-from vit_ratio_opt.report.figures import accuracy_figure, path_figure, widths_figure
-from vit_ratio_opt.report.page import html_page, markdown
-from vit_ratio_opt.report.tables import (
-    answer_sentences,
-    build_report,
-    results_table,
-    summary,
-    trial_rows,
-)
+from vit_ratio_opt.report.figures.accuracy import accuracy_figure
+from vit_ratio_opt.report.figures.path import path_figure
+from vit_ratio_opt.report.figures.widths import widths_figure
+from vit_ratio_opt.report.html import html_page
+from vit_ratio_opt.report.markdown import markdown_page
+from vit_ratio_opt.report.notes import study_note
+from vit_ratio_opt.report.rows import build_report, trial_rows
+from vit_ratio_opt.report.sentences import answer_sentences, summary
+from vit_ratio_opt.report.terminal import results_table
 from vit_ratio_opt.runs.final import card_path
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 
 # Of the first trial, the fixed ratio, and of the five pairs of the curve after it.
 FIXED_IS_BEST = (79.0, 75.0, 76.0, 77.0, 76.0, 74.0)
@@ -48,7 +47,7 @@ def places(study):
         "report": " ".join(summary(study)),
         "note": study_note(study),
         "page": html_page([study]),
-        "markdown": markdown([study]),
+        "markdown": markdown_page([study]),
     }
 
 

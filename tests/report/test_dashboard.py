@@ -34,13 +34,18 @@ from vit_ratio_opt.cli import app as cli
 from vit_ratio_opt.data.dataset import load_digits
 from vit_ratio_opt.model_files.checkpoint import create_model, save_dense
 from vit_ratio_opt.records.answer import answer_of, answer_trial
-from vit_ratio_opt.report import dashboard
-from vit_ratio_opt.report.dashboard import Explainer, serve_dashboard, study_note, trial_note
-from vit_ratio_opt.report.page import html_page
+from vit_ratio_opt.report import dashboard, explainer
+from vit_ratio_opt.report.dashboard import AllArtifacts, serve_dashboard, shown_trial
+from vit_ratio_opt.report.explainer import Explainer
+from vit_ratio_opt.report.html import html_page
+from vit_ratio_opt.report.notes import study_note, trial_note
+from vit_ratio_opt.runs.artifacts import open_artifacts
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.study import create_study, run_study
-from vit_ratio_opt.training.finetune import Recipe, finetune
+from vit_ratio_opt.training.context import TrialContext
+from vit_ratio_opt.training.finetune import finetune
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.untrusted import mark_folder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
@@ -85,11 +90,11 @@ def test_notes_and_figures_are_written_in_one_piece(make_study):
 
 
 def test_a_long_text_comes_back_from_its_parts_and_so_does_a_shorter_one(make_study, monkeypatch):
-    monkeypatch.setattr(dashboard, "_PART", 7)
+    monkeypatch.setattr(explainer, "_PART", 7)
     study = make_study()
     for text in ("0123456789" * 3, "short", ""):
         known = study._storage.get_study_system_attrs(study._study_id)
-        dashboard._write(study, "dashboard:plot_data:x:", text, known)
+        explainer._write(study, "dashboard:plot_data:x:", text, known)
         attributes = study._storage.get_study_system_attrs(study._study_id)
         assert get_plotly_graph_objects(attributes) == {"x": text}
 
@@ -113,7 +118,7 @@ def test_what_people_write_into_the_note_is_kept(make_study):
 
 def test_what_grows_is_made_again_only_after_two_hundred_times_its_time(make_study, monkeypatch):
     now = [1_000.0]
-    monkeypatch.setattr(dashboard.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(explainer.time, "monotonic", lambda: now[0])
     made = []
 
     def slow_note(*arguments, **options):
@@ -121,7 +126,7 @@ def test_what_grows_is_made_again_only_after_two_hundred_times_its_time(make_stu
         now[0] += 2.0
         return "note"
 
-    monkeypatch.setattr(dashboard, "study_note", slow_note)
+    monkeypatch.setattr(explainer, "study_note", slow_note)
     study = make_study(trials=2)
     explain = Explainer()
     for _ in range(60):
@@ -175,8 +180,8 @@ def test_what_goes_wrong_does_not_disturb_the_search(make_study, monkeypatch, ca
     def fail(*arguments, **options):
         raise ValueError("of this kind")
 
-    monkeypatch.setattr(dashboard, "study_note", fail)
-    monkeypatch.setattr(dashboard, "trial_note", fail)
+    monkeypatch.setattr(explainer, "study_note", fail)
+    monkeypatch.setattr(explainer, "trial_note", fail)
     Explainer()(study, study.trials[0])
     optuna.logging.disable_propagation()
     assert "were not written: of this kind" in caplog.text
@@ -211,7 +216,7 @@ def test_the_dashboard_sees_attributes_in_order_and_infeasible_trials(make_study
     study = make_study(budget=None)
     over = study.trials[-1]
     over.user_attrs = dict(sorted(over.user_attrs.items()))
-    shown = dashboard._as_shown(over)
+    shown = shown_trial(over)
     assert list(shown.user_attrs)[:3] == ["macs_ratio", "macs", "params"]
     assert shown.user_attrs == over.user_attrs
     (value,) = serialize_frozen_trial(0, shown, {})["constraints"]
@@ -221,7 +226,7 @@ def test_the_dashboard_sees_attributes_in_order_and_infeasible_trials(make_study
 
 def test_a_dashboard_that_reads_the_keys_of_optuna_5_sees_each_constraint_once(make_study):
     over = make_study(budget=None).trials[-1]
-    shown = dashboard._as_shown(over)
+    shown = shown_trial(over)
     assert list(shown.constraints.values()) == list(over.constraints.values())
 
 
@@ -232,7 +237,7 @@ def test_artifacts_of_all_studies_are_served(make_study, tmp_path, url):
         (tmp_path / name / ids[name]).write_text(name)
         study = make_study(url, name)
         study.set_user_attr("origin", {"artifacts": str(tmp_path / name)})
-    store = dashboard._AllArtifacts(study._storage)
+    store = AllArtifacts(study._storage, open_artifacts)
     for name in ("a", "b"):
         with store.open_reader(ids[name]) as content:
             assert content.read() == name.encode()
@@ -253,7 +258,10 @@ def test_a_browser_is_opened_only_where_there_are_windows(make_study, url, monke
     for name, display in (("searched", ""), ("searched", ":0"), (None, ":0")):
         monkeypatch.setenv("DISPLAY", display)
         monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-        serve_dashboard(open_storage(url), "127.0.0.1", 1, study_name=name, browse=True)
+        serve_dashboard(
+            open_storage(url), "127.0.0.1", 1, open_artifacts=open_artifacts, study_name=name,
+            browse=True,
+        )  # fmt: skip
     address = "http://127.0.0.1:1/dashboard"
     assert opened == [[f"{address}/studies/{study._study_id}"], [address]]
     assert capsys.readouterr().out.count(address) == 3
@@ -313,7 +321,7 @@ def trained(tmp_path_factory):
     torch.manual_seed(0)
     dense = create_model(quickstart.MODEL, **quickstart.ARGUMENTS)
     recipe = Recipe(epochs=2, batch_size=64, lr=3e-3, distillation=0)  # few of its own
-    finetune(dense, load_digits(), recipe, progress=False)
+    finetune(dense, load_digits(), recipe, TrialContext(progress=False))
     save_dense(dense, folder / "dense-seed0.safetensors")
     quickstart.main(folder=folder, n_trials=2, epochs=1)
     return f"sqlite:///{folder / 'study.db'}"

@@ -6,12 +6,10 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from vit_ratio_opt.records.answer import answer_of, answer_trial
-from vit_ratio_opt.report.figures import (
-    accuracy_figure,
-    path_figure,
-    training_curve,
-    widths_figure,
-)
+from vit_ratio_opt.report.figures.accuracy import accuracy_figure
+from vit_ratio_opt.report.figures.path import path_figure
+from vit_ratio_opt.report.figures.training_curve import training_curve
+from vit_ratio_opt.report.figures.widths import widths_figure
 
 
 def points(figure, **wanted):

@@ -5,7 +5,10 @@ import re
 import pytest
 
 from vit_ratio_opt.records.answer import answer_trial
-from vit_ratio_opt.report.page import code, escape_markdown, html_page, markdown, resume_command
+from vit_ratio_opt.report.commands import resume_command
+from vit_ratio_opt.report.html import html_page
+from vit_ratio_opt.report.markdown import code, markdown_page
+from vit_ratio_opt.utils.text import escape_markdown
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">'`|😀"
 
@@ -59,12 +62,12 @@ def test_a_password_is_in_no_page(make_study):
 
 
 def test_markdown_has_sentences_results_and_trials(make_study):
-    text = markdown([make_study(), make_study(name="one", fixed=True)])
+    text = markdown_page([make_study(), make_study(name="one", fixed=True)])
     assert "| searched | searched |" in text
     assert text.count("### Trials of") == 2
     widths = {line.replace("\\|", "").count("|") for line in text.split("### ")[1].splitlines()}
     assert len(widths - {0}) == 1
-    assert "### Trials" not in markdown([make_study()], trials=False)
+    assert "### Trials" not in markdown_page([make_study()], trials=False)
 
 
 @pytest.mark.parametrize("name", ["a`b", "``", "x\ny", "a|b", HOSTILE])

@@ -5,7 +5,8 @@ import pytest
 
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.trials import baseline_of, limit_of
-from vit_ratio_opt.report.tables import TRIAL_COLUMNS, group_studies, summary, trial_rows
+from vit_ratio_opt.report.rows import TRIAL_COLUMNS, group_studies, trial_rows
+from vit_ratio_opt.report.sentences import summary
 from vit_ratio_opt.utils.text import csv_text
 
 

@@ -28,7 +28,7 @@ from vit_ratio_opt.runs.origin import load_objective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.workers import process_name
 from vit_ratio_opt.space.cascade import CP_VIT, LATE
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 
 
 @pytest.fixture

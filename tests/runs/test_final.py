@@ -23,7 +23,7 @@ from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.geometry import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 
 MODEL = "vit_tiny_patch16_224"
 ARGUMENTS = {

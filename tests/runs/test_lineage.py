@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -8,9 +7,10 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optuna.artifacts import download_artifact, upload_artifact
+from optuna.artifacts import upload_artifact
 
-from vit_ratio_opt.runs.lineage import ArtifactFolder, fetched_checkpoint, nearest_parents
+from vit_ratio_opt.runs.artifacts import ArtifactFolder
+from vit_ratio_opt.runs.lineage import fetched_checkpoint, nearest_parents
 from vit_ratio_opt.space.geometry import BlockShape, RatioPair, ViTShape, budget_curve
 
 # 8 heads of 22,032 MACs each and 128 neurons of 1,088.
@@ -96,28 +96,6 @@ def uploaded(tmp_path):
     trial.set_user_attr("checkpoint", "model.safetensors")
     study.tell(trial, 0.0)
     return study, store, tmp_path / "model.safetensors", ids[0]
-
-
-def test_an_artifact_is_a_second_name_of_its_file(tmp_path, uploaded):
-    _, store, path, artifact_id = uploaded
-    assert os.path.samefile(path, tmp_path / "models" / "artifacts" / artifact_id)
-    download_artifact(
-        artifact_store=store, artifact_id=artifact_id, file_path=str(tmp_path / "copy")
-    )
-    path.unlink()
-    assert (tmp_path / "copy").read_bytes() == b"model.safetensors"
-
-
-def test_an_artifact_is_copied_where_links_do_not_work(tmp_path, uploaded, monkeypatch):
-    study, store, path, _ = uploaded
-
-    def no_links(*arguments):
-        raise OSError("not supported")
-
-    monkeypatch.setattr("os.link", no_links)
-    copy = upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=study)
-    path.write_bytes(b"other")
-    assert (tmp_path / "models" / "artifacts" / copy).read_bytes() == b"model.safetensors"
 
 
 def test_the_checkpoint_is_found_among_other_artifacts(uploaded):

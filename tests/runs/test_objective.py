@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -19,8 +20,9 @@ from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.cascade import LATE, CascadeRule
 from vit_ratio_opt.space.geometry import BlockTokens, RatioPair
+from vit_ratio_opt.training.context import TrainingDiverged
 from vit_ratio_opt.training.evaluate import evaluate
-from vit_ratio_opt.training.finetune import Recipe, TrainingDiverged
+from vit_ratio_opt.training.recipe import Recipe
 
 # Ratios of 8 heads and 128 neurons.
 LIGHT, HALF, HEAVY = RatioPair(0.25, 0.25), RatioPair(0.5, 0.5), RatioPair(0.625, 0.75)
@@ -347,13 +349,13 @@ def fails_in_the_middle(monkeypatch, *errors):
     left = list(errors)
     original = objective_module.finetune
 
-    def finetune(*arguments, on_epoch, **options):
+    def finetune(model, data, recipe, context, **options):
         def once(epoch, *more):
-            on_epoch(epoch, *more)
+            context.report(epoch, *more)
             if left:
                 raise left.pop(0)
 
-        return original(*arguments, on_epoch=once, **options)
+        return original(model, data, recipe, replace(context, report=once), **options)
 
     monkeypatch.setattr(objective_module, "finetune", finetune)
 

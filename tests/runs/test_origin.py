@@ -27,7 +27,7 @@ from vit_ratio_opt.runs.origin import load_objective, study_images
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.cascade import CascadeRule
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 
 MODEL = "vit_tiny_patch16_224"
 ARGUMENTS = {

@@ -5,7 +5,6 @@ import sqlite3
 
 import optuna
 import pytest
-import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import OperationalError
@@ -15,12 +14,8 @@ from vit_ratio_opt.runs import storage as storage_module
 from vit_ratio_opt.runs.connections import answer_seconds
 from vit_ratio_opt.runs.storage import (
     check_storage_url,
-    is_storage_error,
     is_temporary,
-    is_unreachable,
     open_storage,
-    reason,
-    redact,
 )
 
 
@@ -91,116 +86,6 @@ def test_urls_without_a_driver_get_the_one_that_the_extra_brings():
     assert check_storage_url("mysql://me@host/db").drivername == "mysql+pymysql"
     assert check_storage_url("mariadb://me@host/db").drivername == "mysql+pymysql"
     assert check_storage_url("postgresql+psycopg://me@h/db").drivername == "postgresql+psycopg"
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("postgresql://me:se:c@ret@host/db", "postgresql://me:***@host/db"),
-        ("postgresql://me@host/db", "postgresql://me@host/db"),
-        ("sqlite:///study.db", "sqlite:///study.db"),
-    ],
-)
-def test_passwords_are_redacted(url, shown):
-    assert redact(url) == shown
-
-
-SECRETS = (
-    "postgresql://h/db?user=u&password=geheim",
-    "postgresql://h/db?user=u&password=ge@heim",
-    "postgresql://u:ge?heim@h/db",
-    "postgresql://u:ge/heim@h/db",
-    "postgresql://u:ge:heim@h/db",
-    "postgresql://u:my geheim@h/db",
-    "postgresql://u:x@h/db?password=a@geheim",
-    "postgresql://:geheim@h/db",
-    "postgresql://u:geheim",
-    "postgresql+psycopg://h/db?sslmode=require&sslpassword=geheim&sslkey=/geheim",
-    "postgresql:///db?host=/run/pg&service=geheim&passfile=/geheim&unknown=geheim",
-    "mysql://h/db?ssl_key=geheim&read_default_file=geheim",
-    "grpc://u:geheim@h:13000",
-    "ray://geheim@h:10001",
-    "s3://geheim:geheim@bucket",
-    "https://geheim@h/x",
-    "sqlite:////no/such/x.db?key=geheim",
-    "host=h user=u password=geheim",
-    "host=h password='ge heim geheim' dbname=x",
-    "{'password': 'geheim', 'host': 'h'}",
-    'of {"sslpassword": "geheim"} and postgresql://u:geheim@h/db\nand grpc://geheim@h',
-)
-
-
-@pytest.mark.parametrize("text", SECRETS)
-def test_nothing_secret_is_left_of_a_text(text):
-    assert "heim" not in redact(text)
-    assert redact(redact(text)) == redact(text)
-
-
-def test_no_place_shows_a_secret(make_study, tmp_path):
-    from vit_ratio_opt.report.dashboard import study_note
-    from vit_ratio_opt.report.page import html_page, resume_command
-
-    study = make_study(f"sqlite:///{tmp_path / 'study.db'}")
-    for text in SECRETS:
-        study._storage._backend.url = text
-        shown = [study_note(study), html_page([study], text), resume_command(study, text)]
-        with pytest.raises(InputError) as error:
-            open_storage(text)
-        shown += [str(error.value), repr(error.value), reason(ValueError(f"of {text}"))]
-        assert not any("heim" in place for place in shown), text
-
-
-def test_host_and_port_of_a_query_are_shown():
-    url = "postgresql://u:x@/db?host=a,b&port=1,2&password=geheim"
-    assert redact(url) == "postgresql://u:***@/db?host=a,b&port=1,2&***"
-    assert redact("postgresql://[::1]:5432/db") == "postgresql://[::1]:5432/db"
-    assert redact("sqlite:////home/a@b/x.db") == "sqlite:////home/a@b/x.db"
-
-
-def test_a_sentence_goes_on_after_a_url_without_secrets():
-    for url in ("grpc://127.0.0.1:1", "postgresql+psycopg://u:***@/db?***", "sqlite:///a b.db"):
-        for sentence in (f"{url} cannot be used: no password", f"At {url}: start it, or '{url}'."):
-            assert redact(sentence) == sentence
-    hidden = redact("At grpc://h:1: not postgresql://u:my geheim@h/db")
-    assert hidden == "At grpc://h:1: not postgresql://u:***@h/db"
-
-
-def test_what_a_driver_repeats_of_a_url_is_not_shown():
-    check_storage_url("postgresql://u:s%40geheim@h/db?sslmode=ungeheuer&host=known")
-    error = ValueError("bad sslmode 'ungeheuer' for s@geheim or s%40geheim at known")
-    assert reason(error) == "bad sslmode '***' for *** or *** at known"
-
-
-def test_what_optuna_stumbles_over_is_the_storages_failure():
-    cause = sqlalchemy.exc.OperationalError("SELECT", {}, OSError("disk I/O error"))
-
-    def stumble():
-        try:
-            raise StorageInternalError("An exception is raised during the commit.") from cause
-        except StorageInternalError:
-            raise UnboundLocalError("updated_state")  # noqa: B904  as Optuna does
-
-    def explain():
-        try:
-            raise cause
-        except sqlalchemy.exc.OperationalError:
-            raise InputError("put this right") from None
-
-    with pytest.raises(UnboundLocalError) as stumbled:
-        stumble()
-    assert is_storage_error(stumbled.value)
-    assert not is_unreachable(stumbled.value)
-    assert reason(stumbled.value) == "disk I/O error"
-    with pytest.raises(InputError) as explained:
-        explain()
-    assert not is_storage_error(explained.value)
-    assert not is_storage_error(ValueError("of the objective"))
-
-
-def test_a_reason_is_one_line_without_a_password():
-    assert reason(ValueError("two\nlines")) == "two"
-    assert reason(ValueError()) == "ValueError"
-    assert "hush" not in reason(ValueError("of postgresql://me:hush@host/db"))
 
 
 @pytest.mark.parametrize("statement", [None, "CREATE TABLE places (name TEXT)"])

@@ -14,7 +14,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.search.sampler import BinarySearchSampler
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 
 Make = Callable[..., PruningObjective]
 

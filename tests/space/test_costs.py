@@ -140,9 +140,12 @@ def test_knots_fit_into_an_attribute_of_mysql():
 @pytest.mark.parametrize("budget", [0.6, None])
 def test_reports_say_what_the_limit_is_a_share_of(make_study, budget):
     from vit_ratio_opt.records.answer import answer_trial
-    from vit_ratio_opt.report.figures import accuracy_figure, path_figure
-    from vit_ratio_opt.report.page import html_page, markdown
-    from vit_ratio_opt.report.tables import build_report, summary
+    from vit_ratio_opt.report.figures.accuracy import accuracy_figure
+    from vit_ratio_opt.report.figures.path import path_figure
+    from vit_ratio_opt.report.html import html_page
+    from vit_ratio_opt.report.markdown import markdown_page
+    from vit_ratio_opt.report.rows import build_report
+    from vit_ratio_opt.report.sentences import summary
 
     study = make_study(name="l", budget=budget, cost="latency", latency_batch=4)
     known = {"device": "cpu", "threads": 2, "batch": 4, "error": 0.034, **LATENCY}
@@ -170,12 +173,12 @@ def test_reports_say_what_the_limit_is_a_share_of(make_study, budget):
     assert row["measured_ms"] == 2.5
     assert "latency" in accuracy_figure([study]).layout.title.text
     assert "equal latency" in [trace.name for trace in path_figure(study).data]
-    for page in (markdown([study]), html_page([study])):
+    for page in (markdown_page([study]), html_page([study])):
         assert "measured ms" in page
 
 
 def test_studies_of_different_costs_are_drawn_over_flops(make_study):
-    from vit_ratio_opt.report.figures import accuracy_figure
+    from vit_ratio_opt.report.figures.accuracy import accuracy_figure
 
     storage = optuna.storages.InMemoryStorage()
     studies = [make_study(storage, "a"), make_study(storage, "b", cost="params")]

@@ -8,8 +8,10 @@ import timm
 import torch
 
 from vit_ratio_opt.data.dataset import load_digits
+from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
-from vit_ratio_opt.training.finetune import Recipe, TrainingStopped, finetune
+from vit_ratio_opt.training.finetune import finetune
+from vit_ratio_opt.training.recipe import Recipe
 
 
 def build():
@@ -26,20 +28,20 @@ def train(told):
     model = build()
     reports, steps = [], itertools.count(1)
 
-    def stop():
+    def should_stop():
         return next(steps) > told["stop_after"] and ranks.rank == told["stopping_rank"]
 
-    def on_epoch(*epoch):
+    def report(*epoch):
         reports.append(epoch)
         if len(reports) == told["raise_after"]:
             raise RuntimeError("rank 0 has had enough")
 
     ended = None
     try:
-        finetune(
-            model, load_digits(), Recipe(**told["recipe"]), ranks=ranks, on_epoch=on_epoch,
-            state=told["state"], stop=stop if told["stop_after"] else None,
-        )  # fmt: skip
+        context = TrialContext(report=report, state=told["state"])
+        if told["stop_after"]:
+            context.should_stop = should_stop
+        finetune(model, load_digits(), Recipe(**told["recipe"]), context, ranks=ranks)
     except (RuntimeError, TrainingStopped) as error:
         ended = type(error).__name__
     message = ranks.tell({"floats": [0.1, 1 / 3]} if ranks.rank == 0 else None)
@@ -83,7 +85,8 @@ def model():
 def test_two_processes_have_the_loss_curve_of_one_with_the_whole_batch(run, model, batch_size):
     recipe = {"epochs": 2, "batch_size": batch_size, "lr": 3e-3}
     expected = []
-    finetune(model, load_digits(), Recipe(**recipe), on_epoch=lambda *e: expected.append(e))
+    context = TrialContext(report=lambda *epoch: expected.append(epoch))
+    finetune(model, load_digits(), Recipe(**recipe), context)
     first, second = run(recipe=recipe)
     assert [epoch for epoch, _, _ in first["reports"]] == [1, 2]
     for (_, accuracy, loss), (_, expected_accuracy, expected_loss) in zip(

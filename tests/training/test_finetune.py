@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -9,15 +10,16 @@ import timm
 import torch
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.training.evaluate import evaluate, predict
-from vit_ratio_opt.training.finetune import (
-    Recipe,
+from vit_ratio_opt.training.context import (
     Stopwatch,
     TrainingDiverged,
     TrainingStopped,
-    _loss,
-    finetune,
+    TrialContext,
 )
+from vit_ratio_opt.training.evaluate import evaluate, predict
+from vit_ratio_opt.training.finetune import finetune
+from vit_ratio_opt.training.losses import distillation_loss
+from vit_ratio_opt.training.recipe import Recipe
 
 
 @pytest.fixture
@@ -40,9 +42,7 @@ def test_training_learns_reports_each_epoch_and_keeps_time(digits, digits_vit):
         digits_vit,
         digits,
         Recipe(epochs=4, lr=3e-3, batch_size=64),
-        on_epoch=lambda *epoch: reports.append(epoch),
-        stopwatch=clock,
-        progress=True,
+        TrialContext(report=lambda *epoch: reports.append(epoch), clock=clock, progress=True),
     )
     epochs, accuracies, losses = zip(*reports, strict=True)
     assert epochs == (1, 2, 3, 4)
@@ -59,7 +59,7 @@ def test_same_seed_same_weights_and_the_callers_random_state_is_untouched(digits
         model = copy.deepcopy(digits_vit)
         torch.manual_seed(5)
         state = torch.random.get_rng_state()
-        finetune(model, digits, Recipe(epochs=1), seed=seed)
+        finetune(model, digits, Recipe(epochs=1), TrialContext(seed=seed))
         assert torch.equal(torch.random.get_rng_state(), state)
         runs.append(weights(model))
     assert torch.equal(runs[0], runs[1])
@@ -81,7 +81,7 @@ def test_batches_are_mixed_with_the_seed_of_the_training(digits, digits_vit):
 
     for seed, function in ((0, mix), (0, mix), (0, None)):
         model = copy.deepcopy(digits_vit)
-        finetune(model, digits, Recipe(epochs=1), mix=function, seed=seed)
+        finetune(model, digits, Recipe(epochs=1), TrialContext(seed=seed), mix=function)
         runs.append(weights(model))
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
@@ -96,7 +96,7 @@ def test_the_average_of_the_weights_is_evaluated_and_kept(digits, digits_vit):
         digits_vit,
         digits,
         Recipe(epochs=2, ema=0.9),
-        on_epoch=lambda *epoch: reports.append(epoch),
+        TrialContext(report=lambda *epoch: reports.append(epoch)),
     )
     assert accuracy == reports[-1][1] == evaluate(digits_vit, digits, digits.val)
     assert not torch.equal(weights(digits_vit), weights(plain))
@@ -122,9 +122,9 @@ def test_loss_mixes_true_labels_and_the_teachers(digits, digits_vit):
     logits = digits_vit.eval()(images)
     hard = torch.nn.functional.cross_entropy(logits, labels)
     soft_only, half = Recipe(distillation=1.0), Recipe(distillation=0.5)
-    assert abs(_loss(logits, labels, logits, soft_only)) < 1e-6
-    torch.testing.assert_close(_loss(logits, labels, logits, half), hard / 2)
-    assert _loss(logits, labels, None, soft_only) == hard
+    assert abs(distillation_loss(logits, labels, logits, soft_only)) < 1e-6
+    torch.testing.assert_close(distillation_loss(logits, labels, logits, half), hard / 2)
+    assert distillation_loss(logits, labels, None, soft_only) == hard
 
 
 def test_a_teachers_logits_teach_what_the_teacher_teaches(digits, digits_vit):
@@ -136,7 +136,7 @@ def test_a_teachers_logits_teach_what_the_teacher_teaches(digits, digits_vit):
     for model, taught in zip(models, (teacher, logits), strict=True):
         finetune(model, digits, Recipe(epochs=2, distillation=1.0), teacher=taught)
     torch.testing.assert_close(weights(models[0]), weights(models[1]), atol=1e-4, rtol=1e-3)
-    with pytest.raises(InputError, match="neither mixed nor moved"):
+    with pytest.raises(InputError, match="must be a model if images are augmented or mixed"):
         finetune(models[0], digits, Recipe(augment=True), teacher=logits)
     with pytest.raises(InputError, match="must have logits for 1149 images, but has 5"):
         finetune(models[0], digits, Recipe(), teacher=logits[:5])
@@ -170,26 +170,26 @@ def test_a_training_that_was_killed_ends_with_the_weights_it_would_have_had(
     digits, digits_vit, tmp_path, recipe
 ):
     whole, killed = copy.deepcopy(digits_vit), copy.deepcopy(digits_vit)
-    options = {"teacher": copy.deepcopy(digits_vit).eval(), "seed": 3}
-    expected = finetune(whole, digits, recipe, **options)
+    common = TrialContext(seed=3, teacher=copy.deepcopy(digits_vit).eval())
+    expected = finetune(whole, digits, recipe, common)
 
     def kill(epoch, *_):
         if epoch == 2:
             raise KeyboardInterrupt
 
-    state, seen = tmp_path / "state", []
+    saved, seen = replace(common, state=tmp_path / "state"), []
     with pytest.raises(KeyboardInterrupt):
-        finetune(killed, digits, recipe, state=state, on_epoch=kill, **options)
+        finetune(killed, digits, recipe, replace(saved, report=kill))
     again = copy.deepcopy(digits_vit)
     accuracy = finetune(
-        again, digits, recipe, state=state, on_epoch=lambda *e: seen.append(e[0]), **options
+        again, digits, recipe, replace(saved, report=lambda *epoch: seen.append(epoch[0]))
     )
     assert seen == [3]
     assert accuracy == expected
     assert torch.equal(weights(again), weights(whole))
     # A finished one trains no more.
     once_more = copy.deepcopy(digits_vit)
-    assert finetune(once_more, digits, recipe, state=state, **options) == expected
+    assert finetune(once_more, digits, recipe, saved) == expected
     assert torch.equal(weights(once_more), weights(whole))
 
 
@@ -197,13 +197,14 @@ def test_a_state_of_another_training_or_damaged_is_refused_and_changes_nothing(
     digits, digits_vit, tmp_path
 ):
     state = tmp_path / "state"
-    finetune(copy.deepcopy(digits_vit), digits, Recipe(epochs=1), state=state)
+    context = TrialContext(state=state)
+    finetune(copy.deepcopy(digits_vit), digits, Recipe(epochs=1), context)
     before = weights(digits_vit)
     with pytest.raises(InputError, match="a training with other recipe, seed"):
-        finetune(digits_vit, digits, Recipe(epochs=2), state=state, seed=1)
+        finetune(digits_vit, digits, Recipe(epochs=2), replace(context, seed=1))
     state.write_bytes(state.read_bytes()[:-200])
     with pytest.raises(InputError, match="no readable state"):
-        finetune(digits_vit, digits, Recipe(epochs=1), state=state)
+        finetune(digits_vit, digits, Recipe(epochs=1), context)
     assert torch.equal(weights(digits_vit), before)
 
 
@@ -215,7 +216,7 @@ def test_a_training_stopped_in_the_middle_of_an_epoch_loses_no_step(
     expected_reports, reports = [], []
     whole = copy.deepcopy(digits_vit)
     expected = finetune(
-        whole, digits, recipe, on_epoch=lambda *epoch: expected_reports.append(epoch)
+        whole, digits, recipe, TrialContext(report=lambda *epoch: expected_reports.append(epoch))
     )
     steps = 0
 
@@ -226,16 +227,15 @@ def test_a_training_stopped_in_the_middle_of_an_epoch_loses_no_step(
     for stop in [*stops, None]:
         model = copy.deepcopy(digits_vit)
         model.register_forward_pre_hook(lambda module, _: count() if module.training else None)
-        options = {
-            "state": tmp_path / "state",
-            "on_epoch": lambda *epoch: reports.append(epoch),
-            "stop": None if stop is None else lambda stop=stop: steps >= stop,
-        }
+        context = TrialContext(
+            state=tmp_path / "state", report=lambda *epoch: reports.append(epoch)
+        )
         if stop is None:
-            accuracy = finetune(model, digits, recipe, **options)
+            accuracy = finetune(model, digits, recipe, context)
         else:
+            context.should_stop = lambda stop=stop: steps >= stop
             with pytest.raises(TrainingStopped, match=f"after step {stop} of 15"):
-                finetune(model, digits, recipe, **options)
+                finetune(model, digits, recipe, context)
     assert steps == 15
     assert accuracy == expected
     assert reports == expected_reports
@@ -243,12 +243,11 @@ def test_a_training_stopped_in_the_middle_of_an_epoch_loses_no_step(
 
 
 def test_a_state_is_read_without_pickles(digits, digits_vit, tmp_path, monkeypatch):
-    state = tmp_path / "state"
     for module, name in ((torch, "load"), (torch, "save"), (pickle, "loads"), (pickle, "load")):
         monkeypatch.setattr(module, name, None)
-    recipe = Recipe(epochs=2, ema=0.9)
-    expected = finetune(copy.deepcopy(digits_vit), digits, recipe, state=state)
-    assert finetune(digits_vit, digits, recipe, state=state) == expected
+    recipe, context = Recipe(epochs=2, ema=0.9), TrialContext(state=tmp_path / "state")
+    expected = finetune(copy.deepcopy(digits_vit), digits, recipe, context)
+    assert finetune(digits_vit, digits, recipe, context) == expected
 
 
 def test_a_state_that_cannot_be_written_costs_a_warning_and_not_the_training(
@@ -256,9 +255,10 @@ def test_a_state_that_cannot_be_written_costs_a_warning_and_not_the_training(
 ):
     (tmp_path / "file").touch()
     model = copy.deepcopy(digits_vit)
-    accuracy = finetune(model, digits, Recipe(epochs=1), state=tmp_path / "file" / "state")
+    context = TrialContext(state=tmp_path / "file" / "state")
+    accuracy = finetune(model, digits, Recipe(epochs=1), context)
     assert "cannot be written" in caplog.text
-    assert "The training goes on" in caplog.text
+    assert "The training continues" in caplog.text
     assert accuracy == finetune(digits_vit, digits, Recipe(epochs=1))
 
 
@@ -271,7 +271,7 @@ def test_a_loss_that_is_no_number_ends_the_training_and_leaves_no_state(
     with torch.no_grad():
         digits_vit.head.weight[0, 0] = float("nan")
     with pytest.raises(TrainingDiverged, match="The loss is nan after step 9 of 18"):
-        finetune(digits_vit, digits, Recipe(epochs=2), state=tmp_path / "state")
+        finetune(digits_vit, digits, Recipe(epochs=2), TrialContext(state=tmp_path / "state"))
     assert not (tmp_path / "state").exists()
 
 

@@ -14,19 +14,14 @@ from optuna.trial import TrialState, create_trial
 from vit_ratio_opt.data.dataset import load_digits
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, save_dense
-from vit_ratio_opt.report import dashboard
-from vit_ratio_opt.runs.lineage import (
-    ArtifactFolder,
-    artifact_location,
-    interrupted_trials,
-    remove_states,
-    state_artifact,
-)
+from vit_ratio_opt.report.dashboard import AllArtifacts
+from vit_ratio_opt.runs.artifacts import ArtifactFolder, artifact_location, open_artifacts
+from vit_ratio_opt.runs.lineage import interrupted_trials, remove_states, state_artifact
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.origin import load_objective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.study import create_study
-from vit_ratio_opt.training.finetune import Recipe
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.untrusted import (
     check_checkpoint_name,
     check_marked,
@@ -183,7 +178,8 @@ def test_the_dashboard_writes_into_folders_of_ours_only(make_study, tmp_path):
     (tmp_path / "foreign").mkdir()
     artifact = str(uuid.uuid4())
     (tmp_path / "foreign" / artifact).write_text("precious")
-    store = dashboard._AllArtifacts(open_storage(f"sqlite:///{tmp_path / 'study.db'}"))
+    storage = open_storage(f"sqlite:///{tmp_path / 'study.db'}")
+    store = AllArtifacts(storage, open_artifacts)
     store.remove(artifact)
     with pytest.raises(InputError, match="folder of artifacts made here"):
         store.write(str(uuid.uuid4()), io.BytesIO(b"new"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import math
 import os
 import sys
@@ -19,6 +20,7 @@ from optuna.study import Study
 from rich.console import Console
 from typer.rich_utils import rich_format_error
 
+from vit_ratio_opt._compat import rdb_of
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.data.preprocessing import LARGEST_SIDE
 from vit_ratio_opt.errors import InputError
@@ -26,33 +28,23 @@ from vit_ratio_opt.records.answer import candidate_of, trained_trial
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import accuracy_of, load_studies
-from vit_ratio_opt.report.tables import (
-    answer_sentences,
-    build_report,
-    expected,
-    group_studies,
-    results_table,
-    timing_split,
-    trial_rows,
-    trials_table,
-)
+from vit_ratio_opt.report.rows import build_report, group_studies, timing_split, trial_rows
+from vit_ratio_opt.report.sentences import answer_sentences, expected
+from vit_ratio_opt.report.terminal import results_table, trials_table
 from vit_ratio_opt.report.trackers import JsonLog, TensorBoardLog
-from vit_ratio_opt.runs.proxy import check_port, serve_proxy
+from vit_ratio_opt.runs.proxy import serve_proxy
 from vit_ratio_opt.runs.storage import (
     BEATS_IN_GRACE,
     DEFAULT_STORAGE,
     GRACE_SECONDS,
     GRPC_PORT,
     database_files,
-    is_storage_error,
     open_storage,
-    rdb_of,
-    reason,
-    redact,
 )
 from vit_ratio_opt.runs.workers import Reaper, SearchStopped
 from vit_ratio_opt.space.cascade import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.space.geometry import Cost, MhsaUnit
+from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.files import (
     check_outputs,
     check_writable,
@@ -62,6 +54,8 @@ from vit_ratio_opt.utils.files import (
     write_json,
     write_text,
 )
+from vit_ratio_opt.utils.network import check_port
+from vit_ratio_opt.utils.redact import redact
 from vit_ratio_opt.utils.text import csv_text, plain, short
 from vit_ratio_opt.utils.versions import check_versions
 
@@ -426,12 +420,13 @@ def report(
     if csv is not None:
         write_text(csv_text([row for study in studies for row in trial_rows(study)]), csv)
     if html is not None or markdown is not None:
-        from vit_ratio_opt.report import page  # plotly
+        from vit_ratio_opt.report.html import html_page  # with plotly
+        from vit_ratio_opt.report.markdown import markdown_page
 
         if html is not None:
-            write_text(page.html_page(studies, storage), html)
+            write_text(html_page(studies, storage), html)
         if markdown is not None:
-            write_text(page.markdown(studies), markdown)
+            write_text(markdown_page(studies), markdown)
     for path in filter(is_plain, written):  # a reader of a pipe wants nothing else in it
         console.print(plain(f"written to {path}"), soft_wrap=True)
     if written:
@@ -465,11 +460,14 @@ def dashboard(
     It has no passwords: keep it on this machine, or behind a proxy that has.
     """
     from vit_ratio_opt.report.dashboard import serve_dashboard
+    from vit_ratio_opt.runs.artifacts import open_artifacts
 
     backend = open_storage(storage, must_exist=True)
     check_port(host, port)
     browse = browse and sys.stdout.isatty()
-    serve_dashboard(backend, host, port, study_name=study_name, browse=browse)
+    serve_dashboard(
+        backend, host, port, open_artifacts=open_artifacts, study_name=study_name, browse=browse
+    )
 
 
 @app.command()
@@ -573,24 +571,31 @@ def ray(
     from vit_ratio_opt.runs.ray_cluster import run_on_ray
 
     load_studies(open_storage(storage, must_exist=True, grace=grace), [study_name])
-    arguments = {
-        "study_name": study_name,
-        "n_trials": n_trials,
-        "checkpoint": checkpoint,
-        "start": start,
-        "data": data,
-        "artifacts": artifacts,
-        "checkpoints": checkpoints,
-        "grace": grace,
-    }
+    work = functools.partial(
+        _work,
+        storage=storage,
+        study_name=study_name,
+        n_trials=n_trials,
+        checkpoint=checkpoint,
+        start=start,
+        data=data,
+        artifacts=artifacts,
+        checkpoints=checkpoints,
+        grace=grace,
+    )
     run_on_ray(
-        arguments,
-        storage,
+        work,
         address=address,
         workers=workers,
         gpus_per_worker=gpus_per_worker,
         cpus_per_worker=cpus_per_worker,
     )
+
+
+def _work(**options: Any) -> int:
+    """Run one worker in a task of Ray's."""
+    worker(**options)
+    return 0
 
 
 @app.command()
@@ -851,7 +856,7 @@ def prune(
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.objective import PruningObjective
     from vit_ratio_opt.space.geometry import RatioPair, check_pair
-    from vit_ratio_opt.training.finetune import Recipe
+    from vit_ratio_opt.training.recipe import Recipe
 
     recipe = Recipe(epochs=epochs, lr=lr)
     objective = PruningObjective(
@@ -887,7 +892,7 @@ def prune(
 def _finish(make: Callable[[], dict[str, Any]], path: Path) -> None:
     """Make the model and print what came out."""
     from vit_ratio_opt.runs.final import card_path
-    from vit_ratio_opt.training.finetune import TrainingDiverged
+    from vit_ratio_opt.training.context import TrainingDiverged
 
     try:
         made = make()

@@ -34,7 +34,8 @@ from vit_ratio_opt.models.supported import check_supported, check_weights
 from vit_ratio_opt.models.surgery import resized, shape_of, shrink_to
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.importance import Importance
-from vit_ratio_opt.pruning.prune import Allocation, sizes_left
+from vit_ratio_opt.pruning.options import Allocation
+from vit_ratio_opt.pruning.prune import sizes_left
 from vit_ratio_opt.space.costs import falling
 from vit_ratio_opt.space.geometry import BlockShape, RatioPair, ViTShape, evenly, least_neurons
 

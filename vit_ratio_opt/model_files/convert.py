@@ -18,17 +18,12 @@ from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 
 from vit_ratio_opt.data.preprocessing import Preprocessing, remember_preprocessing
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.model_files.checkpoint import check_fits, create_model
 from vit_ratio_opt.model_files.folders import read_config, read_folder
 from vit_ratio_opt.model_files.weights import read_tensors
 from vit_ratio_opt.models.device import evaluating
-from vit_ratio_opt.models.supported import (
-    UnsupportedModelError,
-    check_untouched,
-    check_weights,
-    unwrapped,
-)
+from vit_ratio_opt.models.supported import check_untouched, check_weights, unwrapped
 
 __all__ = ["load_converted", "to_timm"]
 

@@ -26,8 +26,8 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.supported import check_supported, check_weights
 from vit_ratio_opt.pruning.cascade import CascadeBlocks
-from vit_ratio_opt.runs.storage import reason
 from vit_ratio_opt.training.evaluate import on_device
+from vit_ratio_opt.utils.failures import reason
 from vit_ratio_opt.utils.files import replacing
 
 __all__ = [

@@ -9,10 +9,9 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import evaluating
-from vit_ratio_opt.models.supported import UnsupportedModelError
 
 __all__ = ["Classifier", "classes_of", "classifier_of"]
 

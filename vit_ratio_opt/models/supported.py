@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.blocks import (
     ATTENTIONS,
     BLOCKS,
@@ -38,7 +38,6 @@ from vit_ratio_opt.models.blocks import (
 from vit_ratio_opt.models.separate import SEPARATED
 
 __all__ = [
-    "UnsupportedModelError",
     "check_precision",
     "check_supported",
     "check_untouched",
@@ -61,10 +60,6 @@ _SCALES = (nn.Identity, LayerScale)
 _COUNTED = ("patch_embed.proj.", "head.", "head_dist.", "attn_pool.", "blocks_token_only.")
 
 _logger = logging.getLogger(f"optuna.{__name__}")
-
-
-class UnsupportedModelError(InputError):
-    """The model has a module whose heads or neurons this package cannot remove exactly."""
 
 
 def check_supported(model: Any) -> ViT:

@@ -18,7 +18,7 @@ from timm.layers import AttentionRope
 from timm.models.cait import Cait
 from torch import nn
 
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.blocks import (
     ViT,
     branches,
@@ -30,12 +30,11 @@ from vit_ratio_opt.models.blocks import (
 from vit_ratio_opt.models.classifier import classifier_of
 from vit_ratio_opt.models.device import evaluating
 from vit_ratio_opt.models.separate import TalkingHeads
-from vit_ratio_opt.models.supported import UnsupportedModelError, check_supported, copy_of
+from vit_ratio_opt.models.supported import check_supported, copy_of
 from vit_ratio_opt.space.geometry import BlockShape, ViTShape
 
 __all__ = [
     "ALL_HEADS",
-    "UnsupportedModelError",
     "check_all_tokens",
     "check_supported",
     "evaluating",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +15,13 @@ __all__ = [
     "check_labels",
     "check_logits",
     "check_sequence",
+    "chunks",
     "image_batches",
     "image_means",
+    "tokens_at",
 ]
+
+_CHUNK = 32  # images that pass through a model at once
 
 
 def image_batches(model: ViT, batches: Iterable[torch.Tensor]) -> list[torch.Tensor]:
@@ -36,6 +40,17 @@ def image_batches(model: ViT, batches: Iterable[torch.Tensor]) -> list[torch.Ten
 def image_means(batches: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the mean of each image, ``(images,)``, float32, on the CPU."""
     return torch.cat([batch.mean(dim=(1, 2, 3)).float().cpu() for batch in batches])
+
+
+def chunks(batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Yield all images in parts small enough to pass through a model at once."""
+    for batch in batches:
+        yield from torch.split(batch, _CHUNK)
+
+
+def tokens_at(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return the tokens ``(B, sampled, D)`` of ``(B, N, D)`` at positions ``(B, sampled)``."""
+    return tokens.take_along_dim(positions[:, :, None], dim=1)
 
 
 def check_sequence(name: str, batches: object) -> None:

@@ -31,16 +31,10 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.blocks import ViT, branches
 from vit_ratio_opt.models.device import evaluating
-from vit_ratio_opt.models.supported import (
-    UnsupportedModelError,
-    check_precision,
-    check_supported,
-    check_weights,
-    copy_of,
-)
+from vit_ratio_opt.models.supported import check_precision, check_supported, check_weights, copy_of
 from vit_ratio_opt.models.surgery import check_all_tokens, keep_units, shape_of
 from vit_ratio_opt.pruning.batches import check_images
 from vit_ratio_opt.space.cascade import Scores

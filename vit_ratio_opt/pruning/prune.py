@@ -6,15 +6,15 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.architecture import fingerprint_of
 from vit_ratio_opt.models.blocks import ViT, branches
-from vit_ratio_opt.models.supported import UnsupportedModelError, check_supported, check_weights
+from vit_ratio_opt.models.supported import check_supported, check_weights
 from vit_ratio_opt.models.surgery import ALL_HEADS, keep_units, shape_of
 from vit_ratio_opt.pruning.allocate import (
     cheapest_choices,
@@ -28,7 +28,8 @@ from vit_ratio_opt.pruning.allocate import (
 )
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.factorize import factorize_attention, rank_losses
-from vit_ratio_opt.pruning.importance import Importance
+from vit_ratio_opt.pruning.importance import Importance, check_importance
+from vit_ratio_opt.pruning.options import Allocation
 from vit_ratio_opt.space.geometry import (
     MIN_MHSA_UNITS,
     BlockTokens,
@@ -40,7 +41,6 @@ from vit_ratio_opt.space.geometry import (
 )
 
 __all__ = [
-    "Allocation",
     "expected_losses",
     "prune",
     "prune_blocks",
@@ -49,8 +49,6 @@ __all__ = [
     "prune_units",
     "sizes_left",
 ]
-
-Allocation = Literal["global", "energy", "uniform"]
 
 
 def prune(
@@ -378,10 +376,10 @@ def prune_units(
     blocks = shape_of(model).blocks
     sizes = [b.num_heads for b in blocks], [b.hidden_dim for b in blocks]
     least = MIN_MHSA_UNITS, least_neurons(round_to)
+    check_importance(model, importance)
     scores = importance.heads, importance.neurons
     for index, (name, removed) in enumerate((("heads", heads), ("neurons", neurons))):
         _check_removed(name, removed, sizes[index], [least[index]] * len(blocks))
-        _check_scores(name, scores[index], sizes[index])
     keep = [
         [sorted(_ranked(score)[count:]) for score, count in zip(kind, counts, strict=True)]
         for kind, counts in (
@@ -446,14 +444,6 @@ def _check_removed(name: str, removed: int, sizes: list[int], minimums: list[int
             f"`{name}` must be in [0, {spare}] so that every block keeps its minimum, but got "
             f"{removed!r}."
         )
-
-
-def _check_scores(name: str, scores: Sequence[torch.Tensor], sizes: list[int]) -> None:
-    got = [tuple(score.shape) for score in scores]
-    if got != [(size,) for size in sizes]:
-        raise InputError(f"Importance of {name} must have shapes {sizes} by block, but has {got}.")
-    if not all(torch.isfinite(score).all() for score in scores):
-        raise InputError(f"Importance of {name} must be finite, but has NaN or infinite scores.")
 
 
 def _ranked(score: torch.Tensor) -> list[int]:

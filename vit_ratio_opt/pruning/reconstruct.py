@@ -20,8 +20,8 @@ from vit_ratio_opt.models.blocks import Branch, ViT, stages
 from vit_ratio_opt.models.device import evaluating
 from vit_ratio_opt.models.supported import check_precision, check_supported, check_weights
 from vit_ratio_opt.models.surgery import shape_of
-from vit_ratio_opt.pruning.batches import image_batches, image_means
-from vit_ratio_opt.pruning.calibration import Calibration, tokens_at
+from vit_ratio_opt.pruning.batches import image_batches, image_means, tokens_at
+from vit_ratio_opt.pruning.calibration import Calibration
 
 __all__ = ["NormalEquations", "embed", "repair"]
 

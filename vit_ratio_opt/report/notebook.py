@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from optuna.study import Study
 
-from vit_ratio_opt.report.page import figures, markdown
-from vit_ratio_opt.report.tables import group_studies
+from vit_ratio_opt.report.figures.gallery import figures
+from vit_ratio_opt.report.markdown import markdown_page
+from vit_ratio_opt.report.rows import group_studies
 
 __all__ = ["show"]
 
@@ -15,6 +16,6 @@ def show(*studies: Study) -> None:
     from IPython.display import Markdown, display
 
     for group in group_studies(studies):
-        display(Markdown(markdown(group, trials=False)))  # type: ignore[no-untyped-call]
+        display(Markdown(markdown_page(group, trials=False)))  # type: ignore[no-untyped-call]
         for figure in figures(group):
             display(figure)  # type: ignore[no-untyped-call]

@@ -8,20 +8,15 @@ and the artifact store can go on from both, on any machine.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
-import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from optuna.artifacts import (
-    Boto3ArtifactStore,
-    FileSystemArtifactStore,
     download_artifact,
     get_all_artifact_meta,
 )
@@ -30,24 +25,19 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt._compat import behind_backoff
-from vit_ratio_opt.errors import CannotWriteError, InputError
-from vit_ratio_opt.runs.storage import reason, redact
 from vit_ratio_opt.space.geometry import RatioPair, RatioSpace
+from vit_ratio_opt.utils.failures import reason
 from vit_ratio_opt.utils.untrusted import check_artifact_id, is_state_id
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from vit_ratio_opt._compat import ArtifactStore
 
 __all__ = [
-    "ArtifactFolder",
-    "artifact_location",
-    "check_store",
     "fetch_state",
     "fetched_checkpoint",
     "interrupted_trials",
     "keep_state",
     "nearest_parents",
-    "open_artifacts",
     "remove_states",
     "state_artifact",
 ]
@@ -55,66 +45,7 @@ __all__ = [
 _STATE = "training_state"
 """User attribute of a trial: the artifact with the state of its training, and how far that is."""
 
-_BUCKET = re.compile(r"(arn:[\w.:-]+|[\w.-]+)", re.ASCII)
-
 _logger = logging.getLogger(f"optuna.{__name__}")
-
-
-def artifact_location(location: str | Path) -> str:
-    """An absolute folder, or ``s3://bucket`` in any store that speaks S3.
-
-    Raises:
-        InputError: It is neither.
-    """
-    scheme, _, bucket = str(location).partition("://")
-    if not bucket:
-        return str(Path(location).resolve())
-    # A study stores the location, so it must hold no keys.
-    if scheme != "s3" or not _BUCKET.fullmatch(bucket.rstrip("/")):
-        raise InputError(
-            f"Artifacts are kept in a folder or in s3://bucket, not in {redact(str(location))!r}."
-        )
-    return str(location).rstrip("/")
-
-
-def open_artifacts(location: str) -> ArtifactStore:
-    """The store at an :func:`artifact_location`, without connecting.
-
-    Credentials, region and ``AWS_ENDPOINT_URL`` are boto3's business.
-
-    Raises:
-        InputError: boto3 is not installed, or has no region or the like.
-    """
-    if not location.startswith("s3://"):
-        return ArtifactFolder(Path(location))
-    try:
-        import boto3
-        from botocore.config import Config
-    except ImportError:
-        raise InputError("s3:// needs boto3: pip install 'vit_ratio_opt[s3]'.") from None
-    try:
-        patient = Config(retries={"mode": "standard", "max_attempts": 10})
-        client = boto3.client("s3", config=patient)
-        return Boto3ArtifactStore(location.removeprefix("s3://"), client)
-    except Exception as error:  # of botocore, which may not be there
-        raise InputError(f"{location} cannot be used: {reason(error)}") from None
-
-
-def check_store(store: ArtifactStore) -> None:
-    """Prove that a store can be written, by an artifact that is removed again.
-
-    Raises:
-        CannotWriteError: It cannot.
-    """
-    artifact = str(uuid.uuid4())
-    try:
-        store.write(artifact, io.BytesIO(b"probe"))
-    except Exception as error:  # a store raises whatever its client does
-        raise CannotWriteError(
-            f"The artifact store cannot be written: {type(error).__name__}: {reason(error)}"
-        ) from None
-    with contextlib.suppress(Exception):
-        behind_backoff(store).remove(artifact)
 
 
 def nearest_parents(
@@ -142,46 +73,6 @@ def nearest_parents(
         and all(number < repeat for repeat in repeated)
     ]
     return sorted(candidates, key=lambda number: (space.pruned_macs(finished[number]), number))
-
-
-class ArtifactFolder(FileSystemArtifactStore):
-    """A folder of artifacts that, on the same file system, are second names of the uploaded files.
-
-    So a checkpoint that is also an artifact takes its space once. Ids come from a database, so
-    only generated names are opened or removed, and no links are followed.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._folder = folder
-
-    def open_reader(self, artifact_id: str) -> BinaryIO:
-        """Open the file of an artifact.
-
-        Raises:
-            ArtifactNotFound: There is none.
-        """
-        path = self._folder / check_artifact_id(artifact_id)
-        if path.is_symlink() or not path.is_file():
-            raise ArtifactNotFound(f"There is no artifact {artifact_id}.")
-        return super().open_reader(artifact_id)
-
-    def remove(self, artifact_id: str) -> None:
-        """Remove the file of an artifact."""
-        super().remove(check_artifact_id(artifact_id))
-
-    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Called by ``upload_artifact``."""
-        check_artifact_id(artifact_id)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        file = getattr(content_body, "name", None)  # what comes over the network has none
-        try:
-            if file is not None:
-                os.link(file, self._folder / artifact_id)
-                return
-        except OSError:  # not every file system has links
-            pass
-        super().write(artifact_id, content_body)
 
 
 @contextlib.contextmanager

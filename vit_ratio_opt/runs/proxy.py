@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from importlib.util import find_spec
 
 from optuna.storages import get_storage
 
-from vit_ratio_opt._compat import grpc_server
+from vit_ratio_opt._compat import grpc_server, rdb_of
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.runs.storage import BEATS_IN_GRACE, open_storage, rdb_of
+from vit_ratio_opt.runs.storage import BEATS_IN_GRACE, open_storage
 from vit_ratio_opt.runs.workers import Reaper
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.network import check_port
 
-__all__ = ["check_port", "serve_proxy"]
+__all__ = ["serve_proxy"]
 
 _logger = logging.getLogger(f"optuna.{__name__}")
-
-
-def check_port(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened on.
-
-    Raises:
-        InputError: With the reason.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except (OSError, UnicodeError, ValueError) as error:  # of a name that is none
-        why = getattr(error, "strerror", None) or "this is no name of a machine"
-        raise InputError(f"Cannot listen on {short(host)}:{port}: {why}.") from None
 
 
 def serve_proxy(url: str, host: str, port: int, threads: int, grace: int) -> None:

@@ -1,44 +1,43 @@
-"""Workers on a Ray cluster: Ray places them and starts those again that are lost with a node."""
+"""Start workers on a Ray cluster; Ray starts those again that are lost with a node."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.runs.storage import redact
+from vit_ratio_opt.utils.redact import redact
 
 __all__ = ["run_on_ray"]
 
 
 def run_on_ray(
-    arguments: Mapping[str, Any],
-    storage: str,
+    work: Callable[[], int],
     *,
     address: str | None,
     workers: int,
     gpus_per_worker: float,
     cpus_per_worker: float,
 ) -> None:
-    """Run so many workers until the study is done.
+    """Run workers on a Ray cluster until all of them have returned.
 
-    This package has to be installed on every node. Ctrl-C stops the workers as it stops one: their
-    trainings are put by, their trials handed back.
+    This package has to be installed on every node. Ctrl-C stops the workers as it stops a single
+    one: each saves the state of its training and requeues its trial.
 
     Args:
-        arguments: Of ``vit-ratio-opt worker``, but for the storage.
-        storage: The storage's URL; it is passed as data, since Ray shows a task's environment.
-        address: Of the cluster, such as ``auto`` or ``ray://head:10001``; None for one of this
-            machine's own.
-        workers: How many.
-        gpus_per_worker: Ray gives no GPU to two workers, unless this is below 1.
-        cpus_per_worker: So many threads each.
+        work: Function that one worker runs. Ray pickles it with its arguments; pass a storage's
+            URL as an argument, because Ray shows the environment of a task.
+        address: Address of the cluster, such as ``auto`` or ``ray://head:10001``; None starts a
+            cluster on this machine.
+        workers: Number of workers.
+        gpus_per_worker: GPUs of each worker; workers share a GPU only below 1.
+        cpus_per_worker: CPU threads of each worker.
 
     Raises:
-        InputError: Ray is not installed, there is no such cluster, no node is large enough, or a
-            worker was refused.
+        InputError: Ray is not installed, there is no cluster at the address, no node is large
+            enough, or ``work`` raised an InputError.
     """
     try:
         import ray
@@ -56,10 +55,14 @@ def run_on_ray(
     if not any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
         raise InputError(f"No node of the cluster has {wanted} for a worker.")
     # A task that dies with its node is started again elsewhere; one that raises is not.
-    task = ray.remote(_work).options(
+    task = ray.remote(_run_task).options(
         num_gpus=gpus_per_worker, num_cpus=cpus_per_worker, max_retries=-1
     )
-    pending = [task.remote(dict(arguments), storage) for _ in range(workers)]
+    _wait_for_tasks(ray, [task.remote(work) for _ in range(workers)])
+
+
+def _wait_for_tasks(ray: Any, pending: list[Any]) -> None:
+    """Wait until all tasks have ended; cancel the others once one has failed."""
     try:
         while pending:
             done, pending = ray.wait(pending)
@@ -69,7 +72,7 @@ def run_on_ray(
             raise InputError(str(error.cause)) from None
         raise
     finally:
-        # Only these: to cancel a task that has just failed may abort the whole process.
+        # Only pending ones: cancelling a task that has just failed may abort the whole process.
         for one in pending:
             ray.cancel(one)
         if pending:
@@ -78,19 +81,16 @@ def run_on_ray(
 
 
 def _check_address(address: str | None) -> None:
-    """Ray itself would try for minutes."""
+    """Fail at once where nothing listens; Ray itself would try for minutes."""
     host, _, port = str(address).removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
-def _work(arguments: dict[str, Any], storage: str) -> int:
-    """One worker, in a process of Ray's."""
-    from vit_ratio_opt.cli.app import worker
-
+def _run_task(work: Callable[[], int]) -> int:
+    """Run one worker in a process of Ray's; return its exit code."""
     os.environ.pop("OPTUNA_STORAGE", None)
     try:
-        worker(storage=storage, **arguments)
+        return work()
     except SystemExit as ended:  # Ray would take it for a crash
         return int(ended.code or 0)
-    return 0

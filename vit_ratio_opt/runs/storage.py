@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import random
-import re
 import sqlite3
 import time
 import warnings
@@ -15,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, quote_plus
 
 import optuna
 import sqlalchemy
@@ -23,10 +21,11 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from sqlalchemy.engine import URL
 
-from vit_ratio_opt._compat import behind_cache
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.runs.connections import RESTART_SECONDS, Connector, answer_seconds, has_given_up
 from vit_ratio_opt.runs.database import RDBStorage
+from vit_ratio_opt.utils.failures import reason, storage_error
+from vit_ratio_opt.utils.redact import redact, remember_secret
 
 __all__ = [
     "BEATS_IN_GRACE",
@@ -36,13 +35,9 @@ __all__ = [
     "RESTART_SECONDS",
     "check_storage_url",
     "database_files",
-    "is_storage_error",
     "is_temporary",
     "is_unreachable",
     "open_storage",
-    "rdb_of",
-    "reason",
-    "redact",
 ]
 
 DEFAULT_STORAGE = "sqlite:///vit_ratio_opt.db"
@@ -65,20 +60,6 @@ GRPC_PORT = 13000
 # Drivers that `pip install vit_ratio_opt[postgres]` and `[mysql]` bring, where the URL names none.
 _DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "mysql": ("pymysql", "MySQLdb")}
 _EXTRAS = {"postgresql": "postgres", "mysql": "mysql", "mariadb": "mysql"}
-
-_URL = re.compile(r"([A-Za-z][\w+.-]*)://(.*)", re.ASCII)
-_BACKENDS = ("postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "cockroachdb")
-_USER = re.compile(r"[\w.%+~-]*", re.ASCII)
-_PLACE = re.compile(r"(\[[^\]@]*\]|[^:/@\[]*)(:\d{0,5})?(/[^@]*)?")
-_SHOWN_ENTRY = re.compile(r"(host|port)=[\w.,:/%\[\]-]*", re.ASCII)
-# An entry of a libpq connection string, or of a dictionary of a driver's arguments.
-_SECRET_ENTRY = re.compile(
-    r"(?i)\b(\w*(?:password|passwd|passphrase|passfile|pwd|secret|token|sslkey|sslcert"
-    r"|access_key\w*)[\"']?)(\s*[=:]\s*)"
-    r"('(?:[^'\\]|\\.)*'?|\"(?:[^\"\\]|\\.)*\"?|[^\s&,;)}\]]+)"
-)
-_SHORTEST_SECRET = 4  # a shorter one would be struck out everywhere
-_secrets: set[str] = set()
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 
@@ -203,7 +184,10 @@ def open_storage(
         hint = f": pip install 'vit_ratio_opt[{extra}]'" if extra else ""
         raise InputError(f"The driver for {shown} is not installed{hint}.") from None
     except (*_OPENING_ERRORS, OSError, RuntimeError) as error:
-        raise InputError(f"The storage {shown} cannot be used: {reason(error, parsed)}") from None
+        why = reason(error)
+        if parsed.password:  # a short one may have been left
+            why = why.replace(str(parsed.password), "***")
+        raise InputError(f"The storage {shown} cannot be used: {why}") from None
     return storage
 
 
@@ -258,31 +242,13 @@ def _open_proxy(url: URL, grace: int) -> BaseStorage:
     return storage
 
 
-def reason(error: BaseException, url: URL | None = None) -> str:
-    """The first line of what an error says, without the password of a URL."""
-    cause = _storage_error(error) or error
-    if isinstance(cause, StorageInternalError):
-        cause = cause.__cause__ or cause
-    details = getattr(cause, "details", None)  # gRPC's
-    text = details() if callable(details) else str(getattr(cause, "orig", None) or cause)
-    line = ((text or "").strip().splitlines() or [type(cause).__name__])[0]
-    if url is not None and url.password:
-        line = line.replace(str(url.password), "***")
-    return redact(line)
-
-
-def is_storage_error(error: BaseException) -> bool:
-    """Whether the storage failed, and not what was asked of it: it may be back in a moment."""
-    return _storage_error(error) is not None
-
-
 def is_unreachable(error: BaseException) -> bool:
     """Whether there is no proxy at the moment; a database is waited for when connecting."""
     return _grpc_status(error) == "UNAVAILABLE"
 
 
 def _grpc_status(error: BaseException) -> str | None:
-    code = getattr(_storage_error(error), "code", None)
+    code = getattr(storage_error(error), "code", None)
     return getattr(code(), "name", None) if callable(code) else None
 
 
@@ -304,88 +270,18 @@ def is_temporary(
         return seconds <= RESTART_SECONDS
     if _grpc_status(error) == "DEADLINE_EXCEEDED":
         return seconds <= getattr(storage, "silence_seconds", RESTART_SECONDS)
-    cause = _storage_error(error)
+    cause = storage_error(error)
     if isinstance(cause, StorageInternalError):
         cause = cause.__cause__
     gave_up = has_given_up(getattr(cause, "orig", None))
     return not gave_up and failures <= _MOST_FAILURES and seconds <= RESTART_SECONDS
 
 
-def _storage_error(error: BaseException) -> BaseException | None:
-    """What the storage has raised. Optuna stumbles over it, so it may be the error's context."""
-    cause: BaseException | None = None if isinstance(error, InputError) else error
-    while cause is not None:
-        module = type(cause).__module__
-        if isinstance(cause, (StorageInternalError, sqlalchemy.exc.DBAPIError)):
-            return cause
-        if module == "grpc" or module.startswith("grpc."):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return None
-
-
-def rdb_of(storage: BaseStorage) -> optuna.storages.RDBStorage | None:
-    """The database behind Optuna's cache; None behind a proxy, or where there is none."""
-    backend = behind_cache(storage)
-    return backend if isinstance(backend, optuna.storages.RDBStorage) else None
-
-
-def redact(text: str) -> str:
-    """Return a text without secrets: of a URL's query only host and port are left.
-
-    Of a database's URL the user name is left too. Where a ``@`` or a ``?`` may belong to a
-    password that was not percent-encoded, nothing is left. A line is taken for a URL from ``://``
-    to its end, since passwords may hold spaces; after a URL without secrets it goes on.
-    """
-    lines = [_URL.sub(_redacted_url, line) for line in str(text).split("\n")]
-    shown = _SECRET_ENTRY.sub(r"\1\2***", "\n".join(lines))
-    for secret in sorted(_secrets, key=len, reverse=True):
-        shown = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", shown)
-    return shown
-
-
-def _redacted_url(match: re.Match[str]) -> str:
-    scheme, rest = match.groups()
-    words = rest.split(maxsplit=1)
-    url = words[0].rstrip(".,;:'\")") if words and rest.startswith(words[0]) else ""
-    tail = rest[len(url) :]
-    if (
-        "@" not in tail.partition("://")[0]
-        and _without_secrets(scheme, url) == f"{scheme}://{url}"
-    ):
-        return f"{scheme}://{url}{_URL.sub(_redacted_url, tail)}"
-    return _without_secrets(scheme, rest)
-
-
-def _without_secrets(scheme: str, rest: str) -> str:
-    if scheme.startswith("sqlite"):
-        file, mark, _ = rest.partition("?")
-        return f"{scheme}://{file}{'?***' if mark else ''}"
-    head, mark, query = rest.partition("?")
-    if "@" in query and (":" in head or "@" in head or "/" not in head):
-        return f"{scheme}://***"
-    login, at, place = head.rpartition("@")
-    if not _PLACE.fullmatch(place):
-        place = "***"
-    user, colon, _ = login.partition(":")
-    if not scheme.startswith(_BACKENDS) or not _USER.fullmatch(user):
-        user, colon = "***", ""
-    if at:
-        place = f"{user}{':***' if colon else ''}@{place}"
-    if not mark:
-        return f"{scheme}://{place}"
-    entries = query.split("&")
-    shown = [entry for entry in entries if _SHOWN_ENTRY.fullmatch(entry)]
-    shown += ["***"] if len(shown) < len(entries) else []
-    return f"{scheme}://{place}?{'&'.join(shown)}"
-
-
 def _remember_secrets(url: URL) -> None:
     """Have :func:`redact` know what a driver's messages may repeat."""
     values = [value for key, value in _entries(url.query) if key not in ("host", "port")]
     for value in [*values, *([str(url.password)] if url.password else [])]:
-        if len(value) >= _SHORTEST_SECRET:
-            _secrets.update((value, quote(value), quote_plus(value), repr(value)[1:-1]))
+        remember_secret(value)
 
 
 def _entries(query: Mapping[str, str | tuple[str, ...]]) -> Iterator[tuple[str, str]]:

@@ -23,12 +23,12 @@ from vit_ratio_opt.model_files.checkpoint import load_pruned, save_pruned, weigh
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.lineage import fetched_checkpoint
-from vit_ratio_opt.runs.storage import is_storage_error, reason
 from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.untrusted import check_checkpoint_name
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from vit_ratio_opt._compat import ArtifactStore
 
 __all__ = ["check_has_model", "keep_model", "read_artifact", "read_model"]
 

@@ -24,10 +24,12 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from vit_ratio_opt._compat import rdb_of
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.runs.connections import stopping
 from vit_ratio_opt.runs.database import RDBStorage
-from vit_ratio_opt.runs.storage import BEATS_IN_GRACE, is_storage_error, rdb_of
+from vit_ratio_opt.runs.storage import BEATS_IN_GRACE
+from vit_ratio_opt.utils.failures import is_storage_error
 
 __all__ = [
     "Reaper",

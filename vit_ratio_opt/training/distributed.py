@@ -68,7 +68,9 @@ class Ranks:
         return items[self.rank :: self.size]
 
     def sum(self, *values: float) -> list[float]:
-        """The sums over all processes, in float64."""
+        """Return the sums over all processes, in float64."""
+        if self.size == 1:
+            return list(values)
         numbers = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(numbers)
         return numbers.tolist()
@@ -78,7 +80,9 @@ class Ranks:
         return self.sum(float(flag))[0] > 0
 
     def tell(self, message: Any = None) -> Any:
-        """Rank 0's ``message``, of JSON values, in every process; bit for bit, floats too."""
+        """Return rank 0's ``message``, of JSON values, in every process; floats bit for bit."""
+        if self.size == 1:
+            return message
         text = json.dumps(message).encode() if self.rank == 0 else b""
         length = torch.tensor([len(text)])
         dist.broadcast(length, src=0)
@@ -93,6 +97,8 @@ class Ranks:
         dist.destroy_process_group()
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """``model`` with rank 0's weights, and gradients that are averaged over the processes."""
+        """Return ``model`` with rank 0's weights and gradients averaged over the processes."""
+        if self.size == 1:
+            return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -17,8 +18,10 @@ import vit_ratio_opt.runs.objective as objective_module
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study
-from vit_ratio_opt.training.finetune import Recipe, finetune
-from vit_ratio_opt.training.resume import checksum
+from vit_ratio_opt.training.context import TrialContext
+from vit_ratio_opt.training.finetune import finetune
+from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.training.saved_state import checksum
 
 
 @pytest.fixture
@@ -37,12 +40,12 @@ def interrupted(objective, url, name, monkeypatch, pair=None):
     """A study with a trial that ended after its first epoch, and the file of its state."""
     original = objective_module.finetune
 
-    def stops(*arguments, on_epoch, **options):
+    def stops(model, data, recipe, context, **options):
         def once(*values):
-            on_epoch(*values)
+            context.report(*values)
             raise RuntimeError("gone")
 
-        return original(*arguments, on_epoch=once, **options)
+        return original(model, data, recipe, replace(context, report=once), **options)
 
     study = create_study(objective, study_name=name, storage=url, screen=False)
     if pair is not None:
@@ -153,8 +156,12 @@ def make_dense():
 
 
 def test_a_state_of_another_training_is_refused_by_what_differs(make_dense, digits, tmp_path):
-    path, recipe = tmp_path / "state", Recipe(epochs=1, batch_size=256)
-    finetune(make_dense(0), digits, recipe, state=path, identity={"pair": [0.5, 0.5]})
+    recipe = Recipe(epochs=1, batch_size=256)
+
+    def context(ffn_ratio):
+        return TrialContext(state=tmp_path / "state", identity={"pair": [0.5, ffn_ratio]})
+
+    finetune(make_dense(0), digits, recipe, context(0.5))
     with pytest.raises(InputError, match="is of a training with other pair"):
-        finetune(make_dense(0), digits, recipe, state=path, identity={"pair": [0.5, 0.25]})
-    finetune(make_dense(0), digits, recipe, state=path, identity={"pair": [0.5, 0.5]})
+        finetune(make_dense(0), digits, recipe, context(0.25))
+    finetune(make_dense(0), digits, recipe, context(0.5))

@@ -1,0 +1,118 @@
+"""Fisher information: what an error in the output of a branch costs.
+
+An error e in what a branch adds to the residual stream costs ``e' F e / 2`` nats, where F is the
+mean of ``g g'`` over the gradients g of the log-likelihood of labels drawn from the model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vit_ratio_opt.models.blocks import ViT, branches
+from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.pruning.batches import check_logits, chunks
+
+__all__ = ["BranchCost", "branch_costs"]
+
+# Images with gradients, the most expensive part: two numbers a token and one matrix a branch are
+# computed from them.
+_GRADIENT_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class BranchCost:
+    """Loss caused by an error in what a branch adds to the residual stream.
+
+    Args:
+        root: ``(D, D)``; the loss is the squared length of ``root @ error``, weighted by token.
+        weights: Weight of each sampled token, ``(sampled,)``.
+    """
+
+    root: torch.Tensor
+    weights: torch.Tensor
+
+    @property
+    def effective_tokens(self) -> float:
+        """Number of equally weighted tokens that are worth as much as the weighted ones."""
+        return _effective_samples(self.weights)
+
+
+def branch_costs(
+    model: ViT, images: Sequence[torch.Tensor], seed: int, sampled: int
+) -> list[BranchCost]:
+    """Return the cost of errors in every branch, attention and FFN in turn.
+
+    Args:
+        model: Dense or pruned model, in evaluation mode.
+        images: Normalised batches, on the model's device.
+        seed: Random seed of the labels.
+        sampled: Number of sampled tokens of each image.
+    """
+    outputs: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, args: object, output: torch.Tensor) -> None:
+        outputs.append(output)
+
+    layers = [branch.last for pair in branches(model) for branch in pair]
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    generator = torch.Generator().manual_seed(seed)
+    squares = [torch.zeros(0)] * len(layers)
+    tokens = [torch.zeros(0)] * len(layers)
+    seen = 0
+    try:
+        with torch.enable_grad():
+            for number, part in enumerate(chunks(images)):
+                chunk = part[: _GRADIENT_IMAGES - seen].detach().requires_grad_()
+                if not len(chunk):
+                    break
+                outputs.clear()
+                logits = model(chunk)
+                check_logits(logits, number)
+                drawn = logits.detach().float().softmax(dim=1).cpu()
+                labels = torch.multinomial(drawn, 1, generator=generator)[:, 0].to(chunk.device)
+                loss = F.cross_entropy(logits, labels, reduction="sum")
+                for index, gradient in enumerate(torch.autograd.grad(loss, outputs)):
+                    flat = gradient.flatten(0, 1)
+                    square = (flat.mT @ flat).double().cpu()
+                    token = gradient.square().sum(dim=(0, 2)).double().cpu()
+                    squares[index] = squares[index] + square if seen else square
+                    tokens[index] = tokens[index] + token if seen else token
+                seen += len(chunk)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    prefix = shape_of(model).prefix_tokens
+    return [
+        _branch_cost(square, token / seen, prefix, seen, sampled)
+        for square, token in zip(squares, tokens, strict=True)
+    ]
+
+
+def _branch_cost(
+    square: torch.Tensor, tokens: torch.Tensor, prefix: int, images: int, sampled: int
+) -> BranchCost:
+    # One patch's weight is noise, that of all patches is not.
+    tokens[prefix:] = tokens[prefix:].mean()
+    total = float(tokens.sum())
+    if total == 0:  # a branch that changes nothing
+        weights = torch.full((sampled,), 1 / sampled, dtype=tokens.dtype)
+        return BranchCost(torch.zeros_like(square), weights)
+    weights = tokens[:sampled] / total
+    weights[prefix:] *= (len(tokens) - prefix) / (sampled - prefix)
+    width = len(square)
+    metric = square / square.trace()
+    # Few gradients estimate directions poorly: the fewer, the more the metric shrinks to identity.
+    doubt = width / (images * _effective_samples(tokens))
+    metric = (metric + doubt / width * torch.eye(width, dtype=metric.dtype)) / (1 + doubt)
+    values, vectors = torch.linalg.eigh(metric * total / 2)
+    return BranchCost(values.clamp_min(0).sqrt()[:, None] * vectors.mT, weights)
+
+
+def _effective_samples(weights: torch.Tensor) -> float:
+    """Return the number of equally weighted samples that are worth as much (Kish 1965)."""
+    return float(weights.sum().square() / weights.square().sum())

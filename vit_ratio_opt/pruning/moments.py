@@ -1,0 +1,237 @@
+"""Second moments of what a block computes on the calibration images."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from vit_ratio_opt.models.blocks import ViT, branches, stages
+from vit_ratio_opt.models.separate import BiasedAttention, TalkingHeads
+from vit_ratio_opt.pruning.batches import tokens_at
+from vit_ratio_opt.pruning.factorize import HeadMoments
+from vit_ratio_opt.pruning.fisher import BranchCost
+
+__all__ = ["BlockMoments", "block_moments"]
+
+_Tap = Callable[[Callable[[torch.Tensor], None]], RemovableHandle]
+"""Register ``callback(tensor)`` on every forward pass; return the hook handle."""
+
+
+class BlockMoments:
+    """Weighted sums over the sampled tokens of one block, gathered by hooks.
+
+    Args:
+        attn: Attention of the block.
+        ffn: FFN of the block.
+        middle: Tap on the residual stream after the attention.
+        end: Tap on the residual stream after the FFN.
+        attention_cost: Cost of errors in the attention's output.
+        ffn_cost: Cost of errors in the FFN's output.
+        positions: Positions of the sampled tokens, ``(images, sampled)``.
+
+    Attributes:
+        attention_targets: Residual stream after the attention at the sampled tokens, by batch.
+        ffn_targets: Residual stream after the FFN at the sampled tokens, by batch.
+    """
+
+    def __init__(
+        self,
+        attn: Any,
+        ffn: Any,
+        middle: _Tap,
+        end: _Tap,
+        attention_cost: BranchCost,
+        ffn_cost: BranchCost,
+        positions: torch.Tensor,
+    ) -> None:
+        self.attn, self.fc2 = attn, ffn.fc2
+        self.attention_cost, self.ffn_cost = attention_cost, ffn_cost
+        self.attention_targets: list[torch.Tensor] = []
+        self.ffn_targets: list[torch.Tensor] = []
+        self._taps = middle, end
+        self._positions = positions
+        self._batch = slice(0, 0)  # images of the current batch
+        self._sums: dict[str, torch.Tensor] = {}
+        self._qkv = torch.zeros(0)
+        columns = (attention_cost.root @ attn.proj.weight.detach().cpu().double()).float()
+        columns = torch.unflatten(columns, 1, (attn.num_heads, -1)).transpose(0, 1)
+        self._gram = (
+            columns.mT @ columns
+        )  # (H, d, d): an error v of a head's output costs v' gram v
+
+    @property
+    def images(self) -> int:
+        """Number of images seen so far."""
+        return self._batch.stop
+
+    def hooks(self) -> list[RemovableHandle]:
+        """Register the hooks and return their handles, which the caller removes."""
+        middle, end = self._taps
+        return [
+            self.attn.register_forward_pre_hook(self._on_batch),
+            self.attn.qkv.register_forward_hook(self._on_qkv),
+            self.attn.proj.register_forward_pre_hook(self._on_heads),
+            self.fc2.register_forward_pre_hook(self._on_neurons),
+            middle(partial(self._keep_target, self.attention_targets)),
+            end(partial(self._keep_target, self.ffn_targets)),
+        ]
+
+    def _on_batch(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self._batch = slice(self._batch.stop, self._batch.stop + len(args[0]))
+
+    def _sampled(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens_at(tokens, self._positions[self._batch].to(tokens.device))
+
+    def _keep_target(self, targets: list[torch.Tensor], stream: torch.Tensor) -> None:
+        targets.append(self._sampled(stream).cpu())
+
+    def _on_qkv(self, module: nn.Module, args: object, output: torch.Tensor) -> None:
+        self._qkv = output
+
+    def _on_heads(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        attn = self.attn
+        sizes = (attn.num_heads, attn.head_dim)
+        q, k, v = self._qkv.chunk(3, dim=-1)
+        q, k, v, outputs = (
+            torch.unflatten(rows, 2, sizes).transpose(1, 2)  # (B, H, N, d)
+            for rows in (self._sampled(q), k, v, self._sampled(args[0]))
+        )
+        q, k = attn.q_norm(q), attn.k_norm(k)
+        weights = self.attention_cost.weights.to(q)[:, None]
+        self._add("queries", _products(q * weights, q))
+        self._add("outputs", _products(outputs * weights, outputs))
+        self._add("output_mean", (outputs * weights).sum(dim=(0, 2)))
+        k = k - k.mean(dim=2, keepdim=True)
+        self._add("keys", _products(k, k) / k.shape[2])
+        logits = q @ k.mT * attn.scale
+        gram = self._gram.to(q)
+        if isinstance(attn, TalkingHeads):
+            effect = _mixed_effect(attn, logits, v, gram)
+        else:
+            bias = attn.position_bias() if isinstance(attn, BiasedAttention) else None
+            if bias is not None:
+                where = self._positions[self._batch].to(q.device)
+                logits = logits + bias[0][:, where].transpose(0, 1)
+            effect = _logit_effect(logits.softmax(dim=-1), v, outputs, gram)
+        self._add("logit_effect", (effect * weights[:, 0]).sum(dim=(0, 2)))
+
+    def _on_neurons(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        hidden = self._sampled(args[0])
+        weighted = hidden * self.ffn_cost.weights.to(hidden)[:, None]
+        self._add("neurons", weighted.flatten(0, 1).mT @ hidden.flatten(0, 1))
+        self._add("neuron_mean", weighted.sum(dim=(0, 1)))
+
+    def _add(self, name: str, value: torch.Tensor) -> None:
+        value = value.double().cpu()
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def _mean(self, name: str) -> torch.Tensor:
+        return self._sums[name] / self.images
+
+    def head_moments(self) -> HeadMoments:
+        """Return the moments of the heads over all images."""
+        centre = self._mean("output_mean")
+        if self.attn.proj.bias is None:
+            centre = torch.zeros_like(centre)
+        return HeadMoments(
+            queries=self._mean("queries"),
+            keys=self._mean("keys"),
+            outputs=self._mean("outputs") - centre[:, :, None] * centre[:, None],
+            output_mean=centre,
+            logit_effect=self._mean("logit_effect"),
+        )
+
+    def neuron_covariance(self) -> torch.Tensor:
+        """Return the covariance of the hidden neurons, ``(M, M)``; not centred without a bias."""
+        products, mean = self._mean("neurons"), self._mean("neuron_mean")
+        return products if self.fc2.bias is None else products - torch.outer(mean, mean)
+
+
+def block_moments(
+    model: ViT, costs: Sequence[BranchCost], positions: torch.Tensor
+) -> list[BlockMoments]:
+    """Return the moments of each block, with nothing gathered yet.
+
+    Args:
+        model: Dense or pruned model.
+        costs: Cost of errors in every branch, attention and FFN in turn.
+        positions: Positions of the sampled tokens, ``(images, sampled)``.
+    """
+    return [
+        BlockMoments(*parts, costs[2 * index], costs[2 * index + 1], positions)
+        for index, parts in enumerate(_parts(model))
+    ]
+
+
+def _parts(model: ViT) -> Iterator[tuple[Any, Any, _Tap, _Tap]]:
+    """Yield the attention and FFN of each pair of branches, and taps on the streams after them."""
+    after: dict[tuple[str, int], _Tap] = {}
+    order = list(stages(model))
+    for now, following in itertools.pairwise(order):
+        entry = following[0][2].entry
+        for index, kind, _ in now:
+            after[kind, index] = partial(_on_input, entry)
+    for index, kind, _ in order[-1]:
+        after[kind, index] = partial(_on_output, model.blocks[-1])
+    for index, (attention, ffn) in enumerate(branches(model)):
+        ends = after["attention", index], after["ffn", index]
+        yield attention.module, ffn.module, *ends
+
+
+def _on_input(module: nn.Module, callback: Callable[[torch.Tensor], None]) -> RemovableHandle:
+    return module.register_forward_pre_hook(lambda _, args: callback(args[0]))
+
+
+def _on_output(module: nn.Module, callback: Callable[[torch.Tensor], None]) -> RemovableHandle:
+    return module.register_forward_hook(lambda *args: callback(args[2]))
+
+
+def _logit_effect(
+    shares: torch.Tensor, values: torch.Tensor, outputs: torch.Tensor, gram: torch.Tensor
+) -> torch.Tensor:
+    """Return the loss caused by noise of variance 1 in the logits, ``(B, H, N)``.
+
+    Independent noise e changes an output by ``sum_j p_j e_j (v_j - output)``.
+
+    Args:
+        shares: p, the attention after the softmax, ``(B, H, N, keys)``.
+        values: v, ``(B, H, keys, d)``.
+        outputs: ``shares @ values``.
+        gram: ``(H, d, d)``: an error x of a head's output costs ``x' gram x``.
+    """
+    shares = shares.square()
+    lengths = ((values @ gram) * values).sum(dim=-1, keepdim=True)
+    mixed = outputs @ gram
+    effect = shares @ lengths - 2 * ((shares @ values) * mixed).sum(dim=-1, keepdim=True)
+    effect += shares.sum(dim=-1, keepdim=True) * (mixed * outputs).sum(dim=-1, keepdim=True)
+    return effect[..., 0]
+
+
+def _mixed_effect(
+    attn: TalkingHeads, logits: torch.Tensor, values: torch.Tensor, gram: torch.Tensor
+) -> torch.Tensor:
+    """Return :func:`_logit_effect` where heads are mixed before and after the softmax.
+
+    Effects that reach a head through different heads are taken as independent.
+    """
+    before, after = attn.proj_l.weight.square(), attn.proj_w.weight.square()
+    shares = attn.mixed(attn.proj_l, logits).softmax(dim=-1)
+    # Of the noise in the j-th softmax for the i-th head: (B, N, i, j).
+    effects = []
+    for index in range(attn.num_heads):
+        share = shares[:, index : index + 1].expand_as(shares)
+        effects.append(_logit_effect(share, values, share @ values, gram).transpose(1, 2))
+    effect: torch.Tensor = (torch.stack(effects, dim=3) * after).sum(dim=2)
+    raw: torch.Tensor = effect @ before
+    return raw.transpose(1, 2)
+
+
+def _products(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return sums of outer products over images and tokens: ``(B, H, N, d)`` to ``(H, d, d)``."""
+    return torch.einsum("bhnd,bhne->hde", first, second)

@@ -1,0 +1,317 @@
+"""Rows of studies and trials, as dictionaries that every table shows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.records.answer import Answer, Candidate, answer_of, answer_trial
+from vit_ratio_opt.records.snapshot import snapshot
+from vit_ratio_opt.records.trials import (
+    DAMAGED,
+    accuracy_of,
+    attribute,
+    cost_of,
+    finished_trials,
+    is_ratio,
+    shown_attribute,
+    tested_accuracy,
+)
+from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.utils.text import short
+
+__all__ = [
+    "TRIAL_COLUMNS",
+    "answer_row",
+    "build_report",
+    "dense_ms",
+    "group_studies",
+    "timing_split",
+    "trial_rows",
+]
+
+TRIAL_COLUMNS = (
+    "study",
+    "trial",
+    "state",
+    "best",
+    "mhsa_ratio",
+    "ffn_ratio",
+    "macs_ratio",
+    "macs",
+    "cost_ratio",
+    "params",
+    "accuracy_pruned",
+    "accuracy",
+    "accuracy_drop",
+    "parent_trial",
+    "epochs",
+    "seconds",
+    "seed",
+    "device",
+    "checkpoint",
+    "failure",
+)
+"""What :func:`trial_rows` gives, in the order in which it is shown everywhere."""
+# Columns that are no attributes of a trial.
+_COMPUTED = ("study", "trial", "state", "best", "mhsa_ratio", "ffn_ratio")
+# What a trial cannot do without; the rest of its time is the price of searching and pruning.
+_WORK = ("train", "evaluate", "data")
+# Settings that the studies of one table have in common.
+_SHARED = ("weights", "dataset", "validation")
+# Settings in which a study of the fixed ratio may differ from a search that trains the same model.
+_OF_THE_SEARCH = ("schema_version", "strategy", "noise", "confirmations", "confidence")
+
+
+def group_studies(studies: Sequence[Study]) -> list[list[Study]]:
+    """Studies of the same dense model and images, which one table can hold, together."""
+    groups: defaultdict[tuple[str, ...], list[Study]] = defaultdict(list)
+    for study in studies:
+        settings = study.user_attrs["settings"]
+        groups[tuple(settings[key] for key in _SHARED)].append(study)
+    return list(groups.values())
+
+
+def build_report(studies: Sequence[Study]) -> dict[str, Any]:
+    """Return ``{model, dataset, seed, epochs, device, versions, rows}`` of one dense model.
+
+    Beside them ``budget`` and ``tolerance``, one of which is None, and ``cost``. Rows:
+
+    - ``dense``: the dense model.
+    - ``fixed``: the fixed ratio's pair in a search within a budget, or the answer of a study of
+      one fixed ratio. A study whose pair and settings are those of a search is not listed again.
+    - ``searched``: the answer of a search. Where it is the dense model, ``trial`` is None,
+      ``trained`` is 0 and the ratios are 0.
+
+    A row is ``{name, study, strategy, mhsa_ratio, ffn_ratio, macs, macs_ratio, params, trial,
+    val_accuracy, val_error, own_accuracy, trained, probability, test_accuracy, trials, seconds}``.
+    Accuracies are in per cent:
+
+    - ``val_accuracy`` and ``val_error``: posterior mean of the pair's validation accuracy, and its
+      standard error in percentage points; ``own_accuracy``: mean of the pair's own trainings.
+    - ``trial``: the number of the trial whose model is taken; ``trained``: trainings of the pair.
+    - ``probability``: within a budget, that the pair is better than the fixed ratio's of the same
+      study, else None; with a tolerance, that it keeps the tolerance.
+    - ``test_accuracy``: of the model of ``trial``, None until it was tested.
+    - ``trials`` and ``seconds``: of all trials of the study, in the row of a fixed ratio that a
+      search has trained those of its own trainings.
+
+    Of another cost than MACs there is also ``cost_ratio``; of latency ``latency_ms``, predicted,
+    and once it was tested ``measured_ms``, ``dense_ms`` and ``measured_on``.
+
+    Raises:
+        InputError: The studies are of different dense models or data.
+    """
+    studies = [snapshot(study) for study in studies]
+    first = studies[0].user_attrs
+    settings = first["settings"]
+    for key in _SHARED:
+        values = {study.user_attrs["settings"][key] for study in studies}
+        if len(values) > 1:
+            raise InputError(
+                f"Studies in one report must be of one model and data set, but differ in {key}: "
+                f"{', '.join(map(short, sorted(values)))}. Name the studies."
+            )
+    tested = (tested_accuracy(study, None) for study in studies)
+    rows = [
+        {
+            "name": "dense",
+            "study": None,
+            "strategy": "none",
+            **_dense_figures(studies[0]),
+            "test_accuracy": next((value for value in tested if value is not None), None),
+            "trials": 0,
+            "seconds": 0.0,
+        }
+    ]
+    if any(cost_of(study) != "macs" for study in studies):
+        rows[0]["cost_ratio"] = 1.0
+    answers = {study.study_name: answer_of(study) for study in studies}
+    searches = [(study, answers[study.study_name]) for study in studies]
+    for study, answer in searches:
+        if answer is None or _is_listed_elsewhere(study, answer, searches):
+            continue
+        if answer.baseline is not None:
+            rows.append(_baseline_row(study, answer.baseline))
+        rows.append(answer_row(study, answer))
+    report = {
+        "model": settings["model"],
+        "dataset": settings["dataset"],
+        "seed": settings["seed"],
+        "epochs": settings["recipe"].get("epochs"),
+        "device": first["device"],
+        "versions": first["versions"],
+        "budget": settings["budget"],
+        "tolerance": settings["tolerance"],
+        "cost": cost_of(studies[0]),
+        "rows": rows,
+    }
+    # Where validation took half of the test split: the dense model on both halves together.
+    for study in studies:
+        if "dense_full_test_accuracy" in study.user_attrs:
+            report["dense_full_test_accuracy"] = study.user_attrs["dense_full_test_accuracy"]
+    return report
+
+
+def _is_listed_elsewhere(
+    study: Study, answer: Answer, searches: Sequence[tuple[Study, Answer | None]]
+) -> bool:
+    """Whether a search has trained the same fixed ratio with the same settings."""
+
+    def shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in settings.items() if key not in _OF_THE_SEARCH}
+
+    settings = study.user_attrs["settings"]
+    if settings["strategy"] != "fixed" or answer.found is None:
+        return False
+    return any(
+        other is not None
+        and other.baseline is not None
+        and other.baseline.pair == answer.found.pair
+        and shared(search.user_attrs["settings"]) == shared(settings)
+        for search, other in searches
+    )
+
+
+def _dense_figures(study: Study) -> dict[str, Any]:
+    dense = study.user_attrs["dense"]
+    return {
+        "mhsa_ratio": 0.0,
+        "ffn_ratio": 0.0,
+        "macs": dense["macs"],
+        "macs_ratio": 1.0,
+        "params": dense["params"],
+        "trial": None,
+        "val_accuracy": dense["val_accuracy"],
+        "val_error": 0.0,
+        "own_accuracy": dense["val_accuracy"],
+        "trained": 0,
+        "probability": None,
+    }
+
+
+def _figures(found: Candidate, probability: float | None) -> dict[str, Any]:
+    return {
+        "mhsa_ratio": found.pair[0],
+        "ffn_ratio": found.pair[1],
+        **{name: attribute(found.trial, name) for name in ("macs", "macs_ratio", "params")},
+        "trial": found.trial.number,
+        "val_accuracy": found.accuracy,
+        "val_error": found.error,
+        "own_accuracy": found.own_accuracy,
+        "trained": found.trained,
+        "probability": probability,
+    }
+
+
+def answer_row(study: Study, answer: Answer) -> dict[str, Any]:
+    """Return the row of a study's answer."""
+    found, finished = answer.found, finished_trials(study)
+    if found is None:
+        figures, trial = _dense_figures(study), None
+    else:
+        is_compared = answer.confidence is not None or (
+            answer.baseline is not None and not answer.is_baseline
+        )
+        figures, trial = _figures(found, found.probability if is_compared else None), found.trial
+    tested = study.user_attrs.get("tested", {})
+    measured = {}
+    # A search that went on has another answer, whose latency is not measured yet.
+    if tested.get("pruned_ms") is not None and trial and tested.get("trial") == trial.number:
+        measured = {"measured_ms": tested["pruned_ms"], "dense_ms": tested["dense_ms"]}
+        measured["measured_on"] = tested["device"]
+    return {
+        "name": study.user_attrs["settings"]["strategy"],
+        "study": study.study_name,
+        "strategy": study.user_attrs["settings"].get("pruned", "structural"),
+        **figures,
+        "test_accuracy": tested_accuracy(study, trial),
+        "trials": len(finished),
+        "seconds": _seconds(finished),
+        **_cost(study, 1.0 if found is None else found.cost_ratio),
+        **measured,
+    }
+
+
+def _baseline_row(study: Study, baseline: Candidate) -> dict[str, Any]:
+    """Return the row of the fixed ratio's pair that a search has trained."""
+    return {
+        "name": "fixed",
+        "study": study.study_name,
+        "strategy": study.user_attrs["settings"].get("pruned", "structural"),
+        **_figures(baseline, None),
+        "test_accuracy": tested_accuracy(study, baseline.trial),
+        "trials": baseline.trained,
+        "seconds": _seconds(baseline.trials),
+        **_cost(study, baseline.cost_ratio),
+    }
+
+
+def _cost(study: Study, cost_ratio: float) -> dict[str, Any]:
+    cost: dict[str, Any] = {} if cost_of(study) == "macs" else {"cost_ratio": cost_ratio}
+    if "latency" in study.user_attrs:
+        whole = dense_ms(study.user_attrs["latency"])
+        cost["latency_ms"] = round(cost_ratio * whole, 4)
+    return cost
+
+
+def _seconds(trials: Sequence[FrozenTrial]) -> float:
+    return round(sum(float(attribute(trial, "seconds") or 0) for trial in trials), 1)
+
+
+def trial_rows(study: Study) -> list[dict[str, Any]]:
+    """Return all trials in their order, each with :data:`TRIAL_COLUMNS`; None where unknown.
+
+    ``best`` marks the trial of the study's answer. An attribute of another type than this package
+    writes is the word ``damaged``.
+    """
+    study = snapshot(study)
+    best = answer_trial(study)
+    rows = []
+    for trial in study.get_trials(deepcopy=False):
+        known = {
+            name: shown_attribute(trial, name) for name in TRIAL_COLUMNS if name not in _COMPUTED
+        }
+        known |= {
+            "study": study.study_name,
+            "trial": trial.number,
+            "state": trial.state.name,
+            "best": best is not None and trial.number == best.number,
+            **{name: _ratio(trial, name) for name in RatioPair._fields},
+        }
+        if known["accuracy"] != DAMAGED:
+            known["accuracy"] = accuracy_of(trial, study)
+        rows.append({name: known[name] for name in TRIAL_COLUMNS})
+    return rows
+
+
+def _ratio(trial: FrozenTrial, name: str) -> float | str | None:
+    ratio = trial.params.get(name)
+    return ratio if ratio is None or is_ratio(ratio) else DAMAGED
+
+
+def timing_split(study: Study) -> dict[str, float]:
+    """Shares of the complete trials' time: training, evaluation, data, and everything else.
+
+    The whole is from a trial's creation to its end in the storage, so "other" holds the sampler,
+    the storage, importance, surgery and checkpoints. Empty without a complete trial.
+    """
+    trials = [(trial, attribute(trial, "timing")) for trial in finished_trials(study)]
+    timed = [(trial.duration, timing) for trial, timing in trials if timing is not None]
+    whole = sum(duration.total_seconds() for duration, _ in timed if duration is not None)
+    if whole <= 0:
+        return {}
+    shares = {name: sum(timing.get(name, 0.0) for _, timing in timed) for name in _WORK}
+    shares = {name: seconds / whole for name, seconds in shares.items()}
+    return {**shares, "other": 1 - sum(shares.values())}
+
+
+def dense_ms(latency: Mapping[str, Any]) -> float:
+    """Return the predicted latency of the dense model in milliseconds."""
+    nanoseconds = latency["rest"] + latency["mhsa"][0][1] + latency["ffn"][0][1]
+    return float(nanoseconds / 1e6)

@@ -1,0 +1,162 @@
+"""The contract between a search and a training loop: what a loop is given and what it reports.
+
+A training loop of one's own is a class with a metric and three methods, see :class:`Trainer`. It
+needs no import of this package and knows nothing of Optuna.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from vit_ratio_opt.training.progress import SearchProgress
+
+__all__ = [
+    "Metric",
+    "Report",
+    "Stopwatch",
+    "Trainer",
+    "TrainingDiverged",
+    "TrainingStopped",
+    "TrialContext",
+]
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss is NaN or infinite: another seed or a smaller learning rate may help."""
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """The training was asked to stop. Its state is saved if the context names a file for it.
+
+    A KeyboardInterrupt, because Optuna lets these through whatever ``catch`` names.
+    """
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a trainer measures.
+
+    Args:
+        name: Name in reports, such as ``"accuracy"``.
+        unit: Unit of its values, such as ``"%"``; empty if it has none.
+        larger_is_better: Whether a larger value is a better model.
+    """
+
+    name: str
+    unit: str = ""
+    larger_is_better: bool = True
+
+
+class Stopwatch:
+    """Seconds spent, by activity.
+
+    Attributes:
+        seconds: Total of each activity.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, activity: str) -> Iterator[None]:
+        """Add the time inside the block to ``activity``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[activity] += time.perf_counter() - start
+
+
+class Report(Protocol):
+    """Callback with the result of an epoch."""
+
+    def __call__(self, epoch: int, value: float, loss: float | None = None, /) -> None:
+        """Record the epoch's result; an exception raised here ends the training.
+
+        Args:
+            epoch: Number of epochs that are done, from 1.
+            value: The trainer's metric on the validation split.
+            loss: Mean training loss of the epoch, if it is known.
+        """
+
+
+def _ignore_report(epoch: int, value: float, loss: float | None = None, /) -> None: ...
+
+
+def _ignore_resume() -> None: ...
+
+
+def _never_stop() -> bool:
+    return False
+
+
+@dataclass
+class TrialContext:
+    """What a training loop is given for one model. The defaults suit a training of its own.
+
+    Args:
+        seed: Fixes everything random in the training.
+        teacher: The dense model, for distillation, on the device of the trained model.
+        report: Called after each epoch. It may raise an exception, such as
+            ``optuna.TrialPruned``, to end the training.
+        should_stop: Asked before each step. If it returns True, the loop saves its state and
+            raises :class:`TrainingStopped`.
+        on_resume: Called after a saved state was loaded, before the training continues.
+        state: File of the saved state, written after each epoch. If it exists, the training
+            resumes from it. None saves nothing.
+        identity: JSON values that identify the training, such as the pair of ratios. A saved state
+            with another identity is refused.
+        clock: Measures the seconds of ``train``, ``data`` and ``evaluate``.
+        title: Title of the progress bar.
+        progress: Progress bars of the search, or whether to show bars; None shows them in a
+            terminal only.
+    """
+
+    seed: int = 0
+    teacher: nn.Module | None = None
+    report: Report = _ignore_report
+    should_stop: Callable[[], bool] = _never_stop
+    on_resume: Callable[[], None] = _ignore_resume
+    state: Path | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    clock: Stopwatch = field(default_factory=Stopwatch)
+    title: str = "fine-tune"
+    progress: SearchProgress | bool | None = None
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """A training loop and its metric: what a search needs to know about a task.
+
+    Attributes:
+        metric: What :meth:`evaluate` and :meth:`train` return.
+    """
+
+    @property
+    def metric(self) -> Metric:
+        """What :meth:`evaluate` and :meth:`train` return."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return JSON values that must be equal for two results to be comparable.
+
+        A study stores them. It cannot be resumed with a trainer that returns others.
+        """
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Return the metric of ``model`` on the validation data."""
+
+    def train(self, model: nn.Module, context: TrialContext) -> float:
+        """Train ``model`` in place and return its metric on the validation data.
+
+        Args:
+            model: The pruned model.
+            context: Seed, teacher and callbacks of the trial.
+        """

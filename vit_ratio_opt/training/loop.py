@@ -1,0 +1,236 @@
+"""The loop over epochs and steps, which can be stopped and resumed at any step."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+
+import torch
+from torch import nn
+
+from vit_ratio_opt.data.dataset import ImageData
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.models.device import Precision, model_device
+from vit_ratio_opt.training.context import TrainingDiverged, TrainingStopped, TrialContext
+from vit_ratio_opt.training.distributed import Ranks
+from vit_ratio_opt.training.evaluate import evaluate
+from vit_ratio_opt.training.progress import TrainingProgress
+from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.training.saved_state import TrainingState
+from vit_ratio_opt.training.steps import Batch, Optimization
+
+__all__ = ["Loop", "Mix"]
+
+Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Images and labels of a batch to mixed images and labels, or class probabilities."""
+
+_logger = logging.getLogger(f"optuna.{__name__}")
+# `loss.item()` synchronises the GPU, so divergence is checked every 100 steps.
+_STEPS_BETWEEN_CHECKS = 100
+
+
+class Loop:
+    """One training: its position, its random numbers and its saved state.
+
+    Args:
+        model: Trained in place.
+        data: Trains on ``data.train``, validates on ``data.val``.
+        recipe: The hyperparameters.
+        context: Seed, callbacks and file of the saved state.
+        teacher: The teacher, or its logits for all images of ``data.train``.
+        mix: Mixes the images and labels of each batch.
+        precision: Precision of forward passes.
+        ranks: The processes that share each batch; None for this process alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ImageData,
+        recipe: Recipe,
+        context: TrialContext,
+        teacher: nn.Module | torch.Tensor | None,
+        mix: Mix | None,
+        precision: Precision,
+        ranks: Ranks | None,
+    ) -> None:
+        self._model, self._data, self._recipe, self._context = model, data, recipe, context
+        self._teacher, self._mix, self._precision = teacher, mix, precision
+        self._device = model_device(model)
+        self._ranks = ranks = ranks or Ranks(0, 1, self._device)
+        self._steps_per_epoch = math.ceil(len(data.train) / recipe.batch_size)
+        self._steps = recipe.epochs * self._steps_per_epoch
+        self._optimization = Optimization(model, recipe, self._steps, precision, ranks)
+        self._generator = torch.Generator().manual_seed(context.seed)
+        # The order of images has to be equal in all processes, which draw different numbers for
+        # the augmentation of parts that differ in size.
+        self._augmentation = self._generator
+        if ranks.size > 1:
+            self._augmentation = torch.Generator().manual_seed(context.seed + ranks.rank)
+        self._step = 0
+        self._accuracy: float | None = None
+        self._loss_sum = torch.tensor(0.0, dtype=torch.float64, device=self._device)
+        self._epoch_state = self._generator.get_state()
+        self._saved = self._saved_state()
+
+    def _saved_state(self) -> TrainingState | None:
+        context = self._context
+        if context.state is None:
+            return None
+        identity = {
+            "recipe": asdict(self._recipe),
+            "seed": context.seed,
+            "images": len(self._data.train),
+            "validation": self._data.fingerprint,
+            "precision": self._precision,
+            "mix": self._mix is not None,
+            "teacher": self._teacher is not None,
+            **context.identity,
+        }
+        parts = self._optimization.parts
+        return TrainingState(context.state, identity, parts, self._generator, self._device)
+
+    def run(self) -> float:
+        """Train to the end and return the validation accuracy in per cent.
+
+        Raises:
+            InputError: The saved state is damaged or of another training.
+            TrainingDiverged: The loss is NaN or infinite.
+            TrainingStopped: The context asked to stop.
+        """
+        context, average = self._context, self._optimization.average
+        shown = context.progress if self._ranks.rank == 0 else False
+        devices = [self._device] if self._device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices=devices),
+            TrainingProgress(
+                context.title, self._steps, self._steps_per_epoch, shown=shown
+            ) as bar,
+        ):
+            torch.manual_seed(context.seed)  # mixing, dropout and stochastic depth
+            self._resume()
+            bar.skip(self._step)
+            if self._step < self._steps:
+                self._optimization.begin()
+            while self._step < self._steps:
+                self._run_epoch(bar)
+        self._model.eval()
+        if average is not None:
+            self._model.load_state_dict(average.module.state_dict())
+        return self._evaluate(self._model) if self._accuracy is None else float(self._accuracy)
+
+    def _resume(self) -> None:
+        if self._saved is None:
+            return
+        self._epoch_state, position = self._saved.load()
+        if position:
+            self._step = int(position["step"])
+            self._accuracy = position["accuracy"]
+            self._loss_sum.fill_(position["loss_sum"])
+            self._context.on_resume()
+
+    def _run_epoch(self, bar: TrainingProgress) -> None:
+        """Make the steps that are left of an epoch, validate, save the state and report."""
+        self._model.train()
+        for batch in self._batches():
+            with self._context.clock("train"):
+                loss, logits = self._optimization.step(self._step, batch)
+                self._step += 1
+                self._loss_sum += loss / self._ranks.size
+            if self._step % _STEPS_BETWEEN_CHECKS == 0:
+                self._mean_loss()
+            if bar.enabled:
+                hits = (logits.argmax(dim=1) == batch.labels).float().mean()
+                bar.advance(self._step, batch.size, loss.item(), 100 * hits.item())
+        mean_loss = self._mean_loss()
+        self._accuracy = self._evaluate(self._optimization.average or self._model)
+        self._epoch_state = self._generator.get_state()
+        self._loss_sum.zero_()
+        self._save()
+        self._report(self._accuracy, mean_loss)
+
+    def _batches(self) -> Iterator[Batch]:
+        """Yield the batches that are left of this epoch; stop before a step if that is asked."""
+        train = self._data.train
+        done = self._step % self._steps_per_epoch  # not 0 if an epoch was interrupted
+        now = self._generator.get_state()
+        self._generator.set_state(self._epoch_state)
+        order = torch.randperm(len(train), generator=self._generator)
+        if done:
+            self._generator.set_state(now)
+        wholes = torch.split(order, self._recipe.batch_size)[done:]
+        # A process without an image of a batch takes any one; its loss has no weight.
+        owns = [own if len(own := self._ranks.share(whole)) else whole[:1] for whole in wholes]
+        decoded = train.subset(torch.cat(owns)).batches(len(owns[0]))
+        for whole, own in zip(wholes, owns, strict=True):
+            self._stop_if_asked()
+            with self._context.clock("data"):
+                batch = self._batch(*next(decoded), whole=whole, own=own)
+            yield batch
+
+    def _batch(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        whole: torch.Tensor,
+        own: torch.Tensor,
+    ) -> Batch:
+        """Return a batch on the device, augmented, normalised and mixed."""
+        images = images.to(self._device, non_blocking=True)
+        labels = labels.to(self._device, non_blocking=True)
+        if self._recipe.augment:
+            images = self._data.augment(images, self._augmentation)
+        images, targets = self._data.normalise(images), labels
+        if self._mix is not None:
+            images, targets = self._mix(images, labels)
+        teacher = self._teacher if self._recipe.distillation else None
+        if isinstance(teacher, torch.Tensor):
+            teacher = teacher[own].to(self._device, non_blocking=True)
+        # Each part's loss is a mean, and the processes' gradients are averaged.
+        weight = len(self._ranks.share(whole)) * self._ranks.size / len(whole)
+        return Batch(images, labels, targets, len(whole), teacher, weight)
+
+    def _stop_if_asked(self) -> None:
+        if self._ranks.any(self._context.should_stop()):
+            self._save()
+            raise TrainingStopped(f"stopped after step {self._step} of {self._steps}")
+
+    def _mean_loss(self) -> float:
+        mean = self._loss_sum.item() / (1 + (self._step - 1) % self._steps_per_epoch)
+        (mean,) = self._ranks.sum(mean)
+        if not math.isfinite(mean):
+            raise TrainingDiverged(f"The loss is {mean} after step {self._step} of {self._steps}.")
+        return mean
+
+    def _evaluate(self, model: nn.Module) -> float:
+        data, precision = self._data, self._precision
+        ranks = None if self._ranks.size == 1 else self._ranks
+        with self._context.clock("evaluate"):
+            return evaluate(model, data, data.val, ranks=ranks, precision=precision)
+
+    def _save(self) -> None:
+        # Every process has its part of the loss, and takes part in the sum.
+        loss_sum = self._ranks.sum(self._loss_sum.item())[0] / self._ranks.size
+        if self._saved is None or self._ranks.rank > 0:
+            return
+        position = {"step": self._step, "accuracy": self._accuracy, "loss_sum": loss_sum}
+        try:
+            self._saved.save(self._epoch_state, position)
+        except InputError as error:  # a full disk, say: no reason to lose the training
+            _logger.warning(f"{error} The training continues, but could not be resumed.")
+
+    def _report(self, accuracy: float, mean_loss: float) -> None:
+        """Report in rank 0; an exception raised there ends the training in all processes."""
+        if self._ranks.rank > 0:
+            if not self._ranks.tell():
+                raise TrainingStopped("rank 0 ended the training")
+            return
+        try:
+            self._context.report(self._step // self._steps_per_epoch, accuracy, mean_loss)
+        except BaseException:
+            self._ranks.tell(False)
+            raise
+        self._ranks.tell(True)

@@ -1,0 +1,155 @@
+"""The built-in trainer: fine-tuning and top-1 accuracy on a data set of images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from vit_ratio_opt.data.dataset import ImageData, Split
+from vit_ratio_opt.models.device import (
+    Precision,
+    check_precision,
+    device_name,
+    precision_of,
+    resolve_device,
+)
+from vit_ratio_opt.training.context import Metric, TrialContext
+from vit_ratio_opt.training.distributed import Ranks
+from vit_ratio_opt.training.evaluate import evaluate, predict
+from vit_ratio_opt.training.finetune import finetune
+from vit_ratio_opt.training.progress import SearchProgress
+from vit_ratio_opt.training.recipe import Recipe
+
+__all__ = ["ImageTrainer"]
+
+# Teacher logits up to 256 MB are kept.
+_MAX_LOGITS = 2**26
+
+
+class ImageTrainer:
+    """Trains on ``data.train`` and returns top-1 accuracies in per cent.
+
+    Attributes:
+        metric: Top-1 accuracy in per cent.
+        precision: Precision in which models are trained and evaluated. A study sets it where
+            :attr:`is_precision_given` is False.
+        is_precision_given: Whether the caller chose the precision.
+
+    Args:
+        data: The data set.
+        recipe: Hyperparameters of each training; the default ones if None.
+        device: Device of the models, such as ``"cuda:0"``; the best one by default.
+        precision: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default the usual one of the
+            device: mixed on a CUDA GPU, full elsewhere.
+        ranks: Processes that share each training; None for this process alone.
+        progress: Progress bars of trainings whose context has none; None shows them in a terminal
+            only.
+
+    Raises:
+        InputError: This machine has no such device, or the precision is unknown.
+    """
+
+    metric = Metric("accuracy", "%")
+
+    def __init__(
+        self,
+        data: ImageData,
+        recipe: Recipe | None = None,
+        *,
+        device: torch.device | str | None = None,
+        precision: Precision | None = None,
+        ranks: Ranks | None = None,
+        progress: SearchProgress | bool | None = None,
+    ) -> None:
+        check_precision(precision)
+        self.data, self.recipe = data, recipe or Recipe()
+        self.ranks, self.progress = ranks, progress
+        self.device = resolve_device(ranks.device if device is None and ranks else device)
+        self.precision: Precision = precision or precision_of(self.device)
+        self.is_precision_given = precision is not None
+        self._logits: tuple[nn.Module, Precision, torch.Tensor] | None = None
+
+    @property
+    def device_name(self) -> str:
+        """Name of the device, such as ``"NVIDIA H100"``."""
+        return device_name(self.device)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a study stores about the data and the training, by ``StudySettings``' names.
+
+        Two results are comparable if all of it is equal.
+        """
+        data = self.data
+        return {
+            "dataset": data.name,
+            "training": data.training_fingerprint,
+            "validation": data.fingerprint,
+            "test": data.test_fingerprint,
+            "image_shape": data.image_shape,
+            "preprocessing": data.preprocessing,
+            "classes": data.classes,
+            "mean": data.mean,
+            "std": data.std,
+            "flip": data.flip,
+            "recipe": asdict(self.recipe),
+            "precision": self.precision,
+        }
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Move ``model`` to the device and return its accuracy on the validation split."""
+        return self._accuracy(model, self.data.val)
+
+    def test(self, model: nn.Module) -> float:
+        """Move ``model`` to the device and return its accuracy on the test split."""
+        return self._accuracy(model, self.data.test)
+
+    def _accuracy(self, model: nn.Module, split: Split) -> float:
+        return evaluate(model.to(self.device), self.data, split, precision=self.precision)
+
+    def train(self, model: nn.Module, context: TrialContext) -> float:
+        """Move ``model`` to the device, train it in place and return its validation accuracy.
+
+        Args:
+            model: Returns class logits.
+            context: Seed, teacher, callbacks and file of the saved state.
+
+        Raises:
+            InputError: See :func:`~vit_ratio_opt.training.finetune.finetune`.
+            TrainingDiverged: The loss is NaN or infinite.
+            TrainingStopped: The context asked to stop.
+        """
+        with context.clock("train"):
+            teacher = None if context.teacher is None else self.teacher_of(context.teacher)
+        progress = self.progress if context.progress is None else context.progress
+        return finetune(
+            model.to(self.device),
+            self.data,
+            self.recipe,
+            replace(context, teacher=None, progress=progress),
+            teacher=teacher,
+            precision=self.precision,
+            ranks=self.ranks,
+        )
+
+    def teacher_of(self, model: nn.Module) -> nn.Module | torch.Tensor | None:
+        """Return what a training is distilled from: logits if that is possible, else ``model``.
+
+        Logits are computed once for all trials: computing them takes longer than training a small
+        pruned model. None if the recipe does not distill.
+
+        Args:
+            model: The dense model.
+        """
+        if self.recipe.distillation == 0:
+            return None
+        model = model.to(self.device)
+        if self.recipe.augment or len(self.data.train) * len(self.data.classes) > _MAX_LOGITS:
+            return model
+        known = self._logits
+        if known is None or known[0] is not model or known[1] != self.precision:
+            logits = predict(model, self.data, self.data.train, precision=self.precision)
+            self._logits = known = (model, self.precision, logits)
+        return known[2]

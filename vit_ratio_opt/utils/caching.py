@@ -1,0 +1,65 @@
+"""Keep results of long computations in files that any number of processes share.
+
+A file's name is a hash of everything on which its content depends, so it never goes stale. Two
+processes that miss the same file both compute, and one overwrites the other's equal result.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from vit_ratio_opt.utils.files import why_not
+
+__all__ = ["default_cache", "read_or_compute"]
+
+T = TypeVar("T")
+
+_logger = logging.getLogger(f"optuna.{__name__}")
+
+
+def default_cache() -> Path:
+    """Return ``$XDG_CACHE_HOME/vit_ratio_opt``, by default in ``~/.cache``."""
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a user without a home, as containers have them
+        root = tempfile.gettempdir()
+    return Path(root) / "vit_ratio_opt"
+
+
+def read_or_compute(
+    path: Path,
+    *,
+    read: Callable[[Path], T],
+    compute: Callable[[], T],
+    write: Callable[[T, Path], None],
+) -> T:
+    """Return what ``path`` holds, or compute and store it.
+
+    A damaged file, or a folder that cannot be written, costs a warning and the computation.
+
+    Args:
+        path: The file; its folder is created.
+        read: Return the content of an existing file. OSError, KeyError, TypeError and ValueError
+            mean that the file is damaged.
+        compute: Return the content where there is none.
+        write: Write the content to a file. OSError and ValueError mean that this is impossible.
+    """
+    if os.path.exists(path):
+        try:
+            return read(path)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            _logger.warning(f"{path} cannot be read and is measured again: {error}")
+    content = compute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(content, path)
+    except (OSError, ValueError) as error:
+        _logger.warning(
+            f"{path} cannot be written, so every process measures anew: {why_not(error)}"
+        )
+    return content
