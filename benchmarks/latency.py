@@ -34,6 +34,7 @@ from typing import Annotated, Any, Optional
 import timm
 import torch
 import typer
+from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.data.dataset import load_images
@@ -43,7 +44,6 @@ from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.files import write_json
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.cli.app import (
     BudgetOption,
@@ -51,7 +52,6 @@ from vit_ratio_opt.data.preprocessing import preprocess_or_assume
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import check_storage_url, database_files, open_storage
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.costs import check_cost, params_space
 from vit_ratio_opt.space.geometry import COST_WORDS, check_budget, fixed_ratio_pair
 from vit_ratio_opt.training.recipe import Recipe

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from timm.models.vision_transformer import VisionTransformer
+from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.cli.app import (
     BudgetOption,
@@ -47,7 +48,6 @@ from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import check_storage_url, database_files, open_storage
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.costs import check_cost, params_space
 from vit_ratio_opt.space.geometry import check_budget
 from vit_ratio_opt.training.context import TrialContext

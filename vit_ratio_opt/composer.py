@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal, cast
 
-import torch
 from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage
 from optuna.study import Study
 
-from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.dataset import ImageData
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.latency.cache import cached_latency
-from vit_ratio_opt.latency.timing import latency_curves
-from vit_ratio_opt.model_files.checkpoint import check_saveable
+from vit_ratio_opt.model_files.checkpoint import check_saveable, source_of
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.device import Precision
-from vit_ratio_opt.models.source import source_of
+from vit_ratio_opt.models.device import Precision, precision_of, resolve_device
+from vit_ratio_opt.models.supported import own_copy
 from vit_ratio_opt.models.surgery import check_all_tokens, shape_of
-from vit_ratio_opt.pruning.options import CalibrationOptions, Pruning, Structural
+from vit_ratio_opt.pruning.options import Pruning, Structural
 from vit_ratio_opt.pruning.pruner import Batch, ModelPruner
 from vit_ratio_opt.records.answer import Answer, answer_of
 from vit_ratio_opt.records.settings import StudySettings
@@ -29,39 +25,45 @@ from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.report.explainer import Explainer
 from vit_ratio_opt.report.sentences import answer_sentences
 from vit_ratio_opt.report.trial_files import trial_files
-from vit_ratio_opt.runs.creation import check_study, create_study
-from vit_ratio_opt.runs.fit import check_fit, check_logits, copy_to_device
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.fit import check_fit, check_logits
+from vit_ratio_opt.runs.images import calibration_batches, other_batches
 from vit_ratio_opt.runs.journal import Journal
 from vit_ratio_opt.runs.loop import Callback, run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-
+from vit_ratio_opt.runs.options import RunOptions, SearchOptions
+from vit_ratio_opt.runs.pricing import measured
 from vit_ratio_opt.runs.screening import likely_path, screen
 from vit_ratio_opt.runs.storage import DEFAULT_STORAGE
 from vit_ratio_opt.runs.task import check_settings, package_versions, screened_best
 from vit_ratio_opt.runs.testing import test_answer
 from vit_ratio_opt.runs.workers import SearchStopped
+from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.search.noise import Noise, accuracy_noise
-from vit_ratio_opt.search.plan import Plan
+from vit_ratio_opt.search.plan import Pair
 from vit_ratio_opt.search.sampler import BinarySearchSampler
+from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.costs import MACS, Cost, Latency, cost_named
-from vit_ratio_opt.space.curve import cost_saved, curve_and_baseline, fixed_ratio_pair
+from vit_ratio_opt.space.curve import (
+    cost_saved,
+    curve_and_baseline,
+    fixed_ratio_pair,
+    pair_columns,
+)
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair
 from vit_ratio_opt.training.checks import warn_near_chance, warn_of_other_preprocessing
 from vit_ratio_opt.training.context import Trainer
-from vit_ratio_opt.training.distributed import Ranks
-from vit_ratio_opt.training.evaluate import on_device
 from vit_ratio_opt.training.progress import waiting
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.trainer import ImageTrainer
-from vit_ratio_opt.utils.caching import default_cache
 
-__all__ = ["RunOptions", "Search", "SearchOptions"]
+__all__ = ["Search"]
 
 _PACKAGES = ("vit_ratio_opt", "torch", "timm", "optuna")
-_CALIBRATION_BATCH = 128
 # Points of noise that are assumed of a metric about which nothing is known.
 _UNKNOWN_NOISE = 0.5
+
 
 class Search:
     """A search of the two pruning ratios of a dense ViT.
@@ -124,13 +126,16 @@ class Search:
             warn_of_other_preprocessing(dense, self.data)
         if self.run_options.checkpoints is not None:
             check_saveable(dense)
-        self.dense = copy_to_device(dense, self.run_options.device, self.run_options.ranks)
+        self.trainer = self._trainer(training)
+        device = getattr(self.trainer, "device", None) or resolve_device(self.run_options.device)
+        self.dense = own_copy(dense).to(device)  # nothing that the caller does later changes it
         if self.data is not None:
             check_logits(self.dense, self.data)
-        self.trainer = self._trainer(training)
         self.pruner = ModelPruner(
             self.dense,
-            self._calibration_batches if isinstance(data, ImageData) else data,
+            (lambda: calibration_batches(data, **self._images()))
+            if isinstance(data, ImageData)
+            else data,
             pruning=pruning,
             cost=MACS if isinstance(self.cost, Latency) else self.cost,
             calibration=self.options.calibration,
@@ -347,16 +352,15 @@ class Search:
         changes: dict[str, Any] = {}
         if stored.precision is not None and self.run_options.precision is None:
             changes["precision"] = stored.precision
-        if self.data is not None and stored.validation is not None:
-            if self.data.has_fingerprint(stored.validation):
-                changes["validation"] = stored.validation
+        hashed = stored.validation
+        if self.data is not None and hashed is not None and self.data.has_fingerprint(hashed):
+            changes["validation"] = hashed
         return replace(self.settings, **changes)
 
     def new_attributes(self) -> dict[str, Any]:
         """Compute all attributes that a new study stores, in the order of writing."""
         shape, cost = self.pruner.shape, self.space.cost
-        with waiting("looking at pairs before any training", enabled=self.run_options.progress):
-            dense_accuracy, begins = self.dense_accuracy, self._look()
+        begins = self._look()
         attributes = {
             "settings": self.settings.to_json(),
             "versions": package_versions(*_PACKAGES),
@@ -368,7 +372,7 @@ class Search:
             "dense": {
                 "macs": shape.macs,
                 "params": shape.params,
-                "val_accuracy": dense_accuracy,
+                "val_accuracy": self.dense_accuracy,
                 "blocks": shape.block_sizes,
                 "tokens": shape.tokens,
             },
@@ -381,7 +385,9 @@ class Search:
         """Compute what version 0.1.0 has not stored in a study that it was killed in."""
         missing = {} if "origin" in attributes else {"origin": self.origin}
         if not {"screened", "path"} <= attributes.keys():
-            with waiting("looking at pairs before any training", enabled=self.run_options.progress):
+            with waiting(
+                "looking at pairs before any training", enabled=self.run_options.progress
+            ):
                 looked = self._look()
             missing |= {key: value for key, value in looked.items() if key not in attributes}
         # Version 0.1.0 stored a curve at the most, and answered otherwise than its sampler.
@@ -401,10 +407,9 @@ class Search:
         precision = self.settings_for(record.settings).precision
         if precision is not None and isinstance(self.trainer, ImageTrainer):
             self.trainer.precision = cast(Precision, precision)
-        cost = self.space.cost
-        if record.latency is not None and isinstance(cost, Latency):
-            if record.latency != cost.curves:
-                self._price(replace(cost, curves=record.latency))
+        cost, latency = self.space.cost, record.latency
+        if isinstance(cost, Latency) and latency is not None and latency != cost.curves:
+            self._price(replace(cost, curves=latency))
         self.objective.dense_accuracy = float(record.dense["val_accuracy"])
         self.journal.mark_folders()
 
@@ -443,10 +448,14 @@ class Search:
         """Look at pairs before any training: where the search begins, as the study stores it."""
         screened: dict[tuple[float, float], float] = {}
         path: tuple[tuple[float, float], ...] = ()
-        if self.options.screen and isinstance(self.limit, Budget):
-            screened = screen(self.pruner, self.trainer.evaluate, self.curve)
-        elif self.options.screen and not self.options.fixed_ratio and self.data is not None:
-            path = likely_path(self.pruner, self._other_batches(), self.precision)
+        options, shown = self.options, self.run_options.progress
+        with waiting("looking at pairs before any training", enabled=shown):
+            _ = self.dense_accuracy
+            if options.screen and isinstance(self.limit, Budget):
+                screened = screen(self.pruner, self.trainer.evaluate, self.curve)
+            elif options.screen and not options.fixed_ratio and self.data is not None:
+                images = other_batches(self.data, **self._images())
+                path = likely_path(self.pruner, images, self.precision)
         return {"screened": [[*pair, value] for pair, value in screened.items()], "path": path}
 
     def _trainer(self, training: Recipe | Trainer | None) -> Trainer:
@@ -460,45 +469,25 @@ class Search:
         return ImageTrainer(
             self.data,
             training or Recipe(),
-            device=self.pruner_device,
+            device=self.run_options.device,
             precision=self.run_options.precision,
             ranks=self.run_options.ranks,
         )
 
     def _price(self, cost: Cost) -> None:
+        budget = self.limit.share if isinstance(self.limit, Budget) else None
         if isinstance(cost, Latency) and cost.curves is None:
-            cost = replace(cost, curves=self._measured(cost))
+            shown = self.run_options.progress
+            cost = measured(
+                cost, self.pruner, budget=budget, precision=self.precision, progress=shown
+            )
         self.pruner.price(cost)
-        if not isinstance(self.limit, Budget):
+        if budget is None:
             return
         if self.options.fixed_ratio:
-            self.curve = (fixed_ratio_pair(self.space, self.limit.share),)
+            self.curve = (fixed_ratio_pair(self.space, budget),)
         else:
-            self.curve, self.baseline = curve_and_baseline(self.space, self.limit.share)
-
-    def _measured(self, cost: Latency) -> dict[str, Any]:
-        """Measure the latency of blocks on this device, or read it from the cache."""
-        structural = self.pruner.pruning
-        assert isinstance(structural, Structural)
-        folder = self.options.calibration.cache
-        with waiting("measuring the latency of blocks", enabled=self.run_options.progress):
-            table = cached_latency(
-                self.dense,
-                default_cache() if folder is None else Path(folder),
-                batch=cost.batch,
-                round_to=structural.round_to,
-                precision=self.precision,
-            )
-        pruner = self.pruner
-        assert isinstance(pruner.space, StructuralSpace)
-        return latency_curves(
-            table,
-            self.dense,
-            pruner.space,
-            pruner.calibration if structural.unit == "rank" else pruner.importance,
-            allocation=structural.allocation,
-            budget=self.limit.share if isinstance(self.limit, Budget) else None,
-        )
+            self.curve, self.baseline = curve_and_baseline(self.space, budget)
 
     @property
     def precision(self) -> Precision:
@@ -523,29 +512,14 @@ class Search:
         units = self.space.removed(RatioPair(*start))
         return next((pair for pair in self.curve if self.space.removed(pair) == units), None)
 
-    def _calibration_batches(self) -> list[Batch]:
-        images = self.options.calibration.images
-        return list(self._training_batches(lambda order: order[:images]))
-
-    def _other_batches(self) -> list[torch.Tensor]:
-        """As many training images as calibrate, but other ones, as far as there are any."""
-        images = self.options.calibration.images
-
-        def others(order: torch.Tensor) -> torch.Tensor:
-            return (order[images:] if len(order) > images else order)[:images]
-
-        return [batch for batch, _ in self._training_batches(others)]
-
-    def _training_batches(
-        self, choose: Callable[[torch.Tensor], torch.Tensor]
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield normalised batches of some of the shuffled training images, with labels."""
-        assert self.data is not None
-        train = self.data.train
-        generator = torch.Generator().manual_seed(self.options.seed)
-        chosen = choose(torch.randperm(len(train), generator=generator))
-        device = self.pruner.device
-        return on_device(self.data, train.subset(chosen), _CALIBRATION_BATCH, device)
+    def _images(self) -> dict[str, Any]:
+        """Return how many training images calibrate, and which."""
+        options = self.options
+        return {
+            "images": options.calibration.images,
+            "seed": options.seed,
+            "device": self.pruner.device,
+        }
 
     def _admit(self, study: Study | None) -> None:
         """Refuse a study of other settings; adopt what it has measured.

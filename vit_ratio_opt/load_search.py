@@ -1,4 +1,4 @@
-"""The search of a study, made again on any machine from what the study stores. JSON, no pickles."""
+"""Make the search of a study again, on any machine, from what the study stores: JSON only."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, cast
 from optuna.storages import BaseStorage
 
 from vit_ratio_opt.composer import Search
-from vit_ratio_opt.data.load import load_again as load_images_again
 from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.load import load_again as load_images_again
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_again as load_model_again
 from vit_ratio_opt.models.architecture import architecture_of

@@ -12,9 +12,10 @@ import optuna
 import pytest
 import sqlalchemy
 import torch
-from PIL import Image
-
 import vit_ratio_opt.runs.study
+from PIL import Image
+from vit_ratio_opt.runs.study import create_study, run_study
+
 from tests.chaos.conftest import ARGUMENTS, MODEL
 from vit_ratio_opt.cli.app import main
 from vit_ratio_opt.data.dataset import load_image_folder
@@ -22,7 +23,6 @@ from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, save_
 from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.training.recipe import Recipe
 
 SECRET = "hush-7391"

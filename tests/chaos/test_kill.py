@@ -8,12 +8,12 @@ from collections import Counter
 
 import pytest
 from optuna.trial import TrialState
+from vit_ratio_opt.runs.study import create_study
 
 from vit_ratio_opt.model_files.checkpoint import load_dense, load_pruned, weights_hash
 from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study
 from vit_ratio_opt.search.sampler import SURPLUS
 from vit_ratio_opt.training.recipe import Recipe
 

@@ -9,12 +9,12 @@ import uuid
 import optuna
 import pytest
 from optuna.trial import TrialState
+from vit_ratio_opt.runs.study import create_study
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.artifacts import open_artifacts
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study
 from vit_ratio_opt.runs.workers import Reaper, sign_of_life
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.network import check_port

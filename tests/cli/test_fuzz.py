@@ -14,6 +14,7 @@ from pathlib import Path
 import optuna
 import pytest
 from rich.console import Console
+from vit_ratio_opt.runs.origin import load_objective
 
 from vit_ratio_opt.cli import app as cli
 from vit_ratio_opt.errors import InputError
@@ -24,7 +25,6 @@ from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.markdown import markdown_page
 from vit_ratio_opt.report.notes import study_note, trial_note
 from vit_ratio_opt.report.rows import build_report, group_studies, trial_rows
-from vit_ratio_opt.runs.origin import load_objective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.utils.text import csv_text
 

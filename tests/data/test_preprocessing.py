@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
+from vit_ratio_opt.runs.origin import study_images
 
 from vit_ratio_opt.cli import app as cli
 from vit_ratio_opt.data.dataset import (
@@ -39,7 +40,6 @@ from vit_ratio_opt.model_files.checkpoint import create_model, load_pruned, save
 from vit_ratio_opt.pruning.importance import taylor_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.origin import study_images
 from vit_ratio_opt.training.checks import warn_near_chance
 from vit_ratio_opt.training.recipe import Recipe
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from timm.layers import DropPath
 from torch import nn
+from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.checkpoint import (
@@ -23,7 +24,6 @@ from vit_ratio_opt.model_files.checkpoint import (
 from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.training.recipe import Recipe
 
 NAME = "vit_tiny_patch16_224"

@@ -24,6 +24,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import AttentionRope, SwiGLU
+from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency import timing as latency
@@ -42,7 +43,6 @@ from vit_ratio_opt.pruning.importance import Importance, magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.geometry import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe

@@ -9,6 +9,7 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 from typer.testing import CliRunner
+from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.cli import app as cli
 from vit_ratio_opt.errors import InputError
@@ -26,7 +27,6 @@ from vit_ratio_opt.report.sentences import answer_sentences, summary
 from vit_ratio_opt.report.terminal import results_table
 from vit_ratio_opt.runs.final import card_path
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.training.recipe import Recipe
 
 # Of the first trial, the fixed ratio, and of the five pairs of the curve after it.

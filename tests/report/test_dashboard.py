@@ -29,6 +29,7 @@ from optuna_dashboard._note import get_note_from_system_attrs
 from optuna_dashboard._serializer import serialize_frozen_trial
 from PIL import Image
 from typer.testing import CliRunner
+from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.cli import app as cli
 from vit_ratio_opt.data.dataset import load_digits
@@ -42,7 +43,6 @@ from vit_ratio_opt.report.notes import study_note, trial_note
 from vit_ratio_opt.runs.artifacts import open_artifacts
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
+from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.cli import app as cli
 from vit_ratio_opt.data.dataset import load_digits, load_image_folder
@@ -20,7 +21,6 @@ from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.runs.final import card_path, finish, model_card
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.geometry import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe

@@ -9,6 +9,7 @@ import pytest
 import torch
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.trial import FixedTrial, TrialState
+from vit_ratio_opt.runs.study import create_study, run_study
 
 import vit_ratio_opt.runs.objective as objective_module
 from vit_ratio_opt.errors import InputError
@@ -17,7 +18,6 @@ from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.cascade import cascade
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.cascade import LATE, CascadeRule
 from vit_ratio_opt.space.geometry import BlockTokens, RatioPair
 from vit_ratio_opt.training.context import TrainingDiverged

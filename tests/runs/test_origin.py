@@ -7,6 +7,8 @@ import optuna
 import pytest
 import torch
 from PIL import Image
+from vit_ratio_opt.runs.origin import load_objective, study_images
+from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.data import dataset as data_module
 from vit_ratio_opt.data.dataset import load_digits, load_image_folder, load_images
@@ -23,9 +25,7 @@ from vit_ratio_opt.model_files.checkpoint import (
 )
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.origin import load_objective, study_images
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.cascade import CascadeRule
 from vit_ratio_opt.training.recipe import Recipe
 

@@ -15,6 +15,7 @@ import torch
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.study import Study
 from optuna.trial import TrialState
+from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.data.dataset import load_digits
 from vit_ratio_opt.errors import CannotWriteError, InputError
@@ -28,7 +29,6 @@ from vit_ratio_opt.model_files.checkpoint import (
 from vit_ratio_opt.records.answer import trained_trial
 from vit_ratio_opt.runs.final import finish
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.geometry import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import optuna
 import pytest
 from optuna.trial import TrialState
+from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.search.sampler import BinarySearchSampler
 from vit_ratio_opt.training.recipe import Recipe
 

@@ -18,7 +18,6 @@ from vit_ratio_opt.models.hashes import weights_hash
 from vit_ratio_opt.models.surgery import ALL_HEADS, shape_of, shrink_to
 from vit_ratio_opt.pruning.batches import check_sequence
 from vit_ratio_opt.pruning.cache import cached_calibration
-from vit_ratio_opt.utils.cache import default_cache
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.cascade import (
     AttentionSurvey,
@@ -47,6 +46,7 @@ from vit_ratio_opt.space.shape import BlockShape
 from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.space.tokens import TokenSpace
 from vit_ratio_opt.space.units import MhsaUnit
+from vit_ratio_opt.utils.caching import default_cache
 
 __all__ = ["Batch", "ModelPruner"]
 
@@ -168,7 +168,7 @@ class ModelPruner:
             "latency_batch": getattr(self.space.cost, "batch", 1),
             "mhsa_unit": self._unit,
             "repair": self._repairs,
-            "allocation": self._allocation,
+            "allocation": self.allocation,
             "round_to": self._round_to,
             "criterion": getattr(self.pruning, "criterion_name", None),
             "calibration_images": self.calibration_options.images,
@@ -239,7 +239,8 @@ class ModelPruner:
         return not isinstance(self.pruning, Tokens) and self.pruning.repair
 
     @property
-    def _allocation(self) -> Allocation:
+    def allocation(self) -> Allocation:
+        """How each ratio is allocated across blocks."""
         return self.pruning.allocation if isinstance(self.pruning, Structural) else "global"
 
     @property
@@ -275,7 +276,7 @@ class ModelPruner:
         assert isinstance(self.space, StructuralSpace)
         units, neurons = self.space.removed(pair)
         neurons -= self.shape.neurons - now.neurons
-        spread: dict[str, Any] = {"allocation": self._allocation, "round_to": self._round_to}
+        spread: dict[str, Any] = {"allocation": self.allocation, "round_to": self._round_to}
         if known is not None:
             dims = units * self.space.mhsa_unit_dims
             dims -= self.shape.attention_dims - now.attention_dims

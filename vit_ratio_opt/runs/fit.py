@@ -8,36 +8,12 @@ from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.classifier import classes_of
-from vit_ratio_opt.models.device import best_device, evaluating, model_device, out_of_memory
-from vit_ratio_opt.models.supported import check_supported, own_copy
-from vit_ratio_opt.training.distributed import Ranks
+from vit_ratio_opt.models.device import evaluating, model_device, out_of_memory
+from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.training.evaluate import check_shape, on_device
 from vit_ratio_opt.utils.failures import reason
 
-__all__ = ["check_fit", "check_logits", "copy_to_device"]
-
-
-def copy_to_device(model: ViT, device: torch.device | str | None, ranks: Ranks | None) -> ViT:
-    """Return a copy of a model, so that nothing the caller does later changes it.
-
-    Args:
-        model: The model.
-        device: Device of the copy; that of the ranks, or a GPU if there is one, by default.
-        ranks: Processes that share each training.
-
-    Raises:
-        InputError: This machine has no such device.
-    """
-    if device is None:
-        device = best_device() if ranks is None else ranks.device
-    copy = own_copy(model)
-    try:
-        return copy.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"`device` must be one of this machine, such as 'cuda:0' or 'cpu', but got "
-            f"{str(device)!r}: {reason(error)}"
-        ) from None
+__all__ = ["check_fit", "check_logits"]
 
 
 def check_fit(model: ViT, data: ImageData) -> None:

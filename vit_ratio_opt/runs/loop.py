@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trials import cost_word, finished_trials
 from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.storage import is_temporary
 from vit_ratio_opt.runs.task import screened_best
 from vit_ratio_opt.runs.workers import (
     SearchStopped,
@@ -23,7 +24,6 @@ from vit_ratio_opt.runs.workers import (
     keep_optimizing,
     stop_on_signals,
 )
-from vit_ratio_opt.runs.storage import is_temporary
 from vit_ratio_opt.search.sampler import BinarySearchSampler
 from vit_ratio_opt.training.progress import SearchProgress
 from vit_ratio_opt.utils.failures import is_storage_error, reason

@@ -200,7 +200,9 @@ class PruningObjective:
             if trial.should_prune():
                 if tolerance is not None:
                     trial.set_constraint("accuracy_drop", drop - tolerance)
-                raise optuna.TrialPruned(f"{value:.2f} {self.trainer.metric.unit} after epoch {epoch}.")
+                raise optuna.TrialPruned(
+                    f"{value:.2f} {self.trainer.metric.unit} after epoch {epoch}."
+                )
 
         return TrialContext(
             seed=seed,
@@ -254,7 +256,9 @@ class PruningObjective:
     ) -> tuple[ViT, float] | None:
         """Return model and metric of a training that was resumed; None without its state."""
         artifact, store = state_artifact(interrupted), self.journal.store
-        assert artifact is not None and store is not None and context.state is not None
+        assert artifact is not None
+        assert store is not None
+        assert context.state is not None
         if not fetch_state(artifact, store, context.state):
             return None
         model = self.pruner.rebuild(pair, interrupted.user_attrs["blocks"])
@@ -273,7 +277,9 @@ class PruningObjective:
         ranks = getattr(self.trainer, "ranks", None)
         if ranks is not None:
             blocks = shape_of(model).block_sizes
-            ranks.tell({"pair": pair, "seed": context.seed, "blocks": blocks, "artifact": artifact})
+            ranks.tell(
+                {"pair": pair, "seed": context.seed, "blocks": blocks, "artifact": artifact}
+            )
         try:
             with context.clock("train"):
                 return self.trainer.train(model, context)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning.options import CalibrationOptions
 
 if TYPE_CHECKING:
@@ -43,7 +42,11 @@ class SearchOptions:
     screen: bool = True
     iterative: bool = False
     seed: int = 0
-    calibration: CalibrationOptions = CalibrationOptions()
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+
+    def __post_init__(self) -> None:
+        if self.noise is not None and not self.noise >= 0:
+            raise InputError(f"`noise` must be at least 0, but got {self.noise!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ def _train(
 ) -> None:
     """Train one model together with rank 0, which knows the pair, the seed and the sizes."""
     pair, store = RatioPair(*job["pair"]), objective.journal.store
-    if "precision" in job:  # rank 0 has it from the study
+    if job["precision"] is not None:  # rank 0 has it from the study
         objective.trainer.precision = job["precision"]  # type: ignore[attr-defined]
     model = objective.pruner.rebuild(pair, job["blocks"])
     with TemporaryDirectory() as folder:

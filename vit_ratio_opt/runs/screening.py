@@ -114,7 +114,10 @@ def _agreement(
 
     def agreement(pair: Pair) -> float:
         predicted = log_softmax(pruner.prune(RatioPair(*pair)))
-        losses = [F.kl_div(p, d, log_target=True, reduction="sum") for p, d in zip(predicted, dense, strict=True)]
+        losses = [
+            F.kl_div(p, d, log_target=True, reduction="sum")
+            for p, d in zip(predicted, dense, strict=True)
+        ]
         return -float(sum(losses)) / count
 
     return agreement

@@ -49,9 +49,7 @@ class StudyTask(Protocol):
         """Return the sampler of a study with these attributes."""
 
 
-def check_settings(
-    task: StudyTask, study_name: str, attributes: Mapping[str, Any]
-) -> str | None:
+def check_settings(task: StudyTask, study_name: str, attributes: Mapping[str, Any]) -> str | None:
     """Refuse a study with other settings than the search's.
 
     Returns:
