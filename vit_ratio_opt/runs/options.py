@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning.options import CalibrationOptions
 
 if TYPE_CHECKING:
