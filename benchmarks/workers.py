@@ -59,7 +59,9 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from vit_ratio_opt.cli.app import run_command
-from vit_ratio_opt.runs.workers import fail_dead_trials, keep_optimizing, process_name
+from vit_ratio_opt.runs.optimize import keep_optimizing
+from vit_ratio_opt.runs.processes import process_name
+from vit_ratio_opt.runs.reaping import fail_dead_trials
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair, Plan
 from vit_ratio_opt.search.sampler import SURPLUS, BinarySearchSampler, refuse_surplus

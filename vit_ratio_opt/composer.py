@@ -37,7 +37,7 @@ from vit_ratio_opt.runs.screening import likely_path, screen
 from vit_ratio_opt.runs.storage import DEFAULT_STORAGE
 from vit_ratio_opt.runs.task import check_settings, package_versions, screened_best
 from vit_ratio_opt.runs.testing import test_answer
-from vit_ratio_opt.runs.workers import SearchStopped
+from vit_ratio_opt.runs.signals import SearchStopped
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.search.noise import Noise, accuracy_noise

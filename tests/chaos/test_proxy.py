@@ -9,13 +9,14 @@ import uuid
 import optuna
 import pytest
 from optuna.trial import TrialState
-from vit_ratio_opt.runs.study import create_study
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.artifacts import open_artifacts
+from vit_ratio_opt.runs.heartbeats import record_heartbeats
+from vit_ratio_opt.runs.reaping import Reaper
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.workers import Reaper, sign_of_life
+from vit_ratio_opt.runs.study import create_study
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.network import check_port
 
@@ -83,7 +84,7 @@ def test_a_killed_worker_behind_the_proxy_is_reaped_and_another_machine_goes_on_
     first.kill()
     first.join()
     # As on another machine, where its process cannot be looked for.
-    monkeypatch.setattr("vit_ratio_opt.runs.workers._machine", lambda: "another")
+    monkeypatch.setattr("vit_ratio_opt.runs.processes.machine_name", lambda: "another")
     wait_for(lambda: study.trials[0].state == TrialState.FAIL)
     second = start_command(*arguments, "--checkpoints", tmp_path / "second")
     second.join(300)
@@ -111,7 +112,7 @@ def test_a_living_worker_behind_the_proxy_is_not_reaped_and_a_silent_one_is(serv
     url, _ = serve(_made(database))
     study = optuna.create_study(study_name="s", storage=open_storage(url))
     trial, silent = study.ask(), study.ask()
-    with sign_of_life(trial._trial_id, study._storage, every=0.5):
+    with record_heartbeats(trial._trial_id, study._storage, every=0.5):
         wait_for(lambda: study.trials[silent.number].state == TrialState.FAIL, 20)
         time.sleep(2)
         assert study.trials[trial.number].state == TrialState.RUNNING

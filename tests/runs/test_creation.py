@@ -14,7 +14,6 @@ import optuna
 import pytest
 from optuna.storages import InMemoryStorage
 from torch import nn
-from vit_ratio_opt.runs.origin import load_objective
 
 from vit_ratio_opt.data.dataset import load_digits
 from vit_ratio_opt.errors import InputError
@@ -25,8 +24,9 @@ from vit_ratio_opt.records.study import COMPLETE
 from vit_ratio_opt.runs import creation
 from vit_ratio_opt.runs.creation import check_study, create_study
 from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.origin import load_objective
+from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.workers import process_name
 from vit_ratio_opt.space.cascade import CP_VIT, LATE
 from vit_ratio_opt.training.recipe import Recipe
 

@@ -9,7 +9,6 @@ import optuna
 import pytest
 import timm
 from optuna.trial import TrialState
-from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.checkpoint import weights_hash
@@ -17,8 +16,9 @@ from vit_ratio_opt.records.answer import answer_of, answer_trial, candidate_of
 from vit_ratio_opt.records.trials import finished_trials, load_studies
 from vit_ratio_opt.report.rows import build_report, timing_split
 from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.workers import process_name
+from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.geometry import RatioPair, fixed_ratio_pair
 from vit_ratio_opt.training.recipe import Recipe
 

@@ -49,7 +49,8 @@ def test_nothing_secret_is_left_of_a_text(text):
     assert redact(redact(text)) == redact(text)
 
 
-def test_no_place_shows_a_secret(make_study, tmp_path):
+def test_no_place_shows_a_secret(make_study, tmp_path, monkeypatch):
+    monkeypatch.setattr("vit_ratio_opt.runs.storage.PROXY_SECONDS", 0.1)
     from vit_ratio_opt.report.commands import resume_command
     from vit_ratio_opt.report.html import html_page
     from vit_ratio_opt.report.notes import study_note

@@ -33,6 +33,8 @@ from vit_ratio_opt.report.sentences import answer_sentences, expected
 from vit_ratio_opt.report.terminal import results_table, trials_table
 from vit_ratio_opt.report.trackers import JsonLog, TensorBoardLog
 from vit_ratio_opt.runs.proxy import serve_proxy
+from vit_ratio_opt.runs.reaping import Reaper
+from vit_ratio_opt.runs.signals import SearchStopped
 from vit_ratio_opt.runs.storage import (
     BEATS_IN_GRACE,
     DEFAULT_STORAGE,
@@ -41,7 +43,6 @@ from vit_ratio_opt.runs.storage import (
     database_files,
     open_storage,
 )
-from vit_ratio_opt.runs.workers import Reaper, SearchStopped
 from vit_ratio_opt.space.cascade import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.space.geometry import Cost, MhsaUnit
 from vit_ratio_opt.utils.failures import is_storage_error, reason

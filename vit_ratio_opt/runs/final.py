@@ -13,7 +13,7 @@ from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.hashes import weights_hash
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.workers import SearchStopped, stop_on_signals
+from vit_ratio_opt.runs.signals import SearchStopped, stop_on_signals
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.trainer import ImageTrainer

@@ -15,15 +15,9 @@ from vit_ratio_opt.records.trials import cost_word, finished_trials
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import is_temporary
 from vit_ratio_opt.runs.task import screened_best
-from vit_ratio_opt.runs.workers import (
-    SearchStopped,
-    StopRequest,
-    fail_dead_trials,
-    fail_stale_trials,
-    hand_own_trials_back,
-    keep_optimizing,
-    stop_on_signals,
-)
+from vit_ratio_opt.runs.optimize import keep_optimizing
+from vit_ratio_opt.runs.reaping import fail_dead_trials, fail_stale_trials, requeue_own_trials
+from vit_ratio_opt.runs.signals import SearchStopped, StopRequest, stop_on_signals
 from vit_ratio_opt.search.sampler import BinarySearchSampler
 from vit_ratio_opt.training.progress import SearchProgress
 from vit_ratio_opt.utils.failures import is_storage_error, reason
@@ -194,7 +188,7 @@ def _run(
                 raise
             say(f"the storage failed ({reason(error)}); trying again")
             asked_to_stop.wait(_WAIT_SECONDS)
-            hand_own_trials_back(study)
+            requeue_own_trials(study)
 
 
 def _refuse_deleted(study: Study) -> None:

@@ -10,8 +10,8 @@ from optuna.storages import get_storage
 
 from vit_ratio_opt._compat import grpc_server, rdb_of
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.runs.reaping import Reaper
 from vit_ratio_opt.runs.storage import BEATS_IN_GRACE, open_storage
-from vit_ratio_opt.runs.workers import Reaper
 from vit_ratio_opt.utils.network import check_port
 
 __all__ = ["serve_proxy"]

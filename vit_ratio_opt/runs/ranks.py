@@ -11,7 +11,7 @@ from typing import Any
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.runs.lineage import fetch_state
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.workers import stop_on_signals
+from vit_ratio_opt.runs.signals import stop_on_signals
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrainingDiverged, TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks

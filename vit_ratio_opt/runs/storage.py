@@ -32,6 +32,7 @@ __all__ = [
     "DEFAULT_STORAGE",
     "GRACE_SECONDS",
     "GRPC_PORT",
+    "PROXY_SECONDS",
     "RESTART_SECONDS",
     "check_storage_url",
     "database_files",
@@ -49,7 +50,6 @@ at once, a dead node must not block its pair for ever."""
 BEATS_IN_GRACE = 20
 """Signs of life that may get lost before a trial is taken for dead."""
 
-_FIRST_SECONDS = 10  # for its first answer
 # Of a new database, and what is said when another process is creating it at the same moment.
 _OPENING_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, AssertionError)
 _MOST_OPENINGS = 10
@@ -57,6 +57,8 @@ _RACES = ("already exists", "duplicate", "unique constraint", "no such table", '
 # In a row: a database that fails again and again is full, read-only or locked.
 _MOST_FAILURES = 5
 GRPC_PORT = 13000
+PROXY_SECONDS = 10
+"""Seconds that a proxy has for its first answer."""
 # Drivers that `pip install vit_ratio_opt[postgres]` and `[mysql]` bring, where the URL names none.
 _DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "mysql": ("pymysql", "MySQLdb")}
 _EXTRAS = {"postgresql": "postgres", "mysql": "mysql", "mariadb": "mysql"}
@@ -234,7 +236,7 @@ def _open_proxy(url: URL, grace: int) -> BaseStorage:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = GrpcStorageProxy(host=host, port=port, grace=grace)
     try:
-        storage.wait_server_ready(timeout=_FIRST_SECONDS)
+        storage.wait_server_ready(timeout=PROXY_SECONDS)
     except ConnectionError:
         raise InputError(
             f"Nothing answers at grpc://{host}:{port}: start `vit-ratio-opt serve` there."
