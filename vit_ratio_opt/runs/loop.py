@@ -11,10 +11,10 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.trials import cost_word, finished_trials
+from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import is_temporary
-from vit_ratio_opt.runs.task import screened_best
+from vit_ratio_opt.runs.lines import describe_start, describe_trial
 from vit_ratio_opt.runs.optimize import keep_optimizing
 from vit_ratio_opt.runs.reaping import fail_dead_trials, fail_stale_trials, requeue_own_trials
 from vit_ratio_opt.runs.signals import SearchStopped, StopRequest, stop_on_signals
@@ -79,8 +79,18 @@ def run_study(
 
         try:
             bars.trained(len(finished_trials(study)))
-            _introduce(study, n_trials, say)
-            _run(study, objective, n_trials, wait, say, asked_to_stop, [count, *callbacks])
+            for line in describe_start(study, n_trials):
+                say(line)
+            loop = _Loop(
+                study,
+                objective,
+                n_trials,
+                wait=wait,
+                say=say,
+                should_stop=asked_to_stop,
+                callbacks=[count, *callbacks],
+            )
+            loop.run()
         except KeyboardInterrupt:
             if not asked_to_stop():
                 raise
@@ -92,103 +102,106 @@ def run_study(
         raise SearchStopped(asked_to_stop.signal)
 
 
-def _introduce(study: Study, n_trials: int | None, say: Callable[[str], None]) -> None:
-    """Say where the search begins, or that it is resumed."""
-    done = len(finished_trials(study))
-    if done:
-        aim = "" if n_trials is None else f" of {n_trials}"
-        say(f"resuming {study.study_name!r}: {done}{aim} trials are done, none repeated")
-    if study.get_trials(deepcopy=False):
-        return
-    plan = study.user_attrs.get("plan", {})
-    if plan.get("baseline") is not None:
-        say(f"begins with the fixed ratio {plan['baseline'][0]:.3f}, the baseline of this study")
-    best = screened_best(study.user_attrs)
-    if best is not None:
-        ratios = "mhsa_ratio {:.3f}, ffn_ratio {:.3f}".format(*best)
-        looked_at = len(study.user_attrs["screened"])
-        begins = "begins" if plan.get("baseline") is None else "continues"
-        say(f"{begins} with {ratios}: the best of {looked_at} pairs before any training")
-    path = study.user_attrs.get("path", [])
-    if path:
-        word = cost_word(study)
-        say(f"begins along {len(path)} pairs, the likeliest of their {word} before any training")
+class _Loop:
+    """Rounds of trials in this process, for :func:`run_study`."""
 
+    def __init__(
+        self,
+        study: Study,
+        objective: PruningObjective,
+        n_trials: int | None,
+        *,
+        wait: bool,
+        say: Callable[[str], None],
+        should_stop: StopRequest,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self._study, self._objective = study, objective
+        self._n_trials, self._wait, self._say = n_trials, wait, say
+        self._should_stop = should_stop
+        self._callbacks = [self._report, *callbacks]
+        self._wanted = math.inf if n_trials is None else n_trials
+        # Attempts are bounded, so a pair over the budget in the queue cannot make this endless.
+        self._attempts = sys.maxsize if n_trials is None else 4 * n_trials
+        self._failures, self._since = 0, 0.0  # of the storage in a row
 
-def _run(
-    study: Study,
-    objective: PruningObjective,
-    n_trials: int | None,
-    wait: bool,
-    say: Callable[[str], None],
-    asked_to_stop: StopRequest,
-    callbacks: Sequence[Callable[[Study, FrozenTrial], None]],
-) -> None:
-    wanted = math.inf if n_trials is None else n_trials
-    # Attempts are bounded, so a pair over the budget in the queue cannot make this endless.
-    attempts = sys.maxsize if n_trials is None else 4 * n_trials
+    def run(self) -> None:
+        """Run rounds until nothing is left to do, also across failures of the storage."""
+        while self._attempts > 0 and not self._should_stop():
+            try:
+                if not self._round():
+                    return
+                self._failures = 0
+            except Exception as error:
+                if not self._survives(error):
+                    return
 
-    def room() -> float:
-        """How many trials more may begin."""
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return wanted - len(finished_trials(study)) - len(running)
-
-    def nothing_left() -> str | None:
-        sampler = study.sampler
-        return sampler.nothing_left(study) if isinstance(sampler, BinarySearchSampler) else None
-
-    failures, since = 0, 0.0  # of the storage in a row
-
-    def report(study: Study, trial: FrozenTrial) -> None:
-        nonlocal failures
-        failures = 0
-        say(_describe(study, trial, n_trials))
-        if room() <= 0 or asked_to_stop():
-            study.stop()
-
-    def round_of_trials() -> bool:
-        """Trials as long as there are any to begin; whether to look again after a while."""
-        nonlocal attempts
+    def _round(self) -> bool:
+        """Run trials as long as there are any to begin; return whether to look again later."""
+        study = self._study
         for number in fail_dead_trials(study):
-            say(f"trial {number} was left behind by a killed process; its pair is tried again")
-        if wait:
+            self._say(f"trial {number} was left by a killed process; its pair is tried again")
+        if self._wait:
             fail_stale_trials(study)
-        if len(finished_trials(study)) >= wanted:
+        if len(finished_trials(study)) >= self._wanted:
             return False
-        why = nothing_left()
-        if why is None and room() > 0:
-            attempts -= keep_optimizing(
-                study, objective, n_trials=attempts, callbacks=[report, *callbacks], say=say
+        why = self._nothing_left()
+        if why is None and self._room() > 0:
+            self._attempts -= keep_optimizing(
+                study,
+                self._objective,
+                n_trials=self._attempts,
+                callbacks=self._callbacks,
+                say=self._say,
             )
             return True
         others = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if wait and others:
-            asked_to_stop.wait(_WAIT_SECONDS)
+        if self._wait and others:
+            self._should_stop.wait(_WAIT_SECONDS)
             return True
         if why is not None:
-            say(f"nothing is left to learn: {why}")
+            self._say(f"nothing is left to learn: {why}")
         if others:
-            say(f"{len(others)} trial(s) of other workers are still running")
+            self._say(f"{len(others)} trial(s) of other workers are still running")
         return False
 
-    while attempts > 0 and not asked_to_stop():
-        try:
-            if not round_of_trials():
-                return
-            failures = 0
-        except Exception as error:
-            if not is_storage_error(error):
-                _refuse_deleted(study)
-                raise
-            since = since if failures else time.monotonic()
-            failures += 1
-            if asked_to_stop():  # its trial falls to the heartbeat
-                return
-            if not is_temporary(error, study._storage, failures, time.monotonic() - since):
-                raise
-            say(f"the storage failed ({reason(error)}); trying again")
-            asked_to_stop.wait(_WAIT_SECONDS)
-            requeue_own_trials(study)
+    def _survives(self, error: Exception) -> bool:
+        """Wait after a failure of the storage that may pass; return whether to go on.
+
+        Raises:
+            Exception: ``error``, where it is no such failure.
+            InputError: The study was deleted.
+        """
+        if not is_storage_error(error):
+            _refuse_deleted(self._study)
+            raise error
+        self._since = self._since if self._failures else time.monotonic()
+        self._failures += 1
+        if self._should_stop():  # the heartbeat gives its trial to another worker
+            return False
+        lasted = time.monotonic() - self._since
+        if not is_temporary(error, self._study._storage, self._failures, lasted):
+            raise error
+        self._say(f"the storage failed ({reason(error)}); trying again")
+        self._should_stop.wait(_WAIT_SECONDS)
+        requeue_own_trials(self._study)
+        return True
+
+    def _room(self) -> float:
+        """Return how many more trials may begin."""
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return self._wanted - len(finished_trials(self._study)) - len(running)
+
+    def _nothing_left(self) -> str | None:
+        sampler = self._study.sampler
+        is_ours = isinstance(sampler, BinarySearchSampler)
+        return sampler.nothing_left(self._study) if is_ours else None
+
+    def _report(self, study: Study, trial: FrozenTrial) -> None:
+        self._failures = 0
+        self._say(describe_trial(study, trial, self._n_trials))
+        if self._room() <= 0 or self._should_stop():
+            study.stop()
 
 
 def _refuse_deleted(study: Study) -> None:
@@ -203,24 +216,3 @@ def _refuse_deleted(study: Study) -> None:
         raise InputError(
             f"Study {study.study_name!r} was deleted while this worker was at work on it."
         ) from None
-
-
-def _describe(study: Study, trial: FrozenTrial, n_trials: int | None) -> str:
-    attributes, done = trial.user_attrs, len(finished_trials(study))
-    ratios = "  ".join(f"{name} {value:.3f}" for name, value in trial.params.items())
-    text = f"trial {trial.number:3d}  {ratios}"
-    share = attributes.get("macs_ratio")  # unknown before the pair is
-    text += "  FLOPs -" if share is None else f"  FLOPs {share:.3f}"
-    if "cost_ratio" in attributes:
-        word = cost_word(study)
-        text += f"  {word} {attributes['cost_ratio']:.3f}"
-    if "accuracy_drop" not in attributes:
-        why = f": {attributes['failure']}" if "failure" in attributes else ""
-        return f"{text}  {trial.state.name.lower()}{why}"
-    limit = "" if trial.state == TrialState.COMPLETE else ", over the tolerance"
-    aim = "" if n_trials is None else f" of {n_trials}"
-    return (
-        f"{text}  accuracy {attributes['accuracy_pruned']:.2f} -> {attributes['accuracy']:.2f} % "
-        f"({0.0 - round(attributes['accuracy_drop'], 2):+.2f}{limit})  "
-        f"{attributes['seconds']:.1f} s  ({done}{aim})"
-    )
