@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from vit_ratio_opt.records.trials import cost_label_of, finished_trials
+from vit_ratio_opt.records.trials import cost_word, finished_trials
 from vit_ratio_opt.runs.task import screened_best
 
 __all__ = ["describe_start", "describe_trial"]
@@ -39,7 +39,7 @@ def describe_start(study: Study, n_trials: int | None) -> Iterator[str]:
         )
     path = study.user_attrs.get("path", [])
     if path:
-        word = cost_label_of(study).word
+        word = cost_word(study)
         yield f"begins along {len(path)} pairs, the likeliest of their {word} before any training"
 
 
@@ -57,7 +57,7 @@ def describe_trial(study: Study, trial: FrozenTrial, n_trials: int | None) -> st
     share = attributes.get("macs_ratio")  # unknown before the pair is
     text += "  FLOPs -" if share is None else f"  FLOPs {share:.3f}"
     if "cost_ratio" in attributes:
-        text += f"  {cost_label_of(study).word} {attributes['cost_ratio']:.3f}"
+        text += f"  {cost_word(study)} {attributes['cost_ratio']:.3f}"
     if "accuracy_drop" not in attributes or "seconds" not in attributes:
         why = f": {attributes['failure']}" if "failure" in attributes else ""
         return f"{text}  {trial.state.name.lower()}{why}"
