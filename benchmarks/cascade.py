@@ -36,7 +36,7 @@ from recording import (
 
 from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.checkpoint import load_dense
+from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.space.cascade import CP_VIT, LATE
 from vit_ratio_opt.space.geometry import smallest_cost_ratio

@@ -31,7 +31,6 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.data.dataset import load_images
-from vit_ratio_opt.model_files.checkpoint import load_dense
 from vit_ratio_opt.model_files.export import (
     export_model,
     exported_accuracy,
@@ -39,6 +38,7 @@ from vit_ratio_opt.model_files.export import (
     load_exported,
     quantize,
 )
+from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.space.geometry import RatioPair

@@ -48,8 +48,10 @@ from vit_ratio_opt.cli.app import make_folder, run_command
 from vit_ratio_opt.data.dataset import ImageData, load_datasets, load_images
 from vit_ratio_opt.data.preprocessing import Preprocessing, remember_preprocessing
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, save_dense
+from vit_ratio_opt.model_files.load import load_dense
+from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.models.device import autocast, best_device
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.training.context import TrainingDiverged

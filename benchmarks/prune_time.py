@@ -30,7 +30,7 @@ import torch
 import typer
 
 from vit_ratio_opt.cli.app import run_command
-from vit_ratio_opt.model_files.checkpoint import load_dense
+from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.cache import cached_calibration

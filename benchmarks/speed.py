@@ -38,7 +38,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.checkpoint import load_dense
+from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.surgery import shape_of, shrink_to
 from vit_ratio_opt.pruning.cascade import cascade

@@ -43,7 +43,9 @@ from vit_ratio_opt.cli.app import (
 )
 from vit_ratio_opt.data.dataset import ImageData, load_digits
 from vit_ratio_opt.data.preprocessing import remember_preprocessing
-from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, save_dense
+from vit_ratio_opt.model_files.load import load_dense
+from vit_ratio_opt.model_files.save import save_dense
+from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective

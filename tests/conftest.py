@@ -20,7 +20,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vit_ratio_opt.data.dataset import ImageData, load_digits
-from vit_ratio_opt.model_files.checkpoint import load_pruned, save_pruned
+from vit_ratio_opt.model_files.load import load_pruned
+from vit_ratio_opt.model_files.save import save_pruned
 from vit_ratio_opt.models.blocks import branches
 from vit_ratio_opt.models.separate import separate
 from vit_ratio_opt.search.budget import BudgetSearch

@@ -16,9 +16,7 @@ TORCH = {"torch", "torchvision", "timm", "fvcore", "safetensors.torch"}
 # What shows or runs a study: `records` is below all of these.
 ABOVE_RECORDS = {"report", "runs", "cli"}
 # Circles that are still there. A module that leaves its circle leaves this set.
-KNOTS = {
-    *("model_files.checkpoint", "model_files.convert"),
-}
+KNOTS: set[str] = set()
 
 
 def _module_name(path: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.checkpoint import load_dense
+from vit_ratio_opt.model_files.load import load_dense
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SECONDS = 2

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     )
     from vit_ratio_opt.data.preprocessing import Preprocessing, preprocess_of
     from vit_ratio_opt.errors import InputError, UnsupportedModelError
-    from vit_ratio_opt.model_files.checkpoint import load_dense, load_pruned
-    from vit_ratio_opt.model_files.convert import to_timm
     from vit_ratio_opt.model_files.export import export_model
+    from vit_ratio_opt.model_files.load import load_dense, load_pruned
+    from vit_ratio_opt.models.convert import to_timm
     from vit_ratio_opt.models.create import create_model
     from vit_ratio_opt.models.surgery import shape_of
     from vit_ratio_opt.pruning.calibration import Calibration, calibrate
@@ -50,9 +50,9 @@ _HOMES = {
     ),
     "data.preprocessing": ("Preprocessing", "preprocess_of"),
     "errors": ("InputError", "UnsupportedModelError"),
-    "model_files.checkpoint": ("load_dense", "load_pruned"),
-    "model_files.convert": ("to_timm",),
+    "model_files.load": ("load_dense", "load_pruned"),
     "model_files.export": ("export_model",),
+    "models.convert": ("to_timm",),
     "models.create": ("create_model",),
     "models.surgery": ("shape_of",),
     "pruning.calibration": ("Calibration", "calibrate"),

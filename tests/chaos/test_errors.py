@@ -19,7 +19,9 @@ from vit_ratio_opt.runs.study import create_study, run_study
 from tests.chaos.conftest import ARGUMENTS, MODEL
 from vit_ratio_opt.cli.app import main
 from vit_ratio_opt.data.dataset import load_image_folder
-from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, save_dense
+from vit_ratio_opt.model_files.load import load_dense
+from vit_ratio_opt.model_files.save import save_dense
+from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage

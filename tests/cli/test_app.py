@@ -152,7 +152,7 @@ def test_cifar10_refuses_bad_input_and_writes_nothing(
 def test_cifar10_runs_on_image_folders(tmp_path, monkeypatch, tiny_vit):
     from PIL import Image
 
-    from vit_ratio_opt.model_files.checkpoint import save_dense
+    from vit_ratio_opt.model_files.save import save_dense
 
     for split in ("train", "test"):
         for c in range(4):
@@ -181,7 +181,7 @@ def test_cifar10_runs_on_image_folders(tmp_path, monkeypatch, tiny_vit):
 
 def test_train_dense_leaves_a_model_that_a_study_can_load(tmp_path, monkeypatch):
     from vit_ratio_opt.data.dataset import load_digits
-    from vit_ratio_opt.model_files.checkpoint import load_dense
+    from vit_ratio_opt.model_files.load import load_dense
     from vit_ratio_opt.models.surgery import shape_of
     from vit_ratio_opt.training.evaluate import evaluate
 
@@ -314,7 +314,8 @@ def test_public_names_are_there():
 def test_mini_imagenet_runs_every_strategy_from_csv_files(tmp_path, monkeypatch, tiny_vit, capsys):
     from PIL import Image
 
-    from vit_ratio_opt.model_files.checkpoint import load_pruned, save_dense
+    from vit_ratio_opt.model_files.load import load_pruned
+    from vit_ratio_opt.model_files.save import save_dense
     from vit_ratio_opt.models.surgery import shape_of
 
     (tmp_path / "data" / "images").mkdir(parents=True)

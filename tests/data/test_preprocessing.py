@@ -36,7 +36,9 @@ from vit_ratio_opt.data.preprocessing import (
     remember_preprocessing,
 )
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.checkpoint import create_model, load_pruned, save_dense, save_pruned
+from vit_ratio_opt.model_files.load import load_pruned
+from vit_ratio_opt.model_files.save import save_dense, save_pruned
+from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.pruning.importance import taylor_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.runs.objective import PruningObjective

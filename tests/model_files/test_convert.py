@@ -15,17 +15,12 @@ from vit_ratio_opt.runs.origin import load_objective
 from vit_ratio_opt.runs.study import create_study
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
-from vit_ratio_opt.model_files import convert
-from vit_ratio_opt.model_files.checkpoint import (
-    check_fits,
-    create_model,
-    load_again,
-    load_dense,
-    save_dense,
-    source_of,
-    weights_hash,
-)
-from vit_ratio_opt.model_files.convert import to_timm
+from vit_ratio_opt.model_files.load import load_again, load_dense
+from vit_ratio_opt.model_files.save import save_dense
+from vit_ratio_opt.models import convert
+from vit_ratio_opt.models.convert import to_timm
+from vit_ratio_opt.models.create import create_model, source_of
+from vit_ratio_opt.models.state_dicts import check_fits, weights_hash
 from vit_ratio_opt.models.surgery import keep_units, shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.prune import prune
@@ -121,9 +116,9 @@ def test_torchvision_models_may_have_another_head(images, heads):
 def test_torchvisions_five_models_fit_timms(name):
     with torch.device("meta"):  # sizes without weights
         model = getattr(torchvision.models, name)()
-        state = convert._renamed(name, model.state_dict())
-        heads, width = convert._TORCHVISION[f"torchvision/{name}"]
-        sizes = convert._sizes(name, state, None)
+        state = convert.rename_tensors(name, model.state_dict())
+        heads, width = convert.TORCHVISION[f"torchvision/{name}"]
+        sizes = convert.infer_sizes(name, state, None)
         timm_model = create_model("vit_base_patch16_224", num_heads=heads, **sizes)
         check_fits(timm_model, state, name)
     assert (heads, width) == (model.encoder.layers[0].num_heads, model.hidden_dim)
@@ -145,7 +140,7 @@ def test_hugging_face_models_keep_their_logits(hugging_face, images, kind):
 @pytest.mark.parametrize(
     "changes",
     [
-        *({"hidden_act": act} for act in convert._ACTIVATIONS),
+        *({"hidden_act": act} for act in convert.ACTIVATIONS),
         {"qkv_bias": False},
         {"image_size": [32, 16], "num_channels": 1},
         {"patch_size": [8, 16]},

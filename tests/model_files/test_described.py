@@ -12,15 +12,10 @@ from torch import nn
 from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.checkpoint import (
-    check_saveable,
-    create_model,
-    load_again,
-    load_dense,
-    load_pruned,
-    save_dense,
-    save_pruned,
-)
+from vit_ratio_opt.model_files.described import check_saveable
+from vit_ratio_opt.model_files.load import load_again, load_dense, load_pruned
+from vit_ratio_opt.model_files.save import save_dense, save_pruned
+from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.runs.objective import PruningObjective

@@ -13,7 +13,6 @@ from vit_ratio_opt.cli import app as cli
 from vit_ratio_opt.data.dataset import load_digits
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files import export
-from vit_ratio_opt.model_files.checkpoint import create_model, load_pruned, save_dense, save_pruned
 from vit_ratio_opt.model_files.export import (
     SUFFIXES,
     export_model,
@@ -21,6 +20,9 @@ from vit_ratio_opt.model_files.export import (
     load_exported,
     quantize,
 )
+from vit_ratio_opt.model_files.load import load_pruned
+from vit_ratio_opt.model_files.save import save_dense, save_pruned
+from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.pruning.cascade import cascade
 from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune

@@ -13,15 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from vit_ratio_opt.data.preprocessing import Preprocessing, preprocess_of
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.checkpoint import (
-    load_again,
-    load_dense,
-    load_pruned,
-    save_dense,
-    save_pruned,
-    source_of,
-    weights_hash,
-)
+from vit_ratio_opt.model_files.load import load_again, load_dense, load_pruned
+from vit_ratio_opt.model_files.save import save_dense, save_pruned
+from vit_ratio_opt.models.create import source_of
+from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
 

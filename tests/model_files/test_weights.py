@@ -22,19 +22,12 @@ from torch import nn
 from vit_ratio_opt.cli.app import dense_model
 from vit_ratio_opt.data.preprocessing import preprocess_of
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.checkpoint import (
-    create_model,
-    load_again,
-    load_dense,
-    load_model,
-    load_pruned,
-    save_dense,
-    save_pruned,
-    source_of,
-    weights_hash,
-)
-from vit_ratio_opt.model_files.convert import load_converted
+from vit_ratio_opt.model_files.convert import load_torchvision_file
+from vit_ratio_opt.model_files.load import load_again, load_dense, load_model, load_pruned
+from vit_ratio_opt.model_files.save import save_dense, save_pruned
 from vit_ratio_opt.model_files.weights import read_tensors
+from vit_ratio_opt.models.create import create_model, source_of
+from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
 
@@ -319,7 +312,7 @@ def test_no_loader_runs_code_of_a_file(tmp_path, state, monkeypatch, function, l
             lambda: load_dense(tmp_path),
             lambda: load_pruned(path),
             lambda: load_model(path),
-            lambda: load_converted(path, name="torchvision/vit_b_16"),
+            lambda: load_torchvision_file(path, "torchvision/vit_b_16", None, {}),
             lambda: load_again({"checkpoint": str(path), "name": NAME, "arguments": HEADS}),
             lambda: load_again({"pruned": str(path), "dense": None}),
             lambda: load_again({"model": NAME, "arguments": {"checkpoint_path": str(path)}}),

@@ -4,8 +4,10 @@ import json
 import pytest
 import torch
 
-from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, save_dense
+from vit_ratio_opt.model_files.load import load_dense
+from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.architecture import architecture_of
+from vit_ratio_opt.models.create import create_model
 
 SMALL = {
     "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 4,

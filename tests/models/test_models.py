@@ -28,8 +28,10 @@ from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency import timing as latency
-from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, load_pruned, save_dense
+from vit_ratio_opt.model_files.load import load_dense, load_pruned
+from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.blocks import ViT, branches
+from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.models.separate import (
     BiasedAttention,
     ParallelBlock,

@@ -18,8 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency.timing import measure_latency, time_models
-from vit_ratio_opt.model_files.checkpoint import save_dense, save_pruned
 from vit_ratio_opt.model_files.export import export_model
+from vit_ratio_opt.model_files.save import save_dense, save_pruned
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.cascade import cascade

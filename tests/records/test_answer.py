@@ -13,7 +13,8 @@ from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.cli import app as cli
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.checkpoint import load_dense, load_pruned, save_dense
+from vit_ratio_opt.model_files.load import load_dense, load_pruned
+from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.records.answer import answer_of, answer_trial, candidate_of, trained_trial
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.report.figures.accuracy import accuracy_figure

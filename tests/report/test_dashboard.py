@@ -33,7 +33,8 @@ from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.cli import app as cli
 from vit_ratio_opt.data.dataset import load_digits
-from vit_ratio_opt.model_files.checkpoint import create_model, save_dense
+from vit_ratio_opt.model_files.save import save_dense
+from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.records.answer import answer_of, answer_trial
 from vit_ratio_opt.report import dashboard, explainer
 from vit_ratio_opt.report.dashboard import AllArtifacts, serve_dashboard, shown_trial

@@ -17,7 +17,8 @@ from torch import nn
 
 from vit_ratio_opt.data.dataset import load_digits
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.checkpoint import create_model, save_dense
+from vit_ratio_opt.model_files.save import save_dense
+from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.settings import _NEW_IN_2, StudySettings
 from vit_ratio_opt.records.study import COMPLETE

@@ -11,7 +11,7 @@ import timm
 from optuna.trial import TrialState
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.checkpoint import weights_hash
+from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.records.answer import answer_of, answer_trial, candidate_of
 from vit_ratio_opt.records.trials import finished_trials, load_studies
 from vit_ratio_opt.report.rows import build_report, timing_split

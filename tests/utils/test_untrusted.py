@@ -15,7 +15,9 @@ from vit_ratio_opt.runs.study import create_study
 
 from vit_ratio_opt.data.dataset import load_digits
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, save_dense
+from vit_ratio_opt.model_files.load import load_dense
+from vit_ratio_opt.model_files.save import save_dense
+from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.report.dashboard import AllArtifacts
 from vit_ratio_opt.runs.artifacts import ArtifactFolder, artifact_location, open_artifacts
 from vit_ratio_opt.runs.lineage import interrupted_trials, remove_states, state_artifact

@@ -679,7 +679,6 @@ def export_command(
     accuracy is measured, on the very test images that the model's study reported on.
     """
     from vit_ratio_opt.data.preprocessing import preprocess_of
-    from vit_ratio_opt.model_files.checkpoint import load_model
     from vit_ratio_opt.model_files.export import (
         SUFFIXES,
         check_target,
@@ -688,6 +687,7 @@ def export_command(
         image_shape,
         quantize,
     )
+    from vit_ratio_opt.model_files.load import load_model
     from vit_ratio_opt.models.surgery import shape_of
     from vit_ratio_opt.runs.objective import check_fit
     from vit_ratio_opt.runs.origin import study_images
@@ -959,7 +959,8 @@ def dense_model(
     Raises:
         InputError: None is named, or it cannot be had.
     """
-    from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, load_pruned
+    from vit_ratio_opt.model_files.load import load_dense, load_pruned
+    from vit_ratio_opt.models.create import create_model
 
     if checkpoint is not None:
         dense = load_dense(checkpoint, name=model, weights=weights)

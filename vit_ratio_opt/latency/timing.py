@@ -31,7 +31,7 @@ from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import Precision, autocast, evaluating, model_device, precision_of
 from vit_ratio_opt.models.supported import check_supported, check_weights
-from vit_ratio_opt.models.surgery import resized, shape_of, shrink_to
+from vit_ratio_opt.models.surgery import resize_model, shape_of, shrink_to
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.options import Allocation
@@ -179,7 +179,7 @@ def measure_latency(
     ffn = [replace(middle, hidden_dim=size) for size in hidden]
     shapes = list(dict.fromkeys([middle, *attention, *ffn]))
     # What was pruned before has blocks of different sizes, none of them as large as any other.
-    even = model if set(blocks) == {most} else resized(model, most)
+    even = model if set(blocks) == {most} else resize_model(model, most)
     models = [sharing(even, [shape] * depth) for shape in shapes]
     timed = time_models(models, batch=batch, precision=precision)
     taken = {shape: seconds * 1e9 for shape, seconds in zip(shapes, timed, strict=True)}

@@ -15,17 +15,19 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.architecture import _attributes as plain_attributes
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.create import ARCHITECTURE, create_model
+from vit_ratio_opt.models.state_dicts import misfit
 from vit_ratio_opt.models.surgery import shape_of, shrink_to
 from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
 from vit_ratio_opt.space.geometry import BlockShape
-from vit_ratio_opt.utils.text import short
 
-__all__ = ["check_saveable", "described", "misfit"]
+__all__ = [
+    "check_saveable",
+    "describe",
+]
 
 # Modules that change no output in evaluation mode, and attributes that no forward pass reads.
 _INERT = (nn.Dropout, nn.Identity, DropPath, PatchDropout)
 _UNUSED = {"num_classes", "distilled_training"}
-_MOST_NAMED = 3
 
 
 def check_saveable(model: ViT) -> None:
@@ -39,10 +41,10 @@ def check_saveable(model: ViT) -> None:
     """
     known = getattr(model, ARCHITECTURE, None)
     if known is not None:
-        described(model, known, {}, is_pruned=True)
+        describe(model, known, {}, is_pruned=True)
 
 
-def described(
+def describe(
     model: ViT, known: Mapping[str, Any], given: Mapping[str, Any], *, is_pruned: bool
 ) -> tuple[str, dict[str, Any]]:
     """Return timm's name and arguments of a model as it is, apart from its weights.
@@ -154,26 +156,3 @@ def _difference(model: ViT, rebuilt: ViT) -> str | None:
                 where = f"{name}.{key}".lstrip(".")
                 return f"`{where}` is {found.get(key)} instead of {wanted.get(key)}"
     return None
-
-
-def misfit(model: ViT, state: Mapping[str, torch.Tensor]) -> str | None:
-    """Return which tensors of a state dict do not fit a model, by name or shape, or None."""
-    own = model.state_dict()
-    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    if missing or extra:
-        return ", ".join(
-            f"{len(names)} tensors {verb} {_some(names)}"
-            for names, verb in ((missing, "are missing"), (extra, "are not the model's"))
-            if names
-        )
-    for key, tensor in own.items():
-        if state[key].shape != tensor.shape:
-            return (
-                f"`{key}` has shape {tuple(state[key].shape)}, but the model's has "
-                f"{tuple(tensor.shape)}"
-            )
-    return None
-
-
-def _some(names: list[str]) -> list[str]:
-    return [short(name, 80) for name in names[:_MOST_NAMED]]

@@ -26,7 +26,6 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.supported import check_supported, check_weights
 from vit_ratio_opt.pruning.cascade import CascadeBlocks
-from vit_ratio_opt.training.evaluate import on_device
 from vit_ratio_opt.utils.failures import reason
 from vit_ratio_opt.utils.files import replacing
 
@@ -192,11 +191,11 @@ def exported_accuracy(path: str | Path, data: ImageData) -> float:
     Raises:
         InputError: As :func:`load_exported`, or the images do not fit the model.
     """
-    run, right, cpu = load_exported(path), 0, torch.device("cpu")
+    run, right = load_exported(path), 0
     try:
         with torch.inference_mode():
-            for images, labels in on_device(data, data.test, _BATCH, cpu):
-                right += int((run(images).argmax(dim=1) == labels).sum())
+            for images, labels in data.test.batches(_BATCH):
+                right += int((run(data.normalise(images)).argmax(dim=1) == labels).sum())
     except Exception as error:  # onnxruntime's and torch's
         raise InputError(f"{path} cannot take images of {data.name}: {reason(error)}") from None
     return 100.0 * right / len(data.test)

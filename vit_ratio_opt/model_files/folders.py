@@ -15,7 +15,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.weights import read_tensors
 from vit_ratio_opt.utils.text import short
 
-__all__ = ["folder_preprocessing", "read_config", "read_folder"]
+__all__ = ["read_preprocessing", "read_config", "read_folder"]
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _PREPROCESSOR = "preprocessor_config.json"
@@ -132,7 +132,7 @@ def _mean_and_std(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return mean, std
 
 
-def folder_preprocessing(folder: Path, image_size: tuple[int, int]) -> Preprocessing | None:
+def read_preprocessing(folder: Path, image_size: tuple[int, int]) -> Preprocessing | None:
     """Return the preprocessing of a folder's ``preprocessor_config.json``; None without one.
 
     Args:

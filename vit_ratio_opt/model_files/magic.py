@@ -10,7 +10,7 @@ from typing import Literal
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.utils.text import short
 
-__all__ = ["container_of"]
+__all__ = ["detect_container"]
 
 _HEAD = 512
 _MAGIC = {
@@ -36,7 +36,7 @@ _NPZ = (
 _ZIP_OVERHEAD = 1 << 20
 
 
-def container_of(path: Path) -> Literal["safetensors", "torch"]:
+def detect_container(path: Path) -> Literal["safetensors", "torch"]:
     """Return how a file holds its tensors.
 
     Raises:

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.magic import container_of
+from vit_ratio_opt.model_files.magic import detect_container
 from vit_ratio_opt.utils.text import short
 
 __all__ = ["WEIGHTS", "read_metadata", "read_tensors"]
@@ -66,7 +66,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         InputError: The file is missing, damaged or no checkpoint.
     """
-    return _safetensors(path, tensors=False)[1] if container_of(path) == "safetensors" else {}
+    return _safetensors(path, tensors=False)[1] if detect_container(path) == "safetensors" else {}
 
 
 def read_tensors(
@@ -93,7 +93,7 @@ def read_tensors(
     if weights not in (None, *WEIGHTS):
         raise InputError(f"`weights` must be 'ema' or 'raw', but is {weights!r:.80}.")
     metadata: dict[str, str] = {}
-    if container_of(path) == "safetensors":
+    if detect_container(path) == "safetensors":
         content, metadata = _safetensors(path)
         if "timm_name" in metadata or metadata.get("format", "").startswith("vit_ratio_opt/"):
             return content, metadata  # names are those of the model that was saved

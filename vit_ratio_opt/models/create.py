@@ -15,11 +15,12 @@ import torch
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.arguments import MODEL_ARGUMENTS, TRAINING_ARGUMENTS
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.preprocess import remember_configured
+from vit_ratio_opt.models.preprocess import remember_timm_config
 from vit_ratio_opt.models.separate import separate
-from vit_ratio_opt.models.surgery import check_supported
+from vit_ratio_opt.models.supported import check_supported
+from vit_ratio_opt.utils.failures import reason
 
-__all__ = ["ARCHITECTURE", "SOURCE", "create_model", "first_line"]
+__all__ = ["ARCHITECTURE", "SOURCE", "create_model", "source_of"]
 
 ARCHITECTURE = "vit_ratio_opt_architecture"
 """Attribute of a model, which its pruned copies keep: timm's name and arguments."""
@@ -64,7 +65,7 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
             "its pretrained weights cannot be loaded" if pretrained else "its arguments do not fit"
         )
         raise InputError(
-            f"timm model {name!r:.200} cannot be made, {what}: {first_line(error)}"
+            f"timm model {name!r:.200} cannot be made, {what}: {reason(error):.300}"
         ) from None
     separate(model)
     check_supported(model)
@@ -82,8 +83,17 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
         with contextlib.suppress(TypeError):
             json.dumps(arguments)
             setattr(model, SOURCE, {"model": name, "arguments": arguments})
-        remember_configured(model, origin=f"timm's {name}")
+        remember_timm_config(model, origin=f"timm's {name}")
     return model
+
+
+def source_of(model: ViT) -> dict[str, Any] | None:
+    """How :func:`load_again` finds the model, of JSON values; None where that is not known.
+
+    It is known of models that this module has read or written, in their first weights.
+    """
+    source: dict[str, Any] | None = getattr(model, SOURCE, None)
+    return source
 
 
 def _refuse_files(name: str, arguments: Mapping[str, Any]) -> None:
@@ -112,8 +122,3 @@ def _never_unpickling() -> Iterator[None]:
             del os.environ[key]
         else:
             os.environ[key] = before
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

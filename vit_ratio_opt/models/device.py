@@ -20,7 +20,7 @@ __all__ = [
     "device_name",
     "evaluating",
     "model_device",
-    "out_of_memory",
+    "is_out_of_memory",
     "precision_of",
     "resolve_device",
 ]
@@ -115,7 +115,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module._compiled_call_impl = call
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether a smaller batch may help. Only CUDA's error has a type of its own."""
     text = str(error)
     return isinstance(error, torch.cuda.OutOfMemoryError) or (

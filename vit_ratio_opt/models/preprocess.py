@@ -12,17 +12,17 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
 
 __all__ = [
-    "configured_preprocessing",
-    "fitting_preprocessing",
+    "parse_timm_config",
+    "fit_preprocessing",
     "remember",
-    "remember_configured",
-    "stored_preprocessing",
+    "remember_timm_config",
+    "parse_preprocessing",
 ]
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 
 
-def configured_preprocessing(
+def parse_timm_config(
     config: Any, model: ViT, *, origin: str, is_assumed: bool = False
 ) -> Preprocessing | None:
     """Return the preprocessing of a ``pretrained_cfg`` of timm's.
@@ -69,19 +69,19 @@ def configured_preprocessing(
     )
 
 
-def remember_configured(model: ViT, *, origin: str, is_assumed: bool = False) -> None:
+def remember_timm_config(model: ViT, *, origin: str, is_assumed: bool = False) -> None:
     """Remember the preprocessing of the ``pretrained_cfg`` that a timm model has.
 
     Args:
         model: The model.
-        origin: See :func:`configured_preprocessing`.
+        origin: See :func:`parse_timm_config`.
         is_assumed: Likewise.
 
     Raises:
-        InputError: See :func:`configured_preprocessing`.
+        InputError: See :func:`parse_timm_config`.
     """
     config = getattr(model, "pretrained_cfg", None)
-    known = configured_preprocessing(config, model, origin=origin, is_assumed=is_assumed)
+    known = parse_timm_config(config, model, origin=origin, is_assumed=is_assumed)
     if known is not None:
         remember_preprocessing(model, known)
 
@@ -90,14 +90,14 @@ def remember(where: object, model: ViT, known: Preprocessing | None) -> None:
     """Remember ``known``, unless it is None, for images of the model's size.
 
     Raises:
-        InputError: See :func:`fitting_preprocessing`.
+        InputError: See :func:`fit_preprocessing`.
     """
-    known = fitting_preprocessing(where, model, known)
+    known = fit_preprocessing(where, model, known)
     if known is not None:
         remember_preprocessing(model, known)
 
 
-def fitting_preprocessing(
+def fit_preprocessing(
     where: object, model: ViT, known: Preprocessing | None
 ) -> Preprocessing | None:
     """Return the preprocessing for images of the model's size, which may have been changed.
@@ -121,7 +121,7 @@ def fitting_preprocessing(
     return replace(known, image_size=tuple(model.patch_embed.img_size))
 
 
-def stored_preprocessing(where: object, stored: Any) -> Preprocessing:
+def parse_preprocessing(where: object, stored: Any) -> Preprocessing:
     """Return the preprocessing that a file holds as JSON.
 
     Raises:

@@ -42,9 +42,9 @@ __all__ = [
     "check_supported",
     "check_untouched",
     "check_weights",
-    "copy_of",
-    "own_copy",
-    "unwrapped",
+    "copy_model",
+    "copy_for_training",
+    "unwrap_model",
 ]
 
 _WHAT_WORKS = (
@@ -75,7 +75,7 @@ def check_supported(model: Any) -> ViT:
     Raises:
         UnsupportedModelError: With the name of the offending module.
     """
-    model = unwrapped(model)
+    model = unwrap_model(model)
     if type(model) not in MODELS:
         raise UnsupportedModelError(_other_class(model))
     check_untouched(model)
@@ -115,7 +115,7 @@ def check_supported(model: Any) -> ViT:
     return model
 
 
-def unwrapped(model: Any) -> Any:
+def unwrap_model(model: Any) -> Any:
     """Return the model inside the wrappers that :func:`check_supported` knows."""
     while True:
         inner = getattr(model, "_orig_mod", None)  # torch.compile's; its class is slow to import
@@ -386,7 +386,7 @@ def check_precision(model: nn.Module) -> None:
         raise InputError(f"The model must be in float32, but is in {found}: call `model.float()`.")
 
 
-def copy_of(model: ViT) -> ViT:
+def copy_model(model: ViT) -> ViT:
     """Return a deep copy.
 
     Raises:
@@ -401,7 +401,7 @@ def copy_of(model: ViT) -> ViT:
         ) from None
 
 
-def own_copy(model: ViT) -> ViT:
+def copy_for_training(model: ViT) -> ViT:
     """Return a copy to measure and to train: in float32 and evaluation mode, nothing frozen.
 
     Which weights are frozen is no part of a study, and what is left after pruning has to be
@@ -422,7 +422,7 @@ def own_copy(model: ViT) -> ViT:
             "In distilled training the model gives two outputs, one of each classifier: call "
             "`model.set_distilled_training(False)`."
         )
-    copied = copy_of(model)
+    copied = copy_model(model)
     parameters = list(model.parameters())
     types = {str(p.dtype).removeprefix("torch.") for p in parameters} - {"float32"}
     if types:

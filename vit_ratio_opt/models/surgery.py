@@ -30,7 +30,7 @@ from vit_ratio_opt.models.blocks import (
 from vit_ratio_opt.models.classifier import classifier_of
 from vit_ratio_opt.models.device import evaluating
 from vit_ratio_opt.models.separate import TalkingHeads
-from vit_ratio_opt.models.supported import check_supported, copy_of
+from vit_ratio_opt.models.supported import check_supported, copy_model
 from vit_ratio_opt.space.geometry import BlockShape, ViTShape
 
 __all__ = [
@@ -39,8 +39,8 @@ __all__ = [
     "check_supported",
     "evaluating",
     "keep_units",
-    "resized",
-    "resized_attention",
+    "resize_model",
+    "resize_attention",
     "shape_of",
     "shrink_to",
 ]
@@ -182,7 +182,7 @@ def keep_units(
                     f"`{name}[{index}]` must be different indices in [0, {size}), at least one, "
                     f"but got {list(units)!r}."
                 )
-    pruned = copy_of(model)
+    pruned = copy_model(model)
     for (attention, ffn), head_indices, neuron_indices in zip(
         branches(pruned), heads, neurons, strict=True
     ):
@@ -211,18 +211,18 @@ def shrink_to(model: ViT, shapes: Sequence[BlockShape]) -> ViT:
             fits = fits and new.num_heads == old.num_heads
         if not (fits and ranks):
             raise InputError(f"Block {index} is {old}, which cannot be cut to {new}.")
-    shrunk = copy_of(model)
+    shrunk = copy_model(model)
     for (attention, ffn), new in zip(branches(shrunk), shapes, strict=True):
-        attention.replace(resized_attention(attention.module, new.num_heads, new.head_dim))
+        attention.replace(resize_attention(attention.module, new.num_heads, new.head_dim))
         _keep_neurons(ffn.module, list(range(new.hidden_dim)))
     return shrunk
 
 
-def resized(model: ViT, shape: BlockShape) -> ViT:
+def resize_model(model: ViT, shape: BlockShape) -> ViT:
     """A copy of ``model`` with blocks of this shape, larger or smaller, its weights to be set."""
-    new = copy_of(model)
+    new = copy_model(model)
     for attention, ffn in branches(new):
-        attention.replace(resized_attention(attention.module, shape.num_heads, shape.head_dim))
+        attention.replace(resize_attention(attention.module, shape.num_heads, shape.head_dim))
         if ffn.last.in_features != shape.hidden_dim:
             for layer, rows in input_layers(ffn.module):
                 _resize(layer, rows * shape.hidden_dim, layer.in_features)
@@ -230,7 +230,7 @@ def resized(model: ViT, shape: BlockShape) -> ViT:
     return new
 
 
-def resized_attention(attn: Any, num_heads: int, head_dim: int) -> Any:
+def resize_attention(attn: Any, num_heads: int, head_dim: int) -> Any:
     """A copy of ``attn`` with so many heads of so many dimensions, its weights still to be set.
 
     The softmax scale becomes ``head_dim ** -0.5``, as in a new timm module of that size.

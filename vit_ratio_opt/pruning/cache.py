@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vit_ratio_opt.model_files.hashes import checksum, weights_hash
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.state_dicts import checksum, weights_hash
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.utils.caching import read_or_compute
 from vit_ratio_opt.utils.files import replacing

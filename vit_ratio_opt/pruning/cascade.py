@@ -34,7 +34,12 @@ from torch import nn
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.blocks import ViT, branches
 from vit_ratio_opt.models.device import evaluating
-from vit_ratio_opt.models.supported import check_precision, check_supported, check_weights, copy_of
+from vit_ratio_opt.models.supported import (
+    check_precision,
+    check_supported,
+    check_weights,
+    copy_model,
+)
 from vit_ratio_opt.models.surgery import check_all_tokens, keep_units, shape_of
 from vit_ratio_opt.pruning.batches import check_images
 from vit_ratio_opt.space.cascade import Scores
@@ -90,7 +95,7 @@ def cascade(model: ViT, tokens: Sequence[BlockTokens], *, scores: Scores = "max"
                 f"tokens, but got {keys}."
             )
     check_cascade(model)
-    model = copy_of(model)
+    model = copy_model(model)
     model.blocks = CascadeBlocks(model.blocks, tokens, shape.tokens, shape.prefix_tokens, scores)
     return model
 
@@ -208,7 +213,7 @@ def without_cascade(model: ViT) -> ViT:
     """``model`` with all tokens in all blocks: a copy where it had a cascade, else itself."""
     if not isinstance(model.blocks, CascadeBlocks):
         return model
-    model = copy_of(model)
+    model = copy_model(model)
     model.blocks = nn.Sequential(*model.blocks)
     return model
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from vit_ratio_opt.models.blocks import head_table
-from vit_ratio_opt.models.surgery import resized_attention
+from vit_ratio_opt.models.surgery import resize_attention
 
 __all__ = ["HeadFactors", "HeadMoments", "factorize_attention", "head_factors", "rank_losses"]
 
@@ -173,7 +173,7 @@ def factorize_attention(attn: Any, factors: HeadFactors, heads: list[int], rank:
         new = [m[:, :, :rank].mT @ part[kept] for m, part in zip(maps, parts, strict=True)]
         return torch.stack(new).flatten(0, 2)
 
-    new = resized_attention(attn, len(kept), rank)
+    new = resize_attention(attn, len(kept), rank)
     columns = attn.proj.weight.detach().cpu().double()
     columns = torch.unflatten(columns, 1, (heads_before, d)).transpose(0, 1)  # (H, D, d)
     outputs = factors.outputs[kept][:, :, :rank]

@@ -19,8 +19,10 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import CannotWriteError, InputError
-from vit_ratio_opt.model_files.checkpoint import load_pruned, save_pruned, weights_hash
+from vit_ratio_opt.model_files.load import load_pruned
+from vit_ratio_opt.model_files.save import save_pruned
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.lineage import fetched_checkpoint
 from vit_ratio_opt.space.geometry import RatioPair

@@ -14,8 +14,8 @@ from vit_ratio_opt.models.device import (
     Precision,
     autocast,
     evaluating,
+    is_out_of_memory,
     model_device,
-    out_of_memory,
 )
 from vit_ratio_opt.training.distributed import Ranks
 
@@ -129,7 +129,7 @@ def _in_parts(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     try:
         return model(images)  # type: ignore[no-any-return]
     except RuntimeError as error:
-        if len(images) == 1 or not out_of_memory(error):
+        if len(images) == 1 or not is_out_of_memory(error):
             raise
     _logger.warning(f"{len(images)} images at once do not fit into memory: looking at half.")
     if images.device.type == "cuda":

@@ -12,7 +12,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from vit_ratio_opt.models.device import Precision, autocast, model_device, out_of_memory
+from vit_ratio_opt.models.device import Precision, autocast, is_out_of_memory, model_device
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.losses import distillation_loss
 from vit_ratio_opt.training.recipe import Recipe
@@ -123,7 +123,7 @@ class Optimization:
                 return self._backward(batch)
             except RuntimeError as error:
                 cannot_split = self._ranks.size > 1 or self._pieces >= len(images)
-                if cannot_split or not out_of_memory(error):
+                if cannot_split or not is_out_of_memory(error):
                     raise
             self._pieces *= 2
             _logger.warning(

@@ -9,15 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
-from vit_ratio_opt.model_files.checkpoint import (
-    create_model,
-    load_dense,
-    load_model,
-    load_pruned,
-    save_dense,
-    save_pruned,
-    weights_hash,
-)
+from vit_ratio_opt.model_files.load import load_dense, load_model, load_pruned
+from vit_ratio_opt.model_files.save import save_dense, save_pruned
+from vit_ratio_opt.models.create import create_model
+from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.cascade import cascade
 from vit_ratio_opt.pruning.importance import magnitude_importance
@@ -189,7 +184,7 @@ def test_pretrained_weights_are_asked_of_timm_by_name(monkeypatch, tiny_vit):
         asked.update(name=name, pretrained=pretrained)
         return tiny_vit
 
-    monkeypatch.setattr("vit_ratio_opt.model_files.checkpoint.timm.create_model", create)
+    monkeypatch.setattr("vit_ratio_opt.models.create.timm.create_model", create)
     assert create_model("vit_small_patch16_224", pretrained=True) is tiny_vit
     assert asked == {"name": "vit_small_patch16_224", "pretrained": True}
 

@@ -1,0 +1,170 @@
+"""Load dense and pruned models: the one place that tells the formats of files apart."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.model_files.build import build_model
+from vit_ratio_opt.model_files.convert import load_hugging_face_folder, load_torchvision_file
+from vit_ratio_opt.model_files.folders import read_config
+from vit_ratio_opt.model_files.manifest import is_pruned, read_manifest
+from vit_ratio_opt.model_files.timm_files import load_timm_file, load_timm_folder
+from vit_ratio_opt.model_files.weights import read_metadata, read_tensors
+from vit_ratio_opt.models.arguments import TRAINING_ARGUMENTS, accept_arguments
+from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.create import SOURCE, create_model, source_of
+from vit_ratio_opt.models.preprocess import parse_preprocessing, remember
+from vit_ratio_opt.models.state_dicts import check_fits, checksum
+from vit_ratio_opt.models.surgery import shrink_to
+from vit_ratio_opt.pruning.cascade import cascade
+
+__all__ = ["load_again", "load_dense", "load_model", "load_pruned"]
+
+
+def load_dense(
+    path: str | Path, *, name: str | None = None, weights: str | None = None, **arguments: Any
+) -> ViT:
+    """Load the dense model of a checkpoint of any suffix, without unpickling.
+
+    Read are safetensors, state dicts and training checkpoints (timm's, DeiT's, MAE's, Lightning's
+    ...), and folders of Hugging Face's libraries and of timm, also with shards. Sizes and the
+    number of classes come from the tensors. Hugging Face's and torchvision's models are converted,
+    see :mod:`vit_ratio_opt.models.convert`. The preprocessing of the images is remembered, see
+    :func:`~vit_ratio_opt.data.preprocessing.preprocess_of`.
+
+    Args:
+        path: The file, or a folder with ``config.json``.
+        name: timm's model name; by default the name that the file gives. For torchvision's weights
+            ``torchvision/vit_b_16`` or another of torchvision's names.
+        weights: ``"ema"`` for the averaged or ``"raw"`` for the trained weights of a file that
+            holds both.
+        **arguments: timm's arguments, beside those that the file and its tensors give. Positions
+            are interpolated for another ``img_size``.
+
+    Raises:
+        InputError: The file is missing, damaged, no checkpoint, of another model, or ambiguous.
+        UnsupportedModelError: The model cannot be pruned.
+    """
+    path = Path(path)
+    if name is not None and str(name).startswith("torchvision/"):
+        model: ViT = load_torchvision_file(path, name, weights, arguments)
+    elif path.is_dir():
+        if name is not None:
+            raise InputError(f"The folder {path} says which model it has: leave {name!r} out.")
+        is_timm = isinstance(read_config(path).get("architecture"), str)
+        load = load_timm_folder if is_timm else load_hugging_face_folder
+        model = load(path, weights, arguments)
+    else:
+        model = load_timm_file(path, name, weights, arguments)
+    source: dict[str, Any] = {"checkpoint": str(path.resolve()), "name": name}
+    source["arguments"] = arguments
+    if weights is not None:
+        source["weights"] = weights
+    with contextlib.suppress(TypeError):  # a class among the arguments cannot be stored
+        json.dumps(source)
+        setattr(model, SOURCE, source)
+    return model
+
+
+def load_pruned(path: str | Path, dense: ViT | None = None) -> tuple[ViT, dict[str, Any]]:
+    """Load a pruned model, in evaluation mode, and its manifest.
+
+    Args:
+        path: A file of :func:`~vit_ratio_opt.model_files.save.save_pruned`.
+        dense: The model that it was pruned from, which gives the architecture and is not changed.
+            It may be left out where the file names it.
+
+    Raises:
+        InputError: The file is missing, damaged, of another format, does not fit ``dense``, or
+            does not say what it was pruned from.
+    """
+    path = Path(path)
+    state, metadata = read_tensors(path)
+    manifest = read_manifest(path, metadata)
+    stored = metadata.get("checksum")
+    if stored is not None and stored != checksum(state, metadata["manifest"]):
+        raise InputError(f"{path} is damaged: what it holds is not what was written.")
+
+    def cut(whole: ViT) -> ViT:
+        smaller = shrink_to(whole, manifest.blocks)
+        if manifest.tokens is None:
+            return smaller
+        return cascade(smaller, manifest.tokens, scores=manifest.scores)
+
+    if dense is None:
+        model = build_model(path, state, *manifest.architecture(path), cut)
+    else:
+        model = cut(dense)
+        check_fits(model, state, path)
+        model.load_state_dict(state)
+    model.eval()
+    known = manifest.content.get("model_preprocessing")
+    if known is not None:
+        remember(path, model, parse_preprocessing(path, known))
+    if dense is None or source_of(dense) is not None:
+        source = None if dense is None else source_of(dense)
+        setattr(model, SOURCE, {"pruned": str(path.resolve()), "dense": source})
+    return model, manifest.content
+
+
+def load_model(path: str | Path) -> tuple[ViT, dict[str, Any]]:
+    """Load the pruned or dense model of a file, in evaluation mode.
+
+    Returns:
+        The model, and the manifest of a pruned model; of a dense one an empty dict.
+
+    Raises:
+        InputError: The file cannot be read, see :func:`load_pruned` and :func:`load_dense`.
+    """
+    path = Path(path)
+    if not path.is_dir() and is_pruned(read_metadata(path)):
+        return load_pruned(path)
+    return load_dense(path), {}
+
+
+def load_again(
+    source: Mapping[str, Any],
+    *,
+    checkpoint: str | Path | None = None,
+    start: str | Path | None = None,
+) -> ViT:
+    """Load a model again, perhaps from files that have been moved.
+
+    Args:
+        source: What :func:`~vit_ratio_opt.models.create.source_of` gave for the model.
+        checkpoint: The file or folder of the dense model; by default the one in ``source``.
+        start: The file of the pruned model that ``source`` begins with; by default the one in
+            ``source``.
+
+    Raises:
+        InputError: A file is missing or unreadable, ``start`` has no place in ``source``, or
+            ``source`` is damaged.
+    """
+    try:
+        if "pruned" in source:
+            dense = None
+            if source["dense"] is not None:
+                dense = load_again(source["dense"], checkpoint=checkpoint)
+            return load_pruned(start or source["pruned"], dense)[0]
+        if start is not None:
+            raise InputError("The study begins with the dense model: leave --start out.")
+        arguments = accept_arguments("The study", source["arguments"], TRAINING_ARGUMENTS)
+        name, weights = source.get("name", source.get("model")), source.get("weights")
+        if "checkpoint" in source or checkpoint is not None:
+            path = Path(checkpoint or source["checkpoint"])
+            if isinstance(name, str) and ":" in name:  # a hub's name; the file here has its own
+                name = None
+            return load_dense(path, name=name, weights=weights, **arguments)
+        if not isinstance(name, str) or ":" in name:
+            raise InputError(
+                f"The study has its dense model from {name!r:.200}, and a study may have nothing "
+                "fetched but timm's own weights: give the file or folder with --checkpoint."
+            )
+        return create_model(name, pretrained=True, **arguments)
+    except (AttributeError, KeyError, TypeError) as error:  # written by another version
+        raise InputError(f"The dense model cannot be loaded as the study says: {error}.") from None
