@@ -12,8 +12,9 @@ from optuna.study import Study
 
 from vit_ratio_opt.data.dataset import ImageData
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.checkpoint import check_saveable, source_of
+from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.create import source_of
 from vit_ratio_opt.models.device import Precision, precision_of, resolve_device
 from vit_ratio_opt.models.supported import own_copy
 from vit_ratio_opt.models.surgery import check_all_tokens, shape_of
@@ -34,10 +35,10 @@ from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.options import RunOptions, SearchOptions
 from vit_ratio_opt.runs.pricing import measured
 from vit_ratio_opt.runs.screening import likely_path, screen
+from vit_ratio_opt.runs.signals import SearchStopped
 from vit_ratio_opt.runs.storage import DEFAULT_STORAGE
 from vit_ratio_opt.runs.task import check_settings, package_versions, screened_best
 from vit_ratio_opt.runs.testing import test_answer
-from vit_ratio_opt.runs.signals import SearchStopped
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.search.noise import Noise, accuracy_noise

@@ -10,14 +10,14 @@ from typing import Any, cast
 from optuna.storages import BaseStorage
 
 from vit_ratio_opt.composer import Search
-from vit_ratio_opt.data.image_data import ImageData
-from vit_ratio_opt.data.load import load_again as load_images_again
+from vit_ratio_opt.data.dataset import ImageData
+from vit_ratio_opt.data.dataset import load_again as load_images_again
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_again as load_model_again
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import Precision
-from vit_ratio_opt.models.hashes import weights_hash
+from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.pruning.options import CalibrationOptions, Pruning, pruning_options
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord

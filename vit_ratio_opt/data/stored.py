@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_ratio_opt.data.image_data import ImageData
-from vit_ratio_opt.data.load import load_again as load_images_again
-from vit_ratio_opt.data.load import load_images
+from vit_ratio_opt.data.dataset import ImageData, load_images
+from vit_ratio_opt.data.dataset import load_again as load_images_again
 from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.utils.failures import reason

@@ -23,9 +23,9 @@ from optuna.study import Study, StudyDirection
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.study import COMPLETE, StudyRecord, is_complete
+from vit_ratio_opt.runs.processes import is_dead, process_name
 from vit_ratio_opt.runs.storage import DEFAULT_STORAGE, open_storage
 from vit_ratio_opt.runs.task import StudyTask, check_settings
-from vit_ratio_opt.runs.processes import is_dead, process_name
 
 __all__ = ["check_study", "create_study"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.dataset import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.classifier import classes_of

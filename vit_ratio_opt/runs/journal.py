@@ -15,13 +15,13 @@ from optuna.trial import BaseTrial, FrozenTrial
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.hashes import weights_hash
+from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.runs.artifacts import artifact_location, check_store, open_artifacts
+from vit_ratio_opt.runs.heartbeats import record_heartbeats
 from vit_ratio_opt.runs.lineage import keep_state, remove_states, state_artifact
+from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.trial_models import check_has_model, keep_model, read_model
 from vit_ratio_opt.runs.turns import own_turn
-from vit_ratio_opt.runs.heartbeats import record_heartbeats
-from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.search.sampler import hand_back
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.files import check_place, check_writable_folder

@@ -12,12 +12,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trials import finished_trials
-from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.storage import is_temporary
 from vit_ratio_opt.runs.lines import describe_start, describe_trial
+from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.optimize import keep_optimizing
 from vit_ratio_opt.runs.reaping import fail_dead_trials, fail_stale_trials, requeue_own_trials
 from vit_ratio_opt.runs.signals import SearchStopped, StopRequest, stop_on_signals
+from vit_ratio_opt.runs.storage import is_temporary
 from vit_ratio_opt.search.sampler import BinarySearchSampler
 from vit_ratio_opt.training.progress import SearchProgress
 from vit_ratio_opt.utils.failures import is_storage_error, reason
