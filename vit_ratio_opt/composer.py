@@ -16,7 +16,7 @@ from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.create import source_of
 from vit_ratio_opt.models.device import Precision, precision_of, resolve_device
-from vit_ratio_opt.models.supported import own_copy
+from vit_ratio_opt.models.supported import copy_for_training
 from vit_ratio_opt.models.surgery import check_all_tokens, shape_of
 from vit_ratio_opt.pruning.options import Pruning, Structural
 from vit_ratio_opt.pruning.pruner import Batch, ModelPruner
@@ -129,7 +129,9 @@ class Search:
             check_saveable(dense)
         self.trainer = self._trainer(training)
         device = getattr(self.trainer, "device", None) or resolve_device(self.run_options.device)
-        self.dense = own_copy(dense).to(device)  # nothing that the caller does later changes it
+        self.dense = copy_for_training(dense).to(
+            device
+        )  # nothing that the caller does later changes it
         if self.data is not None:
             check_logits(self.dense, self.data)
         self.pruner = ModelPruner(
@@ -293,10 +295,15 @@ class Search:
             SearchStopped: A signal ended the search; running it again resumes it.
         """
         explainer = Explainer(n_trials) if explain else None
-        observers = [*callbacks] if explainer is None else [explainer, *callbacks]
+        observers: list[Callback] = [] if explainer is None else [explainer]
         try:
             run_study(
-                study, self.objective, n_trials=n_trials, wait=wait, say=say, callbacks=observers
+                study,
+                self.objective,
+                n_trials=n_trials,
+                wait=wait,
+                say=say,
+                callbacks=[*observers, *callbacks],
             )
         except SearchStopped:
             if explainer is not None:

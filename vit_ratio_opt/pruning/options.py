@@ -110,9 +110,12 @@ class Tokens:
 
     Args:
         rule: Which patches are left out, and in which blocks.
+        ranges: How far the attention of each block reaches, for a rule that depends on it;
+            measured on the calibration images by default.
     """
 
     rule: CascadeRule = CP_VIT
+    ranges: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_rule(self.rule)
@@ -134,6 +137,8 @@ class Both:
         round_to: Ranks and neurons left in a block are multiples of this.
         by_cascade: Share of the saving, in logarithms, that leaving out patches brings, in [0, 1];
             see :class:`~vit_ratio_opt.space.cascade.Combined`.
+        ranges: How far the attention of each block reaches, for a rule that depends on it;
+            measured on the calibration images by default.
 
     Raises:
         InputError: A value is not allowed, or the rule removes heads.
@@ -143,6 +148,7 @@ class Both:
     repair: bool = True
     round_to: int = 1
     by_cascade: float = 0.05
+    ranges: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_rule(self.rule)

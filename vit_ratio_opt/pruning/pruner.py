@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vit_ratio_opt.errors import UnsupportedModelError
+from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import model_device
@@ -222,9 +222,19 @@ class ModelPruner:
         return [_images_of(batch) for batch in self.batches]
 
     def _score(self, model: ViT) -> Importance:
-        criterion = getattr(self.pruning, "criterion", None) or taylor_importance
-        scores: Importance = criterion(model, self.batches)
+        criterion = self.pruning.criterion if isinstance(self.pruning, Structural) else None
+        scores: Importance = (criterion or taylor_importance)(model, self._labelled_batches)
         return scores
+
+    @property
+    def _labelled_batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        labelled = [batch for batch in self.batches if not isinstance(batch, torch.Tensor)]
+        if len(labelled) < len(self.batches):
+            raise InputError(
+                "Scores of heads and neurons need labels: give batches `(images, labels)`, or use "
+                "`Structural(unit='rank')`."
+            )
+        return labelled
 
     @property
     def _unit(self) -> MhsaUnit:

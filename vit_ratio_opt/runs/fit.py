@@ -8,7 +8,7 @@ from vit_ratio_opt.data.dataset import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.classifier import classes_of
-from vit_ratio_opt.models.device import evaluating, model_device, out_of_memory
+from vit_ratio_opt.models.device import evaluating, is_out_of_memory, model_device
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.training.evaluate import check_shape, on_device
 from vit_ratio_opt.utils.failures import reason
@@ -59,7 +59,7 @@ def check_logits(model: ViT, data: ImageData) -> None:
         with torch.inference_mode(), evaluating(model):
             logits = model(images)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise InputError(
             f"The model cannot classify images of {data.name}: {reason(error)}"

@@ -194,8 +194,9 @@ class _Loop:
 
     def _nothing_left(self) -> str | None:
         sampler = self._study.sampler
-        is_ours = isinstance(sampler, BinarySearchSampler)
-        return sampler.nothing_left(self._study) if is_ours else None
+        if not isinstance(sampler, BinarySearchSampler):
+            return None
+        return sampler.nothing_left(self._study)
 
     def _report(self, study: Study, trial: FrozenTrial) -> None:
         self._failures = 0

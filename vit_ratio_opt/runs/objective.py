@@ -19,10 +19,10 @@ from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.admission import check_direction
-from vit_ratio_opt.runs.journal import Journal, write
+from vit_ratio_opt.runs.contracts import JournalProtocol, PrunerProtocol
+from vit_ratio_opt.runs.journal import write
 from vit_ratio_opt.runs.lineage import fetch_state, interrupted_trials, state_artifact
 from vit_ratio_opt.runs.parents import find_parent
-from vit_ratio_opt.runs.pruner import Pruner
 from vit_ratio_opt.runs.resume import copy_progress, next_seed
 from vit_ratio_opt.runs.suggest import Suggestion, suggest_pair
 from vit_ratio_opt.search.limits import Budget, Tolerance
@@ -83,10 +83,10 @@ class PruningObjective:
 
     def __init__(
         self,
-        pruner: Pruner,
+        pruner: PrunerProtocol,
         trainer: Trainer,
         limit: Budget | Tolerance,
-        journal: Journal,
+        journal: JournalProtocol,
         *,
         fixed_ratio: bool = False,
         iterative: bool = False,

@@ -8,8 +8,8 @@ import optuna
 from optuna.trial import FrozenTrial, Trial
 
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.pruning.pruner import ModelPruner
 from vit_ratio_opt.records.trials import finished_trials
+from vit_ratio_opt.runs.contracts import PrunerProtocol
 from vit_ratio_opt.runs.lineage import nearest_parents
 from vit_ratio_opt.runs.resume import pair_of
 from vit_ratio_opt.runs.trial_models import read_artifact
@@ -25,7 +25,7 @@ _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
 
 def find_parent(
-    trial: Trial, pair: RatioPair, pruner: ModelPruner, store: ArtifactStore | None
+    trial: Trial, pair: RatioPair, pruner: PrunerProtocol, store: ArtifactStore | None
 ) -> tuple[FrozenTrial | None, ViT | None]:
     """Return the nearest finished trial that pruned neither module more, and its model.
 

@@ -10,7 +10,7 @@ from optuna.study import Study
 from optuna.trial import BaseTrial
 
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.supported import own_copy
+from vit_ratio_opt.models.supported import copy_for_training
 from vit_ratio_opt.models.surgery import check_all_tokens, shape_of
 from vit_ratio_opt.pruning.options import CalibrationOptions, Pruning
 from vit_ratio_opt.pruning.pruner import Batch, ModelPruner
@@ -56,7 +56,7 @@ class Pruner(ModelPruner):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            own_copy(check_all_tokens(dense)).eval(),
+            copy_for_training(check_all_tokens(dense)).eval(),
             images,
             pruning=pruning,
             cost=cost,
@@ -125,6 +125,5 @@ class Pruner(ModelPruner):
         shape, cost = self.shape, self.space.cost
         label = {"name": cost.name, "word": cost.word, "constraint": cost.constraint}
         study.set_user_attr("cost", label)
-        dense = {"macs": shape.macs, "params": shape.params}
-        dense |= {"blocks": shape.block_sizes, "tokens": shape.tokens}
-        study.set_user_attr("dense", dense)
+        sizes = {"blocks": shape.block_sizes, "tokens": shape.tokens}
+        study.set_user_attr("dense", {"macs": shape.macs, "params": shape.params, **sizes})

@@ -42,8 +42,9 @@ def next_seed(
     Pairs differ in nothing but the pair: each is first trained with ``seed``, and with the next
     one after each training that finished or diverged.
     """
-    trained = sum(pair_of(trial) == pair for trial in finished)
-    return seed + trained + sum(_has_diverged(t) and pair_of(t) == pair for t in trials)
+    trained = [trial for trial in finished if pair_of(trial) == pair]
+    diverged = [trial for trial in trials if _has_diverged(trial) and pair_of(trial) == pair]
+    return seed + len(trained) + len(diverged)
 
 
 def pair_of(trial: FrozenTrial) -> RatioPair:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vit_ratio_opt.models.device import Precision, autocast
-from vit_ratio_opt.pruning.pruner import ModelPruner
+from vit_ratio_opt.runs.contracts import PrunerProtocol
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair, follow
 from vit_ratio_opt.space.curve import budget_curve, smallest_cost_ratio
@@ -22,7 +22,7 @@ __all__ = ["likely_best", "likely_path", "screen"]
 _LEVELS, _PATH_PAIRS = 6, 64
 
 
-def likely_best(pruner: ModelPruner, curve: Sequence[RatioPair]) -> RatioPair | None:
+def likely_best(pruner: PrunerProtocol, curve: Sequence[RatioPair]) -> RatioPair | None:
     """Return the pair of a curve with the least expected loss; None where nothing is expected.
 
     Nothing is pruned for it.
@@ -32,7 +32,7 @@ def likely_best(pruner: ModelPruner, curve: Sequence[RatioPair]) -> RatioPair | 
 
 
 def screen(
-    pruner: ModelPruner, evaluate: Callable[[nn.Module], float], curve: Sequence[RatioPair]
+    pruner: PrunerProtocol, evaluate: Callable[[nn.Module], float], curve: Sequence[RatioPair]
 ) -> dict[Pair, float]:
     """Return the values of pruned, untrained models at some pairs of a budget's curve.
 
@@ -56,7 +56,7 @@ def screen(
 
 
 def likely_path(
-    pruner: ModelPruner, batches: Sequence[torch.Tensor], precision: Precision
+    pruner: PrunerProtocol, batches: Sequence[torch.Tensor], precision: Precision
 ) -> tuple[Pair, ...]:
     """Return the likeliest pairs from the dense model down to the smallest, without training any.
 
@@ -100,7 +100,7 @@ def _nearest(curve: Sequence[RatioPair], mhsa_ratio: float) -> RatioPair:
 
 
 def _agreement(
-    pruner: ModelPruner, batches: Sequence[torch.Tensor], precision: Precision
+    pruner: PrunerProtocol, batches: Sequence[torch.Tensor], precision: Precision
 ) -> Callable[[Pair], float]:
     """Return the function of a pair that gives the agreement with the dense model, in nats."""
     device = pruner.device
