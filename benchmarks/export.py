@@ -41,7 +41,7 @@ from vit_ratio_opt.model_files.export import (
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.utils.files import write_json
 

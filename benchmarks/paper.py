@@ -82,18 +82,19 @@ from recording import (
     spread,
 )
 from timm.models.vision_transformer import VisionTransformer
-from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.data.dataset import ImageData, Split, load_digits, load_images
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.load import load_dense
+from vit_ratio_opt.model_files.checkpoint import load_dense
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.space.cascade import CP_VIT, LATE, Combined, Scores
+from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.space.both import Combined
+from vit_ratio_opt.space.tokens import CP_VIT, LATE, Scores
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate, predict
 from vit_ratio_opt.training.finetune import finetune

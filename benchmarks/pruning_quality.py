@@ -76,7 +76,8 @@ from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.space.geometry import RatioPair, fixed_ratio_pair
+from vit_ratio_opt.space.curve import fixed_ratio_pair
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import finetune
@@ -164,7 +165,7 @@ def main(
             return _whole_heads(objective(seed, macs_ratio, "head"))
         pair = ours.likely_best()
         if name == "one-ratio":
-            pair = fixed_ratio_pair(ours.shape, macs_ratio)
+            pair = fixed_ratio_pair(ours.space, macs_ratio)
         assert pair is not None
         calibration = ours.calibration
         batches = [batch for batch, _ in ours.calibration_batches]

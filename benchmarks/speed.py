@@ -42,8 +42,9 @@ from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.surgery import shape_of, shrink_to
 from vit_ratio_opt.pruning.cascade import cascade
-from vit_ratio_opt.space.cascade import CP_VIT, Cascade
-from vit_ratio_opt.space.geometry import BlockShape, ViTShape, fixed_ratio_pair
+from vit_ratio_opt.space.curve import fixed_ratio_pair
+from vit_ratio_opt.space.shape import BlockShape, ViTShape
+from vit_ratio_opt.space.tokens import CP_VIT, TokenSpace
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
@@ -83,7 +84,7 @@ def main(
         if kind == "cascade":
             if round_to > 1:
                 continue
-            space = Cascade(shape, replace(CP_VIT, by_range=False))
+            space = TokenSpace(shape, replace(CP_VIT, by_range=False))
             pruned = cascade(dense, space.tokens(fixed_ratio_pair(space, macs_ratio)))
             sizes: list[Any] = [list(counts) for counts in shape_of(pruned).block_tokens]
         else:

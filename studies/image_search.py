@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.cli.app import (
     BudgetOption,
@@ -52,8 +50,10 @@ from vit_ratio_opt.data.preprocessing import preprocess_or_assume
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import check_storage_url, database_files, open_storage
-from vit_ratio_opt.space.costs import check_cost, params_space
-from vit_ratio_opt.space.geometry import COST_WORDS, check_budget, fixed_ratio_pair
+from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.space.costs import cost_named
+from vit_ratio_opt.space.curve import check_budget, fixed_ratio_pair
+from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.files import check_outputs
 
@@ -102,7 +102,8 @@ def study_of(
         tensorboard: TensorBoardOption = None,
         output: OutputOption = None,
     ) -> None:
-        check_cost(cost, strategy=strategy, iterative=iterative, latency_batch=latency_batch)
+        priced = cost_named(cost, latency_batch=latency_batch)
+        priced.check(strategy=strategy, iterative=iterative)
         check_folder(data)
         if storage is not None:
             check_storage_url(storage)
@@ -114,8 +115,7 @@ def study_of(
         dense = dense_model(checkpoint, model, start, weights)
         if tolerance is None and strategy == "structural" and cost != "latency":
             # The others see the images first.
-            shape = replace(shape_of(dense), mhsa_unit=mhsa_unit, round_to=round_to)
-            space = params_space(shape) if cost == "params" else shape
+            space = StructuralSpace(shape_of(dense), mhsa_unit, round_to, priced)
             check_budget(space, budget)
             if fixed_ratio:
                 fixed_ratio_pair(space, budget)
@@ -161,7 +161,7 @@ def study_of(
             print(f"study {name!r}: {len(objective.curve)} pair(s) meet the budget {budget}")
         else:
             print(
-                f"study {name!r}: the least of the {COST_WORDS[cost]} that loses at most "
+                f"study {name!r}: the least of the {priced.word} that loses at most "
                 f"{tolerance} points"
             )
         run_study(study, objective, n_trials=n_trials, callbacks=callbacks)

@@ -9,14 +9,12 @@ answer are printed side by side. The same command resumes it.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from timm.models.vision_transformer import VisionTransformer
-from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.cli.app import (
     BudgetOption,
@@ -43,15 +41,15 @@ from vit_ratio_opt.cli.app import (
 )
 from vit_ratio_opt.data.dataset import ImageData, load_digits
 from vit_ratio_opt.data.preprocessing import remember_preprocessing
-from vit_ratio_opt.model_files.load import load_dense
-from vit_ratio_opt.model_files.save import save_dense
-from vit_ratio_opt.models.create import create_model
+from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, save_dense
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import check_storage_url, database_files, open_storage
-from vit_ratio_opt.space.costs import check_cost, params_space
-from vit_ratio_opt.space.geometry import check_budget
+from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.space.costs import cost_named
+from vit_ratio_opt.space.curve import check_budget
+from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
@@ -101,14 +99,12 @@ def main(
     output: OutputOption = None,
 ) -> None:
     """Search the two pruning ratios of a small ViT on scikit-learn's digits."""
-    check_cost(cost, strategy=strategy, iterative=iterative, latency_batch=latency_batch)
-    shape = replace(
-        shape_of(create_model(MODEL, **ARGUMENTS)), mhsa_unit=mhsa_unit, round_to=round_to
-    )
+    priced = cost_named(cost, latency_batch=latency_batch)
+    priced.check(strategy=strategy, iterative=iterative)
+    shape = shape_of(create_model(MODEL, **ARGUMENTS))
     if strategy == "structural" and cost != "latency":
         # What the others cost depends on the dense model.
-        space = params_space(shape) if cost == "params" else shape
-        check_budget(space, budget)
+        check_budget(StructuralSpace(shape, mhsa_unit, round_to, priced), budget)
     if storage is not None:
         check_storage_url(storage)
     check_outputs(

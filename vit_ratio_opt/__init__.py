@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from vit_ratio_opt.runs.origin import load_objective
     from vit_ratio_opt.runs.study import run_study
     from vit_ratio_opt.search.sampler import BinarySearchSampler
-    from vit_ratio_opt.space.geometry import RatioPair, budget_curve
+    from vit_ratio_opt.space.curve import budget_curve
+    from vit_ratio_opt.space.pairs import RatioPair
     from vit_ratio_opt.training.evaluate import evaluate
     from vit_ratio_opt.training.finetune import finetune
     from vit_ratio_opt.training.recipe import Recipe
@@ -65,7 +66,8 @@ _HOMES = {
     "runs.origin": ("load_objective",),
     "runs.study": ("run_study",),
     "search.sampler": ("BinarySearchSampler",),
-    "space.geometry": ("RatioPair", "budget_curve"),
+    "space.curve": ("budget_curve",),
+    "space.pairs": ("RatioPair",),
     "training.evaluate": ("evaluate",),
     "training.finetune": ("finetune",),
     "training.recipe": ("Recipe",),

@@ -26,7 +26,7 @@ from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.pruning.cascade import cascade
 from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
-from vit_ratio_opt.space.geometry import BlockTokens
+from vit_ratio_opt.space.shape import BlockTokens
 from vit_ratio_opt.training.evaluate import evaluate
 
 NAME = "vit_tiny_patch16_224"

@@ -15,7 +15,6 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -24,14 +23,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import AttentionRope, SwiGLU
-from vit_ratio_opt.runs.study import create_study, run_study
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency import timing as latency
-from vit_ratio_opt.model_files.load import load_dense, load_pruned
-from vit_ratio_opt.model_files.save import save_dense
+from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, load_pruned, save_dense
 from vit_ratio_opt.models.blocks import ViT, branches
-from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.models.separate import (
     BiasedAttention,
     ParallelBlock,
@@ -45,7 +41,9 @@ from vit_ratio_opt.pruning.importance import Importance, magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe
 
@@ -163,7 +161,8 @@ def test_a_model_of_timm_can_be_pruned(name: str, masked_outputs) -> None:
     traced = count_macs(cut, images[:1])
     norms = ("layer_norm", "rms_norm")
     macs = sum(count for operator, count in traced.items() if operator not in norms)
-    assert shape_of(cut).macs == macs == shape.pruned_macs(RatioPair(0.3, 0.6))
+    dense = StructuralSpace(shape, "head")
+    assert shape_of(cut).macs == macs == dense.pruned_macs(RatioPair(0.3, 0.6))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -174,8 +173,8 @@ def test_every_kind_of_block_is_calibrated_cut_and_repaired(name: str) -> None:
     whole = prune(model, (0, 0), known)
     assert torch.equal(whole(images[0]), model(images[0]))
     pruned = prune(model, (0.5, 0.5), known)
-    shape = replace(shape_of(model), mhsa_unit="rank")
-    assert shape_of(pruned).macs <= shape.pruned_macs(RatioPair(0.5, 0.5)) < shape.macs
+    space = StructuralSpace(shape_of(model))
+    assert shape_of(pruned).macs <= space.pruned_macs(RatioPair(0.5, 0.5)) < space.macs
 
     def error() -> float:
         with torch.no_grad():

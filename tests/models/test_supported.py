@@ -28,7 +28,7 @@ from vit_ratio_opt.pruning.importance import magnitude_importance, taylor_import
 from vit_ratio_opt.pruning.prune import prune, prune_ranks, prune_units
 from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.space.geometry import BlockTokens
+from vit_ratio_opt.space.shape import BlockTokens
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import finetune

@@ -14,8 +14,9 @@ from vit_ratio_opt.pruning.cascade import (
     without_cascade,
 )
 from vit_ratio_opt.pruning.count import count_macs
-from vit_ratio_opt.space.cascade import LATE, Cascade
-from vit_ratio_opt.space.geometry import BlockTokens, RatioPair
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.shape import BlockTokens
+from vit_ratio_opt.space.tokens import LATE, TokenSpace
 
 MakeViT = Callable[..., VisionTransformer]
 ALL = BlockTokens(17, 17, 17)
@@ -119,7 +120,7 @@ def test_what_patches_do_in_the_last_block_changes_nothing_for_a_class_token(
 ) -> None:
     model = make_vit(depth=3)
     assert reads_prefix_only(model)
-    space = Cascade(shape_of(model), LATE, class_only=True)
+    space = TokenSpace(shape_of(model), LATE, class_only=True)
     pair = RatioPair(space.free_ratio, space.free_ratio)
     small = cascade(model, space.tokens(pair))
     assert shape_of(small).macs < shape_of(model).macs

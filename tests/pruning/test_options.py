@@ -17,7 +17,7 @@ from vit_ratio_opt.pruning.options import (
     Tokens,
     pruning_options,
 )
-from vit_ratio_opt.space.cascade import CP_VIT, LATE, CascadeRule
+from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule
 
 
 def score(model: object, batches: object) -> Any:

@@ -9,17 +9,20 @@ import pytest
 import torch
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.trial import FixedTrial, TrialState
-from vit_ratio_opt.runs.study import create_study, run_study
 
 import vit_ratio_opt.runs.objective as objective_module
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.load import load_pruned
+from vit_ratio_opt.model_files.checkpoint import load_pruned
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.cascade import cascade
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.space.cascade import LATE, CascadeRule
-from vit_ratio_opt.space.geometry import BlockTokens, RatioPair
+from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.space.costs import PARAMS
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.shape import BlockTokens
+from vit_ratio_opt.space.structural import StructuralSpace
+from vit_ratio_opt.space.tokens import LATE, CascadeRule
 from vit_ratio_opt.training.context import TrainingDiverged
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe
@@ -75,15 +78,16 @@ def test_macs_and_params_are_those_of_the_pair_whatever_the_parent(
     make, url, dense, tmp_path, allocation
 ):
     objective = make(allocation=allocation)
-    largest = objective.shape.max_pair
+    largest = objective.space.max_pair
+    params = StructuralSpace(objective.shape, cost=PARAMS)
     pairs = LIGHT, RatioPair(0.26, 0.27), HEAVY, largest
     study = run_pairs(objective, url, *pairs)
     assert parents(study) == ["dense", 0, 1, 2]
     for trial, pair in zip(study.trials, pairs, strict=True):
         model, _ = load_pruned(tmp_path / "models" / trial.user_attrs["checkpoint"], dense)
         shape = shape_of(model)
-        assert shape.macs == trial.user_attrs["macs"] == objective.shape.pruned_macs(pair)
-        assert shape.params == trial.user_attrs["params"] == objective.shape.pruned_params(pair)
+        assert shape.macs == trial.user_attrs["macs"] == objective.space.pruned_macs(pair)
+        assert shape.params == trial.user_attrs["params"] == params.pruned_cost(pair)
 
 
 def test_a_child_starts_from_its_parents_trained_weights(make, url, dense, tmp_path):
@@ -205,7 +209,7 @@ def test_iterative_needs_a_folder_of_checkpoints(make, tmp_path, option):
 def test_what_is_pruned_is_what_the_ratios_say(make, unit, repair):
     objective = make(mhsa_unit=unit, repair=repair)
     pair = RatioPair(0.5, 0.5)
-    assert shape_of(objective.prune(pair)).macs == objective.shape.pruned_macs(pair)
+    assert shape_of(objective.prune(pair)).macs == objective.space.pruned_macs(pair)
 
 
 def test_repair_brings_a_pruned_model_nearer_to_the_dense_one(make, digits, dense):

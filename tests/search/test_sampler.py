@@ -20,25 +20,25 @@ from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Proposal
 from vit_ratio_opt.search.sampler import BinarySearchSampler, is_surplus, value_of
-from vit_ratio_opt.space.geometry import (
-    BlockShape,
-    RatioPair,
-    ViTShape,
-    budget_curve,
-    fixed_ratio_pair,
-)
+from vit_ratio_opt.space.curve import budget_curve, fixed_ratio_pair
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.shape import BlockShape, ViTShape
+from vit_ratio_opt.space.structural import StructuralSpace
 
 SPACE = {name: FloatDistribution(0, 1) for name in RatioPair._fields}
-SHAPE = ViTShape(
-    patches=64,
-    prefix_tokens=1,
-    patch_dim=48,
-    embed_dim=64,
-    num_classes=10,
-    blocks=(BlockShape(num_heads=8, head_dim=8, hidden_dim=128),) * 4,
-    fixed_params=0,
+PAIRS = StructuralSpace(
+    ViTShape(
+        patches=64,
+        prefix_tokens=1,
+        patch_dim=48,
+        embed_dim=64,
+        num_classes=10,
+        blocks=(BlockShape(num_heads=8, head_dim=8, hidden_dim=128),) * 4,
+        fixed_params=0,
+    ),
+    unit="head",
 )
-CURVE = budget_curve(SHAPE, 0.65)
+CURVE = budget_curve(PAIRS, 0.65)
 POSITIONS = {pair: position for position, pair in enumerate(CURVE)}
 PEAK = 5
 FAR_TOO_MANY = 3 * len(CURVE)  # a search that does not stop fails instead of hanging
@@ -114,12 +114,12 @@ def test_sampler_says_why_it_stops(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("budget", [0.35, 0.5, 0.6, 0.65, 0.8, 0.95, 1])
 def test_first_trial_is_at_least_the_fixed_ratio(budget: float) -> None:
-    curve = budget_curve(SHAPE, budget)
+    curve = budget_curve(PAIRS, budget)
     study = create(sampler=BinarySearchSampler(SPACE, BudgetSearch(curve)))
     mhsa_ratio, ffn_ratio = suggest(study.ask())
-    fixed = fixed_ratio_pair(SHAPE, budget)
-    heads, neurons = SHAPE.removed(RatioPair(mhsa_ratio, ffn_ratio))
-    fixed_heads, fixed_neurons = SHAPE.removed(fixed)
+    fixed = fixed_ratio_pair(PAIRS, budget)
+    heads, neurons = PAIRS.removed(RatioPair(mhsa_ratio, ffn_ratio))
+    fixed_heads, fixed_neurons = PAIRS.removed(fixed)
     assert heads == fixed_heads
     assert neurons <= fixed_neurons
 
@@ -527,7 +527,7 @@ def test_with_one_ratio_fixed_the_other_is_what_just_meets_the_budget(axis: int)
     pair = suggest(study.ask())
     assert pair[axis] == fixed
     assert pair[1 - axis] == CURVE[PEAK][1 - axis]
-    assert SHAPE.pruned_macs(RatioPair(*pair)) <= SHAPE.pruned_macs(CURVE[PEAK])
+    assert PAIRS.pruned_macs(RatioPair(*pair)) <= PAIRS.pruned_macs(CURVE[PEAK])
 
 
 # Refusals

@@ -24,25 +24,25 @@ from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair, Plan
 from vit_ratio_opt.search.sampler import SURPLUS, BinarySearchSampler
 from vit_ratio_opt.search.tolerance import ToleranceSearch
-from vit_ratio_opt.space.geometry import (
-    BlockShape,
-    RatioPair,
-    ViTShape,
-    budget_curve,
-    pair_columns,
-)
+from vit_ratio_opt.space.curve import budget_curve, pair_columns
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.shape import BlockShape, ViTShape
+from vit_ratio_opt.space.structural import StructuralSpace
 
-SHAPE = ViTShape(
-    patches=64,
-    prefix_tokens=1,
-    patch_dim=48,
-    embed_dim=64,
-    num_classes=10,
-    blocks=(BlockShape(num_heads=8, head_dim=8, hidden_dim=64),) * 3,
-    fixed_params=0,
+PAIRS = StructuralSpace(
+    ViTShape(
+        patches=64,
+        prefix_tokens=1,
+        patch_dim=48,
+        embed_dim=64,
+        num_classes=10,
+        blocks=(BlockShape(num_heads=8, head_dim=8, hidden_dim=64),) * 3,
+        fixed_params=0,
+    ),
+    unit="head",
 )
 SPACE = {name: FloatDistribution(0, 1) for name in RatioPair._fields}
-CURVE = budget_curve(SHAPE, 0.65)
+CURVE = budget_curve(PAIRS, 0.65)
 TOLERANCE = 2.0
 MODES = ["budget", "tolerance"]
 Loss = Callable[[Pair], float]
@@ -55,7 +55,7 @@ def smooth(pair: Pair) -> float:
 def plan(mode: str, **options: float) -> Plan:
     if mode == "budget":
         return BudgetSearch(CURVE, **options)
-    return ToleranceSearch(pair_columns(SHAPE), SHAPE.macs_ratio, TOLERANCE, **options)
+    return ToleranceSearch(pair_columns(PAIRS), PAIRS.macs_ratio, TOLERANCE, **options)
 
 
 def create(mode: str = "budget", *, options: dict[str, float] | None = None, **more) -> Study:
@@ -85,7 +85,7 @@ def objective(mode: str, loss: Loss = smooth) -> Callable[[Trial], float]:
         trial.set_constraint("accuracy_drop", value - TOLERANCE)
         if not value <= TOLERANCE:
             raise optuna.TrialPruned
-        return SHAPE.macs_ratio(*pair)
+        return PAIRS.macs_ratio(*pair)
 
     return run
 

@@ -18,7 +18,7 @@ from vit_ratio_opt.models.create import ARCHITECTURE, create_model
 from vit_ratio_opt.models.state_dicts import misfit
 from vit_ratio_opt.models.surgery import shape_of, shrink_to
 from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
-from vit_ratio_opt.space.geometry import BlockShape
+from vit_ratio_opt.space.shape import BlockShape
 
 __all__ = [
     "check_saveable",

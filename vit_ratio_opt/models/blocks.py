@@ -166,7 +166,7 @@ def stages(model: ViT) -> Iterator[list[tuple[int, str, Branch]]]:
 def branches(model: ViT) -> list[tuple[Branch, Branch]]:
     """The i-th attention and the i-th FFN of the model, for every i.
 
-    They are the blocks of a :class:`~vit_ratio_opt.space.geometry.ViTShape`: a block that has
+    They are the blocks of a :class:`~vit_ratio_opt.space.shape.ViTShape`: a block that has
     several in parallel counts as so many.
     """
     by_kind: dict[str, list[Branch]] = {"attention": [], "ffn": []}

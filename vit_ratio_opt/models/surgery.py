@@ -31,7 +31,7 @@ from vit_ratio_opt.models.classifier import classifier_of
 from vit_ratio_opt.models.device import evaluating
 from vit_ratio_opt.models.separate import TalkingHeads
 from vit_ratio_opt.models.supported import check_supported, copy_model
-from vit_ratio_opt.space.geometry import BlockShape, ViTShape
+from vit_ratio_opt.space.shape import BlockShape, ViTShape
 
 __all__ = [
     "ALL_HEADS",

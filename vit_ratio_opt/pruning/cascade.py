@@ -6,7 +6,7 @@ public. What they say: a patch is informative when some query attends to it much
 accumulated over heads and blocks, so that a decision rests on all that was seen so far; the share
 of patches that is left out rises from block to block and follows the range of the attention; the
 class token stays. They say how many patches only by example. That is settled, block by block, in
-:mod:`vit_ratio_opt.space.cascade`; here the numbers are given and kept.
+:mod:`vit_ratio_opt.space.tokens`; here the numbers are given and kept.
 
 Interpretations, each of them an option where another one is plausible:
 
@@ -42,8 +42,8 @@ from vit_ratio_opt.models.supported import (
 )
 from vit_ratio_opt.models.surgery import check_all_tokens, keep_units, shape_of
 from vit_ratio_opt.pruning.batches import check_images
-from vit_ratio_opt.space.cascade import Scores
-from vit_ratio_opt.space.geometry import BlockTokens
+from vit_ratio_opt.space.shape import BlockTokens
+from vit_ratio_opt.space.tokens import Scores
 
 __all__ = [
     "AttentionSurvey",

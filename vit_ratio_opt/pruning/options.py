@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.space.cascade import CP_VIT, LATE, CascadeRule, Strategy
-from vit_ratio_opt.space.geometry import MhsaUnit
+from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, Strategy
+from vit_ratio_opt.space.units import MhsaUnit
 
 if TYPE_CHECKING:
     from vit_ratio_opt.models.blocks import ViT

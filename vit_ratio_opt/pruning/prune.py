@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -30,15 +29,9 @@ from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.factorize import factorize_attention, rank_losses
 from vit_ratio_opt.pruning.importance import Importance, check_importance
 from vit_ratio_opt.pruning.options import Allocation
-from vit_ratio_opt.space.geometry import (
-    MIN_MHSA_UNITS,
-    BlockTokens,
-    MhsaUnit,
-    RatioPair,
-    ViTShape,
-    as_pair,
-    least_neurons,
-)
+from vit_ratio_opt.space.pairs import RatioPair, as_pair
+from vit_ratio_opt.space.shape import BlockTokens
+from vit_ratio_opt.space.units import MIN_MHSA_UNITS, MhsaUnit, StructuralUnits, least_neurons
 
 __all__ = [
     "expected_losses",
@@ -91,13 +84,13 @@ def prune(
             "`calibrate(model, images)` gives one."
         )
     unit: MhsaUnit = "head" if isinstance(guide, Importance) else "rank"
-    shape = replace(shape_of(model), mhsa_unit=unit, round_to=round_to)
-    units, neurons = shape.removed(as_pair(pair))
+    dense = StructuralUnits(shape_of(model), unit, round_to)
+    units, neurons = dense.removed(as_pair(pair))
     if isinstance(guide, Importance):
-        if shape.all_heads and units:
+        if dense.shape.all_heads and units:
             raise UnsupportedModelError(ALL_HEADS)
         return prune_units(model, units, neurons, guide, allocation=allocation, round_to=round_to)
-    dims = units * shape.mhsa_unit_dims
+    dims = units * dense.mhsa_unit_dims
     return prune_ranks(model, dims, neurons, guide, allocation=allocation, round_to=round_to)
 
 
@@ -124,24 +117,24 @@ def prune_ranks(
         round_to: See :func:`prune`.
     """
     model = check_supported(model)
-    shape = replace(shape_of(model), round_to=round_to)
-    blocks = shape.blocks
+    dense = StructuralUnits(shape_of(model), "rank", round_to)
+    blocks = dense.shape.blocks
     _check_allocation(allocation)
     _check_calibration(model, calibration)
     sizes = [block.num_heads * block.head_dim for block in blocks]
-    least_dims = [shape.least_dims(block) for block in blocks]
-    kept = _even_steps(shape) if allocation == "uniform" else least_dims
+    least_dims = [dense.least_dims(block) for block in blocks]
+    kept = _even_steps(dense) if allocation == "uniform" else least_dims
     _check_removed("dims", dims, sizes, kept)
     hidden, least = [block.hidden_dim for block in blocks], least_neurons(round_to)
     _check_removed("neurons", neurons, hidden, [least] * len(blocks))
     (chosen,), (counts,) = _spread_ranks(
-        shape, [dims], [neurons], calibration, allocation=allocation
+        dense, [dims], [neurons], calibration, allocation=allocation
     )
     return prune_blocks(model, chosen, counts, calibration)
 
 
 def sizes_left(
-    shape: ViTShape,
+    dense: StructuralUnits,
     units: Sequence[int],
     neurons: Sequence[int],
     guide: Importance | Calibration,
@@ -151,7 +144,7 @@ def sizes_left(
     """The sizes of blocks that :func:`prune` would leave, without pruning anything.
 
     Args:
-        shape: Of the dense model, with its unit and what sizes are rounded to.
+        dense: Units of the dense model.
         units: Heads, or ranks, to remove: several choices of how many.
         neurons: Hidden neurons to remove, likewise.
         guide: See :func:`prune`.
@@ -161,9 +154,9 @@ def sizes_left(
         For each of ``units``, by block, heads and their rank; for each of ``neurons``, by block,
         hidden neurons.
     """
-    blocks = shape.blocks
+    blocks = dense.shape.blocks
     if isinstance(guide, Importance):
-        least, step = least_neurons(shape.round_to), shape.round_to
+        least, step = least_neurons(dense.round_to), dense.round_to
         heads = [
             _spread_scores(guide.heads, count, MIN_MHSA_UNITS, 1, allocation) for count in units
         ]
@@ -173,15 +166,15 @@ def sizes_left(
             for counts in heads
         ]
     else:
-        dims = [count * shape.mhsa_unit_dims for count in units]
-        left, gone = _spread_ranks(shape, dims, neurons, guide, allocation=allocation)
+        dims = [count * dense.mhsa_unit_dims for count in units]
+        left, gone = _spread_ranks(dense, dims, neurons, guide, allocation=allocation)
     return left, [
         [b.hidden_dim - count for b, count in zip(blocks, counts, strict=True)] for counts in gone
     ]
 
 
 def _spread_ranks(
-    shape: ViTShape,
+    dense: StructuralUnits,
     dims: Sequence[int],
     neurons: Sequence[int],
     calibration: Calibration,
@@ -189,12 +182,12 @@ def _spread_ranks(
     allocation: Allocation,
 ) -> tuple[list[list[tuple[int, int]]], list[list[int]]]:
     """By block, heads and rank that stay for each of ``dims`` to go; neurons that go."""
-    round_to = shape.round_to
+    round_to, shape = dense.round_to, dense.shape
     least, hidden = least_neurons(round_to), [block.hidden_dim for block in shape.blocks]
     tables = [rank_losses(block.factors)[0] for block in calibration.blocks]
     if allocation == "uniform":
         return (
-            [_uniform_ranks(shape, tables, count) for count in dims],
+            [_uniform_ranks(dense, tables, count) for count in dims],
             [
                 even_counts(hidden, count, [least] * len(hidden), [round_to] * len(hidden))
                 for count in neurons
@@ -211,23 +204,24 @@ def _spread_ranks(
     )
 
 
-def _even_steps(shape: ViTShape) -> list[int]:
+def _even_steps(dense: StructuralUnits) -> list[int]:
     """By block, the dimensions that go together where all heads keep the same rank, or whole."""
-    if shape.whole_heads:
-        return [block.head_dim for block in shape.blocks]
-    return [math.lcm(block.num_heads, shape.round_to) for block in shape.blocks]
+    blocks = dense.shape.blocks
+    if dense.shape.whole_heads:
+        return [block.head_dim for block in blocks]
+    return [math.lcm(block.num_heads, dense.round_to) for block in blocks]
 
 
 def _uniform_ranks(
-    shape: ViTShape, tables: Sequence[torch.Tensor], dims: int
+    dense: StructuralUnits, tables: Sequence[torch.Tensor], dims: int
 ) -> list[tuple[int, int]]:
-    sizes = [block.num_heads * block.head_dim for block in shape.blocks]
-    steps = _even_steps(shape)
+    sizes = [block.num_heads * block.head_dim for block in dense.shape.blocks]
+    steps = _even_steps(dense)
     chosen, spare = [], 0
     gone = even_counts(sizes, dims, steps, steps)
     for table, size, share in zip(tables, sizes, gone, strict=True):
         left = min(size, size - share + spare)
-        heads, rank = cheapest_heads([table], left, shape.round_to)[0]
+        heads, rank = cheapest_heads([table], left, dense.round_to)[0]
         chosen.append((heads, rank))
         # What no number of heads and rank comes to, the next block may keep.
         spare += size - share - heads * rank

@@ -11,7 +11,7 @@ from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.typed import shorten, typed
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise
-from vit_ratio_opt.space.geometry import COST_WORDS, RatioPair
+from vit_ratio_opt.space.pairs import RatioPair
 
 __all__ = ["COMPLETE", "StudyRecord", "is_complete", "is_ours", "settings_of"]
 
@@ -202,8 +202,6 @@ def _check_meaning(attributes: Mapping[str, Any], settings: StudySettings) -> No
     """
     if (settings.budget is None) == (settings.tolerance is None):
         raise InputError("The settings must have either `budget` or `tolerance`.")
-    if settings.cost not in COST_WORDS:
-        raise InputError(f"`cost` of the settings is {shorten(settings.cost)}.")
     saved = attributes.get("saved")
     if saved is not None and not all(saved.get(name) for name in RatioPair._fields):
         raise InputError("The attribute `saved` has no pairs for one of the ratios.")

@@ -21,7 +21,8 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.study import StudyRecord, is_ours
 from vit_ratio_opt.records.typed import typed
 from vit_ratio_opt.search.plan import Pair
-from vit_ratio_opt.space.geometry import COST_WORDS, Cost, RatioPair
+from vit_ratio_opt.space.costs import cost_label
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.utils.text import short
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "block_rows",
     "cost_of",
     "cost_ratio_of",
+    "cost_word",
     "finished_trials",
     "limit_of",
     "load_studies",
@@ -199,17 +201,22 @@ def baseline_of(study: Study, studies: Sequence[Study]) -> Study | None:
     return max(found, key=lambda other: same(other, "recipe", "seed"), default=None)
 
 
-def cost_of(study: Study) -> Cost:
-    """Return the cost that the study limits (with a budget) or minimises (with a tolerance)."""
-    cost: Cost = study.user_attrs.get("settings", {}).get("cost", "macs")
+def cost_of(study: Study) -> str:
+    """Return the name of the cost that the study limits (budget) or minimises (tolerance)."""
+    cost: str = study.user_attrs.get("settings", {}).get("cost", "macs")
     return cost
+
+
+def cost_word(study: Study) -> str:
+    """Return the cost of the study in words, such as ``FLOPs``."""
+    return cost_label(cost_of(study)).word
 
 
 def limit_of(study: Study) -> str:
     """Return the study's limit in words, such as ``at most 60 % of the FLOPs``."""
     settings = study.user_attrs["settings"]
     if settings["tolerance"] is None:
-        return f"at most {100 * settings['budget']:g} % of the {COST_WORDS[cost_of(study)]}"
+        return f"at most {100 * settings['budget']:g} % of the {cost_word(study)}"
     return f"at most {settings['tolerance']:g} points of accuracy lost"
 
 

@@ -25,7 +25,7 @@ from vit_ratio_opt.report.figures.accuracy import accuracy_figure
 from vit_ratio_opt.report.figures.path import path_figure
 from vit_ratio_opt.report.figures.widths import widths_figure
 from vit_ratio_opt.report.notes import study_note, trial_note
-from vit_ratio_opt.space.geometry import BUDGET_CONSTRAINTS
+from vit_ratio_opt.space.costs import cost_label
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 
 __all__ = ["TIME_SHARE", "Explainer", "save_trial_note"]
@@ -80,7 +80,7 @@ class Explainer:
             if answer_of(study) is not None:
                 baseline = baseline_of(study, self._others)
                 both = [study] if baseline is None else [study, baseline]
-                cost = BUDGET_CONSTRAINTS[cost_of(study)]
+                cost = cost_label(cost_of(study)).constraint
                 for name, figure in (
                     (f"accuracy-against-{cost}", accuracy_figure(both)),
                     ("path-of-the-search", path_figure(study, height=_CARD)),

@@ -22,7 +22,7 @@ from vit_ratio_opt.records.trials import (
     shown_attribute,
     tested_accuracy,
 )
-from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.utils.text import short
 
 __all__ = [

@@ -17,7 +17,7 @@ from vit_ratio_opt.report.cells import val_text
 from vit_ratio_opt.report.rows import (
     trial_rows,
 )
-from vit_ratio_opt.space.geometry import COST_WORDS
+from vit_ratio_opt.space.costs import cost_label
 from vit_ratio_opt.utils.text import plain, short
 
 __all__ = ["results_table", "trials_table"]
@@ -26,7 +26,7 @@ __all__ = ["results_table", "trials_table"]
 def results_table(report: dict[str, Any]) -> Table:
     """Return the rows of :func:`build_report` for a terminal, narrow enough for 80 columns."""
     priced = any("cost_ratio" in row for row in report["rows"])
-    shares = f"FLOPs and {COST_WORDS[report['cost']]}" if priced else "FLOPs"
+    shares = f"FLOPs and {cost_label(report['cost']).word}" if priced else "FLOPs"
     about = f"{short(report['model'])} on {short(report['dataset'])}"
     title = f"{about}, {shares} as a share of dense"
     names = ["", "trial", "MHSA", "FFN", "FLOPs", "params", "val %", "test %", "sec"]
@@ -51,7 +51,7 @@ def trials_table(study: Study) -> Text:
     """Return a table with one line for each trial, in the order of the search."""
     study = snapshot(study)
     cost = cost_of(study)
-    priced, word = cost != "macs", COST_WORDS[cost]
+    priced, word = cost != "macs", cost_label(cost).word
     names = ["trial", "state", "MHSA", "FFN", "FLOPs", "pruned %", "val %", "drop", "sec"]
     rows = trial_rows(study)
     table = [_with_cost(names, word, priced, at=5)]

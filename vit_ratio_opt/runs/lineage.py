@@ -25,7 +25,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt._compat import behind_backoff
-from vit_ratio_opt.space.geometry import RatioPair, RatioSpace
+from vit_ratio_opt.space.pairs import PairSpace, RatioPair
 from vit_ratio_opt.utils.failures import reason
 from vit_ratio_opt.utils.untrusted import check_artifact_id, is_state_id
 
@@ -49,7 +49,7 @@ _logger = logging.getLogger(f"optuna.{__name__}")
 
 
 def nearest_parents(
-    space: RatioSpace, pair: RatioPair, finished: Mapping[int, RatioPair]
+    space: PairSpace, pair: RatioPair, finished: Mapping[int, RatioPair]
 ) -> list[int]:
     """The trials that pruned neither module more than ``pair``, nearest in MACs first.
 

@@ -25,7 +25,7 @@ from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.lineage import fetched_checkpoint
-from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.untrusted import check_checkpoint_name
 

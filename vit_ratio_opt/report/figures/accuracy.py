@@ -25,7 +25,8 @@ from vit_ratio_opt.report.figures.style import (
     finished,
     thinned,
 )
-from vit_ratio_opt.space.geometry import COST_WORDS, Cost
+from vit_ratio_opt.space.costs import cost_label
+from vit_ratio_opt.space.costs import Cost
 
 __all__ = ["accuracy_figure"]
 
@@ -42,7 +43,7 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
     figure = go.Figure()
     costs = {cost_of(study) for study in studies}
     drawn_cost: Cost = costs.pop() if len(costs) == 1 else "macs"
-    word = COST_WORDS[drawn_cost]
+    word = cost_label(drawn_cost).word
 
     def cost(trial: FrozenTrial) -> float:
         share = attribute(trial, "macs_ratio" if drawn_cost == "macs" else "cost_ratio")

@@ -31,7 +31,8 @@ from vit_ratio_opt.report.figures.style import (
 )
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair
-from vit_ratio_opt.space.geometry import COST_WORDS, RatioPair
+from vit_ratio_opt.space.costs import cost_label
+from vit_ratio_opt.space.pairs import RatioPair
 
 __all__ = ["path_figure"]
 
@@ -112,7 +113,7 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
         values = [trial.params["mhsa_ratio"] for trial in drawn]
         moments, low, high = _brackets(study, trials)
     else:
-        unit = f"{COST_WORDS[cost_of(study)]} of dense"
+        unit = f"{cost_label(cost_of(study)).word} of dense"
         values = [cost_ratio_of(trial) for trial in drawn]
         moments, low, high = _doubts(trials)
     for bound, fill in ((low, None), (high, "tonexty")):
@@ -166,7 +167,7 @@ def _add_equal_cost(figure: go.Figure, study: Study) -> None:
         line={"color": INK, "width": 0.5},
         showscale=False,
         hoverinfo="skip",
-        name=f"equal {COST_WORDS[cost_of(study)]}",
+        name=f"equal {cost_label(cost_of(study)).word}",
         showlegend=True,
         row=1,
         col=1,

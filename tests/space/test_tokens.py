@@ -1,5 +1,5 @@
-import subprocess
-import sys
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest
@@ -7,16 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.space.cascade import CP_VIT, LATE, Cascade, CascadeRule, Combined
-from vit_ratio_opt.space.geometry import (
-    BlockShape,
-    BlockTokens,
-    RatioPair,
-    ViTShape,
-    budget_curve,
-    fixed_ratio_pair,
-    smallest_cost_ratio,
-)
+from vit_ratio_opt.space.curve import budget_curve, fixed_ratio_pair, smallest_cost_ratio
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.shape import BlockShape, BlockTokens, ViTShape
+from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, TokenSpace
 
 SHAPE = ViTShape(
     patches=16,
@@ -26,12 +20,11 @@ SHAPE = ViTShape(
     num_classes=4,
     blocks=(BlockShape(num_heads=4, head_dim=8, hidden_dim=64),) * 4,
     fixed_params=7332,
-    mhsa_unit="rank",
 )
 
 
 @st.composite
-def cascades(draw: st.DrawFn) -> Cascade:
+def cascades(draw: st.DrawFn) -> TokenSpace:
     depth = draw(st.integers(2, 6))
     rule = CascadeRule(
         schedule=draw(st.sampled_from(["rising", "late"])),
@@ -48,21 +41,18 @@ def cascades(draw: st.DrawFn) -> Cascade:
         blocks=(block,) * depth,
     )
     ranges = tuple(draw(st.floats(0.1, 1.2)) for _ in range(depth))
-    return Cascade(shape, rule, ranges, class_only=draw(st.booleans()))
+    return TokenSpace(shape, rule, ranges, class_only=draw(st.booleans()))
 
 
-def ratio_of(space: Cascade | Combined, data: st.DataObject) -> RatioPair:
+def ratio_of(space: TokenSpace, data: st.DataObject) -> RatioPair:
     return RatioPair(
         data.draw(st.sampled_from(space.mhsa_ratios)), data.draw(st.sampled_from(space.ffn_ratios))
     )
 
 
-# Cascade
-
-
 @given(space=cascades(), data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_macs_of_a_pair_are_those_of_its_shape(space: Cascade, data: st.DataObject) -> None:
+def test_macs_of_a_pair_are_those_of_its_shape(space: TokenSpace, data: st.DataObject) -> None:
     pair = ratio_of(space, data)
     assert space.pruned_macs(pair) == space.shape(pair).macs
     assert space.pruned_macs(RatioPair(0.0, 0.0)) == space.dense.macs
@@ -70,7 +60,7 @@ def test_macs_of_a_pair_are_those_of_its_shape(space: Cascade, data: st.DataObje
 
 @given(space=cascades())
 @settings(max_examples=60, deadline=None)
-def test_a_larger_ratio_leaves_out_no_less_in_any_block(space: Cascade) -> None:
+def test_a_larger_ratio_leaves_out_no_less_in_any_block(space: TokenSpace) -> None:
     shape, previous = space.dense, None
     for units, ratio in enumerate(space.ffn_ratios):
         tokens = space.tokens(RatioPair(ratio, ratio))
@@ -88,7 +78,7 @@ def test_a_larger_ratio_leaves_out_no_less_in_any_block(space: Cascade) -> None:
 
 @given(space=cascades(), share=st.floats(0, 1))
 @settings(max_examples=40, deadline=None)
-def test_the_curve_of_a_budget_is_exact(space: Cascade, share: float) -> None:
+def test_the_curve_of_a_budget_is_exact(space: TokenSpace, share: float) -> None:
     smallest = smallest_cost_ratio(space)
     budget = smallest + share * (1 - smallest)
     for pair in budget_curve(space, budget):
@@ -101,99 +91,46 @@ def test_the_curve_of_a_budget_is_exact(space: Cascade, share: float) -> None:
 
 
 def test_the_share_left_out_rises_from_block_to_block() -> None:
-    space = Cascade(SHAPE, replace(CP_VIT, by_range=False))
+    space = TokenSpace(SHAPE, replace(CP_VIT, by_range=False))
     left = [17 - counts.ffn for counts in space.tokens(RatioPair(0.375, 0.375))]
     assert left == [0, 4, 8, 12]
 
 
 def test_a_block_whose_attention_reaches_further_leaves_out_more() -> None:
-    space = Cascade(SHAPE, CP_VIT, ranges=(1.0, 1.0, 0.2, 1.0))
+    space = TokenSpace(SHAPE, CP_VIT, ranges=(1.0, 1.0, 0.2, 1.0))
     left = [17 - counts.queries for counts in space.tokens(RatioPair(0.25, 0.25))]
     assert left[2] < left[1] < left[3]
 
 
 def test_the_late_schedule_begins_with_what_is_free() -> None:
-    space = Cascade(SHAPE, LATE, class_only=True)
+    space = TokenSpace(SHAPE, LATE, class_only=True)
     free = space.free_ratio
     assert free == 3 / 16  # 12 of the last block's 15
     tokens = space.tokens(RatioPair(free, free))
     assert [counts.ffn for counts in tokens] == [17, 17, 17, 5]
     assert all(counts.keys == 17 for counts in tokens)
-    assert Cascade(SHAPE, LATE, class_only=False).free_ratio == 0
+    assert TokenSpace(SHAPE, LATE, class_only=False).free_ratio == 0
 
 
 def test_heads_go_with_the_share_of_their_block() -> None:
     rule = CascadeRule(by_range=False, heads=True)
     pair = RatioPair(0.375, 0.0)
-    assert Cascade(SHAPE, rule).heads(pair) == (4, 3, 2, 1)
-    assert Cascade(SHAPE, replace(rule, heads=False)).heads(pair) == (4, 4, 4, 4)
+    assert TokenSpace(SHAPE, rule).heads(pair) == (4, 3, 2, 1)
+    assert TokenSpace(SHAPE, replace(rule, heads=False)).heads(pair) == (4, 4, 4, 4)
 
 
 @pytest.mark.parametrize("pair", [(-0.1, 0), (0, 0.95), (0.71, 0)])
 def test_a_ratio_out_of_range_is_refused_with_the_range(pair) -> None:
     with pytest.raises(InputError, match=r"in \[0, 0\.\d+\] so that .* 1 patch"):
-        Cascade(SHAPE, LATE).tokens(RatioPair(*pair))
+        TokenSpace(SHAPE, LATE).tokens(RatioPair(*pair))
 
 
 def test_what_cannot_have_a_cascade_is_refused() -> None:
     with pytest.raises(InputError, match="at least 2 blocks and 2 patches"):
-        Cascade(replace(SHAPE, patches=1), LATE)
+        TokenSpace(replace(SHAPE, patches=1), LATE)
     with pytest.raises(InputError, match="a cascade already"):
-        Cascade(replace(SHAPE, block_tokens=(BlockTokens(9, 9, 9),) * 4), LATE)
+        TokenSpace(replace(SHAPE, block_tokens=(BlockTokens(9, 9, 9),) * 4), LATE)
     with pytest.raises(InputError, match="`ranges` must have 4 values"):
-        Cascade(SHAPE, CP_VIT)
+        TokenSpace(SHAPE, CP_VIT)
     with pytest.raises(InputError, match="`schedule` must be one of"):
         CascadeRule(schedule="falling")
-
-
-# Combined
-
-
-@given(by_cascade=st.floats(0, 1), class_only=st.booleans(), data=st.data())
-@settings(max_examples=40, deadline=None)
-def test_combined_ratios_are_shares_of_the_modules_macs(
-    by_cascade: float, class_only: bool, data: st.DataObject
-) -> None:
-    space = Combined(Cascade(SHAPE, LATE, class_only=class_only), by_cascade)
-    pair = ratio_of(space, data)
-    attention = SHAPE.attention_dims * SHAPE.dim_macs * (1 - pair.mhsa_ratio)
-    ffn = SHAPE.neurons * SHAPE.neuron_macs * (1 - pair.ffn_ratio)
-    assert 0 <= attention + ffn + SHAPE.fixed_macs - space.pruned_macs(pair) <= 2
-
-
-@given(by_cascade=st.floats(0, 1), data=st.data())
-@settings(max_examples=40, deadline=None)
-def test_tokens_of_combined_ratios_never_cost_more_than_these_leave(
-    by_cascade: float, data: st.DataObject
-) -> None:
-    """So that a ratio that is small prunes no weights where tokens alone save enough."""
-    space = Combined(Cascade(SHAPE, LATE, class_only=True), by_cascade)
-    pair = ratio_of(space, data)
-    tokens = replace(SHAPE, block_tokens=space.tokens(pair))
-    if by_cascade == 1:
-        return
-    # Left-out FFN tokens save in proportion, so what the cascade takes is at most what is asked.
-    ffn = sum(
-        b.hidden_dim * SHAPE.unit_macs(t)[1]
-        for b, t in zip(SHAPE.blocks, tokens.block_tokens, strict=True)
-    )
-    assert ffn >= space.module_macs(pair)[1] - 1
-
-
-def test_combined_begins_with_what_is_free() -> None:
-    space = Combined(Cascade(SHAPE, LATE, class_only=True))
-    tokens = space.tokens(RatioPair(0.15, 0.15))
-    assert [counts.ffn for counts in tokens[:3]] == [17, 17, 17]
-    assert tokens[3].ffn < 17
-
-
-def test_combined_refuses_heads_and_shares_out_of_range() -> None:
-    with pytest.raises(InputError, match="surgery sees to the heads"):
-        Combined(Cascade(SHAPE, CascadeRule(by_range=False, heads=True)))
-    with pytest.raises(InputError, match=r"in \[0, 1\], but got 1.5"):
-        Combined(Cascade(SHAPE, LATE), 1.5)
-
-
-def test_strategies_import_no_torch() -> None:
-    code = "import sys, vit_ratio_opt.space.cascade; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
