@@ -18,7 +18,12 @@ from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.pruning.options import CalibrationOptions, Pruning, pruning_options
+from vit_ratio_opt.pruning.options import (
+    CalibrationOptions,
+    Pruning,
+    Structural,
+    pruning_options,
+)
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import load_studies
@@ -225,16 +230,19 @@ def _pruning(settings: StudySettings) -> Pruning:
         round_to=settings.round_to,
         by_cascade=settings.by_cascade,
     )
-    return pruning if settings.ranges is None else replace(pruning, ranges=settings.ranges)
+    if settings.ranges is None or isinstance(pruning, Structural):
+        return pruning
+    return replace(pruning, ranges=settings.ranges)
 
 
 def _options(settings: StudySettings) -> SearchOptions:
-    known = {} if settings.confirmations is None else {"confirmations": settings.confirmations}
-    return SearchOptions(
+    options = SearchOptions(
         fixed_ratio=settings.strategy == "fixed",
         noise=settings.noise,
         iterative=settings.iterative,
         seed=settings.seed,
         calibration=CalibrationOptions(images=settings.calibration_images),
-        **known,
     )
+    if settings.confirmations is None:  # version 0.1.0 did not store it
+        return options
+    return replace(options, confirmations=settings.confirmations)

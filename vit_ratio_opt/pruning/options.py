@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -231,8 +231,8 @@ def pruning_options(
                 "`strategy='both'` needs ranks and allocation 'global', but got "
                 f"mhsa_unit={unit!r} and {allocation=}."
             )
-        shares = {} if by_cascade is None else {"by_cascade": by_cascade}
-        return Both(rule=rule or LATE, repair=repair, round_to=round_to, **shares)
+        both = Both(rule=rule or LATE, repair=repair, round_to=round_to)
+        return both if by_cascade is None else replace(both, by_cascade=by_cascade)
     default = Structural()
     for name in ("round_to", "unit", "allocation", "repair", "criterion"):
         if getattr(structural, name) != getattr(default, name):

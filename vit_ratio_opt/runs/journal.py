@@ -143,7 +143,8 @@ class Journal:
             is_stored = not is_storage_error(error)
             with contextlib.suppress(Exception):  # the storage may be what failed
                 self.fail(trial, error)
-                if not is_stored or isinstance(error, _NO_FAILURE_OF_A_PAIR):
+                is_no_failure = not is_stored or isinstance(error, _NO_FAILURE_OF_A_PAIR)
+                if is_no_failure and isinstance(trial, optuna.Trial):
                     hand_back(trial)
             if is_stored and isinstance(error, OSError):
                 raise InputError(

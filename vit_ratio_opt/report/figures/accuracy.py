@@ -25,8 +25,7 @@ from vit_ratio_opt.report.figures.style import (
     finished,
     thinned,
 )
-from vit_ratio_opt.space.costs import cost_label
-from vit_ratio_opt.space.costs import Cost
+from vit_ratio_opt.space.costs import Cost, cost_label
 
 __all__ = ["accuracy_figure"]
 
