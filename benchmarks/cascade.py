@@ -23,6 +23,7 @@ from typing import Annotated, Any, Optional
 
 import torch
 import typer
+from command_line import run_command
 from recording import (
     DataOption,
     DenseOption,
@@ -34,7 +35,6 @@ from recording import (
     rows_so_far,
 )
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.runs.objective import PruningObjective

@@ -27,9 +27,9 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from command_line import run_command
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.data.dataset import load_images
 from vit_ratio_opt.model_files.export import (
     export_model,

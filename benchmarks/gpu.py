@@ -37,6 +37,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from augment import augment
+from command_line import run_command
 from timm.layers import build_sincos2d_pos_embed
 from timm.optim import create_optimizer_v2
 from timm.utils.model_ema import ModelEmaV3
@@ -44,7 +45,6 @@ from torch import nn
 from torchvision.datasets import FakeData
 from torchvision.transforms import v2
 
-from vit_ratio_opt.cli.app import make_folder, run_command
 from vit_ratio_opt.data.dataset import ImageData, load_datasets, load_images
 from vit_ratio_opt.data.preprocessing import Preprocessing, remember_preprocessing
 from vit_ratio_opt.errors import InputError
@@ -58,7 +58,7 @@ from vit_ratio_opt.training.context import TrainingDiverged
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import Mix
 from vit_ratio_opt.training.saved_state import TrainingState
-from vit_ratio_opt.utils.files import write_json
+from vit_ratio_opt.utils.files import check_writable_folder, write_json
 
 MODEL = "vit_tiny_patch16_224"
 SECONDS_PER_STATE = 30
@@ -137,7 +137,7 @@ def main(
     deadline = time.perf_counter() + 60 * minutes
     if data is None and not rehearse:
         raise InputError("Stages need images: give --data, or --rehearse.")
-    make_folder(out)
+    check_writable_folder(out)
     images = noise_images(seed) if data is None else load_images(data, seed=seed)
     stages = {"dense": train_dense}
     training = REHEARSAL if rehearse else Training()

@@ -68,6 +68,7 @@ import matplotlib as mpl
 import optuna
 import torch
 import typer
+from command_line import run_command
 from matplotlib import pyplot as plt
 from optuna.storages import InMemoryStorage
 from recording import (
@@ -83,7 +84,6 @@ from recording import (
 )
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.data.dataset import ImageData, Split, load_digits, load_images
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.checkpoint import load_dense

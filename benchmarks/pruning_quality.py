@@ -52,6 +52,7 @@ from typing import Annotated, Any, Optional
 
 import torch
 import typer
+from command_line import run_command
 from peers import influence_blocks, leverage_neurons, torch_pruning, uniform_l1
 from recording import (
     DataOption,
@@ -69,7 +70,6 @@ from recording import (
 )
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.surgery import shape_of

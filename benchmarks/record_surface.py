@@ -32,6 +32,7 @@ from typing import Annotated
 
 import torch
 import typer
+from command_line import run_command
 from optuna.trial import FixedTrial
 from recording import (
     PRUNING,
@@ -46,7 +47,6 @@ from recording import (
     rows_so_far,
 )
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.utils.files import write_json

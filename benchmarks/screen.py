@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from command_line import run_command
 from samplers import BUDGETS, HERE, screened_best, surface_of
 from scipy.stats import spearmanr
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair
 from vit_ratio_opt.space.curve import budget_curve

@@ -34,9 +34,9 @@ from typing import Annotated, Any, Optional
 import timm
 import torch
 import typer
+from command_line import run_command
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device

@@ -27,8 +27,8 @@ from vit_ratio_opt.models.blocks import branches
 from vit_ratio_opt.models.separate import separate
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise
-from vit_ratio_opt.search.sampler import BinarySearchSampler
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.costs import PARAMS
 from vit_ratio_opt.space.curve import budget_curve, cost_saved, curve_and_baseline, pair_columns
@@ -68,7 +68,7 @@ def forkserver() -> ForkServerContext:
     context.set_forkserver_preload(
         [
             *(
-                "vit_ratio_opt.cli.app",
+                "vit_ratio_opt.cli.main",
                 "vit_ratio_opt.runs.origin",
                 "vit_ratio_opt.report.dashboard",
             ),
@@ -149,7 +149,7 @@ def command_line() -> Callable[..., None]:
 
 
 def _command_line(*arguments: object) -> None:
-    from vit_ratio_opt.cli.app import main
+    from vit_ratio_opt.cli.main import main
 
     sys.argv = ["vit-ratio-opt", *map(str, arguments)]
     main()
@@ -338,7 +338,7 @@ def make_study() -> Callable[..., optuna.Study]:
             study.set_user_attr("plan", plan.to_json())
         elif tolerance is None:
             study.set_user_attr("plan", {"curve": curve, "noise": 0.1})
-        study.sampler = BinarySearchSampler(ratio_space(space), plan)
+        study.sampler = PlanSampler(ratio_distributions(space), plan)
         pairs = [curve[(7 * number) % len(curve)] for number in range(trials)]
         if planned and tolerance is None and baseline is not None:
             pairs = [baseline, *(pair for pair in pairs * 2 if pair != baseline)][:trials]
@@ -376,7 +376,7 @@ def _trained(
         state=TrialState.PRUNED if over else TrialState.COMPLETE,
         value=None if over else value,
         params=pair._asdict(),
-        distributions=ratio_space(space),
+        distributions=ratio_distributions(space),
         user_attrs={
             "macs_ratio": macs_ratio,
             "macs": space.pruned_macs(pair),

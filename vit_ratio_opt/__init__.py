@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.runs.objective import PruningObjective
     from vit_ratio_opt.runs.origin import load_objective
     from vit_ratio_opt.runs.study import run_study
-    from vit_ratio_opt.search.sampler import BinarySearchSampler
+    from vit_ratio_opt.search.binary_search import BinarySearchSampler
     from vit_ratio_opt.space.curve import budget_curve
     from vit_ratio_opt.space.pairs import RatioPair
     from vit_ratio_opt.training.evaluate import evaluate
@@ -65,7 +65,7 @@ _HOMES = {
     "runs.objective": ("PruningObjective",),
     "runs.origin": ("load_objective",),
     "runs.study": ("run_study",),
-    "search.sampler": ("BinarySearchSampler",),
+    "search.binary_search": ("BinarySearchSampler",),
     "space.curve": ("budget_curve",),
     "space.pairs": ("RatioPair",),
     "training.evaluate": ("evaluate",),

@@ -17,7 +17,7 @@ from PIL import Image
 from vit_ratio_opt.runs.study import create_study, run_study
 
 from tests.chaos.conftest import ARGUMENTS, MODEL
-from vit_ratio_opt.cli.app import main
+from vit_ratio_opt.cli.main import main
 from vit_ratio_opt.data.dataset import load_image_folder
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense
@@ -249,7 +249,7 @@ def test_a_study_of_images_of_the_users_own_says_so(command, study_url):
 
 def test_reaping_through_a_proxy_is_refused(command, monkeypatch):
     storage = optuna.storages.InMemoryStorage()
-    monkeypatch.setattr("vit_ratio_opt.cli.app.open_storage", lambda *_, **__: storage)
+    monkeypatch.setattr("vit_ratio_opt.cli.reap.open_storage", lambda *_, **__: storage)
     code, err, _ = command("reap", "--storage", "grpc://localhost:13000")
     assert code == 2
     assert "not a proxy" in err

@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 from vit_ratio_opt.runs.origin import study_images
 
-from vit_ratio_opt.cli import app as cli
+from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.data.dataset import (
     load_again,
     load_cifar10,
@@ -346,13 +346,13 @@ def test_what_is_cheap_to_check_is_checked_first(folder, tmp_path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
-@pytest.mark.parametrize("script", ["cifar10", "train_dense"])
-def test_a_mistyped_folder_of_a_study_is_one_sentence_and_nothing_is_made(script, tmp_path):
+@pytest.mark.parametrize("name", ["search", "train"])
+def test_a_mistyped_folder_of_images_is_one_sentence_and_nothing_is_made(name, tmp_path):
     root = Path(__file__).parents[2]
-    arguments = ["--data", "typo"]
-    arguments += ["new/m.safetensors"] if script == "train_dense" else ["--checkpoint", "none"]
+    arguments = [name, "--data", "typo"]
+    arguments += ["new/m.safetensors"] if name == "train" else ["--checkpoint", "none"]
     done = subprocess.run(
-        [sys.executable, root / "studies" / f"{script}.py", *arguments], cwd=tmp_path, check=False,
+        [sys.executable, "-m", "vit_ratio_opt", *arguments], cwd=tmp_path, check=False,
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (2, "Error: There is no folder typo.\n")

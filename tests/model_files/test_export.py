@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
-from vit_ratio_opt.cli import app as cli
+from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.data.dataset import load_digits
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files import export

@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 from vit_ratio_opt.runs.study import create_study, run_study
 
-from vit_ratio_opt.cli import app as cli
+from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense

@@ -4,9 +4,12 @@ import optuna
 import pytest
 
 from vit_ratio_opt.records.answer import answer_trial
-from vit_ratio_opt.report.figures import accuracy_figure, path_figure
-from vit_ratio_opt.report.page import html_page, markdown
-from vit_ratio_opt.report.tables import build_report, summary
+from vit_ratio_opt.report.figures.accuracy import accuracy_figure
+from vit_ratio_opt.report.figures.path import path_figure
+from vit_ratio_opt.report.html import html_page
+from vit_ratio_opt.report.markdown import markdown_page
+from vit_ratio_opt.report.rows import build_report
+from vit_ratio_opt.report.sentences import summary
 
 LATENCY = {
     "rest": 1_000,
@@ -43,7 +46,7 @@ def test_reports_say_what_the_limit_is_a_share_of(make_study, budget):
     assert row["measured_ms"] == 2.5
     assert "latency" in accuracy_figure([study]).layout.title.text
     assert "equal latency" in [trace.name for trace in path_figure(study).data]
-    for page in (markdown([study]), html_page([study])):
+    for page in (markdown_page([study]), html_page([study])):
         assert "measured ms" in page
 
 
@@ -60,5 +63,5 @@ def test_a_study_of_a_foreign_cost_is_reported_by_its_name(make_study):
     assert "at most 60 % of the energy" in " ".join(summary(study))
     assert "energy" in accuracy_figure([study]).layout.title.text
     assert "equal energy" in [trace.name for trace in path_figure(study).data]
-    for page in (markdown([study]), html_page([study])):
+    for page in (markdown_page([study]), html_page([study])):
         assert "energy" in page

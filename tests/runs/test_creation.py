@@ -17,7 +17,8 @@ from torch import nn
 
 from vit_ratio_opt.data.dataset import load_digits
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.checkpoint import create_model, save_dense
+from vit_ratio_opt.model_files.save import save_dense
+from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.settings import _NEW_IN_2, StudySettings
 from vit_ratio_opt.records.study import COMPLETE
@@ -25,8 +26,8 @@ from vit_ratio_opt.runs import creation
 from vit_ratio_opt.runs.creation import check_study, create_study
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.origin import load_objective
+from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.workers import process_name
 from vit_ratio_opt.space.tokens import CP_VIT, LATE
 from vit_ratio_opt.training.recipe import Recipe
 

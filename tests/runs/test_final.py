@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from vit_ratio_opt.cli import app as cli
+from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.data.dataset import load_digits, load_image_folder
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, load_pruned, save_dense
@@ -117,7 +117,7 @@ def test_final_goes_on_where_it_was_killed_or_stopped(searched, start_command, t
     process.join()
     output = (tmp_path / "log").read_text()
     assert process.exitcode == (130 if number == signal.SIGINT else -number), output
-    assert ("with nothing lost" in output) == (number == signal.SIGINT)
+    assert ("progress saved" in output) == (number == signal.SIGINT)
     assert "Traceback" not in output
     assert state.exists()
     assert not killed.exists()

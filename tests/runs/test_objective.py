@@ -482,9 +482,9 @@ def test_no_state_outlives_its_training(plain, url, tmp_path):
     assert not any(name.startswith("training-state") for name in left)
 
 
-def latency_of(shape, *, fast=False):
+def latency_of(space, *, fast=False):
     """A device on which nothing but attention, or nothing but the FFN, takes time."""
-    units, neurons = shape.removed(shape.max_pair)
+    units, neurons = space.removed(space.max_pair)
     dear, cheap = [1_000_000, 100_000], [1_000, 0]
     mhsa, ffn = (cheap, dear) if fast else (dear, cheap)
     return {
@@ -496,8 +496,8 @@ def latency_of(shape, *, fast=False):
 
 
 def latency_objective(make, **changes):
-    shape = make(iterative=False).shape
-    options = {"cost": "latency", "latency": latency_of(shape), "iterative": False, "budget": 0.5}
+    space = make(iterative=False).space
+    options = {"cost": "latency", "latency": latency_of(space), "iterative": False, "budget": 0.5}
     return make(recipe=Recipe(epochs=0), **{**options, **changes})
 
 
@@ -555,7 +555,7 @@ def test_the_best_of_a_latency_study_is_measured_when_it_is_tested(make, url, mo
 def test_a_resumed_study_keeps_the_latency_that_it_was_made_with(make, url):
     first = latency_objective(make)
     create_study(first, study_name="s", storage=url, screen=False)
-    second = latency_objective(make, latency=latency_of(first.shape, fast=True))
+    second = latency_objective(make, latency=latency_of(first.space, fast=True))
     assert second.curve != first.curve
     assert second.settings == first.settings
     study = create_study(second, study_name="s", storage=url, screen=False)

@@ -28,9 +28,9 @@ from vit_ratio_opt.records.trials import (
     pair_of,
 )
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.claims import is_surplus, value_of
 from vit_ratio_opt.search.margins import tolerance_answer
 from vit_ratio_opt.search.plan import Estimate, Pair
-from vit_ratio_opt.search.sampler import is_surplus, value_of
 
 __all__ = [
     "Answer",
@@ -323,7 +323,7 @@ def _believe(study: Study) -> _Believed | None:
         best, estimates = search.answer(values, complete=complete), search.estimates(values)
         baseline = search.baseline
     else:
-        tolerance = _tolerance(study, first)
+        tolerance = _tolerance(study, first, stored)
         costs = {pair: _planned_cost_ratio(found[0]) for pair, found in trials.items()}
         plan = stored or {"tolerance": tolerance, "scale": _largest(study), **_MEANS}
         best, estimates = tolerance_answer(
@@ -364,10 +364,12 @@ def _own_accuracy(trial: FrozenTrial, otherwise: float) -> float:
     return otherwise if accuracy is None else float(accuracy)
 
 
-def _tolerance(study: Study, trial: FrozenTrial) -> float:
-    """Return the tolerance in points; a study of other makers has it in its trials."""
+def _tolerance(study: Study, trial: FrozenTrial, plan: Mapping[str, Any] | None) -> float:
+    """Return the tolerance in points, of the settings, else of the plan, else of a trial."""
     if "settings" in study.user_attrs:
         return float(study.user_attrs["settings"]["tolerance"])
+    if plan is not None:
+        return float(plan["tolerance"])
     return float((attribute(trial, "accuracy_drop") or 0.0) - trial.constraints["accuracy_drop"])
 
 

@@ -22,7 +22,7 @@ from vit_ratio_opt.report.cells import results_cells
 from vit_ratio_opt.report.commands import resume_command, storage_url
 from vit_ratio_opt.report.markdown import code, code_block, markdown_table
 from vit_ratio_opt.report.sentences import summary
-from vit_ratio_opt.search.sampler import BinarySearchSampler
+from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.utils.text import escape_markdown, short
 
 __all__ = ["study_note", "trial_note"]
@@ -98,7 +98,7 @@ def trial_note(study: Study, trial: FrozenTrial) -> str:
 
 def _next(study: Study) -> str:
     sampler = study.sampler
-    if not isinstance(sampler, BinarySearchSampler):
+    if not isinstance(sampler, PlanSampler):
         return "what its sampler proposes."
     proposal = sampler.next_proposal(study)
     if proposal.pair is None:

@@ -11,7 +11,7 @@ from vit_ratio_opt.records.answer import Answer, Candidate, answer_of
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.trials import (
     baseline_of,
-    cost_of,
+    cost_word,
     finished_trials,
     limit_of,
     tested_accuracy,
@@ -20,7 +20,6 @@ from vit_ratio_opt.report.rows import (
     answer_row,
     dense_ms,
 )
-from vit_ratio_opt.space.costs import cost_label
 from vit_ratio_opt.utils.text import short
 
 __all__ = ["answer_sentences", "expected", "summary", "with_error"]
@@ -93,7 +92,7 @@ def answer_sentences(study: Study) -> list[str]:
             f": the cheapest pair that keeps the tolerance with a probability of "
             f"{answer.confidence:g} or more, its own being {found.probability:.2f}"
         )
-    name = cost_label(cost_of(study)).word
+    name = cost_word(study)
     return [
         f"The answer is trial {found.trial.number}, {pair}{reason}. It has "
         f"{100 * found.cost_ratio:.1f} % of the {name}, and {expected(found)} validation accuracy "
@@ -173,7 +172,7 @@ def _comparison(study: Study, answer: Answer, studies: Sequence[Study]) -> list[
         return ["The fixed ratio of this study was not trained yet."]
     if other is None or compared is None:
         return ["There is no study of one fixed ratio with this limit to compare with yet."]
-    fixed, word = compared.found, cost_label(cost_of(study)).word
+    fixed, word = compared.found, cost_word(study)
     if fixed is None:
         share = answer.found.cost_ratio if answer.found is not None else 1.0
         return [

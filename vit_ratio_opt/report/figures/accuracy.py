@@ -25,7 +25,7 @@ from vit_ratio_opt.report.figures.style import (
     finished,
     thinned,
 )
-from vit_ratio_opt.space.costs import Cost, cost_label
+from vit_ratio_opt.space.costs import cost_label
 
 __all__ = ["accuracy_figure"]
 
@@ -41,7 +41,7 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
     """
     figure = go.Figure()
     costs = {cost_of(study) for study in studies}
-    drawn_cost: Cost = costs.pop() if len(costs) == 1 else "macs"
+    drawn_cost = costs.pop() if len(costs) == 1 else "macs"
     word = cost_label(drawn_cost).word
 
     def cost(trial: FrozenTrial) -> float:

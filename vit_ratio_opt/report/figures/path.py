@@ -13,8 +13,8 @@ from plotly.subplots import make_subplots
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.trials import (
     accuracy_of,
-    cost_of,
     cost_ratio_of,
+    cost_word,
     finished_trials,
     limit_of,
     pair_of,
@@ -31,7 +31,6 @@ from vit_ratio_opt.report.figures.style import (
 )
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair
-from vit_ratio_opt.space.costs import cost_label
 from vit_ratio_opt.space.pairs import RatioPair
 
 __all__ = ["path_figure"]
@@ -113,7 +112,7 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
         values = [trial.params["mhsa_ratio"] for trial in drawn]
         moments, low, high = _brackets(study, trials)
     else:
-        unit = f"{cost_label(cost_of(study)).word} of dense"
+        unit = f"{cost_word(study)} of dense"
         values = [cost_ratio_of(trial) for trial in drawn]
         moments, low, high = _doubts(trials)
     for bound, fill in ((low, None), (high, "tonexty")):
@@ -167,7 +166,7 @@ def _add_equal_cost(figure: go.Figure, study: Study) -> None:
         line={"color": INK, "width": 0.5},
         showscale=False,
         hoverinfo="skip",
-        name=f"equal {cost_label(cost_of(study)).word}",
+        name=f"equal {cost_word(study)}",
         showlegend=True,
         row=1,
         col=1,

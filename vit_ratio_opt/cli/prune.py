@@ -1,0 +1,106 @@
+"""``vit-ratio-opt prune``: prune by two given ratios, without a search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from vit_ratio_opt.cli.command import (
+    OUTPUT,
+    PRUNING,
+    option,
+)
+from vit_ratio_opt.cli.files import (
+    check_model_output,
+    files_with_card,
+    load_dense_model,
+    model_files,
+)
+from vit_ratio_opt.cli.final import make_model
+from vit_ratio_opt.cli.options import (
+    DenseOptions,
+    EpochsOption,
+    ImageOptions,
+    LearningRateOption,
+    PruningOptions,
+    SeedOption,
+    cascade_rule,
+)
+from vit_ratio_opt.data.folders import check_folder
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.utils.files import check_outputs
+
+__all__ = ["PruneOptions", "prune"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions(PruningOptions, ImageOptions, DenseOptions):
+    """Options of ``vit-ratio-opt prune``."""
+
+    mhsa_ratio: Annotated[float, option(PRUNING, "Share of the attention to remove, in [0, 1).")]
+    ffn_ratio: Annotated[
+        float, option(PRUNING, "Share of the feed-forward network to remove, in [0, 1).")
+    ]
+    epochs: EpochsOption = 0
+    lr: LearningRateOption = 1e-3
+    seed: SeedOption = 0
+    output: Annotated[Path, option(OUTPUT, "Path of the pruned model's file.")] = Path(
+        "pruned.safetensors"
+    )
+
+
+def prune(options: PruneOptions) -> None:
+    """Prune by two given ratios, fine-tune, test once, and write the model with a card."""
+    output = options.output
+    check_model_output(output)
+    check_folder(options.data)
+    for name in ("mhsa_ratio", "ffn_ratio"):
+        ratio = getattr(options, name)
+        if not 0 <= ratio < 1:
+            raise InputError(f"`{name}` must be in [0, 1), but got {ratio!r}.")
+    check_outputs(
+        files_with_card(output), [*model_files(options.checkpoint), *model_files(options.start)]
+    )
+    dense = load_dense_model(options.checkpoint, options.model, options.start, options.weights)
+
+    from vit_ratio_opt.data.dataset import default_validation, load_images
+    from vit_ratio_opt.data.preprocessing import preprocess_or_assume
+    from vit_ratio_opt.runs.final import finish
+    from vit_ratio_opt.runs.objective import PruningObjective
+    from vit_ratio_opt.space.pairs import RatioPair, check_pair
+    from vit_ratio_opt.training.recipe import Recipe
+
+    objective = PruningObjective(
+        dense,
+        load_images(
+            options.data,
+            image_size=options.image_size,
+            validation=options.validation or default_validation(options.data, "test"),
+            seed=options.seed,
+            preprocess=preprocess_or_assume(dense),
+            exif_rotation=options.exif_rotation,
+            skip_damaged=options.skip_damaged,
+        ),
+        budget=1.0,
+        recipe=Recipe(epochs=options.epochs, lr=options.lr),
+        strategy=options.strategy,
+        rule=cascade_rule(options.cascade),
+        mhsa_unit=options.mhsa_unit,
+        repair=options.repair,
+        round_to=options.round_to,
+        seed=options.seed,
+    )
+    pair = RatioPair(options.mhsa_ratio, options.ffn_ratio)
+    check_pair(objective.space, pair)
+    make_model(
+        lambda: finish(
+            objective,
+            pair,
+            objective.prune(pair),
+            output,
+            recipe=objective.recipe,
+            seed=options.seed,
+        ),
+        output,
+    )
