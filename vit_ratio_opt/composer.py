@@ -9,13 +9,14 @@ from typing import Any, Literal, cast
 from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage
 from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.data.dataset import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.create import source_of
-from vit_ratio_opt.models.device import Precision, precision_of, resolve_device
+from vit_ratio_opt.models.device import Precision, model_device, precision_of, resolve_device
 from vit_ratio_opt.models.supported import copy_for_training
 from vit_ratio_opt.models.surgery import check_all_tokens, shape_of
 from vit_ratio_opt.pruning.options import Pruning, Structural
@@ -39,18 +40,16 @@ from vit_ratio_opt.runs.signals import SearchStopped
 from vit_ratio_opt.runs.storage import DEFAULT_STORAGE
 from vit_ratio_opt.runs.task import check_settings, package_versions, screened_best
 from vit_ratio_opt.runs.testing import test_answer
+from vit_ratio_opt.search.binary_search import BinarySearchSampler
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.search.noise import Noise, accuracy_noise
-from vit_ratio_opt.search.plan import Pair
-from vit_ratio_opt.search.sampler import BinarySearchSampler
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.costs import MACS, Cost, Latency, cost_named
 from vit_ratio_opt.space.curve import (
     cost_saved,
     curve_and_baseline,
     fixed_ratio_pair,
-    pair_columns,
 )
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair
 from vit_ratio_opt.training.checks import warn_near_chance, warn_of_other_preprocessing
@@ -323,7 +322,32 @@ class Search:
         answer = answer_of(study)
         if answer is None:
             return None
-        return answer.bind(lambda trial: self.journal.model_of(trial, study, self.dense))
+        return answer.bind(lambda trial: self.model_of(study, trial))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the built-in trainer.
+
+        Raises:
+            InputError: The trainer is the user's own.
+        """
+        if not isinstance(self.trainer, ImageTrainer):
+            raise InputError("A trainer of your own has no recipe: train with it.")
+        return self.trainer.recipe
+
+    def trainer_for(self, recipe: Recipe) -> ImageTrainer:
+        """Return the built-in trainer with another recipe; raises as :attr:`recipe` does."""
+        _ = self.recipe
+        assert isinstance(self.trainer, ImageTrainer)
+        return self.trainer.with_recipe(recipe)
+
+    def model_of(self, study: Study, trial: FrozenTrial) -> ViT:
+        """Return the pruned model of a trial, on the device of the search.
+
+        Raises:
+            InputError: The trial left no model, or it is neither here nor in the store.
+        """
+        return self.journal.model_of(trial, study, self.dense).to(self.pruner.device)
 
     def test(self, study: Study) -> float | None:
         """Return the test accuracy of the answer of a study, in per cent; None without an answer.
@@ -427,27 +451,17 @@ class Search:
 
     def plan(self, attributes: Mapping[str, Any]) -> BudgetSearch | ToleranceSearch:
         """Return the plan of a study that begins where these attributes say."""
-        options = self.options
-        noise = Noise(self._expected_noise, is_known=False)
+        options, noise = self.options, Noise(self._expected_noise, is_known=False)
         if options.noise is not None:
             noise = Noise(options.noise)
-        if isinstance(self.limit, Tolerance):
-            return ToleranceSearch(
-                pair_columns(self.space, fixed_ratio=options.fixed_ratio),
-                self.space.cost_ratio,
-                self.limit.points,
-                noise=noise,
-                confirmations=options.confirmations,
-                confidence=self.limit.confidence,
-                path=[(first, second) for first, second in attributes.get("path", ())],
-            )
-        return BudgetSearch(
-            self.curve,
-            baseline=self.baseline,
-            start=self._on_curve(screened_best(attributes)),
+        return self.limit.plan(
+            self.space,
             noise=noise,
             confirmations=options.confirmations,
             dense=self.dense_accuracy,
+            start=screened_best(attributes),
+            path=[(first, second) for first, second in attributes.get("path", ())],
+            fixed_ratio=options.fixed_ratio,
         )
 
     # How it is built
@@ -510,23 +524,13 @@ class Search:
             return _UNKNOWN_NOISE
         return accuracy_noise(self.dense_accuracy, len(self.data.val))
 
-    def _on_curve(self, start: Pair | None) -> Pair | None:
-        """Return the pair of the curve that removes the same units as ``start``.
-
-        Version 0.1.0 had another pair for the units that the fixed ratio removes.
-        """
-        if start is None or start in self.curve:
-            return start
-        units = self.space.removed(RatioPair(*start))
-        return next((pair for pair in self.curve if self.space.removed(pair) == units), None)
-
     def _images(self) -> dict[str, Any]:
         """Return how many training images calibrate, and which."""
         options = self.options
         return {
             "images": options.calibration.images,
             "seed": options.seed,
-            "device": self.pruner.device,
+            "device": model_device(self.dense),
         }
 
     def _admit(self, study: Study | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from vit_ratio_opt.pruning.options import (
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.records.trials import load_studies
-from vit_ratio_opt.runs.options import RunOptions, SearchOptions
+from vit_ratio_opt.runs.options import Places, RunOptions, SearchOptions
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import Cost, Latency, cost_named
@@ -36,26 +36,7 @@ from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.text import short
 from vit_ratio_opt.utils.untrusted import check_marked, is_marked
 
-__all__ = ["Places", "load_search"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where the parts of a study are on this machine; by default where the study says.
-
-    Args:
-        checkpoint: The dense model.
-        start: The pruned model that the study begins with, if it does.
-        data: Folder of the images.
-        artifacts: Folder or ``s3://bucket`` that all workers share.
-        checkpoints: Folder for the models of this worker.
-    """
-
-    checkpoint: str | Path | None = None
-    start: str | Path | None = None
-    data: str | Path | None = None
-    artifacts: str | Path | None = None
-    checkpoints: str | Path | None = None
+__all__ = ["load_search"]
 
 
 def load_search(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from vit_ratio_opt.load_search import Places, load_search
+from vit_ratio_opt.load_search import load_search
 from vit_ratio_opt.runs.loop import Callback
-from vit_ratio_opt.runs.options import RunOptions
+from vit_ratio_opt.runs.options import Places, RunOptions
 from vit_ratio_opt.runs.ranks import follow
 from vit_ratio_opt.runs.storage import BEATS_IN_GRACE, GRACE_SECONDS, open_storage
 from vit_ratio_opt.training.distributed import Ranks, RanksBroken

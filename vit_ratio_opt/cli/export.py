@@ -112,8 +112,8 @@ def _study_images(model: Any, manifest: dict[str, Any], data: Path | None, heigh
         InputError: The images cannot be loaded or do not fit the model.
     """
     from vit_ratio_opt.data.preprocessing import preprocess_of
-    from vit_ratio_opt.runs.objective import check_fit
-    from vit_ratio_opt.runs.origin import study_images
+    from vit_ratio_opt.data.stored import study_images
+    from vit_ratio_opt.runs.fit import check_fit
 
     images = study_images(manifest, data, image_size=height, preprocess=preprocess_of(model))
     check_fit(model, images)

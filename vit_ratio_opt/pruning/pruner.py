@@ -167,7 +167,7 @@ class ModelPruner:
             "cost": self.space.cost.name,
             "latency_batch": getattr(self.space.cost, "batch", 1),
             "mhsa_unit": self._unit,
-            "repair": self._repairs,
+            "repair": not isinstance(self.pruning, Both | Structural) or self.pruning.repair,
             "allocation": self.allocation,
             "round_to": self._round_to,
             "criterion": getattr(self.pruning, "criterion_name", None),

@@ -22,7 +22,7 @@ from vit_ratio_opt.runs.lineage import keep_state, remove_states, state_artifact
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.trial_models import check_has_model, keep_model, read_model
 from vit_ratio_opt.runs.turns import own_turn
-from vit_ratio_opt.search.sampler import hand_back
+from vit_ratio_opt.search.claims import requeue
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.files import check_place, check_writable_folder
 from vit_ratio_opt.utils.untrusted import mark_folder
@@ -145,7 +145,7 @@ class Journal:
                 self.fail(trial, error)
                 is_no_failure = not is_stored or isinstance(error, _NO_FAILURE_OF_A_PAIR)
                 if is_no_failure and isinstance(trial, optuna.Trial):
-                    hand_back(trial)
+                    requeue(trial)
             if is_stored and isinstance(error, OSError):
                 raise InputError(
                     f"Trial {trial.number} could not go on here, so its pair will be tried again: "

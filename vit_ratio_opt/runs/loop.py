@@ -18,7 +18,7 @@ from vit_ratio_opt.runs.optimize import keep_optimizing
 from vit_ratio_opt.runs.reaping import fail_dead_trials, fail_stale_trials, requeue_own_trials
 from vit_ratio_opt.runs.signals import SearchStopped, StopRequest, stop_on_signals
 from vit_ratio_opt.runs.storage import is_temporary
-from vit_ratio_opt.search.sampler import BinarySearchSampler
+from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.training.progress import SearchProgress
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 
@@ -67,7 +67,7 @@ def run_study(
     if n_trials is not None and n_trials < 1:
         raise InputError(f"The number of trials must be at least 1, but got {n_trials!r}.")
     objective.check(study)
-    if isinstance(study.sampler, BinarySearchSampler):
+    if isinstance(study.sampler, PlanSampler):
         study.sampler.n_trials = n_trials
     shown = objective.progress
     enabled = None if shown is None else bool(shown)
@@ -194,7 +194,7 @@ class _Loop:
 
     def _nothing_left(self) -> str | None:
         sampler = self._study.sampler
-        if not isinstance(sampler, BinarySearchSampler):
+        if not isinstance(sampler, PlanSampler):
             return None
         return sampler.nothing_left(self._study)
 

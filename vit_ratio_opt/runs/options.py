@@ -1,4 +1,4 @@
-"""Options of a search: how pairs are searched, and where the search runs."""
+"""Options of a search: how pairs are searched, where the search runs, where its files are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.models.device import Precision
     from vit_ratio_opt.training.distributed import Ranks
 
-__all__ = ["RunOptions", "SearchOptions"]
+__all__ = ["Places", "RunOptions", "SearchOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,3 +74,22 @@ class RunOptions:
     precision: Precision | None = None
     progress: bool | None = None
     ranks: Ranks | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the parts of a study are on this machine; by default where the study says.
+
+    Args:
+        checkpoint: The dense model.
+        start: The pruned model that the study begins with, if it does.
+        data: Folder of the images.
+        artifacts: Folder or ``s3://bucket`` that all workers share.
+        checkpoints: Folder for the models of this worker.
+    """
+
+    checkpoint: str | Path | None = None
+    start: str | Path | None = None
+    data: str | Path | None = None
+    artifacts: str | Path | None = None
+    checkpoints: str | Path | None = None

@@ -11,9 +11,9 @@ from optuna.trial import BaseTrial, FixedTrial, Trial
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.runs.journal import write
+from vit_ratio_opt.search.claims import refuse_surplus
 from vit_ratio_opt.search.limits import Budget
-from vit_ratio_opt.search.sampler import refuse_surplus
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair, check_pair
 
 __all__ = ["Suggestion", "suggest_pair"]
@@ -43,7 +43,7 @@ def suggest_pair(
         TrialPruned: The pair is over the budget or not in the space, or the sampler has nothing
             left to learn.
     """
-    distributions = ratio_space(space)
+    distributions = ratio_distributions(space)
     _check_enqueued(trial, distributions)
     pair = RatioPair(*(trial.suggest_float(n, d.low, d.high) for n, d in distributions.items()))
     if isinstance(trial, (Trial, FixedTrial)):
