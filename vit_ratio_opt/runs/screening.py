@@ -12,7 +12,7 @@ from torch import nn
 from vit_ratio_opt.models.device import Precision, autocast
 from vit_ratio_opt.runs.contracts import PrunerProtocol
 from vit_ratio_opt.search.budget import BudgetSearch
-from vit_ratio_opt.search.plan import Pair, follow
+from vit_ratio_opt.search.plan import Pair, run_plan
 from vit_ratio_opt.space.curve import budget_curve, smallest_cost_ratio
 from vit_ratio_opt.space.pairs import RatioPair
 
@@ -51,7 +51,7 @@ def screen(
     if len(curve) < 2:
         return {}
     plan = BudgetSearch(curve, start=likely_best(pruner, curve))
-    seen = follow(plan, lambda pair: evaluate(pruner.prune(RatioPair(*pair))))
+    seen = run_plan(plan, lambda pair: evaluate(pruner.prune(RatioPair(*pair))))
     return {pair: value for pair, (value,) in seen.items()}
 
 
@@ -82,7 +82,7 @@ def likely_path(
         curve = budget_curve(space, float(level))
         if start is not None:  # the best pair moves little from one level to the next
             start = _nearest(curve, ratios[-1])
-        seen = follow(BudgetSearch(curve, start=start), agreement)
+        seen = run_plan(BudgetSearch(curve, start=start), agreement)
         start = RatioPair(*max(seen, key=seen.__getitem__))
         levels.append(float(level))
         ratios.append(start[0])
