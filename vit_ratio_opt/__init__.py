@@ -9,14 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vit_ratio_opt.data.dataset import (
-        load_cifar10,
-        load_csv_images,
-        load_datasets,
-        load_digits,
-        load_image_folder,
-        load_images,
-    )
+    from vit_ratio_opt.data.cifar10 import load_cifar10
+    from vit_ratio_opt.data.csv_images import load_csv_images
+    from vit_ratio_opt.data.datasets import load_datasets
+    from vit_ratio_opt.data.digits import load_digits
+    from vit_ratio_opt.data.image_folder import load_image_folder
+    from vit_ratio_opt.data.load import load_images
+    from vit_ratio_opt.data.options import LoadOptions
     from vit_ratio_opt.data.preprocessing import Preprocessing, preprocess_of
     from vit_ratio_opt.errors import InputError, UnsupportedModelError
     from vit_ratio_opt.model_files.export import export_model
@@ -41,14 +40,13 @@ if TYPE_CHECKING:
     from vit_ratio_opt.training.recipe import Recipe
 
 _HOMES = {
-    "data.dataset": (
-        "load_cifar10",
-        "load_csv_images",
-        "load_datasets",
-        "load_digits",
-        "load_image_folder",
-        "load_images",
-    ),
+    "data.cifar10": ("load_cifar10",),
+    "data.csv_images": ("load_csv_images",),
+    "data.datasets": ("load_datasets",),
+    "data.digits": ("load_digits",),
+    "data.image_folder": ("load_image_folder",),
+    "data.load": ("load_images",),
+    "data.options": ("LoadOptions",),
     "data.preprocessing": ("Preprocessing", "preprocess_of"),
     "errors": ("InputError", "UnsupportedModelError"),
     "model_files.load": ("load_dense", "load_pruned"),
@@ -78,6 +76,7 @@ __all__ = [
     "BinarySearchSampler",
     "Calibration",
     "InputError",
+    "LoadOptions",
     "Preprocessing",
     "PruningObjective",
     "RatioPair",

@@ -13,7 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vit_ratio_opt.cli import main as cli
-from vit_ratio_opt.data.dataset import load_digits, load_image_folder
+from vit_ratio_opt.data.digits import load_digits
+from vit_ratio_opt.data.image_folder import load_image_folder
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.checkpoint import create_model, load_dense, load_pruned, save_dense
 from vit_ratio_opt.models.surgery import shape_of

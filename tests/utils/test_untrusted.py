@@ -13,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 from vit_ratio_opt.runs.origin import load_objective
 from vit_ratio_opt.runs.study import create_study
 
-from vit_ratio_opt.data.dataset import load_digits
+from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense

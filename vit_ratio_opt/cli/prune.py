@@ -25,7 +25,7 @@ from vit_ratio_opt.cli.options import (
     LearningRateOption,
     PruningOptions,
     SeedOption,
-    chosen_pruning,
+    cascade_rule,
 )
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.errors import InputError
@@ -64,16 +64,15 @@ def prune(options: PruneOptions) -> None:
     )
     dense = load_dense_model(options.checkpoint, options.model, options.start, options.weights)
 
-    from vit_ratio_opt.composer import Search
-    from vit_ratio_opt.data.dataset import default_validation, load_images
+    from vit_ratio_opt.data.load import default_validation, load_images
+    from vit_ratio_opt.data.options import LoadOptions
     from vit_ratio_opt.data.preprocessing import preprocess_or_assume
     from vit_ratio_opt.runs.final import finish
-    from vit_ratio_opt.runs.options import SearchOptions
-    from vit_ratio_opt.search.limits import Budget
+    from vit_ratio_opt.runs.objective import PruningObjective
     from vit_ratio_opt.space.pairs import RatioPair, check_pair
     from vit_ratio_opt.training.recipe import Recipe
 
-    search = Search(
+    objective = PruningObjective(
         dense,
         load_images(
             options.data,
@@ -81,23 +80,28 @@ def prune(options: PruneOptions) -> None:
             validation=options.validation or default_validation(options.data, "test"),
             seed=options.seed,
             preprocess=preprocess_or_assume(dense),
-            exif_rotation=options.exif_rotation,
-            skip_damaged=options.skip_damaged,
+            options=LoadOptions(
+                exif_rotation=options.exif_rotation, skip_damaged=options.skip_damaged
+            ),
         ),
-        Budget(1.0),
-        pruning=chosen_pruning(options),
-        training=Recipe(epochs=options.epochs, lr=options.lr),
-        options=SearchOptions(seed=options.seed),
+        budget=1.0,
+        recipe=Recipe(epochs=options.epochs, lr=options.lr),
+        strategy=options.strategy,
+        rule=cascade_rule(options.cascade),
+        mhsa_unit=options.mhsa_unit,
+        repair=options.repair,
+        round_to=options.round_to,
+        seed=options.seed,
     )
     pair = RatioPair(options.mhsa_ratio, options.ffn_ratio)
-    check_pair(search.space, pair)
+    check_pair(objective.space, pair)
     make_model(
         lambda: finish(
-            search.objective,
+            objective,
             pair,
-            search.pruner.prune(pair),
+            objective.prune(pair),
             output,
-            trainer=search.trainer_for(Recipe(epochs=options.epochs, lr=options.lr)),
+            recipe=objective.recipe,
             seed=options.seed,
         ),
         output,

@@ -23,7 +23,10 @@ def trial_files(study: Study, trial: FrozenTrial) -> dict[str, bytes]:
     record, files = record_of(study), {}
     if record.dense.val_accuracy is not None and trial.intermediate_values:
         files["training-curve.png"] = training_curve(
-            trial, record.dense.val_accuracy, drops=has_tolerance(study)
+            trial,
+            record.dense.val_accuracy,
+            drops=has_tolerance(study),
+            metric=record.metric,
         )
     rows = block_rows(record.dense, trial)
     if rows:
