@@ -11,7 +11,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from vit_ratio_opt.data.dataset import ImageData
+from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.models.blocks import ViT
@@ -54,7 +54,7 @@ from vit_ratio_opt.space.curve import (
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair
 from vit_ratio_opt.training.checks import warn_near_chance, warn_of_other_preprocessing
 from vit_ratio_opt.training.context import Trainer
-from vit_ratio_opt.training.progress import waiting
+from vit_ratio_opt.training.progress import show_waiting
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.trainer import ImageTrainer
 
@@ -417,7 +417,7 @@ class Search:
         """Compute what version 0.1.0 has not stored in a study that it was killed in."""
         missing = {} if "origin" in attributes else {"origin": self.origin}
         if not {"screened", "path"} <= attributes.keys():
-            with waiting(
+            with show_waiting(
                 "looking at pairs before any training", enabled=self.run_options.progress
             ):
                 looked = self._look()
@@ -442,7 +442,8 @@ class Search:
         cost, latency = self.space.cost, record.latency
         if isinstance(cost, Latency) and latency is not None and latency != cost.curves:
             self._price(replace(cost, curves=latency))
-        self.objective.dense_accuracy = float(record.dense["val_accuracy"])
+        if record.dense.val_accuracy is not None:
+            self.objective.dense_accuracy = record.dense.val_accuracy
         self.journal.mark_folders()
 
     def sampler(self, attributes: Mapping[str, Any]) -> BinarySearchSampler:
@@ -471,7 +472,7 @@ class Search:
         screened: dict[tuple[float, float], float] = {}
         path: tuple[tuple[float, float], ...] = ()
         options, shown = self.options, self.run_options.progress
-        with waiting("looking at pairs before any training", enabled=shown):
+        with show_waiting("looking at pairs before any training", enabled=shown):
             _ = self.dense_accuracy
             if options.screen and isinstance(self.limit, Budget):
                 screened = screen(self.pruner, self.trainer.evaluate, self.curve)

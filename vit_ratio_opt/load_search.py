@@ -10,8 +10,8 @@ from typing import Any, cast
 from optuna.storages import BaseStorage
 
 from vit_ratio_opt.composer import Search
-from vit_ratio_opt.data.dataset import ImageData
-from vit_ratio_opt.data.dataset import load_again as load_images_again
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.load import load_again as load_images_again
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_again as load_model_again
 from vit_ratio_opt.models.architecture import architecture_of
@@ -24,9 +24,9 @@ from vit_ratio_opt.pruning.options import (
     Structural,
     pruning_options,
 )
+from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord
-from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.runs.options import Places, RunOptions, SearchOptions
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.search.limits import Budget, Tolerance
@@ -85,7 +85,7 @@ def load_search(
             _limit(settings),
             cost=_cost(record),
             pruning=_pruning(settings),
-            training=Recipe(**settings.recipe),
+            training=Recipe(**(settings.recipe or {})),
             options=_options(settings),
             run=run,
         )

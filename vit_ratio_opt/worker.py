@@ -74,5 +74,5 @@ def run_worker(options: WorkerOptions, *, say: Callable[[str], None] = print) ->
         raise
     finally:
         if ranks is not None and is_group_whole:
-            ranks.tell(None)
+            ranks.broadcast(None)
             ranks.leave()

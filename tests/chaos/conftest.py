@@ -11,7 +11,8 @@ import pytest
 import torch
 from optuna.storages import InMemoryStorage
 from optuna.study import Study
-from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.model_files.load import load_dense

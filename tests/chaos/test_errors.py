@@ -14,7 +14,8 @@ import sqlalchemy
 import torch
 import vit_ratio_opt.runs.study
 from PIL import Image
-from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 
 from tests.chaos.conftest import ARGUMENTS, MODEL
 from vit_ratio_opt.cli.main import main

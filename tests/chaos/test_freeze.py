@@ -11,7 +11,7 @@ import optuna
 import pytest
 import sqlalchemy
 from optuna.trial import TrialState
-from vit_ratio_opt.runs.study import create_study
+from vit_ratio_opt.runs.creation import create_study
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trials import finished_trials

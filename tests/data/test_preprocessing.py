@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
-from vit_ratio_opt.runs.origin import study_images
+from vit_ratio_opt.data.stored import study_images
 
 from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.data.cifar10 import load_cifar10

@@ -9,7 +9,8 @@ import pytest
 import torch
 from timm.layers import DropPath
 from torch import nn
-from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.described import check_saveable

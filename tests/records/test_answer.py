@@ -9,7 +9,8 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 from typer.testing import CliRunner
-from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 
 from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.errors import InputError

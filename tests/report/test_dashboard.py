@@ -29,7 +29,8 @@ from optuna_dashboard._note import get_note_from_system_attrs
 from optuna_dashboard._serializer import serialize_frozen_trial
 from PIL import Image
 from typer.testing import CliRunner
-from vit_ratio_opt.runs.study import create_study, run_study
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 
 from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.data.digits import load_digits

@@ -11,7 +11,7 @@ import pytest
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import TrialState, create_trial
 from vit_ratio_opt.runs.origin import load_objective
-from vit_ratio_opt.runs.study import create_study
+from vit_ratio_opt.runs.creation import create_study
 
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.errors import InputError

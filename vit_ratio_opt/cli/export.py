@@ -8,11 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vit_ratio_opt.cli.command import (
-    DATA,
-    OUTPUT,
-    option,
-)
+from vit_ratio_opt.cli.command import DATA, OUTPUT, option
 from vit_ratio_opt.cli.files import model_files
 from vit_ratio_opt.cli.options import (
     ImageSizeOption,

@@ -10,11 +10,7 @@ from typing import Annotated, Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from vit_ratio_opt.cli.command import (
-    OUTPUT,
-    STUDY,
-    option,
-)
+from vit_ratio_opt.cli.command import OUTPUT, STUDY, option
 from vit_ratio_opt.cli.files import check_model_output, files_with_card, study_model_files
 from vit_ratio_opt.cli.options import (
     DeviceOption,

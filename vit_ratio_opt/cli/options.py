@@ -14,12 +14,12 @@ from vit_ratio_opt.cli.command import (
     PRUNING,
     STUDY,
     TRAINING,
-    WORKERS,
     check_text,
     check_texts,
     option,
 )
 from vit_ratio_opt.data.preprocessing import LARGEST_SIDE
+from vit_ratio_opt.data.reading import WORKERS
 from vit_ratio_opt.pruning.options import Pruning, pruning_options
 from vit_ratio_opt.runs.options import Places
 from vit_ratio_opt.runs.storage import (

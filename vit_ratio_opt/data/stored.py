@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_ratio_opt.data.dataset import ImageData, load_images
-from vit_ratio_opt.data.dataset import load_again as load_images_again
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.load import load_again as load_images_again
+from vit_ratio_opt.data.load import load_images
+from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.utils.failures import reason
@@ -76,7 +78,7 @@ def _loads(
     options: dict[str, Any] = {"seed": seed, "preprocess": preprocess}
     if not (Path(root) / "cifar-10-batches-py").is_dir():  # which has its own
         options["image_size"] = image_size
-        options.update({key: manifest.get(key) for key in ("mean", "std")})
+        options["options"] = LoadOptions(mean=manifest.get("mean"), std=manifest.get("std"))
     loads = [lambda: load_images(root, validation="train", **options)]
     if "validation" in manifest:  # the hash of a split, by an earlier version
         loads.append(lambda: load_images(root, validation="test", **options))

@@ -20,13 +20,10 @@ from vit_ratio_opt.pruning.batches import check_sequence
 from vit_ratio_opt.pruning.cache import cached_calibration
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.cascade import (
-    AttentionSurvey,
-    attention_survey,
-    cascade,
     check_cascade,
-    keep_heads,
+    prune_tokens,
     reads_prefix_only,
-    without_cascade,
+    remove_cascade,
 )
 from vit_ratio_opt.pruning.importance import Importance, taylor_importance
 from vit_ratio_opt.pruning.options import (
@@ -37,8 +34,10 @@ from vit_ratio_opt.pruning.options import (
     Structural,
     Tokens,
 )
-from vit_ratio_opt.pruning.prune import expected_losses, prune_ranks, prune_to_macs, prune_units
+from vit_ratio_opt.pruning.prune import prune_ranks, prune_to_macs, prune_units
 from vit_ratio_opt.pruning.reconstruct import repair
+from vit_ratio_opt.pruning.sizes import expected_losses
+from vit_ratio_opt.pruning.survey import AttentionSurvey, keep_heads, survey_attention
 from vit_ratio_opt.space.both import Combined
 from vit_ratio_opt.space.costs import MACS, Cost
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair, as_pair
@@ -125,7 +124,7 @@ class ModelPruner:
             InputError: The space does not have the pair.
         """
         pair = as_pair(pair)
-        start = self.dense if parent is None else without_cascade(parent)
+        start = self.dense if parent is None else remove_cascade(parent)
         if isinstance(self.space, TokenSpace):
             if self.space.rule.heads:
                 start = keep_heads(start, self.space.heads(pair), self.survey)
@@ -201,7 +200,7 @@ class ModelPruner:
             wanted -= len(images[-1])
             if not wanted:
                 break
-        return attention_survey(self.dense, images)
+        return survey_attention(self.dense, images)
 
     @cached_property
     def batches(self) -> list[Batch]:
@@ -298,7 +297,7 @@ class ModelPruner:
     def _with_tokens(self, model: ViT, pair: RatioPair) -> ViT:
         if isinstance(self.space, (TokenSpace, Combined)):
             assert self._tokens is not None
-            return cascade(model, self.space.tokens(pair), scores=self._tokens.rule.scores)
+            return prune_tokens(model, self.space.tokens(pair), scores=self._tokens.rule.scores)
         return model
 
     @cached_property

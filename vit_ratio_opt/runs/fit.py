@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from vit_ratio_opt.data.dataset import ImageData
+from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.classifier import classes_of
 from vit_ratio_opt.models.device import evaluating, is_out_of_memory, model_device
 from vit_ratio_opt.models.supported import check_supported
-from vit_ratio_opt.training.evaluate import check_shape, on_device
+from vit_ratio_opt.training.evaluate import check_shape
 from vit_ratio_opt.utils.failures import reason
 
 __all__ = ["check_fit", "check_logits"]
@@ -54,7 +54,7 @@ def check_logits(model: ViT, data: ImageData) -> None:
         InputError: With what is wrong with them.
     """
     two = data.train.subset(torch.arange(min(2, len(data.train))))
-    images, _ = next(on_device(data, two, 2, model_device(model)))
+    images, _ = next(data.batches(two, 2, model_device(model)))
     try:
         with torch.inference_mode(), evaluating(model):
             logits = model(images)

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from vit_ratio_opt.data.dataset import ImageData
-from vit_ratio_opt.training.evaluate import on_device
+from vit_ratio_opt.data.image_data import ImageData
 
 __all__ = ["calibration_batches", "other_batches"]
 
@@ -56,4 +55,4 @@ def _batches(
     choose: Callable[[torch.Tensor], torch.Tensor],
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
-    return on_device(data, data.train.subset(choose(order)), _BATCH, device)
+    return data.batches(data.train.subset(choose(order)), _BATCH, device)

@@ -16,6 +16,7 @@ from optuna.trial import BaseTrial, FrozenTrial
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.state_dicts import weights_hash
+from vit_ratio_opt.records.trial import write_trial
 from vit_ratio_opt.runs.artifacts import artifact_location, check_store, open_artifacts
 from vit_ratio_opt.runs.heartbeats import record_heartbeats
 from vit_ratio_opt.runs.lineage import keep_state, remove_states, state_artifact
@@ -30,7 +31,7 @@ from vit_ratio_opt.utils.untrusted import mark_folder
 if TYPE_CHECKING:
     from vit_ratio_opt._compat import ArtifactStore
 
-__all__ = ["Journal", "write"]
+__all__ = ["Journal"]
 
 # Errors of the user, the machine or the disk, which say nothing about a pair.
 _NO_FAILURE_OF_A_PAIR = (InputError, KeyboardInterrupt, OSError)
@@ -124,7 +125,7 @@ class Journal:
         Raises:
             InputError: The operating system failed; the pair is requeued.
         """
-        trial.set_user_attr("worker", process_name())
+        write_trial(trial, worker=process_name())
         alive: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if isinstance(trial, optuna.Trial):
             alive = record_heartbeats(trial._trial_id, trial.storage, every=self.beat_seconds)
@@ -155,7 +156,7 @@ class Journal:
 
     def fail(self, trial: BaseTrial, error: BaseException) -> None:
         """Record why a trial failed."""
-        write(trial, failure=f"{type(error).__name__}: {reason(error)}")
+        write_trial(trial, failure=f"{type(error).__name__}: {reason(error)}")
 
     def keep_model(self, trial: BaseTrial, model: ViT, manifest: Mapping[str, Any]) -> None:
         """Write the model of a trial, upload it, and attach the files for people.
@@ -164,7 +165,7 @@ class Journal:
             CannotWriteError: The folder or the store cannot be written.
         """
         if self.checkpoints is None:
-            write(trial, checkpoint=None)
+            write_trial(trial, checkpoint=None)
             return
         is_in_study = isinstance(trial, optuna.Trial)
         study_name = trial.study.study_name if isinstance(trial, optuna.Trial) else None
@@ -175,7 +176,7 @@ class Journal:
         }
         store = self.store if is_in_study else None
         name = keep_model(model, self.checkpoints, {**manifest, "lineage": lineage}, trial, store)
-        write(trial, checkpoint=name, weights=weights_hash(model))
+        write_trial(trial, checkpoint=name, weights=weights_hash(model))
 
     def attach_files(self, trial: BaseTrial) -> None:
         """Attach the files for people who look at the trial; a failure costs a warning only."""
@@ -228,7 +229,7 @@ class Journal:
             if is_storage_error(error):
                 raise
             text = f"{type(error).__name__}: {reason(error)}"
-            write(trial, state_not_kept=text)
+            write_trial(trial, state_not_kept=text)
             _logger.warning(f"The state of trial {trial.number} was not kept: {text}")
 
     def spend_states(self, *trials: BaseTrial | FrozenTrial) -> None:
@@ -241,9 +242,3 @@ class Journal:
         if self.store is not None:
             remove_states(self._spent_states, self.store)
         self._spent_states = []
-
-
-def write(trial: BaseTrial, **attributes: Any) -> None:
-    """Write user attributes of a trial."""
-    for name, value in attributes.items():
-        trial.set_user_attr(name, value)

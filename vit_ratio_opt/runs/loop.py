@@ -75,10 +75,10 @@ def run_study(
         objective.should_stop, objective.progress = asked_to_stop, bars
 
         def count(study: Study, trial: FrozenTrial) -> None:
-            bars.trained(len(finished_trials(study)))
+            bars.show_trained(len(finished_trials(study)))
 
         try:
-            bars.trained(len(finished_trials(study)))
+            bars.show_trained(len(finished_trials(study)))
             for line in describe_start(study, n_trials):
                 say(line)
             loop = _Loop(

@@ -17,10 +17,10 @@ from optuna.trial import BaseTrial, FrozenTrial
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.records.trial import write_trial
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.admission import check_direction
 from vit_ratio_opt.runs.contracts import JournalProtocol, PrunerProtocol
-from vit_ratio_opt.runs.journal import write
 from vit_ratio_opt.runs.lineage import fetch_state, interrupted_trials, state_artifact
 from vit_ratio_opt.runs.parents import find_parent
 from vit_ratio_opt.runs.resume import copy_progress, next_seed
@@ -158,7 +158,7 @@ class PruningObjective:
         trials = [] if study is None else study.get_trials(deepcopy=False)
         finished = [] if study is None else finished_trials(study)
         seed = next_seed(self.seed, suggestion.pair, trials, finished)
-        write(trial, seed=seed)
+        write_trial(trial, seed=seed)
         with clock("evaluate"):
             _ = self.dense_accuracy
         earlier = interrupted_trials(trials, suggestion.pair, seed)
@@ -167,7 +167,7 @@ class PruningObjective:
             context = self._context(trial, suggestion.pair, seed, state, clock)
             model, accuracy = self._trained(trial, suggestion.pair, context, earlier)
         cost_ratio = self._record_size(trial, suggestion, model)
-        write(trial, accuracy=accuracy, accuracy_drop=self.dense_accuracy - accuracy)
+        write_trial(trial, accuracy=accuracy, accuracy_drop=self.dense_accuracy - accuracy)
         with clock("checkpoint"):
             manifest = dict(self.describe(suggestion.pair, model, accuracy))
             if space.cost.name != "macs":
@@ -176,7 +176,7 @@ class PruningObjective:
         with clock("explain"):
             self.journal.attach_files(trial)
         known = {"epochs": self._epochs, "device": getattr(self.trainer, "device_name", None)}
-        write(
+        write_trial(
             trial,
             **{name: value for name, value in known.items() if value is not None},
             seconds=round(time.perf_counter() - started, 3),
@@ -191,7 +191,7 @@ class PruningObjective:
         def report(epoch: int, value: float, loss: float | None = None, /) -> None:
             if loss is not None:
                 losses = trial.user_attrs.get("losses", [])
-                write(trial, losses=[*losses, round(loss, 5)])
+                write_trial(trial, losses=[*losses, round(loss, 5)])
             self.journal.save_state(trial, state, epoch=epoch)
             drop = self.dense_accuracy - value
             tolerance = self.limit.points if isinstance(self.limit, Tolerance) else None
@@ -246,7 +246,7 @@ class PruningObjective:
         self._record_pruned(trial, model, parent)
         with context.clock("evaluate"):
             accuracy = self.trainer.evaluate(model)
-        write(trial, accuracy_pruned=accuracy)
+        write_trial(trial, accuracy_pruned=accuracy)
         if self._epochs != 0:
             accuracy = self._train(trial, model, pair, context)
         return model, accuracy
@@ -277,7 +277,7 @@ class PruningObjective:
         ranks = getattr(self.trainer, "ranks", None)
         if ranks is not None:
             blocks = shape_of(model).block_sizes
-            ranks.tell(
+            ranks.broadcast(
                 {"pair": pair, "seed": context.seed, "blocks": blocks, "artifact": artifact}
             )
         try:
@@ -312,7 +312,7 @@ class PruningObjective:
         shape = shape_of(model)
         before = 0 if parent is None else parent.user_attrs.get("total_epochs", 0)
         epochs = {} if self._epochs is None else {"total_epochs": before + self._epochs}
-        write(
+        write_trial(
             trial,
             params=shape.params,
             blocks=shape.block_sizes,
@@ -321,7 +321,7 @@ class PruningObjective:
             **epochs,
         )
         if shape.block_tokens:
-            write(trial, tokens=[list(counts) for counts in shape.block_tokens])
+            write_trial(trial, tokens=[list(counts) for counts in shape.block_tokens])
 
     def _record_size(self, trial: BaseTrial, planned: Suggestion, model: ViT) -> float:
         """Record the size that the model came out with; return its share of the dense cost."""
@@ -330,7 +330,7 @@ class PruningObjective:
             return planned.cost_ratio
         # Not every size is possible, so a model may come out smaller. The search compares pairs
         # by what they are planned to cost.
-        write(
+        write_trial(
             trial,
             planned_cost_ratio=planned.cost_ratio,
             macs_ratio=shape.macs / dense.macs,
@@ -341,7 +341,7 @@ class PruningObjective:
         if left is None or whole is None:
             return planned.cost_ratio
         if cost.name != "macs":
-            write(trial, cost_ratio=left / whole)
+            write_trial(trial, cost_ratio=left / whole)
         return left / whole
 
     def _value(self, trial: BaseTrial, accuracy: float, cost_ratio: float) -> float:

@@ -11,7 +11,7 @@ from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.pruning.pruner import ModelPruner
 from vit_ratio_opt.space.costs import Latency
 from vit_ratio_opt.space.structural import StructuralSpace
-from vit_ratio_opt.training.progress import waiting
+from vit_ratio_opt.training.progress import show_waiting
 from vit_ratio_opt.utils.caching import default_cache
 
 __all__ = ["measured"]
@@ -38,7 +38,7 @@ def measured(
     """
     space, folder = pruner.space, pruner.calibration_options.cache
     assert isinstance(space, StructuralSpace)  # `Latency.check` refuses other strategies
-    with waiting("measuring the latency of blocks", enabled=progress):
+    with show_waiting("measuring the latency of blocks", enabled=progress):
         table = cached_latency(
             pruner.dense,
             default_cache() if folder is None else Path(folder),

@@ -14,7 +14,7 @@ from vit_ratio_opt.models.supported import copy_for_training
 from vit_ratio_opt.models.surgery import check_all_tokens, shape_of
 from vit_ratio_opt.pruning.options import CalibrationOptions, Pruning
 from vit_ratio_opt.pruning.pruner import Batch, ModelPruner
-from vit_ratio_opt.runs.journal import write
+from vit_ratio_opt.records.trial import write_trial
 from vit_ratio_opt.runs.suggest import suggest_pair
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import MACS, Cost
@@ -88,7 +88,7 @@ class Pruner(ModelPruner):
         if shape.macs != suggestion.macs:  # not every size is possible: the model is smaller
             sizes["planned_cost_ratio"] = suggestion.cost_ratio
             sizes |= {"macs": shape.macs, "macs_ratio": shape.macs / self.shape.macs}
-        write(trial, **sizes)
+        write_trial(trial, **sizes)
         return model
 
     def result(
@@ -109,7 +109,7 @@ class Pruner(ModelPruner):
             TrialPruned: The model loses more than the tolerance.
         """
         drop = dense_accuracy - accuracy
-        write(trial, accuracy=accuracy, accuracy_drop=drop)
+        write_trial(trial, accuracy=accuracy, accuracy_drop=drop)
         if isinstance(limit, Budget):
             return accuracy
         trial.set_constraint("accuracy_drop", drop - limit.points)

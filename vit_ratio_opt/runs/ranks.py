@@ -29,7 +29,7 @@ def follow(objective: PruningObjective) -> None:
     if ranks is None or ranks.rank == 0:
         raise InputError("Only ranks other than 0 follow.")
     with stop_on_signals() as asked_to_stop:
-        while (job := ranks.tell()) is not None:
+        while (job := ranks.broadcast()) is not None:
             _train(objective, job, asked_to_stop)
 
 

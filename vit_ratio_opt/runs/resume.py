@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna.trial import BaseTrial, FrozenTrial
 
-from vit_ratio_opt.runs.journal import write
+from vit_ratio_opt.records.trial import write_trial
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrainingDiverged
 
@@ -23,7 +23,7 @@ def copy_progress(trial: BaseTrial, earlier: FrozenTrial) -> None:
     known: dict[str, Any] = {
         name: earlier.user_attrs[name] for name in _KNOWN if name in earlier.user_attrs
     }
-    write(
+    write_trial(
         trial,
         **known,
         losses=earlier.user_attrs["losses"][:epoch],  # later epochs are trained again

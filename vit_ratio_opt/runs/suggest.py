@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import BaseTrial, FixedTrial, Trial
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.runs.journal import write
+from vit_ratio_opt.records.trial import write_trial
 from vit_ratio_opt.search.claims import refuse_surplus
 from vit_ratio_opt.search.limits import Budget
 from vit_ratio_opt.search.space import ratio_distributions
@@ -55,9 +55,9 @@ def suggest_pair(
     except InputError as error:  # enqueued by hand: no reason to end the search
         raise optuna.TrialPruned(str(error)) from None
     macs, cost_ratio = space.pruned_macs(pair), space.cost_ratio(*pair)
-    write(trial, macs_ratio=macs / space.macs, macs=macs)
+    write_trial(trial, macs_ratio=macs / space.macs, macs=macs)
     if space.cost.name != "macs":
-        write(trial, cost_ratio=cost_ratio)
+        write_trial(trial, cost_ratio=cost_ratio)
     if isinstance(limit, Budget):
         trial.set_constraint(space.cost.constraint, cost_ratio - limit.share)
         if cost_ratio > limit.share:
