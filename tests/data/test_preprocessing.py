@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
-from vit_ratio_opt.data.stored import study_images
 
 from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.data.cifar10 import load_cifar10
@@ -33,6 +32,7 @@ from vit_ratio_opt.data.preprocessing import (
     preprocess_or_assume,
     remember_preprocessing,
 )
+from vit_ratio_opt.data.stored import study_images
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.model_files.save import save_dense, save_pruned

@@ -9,8 +9,6 @@ import pytest
 import torch
 from timm.layers import DropPath
 from torch import nn
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.loop import run_study
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.described import check_saveable
@@ -19,6 +17,8 @@ from vit_ratio_opt.model_files.save import save_dense, save_pruned
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.training.recipe import Recipe
 

@@ -9,8 +9,6 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 from typer.testing import CliRunner
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.loop import run_study
 
 from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.errors import InputError
@@ -28,7 +26,9 @@ from vit_ratio_opt.report.notes import study_note
 from vit_ratio_opt.report.rows import build_report, trial_rows
 from vit_ratio_opt.report.sentences import answer_sentences, summary
 from vit_ratio_opt.report.terminal import results_table
+from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.final import card_path
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.training.recipe import Recipe
 

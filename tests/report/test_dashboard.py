@@ -29,8 +29,6 @@ from optuna_dashboard._note import get_note_from_system_attrs
 from optuna_dashboard._serializer import serialize_frozen_trial
 from PIL import Image
 from typer.testing import CliRunner
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.loop import run_study
 
 from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.data.digits import load_digits
@@ -44,6 +42,8 @@ from vit_ratio_opt.report.explainer import Explainer
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.notes import study_note, trial_note
 from vit_ratio_opt.runs.artifacts import open_artifacts
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.training.context import TrialContext

@@ -16,15 +16,15 @@ from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.data.image_folder import load_image_folder
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
+from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.records.answer import answer_trial
-from vit_ratio_opt.runs.final import card_path, finish, model_card
-from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.final import card_path, finish, model_card
 from vit_ratio_opt.runs.loop import run_study
+from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe

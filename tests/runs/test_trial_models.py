@@ -18,15 +18,15 @@ from optuna.trial import TrialState
 
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.errors import CannotWriteError, InputError
-from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
+from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.records.answer import trained_trial
-from vit_ratio_opt.runs.final import finish
-from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.final import finish
 from vit_ratio_opt.runs.loop import run_study
+from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe

@@ -13,11 +13,11 @@ import torch
 from optuna.trial import TrialState
 from safetensors import safe_open
 from safetensors.torch import save_file
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.loop import run_study
 
 import vit_ratio_opt.runs.objective as objective_module
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.finetune import finetune
