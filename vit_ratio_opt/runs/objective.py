@@ -24,7 +24,8 @@ from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency.cache import cached_latency
-from vit_ratio_opt.latency.timing import latency_curves, time_models
+from vit_ratio_opt.latency.curves import predict_latency
+from vit_ratio_opt.latency.timing import time_models
 from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
@@ -189,11 +190,11 @@ class PruningObjective:
         budget: Largest fraction of the dense model's cost, in (0, 1].
         tolerance: Largest loss of accuracy against the dense model, in points, above 0.
         cost: ``"macs"``; ``"params"``, parameters; ``"latency"``, the time that a batch takes
-            on this device, see :mod:`vit_ratio_opt.latency.timing`; or a
+            on this device, see :mod:`vit_ratio_opt.latency.table`; or a
             :class:`~vit_ratio_opt.space.costs.Cost`. All but MACs are for structural pruning.
         latency_batch: Images at once whose latency counts.
         latency: What a study of latency stores, see
-            :func:`~vit_ratio_opt.latency.timing.latency_curves`; measured by default.
+            :func:`~vit_ratio_opt.latency.curves.predict_latency`; measured by default.
         recipe: Fine-tuning of each trial.
         fixed_ratio: Search the baseline instead: one ratio for both modules.
         strategy: What is pruned. ``"structural"``: weights. ``"cascade"``: the tokens that pass
@@ -454,7 +455,7 @@ class PruningObjective:
                 precision=self.precision,
             )
         guide = self.calibration if self.units.unit == "rank" else self.importance
-        return latency_curves(
+        return predict_latency(
             table,
             self.model,
             self.units,
