@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vit_ratio_opt.data.dataset import ImageData, load_digits
+from vit_ratio_opt.data.digits import load_digits
+from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.model_files.save import save_pruned
 from vit_ratio_opt.models.blocks import branches

@@ -10,18 +10,15 @@ from typing import Annotated
 from optuna.study import Study
 from rich.console import Console
 
-from vit_ratio_opt.cli.command import (
-    OUTPUT,
-    option,
-)
+from vit_ratio_opt.cli.command import OUTPUT, option
 from vit_ratio_opt.cli.config import load_config
 from vit_ratio_opt.cli.options import (
     StorageOption,
     StudyNamesOption,
 )
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.snapshot import snapshot
-from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.report.rows import build_report, group_studies, timing_split, trial_rows
 from vit_ratio_opt.report.sentences import answer_sentences
 from vit_ratio_opt.report.terminal import results_table, trials_table
