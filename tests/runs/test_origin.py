@@ -177,7 +177,7 @@ def test_images_are_loaded_again_as_they_were(folder, load):
         ({}, None, "come from one of"),
         ({"loader": "os.system"}, None, "not from 'os.system'"),
         ({"loader": "digits"}, "x", "leave --data out"),
-        ({"loader": "digits", "new": 1}, None, "cannot be loaded as the study says"),
+        ({"loader": "digits", "new": 1}, None, "cannot be loaded from its stored source"),
     ],
 )
 def test_other_sources_of_images_are_refused(source, root, message):
