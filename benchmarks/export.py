@@ -39,7 +39,7 @@ from vit_ratio_opt.model_files.export import (
     quantize,
 )
 from vit_ratio_opt.model_files.load import load_dense
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.space.geometry import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate

@@ -40,7 +40,7 @@ from vit_ratio_opt.data.dataset import load_images
 from vit_ratio_opt.latency.timing import measure_latency, random_blocks, sharing, time_models
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study

@@ -40,7 +40,8 @@ from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
-from vit_ratio_opt.models.surgery import shape_of, shrink_to
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.surgery import shrink_to
 from vit_ratio_opt.pruning.cascade import cascade
 from vit_ratio_opt.space.cascade import CP_VIT, Cascade
 from vit_ratio_opt.space.geometry import BlockShape, ViTShape, fixed_ratio_pair

@@ -48,7 +48,7 @@ from vit_ratio_opt.cli.app import (
 from vit_ratio_opt.data.dataset import default_validation, load_images
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.data.preprocessing import preprocess_or_assume
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import check_storage_url, database_files, open_storage
 from vit_ratio_opt.runs.study import create_study, run_study

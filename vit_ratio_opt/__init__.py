@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.model_files.load import load_dense, load_pruned
     from vit_ratio_opt.models.convert import to_timm
     from vit_ratio_opt.models.create import create_model
-    from vit_ratio_opt.models.surgery import shape_of
+    from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.pruning.calibration import Calibration, calibrate
     from vit_ratio_opt.pruning.importance import magnitude_importance, taylor_importance
     from vit_ratio_opt.pruning.prune import prune
@@ -54,7 +54,7 @@ _HOMES = {
     "model_files.export": ("export_model",),
     "models.convert": ("to_timm",),
     "models.create": ("create_model",),
-    "models.surgery": ("shape_of",),
+    "models.shape": ("shape_of",),
     "pruning.calibration": ("Calibration", "calibrate"),
     "pruning.importance": ("magnitude_importance", "taylor_importance"),
     "pruning.prune": ("prune",),

@@ -182,7 +182,7 @@ def test_cifar10_runs_on_image_folders(tmp_path, monkeypatch, tiny_vit):
 def test_train_dense_leaves_a_model_that_a_study_can_load(tmp_path, monkeypatch):
     from vit_ratio_opt.data.dataset import load_digits
     from vit_ratio_opt.model_files.load import load_dense
-    from vit_ratio_opt.models.surgery import shape_of
+    from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.training.evaluate import evaluate
 
     path, output = tmp_path / "new" / "dense.safetensors", tmp_path / "dense.json"
@@ -316,7 +316,7 @@ def test_mini_imagenet_runs_every_strategy_from_csv_files(tmp_path, monkeypatch,
 
     from vit_ratio_opt.model_files.load import load_pruned
     from vit_ratio_opt.model_files.save import save_dense
-    from vit_ratio_opt.models.surgery import shape_of
+    from vit_ratio_opt.models.shape import shape_of
 
     (tmp_path / "data" / "images").mkdir(parents=True)
     rows = ["filename,label"]

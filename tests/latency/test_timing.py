@@ -21,7 +21,7 @@ from vit_ratio_opt.latency.timing import (
     sharing,
     time_models,
 )
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.importance import taylor_importance
 from vit_ratio_opt.pruning.prune import prune, prune_units, sizes_left

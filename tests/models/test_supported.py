@@ -20,7 +20,7 @@ from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency.timing import measure_latency, time_models
 from vit_ratio_opt.model_files.export import export_model
 from vit_ratio_opt.model_files.save import save_dense, save_pruned
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.cascade import cascade
 from vit_ratio_opt.pruning.count import count_macs

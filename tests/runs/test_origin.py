@@ -15,8 +15,8 @@ from vit_ratio_opt.latency import timing as latency_module
 from vit_ratio_opt.model_files.load import load_again, load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model, source_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.origin import load_objective, study_images
 from vit_ratio_opt.runs.storage import open_storage

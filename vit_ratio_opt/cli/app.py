@@ -688,7 +688,7 @@ def export_command(
         quantize,
     )
     from vit_ratio_opt.model_files.load import load_model
-    from vit_ratio_opt.models.surgery import shape_of
+    from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.runs.objective import check_fit
     from vit_ratio_opt.runs.origin import study_images
 

@@ -30,8 +30,10 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import Precision, autocast, evaluating, model_device, precision_of
-from vit_ratio_opt.models.supported import check_supported, check_weights
-from vit_ratio_opt.models.surgery import resize_model, shape_of, shrink_to
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.supported import check_supported
+from vit_ratio_opt.models.surgery import resize_model, shrink_to
+from vit_ratio_opt.models.weights import check_weights
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.options import Allocation

@@ -15,8 +15,9 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.architecture import _attributes as plain_attributes
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.create import ARCHITECTURE, create_model
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import misfit
-from vit_ratio_opt.models.surgery import shape_of, shrink_to
+from vit_ratio_opt.models.surgery import shrink_to
 from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
 from vit_ratio_opt.space.geometry import BlockShape
 

@@ -24,7 +24,8 @@ import torch
 from vit_ratio_opt.data.dataset import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.supported import check_supported, check_weights
+from vit_ratio_opt.models.supported import check_supported
+from vit_ratio_opt.models.weights import check_weights
 from vit_ratio_opt.pruning.cascade import CascadeBlocks
 from vit_ratio_opt.utils.failures import reason
 from vit_ratio_opt.utils.files import replacing

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from timm.layers import Mlp, resample_abs_pos_embed
-from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
@@ -120,7 +119,7 @@ def _refuse_other_kinds(
             f"{where} has no classifier (`head.weight`): it was saved without one, or is of no "
             "timm model. Give the checkpoint of a model that was trained to classify."
         )
-    if "head_dist.weight" in state and not isinstance(model, VisionTransformerDistilled):
+    if "head_dist.weight" in state and not hasattr(model, "head_dist"):
         raise InputError(
             f"{where} is a distilled DeiT with two classifiers, but {name} has one: name its own "
             "model, such as deit_tiny_distilled_patch16_224."

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.supported import check_supported
-from vit_ratio_opt.models.surgery import shape_of
 
 __all__ = ["architecture_of", "fingerprint_of"]
 

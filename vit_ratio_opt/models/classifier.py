@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import evaluating
+from vit_ratio_opt.models.families import FAMILIES
 
 __all__ = ["Classifier", "classes_of", "classifier_of"]
 
@@ -41,9 +41,7 @@ def classifier_of(model: ViT, classified_tokens: int) -> Classifier:
         UnsupportedModelError: It takes no features of the model's width, or gives no logits
             ``(batch, classes)``.
     """
-    heads = {"head": model.head}
-    if isinstance(model, VisionTransformerDistilled):
-        heads["head_dist"] = model.head_dist
+    heads = {name: getattr(model, name) for name in FAMILIES[type(model)].classifiers}
     classes, macs = set(), 0
     for name, head in heads.items():
         if type(head) is nn.Linear and head.in_features != model.embed_dim:
@@ -61,7 +59,8 @@ def classifier_of(model: ViT, classified_tokens: int) -> Classifier:
             macs += cost
     if len(classes) > 1:
         raise UnsupportedModelError(
-            f"`head` and `head_dist` must have the same classes, but have {sorted(classes)}."
+            f"{' and '.join(f'`{name}`' for name in heads)} must have the same classes, but have "
+            f"{sorted(classes)}."
         )
     linear = sum(type(head) in (nn.Linear, nn.Identity) for head in heads.values())
     return Classifier(classes.pop(), linear, macs)

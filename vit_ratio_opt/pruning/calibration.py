@@ -21,8 +21,8 @@ from vit_ratio_opt.models.architecture import fingerprint_of
 from vit_ratio_opt.models.blocks import ViT, keeps_heads, keeps_ranks
 from vit_ratio_opt.models.classifier import classes_of
 from vit_ratio_opt.models.device import evaluating
-from vit_ratio_opt.models.supported import check_precision, check_weights
-from vit_ratio_opt.models.surgery import check_all_tokens, shape_of
+from vit_ratio_opt.models.shape import check_all_tokens, shape_of
+from vit_ratio_opt.models.weights import check_precision, check_weights
 from vit_ratio_opt.pruning.batches import chunks, image_batches, image_means
 from vit_ratio_opt.pruning.eliminate import elimination_order
 from vit_ratio_opt.pruning.factorize import HeadFactors, head_factors

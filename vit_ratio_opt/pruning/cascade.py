@@ -33,14 +33,12 @@ from torch import nn
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.blocks import ViT, branches
+from vit_ratio_opt.models.copies import copy_model
 from vit_ratio_opt.models.device import evaluating
-from vit_ratio_opt.models.supported import (
-    check_precision,
-    check_supported,
-    check_weights,
-    copy_model,
-)
-from vit_ratio_opt.models.surgery import check_all_tokens, keep_units, shape_of
+from vit_ratio_opt.models.shape import check_all_tokens, shape_of
+from vit_ratio_opt.models.supported import check_supported
+from vit_ratio_opt.models.surgery import keep_units
+from vit_ratio_opt.models.weights import check_precision, check_weights
 from vit_ratio_opt.pruning.batches import check_images
 from vit_ratio_opt.space.cascade import Scores
 from vit_ratio_opt.space.geometry import BlockTokens

@@ -20,8 +20,9 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT, branches, input_layers
 from vit_ratio_opt.models.classifier import classes_of
 from vit_ratio_opt.models.device import evaluating
-from vit_ratio_opt.models.supported import check_precision, check_supported, check_weights
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.supported import check_supported
+from vit_ratio_opt.models.weights import check_precision, check_weights
 from vit_ratio_opt.pruning.batches import (
     check_images,
     check_labels,

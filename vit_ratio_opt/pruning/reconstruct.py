@@ -16,10 +16,12 @@ from timm.layers import LayerScale
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.blocks import Branch, ViT, stages
+from vit_ratio_opt.models.blocks import ViT, stages
 from vit_ratio_opt.models.device import evaluating
-from vit_ratio_opt.models.supported import check_precision, check_supported, check_weights
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.family import Branch
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.supported import check_supported
+from vit_ratio_opt.models.weights import check_precision, check_weights
 from vit_ratio_opt.pruning.batches import image_batches, image_means, tokens_at
 from vit_ratio_opt.pruning.calibration import Calibration
 
@@ -191,12 +193,12 @@ def repair(
         begun = [embed(pruned, batch) for batch in images]
         streams, told = [stream for stream, _ in begun], {"attention": begun[0][1]}
         for stage in stages(pruned):
-            ends = [_End(branch, told.get(kind, {})) for _, kind, branch in stage]
+            ends = [_End(branch, told.get(branch.kind, {})) for branch in stage]
             inputs = [[end.inputs(stream) for stream in streams] for end in ends]
-            for number, (index, kind, _) in enumerate(stage):
-                known = blocks[index]
+            for number, branch in enumerate(stage):
+                known = blocks[branch.index]
                 target, weights = known.attention_target, known.attention_weights
-                if kind == "ffn":
+                if branch.kind == "ffn":
                     target, weights = known.ffn_target, known.ffn_weights
                 wanted = []
                 for batch, (goal, where) in enumerate(

@@ -10,8 +10,8 @@ from typing import Any
 from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.model_files.save import save_pruned
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.signals import SearchStopped, stop_on_signals
 from vit_ratio_opt.space.geometry import COST_WORDS, RatioPair

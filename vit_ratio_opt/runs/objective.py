@@ -28,6 +28,7 @@ from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.classifier import classes_of
+from vit_ratio_opt.models.copies import copy_for_training
 from vit_ratio_opt.models.create import source_of
 from vit_ratio_opt.models.device import (
     Precision,
@@ -38,9 +39,10 @@ from vit_ratio_opt.models.device import (
     model_device,
     precision_of,
 )
+from vit_ratio_opt.models.shape import check_all_tokens, shape_of
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.models.supported import check_supported, copy_for_training
-from vit_ratio_opt.models.surgery import ALL_HEADS, check_all_tokens, shape_of, shrink_to
+from vit_ratio_opt.models.supported import check_supported
+from vit_ratio_opt.models.surgery import ALL_HEADS, shrink_to
 from vit_ratio_opt.pruning.cache import cached_calibration
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.cascade import (
