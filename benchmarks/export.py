@@ -31,13 +31,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.data.dataset import load_images
-from vit_ratio_opt.model_files.export import (
-    export_model,
-    exported_accuracy,
-    image_shape,
-    load_exported,
-    quantize,
-)
+from vit_ratio_opt.model_files.export import export_model, image_shape, quantize
+from vit_ratio_opt.model_files.exported import exported_accuracy, load_exported
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective

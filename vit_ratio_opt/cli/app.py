@@ -679,14 +679,8 @@ def export_command(
     accuracy is measured, on the very test images that the model's study reported on.
     """
     from vit_ratio_opt.data.preprocessing import preprocess_of
-    from vit_ratio_opt.model_files.export import (
-        SUFFIXES,
-        check_target,
-        export_model,
-        exported_accuracy,
-        image_shape,
-        quantize,
-    )
+    from vit_ratio_opt.model_files.export import export_model, image_shape, quantize
+    from vit_ratio_opt.model_files.exported import SUFFIXES, check_target, exported_accuracy
     from vit_ratio_opt.model_files.load import load_model
     from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.runs.objective import check_fit

@@ -24,11 +24,12 @@ __all__ = ["FAMILY", "BiasedAttention"]
 class BiasedAttention(nn.Module):
     """BEiT's attention (Bao 2021, arXiv 2106.08254) with any number of heads of any size.
 
-    To the logits of every head it adds a learned bias for each distance between two patches.
-    timm's has no bias for keys; the softmax does not see the one that this has.
+    It adds a learned bias for each distance between two patches to the logits of every head. The
+    keys have a bias, which the softmax does not see and timm's class leaves out.
 
     Args:
-        attn: timm's; its weights are not taken, see :func:`separate_names`.
+        attn: timm's attention; its weights are set later, by
+            :func:`~vit_ratio_opt.models.separate.separate`.
     """
 
     def __init__(self, attn: beit.Attention) -> None:
@@ -47,11 +48,13 @@ class BiasedAttention(nn.Module):
             "relative_position_index", attn.relative_position_index, persistent=False
         )
 
-    if hasattr(beit.Attention, "set_window_size"):  # timm 1.0.31: the model's `set_input_size`
+    if hasattr(
+        beit.Attention, "set_window_size"
+    ):  # since timm 1.0.31, for the model's `set_input_size`
         set_window_size = beit.Attention.set_window_size
 
     def init_non_persistent_buffers(self) -> None:
-        """As timm's modules have it, for one that was made on the meta device."""
+        """Compute the index of positions, after creation on the meta device."""
         self._init_buffers()
 
     def _init_buffers(self) -> None:
@@ -60,7 +63,7 @@ class BiasedAttention(nn.Module):
             index.copy_(beit.gen_relative_position_index(self.window_size, device=index.device))
 
     def position_bias(self) -> torch.Tensor | None:
-        """What is added to the logits, ``(1, heads, tokens, tokens)``; None without a table."""
+        """Return the bias of the logits, ``(1, heads, tokens, tokens)``; None without a table."""
         if self.relative_position_bias_table is None:
             return None
         bias: torch.Tensor = self.relative_position_bias_table[self.relative_position_index]
@@ -69,7 +72,7 @@ class BiasedAttention(nn.Module):
     def forward(
         self, x: torch.Tensor, shared_rel_pos_bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Tokens ``(batch, tokens, width)``; a bias that blocks share is for timm's signature."""
+        """Return new tokens ``(batch, tokens, width)``; ``shared_rel_pos_bias`` is not used."""
         batch, tokens, _ = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)

@@ -23,11 +23,11 @@ __all__ = ["FAMILY", "TalkingHeads"]
 class TalkingHeads(nn.Module):
     """CaiT's attention (Touvron 2021, arXiv 2103.17239) with heads of any size.
 
-    Before and after the softmax the heads are mixed (Shazeer 2020, arXiv 2003.02436), so none can
-    go without changing the others.
+    The heads are mixed before and after the softmax (Shazeer 2020, arXiv 2003.02436), so none can
+    be removed without changing the others.
 
     Args:
-        attn: timm's; its weights are taken.
+        attn: timm's attention, whose weights are used.
     """
 
     def __init__(self, attn: TalkingHeadAttn) -> None:
@@ -41,12 +41,12 @@ class TalkingHeads(nn.Module):
 
     @staticmethod
     def mixed(layer: nn.Linear, heads: torch.Tensor) -> torch.Tensor:
-        """``(batch, heads, queries, keys)`` through a layer from heads to heads."""
+        """Return ``(batch, heads, queries, keys)`` after a layer from heads to heads."""
         mixed: torch.Tensor = layer(heads.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return mixed
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Tokens ``(batch, tokens, width)``."""
+        """Return new tokens ``(batch, tokens, width)``."""
         batch, tokens, _ = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -71,7 +71,7 @@ def _no_prefix_tokens(model: Any) -> int:
 
 
 def _class_attention_macs(model: Any, tokens: int) -> int:
-    """MACs of the blocks after the others, in which the class token attends to all tokens."""
+    """Return the MACs of the last blocks, in which the class token attends to all tokens."""
     macs, seen = 0, tokens + 1
     for block in model.blocks_token_only:
         keys, values = block.attn.k, block.attn.v

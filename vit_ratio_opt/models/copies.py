@@ -15,7 +15,7 @@ from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.blocks import (
     ViT,
 )
-from vit_ratio_opt.models.weights import check_precision, check_weights
+from vit_ratio_opt.models.weights import check_full_precision, check_weights
 from vit_ratio_opt.utils.failures import reason
 
 __all__ = [
@@ -70,7 +70,7 @@ def copy_for_training(model: ViT) -> ViT:
             :func:`~vit_ratio_opt.models.weights.check_weights`.
     """
     if torch.is_inference_mode_enabled():
-        check_precision(model)
+        check_full_precision(model)
     check_weights(model)
     if getattr(model, "distilled_training", False):
         raise UnsupportedModelError(

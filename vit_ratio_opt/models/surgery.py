@@ -39,18 +39,18 @@ ALL_HEADS = (
 def keep_units(
     model: ViT, heads: Sequence[Sequence[int]], neurons: Sequence[Sequence[int]]
 ) -> ViT:
-    """A copy of ``model`` with only the given heads and neurons, in their old order.
+    """Return a copy of ``model`` with only the given heads and neurons, in their old order.
 
     The output equals that of ``model`` with the outputs of all other heads and neurons set to
     zero.
 
     Args:
-        model: Dense or pruned; it is not changed.
+        model: Dense or pruned model; it is not changed.
         heads: For every block, the indices of the heads that stay, at least one.
         neurons: For every block, the indices of the hidden neurons that stay, at least one.
 
     Raises:
-        UnsupportedModelError: See :func:`check_supported`.
+        UnsupportedModelError: The model cannot be pruned, or its heads are mixed.
         InputError: The lists do not fit the blocks.
     """
     model = check_supported(model)
@@ -79,7 +79,11 @@ def keep_units(
 
 
 def shrink_to(model: ViT, shapes: Sequence[BlockShape]) -> ViT:
-    """A copy of ``model`` cut to the block shapes of a pruned model, ready for its weights.
+    """Return a copy of ``model`` cut to the block shapes of a pruned model, its weights to be set.
+
+    Args:
+        model: Dense model; it is not changed.
+        shapes: For every block, the heads, their dimensions and the neurons of the copy.
 
     Raises:
         InputError: A block of ``shapes`` is larger than the block of ``model``.
@@ -106,7 +110,7 @@ def shrink_to(model: ViT, shapes: Sequence[BlockShape]) -> ViT:
 
 
 def resize_model(model: ViT, shape: BlockShape) -> ViT:
-    """A copy of ``model`` with blocks of this shape, larger or smaller, its weights to be set."""
+    """Return a copy of ``model`` with all blocks of one shape, its weights to be set."""
     new = copy_model(model)
     for attention, ffn in branches(new):
         attention.replace(resize_attention(attention.module, shape.num_heads, shape.head_dim))
@@ -170,7 +174,7 @@ def _put(module: nn.Module, name: str, value: torch.Tensor) -> None:
 
 
 def _resize(linear: nn.Linear, rows: int, columns: int) -> None:
-    """Zeros of another shape."""
+    """Give a layer weights of another shape, all zero."""
     weight = linear.weight
     linear.weight = nn.Parameter(weight.new_zeros(rows, columns), weight.requires_grad)
     if linear.bias is not None:

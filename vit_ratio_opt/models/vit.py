@@ -22,11 +22,12 @@ __all__ = ["FAMILY", "ParallelBlock"]
 class ParallelBlock(nn.Module):
     """timm's ``ParallelScalingBlock`` (Dehghani 2023, arXiv 2302.05442) in separate layers.
 
-    timm keeps fc1 and qkv in one matrix, and can have no other number of heads than the width
-    says. The same weights in its ``Attention`` and ``Mlp`` can be cut.
+    timm keeps fc1 and qkv in one matrix, and computes the number of heads from the width. The same
+    weights in timm's ``Attention`` and ``Mlp`` can be cut.
 
     Args:
-        block: timm's; its weights are not taken, see :func:`separate_names`.
+        block: timm's block; its weights are set later, by
+            :func:`~vit_ratio_opt.models.separate.separate`.
     """
 
     def __init__(self, block: ParallelScalingBlock) -> None:
@@ -49,7 +50,7 @@ class ParallelBlock(nn.Module):
     def forward(
         self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False
     ) -> torch.Tensor:
-        """Streams ``(batch, tokens, width)``."""
+        """Return the new stream ``(batch, tokens, width)``."""
         y = self.norm(x)
         y = self.attn(y, attn_mask=attn_mask, is_causal=is_causal) + self.mlp(y)
         out: torch.Tensor = x + self.drop_path(self.ls(y))

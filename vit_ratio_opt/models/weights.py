@@ -11,7 +11,7 @@ from torch import nn
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.untouched import join_path
 
-__all__ = ["check_not_shared", "check_precision", "check_weights"]
+__all__ = ["check_not_shared", "check_full_precision", "check_weights"]
 
 _PLAIN = (torch.Tensor, nn.Parameter)
 
@@ -104,7 +104,7 @@ def _check_plain(name: str, tensor: torch.Tensor) -> None:
         raise InputError(f"`{name}` is complex, but weights must be real numbers.")
 
 
-def check_precision(model: nn.Module) -> None:
+def check_full_precision(model: nn.Module) -> None:
     """Refuse a model whose activations and gradients cannot be measured in full precision.
 
     Raises:

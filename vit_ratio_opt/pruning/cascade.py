@@ -38,7 +38,7 @@ from vit_ratio_opt.models.device import evaluating
 from vit_ratio_opt.models.shape import check_all_tokens, shape_of
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.models.surgery import keep_units
-from vit_ratio_opt.models.weights import check_precision, check_weights
+from vit_ratio_opt.models.weights import check_full_precision, check_weights
 from vit_ratio_opt.pruning.batches import check_images
 from vit_ratio_opt.space.cascade import Scores
 from vit_ratio_opt.space.geometry import BlockTokens
@@ -147,7 +147,7 @@ def attention_survey(model: ViT, batches: Iterable[torch.Tensor]) -> AttentionSu
         InputError: It has a cascade, or there are no images.
     """
     model = check_all_tokens(model)
-    check_precision(model)
+    check_full_precision(model)
     check_weights(model)
     shape, prefix = shape_of(model), model.num_prefix_tokens
     rows, columns = model.patch_embed.grid_size

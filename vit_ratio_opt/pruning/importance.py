@@ -22,7 +22,7 @@ from vit_ratio_opt.models.classifier import classes_of
 from vit_ratio_opt.models.device import evaluating
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.supported import check_supported
-from vit_ratio_opt.models.weights import check_precision, check_weights
+from vit_ratio_opt.models.weights import check_full_precision, check_weights
 from vit_ratio_opt.pruning.batches import (
     check_images,
     check_labels,
@@ -125,7 +125,7 @@ def taylor_importance(
             numbers in float32.
     """
     model = check_supported(model)
-    check_precision(model)
+    check_full_precision(model)
     check_weights(model)
     classes = classes_of(model)
     check_sequence("batches", batches)

@@ -21,7 +21,7 @@ from vit_ratio_opt.models.device import evaluating
 from vit_ratio_opt.models.family import Branch
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.supported import check_supported
-from vit_ratio_opt.models.weights import check_precision, check_weights
+from vit_ratio_opt.models.weights import check_full_precision, check_weights
 from vit_ratio_opt.pruning.batches import image_batches, image_means, tokens_at
 from vit_ratio_opt.pruning.calibration import Calibration
 
@@ -159,7 +159,7 @@ def repair(
         UnsupportedModelError: The model cannot be pruned.
     """
     pruned = check_supported(pruned)
-    check_precision(pruned)
+    check_full_precision(pruned)
     check_weights(pruned)
     if not isinstance(calibration, Calibration):
         raise InputError(
