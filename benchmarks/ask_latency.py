@@ -34,34 +34,39 @@ import numpy as np
 import optuna
 import sqlalchemy
 import typer
+from command_line import run_command
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair, Plan
-from vit_ratio_opt.search.sampler import BinarySearchSampler
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
-from vit_ratio_opt.space.geometry import BlockShape, ViTShape, budget_curve, pair_columns
+from vit_ratio_opt.space.curve import budget_curve, pair_columns
+from vit_ratio_opt.space.shape import BlockShape, ViTShape
+from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "ask_latency.json"
 # DeiT-S for 224 pixels: 72 heads, 18,432 neurons.
-SHAPE = ViTShape(
-    patches=196,
-    prefix_tokens=1,
-    patch_dim=768,
-    embed_dim=384,
-    num_classes=1000,
-    blocks=(BlockShape(num_heads=6, head_dim=64, hidden_dim=1536),) * 12,
-    fixed_params=0,
+SPACE = StructuralSpace(
+    ViTShape(
+        patches=196,
+        prefix_tokens=1,
+        patch_dim=768,
+        embed_dim=384,
+        num_classes=1000,
+        blocks=(BlockShape(num_heads=6, head_dim=64, hidden_dim=1536),) * 12,
+        fixed_params=0,
+    ),
+    unit="head",
 )
-SPACE: dict[str, Any] = ratio_space(SHAPE)
+SUGGESTED: dict[str, Any] = ratio_distributions(SPACE)
 BUDGET, TOLERANCE = 0.6, 2.0
 FINISHED, RUNNING = (10, 100, 1_000, 10_000), (1, 4, 16)
 
@@ -119,7 +124,7 @@ def filler(file: Path, mode: str) -> Callable[[int], None]:
     return fill
 
 
-class Timed(BinarySearchSampler):
+class Timed(PlanSampler):
     """Notes how long each pair took."""
 
     seconds: list[float]
@@ -144,11 +149,11 @@ def measure(url: str, mode: str, finished: int, running: int, asks: int) -> dict
         study.add_trial(
             optuna.create_trial(
                 state=TrialState.RUNNING,
-                params=dict(zip(SPACE, pair(mode, dice), strict=True)),
-                distributions=SPACE,
+                params=dict(zip(SUGGESTED, pair(mode, dice), strict=True)),
+                distributions=SUGGESTED,
             )
         )
-    ours = Timed(SPACE, plan(mode))
+    ours = Timed(SUGGESTED, plan(mode))
     ours.seconds, ours.cpu_seconds = [], []
     samplers: dict[str, BaseSampler] = {"ask": ours, "random": RandomSampler(seed=0)}
     times: dict[str, list[float]] = {name: [] for name in samplers}
@@ -162,7 +167,7 @@ def measure(url: str, mode: str, finished: int, running: int, asks: int) -> dict
         for name, study in studies.items():
             started = time.perf_counter()
             trial = study.ask()
-            for key, dist in SPACE.items():
+            for key, dist in SUGGESTED.items():
                 trial.suggest_float(key, dist.low, dist.high)
             times[name].append(time.perf_counter() - started)
             # Straight into the storage: telling is not what is timed.
@@ -184,10 +189,10 @@ def measure(url: str, mode: str, finished: int, running: int, asks: int) -> dict
 def plan(mode: str) -> Plan:
     noise = Noise(0.3, is_known=False)
     if mode == "budget":
-        return BudgetSearch(budget_curve(SHAPE, BUDGET), noise=noise, confirmations=1)
+        return BudgetSearch(budget_curve(SPACE, BUDGET), noise=noise, confirmations=1)
     return ToleranceSearch(
-        pair_columns(SHAPE),
-        SHAPE.macs_ratio,
+        pair_columns(SPACE),
+        SPACE.macs_ratio,
         TOLERANCE,
         noise=noise,
         confirmations=1,
@@ -197,17 +202,17 @@ def plan(mode: str) -> Plan:
 
 def pair(mode: str, dice: random.Random) -> Pair:
     if mode == "budget":
-        return dice.choice(budget_curve(SHAPE, BUDGET))
-    heads, neurons = SHAPE.removed(SHAPE.max_pair)
-    return dice.randint(0, heads) / SHAPE.heads, dice.randint(0, neurons) / SHAPE.neurons
+        return dice.choice(budget_curve(SPACE, BUDGET))
+    heads, neurons = SPACE.removed(SPACE.max_pair)
+    return dice.randint(0, heads) / SPACE.mhsa_units, dice.randint(0, neurons) / SPACE.neurons
 
 
 def finished_trial(mode: str, dice: random.Random) -> FrozenTrial:
     chosen = pair(mode, dice)
     trial = optuna.create_trial(
-        value=80 - 10 * sum(chosen) if mode == "budget" else SHAPE.macs_ratio(*chosen),
-        params=dict(zip(SPACE, chosen, strict=True)),
-        distributions=SPACE,
+        value=80 - 10 * sum(chosen) if mode == "budget" else SPACE.macs_ratio(*chosen),
+        params=dict(zip(SUGGESTED, chosen, strict=True)),
+        distributions=SUGGESTED,
     )
     if mode == "tolerance":
         loss = 6 * (chosen[0] ** 2 + chosen[1] ** 2) + dice.gauss(0, 0.3)

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Optional
 
 import torch
 import typer
+from command_line import run_command
 from recording import (
     DataOption,
     DenseOption,
@@ -34,12 +35,11 @@ from recording import (
     rows_so_far,
 )
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.space.cascade import CP_VIT, LATE
-from vit_ratio_opt.space.geometry import smallest_cost_ratio
+from vit_ratio_opt.space.curve import smallest_cost_ratio
+from vit_ratio_opt.space.tokens import CP_VIT, LATE
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.files import write_json

@@ -31,11 +31,12 @@ from typing import Annotated, Any
 
 import optuna
 import typer
-from ask_latency import SHAPE as DEIT_S
+from ask_latency import SPACE as DEIT_S
+from command_line import run_command
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from vit_ratio_opt.cli.app import run_command
+from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trials import block_rows
 from vit_ratio_opt.report import explainer
 from vit_ratio_opt.report.explainer import Explainer
@@ -43,23 +44,19 @@ from vit_ratio_opt.report.figures.training_curve import training_curve
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise
-from vit_ratio_opt.search.sampler import BinarySearchSampler
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
-from vit_ratio_opt.space.geometry import (
-    RatioPair,
-    budget_curve,
-    cost_saved,
-    fixed_ratio_pair,
-    pair_columns,
-)
+from vit_ratio_opt.space.costs import PARAMS
+from vit_ratio_opt.space.curve import budget_curve, cost_saved, fixed_ratio_pair, pair_columns
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.utils.files import write_json
 from vit_ratio_opt.utils.text import csv_text
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "explain.json"
 CIFAR10 = HERE.parent / "studies" / "results" / "cifar10_searched.json"
-SHAPE = replace(DEIT_S, mhsa_unit="rank")
+SPACE = replace(DEIT_S, unit="rank")
 TRIALS = (10, 100, 500, 1_000)
 BUDGET, TOLERANCE, DENSE = 0.6, 2.0, 80.0
 
@@ -103,7 +100,7 @@ def main(
 def _timed(study: Study, repeats: int) -> dict[str, float]:
     """Seconds of each part."""
     trials = study.get_trials(deepcopy=False)
-    dense = study.user_attrs["dense"]
+    dense = record_of(study).dense
     explain, page = Explainer(), ""
 
     def artifacts() -> None:
@@ -137,7 +134,7 @@ def _seconds(part: Callable[[], None]) -> float:
 
 
 def _filled(url: str, mode: str, trials: int) -> Study:
-    curve = budget_curve(SHAPE, BUDGET)
+    curve = budget_curve(SPACE, BUDGET)
     budget, tolerance = (BUDGET, None) if mode == "budget" else (None, TOLERANCE)
     study = optuna.create_study(
         study_name=mode, storage=url, direction="maximize" if budget else "minimize"
@@ -151,35 +148,35 @@ def _filled(url: str, mode: str, trials: int) -> Study:
         "versions": {},
         "device": "none",
         "dense": {
-            "macs": SHAPE.macs, "params": SHAPE.params, "val_accuracy": DENSE,
-            "blocks": [[b.num_heads, b.head_dim, b.hidden_dim] for b in SHAPE.blocks],
-            "tokens": SHAPE.tokens,
+            "macs": SPACE.macs, "params": SPACE.shape.params, "val_accuracy": DENSE,
+            "blocks": [[b.num_heads, b.head_dim, b.hidden_dim] for b in SPACE.shape.blocks],
+            "tokens": SPACE.shape.tokens,
         },
-        "saved": cost_saved(SHAPE),
+        "saved": cost_saved(SPACE),
         "origin": {"artifacts": None},
     }  # fmt: skip
     noise = Noise(0.2, is_known=False)
     plan: BudgetSearch | ToleranceSearch
     if budget:
-        fixed = fixed_ratio_pair(SHAPE, budget)
+        fixed = fixed_ratio_pair(SPACE, budget)
         plan = BudgetSearch(curve, baseline=fixed, noise=noise, dense=DENSE)
     else:
-        plan = ToleranceSearch(pair_columns(SHAPE), SHAPE.macs_ratio, TOLERANCE, noise=noise)
+        plan = ToleranceSearch(pair_columns(SPACE), SPACE.macs_ratio, TOLERANCE, noise=noise)
     attributes["plan"] = plan.to_json()
     for name, value in attributes.items():
         study.set_user_attr(name, value)
-    study.sampler = BinarySearchSampler(ratio_space(SHAPE), plan)
+    study.sampler = PlanSampler(ratio_distributions(SPACE), plan)
     for number in range(trials):
         pair = curve[(37 * number) % len(curve)]
         if tolerance:
             share = (number + 1) / (trials + 1)
-            pair = RatioPair(share * SHAPE.max_pair[0], share * SHAPE.max_pair[1])
+            pair = RatioPair(share * SPACE.max_pair[0], share * SPACE.max_pair[1])
         study.add_trial(_trial(pair, tolerance, number))
     return study
 
 
 def _trial(pair: RatioPair, tolerance: float | None, number: int) -> FrozenTrial:
-    macs_ratio = SHAPE.macs_ratio(*pair)
+    macs_ratio = SPACE.macs_ratio(*pair)
     drop = 5 * (1 - macs_ratio) ** 2 + 2 * (pair.mhsa_ratio - 0.5) ** 2 + 0.2 * math.sin(number)
     over = tolerance is not None and drop > tolerance
     value = DENSE - drop if tolerance is None else macs_ratio
@@ -193,11 +190,11 @@ def _trial(pair: RatioPair, tolerance: float | None, number: int) -> FrozenTrial
         state=TrialState.PRUNED if over else TrialState.COMPLETE,
         value=None if over else value,
         params=pair._asdict(),
-        distributions=dict(ratio_space(SHAPE)),
+        distributions=dict(ratio_distributions(SPACE)),
         user_attrs={
             "macs_ratio": macs_ratio,
-            "macs": SHAPE.pruned_macs(pair),
-            "params": SHAPE.pruned_params(pair),
+            "macs": SPACE.pruned_macs(pair),
+            "params": replace(SPACE, cost=PARAMS).pruned_cost(pair),
             "accuracy_pruned": DENSE - drop - 5,
             "accuracy": DENSE - drop,
             "accuracy_drop": drop,

@@ -37,6 +37,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from augment import augment
+from command_line import run_command
 from timm.layers import build_sincos2d_pos_embed
 from timm.optim import create_optimizer_v2
 from timm.utils.model_ema import ModelEmaV3
@@ -44,8 +45,9 @@ from torch import nn
 from torchvision.datasets import FakeData
 from torchvision.transforms import v2
 
-from vit_ratio_opt.cli.app import make_folder, run_command
-from vit_ratio_opt.data.dataset import ImageData, load_datasets, load_images
+from vit_ratio_opt.data.datasets import load_datasets
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.load import load_images
 from vit_ratio_opt.data.preprocessing import Preprocessing, remember_preprocessing
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
@@ -58,7 +60,7 @@ from vit_ratio_opt.training.context import TrainingDiverged
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import Mix
 from vit_ratio_opt.training.saved_state import TrainingState
-from vit_ratio_opt.utils.files import write_json
+from vit_ratio_opt.utils.files import check_writable_folder, write_json
 
 MODEL = "vit_tiny_patch16_224"
 SECONDS_PER_STATE = 30
@@ -137,7 +139,7 @@ def main(
     deadline = time.perf_counter() + 60 * minutes
     if data is None and not rehearse:
         raise InputError("Stages need images: give --data, or --rehearse.")
-    make_folder(out)
+    check_writable_folder(out)
     images = noise_images(seed) if data is None else load_images(data, seed=seed)
     stages = {"dense": train_dense}
     training = REHEARSAL if rehearse else Training()
@@ -399,9 +401,10 @@ def save_half(model: ViT, path: Path, arguments: dict[str, Any]) -> None:
 
 def noise_images(seed: int) -> ImageData:
     """Return random images of CIFAR-10's shape, to rehearse with."""
-    parts = [FakeData(size, (3, 32, 32), random_offset=size) for size in (600, 200)]
+    sizes = {"train": 600, "test": 200}
+    parts = {name: FakeData(n, (3, 32, 32), random_offset=n) for name, n in sizes.items()}
     names = [str(label) for label in range(10)]
-    return load_datasets(*parts, name="noise", classes=names, seed=seed)
+    return load_datasets(parts, name="noise", classes=names, seed=seed)
 
 
 def head_commit() -> str:

@@ -43,6 +43,7 @@ from typing import Annotated, Any, Optional
 import optuna
 import torch
 import typer
+from command_line import run_command
 from optuna.trial import FixedTrial
 from recording import (
     PRUNING,
@@ -57,11 +58,10 @@ from recording import (
     rows_so_far,
 )
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"

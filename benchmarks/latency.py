@@ -34,16 +34,17 @@ from typing import Annotated, Any, Optional
 import timm
 import torch
 import typer
+from command_line import run_command
 
-from vit_ratio_opt.cli.app import run_command
-from vit_ratio_opt.data.dataset import load_images
+from vit_ratio_opt.data.load import load_images
 from vit_ratio_opt.latency.timing import measure_latency, random_blocks, sharing, time_models
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.records.answer import answer_trial
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.files import write_json
 

@@ -68,6 +68,7 @@ import matplotlib as mpl
 import optuna
 import torch
 import typer
+from command_line import run_command
 from matplotlib import pyplot as plt
 from optuna.storages import InMemoryStorage
 from recording import (
@@ -83,17 +84,21 @@ from recording import (
 )
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.cli.app import run_command
-from vit_ratio_opt.data.dataset import ImageData, Split, load_digits, load_images
+from vit_ratio_opt.data.digits import load_digits
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.load import load_images
+from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.trials import finished_trials
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
-from vit_ratio_opt.space.cascade import CP_VIT, LATE, Combined, Scores
+from vit_ratio_opt.space.both import Combined
+from vit_ratio_opt.space.tokens import CP_VIT, LATE, Scores
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate, predict
 from vit_ratio_opt.training.finetune import finetune

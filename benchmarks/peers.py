@@ -54,7 +54,10 @@ from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.factorize import rank_losses
 from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune, prune_blocks
-from vit_ratio_opt.space.geometry import RatioPair, fixed_ratio_pair, least_neurons
+from vit_ratio_opt.space.curve import fixed_ratio_pair
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.structural import StructuralSpace
+from vit_ratio_opt.space.units import StructuralUnits, least_neurons
 
 __all__ = ["Variant", "influence_blocks", "leverage_neurons", "torch_pruning", "uniform_l1"]
 
@@ -166,7 +169,7 @@ def uniform_l1(model: VisionTransformer, macs_ratio: float) -> VisionTransformer
         UnsupportedModelError: The model cannot be pruned.
         InputError: No single ratio meets the budget.
     """
-    pair = fixed_ratio_pair(shape_of(model), macs_ratio)
+    pair = fixed_ratio_pair(StructuralSpace(shape_of(model), "head"), macs_ratio)
     return prune(model, pair, magnitude_importance(model, p=1), allocation="uniform")
 
 
@@ -225,8 +228,8 @@ def influence_blocks(
     ]
     count = _show(model, images, hooks)
     shares = (-sums / count / smoothing).softmax(dim=0).tolist()
-    shape = replace(shape_of(model), mhsa_unit="rank")
-    removed = shape.removed(pair)
+    shape = shape_of(model)
+    removed = StructuralUnits(shape).removed(pair)
     heads, ones = shape.blocks[0].num_heads, [1] * len(shares)
     ranks = even_counts([b.head_dim for b in shape.blocks], removed[0], ones, ones, shares)
     tables = [rank_losses(block.factors)[0] for block in calibration.blocks]

@@ -28,8 +28,8 @@ from typing import Annotated, Optional
 import timm
 import torch
 import typer
+from command_line import run_command
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.shape import shape_of

@@ -52,6 +52,7 @@ from typing import Annotated, Any, Optional
 
 import torch
 import typer
+from command_line import run_command
 from peers import influence_blocks, leverage_neurons, torch_pruning, uniform_l1
 from recording import (
     DataOption,
@@ -69,14 +70,14 @@ from recording import (
 )
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.space.geometry import RatioPair, fixed_ratio_pair
+from vit_ratio_opt.space.curve import fixed_ratio_pair
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import finetune
@@ -164,7 +165,7 @@ def main(
             return _whole_heads(objective(seed, macs_ratio, "head"))
         pair = ours.likely_best()
         if name == "one-ratio":
-            pair = fixed_ratio_pair(ours.shape, macs_ratio)
+            pair = fixed_ratio_pair(ours.space, macs_ratio)
         assert pair is not None
         calibration = ours.calibration
         batches = [batch for batch, _ in ours.calibration_batches]

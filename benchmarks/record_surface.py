@@ -32,6 +32,7 @@ from typing import Annotated
 
 import torch
 import typer
+from command_line import run_command
 from optuna.trial import FixedTrial
 from recording import (
     PRUNING,
@@ -46,7 +47,6 @@ from recording import (
     rows_so_far,
 )
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.utils.files import write_json
@@ -84,14 +84,14 @@ def main(
         )
         for seed in range(seeds)
     ]
-    shape = objectives[0].shape
-    heads, neurons = shape.removed(shape.max_pair)
+    shape, units = objectives[0].shape, objectives[0].units
+    heads, neurons = units.removed(units.max_pair)
     head = header(
         objectives[0],
         surface=name,
-        shape=asdict(shape),
-        mhsa_ratios=[round(i * heads / (grid - 1)) / shape.heads for i in range(grid)],
-        ffn_ratios=[round(i * neurons / (grid - 1)) / shape.neurons for i in range(grid)],
+        shape={**asdict(shape), "mhsa_unit": units.unit},
+        mhsa_ratios=[round(i * heads / (grid - 1)) / units.mhsa_units for i in range(grid)],
+        ffn_ratios=[round(i * neurons / (grid - 1)) / units.neurons for i in range(grid)],
         seeds=seeds,
         threads=threads,
     )

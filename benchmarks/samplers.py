@@ -66,24 +66,25 @@ import matplotlib as mpl
 import numpy as np
 import optuna
 import typer
+from command_line import run_command
 from matplotlib import pyplot as plt
 from optuna.trial import Trial, TrialState
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.claims import SURPLUS
 from vit_ratio_opt.search.noise import Noise, accuracy_noise
-from vit_ratio_opt.search.plan import Pair, follow
-from vit_ratio_opt.search.sampler import SURPLUS, BinarySearchSampler
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.plan import Pair, run_plan
+from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
-from vit_ratio_opt.space.geometry import (
-    BlockShape,
-    ViTShape,
+from vit_ratio_opt.space.curve import (
     budget_curve,
     fixed_ratio_pair,
     pair_columns,
     smallest_cost_ratio,
 )
+from vit_ratio_opt.space.shape import BlockShape, ViTShape
+from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.utils.files import write_json
 
 HERE = Path(__file__).parent
@@ -129,7 +130,8 @@ class Surface:
             **data["shape"],
             "blocks": tuple(BlockShape(**b) for b in data["shape"]["blocks"]),
         }
-        self.shape = ViTShape(**shape)
+        unit = shape.pop("mhsa_unit")
+        self.space = StructuralSpace(ViTShape(**shape), unit)
         self.dense = float(data["dense_accuracy"])
         # What a study expects, knowing nothing of the spread that was recorded.
         self.noise = accuracy_noise(self.dense, data["eval_images"])
@@ -169,7 +171,7 @@ class Surface:
     @cached_property
     def columns(self) -> tuple[tuple[float, tuple[float, ...]], ...]:
         """All pairs."""
-        return pair_columns(self.shape)
+        return pair_columns(self.space)
 
     @lru_cache  # noqa: B019  a handful of surfaces live as long as the process
     def cheapest(self, tolerance: float) -> float:
@@ -178,7 +180,7 @@ class Surface:
         costs = [1.0]
         for first, seconds in self.columns:
             kept = (s for s in reversed(seconds) if self.accuracy((first, s)) >= least)
-            costs += [self.shape.macs_ratio(first, second) for second in itertools.islice(kept, 1)]
+            costs += [self.space.macs_ratio(first, second) for second in itertools.islice(kept, 1)]
         return min(costs)
 
 
@@ -202,23 +204,23 @@ def surface_of(name: str, key: str = "accuracy") -> Surface:
 @lru_cache
 def screened_best(name: str, curve: tuple[Pair, ...]) -> Pair:
     """Where :meth:`vit_ratio_opt.PruningObjective.screen` would begin."""
-    seen = follow(BudgetSearch(curve), surface_of(name, "accuracy_pruned").accuracy)
+    seen = run_plan(BudgetSearch(curve), surface_of(name, "accuracy_pruned").accuracy)
     return max(seen, key=lambda pair: seen[pair][0])
 
 
 @lru_cache
 def screened_path(name: str) -> tuple[Pair, ...]:
     """About where :attr:`vit_ratio_opt.PruningObjective.path` would lead."""
-    shape, pruned = surface_of(name).shape, surface_of(name, "accuracy_pruned").accuracy
-    levels = np.linspace(1.0, smallest_cost_ratio(shape), 64)
-    best = [max(budget_curve(shape, float(level)), key=pruned) for level in levels]
+    space, pruned = surface_of(name).space, surface_of(name, "accuracy_pruned").accuracy
+    levels = np.linspace(1.0, smallest_cost_ratio(space), 64)
+    best = [max(budget_curve(space, float(level)), key=pruned) for level in levels]
     return tuple(dict.fromkeys((first, second) for first, second in best))
 
 
 def _contests(surfaces: list[str], workers: tuple[int, ...]) -> list[Contest]:
     contests = []
     for count, surface in itertools.product(workers, surfaces):
-        lowest = smallest_cost_ratio(surface_of(surface).shape)
+        lowest = smallest_cost_ratio(surface_of(surface).space)
         ours = ["ours", "ours screened"] if surface_of(surface).epochs else ["ours"]
         budget = [*ours, *(f"{p} curve" for p in ON_THE_CURVE), *AS_PAIRS]
         for mode, levels, samplers in (
@@ -236,8 +238,8 @@ def _contests(surfaces: list[str], workers: tuple[int, ...]) -> list[Contest]:
 def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial], Pair]]:
     """A study and what suggests its pairs."""
     surface, name = surface_of(contest.surface), contest.sampler
-    space = ratio_space(surface.shape)
-    curve = budget_curve(surface.shape, contest.level) if contest.mode == "budget" else ()
+    space = ratio_distributions(surface.space)
+    curve = budget_curve(surface.space, contest.level) if contest.mode == "budget" else ()
 
     def pair(trial: Trial) -> Pair:
         first, second = (trial.suggest_float(n, d.low, d.high) for n, d in space.items())
@@ -255,14 +257,14 @@ def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial],
         plan: Any
         if contest.mode == "budget":
             start = screened_best(contest.surface, curve) if screened else None
-            fixed = fixed_ratio_pair(surface.shape, contest.level)
+            fixed = fixed_ratio_pair(surface.space, contest.level)
             plan = BudgetSearch(curve, baseline=fixed, start=start, dense=surface.dense, **known)
         else:
             known["path"] = screened_path(contest.surface) if screened else ()
-            costs = surface.shape.macs_ratio
+            costs = surface.space.macs_ratio
             plan = ToleranceSearch(surface.columns, costs, contest.level, **known)
         trials = TRIALS[contest.workers]
-        sampler: Any = BinarySearchSampler(space, plan, seed=seed, n_trials=trials)
+        sampler: Any = PlanSampler(space, plan, seed=seed, n_trials=trials)
     elif name == "Grid curve":
         sampler = optuna.samplers.GridSampler({"position": list(range(len(curve)))}, seed=seed)
     elif name == "Grid":
@@ -297,8 +299,8 @@ def _search(contest: Contest, seed: int) -> tuple[list[tuple[float, Pair | None]
             if SURPLUS in study._storage.get_trial(trial._trial_id).system_attrs:
                 study.tell(trial, state=TrialState.PRUNED)
                 break  # nothing to learn until a result comes in
-            if contest.mode == "budget" and surface.shape.macs_ratio(*pair) > contest.level:
-                trial.set_constraint("flops", surface.shape.macs_ratio(*pair) - contest.level)
+            if contest.mode == "budget" and surface.space.macs_ratio(*pair) > contest.level:
+                trial.set_constraint("flops", surface.space.macs_ratio(*pair) - contest.level)
                 study.tell(trial, state=TrialState.PRUNED)
                 free += 1
                 if free > FREE_PROPOSALS:
@@ -319,7 +321,7 @@ def _search(contest: Contest, seed: int) -> tuple[list[tuple[float, Pair | None]
                 study.tell(trial, value)
             else:
                 _tell_tolerance(
-                    study, trial, value, surface.shape.macs_ratio(*pair), contest.sampler
+                    study, trial, value, surface.space.macs_ratio(*pair), contest.sampler
                 )
         except RuntimeError:  # a grid that was tried through asks its loop to stop
             started = limit
@@ -339,14 +341,14 @@ def _tell_tolerance(
 
 def _answer(contest: Contest, study: optuna.Study, seen: dict[Pair, list[float]]) -> Pair | None:
     if contest.sampler.startswith("ours"):
-        assert isinstance(study.sampler, BinarySearchSampler)
-        return study.sampler.winner(study)
+        assert isinstance(study.sampler, PlanSampler)
+        return study.sampler.answer(study)
     means = {pair: statistics.fmean(values) for pair, values in seen.items()}
     if contest.mode == "budget":
         return max(means, key=means.__getitem__)
     surface = surface_of(contest.surface)
     kept = [pair for pair, mean in means.items() if mean >= 0]
-    return min(kept, key=lambda pair: surface.shape.macs_ratio(*pair), default=None)
+    return min(kept, key=lambda pair: surface.space.macs_ratio(*pair), default=None)
 
 
 def _judge(contest: Contest, pair: Pair | None) -> tuple[float, bool]:
@@ -360,13 +362,13 @@ def _judge(contest: Contest, pair: Pair | None) -> tuple[float, bool]:
         return 1 - cheapest, False
     if surface.dense - surface.accuracy(pair) > contest.level + surface.noise:
         return 1 - cheapest, True
-    return abs(surface.shape.macs_ratio(*pair) - cheapest), False
+    return abs(surface.space.macs_ratio(*pair) - cheapest), False
 
 
 @lru_cache
 def _best(contest: Contest) -> float:
     surface = surface_of(contest.surface)
-    return max(surface.accuracy(pair) for pair in budget_curve(surface.shape, contest.level))
+    return max(surface.accuracy(pair) for pair in budget_curve(surface.space, contest.level))
 
 
 def _run(contest: Contest) -> dict[str, Any]:

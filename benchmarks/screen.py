@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from command_line import run_command
 from samplers import BUDGETS, HERE, screened_best, surface_of
 from scipy.stats import spearmanr
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair
-from vit_ratio_opt.space.geometry import budget_curve
+from vit_ratio_opt.space.curve import budget_curve
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "screen.json"
@@ -57,7 +57,7 @@ def main() -> None:
             "budgets": {},
         }
         for budget in BUDGETS:
-            curve: tuple[Pair, ...] = budget_curve(surface.shape, budget)
+            curve: tuple[Pair, ...] = budget_curve(surface.space, budget)
             best = max(surface.accuracy(pair) for pair in curve)
             first = BudgetSearch(curve).propose({}).pair
             assert first is not None

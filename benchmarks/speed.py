@@ -34,17 +34,18 @@ from typing import Annotated, Any, Optional
 import timm
 import torch
 import typer
+from command_line import run_command
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.surgery import shrink_to
-from vit_ratio_opt.pruning.cascade import cascade
-from vit_ratio_opt.space.cascade import CP_VIT, Cascade
-from vit_ratio_opt.space.geometry import BlockShape, ViTShape, fixed_ratio_pair
+from vit_ratio_opt.pruning.cascade import prune_tokens
+from vit_ratio_opt.space.curve import fixed_ratio_pair
+from vit_ratio_opt.space.shape import BlockShape, ViTShape
+from vit_ratio_opt.space.tokens import CP_VIT, TokenSpace
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
@@ -84,8 +85,8 @@ def main(
         if kind == "cascade":
             if round_to > 1:
                 continue
-            space = Cascade(shape, replace(CP_VIT, by_range=False))
-            pruned = cascade(dense, space.tokens(fixed_ratio_pair(space, macs_ratio)))
+            space = TokenSpace(shape, replace(CP_VIT, by_range=False))
+            pruned = prune_tokens(dense, space.tokens(fixed_ratio_pair(space, macs_ratio)))
             sizes: list[Any] = [list(counts) for counts in shape_of(pruned).block_tokens]
         else:
             blocks = pruned_blocks(shape, macs_ratio, kind, round_to)

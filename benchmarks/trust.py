@@ -50,7 +50,7 @@ import vit_ratio_opt.search.noise as vro_noise
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair
 from vit_ratio_opt.search.tolerance import ToleranceSearch
-from vit_ratio_opt.space.geometry import budget_curve, fixed_ratio_pair, smallest_cost_ratio
+from vit_ratio_opt.space.curve import budget_curve, fixed_ratio_pair, smallest_cost_ratio
 
 RESULTS = Path(__file__).parent / "results" / "trust.json"
 SURFACES = ("cifar10-d64-pruned", "cifar10-d64-short", "digits")
@@ -83,7 +83,7 @@ def lines() -> list[Line]:
     """All lines of all surfaces."""
     found = []
     for name in SURFACES:
-        lowest = smallest_cost_ratio(surface_of(name).shape)
+        lowest = smallest_cost_ratio(surface_of(name).space)
         found += [Line(name, "tolerance", level) for level in TOLERANCES]
         found += [Line(name, "budget", level) for level in BUDGETS if level >= lowest]
     return found
@@ -91,23 +91,23 @@ def lines() -> list[Line]:
 
 def search(line: Line, seed: int) -> Outcome:
     """One search of a line, and what is true of its answer."""
-    surface, shape = surface_of(line.surface), surface_of(line.surface).shape
+    surface, space = surface_of(line.surface), surface_of(line.surface).space
     screened = surface.epochs > 0  # a surface of models that were never trained is its own screen
     plan: Any
     noise: Any = surface.noise if _OLD else vro_noise.Noise(surface.noise, is_known=False)
     fixed: Pair = (0.0, 0.0)
     least = 0.0  # accuracies are searched within a budget, margins with a tolerance
     if line.mode == "budget":
-        curve = budget_curve(shape, line.level)
+        curve = budget_curve(space, line.level)
         start = screened_best(line.surface, curve) if screened else None
-        fixed = fixed_ratio_pair(shape, line.level)
+        fixed = fixed_ratio_pair(space, line.level)
         more: dict[str, Any] = {} if _OLD else {"baseline": fixed, "dense": surface.dense}
         plan = BudgetSearch(curve, start=start, noise=noise, confirmations=1, **more)
     else:
         least = surface.dense - line.level
         path = screened_path(line.surface) if screened else ()
         plan = ToleranceSearch(
-            surface.columns, shape.macs_ratio, line.level, noise=noise, confirmations=1, path=path
+            surface.columns, space.macs_ratio, line.level, noise=noise, confirmations=1, path=path
         )
     rng = np.random.default_rng([seed, 1])
     observed: dict[Pair, tuple[float, ...]] = {}
@@ -118,7 +118,7 @@ def search(line: Line, seed: int) -> Outcome:
             break
         observed[pair] = (*observed.get(pair, ()), surface.draw(pair, rng) - least)
     if _OLD:
-        answer = plan.winner(observed)
+        answer = plan.answer(observed)
         values = observed[answer] if answer else ()
         mean = statistics.fmean(values) if answer else 0.0
         found = None if answer is None else (answer, mean, 0.0, mean, len(values))
@@ -133,7 +133,7 @@ def search(line: Line, seed: int) -> Outcome:
         return Outcome(1.0, surface.dense, surface.dense, math.nan, surface.dense, 0, 0.0)
     pair, mean, error, own, trained = found
     accuracy = surface.accuracy(pair)
-    cost = shape.macs_ratio(*pair)
+    cost = space.macs_ratio(*pair)
     return Outcome(cost, accuracy, mean + least, error, own + least, trained, gain)
 
 
@@ -145,9 +145,9 @@ def row(line: Line, seeds: int) -> dict[str, Any]:
     pruned = [outcome for outcome in outcomes if outcome.trained]
     found: dict[str, Any] = {**line._asdict(), "seeds": seeds, "trials": TRIALS}
     if line.mode == "budget":
-        curve = budget_curve(surface.shape, line.level)
+        curve = budget_curve(surface.space, line.level)
         best = max(surface.accuracy(pair) for pair in curve)
-        fixed = surface.accuracy(fixed_ratio_pair(surface.shape, line.level))
+        fixed = surface.accuracy(fixed_ratio_pair(surface.space, line.level))
         found |= {
             "regret": _mean(best - o.accuracy for o in outcomes),
             "below_fixed": _mean(o.accuracy < fixed - 0.1 for o in outcomes),

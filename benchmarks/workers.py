@@ -54,33 +54,39 @@ from typing import Annotated, Any, Optional
 
 import optuna
 import typer
+from command_line import run_command
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from vit_ratio_opt.cli.app import run_command
 from vit_ratio_opt.runs.optimize import keep_optimizing
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.reaping import fail_dead_trials
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.claims import SURPLUS, refuse_surplus
 from vit_ratio_opt.search.plan import Pair, Plan
-from vit_ratio_opt.search.sampler import SURPLUS, BinarySearchSampler, refuse_surplus
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
-from vit_ratio_opt.space.geometry import BlockShape, ViTShape, budget_curve, pair_columns
+from vit_ratio_opt.space.curve import budget_curve, pair_columns
+from vit_ratio_opt.space.shape import BlockShape, ViTShape
+from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "workers.json"
-SHAPE = ViTShape(
-    patches=64,
-    prefix_tokens=1,
-    patch_dim=48,
-    embed_dim=64,
-    num_classes=10,
-    blocks=(BlockShape(num_heads=8, head_dim=8, hidden_dim=128),) * 4,
-    fixed_params=0,
+SPACE = StructuralSpace(
+    ViTShape(
+        patches=64,
+        prefix_tokens=1,
+        patch_dim=48,
+        embed_dim=64,
+        num_classes=10,
+        blocks=(BlockShape(num_heads=8, head_dim=8, hidden_dim=128),) * 4,
+        fixed_params=0,
+    ),
+    unit="head",
 )
-SPACE = ratio_space(SHAPE)
+SUGGESTED = ratio_distributions(SPACE)
 BUDGETS = [round(0.35 + 0.1 * i, 2) for i in range(6)]
 TOLERANCES = [round(0.5 * 1.25**i, 3) for i in range(14)]
 HEARTBEAT_SECONDS = 1
@@ -142,8 +148,8 @@ def study_names() -> list[str]:
 def plan_of(name: str) -> Plan:
     kind, number = name.split()
     if kind == "budget":
-        return BudgetSearch(budget_curve(SHAPE, float(number)))
-    return ToleranceSearch(pair_columns(SHAPE), SHAPE.macs_ratio, float(number), resolution=0.0)
+        return BudgetSearch(budget_curve(SPACE, float(number)))
+    return ToleranceSearch(pair_columns(SPACE), SPACE.macs_ratio, float(number), resolution=0.0)
 
 
 def loss(pair: Pair) -> float:
@@ -156,7 +162,7 @@ def loss(pair: Pair) -> float:
 def objective(trial: Trial, *, name: str, pause: float) -> float:
     """A trial as PruningObjective has it, without the training."""
     mhsa_ratio, ffn_ratio = (
-        trial.suggest_float(key, dist.low, dist.high) for key, dist in SPACE.items()
+        trial.suggest_float(key, dist.low, dist.high) for key, dist in SUGGESTED.items()
     )
     pair = (mhsa_ratio, ffn_ratio)
     trial.set_user_attr("worker", process_name())
@@ -170,7 +176,7 @@ def objective(trial: Trial, *, name: str, pause: float) -> float:
     trial.set_constraint("accuracy_drop", -margin)
     if margin < 0:
         raise optuna.TrialPruned
-    return SHAPE.macs_ratio(*pair)
+    return SPACE.macs_ratio(*pair)
 
 
 def alone_in_memory(name: str) -> tuple[int, Pair | None]:
@@ -185,14 +191,14 @@ def open_study(name: str, storage: RDBStorage | None) -> Study:
         study_name=name,
         storage=storage,
         direction="maximize" if name.startswith("budget") else "minimize",
-        sampler=BinarySearchSampler(SPACE, plan_of(name)),
+        sampler=PlanSampler(SUGGESTED, plan_of(name)),
         load_if_exists=True,
     )
 
 
 def answer(study: Study) -> Pair | None:
-    assert isinstance(study.sampler, BinarySearchSampler)
-    return study.sampler.winner(study)
+    assert isinstance(study.sampler, PlanSampler)
+    return study.sampler.answer(study)
 
 
 # The workers
@@ -215,7 +221,7 @@ def work(url: str, grace: int, by_process: bool, log: str) -> None:
         storage = open_database(url, grace)
         for name in study_names():
             study = open_study(name, storage)
-            assert isinstance(study.sampler, BinarySearchSampler)
+            assert isinstance(study.sampler, PlanSampler)
             while True:
                 if by_process:
                     fail_dead_trials(study)

@@ -1,30 +1,36 @@
-"""Search the two pruning ratios of a CIFAR-10 ViT, within a FLOPs budget or a tolerance.
+"""Search the two pruning ratios of a ViT on CIFAR-10, within a FLOPs budget.
 
-``--data`` is a folder with ``train/<class>/*`` and ``test/<class>/*``, or one in which torchvision
-keeps CIFAR-10, or an empty one, into which it is downloaded. ``--strategy`` says what is pruned:
-weights, the tokens that pass through them, or both. ``--fixed-ratio`` runs the baseline, one ratio
-for both modules; with ``--strategy cascade`` that is CP-ViT.
+The command line does the same: vit-ratio-opt search --data DIR --checkpoint FILE --budget 0.7
 
-    python studies/cifar10.py --data DIR --checkpoint FILE --budget 0.7 --n-trials 8 --epochs 1
-    python studies/cifar10.py --data DIR --checkpoint FILE --budget 0.7 --epochs 1 --fixed-ratio
-    python studies/cifar10.py --data DIR --checkpoint FILE --tolerance 2 --n-trials 12 --epochs 1
-    python studies/cifar10.py --data DIR --checkpoint FILE --tolerance 1 --strategy both
-    python studies/cifar10.py --data DIR --checkpoint FILE --tolerance 0.5 --strategy cascade \
-        --cascade late --start runs/cifar10/checkpoints/cifar10-0%2e7/trial-0003.safetensors
+    python studies/cifar10.py DIR FILE
 """
 
 from __future__ import annotations
 
-from image_search import study_of
+import sys
+from pathlib import Path
 
-from vit_ratio_opt.cli.app import run_command
+import vit_ratio_opt as vro
 
-main = study_of(
-    "cifar10",
-    "Search the two pruning ratios of a CIFAR-10 ViT, within a FLOPs budget or a tolerance.",
-    validation="test",
-)
+
+def main(data: Path, checkpoint: Path, folder: Path = Path("runs/cifar10")) -> None:
+    """Search, test the answer once and print it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dense = vro.load_dense(checkpoint)
+    objective = vro.PruningObjective(
+        dense,
+        # The dense model was trained on all training images, so half of the test images compare
+        # pairs, and the other half tests the answer.
+        vro.load_images(data, validation="test", preprocess=vro.preprocess_of(dense)),
+        budget=0.7,
+        recipe=vro.Recipe(epochs=1),
+        checkpoints=folder / "checkpoints",
+    )
+    storage = f"sqlite:///{folder / 'study.db'}"
+    study = vro.create_study(objective, study_name="cifar10", storage=storage)
+    vro.run_study(study, objective, n_trials=8)
+    print(vro.answer_of(study), objective.test(study))
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -19,25 +20,22 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vit_ratio_opt.data.dataset import ImageData, load_digits
+from vit_ratio_opt.data.digits import load_digits
+from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.model_files.save import save_pruned
 from vit_ratio_opt.models.blocks import branches
 from vit_ratio_opt.models.separate import separate
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise
-from vit_ratio_opt.search.sampler import BinarySearchSampler
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
-from vit_ratio_opt.space.geometry import (
-    BlockShape,
-    RatioPair,
-    ViTShape,
-    budget_curve,
-    cost_saved,
-    curve_and_baseline,
-    pair_columns,
-)
+from vit_ratio_opt.space.costs import PARAMS
+from vit_ratio_opt.space.curve import budget_curve, cost_saved, curve_and_baseline, pair_columns
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.shape import BlockShape, ViTShape
+from vit_ratio_opt.space.structural import StructuralSpace
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 # Models this small lose more to waiting for a second thread than they gain from it, also in the
@@ -71,7 +69,7 @@ def forkserver() -> ForkServerContext:
     context.set_forkserver_preload(
         [
             *(
-                "vit_ratio_opt.cli.app",
+                "vit_ratio_opt.cli.main",
                 "vit_ratio_opt.runs.origin",
                 "vit_ratio_opt.report.dashboard",
             ),
@@ -152,7 +150,7 @@ def command_line() -> Callable[..., None]:
 
 
 def _command_line(*arguments: object) -> None:
-    from vit_ratio_opt.cli.app import main
+    from vit_ratio_opt.cli.main import main
 
     sys.argv = ["vit-ratio-opt", *map(str, arguments)]
     main()
@@ -282,8 +280,9 @@ def make_study() -> Callable[..., optuna.Study]:
     blocks = (BlockShape(4, 8, 64),) * 3
     shape = ViTShape(
         patches=16, prefix_tokens=1, patch_dim=48, embed_dim=32, num_classes=10, blocks=blocks,
-        fixed_params=1_000, mhsa_unit="rank",
+        fixed_params=1_000,
     )  # fmt: skip
+    space = StructuralSpace(shape)
 
     def make(
         storage: Any = None,
@@ -314,9 +313,9 @@ def make_study() -> Callable[..., optuna.Study]:
             "calibration_images": 64,
         }  # fmt: skip
         sizes = [[b.num_heads, b.head_dim, b.hidden_dim] for b in blocks]
-        curve, baseline = curve_and_baseline(shape, budget or 0.5)
+        curve, baseline = curve_and_baseline(space, budget or 0.5)
         if not planned:
-            curve = budget_curve(shape, budget or 0.5)
+            curve = budget_curve(space, budget or 0.5)
         for key, value in {
             "settings": {**stored, **settings},
             "versions": {"torch": "2"},
@@ -325,12 +324,12 @@ def make_study() -> Callable[..., optuna.Study]:
                 "macs": shape.macs, "params": shape.params, "val_accuracy": 80.0,
                 "blocks": sizes, "tokens": shape.tokens,
             },
-            "saved": cost_saved(shape),
+            "saved": cost_saved(space),
             "origin": {"artifacts": None},
         }.items():  # fmt: skip
             study.set_user_attr(key, value)
         noise = Noise(0.3) if planned else Noise(0.0 if tolerance is not None else 0.1)
-        plan: Any = ToleranceSearch(pair_columns(shape), shape.macs_ratio, 2.0, noise=noise)
+        plan: Any = ToleranceSearch(pair_columns(space), space.macs_ratio, 2.0, noise=noise)
         if tolerance is None and fixed and planned:
             curve = (baseline,)
         if tolerance is None:
@@ -340,20 +339,20 @@ def make_study() -> Callable[..., optuna.Study]:
             study.set_user_attr("plan", plan.to_json())
         elif tolerance is None:
             study.set_user_attr("plan", {"curve": curve, "noise": 0.1})
-        study.sampler = BinarySearchSampler(ratio_space(shape), plan)
+        study.sampler = PlanSampler(ratio_distributions(space), plan)
         pairs = [curve[(7 * number) % len(curve)] for number in range(trials)]
         if planned and tolerance is None and baseline is not None:
             pairs = [baseline, *(pair for pair in pairs * 2 if pair != baseline)][:trials]
         for number in range(trials):
             given = accuracies[number] if accuracies else None
-            study.add_trial(_trained(shape, pairs[number], number, trials, tolerance, given))
+            study.add_trial(_trained(space, pairs[number], number, trials, tolerance, given))
         return study
 
     return make
 
 
 def _trained(
-    shape: ViTShape,
+    space: StructuralSpace,
     pair: RatioPair,
     number: int,
     trials: int,
@@ -362,8 +361,8 @@ def _trained(
 ) -> optuna.trial.FrozenTrial:
     if tolerance is not None:
         share = (number + 1) / (trials + 1)
-        pair = RatioPair(share * shape.max_pair[0], share * shape.max_pair[1])
-    macs_ratio = shape.macs_ratio(*pair)
+        pair = RatioPair(share * space.max_pair[0], share * space.max_pair[1])
+    macs_ratio = space.macs_ratio(*pair)
     if accuracy is None:
         loss = 4 * (1 - macs_ratio) + 8 * (pair.mhsa_ratio - 0.4) ** 2
         accuracy = 80 - loss + 0.1 * math.sin(number)
@@ -378,11 +377,11 @@ def _trained(
         state=TrialState.PRUNED if over else TrialState.COMPLETE,
         value=None if over else value,
         params=pair._asdict(),
-        distributions=ratio_space(shape),
+        distributions=ratio_distributions(space),
         user_attrs={
             "macs_ratio": macs_ratio,
-            "macs": shape.pruned_macs(pair),
-            "params": shape.pruned_params(pair),
+            "macs": space.pruned_macs(pair),
+            "params": replace(space, cost=PARAMS).pruned_cost(pair),
             "accuracy_pruned": accuracy - 3,
             "accuracy": accuracy,
             "accuracy_drop": drop,

@@ -21,7 +21,7 @@ from vit_ratio_opt._compat import (
 WITHOUT_DASHBOARD = """
 import sys
 sys.modules["optuna_dashboard"] = None
-import vit_ratio_opt.cli.app, vit_ratio_opt.report.explainer, vit_ratio_opt.runs.study
+import vit_ratio_opt.cli.main, vit_ratio_opt.report.explainer, vit_ratio_opt.runs.study
 print("imported")
 """
 

@@ -47,7 +47,7 @@ def old_answer(trust, line, observed: Mapping) -> Judged | None:
     kept = [pair for pair, mean in means.items() if mean >= 0]
     if not kept:
         return None
-    best, least = min(kept, key=lambda p: surface.shape.macs_ratio(*p)), surface.dense - line.level
+    best, least = min(kept, key=lambda p: surface.space.macs_ratio(*p)), surface.dense - line.level
     accuracy = surface.accuracy(best)
     return Judged(accuracy >= least - 1e-9, least + means[best], accuracy, 0.0)
 

@@ -8,7 +8,7 @@ import signal
 def main() -> None:
     """Entry point of ``vit-ratio-opt``, which Ctrl-C ends without a traceback from the start."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from vit_ratio_opt.cli.app import main as run
+    from vit_ratio_opt.cli.main import main as run
 
     signal.signal(signal.SIGINT, before)
     run()

@@ -12,19 +12,20 @@ import optuna
 import pytest
 import sqlalchemy
 import torch
+import vit_ratio_opt.runs.study
 from PIL import Image
 
-import vit_ratio_opt.runs.study
 from tests.chaos.conftest import ARGUMENTS, MODEL
-from vit_ratio_opt.cli.app import main
-from vit_ratio_opt.data.dataset import load_image_folder
+from vit_ratio_opt.cli.main import main
+from vit_ratio_opt.data.image_folder import load_image_folder
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
-from vit_ratio_opt.records.trials import load_studies
+from vit_ratio_opt.records.loading import load_studies
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.training.recipe import Recipe
 
 SECRET = "hush-7391"
@@ -249,7 +250,7 @@ def test_a_study_of_images_of_the_users_own_says_so(command, study_url):
 
 def test_reaping_through_a_proxy_is_refused(command, monkeypatch):
     storage = optuna.storages.InMemoryStorage()
-    monkeypatch.setattr("vit_ratio_opt.cli.app.open_storage", lambda *_, **__: storage)
+    monkeypatch.setattr("vit_ratio_opt.cli.reap.open_storage", lambda *_, **__: storage)
     code, err, _ = command("reap", "--storage", "grpc://localhost:13000")
     assert code == 2
     assert "not a proxy" in err

@@ -9,31 +9,25 @@ import logging
 import random
 import re
 import sys
-from pathlib import Path
 
 import optuna
 import pytest
 from rich.console import Console
+from vit_ratio_opt.runs.origin import load_objective
 
-from vit_ratio_opt.cli import app as cli
+from vit_ratio_opt.cli import main as cli
+from vit_ratio_opt.cli.report import print_report
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import answer_of, trained_trial
-from vit_ratio_opt.records.trials import load_studies
+from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.report.figures.training_curve import training_curve
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.markdown import markdown_page
 from vit_ratio_opt.report.notes import study_note, trial_note
 from vit_ratio_opt.report.rows import build_report, group_studies, trial_rows
-from vit_ratio_opt.runs.origin import load_objective
+from vit_ratio_opt.report.terminal import trials_table
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.utils.text import csv_text
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
-
-import cifar10
-import mini_imagenet
-import quickstart
-import train_dense
 
 HOSTILE = (
     "ablation[/v2]", "[link=file:///etc/passwd]x[/link]", "</script><script>alert(1)</script>",
@@ -46,7 +40,7 @@ ADDRESSES = (
     "sqlite:///" + "x" * 300, "nodb://h/x", "mysql://h:port/x", "s3://a:geheim@b", "://",
 )  # fmt: skip
 COMMANDS = {
-    "report": ({}, ("storage", "study-name", "html", "markdown", "csv", "json")),
+    "report": ({}, ("storage", "study-name", "html", "markdown", "csv", "json", "toml")),
     "dashboard": ({}, ("storage", "host", "port", "study-name")),
     "worker": ({"study-name": "good"}, (
         "storage", "study-name", "n-trials", "checkpoint", "start", "data", "artifacts",
@@ -61,14 +55,11 @@ COMMANDS = {
     "prune": ({"data": "missing", "mhsa-ratio": "0.5", "ffn-ratio": "0.5"}, (
         "data", "mhsa-ratio", "ffn-ratio", "checkpoint", "start", "output", "epochs", "lr",
         "image-size", "round-to", "seed", "strategy")),
-}  # fmt: skip
-SCRIPTS = {
-    quickstart: ("budget", "cost", "latency-batch", "n-trials", "epochs", "seed", "round-to",
-                 "folder", "storage", "study-name", "json-log", "output"),
-    cifar10: ("data", "image-size", "checkpoint", "start", "budget", "tolerance", "confidence",
-              "n-trials", "epochs", "seed", "storage", "study-name", "output"),
-    mini_imagenet: ("data", "image-size", "checkpoint", "budget", "tolerance", "seed"),
-    train_dense: ("data", "epochs", "lr", "batch-size", "image-size", "seed", "output"),
+    "search": ({"data": "missing"}, (
+        "data", "image-size", "checkpoint", "start", "budget", "tolerance", "confidence", "cost",
+        "latency-batch", "n-trials", "epochs", "seed", "round-to", "folder", "storage",
+        "study-name", "json-log", "output", "config")),
+    "train": ({}, ("data", "epochs", "lr", "batch-size", "image-size", "seed", "output")),
 }  # fmt: skip
 
 
@@ -80,7 +71,7 @@ def values_of(option: str) -> tuple[str, ...]:
         return HOSTILE
     if option in (
         *("html", "markdown", "csv", "json", "json-log", "tensorboard", "output", "folder"),
-        *("checkpoint", "start", "data", "checkpoints"),
+        *("checkpoint", "start", "data", "checkpoints", "config", "toml"),
     ):
         return (*HOSTILE, "missing/x", "/proc/nothing/x", "good.db/x", ".", "file")
     return NUMBERS
@@ -99,10 +90,9 @@ def scratch(tmp_path, monkeypatch, make_study):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("optuna_dashboard.run_server", lambda *a, **o: None)
     monkeypatch.setattr("vit_ratio_opt.runs.ray_cluster.run_on_ray", stop)
-    monkeypatch.setattr("vit_ratio_opt.cli.app.serve_proxy", stop)
-    monkeypatch.setattr(cli.time, "sleep", interrupt)
-    for module in (quickstart, train_dense):
-        monkeypatch.setattr(module, "finetune", stop)
+    monkeypatch.setattr("vit_ratio_opt.cli.serve.serve_proxy", stop)
+    monkeypatch.setattr("vit_ratio_opt.cli.reap.time.sleep", interrupt)
+    monkeypatch.setattr("vit_ratio_opt.training.finetune.finetune", stop)
     memory = make_study(None, "good")
     optuna.copy_study(
         from_study_name="good", from_storage=memory._storage, to_storage="sqlite:///good.db"
@@ -110,11 +100,11 @@ def scratch(tmp_path, monkeypatch, make_study):
     return tmp_path
 
 
-def ended(command, arguments, monkeypatch, capsys) -> tuple[int, str]:
+def ended(arguments, monkeypatch, capsys) -> tuple[int, str]:
     """Exit code of a command in this process, and what it has printed."""
     monkeypatch.setattr(sys, "argv", ["command", *arguments])
     try:
-        cli.run_command(command)
+        cli.main()
     except SystemExit as stop:
         out, err = capsys.readouterr()
         return int(stop.code or 0), out + err
@@ -123,23 +113,17 @@ def ended(command, arguments, monkeypatch, capsys) -> tuple[int, str]:
 def test_300_fuzzed_commands_end_without_a_traceback(scratch, monkeypatch, capsys):
     dice = random.Random(19)
     found = []
-    for number in range(300):
-        if number % 4:
-            name = dice.choice(sorted(COMMANDS))
-            given, options = COMMANDS[name]
-            given = {"storage": "sqlite:///good.db", **given} if "storage" in options else given
-            command, arguments = cli.app, [name]
-            arguments += [dice.choice(HOSTILE[3:])] if name == "export" else []
-        else:
-            module = dice.choice([*SCRIPTS])
-            given, options, command, arguments = {}, SCRIPTS[module], module.main, []
-            given = {"data": "missing"} if "data" in options else {}
-            arguments += ["new.safetensors"] if module is train_dense else []
+    for _ in range(300):
+        name = dice.choice(sorted(COMMANDS))
+        given, options = COMMANDS[name]
+        given = {"storage": "sqlite:///good.db", **given} if "storage" in options else given
+        arguments = [name]
+        arguments += [dice.choice(HOSTILE[3:])] if name in ("export", "train") else []
         chosen = dice.sample(options, dice.choice((1, 1, 2, 3)))
         given = given | {option: dice.choice(values_of(option)) for option in chosen}
         arguments += [part for option in given for part in (f"--{option}", given[option])]
         try:
-            code, said = ended(command, arguments, monkeypatch, capsys)
+            code, said = ended(arguments, monkeypatch, capsys)
         except BaseException as error:
             found.append((arguments, repr(error)[:300]))
             continue
@@ -179,8 +163,8 @@ def look(study, with_page: bool) -> dict[str, str]:
     (study,) = load_studies(study._storage, [study.study_name])
     console = Console(file=io.StringIO(), width=100)
     for group in group_studies([study]):
-        console.print(cli.trials_table(study))
-        cli.print_report(group, None, console)
+        console.print(trials_table(study))
+        print_report(group, None, console)
     shown = {
         "csv": csv_text(trial_rows(study)),
         "markdown": markdown_page([study]),
@@ -256,7 +240,7 @@ def test_a_hostile_name_is_shown_as_text_everywhere(make_study, tmp_path, monkey
         assert "<script>alert" not in re.sub("`[^`]*`", "", shown["markdown"] + shown["note"])
         assert not re.search("(^|,)[=@]", shown["csv"])
         optuna.copy_study(from_study_name=name, from_storage=study._storage, to_storage=url)
-    code, said = ended(cli.app, ["report", "--storage", url], monkeypatch, capsys)
+    code, said = ended(["report", "--storage", url], monkeypatch, capsys)
     assert code == 0
     assert "ablation[/v2]" in said
     assert not {"\x1b", "\x9b", "\u202e"} & set(said)

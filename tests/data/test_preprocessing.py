@@ -16,16 +16,14 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from vit_ratio_opt.cli import app as cli
-from vit_ratio_opt.data.dataset import (
-    load_again,
-    load_cifar10,
-    load_csv_images,
-    load_datasets,
-    load_digits,
-    load_image_folder,
-    load_images,
-)
+from vit_ratio_opt.cli import main as cli
+from vit_ratio_opt.data.cifar10 import load_cifar10
+from vit_ratio_opt.data.csv_images import load_csv_images
+from vit_ratio_opt.data.datasets import load_datasets
+from vit_ratio_opt.data.digits import load_digits
+from vit_ratio_opt.data.image_folder import load_image_folder
+from vit_ratio_opt.data.load import load_again, load_images
+from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.data.preprocessing import (
     CIFAR10_MEAN,
     CIFAR10_STD,
@@ -34,6 +32,7 @@ from vit_ratio_opt.data.preprocessing import (
     preprocess_or_assume,
     remember_preprocessing,
 )
+from vit_ratio_opt.data.stored import study_images
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.model_files.save import save_dense, save_pruned
@@ -41,7 +40,6 @@ from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.pruning.importance import taylor_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.origin import study_images
 from vit_ratio_opt.training.checks import warn_near_chance
 from vit_ratio_opt.training.recipe import Recipe
 
@@ -136,7 +134,9 @@ def test_images_are_loaded_as_the_model_was_trained(folder, caplog):
 
 
 def test_what_is_given_replaces_what_the_model_says(folder):
-    data = load_image_folder(folder, preprocess=OWN, mean=np.array([0.3, 0.3, 0.3]), image_size=6)
+    data = load_image_folder(
+        folder, preprocess=OWN, image_size=6, options=LoadOptions(mean=np.array([0.3, 0.3, 0.3]))
+    )
     assert (data.mean, data.std) == ((0.3, 0.3, 0.3), OWN.std)
     assert data.image_shape == (3, 6, 6)
     with pytest.raises(InputError, match="from 1 to 8192"):
@@ -154,12 +154,12 @@ def test_images_that_are_not_square_stay_so(folder):
 def test_an_assumed_normalisation_is_said(folder, load, caplog):
     data = load(folder, image_size=8)
     assert (data.mean, data.std) == (CIFAR10_MEAN, CIFAR10_STD)
-    assert "nothing says with which normalisation" in caplog.text
+    assert "the normalisation that the model was trained with is unknown" in caplog.text
     assert "mean (0.4914, 0.4822, 0.4465) and std (0.2023, 0.1994, 0.201)" in caplog.text
     assert "give `preprocess`, or `mean` and `std`" in caplog.text
     caplog.clear()
     assert load_again(data.source).mean == CIFAR10_MEAN
-    load(folder, image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    load(folder, image_size=8, options=LoadOptions(mean=(0.5,) * 3, std=(0.5,) * 3))
     load(folder, preprocess=OWN)
     assert not caplog.records
     load(folder, preprocess=replace(OWN, is_assumed=True))
@@ -172,7 +172,7 @@ def test_an_assumed_normalisation_of_any_data_set_is_said(channels, caplog):
     items = [
         (random.integers(0, 256, (8, 8, channels), dtype=np.uint8), label) for label in (0, 1) * 20
     ]
-    data = load_datasets(items[:20], items[20:], name="d", classes=["a", "b"])
+    data = load_datasets({"train": items[:20], "test": items[20:]}, name="d", classes=["a", "b"])
     assert data.mean == (CIFAR10_MEAN if channels == 3 else (0.5,) * channels)
     assert "are assumed" in caplog.text
 
@@ -191,8 +191,8 @@ def test_tables_and_cifar10_take_the_models_normalisation(tmp_path, folder, monk
             self.data = np.zeros((24, 32, 32, 3), np.uint8)
             self.targets = [0, 1] * 12
 
-    monkeypatch.setattr("vit_ratio_opt.data.dataset.CIFAR10", Stored)
-    data = load_cifar10(tmp_path, val_fraction=0.25, preprocess=OWN)
+    monkeypatch.setattr("vit_ratio_opt.data.cifar10.CIFAR10", Stored)
+    data = load_cifar10(tmp_path, preprocess=OWN, options=LoadOptions(val_fraction=0.25))
     assert (data.mean, data.std) == (OWN.mean, OWN.std)
     assert load_again(data.source).mean == OWN.mean
     plain = {"loader": "cifar10", "root": str(tmp_path), "val_fraction": 0.25}
@@ -246,14 +246,14 @@ def test_images_of_another_preprocessing_are_said(folder, change, clause, caplog
     data = load_images(folder, preprocess=replace(OWN, **change))
     PruningObjective(model_of(), data, budget=0.6)
     assert re.search(clause, caplog.text)
-    assert "(says the test)" in caplog.text
+    assert "(according to the test)" in caplog.text
 
 
 def test_images_of_the_models_own_preprocessing_are_not_said(folder, caplog):
     data = load_images(folder, preprocess=OWN)
     PruningObjective(model_of(), data, budget=0.6)
-    PruningObjective(model_of(None), load_images(folder, mean=OWN.mean, std=OWN.std, image_size=8),
-                     budget=0.6)  # fmt: skip
+    same = load_images(folder, image_size=8, options=LoadOptions(mean=OWN.mean, std=OWN.std))
+    PruningObjective(model_of(None), same, budget=0.6)
     rounded = replace(OWN, mean=(0.1001, 0.2, 0.3))
     PruningObjective(model_of(rounded), data, budget=0.6)
     assert not caplog.records
@@ -269,7 +269,7 @@ def test_a_dense_model_at_chance_is_said(caplog):
     )
     assert objective.dense_accuracy < 20
     assert objective.dense_accuracy
-    assert caplog.text.count("cannot be told from guessing") == 1
+    assert caplog.text.count("is no better than guessing") == 1
     for hint in ("classes are in the model's order (0, 1, 2", "mean (0.287)", "right checkpoint"):
         assert hint in caplog.text
 
@@ -296,7 +296,7 @@ def test_chance_is_bounded_by_the_binomial_distribution(right, images, shares, i
     val = replace(data.val, labels=labels, indices=torch.arange(images))
     data = replace(data, val=val, classes=tuple(map(str, range(len(shares)))))
     warn_near_chance(100 * right / images, data)
-    assert ("cannot be told" in caplog.text) == (is_said and len(shares) > 1)
+    assert ("no better than guessing" in caplog.text) == (is_said and len(shares) > 1)
 
 
 # The command line
@@ -346,13 +346,13 @@ def test_what_is_cheap_to_check_is_checked_first(folder, tmp_path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
-@pytest.mark.parametrize("script", ["cifar10", "train_dense"])
-def test_a_mistyped_folder_of_a_study_is_one_sentence_and_nothing_is_made(script, tmp_path):
+@pytest.mark.parametrize("name", ["search", "train"])
+def test_a_mistyped_folder_of_images_is_one_sentence_and_nothing_is_made(name, tmp_path):
     root = Path(__file__).parents[2]
-    arguments = ["--data", "typo"]
-    arguments += ["new/m.safetensors"] if script == "train_dense" else ["--checkpoint", "none"]
+    arguments = [name, "--data", "typo"]
+    arguments += ["new/m.safetensors"] if name == "train" else ["--checkpoint", "none"]
     done = subprocess.run(
-        [sys.executable, root / "studies" / f"{script}.py", *arguments], cwd=tmp_path, check=False,
+        [sys.executable, "-m", "vit_ratio_opt", *arguments], cwd=tmp_path, check=False,
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (2, "Error: There is no folder typo.\n")

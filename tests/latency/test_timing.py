@@ -24,9 +24,13 @@ from vit_ratio_opt.latency.timing import (
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.importance import taylor_importance
-from vit_ratio_opt.pruning.prune import prune, prune_units, sizes_left
-from vit_ratio_opt.space.costs import latency_space
-from vit_ratio_opt.space.geometry import BlockShape, RatioPair
+from vit_ratio_opt.pruning.prune import prune, prune_units
+from vit_ratio_opt.pruning.sizes import predict_sizes
+from vit_ratio_opt.space.costs import Latency
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.shape import BlockShape
+from vit_ratio_opt.space.structural import StructuralSpace
+from vit_ratio_opt.space.units import StructuralUnits
 
 
 def seconds_of(model) -> float:
@@ -140,10 +144,10 @@ def test_a_damaged_table_is_measured_again(tiny_vit, exact_device, tmp_path, cap
 @pytest.mark.parametrize("round_to", [1, 4])
 def test_sizes_are_those_that_pruning_leaves(tiny_vit, images, allocation, round_to):
     calibration = calibrate(tiny_vit, [images])
-    shape = replace(shape_of(tiny_vit), mhsa_unit="rank", round_to=round_to)
+    dense = StructuralUnits(shape_of(tiny_vit), round_to=round_to)
     pairs = [(0.0, 0.0), (0.25, 0.5), (0.5, 0.75)]
-    units, neurons = zip(*(shape.removed(RatioPair(*pair)) for pair in pairs), strict=True)
-    heads, hidden = sizes_left(shape, units, neurons, calibration, allocation=allocation)
+    units, neurons = zip(*(dense.removed(RatioPair(*pair)) for pair in pairs), strict=True)
+    heads, hidden = predict_sizes(dense, units, neurons, calibration, allocation=allocation)
     for pair, sizes, counts in zip(pairs, heads, hidden, strict=True):
         pruned = prune(tiny_vit, pair, calibration, allocation=allocation, round_to=round_to)
         left = shape_of(pruned).blocks
@@ -154,8 +158,8 @@ def test_sizes_are_those_that_pruning_leaves(tiny_vit, images, allocation, round
 @pytest.mark.parametrize("allocation", ["global", "uniform"])
 def test_sizes_of_whole_heads_are_those_that_pruning_leaves(tiny_vit, images, labels, allocation):
     scores = taylor_importance(tiny_vit, [(images, labels)])
-    shape = shape_of(tiny_vit)
-    heads, hidden = sizes_left(shape, [0, 3], [5, 60], scores, allocation=allocation)
+    dense = StructuralUnits(shape_of(tiny_vit), "head")
+    heads, hidden = predict_sizes(dense, [0, 3], [5, 60], scores, allocation=allocation)
     for index, (units, neurons) in enumerate(((0, 5), (3, 60))):
         left = shape_of(
             prune_units(tiny_vit, units, neurons, scores, allocation=allocation)
@@ -166,16 +170,16 @@ def test_sizes_of_whole_heads_are_those_that_pruning_leaves(tiny_vit, images, la
 
 def test_curves_foretell_the_models_of_the_pairs(tiny_vit, images, exact_device):
     calibration = calibrate(tiny_vit, [images])
-    shape = replace(shape_of(tiny_vit), mhsa_unit="rank")
+    dense = StructuralUnits(shape_of(tiny_vit))
     table = measure_latency(tiny_vit)
-    known = json.loads(json.dumps(latency_curves(table, tiny_vit, shape, calibration)))
-    space = latency_space(shape, known)
+    known = json.loads(json.dumps(latency_curves(table, tiny_vit, dense, calibration)))
+    space = StructuralSpace(dense.shape, cost=Latency(curves=known))
     assert known["batch"] == 1
     for pair in ((0.0, 0.0), (0.5, 0.25), (0.75, 0.5)):
         blocks = shape_of(prune(tiny_vit, pair, calibration)).blocks
         # Not below: a larger pair that takes longer counts for this one, too.
         assert space.pruned_cost(RatioPair(*pair)) >= table.latency(blocks) - 2
-    assert space.dense_cost == pytest.approx(table.latency(shape.blocks), abs=2)
+    assert space.dense_cost == pytest.approx(table.latency(dense.shape.blocks), abs=2)
 
 
 def test_a_table_that_foretells_poorly_is_warned_about_and_not_kept(
@@ -194,18 +198,18 @@ def test_all_pairs_are_foretold_to_save_what_the_worst_of_a_few_saves(
     tiny_vit, images, exact_device, monkeypatch, budget
 ):
     calibration = calibrate(tiny_vit, [images])
-    shape = replace(shape_of(tiny_vit), mhsa_unit="rank")
+    dense = StructuralUnits(shape_of(tiny_vit))
     table = measure_latency(tiny_vit)
-    exact = latency_curves(table, tiny_vit, shape, calibration, budget=budget)
+    exact = latency_curves(table, tiny_vit, dense, calibration, budget=budget)
     whole = seconds_of(tiny_vit)
 
     def take(model, images, count):  # nothing saves more than 0.8 of what it should
         return [whole - 0.8 * (whole - seconds_of(model))] * count
 
     monkeypatch.setattr(module, "_runs", take)
-    worse = latency_curves(table, tiny_vit, shape, calibration, budget=budget)
+    worse = latency_curves(table, tiny_vit, dense, calibration, budget=budget)
     assert (exact["kept"], worse["kept"]) == pytest.approx((1.0, 0.8), abs=0.02)
-    spaces = [latency_space(shape, known) for known in (exact, worse)]
+    spaces = [StructuralSpace(dense.shape, cost=Latency(curves=known)) for known in (exact, worse)]
     assert spaces[0].dense_cost == spaces[1].dense_cost
     for pair in (RatioPair(0.5, 0.25), RatioPair(0.75, 0.5)):
         saved, surely = (space.dense_cost - space.pruned_cost(pair) for space in spaces)

@@ -15,7 +15,6 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -42,9 +41,11 @@ from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import Importance, magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
-from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe
 
@@ -162,7 +163,8 @@ def test_a_model_of_timm_can_be_pruned(name: str, masked_outputs) -> None:
     traced = count_macs(cut, images[:1])
     norms = ("layer_norm", "rms_norm")
     macs = sum(count for operator, count in traced.items() if operator not in norms)
-    assert shape_of(cut).macs == macs == shape.pruned_macs(RatioPair(0.3, 0.6))
+    dense = StructuralSpace(shape, "head")
+    assert shape_of(cut).macs == macs == dense.pruned_macs(RatioPair(0.3, 0.6))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -173,8 +175,8 @@ def test_every_kind_of_block_is_calibrated_cut_and_repaired(name: str) -> None:
     whole = prune(model, (0, 0), known)
     assert torch.equal(whole(images[0]), model(images[0]))
     pruned = prune(model, (0.5, 0.5), known)
-    shape = replace(shape_of(model), mhsa_unit="rank")
-    assert shape_of(pruned).macs <= shape.pruned_macs(RatioPair(0.5, 0.5)) < shape.macs
+    space = StructuralSpace(shape_of(model))
+    assert shape_of(pruned).macs <= space.pruned_macs(RatioPair(0.5, 0.5)) < space.macs
 
     def error() -> float:
         with torch.no_grad():

@@ -22,13 +22,13 @@ from vit_ratio_opt.model_files.export import export_model
 from vit_ratio_opt.model_files.save import save_dense, save_pruned
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
-from vit_ratio_opt.pruning.cascade import cascade
+from vit_ratio_opt.pruning.cascade import prune_tokens
 from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import magnitude_importance, taylor_importance
 from vit_ratio_opt.pruning.prune import prune, prune_ranks, prune_units
 from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.space.geometry import BlockTokens
+from vit_ratio_opt.space.shape import BlockTokens
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import finetune
@@ -221,7 +221,7 @@ def test_every_entry_refuses_a_wrapped_block(
         lambda: prune_ranks(model, 8, 16, known),
         lambda: prune_units(model, 1, 16, scores),
         lambda: repair(model, [images], known),
-        lambda: cascade(model, [BlockTokens(9, 9, 9)] * 2),
+        lambda: prune_tokens(model, [BlockTokens(9, 9, 9)] * 2),
         lambda: taylor_importance(model, [(images, labels)]),
         lambda: measure_latency(model),
         lambda: time_models([model]),

@@ -10,7 +10,9 @@ from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
-from vit_ratio_opt.space.geometry import RatioPair
+from vit_ratio_opt.space.costs import PARAMS
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.structural import StructuralSpace
 
 MakeViT = Callable[..., VisionTransformer]
 PAIR = RatioPair(0.3, 0.6)
@@ -45,11 +47,12 @@ def test_closed_form_equals_fvcore_dense_and_pruned(name: str) -> None:
     model = timm.create_model(name, img_size=size, depth=4, weight_init="skip").eval()
     image = torch.zeros(1, 3, size, size)
     assert_closed_form_is_exact(model, image)
-    dense = shape_of(model)
+    dense = StructuralSpace(shape_of(model), "head")
+    params = StructuralSpace(dense.shape, "head", cost=PARAMS)
     pruned = prune(model, PAIR, magnitude_importance(model))
     assert_closed_form_is_exact(pruned, image)
     assert shape_of(pruned).macs == dense.pruned_macs(PAIR)
-    assert shape_of(pruned).params == dense.pruned_params(PAIR)
+    assert shape_of(pruned).params == params.pruned_cost(PAIR)
 
 
 @pytest.mark.parametrize(

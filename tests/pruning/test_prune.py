@@ -15,7 +15,10 @@ from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.options import Allocation
 from vit_ratio_opt.pruning.prune import prune, prune_ranks, prune_to_macs, prune_units
-from vit_ratio_opt.space.geometry import BlockTokens, MhsaUnit, RatioPair
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.shape import BlockTokens
+from vit_ratio_opt.space.structural import StructuralSpace
+from vit_ratio_opt.space.units import MhsaUnit
 
 every_allocation = pytest.mark.parametrize("allocation", get_args(Allocation))
 
@@ -91,7 +94,7 @@ def test_counts_are_exact(
 def test_every_block_keeps_a_head_and_eight_neurons(
     tiny_vit: VisionTransformer, allocation: Allocation, importance: Importance
 ) -> None:
-    largest = shape_of(tiny_vit).max_pair
+    largest = StructuralSpace(shape_of(tiny_vit), "head").max_pair
     for pair in (largest, (0.5, 0.5), (largest.mhsa_ratio, 0), (0, largest.ffn_ratio)):
         blocks = shape_of(prune(tiny_vit, pair, importance, allocation=allocation)).blocks
         assert all(block.num_heads >= 1 and block.hidden_dim >= 8 for block in blocks)
@@ -112,8 +115,8 @@ def test_macs_are_what_was_asked_to_within_one_unit_each(
     ffn: float,
     seed: int,
 ) -> None:
-    dense = shape_of(tiny_vit)
-    head_macs, neuron_macs = dense.mhsa_unit_macs, dense.neuron_macs
+    dense = StructuralSpace(shape_of(tiny_vit), "head")
+    head_macs, neuron_macs = dense.mhsa_unit_macs, dense.shape.neuron_macs
     requested = dense.macs - mhsa * 8 * head_macs - ffn * 128 * neuron_macs
     realised = shape_of(
         prune(tiny_vit, (mhsa, ffn), random_scores(seed), allocation=allocation)
@@ -147,7 +150,9 @@ def test_a_larger_pair_can_be_reached_in_two_steps(
         tuple(torch.rand(block.hidden_dim, generator=generator) for block in blocks),
     )
     child = prune_units(parent, h2 - h1, n2 - n1, importance, allocation=allocation)
-    assert shape_of(child).macs == shape_of(tiny_vit).pruned_macs(RatioPair(h2 / 8, n2 / 128))
+    assert shape_of(child).macs == StructuralSpace(shape_of(tiny_vit), "head").pruned_macs(
+        RatioPair(h2 / 8, n2 / 128)
+    )
 
 
 # Which
@@ -290,8 +295,8 @@ def test_with_ranks_macs_are_what_was_asked_to_within_one_unit_each(
     mhsa: float,
     ffn: float,
 ) -> None:
-    dense = replace(shape_of(tiny_vit), mhsa_unit="rank")
-    rank_macs, neuron_macs = dense.mhsa_unit_macs, dense.neuron_macs
+    dense = StructuralSpace(shape_of(tiny_vit))
+    rank_macs, neuron_macs = dense.mhsa_unit_macs, dense.shape.neuron_macs
     requested = dense.macs - mhsa * 16 * rank_macs - ffn * 128 * neuron_macs
     smaller = prune(tiny_vit, (mhsa, ffn), calibration, allocation=allocation)
     realised = shape_of(smaller).macs
@@ -375,17 +380,17 @@ def test_rounded_sizes_are_multiples_and_macs_what_was_asked_to_within_a_step_ea
     round_to: int,
     unit: MhsaUnit,
 ) -> None:
-    dense = replace(shape_of(tiny_vit), mhsa_unit=unit, round_to=round_to)
+    dense = StructuralSpace(shape_of(tiny_vit), unit, round_to)
     pair = RatioPair(mhsa * dense.max_pair.mhsa_ratio, ffn * dense.max_pair.ffn_ratio)
     guide = calibration if unit == "rank" else random_scores(0)
     smaller = shape_of(prune(tiny_vit, pair, guide, allocation=allocation, round_to=round_to))
-    for block, before in zip(smaller.blocks, dense.blocks, strict=True):
+    for block, before in zip(smaller.blocks, dense.shape.blocks, strict=True):
         assert block.hidden_dim % round_to == 0 or block.hidden_dim == before.hidden_dim
         assert block.head_dim % round_to == 0 or block.head_dim == before.head_dim
     units, neurons = pair.mhsa_ratio * dense.mhsa_units, pair.ffn_ratio * dense.neurons
-    requested = dense.macs - units * dense.mhsa_unit_macs - neurons * dense.neuron_macs
+    requested = dense.macs - units * dense.mhsa_unit_macs - neurons * dense.shape.neuron_macs
     assert smaller.macs <= requested + 1e-6 * dense.macs
-    step = round_to * (dense.mhsa_unit_macs + dense.neuron_macs)
+    step = round_to * (dense.mhsa_unit_macs + dense.shape.neuron_macs)
     # Where sizes are no multiples, the first step of every block is another one.
     assert smaller.macs > requested - (1 if 64 % round_to == 8 % round_to == 0 else 2) * step
 

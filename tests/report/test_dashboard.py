@@ -30,8 +30,9 @@ from optuna_dashboard._serializer import serialize_frozen_trial
 from PIL import Image
 from typer.testing import CliRunner
 
-from vit_ratio_opt.cli import app as cli
-from vit_ratio_opt.data.dataset import load_digits
+from vit_ratio_opt.cli import main as cli
+from vit_ratio_opt.data.digits import load_digits
+from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.records.answer import answer_of, answer_trial
@@ -41,17 +42,14 @@ from vit_ratio_opt.report.explainer import Explainer
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.notes import study_note, trial_note
 from vit_ratio_opt.runs.artifacts import open_artifacts
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.untrusted import mark_folder
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
-
-import quickstart
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -320,12 +318,22 @@ def trained(tmp_path_factory):
         return os.environ["STORAGE"]
     folder = tmp_path_factory.mktemp("quickstart")
     torch.manual_seed(0)
-    dense = create_model(quickstart.MODEL, **quickstart.ARGUMENTS)
+    dense = create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=64,
+        depth=4, num_heads=8, mlp_ratio=2.0,
+    )  # fmt: skip
     recipe = Recipe(epochs=2, batch_size=64, lr=3e-3, distillation=0)  # few of its own
     finetune(dense, load_digits(), recipe, TrialContext(progress=False))
-    save_dense(dense, folder / "dense-seed0.safetensors")
-    quickstart.main(folder=folder, n_trials=2, epochs=1)
-    return f"sqlite:///{folder / 'study.db'}"
+    save_dense(dense, folder / "dense.safetensors")
+    objective = PruningObjective(
+        load_dense(folder / "dense.safetensors"), load_digits(), budget=0.2,
+        recipe=Recipe(epochs=1, batch_size=64), checkpoints=folder / "checkpoints",
+    )  # fmt: skip
+    url = f"sqlite:///{folder / 'study.db'}"
+    study = create_study(objective, study_name="quickstart", storage=open_storage(url))
+    run_study(study, objective, n_trials=2)
+    objective.test(study)
+    return url
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,23 @@ from optuna.artifacts import upload_artifact
 
 from vit_ratio_opt.runs.artifacts import ArtifactFolder
 from vit_ratio_opt.runs.lineage import fetched_checkpoint, nearest_parents
-from vit_ratio_opt.space.geometry import BlockShape, RatioPair, ViTShape, budget_curve
+from vit_ratio_opt.space.curve import budget_curve
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.shape import BlockShape, ViTShape
+from vit_ratio_opt.space.structural import StructuralSpace
 
 # 8 heads of 22,032 MACs each and 128 neurons of 1,088.
-TINY = ViTShape(
-    patches=16,
-    prefix_tokens=1,
-    patch_dim=3 * 8 * 8,
-    embed_dim=32,
-    num_classes=4,
-    blocks=(BlockShape(num_heads=4, head_dim=8, hidden_dim=64),) * 2,
-    fixed_params=7332,
+TINY = StructuralSpace(
+    ViTShape(
+        patches=16,
+        prefix_tokens=1,
+        patch_dim=3 * 8 * 8,
+        embed_dim=32,
+        num_classes=4,
+        blocks=(BlockShape(num_heads=4, head_dim=8, hidden_dim=64),) * 2,
+        fixed_params=7332,
+    ),
+    unit="head",
 )
 unit_counts = st.tuples(st.integers(0, 6), st.integers(0, 112))
 

@@ -15,11 +15,15 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
-from vit_ratio_opt.pruning.cascade import cascade
+from vit_ratio_opt.pruning.cascade import prune_tokens
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
-from vit_ratio_opt.space.cascade import LATE, CascadeRule
-from vit_ratio_opt.space.geometry import BlockTokens, RatioPair
+from vit_ratio_opt.space.costs import PARAMS
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.shape import BlockTokens
+from vit_ratio_opt.space.structural import StructuralSpace
+from vit_ratio_opt.space.tokens import LATE, CascadeRule
 from vit_ratio_opt.training.context import TrainingDiverged
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe
@@ -75,15 +79,16 @@ def test_macs_and_params_are_those_of_the_pair_whatever_the_parent(
     make, url, dense, tmp_path, allocation
 ):
     objective = make(allocation=allocation)
-    largest = objective.shape.max_pair
+    largest = objective.space.max_pair
+    params = StructuralSpace(objective.shape, cost=PARAMS)
     pairs = LIGHT, RatioPair(0.26, 0.27), HEAVY, largest
     study = run_pairs(objective, url, *pairs)
     assert parents(study) == ["dense", 0, 1, 2]
     for trial, pair in zip(study.trials, pairs, strict=True):
         model, _ = load_pruned(tmp_path / "models" / trial.user_attrs["checkpoint"], dense)
         shape = shape_of(model)
-        assert shape.macs == trial.user_attrs["macs"] == objective.shape.pruned_macs(pair)
-        assert shape.params == trial.user_attrs["params"] == objective.shape.pruned_params(pair)
+        assert shape.macs == trial.user_attrs["macs"] == objective.space.pruned_macs(pair)
+        assert shape.params == trial.user_attrs["params"] == params.pruned_cost(pair)
 
 
 def test_a_child_starts_from_its_parents_trained_weights(make, url, dense, tmp_path):
@@ -205,7 +210,7 @@ def test_iterative_needs_a_folder_of_checkpoints(make, tmp_path, option):
 def test_what_is_pruned_is_what_the_ratios_say(make, unit, repair):
     objective = make(mhsa_unit=unit, repair=repair)
     pair = RatioPair(0.5, 0.5)
-    assert shape_of(objective.prune(pair)).macs == objective.shape.pruned_macs(pair)
+    assert shape_of(objective.prune(pair)).macs == objective.space.pruned_macs(pair)
 
 
 def test_repair_brings_a_pruned_model_nearer_to_the_dense_one(make, digits, dense):
@@ -334,7 +339,7 @@ def test_settings_that_do_not_go_with_a_strategy_are_refused(make, changes, mess
 
 
 def test_a_model_with_a_cascade_is_refused(make, digits, dense):
-    cut = cascade(dense, [BlockTokens(5, 5, 3)] * 2)
+    cut = prune_tokens(dense, [BlockTokens(5, 5, 3)] * 2)
     with pytest.raises(InputError, match="a cascade already"):
         PruningObjective(cut, digits, budget=0.5)
     with pytest.raises(InputError, match="a cascade already"):
@@ -478,9 +483,9 @@ def test_no_state_outlives_its_training(plain, url, tmp_path):
     assert not any(name.startswith("training-state") for name in left)
 
 
-def latency_of(shape, *, fast=False):
+def latency_of(space, *, fast=False):
     """A device on which nothing but attention, or nothing but the FFN, takes time."""
-    units, neurons = shape.removed(shape.max_pair)
+    units, neurons = space.removed(space.max_pair)
     dear, cheap = [1_000_000, 100_000], [1_000, 0]
     mhsa, ffn = (cheap, dear) if fast else (dear, cheap)
     return {
@@ -492,8 +497,8 @@ def latency_of(shape, *, fast=False):
 
 
 def latency_objective(make, **changes):
-    shape = make(iterative=False).shape
-    options = {"cost": "latency", "latency": latency_of(shape), "iterative": False, "budget": 0.5}
+    space = make(iterative=False).space
+    options = {"cost": "latency", "latency": latency_of(space), "iterative": False, "budget": 0.5}
     return make(recipe=Recipe(epochs=0), **{**options, **changes})
 
 
@@ -551,7 +556,7 @@ def test_the_best_of_a_latency_study_is_measured_when_it_is_tested(make, url, mo
 def test_a_resumed_study_keeps_the_latency_that_it_was_made_with(make, url):
     first = latency_objective(make)
     create_study(first, study_name="s", storage=url, screen=False)
-    second = latency_objective(make, latency=latency_of(first.shape, fast=True))
+    second = latency_objective(make, latency=latency_of(first.space, fast=True))
     assert second.curve != first.curve
     assert second.settings == first.settings
     study = create_study(second, study_name="s", storage=url, screen=False)

@@ -12,14 +12,18 @@ from optuna.trial import TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.records.answer import answer_of, answer_trial, candidate_of
-from vit_ratio_opt.records.trials import finished_trials, load_studies
+from vit_ratio_opt.records.answer import answer_of, answer_trial
+from vit_ratio_opt.records.candidates import candidate_of
+from vit_ratio_opt.records.loading import load_studies
+from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.report.rows import build_report, timing_split
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study, run_study
-from vit_ratio_opt.space.geometry import RatioPair, fixed_ratio_pair
+from vit_ratio_opt.space.curve import fixed_ratio_pair
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.recipe import Recipe
 
 
@@ -181,7 +185,7 @@ def test_the_answer_of_a_tolerance_study_goes_by_all_trainings_of_a_pair(make, u
             study.tell(trial, state=TrialState.PRUNED)
     answer = answer_of(study)  # 0.5 kept the tolerance once, but is not believed to
     assert answer.found.trial.number == 2
-    assert study.sampler.winner(study) == answer.found.pair == (0.25, 0.4)
+    assert study.sampler.answer(study) == answer.found.pair == (0.25, 0.4)
     assert study.best_trial.number == 0
     assert answer.why_not_best.startswith("Optuna's best trial, 0, is cheaper, but its pair (")
 
@@ -225,7 +229,7 @@ def test_without_a_screen_the_search_begins_at_the_fixed_ratio(make, url):
     study = create_study(objective, study_name="s", storage=url, screen=False)
     run_study(study, objective, n_trials=1, say=lambda line: None, explain=False)
     assert study.user_attrs["screened"] == []
-    assert RatioPair(*study.trials[0].params.values()) == fixed_ratio_pair(objective.shape, 0.6)
+    assert RatioPair(*study.trials[0].params.values()) == fixed_ratio_pair(objective.space, 0.6)
 
 
 @pytest.mark.parametrize("limits", [{}, {"budget": 0.6, "tolerance": 1.0}])

@@ -17,28 +17,29 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.claims import is_surplus, value_of
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Proposal
-from vit_ratio_opt.search.sampler import BinarySearchSampler, is_surplus, value_of
-from vit_ratio_opt.space.geometry import (
-    BlockShape,
-    RatioPair,
-    ViTShape,
-    budget_curve,
-    fixed_ratio_pair,
-)
+from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.space.curve import budget_curve, fixed_ratio_pair
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.shape import BlockShape, ViTShape
+from vit_ratio_opt.space.structural import StructuralSpace
 
 SPACE = {name: FloatDistribution(0, 1) for name in RatioPair._fields}
-SHAPE = ViTShape(
-    patches=64,
-    prefix_tokens=1,
-    patch_dim=48,
-    embed_dim=64,
-    num_classes=10,
-    blocks=(BlockShape(num_heads=8, head_dim=8, hidden_dim=128),) * 4,
-    fixed_params=0,
+PAIRS = StructuralSpace(
+    ViTShape(
+        patches=64,
+        prefix_tokens=1,
+        patch_dim=48,
+        embed_dim=64,
+        num_classes=10,
+        blocks=(BlockShape(num_heads=8, head_dim=8, hidden_dim=128),) * 4,
+        fixed_params=0,
+    ),
+    unit="head",
 )
-CURVE = budget_curve(SHAPE, 0.65)
+CURVE = budget_curve(PAIRS, 0.65)
 POSITIONS = {pair: position for position, pair in enumerate(CURVE)}
 PEAK = 5
 FAR_TOO_MANY = 3 * len(CURVE)  # a search that does not stop fails instead of hanging
@@ -62,7 +63,7 @@ def objective(trial: Trial) -> float:
 def create(**settings: object) -> Study:
     settings = {
         "direction": "maximize",
-        "sampler": BinarySearchSampler(SPACE, BudgetSearch(CURVE)),
+        "sampler": PlanSampler(SPACE, BudgetSearch(CURVE)),
     } | settings
     return optuna.create_study(**settings)
 
@@ -86,7 +87,7 @@ def uninterrupted() -> list[int | None]:
 class TestOptunaKit(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
-        return lambda: BinarySearchSampler(SPACE, BudgetSearch(CURVE))
+        return lambda: PlanSampler(SPACE, BudgetSearch(CURVE))
 
 
 # The search
@@ -97,7 +98,7 @@ def test_optimize_stops_when_the_neighbours_of_the_best_pair_are_tried() -> None
     study.optimize(objective, n_trials=FAR_TOO_MANY)
     assert {PEAK - 1, PEAK, PEAK + 1} <= set(positions(study))
     assert len(positions(study)) == len(set(positions(study))) < len(CURVE)
-    assert study.sampler.winner(study) == CURVE[PEAK]
+    assert study.sampler.answer(study) == CURVE[PEAK]
     assert "lies between its neighbours" in study.sampler.nothing_left(study)
 
 
@@ -114,24 +115,24 @@ def test_sampler_says_why_it_stops(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("budget", [0.35, 0.5, 0.6, 0.65, 0.8, 0.95, 1])
 def test_first_trial_is_at_least_the_fixed_ratio(budget: float) -> None:
-    curve = budget_curve(SHAPE, budget)
-    study = create(sampler=BinarySearchSampler(SPACE, BudgetSearch(curve)))
+    curve = budget_curve(PAIRS, budget)
+    study = create(sampler=PlanSampler(SPACE, BudgetSearch(curve)))
     mhsa_ratio, ffn_ratio = suggest(study.ask())
-    fixed = fixed_ratio_pair(SHAPE, budget)
-    heads, neurons = SHAPE.removed(RatioPair(mhsa_ratio, ffn_ratio))
-    fixed_heads, fixed_neurons = SHAPE.removed(fixed)
+    fixed = fixed_ratio_pair(PAIRS, budget)
+    heads, neurons = PAIRS.removed(RatioPair(mhsa_ratio, ffn_ratio))
+    fixed_heads, fixed_neurons = PAIRS.removed(fixed)
     assert heads == fixed_heads
     assert neurons <= fixed_neurons
 
 
 def test_first_trial_is_where_the_curve_crosses_the_diagonal() -> None:
     curve = [(0.1, 0.8), (0.3, 0.6), (0.5, 0.4), (0.7, 0.2)]
-    assert suggest(create(sampler=BinarySearchSampler(SPACE, BudgetSearch(curve))).ask()) == (
+    assert suggest(create(sampler=PlanSampler(SPACE, BudgetSearch(curve))).ask()) == (
         0.5,
         0.4,
     )
     never = [(0.1, 0.8), (0.3, 0.6)]
-    assert suggest(create(sampler=BinarySearchSampler(SPACE, BudgetSearch(never))).ask()) == (
+    assert suggest(create(sampler=PlanSampler(SPACE, BudgetSearch(never))).ask()) == (
         0.3,
         0.6,
     )
@@ -160,7 +161,7 @@ def test_ask_and_tell_goes_on_past_the_end() -> None:
 def test_other_names_are_searched_alike() -> None:
     names = ("heads_cut", "neurons_cut")
     space = {name: FloatDistribution(0, 1) for name in names}
-    study = create(sampler=BinarySearchSampler(space, BudgetSearch(CURVE)))
+    study = create(sampler=PlanSampler(space, BudgetSearch(CURVE)))
     study.optimize(lambda trial: accuracy(suggest(trial, names)), n_trials=FAR_TOO_MANY)
     tried = [POSITIONS[tuple(t.params[name] for name in names)] for t in study.trials]
     assert tried == uninterrupted()
@@ -175,7 +176,7 @@ FIXED = CURVE[PEAK + 2]
 
 def noisy_study(n_trials: int | None, **settings: object) -> Study:
     plan = BudgetSearch(CURVE, baseline=FIXED, noise=NOISE, dense=0.9)
-    return create(sampler=BinarySearchSampler(SPACE, plan, n_trials=n_trials), **settings)
+    return create(sampler=PlanSampler(SPACE, plan, n_trials=n_trials), **settings)
 
 
 def proposals(study: Study, count: int) -> list[str]:
@@ -229,7 +230,7 @@ def test_last_trial_trains_the_answer_again() -> None:
         study.add_trial(
             optuna.create_trial(params=CURVE[position]._asdict(), distributions=SPACE, value=value)
         )
-    assert study.sampler.winner(study) == CURVE[PEAK]
+    assert study.sampler.answer(study) == CURVE[PEAK]
     assert "confirms the answer" not in study.sampler.next_proposal(study).why
     # Three more are running, which count: the eighth trial is the last.
     running = [suggest(study.ask()) for _ in range(3)]
@@ -240,7 +241,7 @@ def test_last_trial_trains_the_answer_again() -> None:
 
 def test_winner_is_the_pair_of_the_plan_s_answer() -> None:
     study = noisy_study(None)
-    assert study.sampler.winner(study) is None
+    assert study.sampler.answer(study) is None
     proposals(study, 6)
     observed = {
         CURVE[position]: [accuracy(CURVE[position])] * completed(study).count(position)
@@ -248,7 +249,7 @@ def test_winner_is_the_pair_of_the_plan_s_answer() -> None:
     }
     estimate = study.sampler.plan.answer(observed)
     assert estimate is not None
-    assert study.sampler.winner(study) == estimate.pair
+    assert study.sampler.answer(study) == estimate.pair
 
 
 def test_a_pickled_sampler_keeps_its_number_of_trials() -> None:
@@ -348,7 +349,7 @@ def test_pair_that_failed_three_times_is_skipped() -> None:
     study.optimize(never_at_the_start, n_trials=FAR_TOO_MANY)
     assert positions(study, TrialState.FAIL) == [start] * 3
     assert start not in completed(study)
-    assert study.sampler.winner(study) == CURVE[PEAK]
+    assert study.sampler.answer(study) == CURVE[PEAK]
 
 
 def test_optimize_stops_when_the_last_pair_keeps_failing() -> None:
@@ -362,7 +363,7 @@ def test_optimize_stops_when_the_last_pair_keeps_failing() -> None:
 
 
 def test_optimize_stops_when_every_pair_keeps_failing() -> None:
-    study = create(sampler=BinarySearchSampler(SPACE, BudgetSearch(CURVE[:2])))
+    study = create(sampler=PlanSampler(SPACE, BudgetSearch(CURVE[:2])))
     study.optimize(lambda trial: 0 * objective(trial) + float("nan"), n_trials=FAR_TOO_MANY)
     assert sorted(positions(study)) == [0, 0, 0, 1, 1, 1]
 
@@ -396,7 +397,7 @@ def test_optimize_stops_while_another_process_has_the_last_pair() -> None:
     suggest(study.ask())  # runs on, or its process died
     study.optimize(objective, n_trials=FAR_TOO_MANY)
     assert len(positions(study)) == len(set(positions(study))) < FAR_TOO_MANY
-    assert study.sampler.winner(study) == CURVE[PEAK]
+    assert study.sampler.answer(study) == CURVE[PEAK]
 
 
 @pytest.mark.parametrize("reports", [{0: 0.5, 1: 0.95}, {1: 0.95, 0: 0.5}, {0: 0.5, 1: 0.1}])
@@ -476,7 +477,7 @@ def learning_rates(**settings: object) -> list[float]:
         trial.suggest_float("lr", 1e-5, 1e-1, log=True)
         return objective(trial)
 
-    study = create(sampler=BinarySearchSampler(SPACE, BudgetSearch(CURVE), **settings))
+    study = create(sampler=PlanSampler(SPACE, BudgetSearch(CURVE), **settings))
     study.optimize(with_lr, n_trials=FAR_TOO_MANY)
     assert positions(study) == uninterrupted()  # whatever the learning rate
     return [trial.params["lr"] for trial in study.trials]
@@ -508,9 +509,7 @@ def test_independent_sampler_sees_every_trial() -> None:
         ) -> None:
             calls.append(("after", trial.number, state))
 
-    study = create(
-        sampler=BinarySearchSampler(SPACE, BudgetSearch(CURVE), independent_sampler=Recorder())
-    )
+    study = create(sampler=PlanSampler(SPACE, BudgetSearch(CURVE), independent_sampler=Recorder()))
     study.optimize(objective, n_trials=1)
     study.sampler.reseed_rng()
     assert calls == [("before", 0), ("after", 0, TrialState.COMPLETE), "reseed"]
@@ -521,13 +520,13 @@ def test_independent_sampler_sees_every_trial() -> None:
 def test_with_one_ratio_fixed_the_other_is_what_just_meets_the_budget(axis: int) -> None:
     fixed = CURVE[PEAK][axis] + 0.001
     sampler = PartialFixedSampler(
-        {list(SPACE)[axis]: fixed}, BinarySearchSampler(SPACE, BudgetSearch(CURVE))
+        {list(SPACE)[axis]: fixed}, PlanSampler(SPACE, BudgetSearch(CURVE))
     )
     study = create(sampler=sampler)
     pair = suggest(study.ask())
     assert pair[axis] == fixed
     assert pair[1 - axis] == CURVE[PEAK][1 - axis]
-    assert SHAPE.pruned_macs(RatioPair(*pair)) <= SHAPE.pruned_macs(CURVE[PEAK])
+    assert PAIRS.pruned_macs(RatioPair(*pair)) <= PAIRS.pruned_macs(CURVE[PEAK])
 
 
 # Refusals
@@ -549,4 +548,4 @@ def test_with_one_ratio_fixed_the_other_is_what_just_meets_the_budget(axis: int)
 )
 def test_arguments_that_do_not_fit_are_refused(space: dict, curve: list, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        BinarySearchSampler(space, BudgetSearch(curve))
+        PlanSampler(space, BudgetSearch(curve))

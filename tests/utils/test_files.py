@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from vit_ratio_opt.cli import app as cli
+from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.report.trackers import JsonLog
 from vit_ratio_opt.utils.files import (

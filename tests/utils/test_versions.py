@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import vit_ratio_opt
-from vit_ratio_opt.cli import app as cli
+from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.utils import versions
 from vit_ratio_opt.utils.versions import check_versions

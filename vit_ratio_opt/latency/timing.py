@@ -37,9 +37,11 @@ from vit_ratio_opt.models.weights import check_weights
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.options import Allocation
-from vit_ratio_opt.pruning.prune import sizes_left
-from vit_ratio_opt.space.costs import falling
-from vit_ratio_opt.space.geometry import BlockShape, RatioPair, ViTShape, evenly, least_neurons
+from vit_ratio_opt.pruning.sizes import predict_sizes
+from vit_ratio_opt.space.costs import monotone_envelope
+from vit_ratio_opt.space.pairs import RatioPair, evenly
+from vit_ratio_opt.space.shape import BlockShape, ViTShape
+from vit_ratio_opt.space.units import StructuralUnits, least_neurons
 
 __all__ = [
     "LatencyTable",
@@ -165,14 +167,14 @@ def measure_latency(
     model = check_supported(model)
     check_weights(model)
     known = conditions(model, batch=batch, round_to=round_to, precision=precision)
-    shape = replace(shape_of(model), round_to=round_to)
-    blocks = shape.blocks
+    dense = StructuralUnits(shape_of(model), round_to=round_to)
+    blocks = dense.shape.blocks
     depth = len(blocks)
     most = BlockShape(
         *(max(getattr(b, name) for b in blocks) for name in BlockShape.__dataclass_fields__)
     )
-    heads = _grid(most.num_heads if shape.all_heads else 1, most.num_heads, _HEADS)
-    ranks = _grid(shape.least_dims(most), most.head_dim, _RANKS, round_to)
+    heads = _grid(most.num_heads if dense.shape.all_heads else 1, most.num_heads, _HEADS)
+    ranks = _grid(dense.least_dims(most), most.head_dim, _RANKS, round_to)
     least = min(least_neurons(round_to), most.hidden_dim)
     hidden = _grid(least, most.hidden_dim, _NEURONS, round_to)
     # Around the middle, so that what does not quite add up errs little at either end.
@@ -247,7 +249,7 @@ def time_models(
 def latency_curves(
     table: LatencyTable,
     model: ViT,
-    shape: ViTShape,
+    units: StructuralUnits,
     guide: Importance | Calibration,
     *,
     allocation: Allocation = "global",
@@ -263,7 +265,7 @@ def latency_curves(
     Args:
         table: Of the dense model.
         model: The dense model, on the device.
-        shape: Its shape, with its unit and what sizes are rounded to.
+        units: Units of the dense model.
         guide: What pruning is guided by.
         allocation: How what is removed is spread over the blocks.
         budget: Share of the dense model's time that is looked for.
@@ -273,11 +275,13 @@ def latency_curves(
         nanoseconds a batch; ``kept``, the share of what was foretold to be saved; the table's
         ``conditions`` and ``error``.
     """
-    units = [shape.removed(RatioPair(r, 0.0))[0] for r in evenly(shape.mhsa_ratios, _KNOTS)]
-    neurons = [shape.removed(RatioPair(0.0, r))[1] for r in evenly(shape.ffn_ratios, _KNOTS)]
-    heads, hidden = sizes_left(shape, units, neurons, guide, allocation=allocation)
-    mhsa = falling([round(sum(table.attention_of(*size) for size in sizes)) for sizes in heads])
-    ffn = falling([round(sum(table.ffn_of(size) for size in sizes)) for sizes in hidden])
+    gone = [units.removed(RatioPair(r, 0.0))[0] for r in evenly(units.mhsa_ratios, _KNOTS)]
+    neurons = [units.removed(RatioPair(0.0, r))[1] for r in evenly(units.ffn_ratios, _KNOTS)]
+    heads, hidden = predict_sizes(units, gone, neurons, guide, allocation=allocation)
+    mhsa = monotone_envelope(
+        [round(sum(table.attention_of(*size) for size in sizes)) for sizes in heads]
+    )
+    ffn = monotone_envelope([round(sum(table.ffn_of(size) for size in sizes)) for sizes in hidden])
     dense = table.rest + mhsa[0] + ffn[0]
     wanted = _CHECKED_SHARES if budget is None else [budget] * len(_CHECKED_SHARES)
     checked = _using_up([share * dense - table.rest for share in wanted], mhsa, ffn)
@@ -295,7 +299,7 @@ def latency_curves(
     mhsa, ffn = ([round(costs[0] - kept * (costs[0] - c)) for c in costs] for costs in (mhsa, ffn))
     return {
         "rest": round(table.rest),
-        "mhsa": [list(knot) for knot in zip(units, mhsa, strict=True)],
+        "mhsa": [list(knot) for knot in zip(gone, mhsa, strict=True)],
         "ffn": [list(knot) for knot in zip(neurons, ffn, strict=True)],
         "kept": kept,
         "error": table.error,

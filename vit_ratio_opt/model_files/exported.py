@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from vit_ratio_opt.data.dataset import ImageData
+from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.utils.failures import reason
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.arguments import accept_arguments, accept_name
-from vit_ratio_opt.space.geometry import BlockShape, BlockTokens
+from vit_ratio_opt.space.shape import BlockShape, BlockTokens
 
 __all__ = ["PRUNED_FORMAT", "Manifest", "is_pruned", "read_manifest"]
 

@@ -53,7 +53,7 @@ def stages(model: Any) -> Iterator[list[Branch]]:
 def branches(model: Any) -> list[tuple[Branch, Branch]]:
     """Return the i-th attention and the i-th FFN of the model, for every i.
 
-    They are the blocks of a :class:`~vit_ratio_opt.space.geometry.ViTShape`: a block with several
+    They are the blocks of a :class:`~vit_ratio_opt.space.shape.ViTShape`: a block with several
     attentions in parallel counts as several.
     """
     by_kind: dict[str, list[Branch]] = {"attention": [], "ffn": []}

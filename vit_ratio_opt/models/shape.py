@@ -21,7 +21,7 @@ from vit_ratio_opt.models.classifier import classifier_of
 from vit_ratio_opt.models.families import FAMILIES
 from vit_ratio_opt.models.family import linear_macs
 from vit_ratio_opt.models.supported import check_supported
-from vit_ratio_opt.space.geometry import BlockShape, ViTShape
+from vit_ratio_opt.space.shape import BlockShape, ViTShape
 
 __all__ = ["check_all_tokens", "shape_of"]
 

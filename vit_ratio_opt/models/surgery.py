@@ -19,7 +19,7 @@ from vit_ratio_opt.models.blocks import ViT, attention_kind, branches, input_lay
 from vit_ratio_opt.models.copies import copy_model
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.supported import check_supported
-from vit_ratio_opt.space.geometry import BlockShape
+from vit_ratio_opt.space.shape import BlockShape
 
 __all__ = [
     "ALL_HEADS",

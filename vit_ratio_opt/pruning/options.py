@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.space.cascade import CP_VIT, LATE, CascadeRule, Strategy
-from vit_ratio_opt.space.geometry import MhsaUnit
+from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, Strategy
+from vit_ratio_opt.space.units import MhsaUnit
 
 if TYPE_CHECKING:
     from vit_ratio_opt.models.blocks import ViT
@@ -28,6 +28,7 @@ __all__ = [
     "Pruning",
     "Structural",
     "Tokens",
+    "check_allocation",
     "pruning_options",
 ]
 
@@ -68,10 +69,7 @@ class Structural:
     def __post_init__(self) -> None:
         if self.unit not in get_args(MhsaUnit):
             raise InputError(f"`mhsa_unit` must be 'head' or 'rank', but got {self.unit!r}.")
-        if self.allocation not in get_args(Allocation):
-            raise InputError(
-                f"`allocation` must be one of {get_args(Allocation)}, but got {self.allocation!r}."
-            )
+        check_allocation(self.allocation)
         _check_count("round_to", self.round_to)
         if self.criterion is None:
             return
@@ -110,9 +108,12 @@ class Tokens:
 
     Args:
         rule: Which patches are left out, and in which blocks.
+        ranges: How far the attention of each block reaches, for a rule that depends on it;
+            measured on the calibration images by default.
     """
 
     rule: CascadeRule = CP_VIT
+    ranges: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_rule(self.rule)
@@ -134,6 +135,8 @@ class Both:
         round_to: Ranks and neurons left in a block are multiples of this.
         by_cascade: Share of the saving, in logarithms, that leaving out patches brings, in [0, 1];
             see :class:`~vit_ratio_opt.space.cascade.Combined`.
+        ranges: How far the attention of each block reaches, for a rule that depends on it;
+            measured on the calibration images by default.
 
     Raises:
         InputError: A value is not allowed, or the rule removes heads.
@@ -143,6 +146,7 @@ class Both:
     repair: bool = True
     round_to: int = 1
     by_cascade: float = 0.05
+    ranges: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_rule(self.rule)
@@ -225,13 +229,25 @@ def pruning_options(
                 "`strategy='both'` needs ranks and allocation 'global', but got "
                 f"mhsa_unit={unit!r} and {allocation=}."
             )
-        shares = {} if by_cascade is None else {"by_cascade": by_cascade}
-        return Both(rule=rule or LATE, repair=repair, round_to=round_to, **shares)
+        both = Both(rule=rule or LATE, repair=repair, round_to=round_to)
+        return both if by_cascade is None else replace(both, by_cascade=by_cascade)
     default = Structural()
     for name in ("round_to", "unit", "allocation", "repair", "criterion"):
         if getattr(structural, name) != getattr(default, name):
             raise InputError(f"`{name}` is for structural pruning: a cascade cuts no weights.")
     return Tokens(rule=rule or CP_VIT)
+
+
+def check_allocation(allocation: str) -> None:
+    """Refuse an unknown allocation.
+
+    Raises:
+        InputError: ``allocation`` is none of :data:`Allocation`.
+    """
+    if allocation not in get_args(Allocation):
+        raise InputError(
+            f"`allocation` must be 'global', 'energy' or 'uniform', but got {allocation!r}."
+        )
 
 
 def _check_rule(rule: object) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vit_ratio_opt.data.dataset import ImageData, Split
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.models.device import (
     Precision,
     check_precision,
@@ -76,6 +77,22 @@ class ImageTrainer:
     def device_name(self) -> str:
         """Name of the device, such as ``"NVIDIA H100"``."""
         return device_name(self.device)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of each training."""
+        return self.recipe.epochs
+
+    def with_recipe(self, recipe: Recipe) -> ImageTrainer:
+        """Return a trainer of the same data, device and precision with another recipe."""
+        return ImageTrainer(
+            self.data,
+            recipe,
+            device=self.device,
+            precision=self.precision,
+            ranks=self.ranks,
+            progress=self.progress,
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return what a study stores about the data and the training, by ``StudySettings``' names.

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from itertools import product
+
+import optuna
+import pytest
+from PIL import Image
+
+from vit_ratio_opt.model_files.load import load_dense, load_pruned
+from vit_ratio_opt.models.shape import shape_of
+
+
+@pytest.fixture
+def arguments(files):
+    """Arguments of a search of one trial, but for its limit and folder."""
+    return [
+        "search", "--data", files / "photos", "--checkpoint", files / "dense.safetensors",
+        "--n-trials", 1,
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def copied(searched, tmp_path):
+    """A copy of the finished search, to go on with."""
+    shutil.copytree(searched, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_search_writes_the_rows_and_resumes(searched, arguments, command, tmp_path):
+    first = json.loads((searched / "rows.json").read_text())
+    assert [row["name"] for row in first["rows"]] == ["dense", "fixed", "searched"]
+    keys = (
+        "name study strategy mhsa_ratio ffn_ratio macs macs_ratio params trial val_accuracy "
+        "val_error own_accuracy trained probability test_accuracy trials seconds"
+    )
+    assert all(list(row) == keys.split() for row in first["rows"])
+    place = ["--folder", searched, "--study-name", "photos"]
+    again = command(*arguments, *place, "--n-trials", 2, "--output", tmp_path / "2.json")
+    assert again.code == 0, again.err
+    assert json.loads((tmp_path / "2.json").read_text()) == first
+    assert "none repeated" in again.out
+
+
+def test_the_written_options_repeat_the_search(searched, command, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    kept = (searched / "rows.toml").read_text()
+    config = ["search", "--config", searched / "rows.toml"]
+    again = command(*config, "--output", tmp_path / "rows.json")
+    assert again.code == 0, again.err
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert rows == json.loads((searched / "rows.json").read_text())
+    assert "2 of 2 trials are done, none repeated" in again.out
+    written = (tmp_path / "rows.toml").read_text()
+    assert written == kept.replace(str(searched / "rows.json"), str(tmp_path / "rows.json"))
+    resumed = command(*config)  # writes the rows again, beside the very file that it reads
+    assert resumed.code == 0, resumed.err
+    assert (searched / "rows.toml").read_text() == kept
+
+
+def test_a_password_is_in_no_written_option(arguments, command, tmp_path, monkeypatch):
+    from vit_ratio_opt.cli import search as module
+
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    monkeypatch.setattr(module, "redact", lambda text: text.replace("study.db", "***"))
+    output = tmp_path / "rows.json"
+    ended = command(*arguments, "--storage", url, "--folder", tmp_path, "--output", output)
+    assert ended.code == 0, ended.err
+    assert "storage" not in (tmp_path / "rows.toml").read_text()
+
+
+def test_search_logs_each_trial(copied, arguments, command, tmp_path):
+    pytest.importorskip("tensorboard")
+    log = ["--json-log", tmp_path / "log", "--tensorboard", tmp_path / "board"]
+    place = ["--folder", copied, "--study-name", "photos"]
+    assert command(*arguments, *place, "--n-trials", 3, *log).code == 0
+    (line,) = map(json.loads, (tmp_path / "log").read_text().splitlines())
+    assert (line["study"], line["trial"]) == ("photos", 2)
+    assert os.listdir(tmp_path / "board" / "photos") == ["trial-0002"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--budget", "1.5"], "must be in (0, 1]"),
+        (["--budget", "0.01"], "at least 0."),
+        (["--budget", "0.5", "--tolerance", "1"], "Give --budget or --tolerance, not both"),
+        (["--n-trials", "0"], "--n-trials"),
+        (["--n-trials", "-2"], "--n-trials"),
+        (["--output", "/no/such/folder/rows.json"], "cannot be written"),
+        (["--storage", "nonsense"], "no storage URL"),
+        (["--storage", "sqlite:////no/such/folder/x.db"], "no folder"),
+        (["--budgit", "0.5"], "No such option"),
+        (["--cost", "params", "--strategy", "both"], "removes no parameter"),
+        (["--cost", "latency", "--iterative"], "does not go with `iterative`"),
+        (["--latency-batch", "8"], "is for the cost 'latency'"),
+        (["--tolerance", "1", "--confidence", "0.5"], "0.5 is not in (0.5, 1)"),
+        (["--tolerance", "1", "--confidence", "1"], "1 is not in (0.5, 1)"),
+        (["--strategy", "tokens"], "'cascade'"),
+        (["--checkpoint", "missing.safetensors"], "There is no checkpoint"),
+        (["--data", "missing"], "There is no folder missing"),
+    ],
+)
+def test_search_refuses_bad_input_and_writes_nothing(
+    tmp_path, monkeypatch, command, arguments, changes, message
+):
+    monkeypatch.chdir(tmp_path)
+    ended = command(*arguments, *changes)
+    assert ended.code == 2
+    assert message in ended.err
+    assert "Traceback" not in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--model", "vit_tny_patch16_224"], "no model named"),
+        ([], "give --checkpoint, --model or both"),
+        (["--weights", "ema"], "give one"),
+    ],
+)
+def test_search_without_a_checkpoint_needs_a_known_model(
+    tmp_path, monkeypatch, command, files, changes, message
+):
+    monkeypatch.chdir(tmp_path)
+    ended = command("search", "--data", files / "photos", *changes)
+    assert ended.code == 2
+    assert message in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_search_refuses_a_study_with_other_settings(searched, command, arguments):
+    place = ["--folder", searched, "--study-name", "photos"]
+    ended = command(*arguments, *place, "--budget", "0.5")
+    assert ended.code == 2
+    assert "exists with other settings: budget" in ended.err
+
+
+def test_output_must_not_overwrite_what_is_read(files, command, arguments, tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text("budget = 0.5\n")
+    for output in (files / "dense.safetensors", config):
+        before = output.read_bytes()
+        ended = command(*arguments, "--config", config, "--output", output)
+        assert ended.code == 2
+        assert "is read by this command" in ended.err
+        assert output.read_bytes() == before
+
+
+def test_search_runs_on_image_folders(arguments, command, tmp_path):
+    common = [*arguments, "--folder", tmp_path / "run", "--output", tmp_path / "rows.json"]
+    for flags, names in (
+        ([], ["dense", "fixed", "searched"]),
+        (["--fixed-ratio"], ["dense", "fixed"]),
+        (["--tolerance", 20, "--confidence", 0.6], ["dense", "searched"]),
+    ):
+        assert command(*common, *flags).code == 0
+        report = json.loads((tmp_path / "rows.json").read_text())
+        assert [row["name"] for row in report["rows"]] == names
+        assert 0 <= report["dense_full_test_accuracy"] <= 100
+    assert sorted(optuna.get_all_study_names(f"sqlite:///{tmp_path / 'run' / 'study.db'}")) == [
+        "photos-0.6", "photos-0.6-fixed", "photos-drop20.0",
+    ]  # fmt: skip
+
+
+def test_search_runs_every_strategy_from_csv_files(tmp_path, files, command):
+    images = tmp_path / "few" / "images"
+    images.mkdir(parents=True)
+    rows = ["filename,label"]
+    for c, i in product(range(4), range(20)):
+        Image.new("RGB", (40, 36), (60 * c, i, 0)).save(images / f"{c}-{i}.jpg")
+        rows.append(f"{c}-{i}.jpg,n{c}")
+    (tmp_path / "few" / "train.csv").write_text("\n".join(rows))
+    common = [
+        "search", "--data", tmp_path / "few", "--checkpoint", files / "dense.safetensors",
+        "--n-trials", 1, "--image-size", 32, "--validation", "train", "--folder",
+        tmp_path / "run", "--output", tmp_path / "rows.json",
+    ]  # fmt: skip
+    for flags in (
+        ["--budget", 0.7],
+        ["--budget", 0.8, "--strategy", "cascade", "--fixed-ratio"],
+        ["--tolerance", 20, "--strategy", "both"],
+        ["--budget", 0.8, "--strategy", "both", "--cascade", "cp-vit"],
+    ):
+        assert command(*common, *flags).code == 0
+    pruned = next((tmp_path / "run" / "checkpoints" / "few-0%2e7").glob("*.safetensors"))
+    further = ["--start", pruned, "--budget", 0.9, "--strategy", "cascade"]
+    assert command(*common, *further).code == 0
+    report = json.loads((tmp_path / "rows.json").read_text())
+    first, *_, second = report["rows"]
+    dense = load_dense(files / "dense.safetensors")
+    assert first["macs"] == shape_of(load_pruned(pruned, dense)[0]).macs
+    assert second["macs"] <= 0.9 * first["macs"]
+    assert second["strategy"] == "cascade"
+    assert sorted(optuna.get_all_study_names(f"sqlite:///{tmp_path / 'run' / 'study.db'}")) == [
+        "few-0.7", "few-0.8-both", "few-0.8-cascade-fixed", "few-0.9-cascade",
+        "few-drop20.0-both",
+    ]  # fmt: skip
+
+
+def test_two_study_names_never_share_a_checkpoint_folder(tmp_path):
+    from vit_ratio_opt.cli.search import StudyPlace
+
+    names = ["a", "a/b", "a_b", "..", "a%2fb", "a.b", "é" * 10_000, "é" * 10_001]
+    folders = {StudyPlace(tmp_path, "sqlite://", name).checkpoints for name in names}
+    assert len(folders) == len(names)
+    assert all(folder.parent == tmp_path / "checkpoints" for folder in folders)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, command, arguments):
+    (tmp_path / "file").write_text("")
+    ended = command(*arguments, "--folder", tmp_path / "file" / "run")
+    assert ended.code == 2
+    assert "file" in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

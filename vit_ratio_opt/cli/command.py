@@ -1,0 +1,143 @@
+"""Build a command from a dataclass: each field is one option of the command.
+
+The same fields are the keys of the TOML file of ``--config``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from inspect import Parameter, Signature
+from typing import Any, TypeVar, get_type_hints
+
+import typer
+
+__all__ = [
+    "DATA",
+    "LIMIT",
+    "LONGEST_SECONDS",
+    "MODEL",
+    "OUTPUT",
+    "PANELS",
+    "PRUNING",
+    "STUDY",
+    "TRAINING",
+    "WORKERS",
+    "check_confidence",
+    "check_finite",
+    "check_text",
+    "check_texts",
+    "command_of",
+    "option",
+]
+
+Options = TypeVar("Options")
+
+# Panels of `--help`, in the order in which a reader decides.
+MODEL, DATA, LIMIT, PRUNING = "Model", "Data", "Limit", "Pruning"
+TRAINING, STUDY, WORKERS, OUTPUT = "Training", "Study", "Workers", "Output"
+PANELS = (MODEL, DATA, LIMIT, PRUNING, TRAINING, STUDY, WORKERS, OUTPUT)
+
+LONGEST_SECONDS = 31_536_000
+"""A year: the longest time that an option accepts, in seconds."""
+
+_LONGEST_TEXT = 500  # Optuna's columns have 512 characters
+
+
+def option(panel: str, sentence: str, *names: str, **settings: Any) -> Any:
+    """Return a ``typer.Option`` in a panel of ``--help``.
+
+    Args:
+        panel: Name of the panel.
+        sentence: Help text of the option.
+        names: Names of the option; that of the field by default.
+        settings: Further arguments of ``typer.Option``.
+    """
+    return typer.Option(*names, help=sentence, rich_help_panel=panel, **settings)
+
+
+def check_text(value: str | None) -> str | None:
+    """Return a text unless a database cannot store it.
+
+    Raises:
+        typer.BadParameter: The text is empty, too long or no UTF-8 text.
+    """
+    if value is None:
+        return None
+    if not value.strip():
+        raise typer.BadParameter("it is empty.")
+    if len(value) > _LONGEST_TEXT:
+        raise typer.BadParameter(f"it is longer than {_LONGEST_TEXT} characters.")
+    if "\0" in value or not value.encode(errors="ignore").decode() == value:
+        raise typer.BadParameter("it is no UTF-8 text.")
+    return value
+
+
+def check_texts(values: list[str] | None) -> list[str] | None:
+    """Return texts unless a database cannot store one of them.
+
+    Raises:
+        typer.BadParameter: A text is empty, too long or no UTF-8 text.
+    """
+    for value in values or ():
+        check_text(value)
+    return values
+
+
+def check_finite(value: float | None) -> float | None:
+    """Return a number unless it is infinite or not a number.
+
+    Raises:
+        typer.BadParameter: The number is not finite.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value:g} is no finite number.")
+    return value
+
+
+def check_confidence(value: float) -> float:
+    """Return a probability unless it is outside of (0.5, 1).
+
+    Raises:
+        typer.BadParameter: The probability is outside of (0.5, 1).
+    """
+    if not 0.5 < value < 1:
+        raise typer.BadParameter(f"{value:g} is not in (0.5, 1).")
+    return value
+
+
+def command_of(run: Callable[[Options], None]) -> Callable[..., None]:
+    """Return a function for ``typer`` whose parameters are the fields of ``run``'s options.
+
+    Args:
+        run: A function of one parameter, ``options``, whose type is a dataclass. The types of its
+            fields are ``Annotated`` with ``typer.Option`` or ``typer.Argument``. Its docstring is
+            the help text of the command.
+    """
+    kind: Any = get_type_hints(run)["options"]
+    types = get_type_hints(kind, include_extras=True)
+    parameters = [
+        Parameter(
+            field.name,
+            Parameter.KEYWORD_ONLY,
+            default=Parameter.empty if field.default is MISSING else field.default,
+            annotation=types[field.name],
+        )
+        for field in fields(kind)
+    ]
+    parameters.sort(key=_panel_rank)
+
+    def command(**values: Any) -> None:
+        run(kind(**values))
+
+    command.__doc__ = run.__doc__
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _panel_rank(parameter: Parameter) -> int:
+    """Return the place of a parameter's panel in ``--help``; arguments come first."""
+    panel = parameter.annotation.__metadata__[0].rich_help_panel
+    return PANELS.index(panel) if panel in PANELS else -1

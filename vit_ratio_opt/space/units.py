@@ -1,0 +1,182 @@
+"""The units that structural pruning removes: heads or ranks of the attention, neurons of the FFN.
+
+A *rank* is one dimension of every head of a block: what is removed where heads are factorised
+instead of removed whole.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.space.pairs import RatioPair, check_pair, removed_units
+from vit_ratio_opt.space.shape import BlockShape, ViTShape
+
+__all__ = ["MIN_MHSA_UNITS", "MIN_NEURONS", "MhsaUnit", "StructuralUnits", "least_neurons"]
+
+MhsaUnit = Literal["head", "rank"]
+"""What ``mhsa_ratio`` counts: whole heads, or one dimension of every head of a block."""
+
+MIN_MHSA_UNITS = 1
+"""Heads, or ranks, that every block keeps."""
+
+MIN_NEURONS = 8
+"""Hidden neurons that every block keeps (all of them where a block has fewer)."""
+
+
+def least_neurons(round_to: int) -> int:
+    """Return the hidden neurons that every block keeps (all of them where a block has fewer)."""
+    return math.ceil(MIN_NEURONS / round_to) * round_to
+
+
+@dataclass(frozen=True)
+class StructuralUnits:
+    """The units of a dense model that structural pruning can remove.
+
+    Args:
+        shape: Shape of the dense model.
+        unit: Unit of the MHSA ratio that is asked for; :attr:`mhsa_unit` is the one that the
+            model allows.
+        round_to: Ranks and hidden neurons that are left in a block are multiples of this number
+            wherever some are removed.
+
+    Raises:
+        InputError: ``unit`` or ``round_to`` is no such value.
+    """
+
+    shape: ViTShape
+    unit: MhsaUnit = "rank"
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if self.unit not in get_args(MhsaUnit):
+            raise InputError(f"`unit` must be 'head' or 'rank', but got {self.unit!r:.80}.")
+        try:
+            is_valid = operator.index(self.round_to) >= 1
+        except TypeError:  # no whole number
+            is_valid = False
+        if not is_valid:
+            raise InputError(f"`round_to` must be at least 1, but got {self.round_to!r:.80}.")
+
+    @property
+    def mhsa_unit(self) -> MhsaUnit:
+        """The unit of the MHSA ratio.
+
+        It is a head in models that only lose whole heads, and a rank in models that keep all of
+        their heads, whatever :attr:`unit` is.
+        """
+        if self.shape.all_heads:
+            return "rank"
+        return "head" if self.shape.whole_heads else self.unit
+
+    @cached_property
+    def mhsa_units(self) -> int:
+        """Heads, or ranks, in all blocks."""
+        return sum(self._mhsa_units_by_block)
+
+    @property
+    def _mhsa_units_by_block(self) -> list[int]:
+        if self.mhsa_unit == "head":
+            return [block.num_heads for block in self.shape.blocks]
+        return [block.head_dim for block in self.shape.blocks]
+
+    @property
+    def neurons(self) -> int:
+        """Hidden neurons in all blocks."""
+        return self.shape.neurons
+
+    @cached_property
+    def steps(self) -> tuple[int, int]:
+        """Heads, or ranks, and neurons that are removed together, because of ``round_to``.
+
+        Ranks are removed in the smallest steps that come to a whole number of heads of
+        ``round_to`` dimensions, which is also what every block keeps at least. Not every sum of
+        such heads exists, so a model may come out smaller than its ratios ask for, by less than
+        ``round_to`` ranks.
+        """
+        if self.mhsa_unit == "head":
+            return MIN_MHSA_UNITS, self.round_to
+        if self.shape.all_heads:
+            return self.round_to, self.round_to
+        shared = math.gcd(self.round_to, *(block.num_heads for block in self.shape.blocks))
+        return self.round_to // shared, self.round_to
+
+    @cached_property
+    def mhsa_ratios(self) -> tuple[float, ...]:
+        """Every ratio that removes another number of heads, or ranks, rising from 0."""
+        step = self.steps[0]
+        most = sum(max(0, size - step) for size in self._mhsa_units_by_block)
+        return tuple(units / self.mhsa_units for units in range(0, most + 1, step))
+
+    @cached_property
+    def ffn_ratios(self) -> tuple[float, ...]:
+        """Every ratio that removes another number of neurons, rising from 0."""
+        least, step = least_neurons(self.round_to), self.steps[1]
+        most = sum(max(0, block.hidden_dim - least) for block in self.shape.blocks)
+        return tuple(neurons / self.neurons for neurons in range(0, most + 1, step))
+
+    @property
+    def max_pair(self) -> RatioPair:
+        """The largest ratios that leave every block its minimum."""
+        return RatioPair(self.mhsa_ratios[-1], self.ffn_ratios[-1])
+
+    def removed(self, pair: RatioPair) -> tuple[int, int]:
+        """Return the whole heads, or ranks, and the neurons that ``pair`` removes.
+
+        Raises:
+            InputError: A ratio is outside [0, largest ratio that leaves every block its minimum].
+        """
+        check_pair(self, pair)
+        mhsa_step, ffn_step = self.steps
+        return (
+            removed_units(pair.mhsa_ratio, self.mhsa_units, mhsa_step),
+            removed_units(pair.ffn_ratio, self.neurons, ffn_step),
+        )
+
+    @cached_property
+    def mhsa_unit_dims(self) -> int:
+        """Head dimensions in one head, or one rank.
+
+        Raises:
+            InputError: They differ from block to block, so that a ratio does not fix the MACs.
+        """
+        name = "head_dim" if self.mhsa_unit == "head" else "num_heads"
+        sizes = {getattr(block, name) for block in self.shape.blocks}
+        if len(sizes) != 1:
+            raise InputError(
+                f"All blocks must have the same {name} for an MHSA ratio to fix the MACs, but "
+                f"they have {sorted(sizes)}. Start from the dense model."
+            )
+        size: int = sizes.pop()
+        return size
+
+    @property
+    def mhsa_unit_macs(self) -> int:
+        """MACs of one head, or one rank; raises as :attr:`mhsa_unit_dims` does."""
+        return self.mhsa_unit_dims * self.shape.dim_macs
+
+    @property
+    def mhsa_unit_params(self) -> int:
+        """Parameters of one head, or one rank; raises as :attr:`mhsa_unit_dims` does.
+
+        Removing ranks may save more than this where heads have parameters of their own, because
+        some heads are removed whole.
+        """
+        params = self.mhsa_unit_dims * self.shape.dim_params
+        return params + (self.shape.head_params if self.mhsa_unit == "head" else 0)
+
+    def least_dims(self, block: BlockShape) -> int:
+        """Return the fewest head dimensions that ``block`` keeps: one head of the lowest rank."""
+        if self.shape.whole_heads:
+            return block.head_dim
+        rank = min(block.head_dim, self.round_to)
+        return rank * block.num_heads if self.shape.all_heads else rank
+
+    @property
+    def minimum(self) -> str:
+        """The minimum that every block keeps, in words."""
+        return f"{MIN_MHSA_UNITS} {self.mhsa_unit} and {least_neurons(self.round_to)} neurons"
