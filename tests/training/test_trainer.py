@@ -9,7 +9,7 @@ import torch
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.settings import StudySettings
-from vit_ratio_opt.training.context import Metric, Trainer, TrialContext
+from vit_ratio_opt.training.context import Metric, Stopwatch, Trainer, TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
@@ -139,3 +139,16 @@ def test_a_class_with_a_metric_and_three_methods_is_a_trainer(digits):
     value = trainer.train(torch.nn.Linear(2, 1), context)
     assert [epoch for epoch, _ in reports] == [1, 2, 3]
     assert value == reports[-1][1] < reports[0][1]
+
+
+def test_time_in_a_nested_block_counts_once():
+    times = iter([0.0, 1.0, 3.0, 3.5, 4.0, 10.0, 20.0, 21.0])
+    clock = Stopwatch(lambda: next(times))
+    with clock("train"):
+        with clock("data"):
+            pass
+        with clock("evaluate"):
+            pass
+    with clock("train"):
+        pass
+    assert dict(clock.seconds) == {"data": 2.0, "evaluate": 0.5, "train": 10.0 - 2.5 + 1.0}
