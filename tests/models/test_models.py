@@ -29,15 +29,14 @@ from vit_ratio_opt.latency import timing
 from vit_ratio_opt.latency.table import measure_latency
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
+from vit_ratio_opt.models.beit import BiasedAttention
 from vit_ratio_opt.models.blocks import ViT, branches
+from vit_ratio_opt.models.cait import TalkingHeads
 from vit_ratio_opt.models.create import create_model
-from vit_ratio_opt.models.separate import (
-    BiasedAttention,
-    ParallelBlock,
-    TalkingHeads,
-    separate_names,
-)
-from vit_ratio_opt.models.surgery import keep_units, shape_of
+from vit_ratio_opt.models.separate import separate_names
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.surgery import keep_units
+from vit_ratio_opt.models.vit import ParallelBlock
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import Importance, magnitude_importance
