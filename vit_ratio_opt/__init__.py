@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.model_files.save import save_dense, save_pruned
     from vit_ratio_opt.models.convert import to_timm
     from vit_ratio_opt.models.create import create_model
-    from vit_ratio_opt.models.surgery import shape_of
+    from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.pruning.calibration import Calibration, calibrate
     from vit_ratio_opt.pruning.importance import (
         Importance,
