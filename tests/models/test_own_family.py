@@ -8,6 +8,7 @@ import torch
 from timm.layers import Attention, Mlp, PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from vit_ratio_opt.space.geometry import RatioPair
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.model_files.load import load_pruned
@@ -21,7 +22,6 @@ from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import magnitude_importance, taylor_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
-from vit_ratio_opt.space.geometry import RatioPair
 
 
 class CosineAttention(Attention):
