@@ -44,8 +44,8 @@ from optuna.trial import FrozenTrial, TrialState
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair, Plan
-from vit_ratio_opt.search.sampler import BinarySearchSampler
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.curve import budget_curve, pair_columns
 from vit_ratio_opt.space.shape import BlockShape, ViTShape
@@ -66,7 +66,7 @@ SPACE = StructuralSpace(
     ),
     unit="head",
 )
-SUGGESTED: dict[str, Any] = ratio_space(SPACE)
+SUGGESTED: dict[str, Any] = ratio_distributions(SPACE)
 BUDGET, TOLERANCE = 0.6, 2.0
 FINISHED, RUNNING = (10, 100, 1_000, 10_000), (1, 4, 16)
 
@@ -124,7 +124,7 @@ def filler(file: Path, mode: str) -> Callable[[int], None]:
     return fill
 
 
-class Timed(BinarySearchSampler):
+class Timed(PlanSampler):
     """Notes how long each pair took."""
 
     seconds: list[float]

@@ -36,6 +36,7 @@ from command_line import run_command
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trials import block_rows
 from vit_ratio_opt.report import explainer
 from vit_ratio_opt.report.explainer import Explainer
@@ -43,8 +44,8 @@ from vit_ratio_opt.report.figures.training_curve import training_curve
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise
-from vit_ratio_opt.search.sampler import BinarySearchSampler
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.costs import PARAMS
 from vit_ratio_opt.space.curve import budget_curve, cost_saved, fixed_ratio_pair, pair_columns
@@ -99,7 +100,7 @@ def main(
 def _timed(study: Study, repeats: int) -> dict[str, float]:
     """Seconds of each part."""
     trials = study.get_trials(deepcopy=False)
-    dense = study.user_attrs["dense"]
+    dense = record_of(study).dense
     explain, page = Explainer(), ""
 
     def artifacts() -> None:
@@ -164,7 +165,7 @@ def _filled(url: str, mode: str, trials: int) -> Study:
     attributes["plan"] = plan.to_json()
     for name, value in attributes.items():
         study.set_user_attr(name, value)
-    study.sampler = BinarySearchSampler(ratio_space(SPACE), plan)
+    study.sampler = PlanSampler(ratio_distributions(SPACE), plan)
     for number in range(trials):
         pair = curve[(37 * number) % len(curve)]
         if tolerance:
@@ -189,7 +190,7 @@ def _trial(pair: RatioPair, tolerance: float | None, number: int) -> FrozenTrial
         state=TrialState.PRUNED if over else TrialState.COMPLETE,
         value=None if over else value,
         params=pair._asdict(),
-        distributions=dict(ratio_space(SPACE)),
+        distributions=dict(ratio_distributions(SPACE)),
         user_attrs={
             "macs_ratio": macs_ratio,
             "macs": SPACE.pruned_macs(pair),

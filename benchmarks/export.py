@@ -30,7 +30,7 @@ import typer
 from command_line import run_command
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.data.dataset import load_images
+from vit_ratio_opt.data.load import load_images
 from vit_ratio_opt.model_files.export import (
     export_model,
     exported_accuracy,

@@ -45,7 +45,9 @@ from torch import nn
 from torchvision.datasets import FakeData
 from torchvision.transforms import v2
 
-from vit_ratio_opt.data.dataset import ImageData, load_datasets, load_images
+from vit_ratio_opt.data.datasets import load_datasets
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.load import load_images
 from vit_ratio_opt.data.preprocessing import Preprocessing, remember_preprocessing
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
@@ -399,9 +401,10 @@ def save_half(model: ViT, path: Path, arguments: dict[str, Any]) -> None:
 
 def noise_images(seed: int) -> ImageData:
     """Return random images of CIFAR-10's shape, to rehearse with."""
-    parts = [FakeData(size, (3, 32, 32), random_offset=size) for size in (600, 200)]
+    sizes = {"train": 600, "test": 200}
+    parts = {name: FakeData(n, (3, 32, 32), random_offset=n) for name, n in sizes.items()}
     names = [str(label) for label in range(10)]
-    return load_datasets(*parts, name="noise", classes=names, seed=seed)
+    return load_datasets(parts, name="noise", classes=names, seed=seed)
 
 
 def head_commit() -> str:

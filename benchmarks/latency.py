@@ -36,7 +36,7 @@ import torch
 import typer
 from command_line import run_command
 
-from vit_ratio_opt.data.dataset import load_images
+from vit_ratio_opt.data.load import load_images
 from vit_ratio_opt.latency.timing import measure_latency, random_blocks, sharing, time_models
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device

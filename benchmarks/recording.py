@@ -12,7 +12,10 @@ from typing import Annotated, Any, Optional
 import torch
 import typer
 
-from vit_ratio_opt.data.dataset import ImageData, Split, load_digits, load_image_folder
+from vit_ratio_opt.data.digits import load_digits
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.image_folder import load_image_folder
+from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.training.recipe import Recipe

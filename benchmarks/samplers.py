@@ -71,10 +71,11 @@ from matplotlib import pyplot as plt
 from optuna.trial import Trial, TrialState
 
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.claims import SURPLUS
 from vit_ratio_opt.search.noise import Noise, accuracy_noise
-from vit_ratio_opt.search.plan import Pair, follow
-from vit_ratio_opt.search.sampler import SURPLUS, BinarySearchSampler
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.plan import Pair, run_plan
+from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.curve import (
     budget_curve,
@@ -203,7 +204,7 @@ def surface_of(name: str, key: str = "accuracy") -> Surface:
 @lru_cache
 def screened_best(name: str, curve: tuple[Pair, ...]) -> Pair:
     """Where :meth:`vit_ratio_opt.PruningObjective.screen` would begin."""
-    seen = follow(BudgetSearch(curve), surface_of(name, "accuracy_pruned").accuracy)
+    seen = run_plan(BudgetSearch(curve), surface_of(name, "accuracy_pruned").accuracy)
     return max(seen, key=lambda pair: seen[pair][0])
 
 
@@ -237,7 +238,7 @@ def _contests(surfaces: list[str], workers: tuple[int, ...]) -> list[Contest]:
 def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial], Pair]]:
     """A study and what suggests its pairs."""
     surface, name = surface_of(contest.surface), contest.sampler
-    space = ratio_space(surface.space)
+    space = ratio_distributions(surface.space)
     curve = budget_curve(surface.space, contest.level) if contest.mode == "budget" else ()
 
     def pair(trial: Trial) -> Pair:
@@ -263,7 +264,7 @@ def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial],
             costs = surface.space.macs_ratio
             plan = ToleranceSearch(surface.columns, costs, contest.level, **known)
         trials = TRIALS[contest.workers]
-        sampler: Any = BinarySearchSampler(space, plan, seed=seed, n_trials=trials)
+        sampler: Any = PlanSampler(space, plan, seed=seed, n_trials=trials)
     elif name == "Grid curve":
         sampler = optuna.samplers.GridSampler({"position": list(range(len(curve)))}, seed=seed)
     elif name == "Grid":
@@ -340,7 +341,7 @@ def _tell_tolerance(
 
 def _answer(contest: Contest, study: optuna.Study, seen: dict[Pair, list[float]]) -> Pair | None:
     if contest.sampler.startswith("ours"):
-        assert isinstance(study.sampler, BinarySearchSampler)
+        assert isinstance(study.sampler, PlanSampler)
         return study.sampler.winner(study)
     means = {pair: statistics.fmean(values) for pair, values in seen.items()}
     if contest.mode == "budget":

@@ -57,7 +57,8 @@ from workers import postgresql, quiet
 from vit_ratio_opt._compat import rdb_of
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.search.budget import BudgetSearch
-from vit_ratio_opt.search.sampler import _CLAIM, BinarySearchSampler
+from vit_ratio_opt.search.claims import CLAIM
+from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
@@ -130,7 +131,7 @@ def sampler_named(name: str) -> BaseSampler:
     if name == "random":
         return RandomSampler()
     plan = BudgetSearch(CURVE, noise=1e6, confirmations=0)
-    return BinarySearchSampler(SPACE, plan)
+    return PlanSampler(SPACE, plan)
 
 
 def measure(
@@ -186,7 +187,7 @@ def running_trial(place: int, processes: int) -> FrozenTrial:
         params=dict(zip(SPACE, pair, strict=True)),
         distributions=dict(SPACE),
         user_attrs={"process": place % processes},
-        system_attrs={_CLAIM: list(pair)},
+        system_attrs={CLAIM: list(pair)},
     )
 
 
@@ -220,7 +221,7 @@ def work(
     sampler = sampler_named(sampler_name)
     study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
     plans: list[float] = []
-    if isinstance(sampler, BinarySearchSampler):
+    if isinstance(sampler, PlanSampler):
         propose = sampler._plan.propose
 
         def timed(*arguments: Any, **settings: Any) -> Any:

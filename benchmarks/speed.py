@@ -41,7 +41,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.surgery import shape_of, shrink_to
-from vit_ratio_opt.pruning.cascade import cascade
+from vit_ratio_opt.pruning.cascade import prune_tokens
 from vit_ratio_opt.space.curve import fixed_ratio_pair
 from vit_ratio_opt.space.shape import BlockShape, ViTShape
 from vit_ratio_opt.space.tokens import CP_VIT, TokenSpace
@@ -85,7 +85,7 @@ def main(
             if round_to > 1:
                 continue
             space = TokenSpace(shape, replace(CP_VIT, by_range=False))
-            pruned = cascade(dense, space.tokens(fixed_ratio_pair(space, macs_ratio)))
+            pruned = prune_tokens(dense, space.tokens(fixed_ratio_pair(space, macs_ratio)))
             sizes: list[Any] = [list(counts) for counts in shape_of(pruned).block_tokens]
         else:
             blocks = pruned_blocks(shape, macs_ratio, kind, round_to)

@@ -63,9 +63,10 @@ from vit_ratio_opt.runs.optimize import keep_optimizing
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.reaping import fail_dead_trials
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.claims import SURPLUS, refuse_surplus
 from vit_ratio_opt.search.plan import Pair, Plan
-from vit_ratio_opt.search.sampler import SURPLUS, BinarySearchSampler, refuse_surplus
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.curve import budget_curve, pair_columns
 from vit_ratio_opt.space.shape import BlockShape, ViTShape
@@ -85,7 +86,7 @@ SPACE = StructuralSpace(
     ),
     unit="head",
 )
-SUGGESTED = ratio_space(SPACE)
+SUGGESTED = ratio_distributions(SPACE)
 BUDGETS = [round(0.35 + 0.1 * i, 2) for i in range(6)]
 TOLERANCES = [round(0.5 * 1.25**i, 3) for i in range(14)]
 HEARTBEAT_SECONDS = 1
@@ -190,13 +191,13 @@ def open_study(name: str, storage: RDBStorage | None) -> Study:
         study_name=name,
         storage=storage,
         direction="maximize" if name.startswith("budget") else "minimize",
-        sampler=BinarySearchSampler(SUGGESTED, plan_of(name)),
+        sampler=PlanSampler(SUGGESTED, plan_of(name)),
         load_if_exists=True,
     )
 
 
 def answer(study: Study) -> Pair | None:
-    assert isinstance(study.sampler, BinarySearchSampler)
+    assert isinstance(study.sampler, PlanSampler)
     return study.sampler.winner(study)
 
 
@@ -220,7 +221,7 @@ def work(url: str, grace: int, by_process: bool, log: str) -> None:
         storage = open_database(url, grace)
         for name in study_names():
             study = open_study(name, storage)
-            assert isinstance(study.sampler, BinarySearchSampler)
+            assert isinstance(study.sampler, PlanSampler)
             while True:
                 if by_process:
                     fail_dead_trials(study)

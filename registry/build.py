@@ -14,13 +14,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parent / "vit_ratio_opt"
+SEARCH = ("belief", "budget", "claims", "margins", "noise", "plan", "sampler", "tolerance")
 MODULES = (
     "errors.py",
     "_compat.py",
-    *(
-        f"search/{name}.py"
-        for name in ("belief", "budget", "margins", "noise", "plan", "sampler", "tolerance")
-    ),
+    *(f"search/{name}.py" for name in SEARCH),
 )
 
 

@@ -20,15 +20,16 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vit_ratio_opt.data.dataset import ImageData, load_digits
+from vit_ratio_opt.data.digits import load_digits
+from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.model_files.save import save_pruned
 from vit_ratio_opt.models.blocks import branches
 from vit_ratio_opt.models.separate import separate
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise
-from vit_ratio_opt.search.sampler import BinarySearchSampler
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.costs import PARAMS
 from vit_ratio_opt.space.curve import budget_curve, cost_saved, curve_and_baseline, pair_columns
@@ -338,7 +339,7 @@ def make_study() -> Callable[..., optuna.Study]:
             study.set_user_attr("plan", plan.to_json())
         elif tolerance is None:
             study.set_user_attr("plan", {"curve": curve, "noise": 0.1})
-        study.sampler = BinarySearchSampler(ratio_space(space), plan)
+        study.sampler = PlanSampler(ratio_distributions(space), plan)
         pairs = [curve[(7 * number) % len(curve)] for number in range(trials)]
         if planned and tolerance is None and baseline is not None:
             pairs = [baseline, *(pair for pair in pairs * 2 if pair != baseline)][:trials]
@@ -376,7 +377,7 @@ def _trained(
         state=TrialState.PRUNED if over else TrialState.COMPLETE,
         value=None if over else value,
         params=pair._asdict(),
-        distributions=ratio_space(space),
+        distributions=ratio_distributions(space),
         user_attrs={
             "macs_ratio": macs_ratio,
             "macs": space.pruned_macs(pair),

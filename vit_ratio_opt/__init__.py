@@ -9,14 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vit_ratio_opt.data.dataset import (
-        load_cifar10,
-        load_csv_images,
-        load_datasets,
-        load_digits,
-        load_image_folder,
-        load_images,
-    )
+    from vit_ratio_opt.data.cifar10 import load_cifar10
+    from vit_ratio_opt.data.csv_images import load_csv_images
+    from vit_ratio_opt.data.datasets import load_datasets
+    from vit_ratio_opt.data.digits import load_digits
+    from vit_ratio_opt.data.image_folder import load_image_folder
+    from vit_ratio_opt.data.load import load_images
+    from vit_ratio_opt.data.options import LoadOptions
     from vit_ratio_opt.data.preprocessing import Preprocessing, preprocess_of
     from vit_ratio_opt.errors import InputError, UnsupportedModelError
     from vit_ratio_opt.model_files.export import export_model
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.runs.objective import PruningObjective
     from vit_ratio_opt.runs.origin import load_objective
     from vit_ratio_opt.runs.study import run_study
-    from vit_ratio_opt.search.sampler import BinarySearchSampler
+    from vit_ratio_opt.search.binary_search import BinarySearchSampler
     from vit_ratio_opt.space.curve import budget_curve
     from vit_ratio_opt.space.pairs import RatioPair
     from vit_ratio_opt.training.evaluate import evaluate
@@ -41,14 +40,13 @@ if TYPE_CHECKING:
     from vit_ratio_opt.training.recipe import Recipe
 
 _HOMES = {
-    "data.dataset": (
-        "load_cifar10",
-        "load_csv_images",
-        "load_datasets",
-        "load_digits",
-        "load_image_folder",
-        "load_images",
-    ),
+    "data.cifar10": ("load_cifar10",),
+    "data.csv_images": ("load_csv_images",),
+    "data.datasets": ("load_datasets",),
+    "data.digits": ("load_digits",),
+    "data.image_folder": ("load_image_folder",),
+    "data.load": ("load_images",),
+    "data.options": ("LoadOptions",),
     "data.preprocessing": ("Preprocessing", "preprocess_of"),
     "errors": ("InputError", "UnsupportedModelError"),
     "model_files.load": ("load_dense", "load_pruned"),
@@ -65,7 +63,7 @@ _HOMES = {
     "runs.objective": ("PruningObjective",),
     "runs.origin": ("load_objective",),
     "runs.study": ("run_study",),
-    "search.sampler": ("BinarySearchSampler",),
+    "search.binary_search": ("BinarySearchSampler",),
     "space.curve": ("budget_curve",),
     "space.pairs": ("RatioPair",),
     "training.evaluate": ("evaluate",),
@@ -78,6 +76,7 @@ __all__ = [
     "BinarySearchSampler",
     "Calibration",
     "InputError",
+    "LoadOptions",
     "Preprocessing",
     "PruningObjective",
     "RatioPair",

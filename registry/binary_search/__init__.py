@@ -1,9 +1,10 @@
 """Bisection in one or two monotone parameters of known cost."""
 
 from ._budget import BudgetSearch
+from ._claims import refuse_surplus
 from ._noise import Noise
 from ._plan import Estimate, Plan, Proposal
-from ._sampler import BinarySearchSampler, refuse_surplus
+from ._sampler import PlanSampler as BinarySearchSampler
 from ._tolerance import ToleranceSearch
 
 __all__ = [

@@ -12,7 +12,7 @@ import torch
 from optuna.storages import InMemoryStorage
 from optuna.study import Study
 
-from vit_ratio_opt.data.dataset import load_digits
+from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model

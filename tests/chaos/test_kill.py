@@ -15,7 +15,7 @@ from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.study import create_study
-from vit_ratio_opt.search.sampler import SURPLUS
+from vit_ratio_opt.search.claims import SURPLUS
 from vit_ratio_opt.training.recipe import Recipe
 
 from .conftest import wait_for

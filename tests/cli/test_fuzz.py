@@ -18,7 +18,7 @@ from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.cli.report import print_report
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import answer_of, trained_trial
-from vit_ratio_opt.records.trials import load_studies
+from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.report.figures.training_curve import training_curve
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.markdown import markdown_page

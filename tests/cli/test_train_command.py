@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vit_ratio_opt.data.dataset import load_digits
+from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.training.evaluate import evaluate

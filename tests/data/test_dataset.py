@@ -11,15 +11,15 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 from torchvision.datasets import ImageFolder
 
-from vit_ratio_opt.data import dataset as data_module
-from vit_ratio_opt.data.dataset import (
-    load_cifar10,
-    load_csv_images,
-    load_datasets,
-    load_digits,
-    load_image_folder,
-    load_images,
-)
+from vit_ratio_opt.data.cifar10 import load_cifar10
+from vit_ratio_opt.data.csv_images import load_csv_images
+from vit_ratio_opt.data.datasets import load_datasets
+from vit_ratio_opt.data.digits import load_digits
+from vit_ratio_opt.data.image_folder import load_image_folder
+from vit_ratio_opt.data.load import load_images
+from vit_ratio_opt.data.options import LoadOptions
+from vit_ratio_opt.data.reading import Files, paths_of
+from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.errors import InputError
 
 
@@ -61,7 +61,9 @@ def test_digits_splits_are_disjoint_stratified_and_seeded():
 
 @pytest.mark.parametrize("memory_limit", [2**30, 0])
 def test_images_on_disk_and_in_memory_give_the_same_batches(tmp_path, memory_limit):
-    data = load_image_folder(write_folder(tmp_path), val_fraction=0.25, memory_limit=memory_limit)
+    data = load_image_folder(
+        write_folder(tmp_path), options=LoadOptions(val_fraction=0.25, memory_limit=memory_limit)
+    )
     assert data.classes == ("cat", "dog")
     assert [len(s) for s in (data.train, data.val, data.test)] == [18, 6, 24]
     batches = list(data.test.batches(5))
@@ -79,8 +81,9 @@ def test_test_split_can_be_halved_for_a_dense_model_that_saw_all_training_images
 
 def test_any_pair_of_datasets_is_resized_and_labelled():
     data = load_datasets(
-        Colours(), Colours(), name="colours", classes=["a", "b"], image_size=6, memory_limit=0
-    )
+        {"train": Colours(), "test": Colours()}, name="colours", classes=["a", "b"], image_size=6,
+        options=LoadOptions(memory_limit=0),
+    )  # fmt: skip
     images, labels = next(data.test.batches(24))
     assert images.shape == (24, 3, 6, 6)
     assert labels.tolist() == [0] * 12 + [1] * 12
@@ -95,8 +98,8 @@ def test_cifar10_is_read_as_torchvision_stores_it(tmp_path, monkeypatch):
             self.data = self.data.reshape(24, 32, 32, 3)
             self.targets = [0, 1] * 12
 
-    monkeypatch.setattr("vit_ratio_opt.data.dataset.CIFAR10", Stored)
-    data = load_cifar10(tmp_path, val_fraction=0.25)
+    monkeypatch.setattr("vit_ratio_opt.data.cifar10.CIFAR10", Stored)
+    data = load_cifar10(tmp_path, options=LoadOptions(val_fraction=0.25))
     assert data.image_shape == (3, 32, 32)
     assert data.test.dataset[0][0][:, 0, 1].tolist() == [3, 4, 5]
 
@@ -122,21 +125,21 @@ def test_bad_folders_are_refused(tmp_path, prepare, message):
 
 
 def test_bad_splits_and_images_are_refused():
-    pair = Colours(), Colours()
+    splits = {"train": Colours(), "test": Colours()}
     arguments = {"name": "colours", "classes": ["a", "b"]}
     with pytest.raises(InputError, match="'train' or 'test'"):
-        load_datasets(*pair, **arguments, validation="both")
+        load_datasets(splits, **arguments, validation="both")
     with pytest.raises(InputError, match=r"in \(0, 1\)"):
-        load_datasets(*pair, **arguments, val_fraction=1.5)
+        load_datasets(splits, **arguments, options=LoadOptions(val_fraction=1.5))
     with pytest.raises(InputError, match="cannot be split by class"):
-        load_datasets(*pair, **arguments, val_fraction=0.01)
+        load_datasets(splits, **arguments, options=LoadOptions(val_fraction=0.01))
     with pytest.raises(InputError, match="one a channel"):
-        load_datasets(*pair, **arguments, mean=[0.5])
+        load_datasets(splits, **arguments, options=LoadOptions(mean=[0.5]))
     floats = [(torch.zeros(3, 8, 8), 0)]
     with pytest.raises(InputError, match="8 bits"):
-        load_datasets(floats, floats, **arguments)
+        load_datasets({"train": floats, "test": floats}, **arguments)
     with pytest.raises(InputError, match="must have images"):
-        load_datasets([], [], **arguments)
+        load_datasets({"train": [], "test": []}, **arguments)
 
 
 def test_augmentation_shifts_each_image_and_mirrors_only_where_harmless():
@@ -226,7 +229,7 @@ def test_csv_files_that_do_not_fit_are_refused(csv_folder, name, text, message):
 # Fingerprints
 
 
-ON_DISK = {"val_fraction": 0.25, "memory_limit": 0}
+ON_DISK = LoadOptions(val_fraction=0.25, memory_limit=0)
 
 
 def fingerprints(data):
@@ -235,53 +238,61 @@ def fingerprints(data):
 
 @pytest.mark.parametrize("memory_limit", [2**30, 0])
 def test_fingerprints_go_by_contents_wherever_the_folder_is(tmp_path, memory_limit):
-    options = {**ON_DISK, "memory_limit": memory_limit}
+    options = replace(ON_DISK, memory_limit=memory_limit)
     folder = write_folder(tmp_path / "a")
-    first = fingerprints(load_image_folder(folder, **options))
+    first = fingerprints(load_image_folder(folder, options=options))
     assert len(set(first)) == 3
     moved = folder.rename(tmp_path / "b")
-    assert fingerprints(load_image_folder(moved, **options)) == first
+    assert fingerprints(load_image_folder(moved, options=options)) == first
     Image.new("RGB", (8, 8), (255, 255, 255)).save(moved / "test" / "cat" / "0.png")
-    changed = fingerprints(load_image_folder(moved, **options))
+    changed = fingerprints(load_image_folder(moved, options=options))
     assert changed[:2] == first[:2]
     assert changed[2] != first[2]
 
 
 def test_a_renamed_file_is_another_image_on_disk(tmp_path):
     folder = write_folder(tmp_path)
-    before = load_image_folder(folder, **ON_DISK)
+    before = load_image_folder(folder, options=ON_DISK)
     first = fingerprints(before)
     (folder / "test" / "dog" / "9.png").rename(folder / "test" / "dog" / "99.png")
-    after = load_image_folder(folder, **ON_DISK)
+    after = load_image_folder(folder, options=ON_DISK)
     assert fingerprints(after) != first
     assert after.has_fingerprint(before.val.fingerprint(contents=False))  # of version 0.1.0
     assert not after.has_fingerprint("abc")
 
 
-def test_sizes_of_all_files_count_and_bytes_of_some(tmp_path, monkeypatch):
-    monkeypatch.setattr(data_module, "_HASHED", 1)
-    folder = write_folder(tmp_path)
-    first = load_image_folder(folder, **ON_DISK).test_fingerprint
-    for path in (folder / "test" / "dog").iterdir():
-        path.write_bytes(path.read_bytes() + b" ")
-        assert load_image_folder(folder, **ON_DISK).test_fingerprint != first
-        path.write_bytes(path.read_bytes()[:-1])
-    assert load_image_folder(folder, **ON_DISK).test_fingerprint == first
+def test_sizes_of_all_files_count_and_bytes_of_some(tmp_path):
+    paths = [tmp_path / f"{index}.png" for index in range(300)]
+    for path in paths:
+        path.write_bytes(b"x")
+    files = Files(paths, [0] * len(paths))
+    split = Split(files, torch.arange(len(files)), torch.tensor(files.targets))
+    first, other_bytes = split.fingerprint(), 0
+    for path in paths[::10]:
+        path.write_bytes(b"xx")
+        assert split.fingerprint() != first
+        path.write_bytes(b"y")
+        other_bytes += split.fingerprint() != first
+        path.write_bytes(b"x")
+    assert split.fingerprint() == first
+    assert 0 < other_bytes < 30  # 256 of 300 are read
 
 
 def test_named_files_of_csv_and_of_subsets_are_hashed_as_files(csv_folder):
     data = load_images(csv_folder, image_size=8)
-    on_disk = load_csv_images(csv_folder, image_size=8, memory_limit=0)
+    on_disk = load_csv_images(csv_folder, image_size=8, options=LoadOptions(memory_limit=0))
     assert len(set(fingerprints(on_disk))) == 3
     part = Subset(on_disk.test.dataset.dataset, range(3))
-    paths = [Path(path).name for path in data_module._paths(part)]
+    paths = [Path(path).name for path in paths_of(part)]
     assert paths == [path.name for path in on_disk.test.dataset.dataset.paths[:3]]
     assert fingerprints(data) != fingerprints(on_disk)
 
 
 def test_pixels_of_a_data_set_of_another_kind_count_unless_they_are_random():
     def load(dataset):
-        return load_datasets(dataset, Colours(), name="c", classes=["a", "b"], **ON_DISK)
+        return load_datasets(
+            {"train": dataset, "test": Colours()}, name="c", classes=["a", "b"], options=ON_DISK
+        )
 
     class Random(Colours):
         def __getitem__(self, index):
@@ -300,7 +311,7 @@ def test_pixels_of_a_data_set_of_another_kind_count_unless_they_are_random():
 
 
 def test_options_that_change_pixels_are_preprocessing(tmp_path):
-    data = load_image_folder(write_folder(tmp_path), image_size=6, **ON_DISK)
+    data = load_image_folder(write_folder(tmp_path), image_size=6, options=ON_DISK)
     assert data.preprocessing == {}
     source = {**data.source, "interpolation": "bicubic", "crop": None}
     assert replace(data, source=source).preprocessing == {"interpolation": "bicubic"}
@@ -311,7 +322,8 @@ def test_a_transform_of_files_counts(tmp_path):
         splits = [ImageFolder(str(write_folder(tmp_path / name))) for name in ("a", "b")]
         train = Subset(splits[0], range(20))
         splits[0].transforms = transform
-        return load_datasets(train, splits[1], name="f", classes=["test", "train"], **ON_DISK)
+        parts, classes = {"train": train, "test": splits[1]}, ["test", "train"]
+        return load_datasets(parts, name="f", classes=classes, options=ON_DISK)
 
     class Dark:
         def __call__(self, image, label):

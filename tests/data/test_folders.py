@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from vit_ratio_opt.data.dataset import (
-    default_validation,
-    load_again,
-    load_csv_images,
-    load_image_folder,
-    load_images,
-)
+from vit_ratio_opt.data.csv_images import load_csv_images
+from vit_ratio_opt.data.image_folder import load_image_folder
+from vit_ratio_opt.data.load import default_validation, load_again, load_images
+from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.errors import InputError
 
-ON_DISK = {"memory_limit": 0}
-OPTIONS = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+NORMALISED = LoadOptions(mean=(0.5,) * 3, std=(0.5,) * 3)
+ON_DISK = replace(NORMALISED, memory_limit=0)
+OPTIONS = {"options": NORMALISED}
 
 
 @pytest.fixture(autouse=True)
@@ -99,11 +98,16 @@ def test_without_a_folder_test_the_folder_val_is_the_test_split(tmp_path):
     ],
 )
 def test_what_needs_no_images_is_checked_before_they_are_read(tmp_path, options, sentence):
-    root = write(tmp_path)
+    root, arguments = write(tmp_path), dict(OPTIONS)
+    for name, value in options.items():
+        if hasattr(NORMALISED, name):
+            arguments["options"] = replace(NORMALISED, **{name: value})
+        else:
+            arguments[name] = value
     for path in root.glob("test/*/*.png"):
         path.write_bytes(b"")
     with pytest.raises(InputError, match=sentence):
-        load_image_folder(root, **{**OPTIONS, **options})
+        load_image_folder(root, **arguments)
 
 
 def test_two_folders_that_could_validate_are_refused(tmp_path):
@@ -249,7 +253,7 @@ def test_files_are_in_the_order_of_torchvision(tmp_path):
     root = write(tmp_path)
     for name in ("x/1.png", "x-1/1.png", "x/y/1.png", "10.png", "B.png"):
         picture(root / "train" / "cat" / name, 1)
-    data = load_image_folder(root, **OPTIONS, **ON_DISK, validation="test")
+    data = load_image_folder(root, options=ON_DISK, validation="test")
     paths = [str(path) for path in data.train.dataset.dataset.paths]
     assert paths == [path for path, _ in ImageFolder(str(root / "train")).samples]
 
@@ -348,7 +352,7 @@ def damage(root: Path) -> Path:
 @pytest.mark.parametrize("memory_limit", [2**30, 0])
 def test_damaged_files_are_named_all_at_once(tmp_path, memory_limit):
     with pytest.raises(InputError) as caught:
-        load_image_folder(damage(tmp_path), memory_limit=memory_limit, **OPTIONS)
+        load_image_folder(damage(tmp_path), options=replace(NORMALISED, memory_limit=memory_limit))
     message = str(caught.value)
     assert "7 of 41 images cannot be read" in message
     assert all(f"dog/{index}.png cannot be read" in message for index in range(5))
@@ -359,8 +363,8 @@ def test_damaged_files_are_named_all_at_once(tmp_path, memory_limit):
 
 @pytest.mark.parametrize("memory_limit", [2**30, 0])
 def test_damaged_files_are_left_out_if_asked_for(tmp_path, memory_limit, caplog):
-    options = {**OPTIONS, "memory_limit": memory_limit, "image_size": 8}
-    data = load_image_folder(damage(tmp_path), skip_damaged=True, validation="test", **options)
+    options = replace(NORMALISED, memory_limit=memory_limit, skip_damaged=True)
+    data = load_image_folder(damage(tmp_path), image_size=8, validation="test", options=options)
     assert "7 of 41 images are left out" in caplog.text
     assert len(data.train) == 14
     assert len(data.val) + len(data.test) == 20
@@ -378,13 +382,13 @@ def test_damaged_files_of_a_table_are_named(tmp_path, memory_limit):
     table(tmp_path, "train", {f"{i}.png": "ab"[i % 2] for i in range(40)})
     (tmp_path / "images" / "7.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"1 of 40 images cannot be read.*images/7\.png"):
-        load_csv_images(tmp_path, memory_limit=memory_limit, **OPTIONS)
-    data = load_images(tmp_path, skip_damaged=True, **OPTIONS)
+        load_csv_images(tmp_path, options=replace(NORMALISED, memory_limit=memory_limit))
+    data = load_images(tmp_path, options=replace(NORMALISED, skip_damaged=True))
     assert sum(len(part) for part in (data.train, data.val, data.test)) == 39
 
 
 def test_a_file_that_is_damaged_later_is_named_when_it_is_met(tmp_path):
-    data = load_image_folder(write(tmp_path), **ON_DISK, **OPTIONS)
+    data = load_image_folder(write(tmp_path), options=ON_DISK)
     (tmp_path / "test" / "cat" / "5.png").write_bytes(b"")
     with pytest.raises(InputError) as caught:
         list(data.test.batches(4))
@@ -396,9 +400,9 @@ def test_a_folder_of_damaged_files_only_is_refused(tmp_path):
     root = write(tmp_path)
     for path in root.glob("test/*/*.png"):
         path.write_bytes(b"")
-    for options in ({}, {"skip_damaged": True}):
+    for options in (NORMALISED, replace(NORMALISED, skip_damaged=True)):
         with pytest.raises(InputError, match="no test image can be read"):
-            load_image_folder(root, **options, **OPTIONS)
+            load_image_folder(root, options=options)
 
 
 # Folders that are not there
@@ -421,7 +425,7 @@ def test_nothing_is_downloaded_into_a_folder_of_something_else(tmp_path, monkeyp
         assert not download
         raise RuntimeError("Dataset not found")
 
-    monkeypatch.setattr("vit_ratio_opt.data.dataset.CIFAR10", download)
+    monkeypatch.setattr("vit_ratio_opt.data.cifar10.CIFAR10", download)
     with pytest.raises(InputError, match="CIFAR-10 is not below"):  # asked for by a study
         load_again({"loader": "cifar10", "root": str(tmp_path)})
     write(tmp_path, splits=("cat", "dog"))

@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vit_ratio_opt.data.dataset import load_datasets, load_image_folder
+from vit_ratio_opt.data.datasets import load_datasets
+from vit_ratio_opt.data.image_folder import load_image_folder
 from vit_ratio_opt.data.images import read_image, resize, to_8_bits, to_uint8
+from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.errors import InputError
 
@@ -175,7 +177,7 @@ def test_a_photograph_is_turned_only_if_asked_for(tmp_path):
     path = tmp_path / "train" / "a" / "0.jpg"
     assert read_image(path).size == (16, 8)
     assert read_image(path, exif_rotation=True).size == (8, 16)
-    data = load_image_folder(tmp_path, exif_rotation=True)
+    data = load_image_folder(tmp_path, options=LoadOptions(exif_rotation=True))
     assert data.source["exif_rotation"] is True
     assert data.preprocessing == {"exif_rotation": True}
 
@@ -257,7 +259,7 @@ def test_what_is_no_8_bit_image_is_refused_with_its_index(image, sentence):
     bad = [*good[:5], (image, 0), *good]
     for train, test, part in ((bad, good, "training"), (good, bad, "test")):
         with pytest.raises(InputError, match=rf"c, {part} images, item 5: .*{sentence}"):
-            load_datasets(train, test, name="c", classes=["a", "b"])
+            load_datasets({"train": train, "test": test}, name="c", classes=["a", "b"])
 
 
 # Sizes

@@ -17,15 +17,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vit_ratio_opt.cli import main as cli
-from vit_ratio_opt.data.dataset import (
-    load_again,
-    load_cifar10,
-    load_csv_images,
-    load_datasets,
-    load_digits,
-    load_image_folder,
-    load_images,
-)
+from vit_ratio_opt.data.cifar10 import load_cifar10
+from vit_ratio_opt.data.csv_images import load_csv_images
+from vit_ratio_opt.data.datasets import load_datasets
+from vit_ratio_opt.data.digits import load_digits
+from vit_ratio_opt.data.image_folder import load_image_folder
+from vit_ratio_opt.data.load import load_again, load_images
+from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.data.preprocessing import (
     CIFAR10_MEAN,
     CIFAR10_STD,
@@ -136,7 +134,9 @@ def test_images_are_loaded_as_the_model_was_trained(folder, caplog):
 
 
 def test_what_is_given_replaces_what_the_model_says(folder):
-    data = load_image_folder(folder, preprocess=OWN, mean=np.array([0.3, 0.3, 0.3]), image_size=6)
+    data = load_image_folder(
+        folder, preprocess=OWN, image_size=6, options=LoadOptions(mean=np.array([0.3, 0.3, 0.3]))
+    )
     assert (data.mean, data.std) == ((0.3, 0.3, 0.3), OWN.std)
     assert data.image_shape == (3, 6, 6)
     with pytest.raises(InputError, match="from 1 to 8192"):
@@ -159,7 +159,7 @@ def test_an_assumed_normalisation_is_said(folder, load, caplog):
     assert "give `preprocess`, or `mean` and `std`" in caplog.text
     caplog.clear()
     assert load_again(data.source).mean == CIFAR10_MEAN
-    load(folder, image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    load(folder, image_size=8, options=LoadOptions(mean=(0.5,) * 3, std=(0.5,) * 3))
     load(folder, preprocess=OWN)
     assert not caplog.records
     load(folder, preprocess=replace(OWN, is_assumed=True))
@@ -172,7 +172,7 @@ def test_an_assumed_normalisation_of_any_data_set_is_said(channels, caplog):
     items = [
         (random.integers(0, 256, (8, 8, channels), dtype=np.uint8), label) for label in (0, 1) * 20
     ]
-    data = load_datasets(items[:20], items[20:], name="d", classes=["a", "b"])
+    data = load_datasets({"train": items[:20], "test": items[20:]}, name="d", classes=["a", "b"])
     assert data.mean == (CIFAR10_MEAN if channels == 3 else (0.5,) * channels)
     assert "are assumed" in caplog.text
 
@@ -191,8 +191,8 @@ def test_tables_and_cifar10_take_the_models_normalisation(tmp_path, folder, monk
             self.data = np.zeros((24, 32, 32, 3), np.uint8)
             self.targets = [0, 1] * 12
 
-    monkeypatch.setattr("vit_ratio_opt.data.dataset.CIFAR10", Stored)
-    data = load_cifar10(tmp_path, val_fraction=0.25, preprocess=OWN)
+    monkeypatch.setattr("vit_ratio_opt.data.cifar10.CIFAR10", Stored)
+    data = load_cifar10(tmp_path, preprocess=OWN, options=LoadOptions(val_fraction=0.25))
     assert (data.mean, data.std) == (OWN.mean, OWN.std)
     assert load_again(data.source).mean == OWN.mean
     plain = {"loader": "cifar10", "root": str(tmp_path), "val_fraction": 0.25}
@@ -252,8 +252,8 @@ def test_images_of_another_preprocessing_are_said(folder, change, clause, caplog
 def test_images_of_the_models_own_preprocessing_are_not_said(folder, caplog):
     data = load_images(folder, preprocess=OWN)
     PruningObjective(model_of(), data, budget=0.6)
-    PruningObjective(model_of(None), load_images(folder, mean=OWN.mean, std=OWN.std, image_size=8),
-                     budget=0.6)  # fmt: skip
+    same = load_images(folder, image_size=8, options=LoadOptions(mean=OWN.mean, std=OWN.std))
+    PruningObjective(model_of(None), same, budget=0.6)
     rounded = replace(OWN, mean=(0.1001, 0.2, 0.3))
     PruningObjective(model_of(rounded), data, budget=0.6)
     assert not caplog.records

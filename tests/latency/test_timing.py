@@ -24,7 +24,8 @@ from vit_ratio_opt.latency.timing import (
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.importance import taylor_importance
-from vit_ratio_opt.pruning.prune import prune, prune_units, sizes_left
+from vit_ratio_opt.pruning.prune import prune, prune_units
+from vit_ratio_opt.pruning.sizes import predict_sizes
 from vit_ratio_opt.space.costs import Latency
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.space.shape import BlockShape
@@ -146,7 +147,7 @@ def test_sizes_are_those_that_pruning_leaves(tiny_vit, images, allocation, round
     dense = StructuralUnits(shape_of(tiny_vit), round_to=round_to)
     pairs = [(0.0, 0.0), (0.25, 0.5), (0.5, 0.75)]
     units, neurons = zip(*(dense.removed(RatioPair(*pair)) for pair in pairs), strict=True)
-    heads, hidden = sizes_left(dense, units, neurons, calibration, allocation=allocation)
+    heads, hidden = predict_sizes(dense, units, neurons, calibration, allocation=allocation)
     for pair, sizes, counts in zip(pairs, heads, hidden, strict=True):
         pruned = prune(tiny_vit, pair, calibration, allocation=allocation, round_to=round_to)
         left = shape_of(pruned).blocks
@@ -158,7 +159,7 @@ def test_sizes_are_those_that_pruning_leaves(tiny_vit, images, allocation, round
 def test_sizes_of_whole_heads_are_those_that_pruning_leaves(tiny_vit, images, labels, allocation):
     scores = taylor_importance(tiny_vit, [(images, labels)])
     dense = StructuralUnits(shape_of(tiny_vit), "head")
-    heads, hidden = sizes_left(dense, [0, 3], [5, 60], scores, allocation=allocation)
+    heads, hidden = predict_sizes(dense, [0, 3], [5, 60], scores, allocation=allocation)
     for index, (units, neurons) in enumerate(((0, 5), (3, 60))):
         left = shape_of(
             prune_units(tiny_vit, units, neurons, scores, allocation=allocation)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vit_ratio_opt.cli import main as cli
-from vit_ratio_opt.data.dataset import load_digits
+from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files import export
 from vit_ratio_opt.model_files.export import (
@@ -23,7 +23,7 @@ from vit_ratio_opt.model_files.export import (
 from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.model_files.save import save_dense, save_pruned
 from vit_ratio_opt.models.create import create_model
-from vit_ratio_opt.pruning.cascade import cascade
+from vit_ratio_opt.pruning.cascade import prune_tokens
 from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.space.shape import BlockTokens
@@ -90,7 +90,7 @@ def pruned(model):
 def test_exported_model_gives_the_same_logits(make_vit, tmp_path, capfd, images, kind, to):
     model = pruned(make_vit(depth=1))
     if kind == "cascade":
-        model = cascade(make_vit(), [BlockTokens(17, 17, 10), BlockTokens(9, 17, 5)])
+        model = prune_tokens(make_vit(), [BlockTokens(17, 17, 10), BlockTokens(9, 17, 5)])
     path = tmp_path / f"model{SUFFIXES[to]}"
     difference = export_model(model, path, to)
     run = load_exported(path)

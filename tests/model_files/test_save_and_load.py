@@ -14,7 +14,7 @@ from vit_ratio_opt.model_files.save import save_dense, save_pruned
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.models.surgery import shape_of
-from vit_ratio_opt.pruning.cascade import cascade
+from vit_ratio_opt.pruning.cascade import prune_tokens
 from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.space.shape import BlockTokens
@@ -69,7 +69,7 @@ def test_pruned_models_come_back_from_their_files_alone(images, assert_comes_bac
     tokens = [BlockTokens(17, 17, 17), BlockTokens(9, 17, 5)]
     pruned = {
         "structural": prune(dense, (0.5, 0.5), magnitude_importance(dense)),
-        "cascade": cascade(dense, tokens, scores="max"),
+        "cascade": prune_tokens(dense, tokens, scores="max"),
     }
     assert_comes_back(pruned, dict.fromkeys(pruned, images))
 
@@ -198,7 +198,9 @@ def test_unwritable_path_is_one_sentence(tmp_path, tiny_vit):
 def test_a_cascade_comes_back_as_it_was(tmp_path, make_vit, images):
     model = make_vit(depth=2)
     tokens = [BlockTokens(17, 17, 9), BlockTokens(5, 17, 3)]
-    small = cascade(prune(model, (0.3, 0.5), magnitude_importance(model)), tokens, scores="mean")
+    small = prune_tokens(
+        prune(model, (0.3, 0.5), magnitude_importance(model)), tokens, scores="mean"
+    )
     save_pruned(small, tmp_path / "m.safetensors", {})
     loaded, manifest = load_pruned(tmp_path / "m.safetensors", model)
     assert torch.equal(loaded(images), small(images))
@@ -212,7 +214,7 @@ def test_a_cascade_comes_back_as_it_was(tmp_path, make_vit, images):
 )
 def test_a_cascade_that_does_not_fit_is_refused(tmp_path, make_vit, damage):
     model = make_vit(depth=2)
-    small = cascade(model, [BlockTokens(17, 17, 9)] * 2)
+    small = prune_tokens(model, [BlockTokens(17, 17, 9)] * 2)
     chosen = {"tokens": [[17, 17, 9]] * 2, "scores": "max", **damage}
     save_pruned(small, tmp_path / "m.safetensors", {"cascade": chosen})
     with pytest.raises(InputError):

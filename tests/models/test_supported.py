@@ -22,7 +22,7 @@ from vit_ratio_opt.model_files.export import export_model
 from vit_ratio_opt.model_files.save import save_dense, save_pruned
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
-from vit_ratio_opt.pruning.cascade import cascade
+from vit_ratio_opt.pruning.cascade import prune_tokens
 from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import magnitude_importance, taylor_importance
 from vit_ratio_opt.pruning.prune import prune, prune_ranks, prune_units
@@ -221,7 +221,7 @@ def test_every_entry_refuses_a_wrapped_block(
         lambda: prune_ranks(model, 8, 16, known),
         lambda: prune_units(model, 1, 16, scores),
         lambda: repair(model, [images], known),
-        lambda: cascade(model, [BlockTokens(9, 9, 9)] * 2),
+        lambda: prune_tokens(model, [BlockTokens(9, 9, 9)] * 2),
         lambda: taylor_importance(model, [(images, labels)]),
         lambda: measure_latency(model),
         lambda: time_models([model]),

@@ -8,10 +8,10 @@ import torch
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
-from vit_ratio_opt.pruning.cascade import attention_survey
 from vit_ratio_opt.pruning.importance import magnitude_importance, taylor_importance
 from vit_ratio_opt.pruning.prune import prune, prune_ranks
 from vit_ratio_opt.pruning.reconstruct import repair
+from vit_ratio_opt.pruning.survey import survey_attention
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_labels_that_do_not_fit_are_refused(tiny_vit, images, labels, batch, mes
 
 def test_the_survey_of_the_attention_looks_at_its_images(tiny_vit, images) -> None:
     with pytest.raises(InputError, match="Batch 1 of the images must be a tensor"):
-        attention_survey(tiny_vit, [images, (images, images)])
+        survey_attention(tiny_vit, [images, (images, images)])
 
 
 def test_logits_that_are_no_numbers_are_refused(tiny_vit, images, labels) -> None:
@@ -164,7 +164,7 @@ def test_a_calibration_of_other_weights_is_refused(tiny_vit, images) -> None:
 
 def test_a_guide_of_another_kind_is_refused(tiny_vit, images) -> None:
     scores = magnitude_importance(tiny_vit)
-    with pytest.raises(InputError, match="`guide` must be a Calibration or an Importance"):
+    with pytest.raises(InputError, match="`scores` must be a Calibration or an Importance"):
         prune(tiny_vit, (0.5, 0.5), [images])
     with pytest.raises(InputError, match="`calibration` must be a Calibration, but is a Importan"):
         prune_ranks(tiny_vit, 8, 16, scores)

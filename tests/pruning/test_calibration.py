@@ -8,7 +8,8 @@ from timm.models.vision_transformer import VisionTransformer
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning.batches import tokens_at
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
-from vit_ratio_opt.pruning.prune import expected_losses, prune
+from vit_ratio_opt.pruning.prune import prune
+from vit_ratio_opt.pruning.sizes import expected_losses
 
 
 def test_it_comes_back_from_its_tensors(tiny_vit: VisionTransformer, images: torch.Tensor) -> None:

@@ -6,14 +6,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.surgery import shape_of
-from vit_ratio_opt.pruning.cascade import (
-    attention_survey,
-    cascade,
-    keep_heads,
-    reads_prefix_only,
-    without_cascade,
-)
+from vit_ratio_opt.pruning.cascade import prune_tokens, reads_prefix_only, remove_cascade
 from vit_ratio_opt.pruning.count import count_macs
+from vit_ratio_opt.pruning.survey import keep_heads, survey_attention
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.space.shape import BlockTokens
 from vit_ratio_opt.space.tokens import LATE, TokenSpace
@@ -86,7 +81,7 @@ def test_gathered_tokens_give_what_masked_ones_give(
     model = make_vit(**{"depth": 4, **changes})
     tokens = some(model, queries_only=queries_only)
     expected = reference(model, images, tokens)
-    assert torch.allclose(cascade(model, tokens)(images), expected, atol=1e-5)
+    assert torch.allclose(prune_tokens(model, tokens)(images), expected, atol=1e-5)
     assert not torch.allclose(model(images), expected, atol=1e-3)
 
 
@@ -96,7 +91,7 @@ def test_all_tokens_give_the_dense_model_bit_for_bit(
     make_vit: MakeViT, images: torch.Tensor, changes: dict
 ) -> None:
     model = make_vit(**changes)
-    same = cascade(model, [everything(model)] * 2)
+    same = prune_tokens(model, [everything(model)] * 2)
     assert torch.equal(same(images), model(images))
 
 
@@ -106,7 +101,7 @@ def test_closed_form_macs_equal_those_that_fvcore_traces(
     make_vit: MakeViT, images: torch.Tensor, changes: dict, queries_only: bool
 ) -> None:
     model = make_vit(**{"depth": 4, **changes})
-    small = cascade(model, some(model, queries_only=queries_only))
+    small = prune_tokens(model, some(model, queries_only=queries_only))
     traced = count_macs(small, images[:1])
     shape = shape_of(small)
     assert shape.macs == sum(macs for name, macs in traced.items() if name != "layer_norm")
@@ -122,7 +117,7 @@ def test_what_patches_do_in_the_last_block_changes_nothing_for_a_class_token(
     assert reads_prefix_only(model)
     space = TokenSpace(shape_of(model), LATE, class_only=True)
     pair = RatioPair(space.free_ratio, space.free_ratio)
-    small = cascade(model, space.tokens(pair))
+    small = prune_tokens(model, space.tokens(pair))
     assert shape_of(small).macs < shape_of(model).macs
     assert torch.allclose(small(images), model(images), atol=1e-5)
     assert not reads_prefix_only(make_vit(class_token=False, global_pool="avg"))
@@ -133,7 +128,7 @@ def test_a_block_leaves_the_streams_that_it_leaves_out(
     make_vit: MakeViT, images: torch.Tensor
 ) -> None:
     model = make_vit()
-    small = cascade(model, [ALL, BlockTokens(5, 5, 3)])
+    small = prune_tokens(model, [ALL, BlockTokens(5, 5, 3)])
     streams = {}
     small.blocks.register_forward_hook(lambda _, __, out: streams.update(after=out))
     dense = model.blocks[0](model.norm_pre(model._pos_embed(model.patch_embed(images))))
@@ -147,7 +142,7 @@ def test_fine_tuning_goes_through_it(
     make_vit: MakeViT, images: torch.Tensor, labels: torch.Tensor
 ) -> None:
     model = make_vit(depth=4)
-    small = cascade(model, some(model)).train()
+    small = prune_tokens(model, some(model)).train()
     optimizer = torch.optim.Adam(small.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
@@ -163,18 +158,18 @@ def test_fine_tuning_goes_through_it(
 def test_it_is_the_timm_model_that_it_was(make_vit: MakeViT, images: torch.Tensor) -> None:
     model = make_vit(depth=4)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    small = cascade(model, some(model))
+    small = prune_tokens(model, some(model))
     assert type(small) is VisionTransformer
     assert all(torch.equal(small.state_dict()[key], value) for key, value in before.items())
-    assert torch.equal(without_cascade(small)(images), model(images))
-    again = cascade(small, [ALL] * 4)
+    assert torch.equal(remove_cascade(small)(images), model(images))
+    again = prune_tokens(small, [ALL] * 4)
     assert torch.equal(again(images), model(images))
-    assert without_cascade(model) is model
+    assert remove_cascade(model) is model
 
 
 def test_it_compiles_to_one_graph(make_vit: MakeViT, images: torch.Tensor) -> None:
     model = make_vit(depth=4)
-    small = cascade(model, some(model, queries_only=True))
+    small = prune_tokens(model, some(model, queries_only=True))
     compiled = torch.compile(small, backend="aot_eager", fullgraph=True, dynamic=False)
     with torch.no_grad():
         assert torch.allclose(compiled(images), small(images), atol=1e-5)
@@ -183,7 +178,7 @@ def test_it_compiles_to_one_graph(make_vit: MakeViT, images: torch.Tensor) -> No
 def test_scores_choose_different_tokens(make_vit: MakeViT, images: torch.Tensor) -> None:
     model = make_vit(depth=4)
     outputs = [
-        cascade(model, some(model), scores=name)(images) for name in ("max", "mean", "class")
+        prune_tokens(model, some(model), scores=name)(images) for name in ("max", "mean", "class")
     ]
     assert all(
         not torch.allclose(one, other, atol=1e-4)
@@ -206,16 +201,16 @@ def test_counts_that_do_not_fit_are_refused(
     tiny_vit: VisionTransformer, tokens: list[BlockTokens], options: dict, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        cascade(tiny_vit, tokens, **options)
+        prune_tokens(tiny_vit, tokens, **options)
 
 
 def test_models_that_it_does_not_fit_are_refused(make_vit: MakeViT, images: torch.Tensor) -> None:
     with pytest.raises(InputError, match="patch_drop_rate"):
-        cascade(make_vit(patch_drop_rate=0.1), [ALL, ALL])
+        prune_tokens(make_vit(patch_drop_rate=0.1), [ALL, ALL])
     pooled = make_vit(class_token=False, global_pool="avg")
     with pytest.raises(InputError, match="needs a class token"):
-        cascade(pooled, [everything(pooled)] * 2, scores="class")
-    flexible = cascade(make_vit(dynamic_img_size=True), [ALL, BlockTokens(5, 5, 5)])
+        prune_tokens(pooled, [everything(pooled)] * 2, scores="class")
+    flexible = prune_tokens(make_vit(dynamic_img_size=True), [ALL, BlockTokens(5, 5, 5)])
     with pytest.raises(InputError, match="for 17 tokens, but got 10"):
         flexible(images[:, :, :24, :24])
 
@@ -231,7 +226,7 @@ def test_attention_to_all_patches_alike_has_range_one(
         for block in model.blocks:
             block.attn.qkv.weight[:32] = 0  # no queries, so no preferences
             block.attn.qkv.bias[:32] = 0
-    survey = attention_survey(model, [images])
+    survey = survey_attention(model, [images])
     assert survey.ranges == (1.0, 1.0)
     for scores, blocks in zip(survey.heads, (1, 2), strict=True):
         assert torch.allclose(scores, torch.full((4,), blocks / 17, dtype=torch.float64))
@@ -243,25 +238,25 @@ def test_range_of_attention_to_oneself_is_small(make_vit: MakeViT, images: torch
         for block in model.blocks:  # the products of equal tokens are large
             weight = torch.eye(32) * 30
             block.attn.qkv.weight[:64] = torch.cat([weight, weight])
-    assert max(attention_survey(model, [images]).ranges) < 0.5
+    assert max(survey_attention(model, [images]).ranges) < 0.5
 
 
 def test_survey_is_a_mean_over_images_and_changes_nothing(
     make_vit: MakeViT, images: torch.Tensor
 ) -> None:
     model = make_vit().train()
-    whole, parts = (attention_survey(model, b) for b in ([images], [images[:3], images[3:]]))
+    whole, parts = (survey_attention(model, b) for b in ([images], [images[:3], images[3:]]))
     assert whole.ranges == parts.ranges
     assert all(torch.allclose(a, b) for a, b in zip(whole.heads, parts.heads, strict=True))
     assert model.training
     assert not model.blocks[0].attn._forward_pre_hooks
     with pytest.raises(InputError, match="at least one image"):
-        attention_survey(model, [])
+        survey_attention(model, [])
 
 
 def test_heads_with_the_highest_scores_stay(make_vit: MakeViT, images: torch.Tensor) -> None:
     model = make_vit()
-    survey = attention_survey(model, [images])
+    survey = survey_attention(model, [images])
     small = keep_heads(model, (3, 1), survey)
     assert [block.attn.num_heads for block in small.blocks] == [3, 1]
     best = survey.heads[1].argmax() * 8

@@ -35,7 +35,10 @@ def test_each_strategy_has_its_name_and_defaults() -> None:
     ("make", "message"),
     [
         (lambda: Structural(unit="dim"), "`mhsa_unit` must be 'head' or 'rank', but got 'dim'"),
-        (lambda: Structural(allocation="some"), "`allocation` must be one of"),
+        (
+            lambda: Structural(allocation="some"),
+            "`allocation` must be 'global', 'energy' or 'uniform'",
+        ),
         (lambda: Structural(round_to=0), "`round_to` must be at least 1, but got 0"),
         (lambda: Structural(round_to=1.5), "`round_to` must be at least 1, but got 1.5"),
         (lambda: Structural(criterion=score), "scores heads and neurons, no ranks"),

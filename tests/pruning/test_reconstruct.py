@@ -10,8 +10,9 @@ from timm.models.vision_transformer import VisionTransformer
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.surgery import keep_units
 from vit_ratio_opt.pruning.calibration import calibrate
+from vit_ratio_opt.pruning.least_squares import NormalEquations
 from vit_ratio_opt.pruning.prune import prune
-from vit_ratio_opt.pruning.reconstruct import NormalEquations, embed, repair
+from vit_ratio_opt.pruning.reconstruct import embed, repair
 
 
 @given(mhsa=st.floats(0, 0.8), ffn=st.floats(0, 0.875), seed=st.integers(0, 2**16))

@@ -14,7 +14,8 @@ from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
-from vit_ratio_opt.records.answer import answer_of, answer_trial, candidate_of, trained_trial
+from vit_ratio_opt.records.answer import answer_of, answer_trial, trained_trial
+from vit_ratio_opt.records.candidates import candidate_of
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.report.figures.accuracy import accuracy_figure
 from vit_ratio_opt.report.figures.path import path_figure
@@ -82,7 +83,7 @@ def test_the_fixed_ratio_is_the_answer_where_no_pair_is_better(make_study):
     answer = answer_of(study)
     assert answer.is_baseline
     assert answer.found.trial.number == 0
-    assert answer.contender.probability <= 0.5
+    assert answer.likeliest_other.probability <= 0.5
     for place, text in places(study).items():
         assert "is trial 0, the fixed ratio 0." in text, place
         assert "no other pair is better with a probability above one half" in text, place
@@ -283,7 +284,7 @@ def test_the_table_of_a_terminal_fits_into_80_columns(make_study):
     assert "…" not in text
     found = answer_of(study).found
     assert f"{found.accuracy:.2f} ± {found.error:.2f}" in text
-    assert "…" not in printed(results_table(report | {"cost": "params"}))
+    assert "…" not in printed(results_table(report | {"cost_word": "parameters"}))
 
 
 # All places of a study that was trained

@@ -31,7 +31,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vit_ratio_opt.cli import main as cli
-from vit_ratio_opt.data.dataset import load_digits
+from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model

@@ -15,7 +15,7 @@ import pytest
 from optuna.storages import InMemoryStorage
 from torch import nn
 
-from vit_ratio_opt.data.dataset import load_digits
+from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model

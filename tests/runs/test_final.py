@@ -13,7 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vit_ratio_opt.cli import main as cli
-from vit_ratio_opt.data.dataset import load_digits, load_image_folder
+from vit_ratio_opt.data.digits import load_digits
+from vit_ratio_opt.data.image_folder import load_image_folder
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense

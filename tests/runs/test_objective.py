@@ -15,7 +15,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
-from vit_ratio_opt.pruning.cascade import cascade
+from vit_ratio_opt.pruning.cascade import prune_tokens
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.costs import PARAMS
@@ -338,7 +338,7 @@ def test_settings_that_do_not_go_with_a_strategy_are_refused(make, changes, mess
 
 
 def test_a_model_with_a_cascade_is_refused(make, digits, dense):
-    cut = cascade(dense, [BlockTokens(5, 5, 3)] * 2)
+    cut = prune_tokens(dense, [BlockTokens(5, 5, 3)] * 2)
     with pytest.raises(InputError, match="a cascade already"):
         PruningObjective(cut, digits, budget=0.5)
     with pytest.raises(InputError, match="a cascade already"):

@@ -8,8 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vit_ratio_opt.data import dataset as data_module
-from vit_ratio_opt.data.dataset import load_digits, load_image_folder, load_images
+from vit_ratio_opt.data.digits import load_digits
+from vit_ratio_opt.data.image_folder import load_image_folder
+from vit_ratio_opt.data.load import load_again as load_images_again
+from vit_ratio_opt.data.load import load_images
+from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.latency import timing as latency_module
 from vit_ratio_opt.model_files.load import load_again, load_dense, load_pruned
@@ -152,12 +155,14 @@ def folder(tmp_path):
     [
         lambda folder: load_digits(seed=2, val_fraction=0.3),
         lambda folder: load_image_folder(folder, image_size=6, validation="test", seed=4),
-        lambda folder: load_images(folder, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5)),
+        lambda folder: load_images(
+            folder, options=LoadOptions(mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))
+        ),
     ],
 )
 def test_images_are_loaded_again_as_they_were(folder, load):
     data = load(folder)
-    again = data_module.load_again(json.loads(json.dumps(data.source)))
+    again = load_images_again(json.loads(json.dumps(data.source)))
     assert again.fingerprint == data.fingerprint
     assert (again.mean, again.std, again.validation) == (data.mean, data.std, data.validation)
     assert again.image_shape == data.image_shape
@@ -174,7 +179,7 @@ def test_images_are_loaded_again_as_they_were(folder, load):
 )
 def test_other_sources_of_images_are_refused(source, root, message):
     with pytest.raises(InputError, match=message):
-        data_module.load_again(source, root=root)
+        load_images_again(source, root=root)
 
 
 @pytest.mark.parametrize("source", [{}, {"checkpoint": "x"}, {"pruned": "x"}])
@@ -216,7 +221,7 @@ def test_a_pruned_model_finds_the_test_images_of_its_study(dense_file, tmp_path)
 @pytest.mark.parametrize("version", ["earlier", "now"])
 def test_the_splits_of_a_folder_come_back_wherever_it_is(folder, tmp_path, validation, version):
     options = {"image_size": 8, "validation": validation, "seed": 3}
-    data = load_image_folder(folder, **options, mean=(0.1, 0.2, 0.3))
+    data = load_image_folder(folder, **options, options=LoadOptions(mean=(0.1, 0.2, 0.3)))
     manifest = {
         "classes": list(data.classes), "mean": list(data.mean), "std": list(data.std),
         "dataset": data.name, "validation": data.fingerprint, "seed": 3,

@@ -12,8 +12,10 @@ from optuna.trial import TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.records.answer import answer_of, answer_trial, candidate_of
-from vit_ratio_opt.records.trials import finished_trials, load_studies
+from vit_ratio_opt.records.answer import answer_of, answer_trial
+from vit_ratio_opt.records.candidates import candidate_of
+from vit_ratio_opt.records.loading import load_studies
+from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.report.rows import build_report, timing_split
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.processes import process_name

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.study import create_study, run_study
-from vit_ratio_opt.search.sampler import BinarySearchSampler
+from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.training.recipe import Recipe
 
 Make = Callable[..., PruningObjective]
@@ -96,7 +96,7 @@ def test_a_study_of_another_direction_is_refused_at_the_first_trial(
     monkeypatch.setattr("vit_ratio_opt.runs.objective.finetune", None)
     chosen = None
     if sampler == "binary":
-        chosen = BinarySearchSampler(objective.search_space, objective.plan())
+        chosen = PlanSampler(objective.search_space, objective.plan())
     study = optuna.create_study(
         directions=directions, sampler=chosen, study_name="s",
         storage=None if storage == "memory" else url,
@@ -122,7 +122,7 @@ def test_the_sampler_alone_refuses_another_direction(make: Make, limits, directi
     """With an objective of the user's own, that returns what ours does."""
     ours = make(**limits)
     study = optuna.create_study(
-        directions=directions, sampler=BinarySearchSampler(ours.search_space, ours.plan())
+        directions=directions, sampler=PlanSampler(ours.search_space, ours.plan())
     )
 
     def objective(trial):
@@ -138,7 +138,7 @@ def test_the_sampler_alone_refuses_another_direction(make: Make, limits, directi
 def test_a_study_that_optuna_created_in_the_right_direction_is_searched(make: Make, url) -> None:
     objective = make()
     optuna.create_study(study_name="s", storage=url, direction="maximize")
-    sampler = BinarySearchSampler(objective.search_space, objective.plan())
+    sampler = PlanSampler(objective.search_space, objective.plan())
     study = optuna.load_study(study_name="s", storage=url, sampler=sampler)
     study.optimize(objective, n_trials=2)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2

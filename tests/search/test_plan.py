@@ -7,7 +7,7 @@ import pytest
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Levels, Noise, Repeats
-from vit_ratio_opt.search.plan import Pair, Plan, alternatives, as_noise, follow, normal_cdf
+from vit_ratio_opt.search.plan import Pair, Plan, alternatives, as_noise, normal_cdf, run_plan
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 
 STEPS = [step / 32 for step in range(29)]
@@ -30,7 +30,7 @@ def value(pair: Pair) -> float:
 
 def test_following_a_plan_observes_what_it_proposes_to_its_end() -> None:
     for plan in plans():
-        observed = follow(plan, value)
+        observed = run_plan(plan, value)
         assert plan.propose(observed).pair is None
         assert all(values == [value(pair)] for pair, values in observed.items())
         answer = plan.answer(observed)
@@ -42,7 +42,7 @@ def test_following_a_plan_observes_what_it_proposes_to_its_end() -> None:
 def test_a_plan_proposes_within_its_limits() -> None:
     for plan in plans():
         (least, least_second), (most, most_second) = plan.limits
-        for first, second in follow(plan, value):
+        for first, second in run_plan(plan, value):
             assert least <= first <= most
             assert least_second <= second <= most_second
 

@@ -17,9 +17,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.claims import is_surplus, value_of
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Proposal
-from vit_ratio_opt.search.sampler import BinarySearchSampler, is_surplus, value_of
+from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.space.curve import budget_curve, fixed_ratio_pair
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.space.shape import BlockShape, ViTShape
@@ -62,7 +63,7 @@ def objective(trial: Trial) -> float:
 def create(**settings: object) -> Study:
     settings = {
         "direction": "maximize",
-        "sampler": BinarySearchSampler(SPACE, BudgetSearch(CURVE)),
+        "sampler": PlanSampler(SPACE, BudgetSearch(CURVE)),
     } | settings
     return optuna.create_study(**settings)
 
@@ -86,7 +87,7 @@ def uninterrupted() -> list[int | None]:
 class TestOptunaKit(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
-        return lambda: BinarySearchSampler(SPACE, BudgetSearch(CURVE))
+        return lambda: PlanSampler(SPACE, BudgetSearch(CURVE))
 
 
 # The search
@@ -115,7 +116,7 @@ def test_sampler_says_why_it_stops(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("budget", [0.35, 0.5, 0.6, 0.65, 0.8, 0.95, 1])
 def test_first_trial_is_at_least_the_fixed_ratio(budget: float) -> None:
     curve = budget_curve(PAIRS, budget)
-    study = create(sampler=BinarySearchSampler(SPACE, BudgetSearch(curve)))
+    study = create(sampler=PlanSampler(SPACE, BudgetSearch(curve)))
     mhsa_ratio, ffn_ratio = suggest(study.ask())
     fixed = fixed_ratio_pair(PAIRS, budget)
     heads, neurons = PAIRS.removed(RatioPair(mhsa_ratio, ffn_ratio))
@@ -126,12 +127,12 @@ def test_first_trial_is_at_least_the_fixed_ratio(budget: float) -> None:
 
 def test_first_trial_is_where_the_curve_crosses_the_diagonal() -> None:
     curve = [(0.1, 0.8), (0.3, 0.6), (0.5, 0.4), (0.7, 0.2)]
-    assert suggest(create(sampler=BinarySearchSampler(SPACE, BudgetSearch(curve))).ask()) == (
+    assert suggest(create(sampler=PlanSampler(SPACE, BudgetSearch(curve))).ask()) == (
         0.5,
         0.4,
     )
     never = [(0.1, 0.8), (0.3, 0.6)]
-    assert suggest(create(sampler=BinarySearchSampler(SPACE, BudgetSearch(never))).ask()) == (
+    assert suggest(create(sampler=PlanSampler(SPACE, BudgetSearch(never))).ask()) == (
         0.3,
         0.6,
     )
@@ -160,7 +161,7 @@ def test_ask_and_tell_goes_on_past_the_end() -> None:
 def test_other_names_are_searched_alike() -> None:
     names = ("heads_cut", "neurons_cut")
     space = {name: FloatDistribution(0, 1) for name in names}
-    study = create(sampler=BinarySearchSampler(space, BudgetSearch(CURVE)))
+    study = create(sampler=PlanSampler(space, BudgetSearch(CURVE)))
     study.optimize(lambda trial: accuracy(suggest(trial, names)), n_trials=FAR_TOO_MANY)
     tried = [POSITIONS[tuple(t.params[name] for name in names)] for t in study.trials]
     assert tried == uninterrupted()
@@ -175,7 +176,7 @@ FIXED = CURVE[PEAK + 2]
 
 def noisy_study(n_trials: int | None, **settings: object) -> Study:
     plan = BudgetSearch(CURVE, baseline=FIXED, noise=NOISE, dense=0.9)
-    return create(sampler=BinarySearchSampler(SPACE, plan, n_trials=n_trials), **settings)
+    return create(sampler=PlanSampler(SPACE, plan, n_trials=n_trials), **settings)
 
 
 def proposals(study: Study, count: int) -> list[str]:
@@ -362,7 +363,7 @@ def test_optimize_stops_when_the_last_pair_keeps_failing() -> None:
 
 
 def test_optimize_stops_when_every_pair_keeps_failing() -> None:
-    study = create(sampler=BinarySearchSampler(SPACE, BudgetSearch(CURVE[:2])))
+    study = create(sampler=PlanSampler(SPACE, BudgetSearch(CURVE[:2])))
     study.optimize(lambda trial: 0 * objective(trial) + float("nan"), n_trials=FAR_TOO_MANY)
     assert sorted(positions(study)) == [0, 0, 0, 1, 1, 1]
 
@@ -476,7 +477,7 @@ def learning_rates(**settings: object) -> list[float]:
         trial.suggest_float("lr", 1e-5, 1e-1, log=True)
         return objective(trial)
 
-    study = create(sampler=BinarySearchSampler(SPACE, BudgetSearch(CURVE), **settings))
+    study = create(sampler=PlanSampler(SPACE, BudgetSearch(CURVE), **settings))
     study.optimize(with_lr, n_trials=FAR_TOO_MANY)
     assert positions(study) == uninterrupted()  # whatever the learning rate
     return [trial.params["lr"] for trial in study.trials]
@@ -508,9 +509,7 @@ def test_independent_sampler_sees_every_trial() -> None:
         ) -> None:
             calls.append(("after", trial.number, state))
 
-    study = create(
-        sampler=BinarySearchSampler(SPACE, BudgetSearch(CURVE), independent_sampler=Recorder())
-    )
+    study = create(sampler=PlanSampler(SPACE, BudgetSearch(CURVE), independent_sampler=Recorder()))
     study.optimize(objective, n_trials=1)
     study.sampler.reseed_rng()
     assert calls == [("before", 0), ("after", 0, TrialState.COMPLETE), "reseed"]
@@ -521,7 +520,7 @@ def test_independent_sampler_sees_every_trial() -> None:
 def test_with_one_ratio_fixed_the_other_is_what_just_meets_the_budget(axis: int) -> None:
     fixed = CURVE[PEAK][axis] + 0.001
     sampler = PartialFixedSampler(
-        {list(SPACE)[axis]: fixed}, BinarySearchSampler(SPACE, BudgetSearch(CURVE))
+        {list(SPACE)[axis]: fixed}, PlanSampler(SPACE, BudgetSearch(CURVE))
     )
     study = create(sampler=sampler)
     pair = suggest(study.ask())
@@ -549,4 +548,4 @@ def test_with_one_ratio_fixed_the_other_is_what_just_meets_the_budget(axis: int)
 )
 def test_arguments_that_do_not_fit_are_refused(space: dict, curve: list, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        BinarySearchSampler(space, BudgetSearch(curve))
+        PlanSampler(space, BudgetSearch(curve))

@@ -19,10 +19,11 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from vit_ratio_opt.search import sampler as sampler_module
+from vit_ratio_opt.search import claims
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.claims import SURPLUS
 from vit_ratio_opt.search.plan import Pair, Plan
-from vit_ratio_opt.search.sampler import SURPLUS, BinarySearchSampler
+from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.curve import budget_curve, pair_columns
 from vit_ratio_opt.space.pairs import RatioPair
@@ -45,6 +46,7 @@ SPACE = {name: FloatDistribution(0, 1) for name in RatioPair._fields}
 CURVE = budget_curve(PAIRS, 0.65)
 TOLERANCE = 2.0
 MODES = ["budget", "tolerance"]
+SHORT = 0.3  # seconds for which a claim is waited for
 Loss = Callable[[Pair], float]
 
 
@@ -58,10 +60,17 @@ def plan(mode: str, **options: float) -> Plan:
     return ToleranceSearch(pair_columns(PAIRS), PAIRS.macs_ratio, TOLERANCE, **options)
 
 
-def create(mode: str = "budget", *, options: dict[str, float] | None = None, **more) -> Study:
+def create(
+    mode: str = "budget",
+    *,
+    options: dict[str, float] | None = None,
+    claim_seconds: float | None = None,
+    **more,
+) -> Study:
+    sampling = {} if claim_seconds is None else {"claim_seconds": claim_seconds}
     return optuna.create_study(
         direction="maximize" if mode == "budget" else "minimize",
-        sampler=BinarySearchSampler(SPACE, plan(mode, **(options or {}))),
+        sampler=PlanSampler(SPACE, plan(mode, **(options or {})), **sampling),
         **more,
     )
 
@@ -111,12 +120,6 @@ def alone(mode: str, loss: Loss = smooth) -> Study:
 
 def dies_before_its_claim(study: Study) -> Trial:
     return study.ask()  # Optuna 5 calls the sampler at the first suggestion only
-
-
-@pytest.fixture
-def short_patience(monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(sampler_module, "_PATIENCE_SECONDS", 0.3)
-    return 0.3
 
 
 # Races
@@ -215,59 +218,56 @@ def test_processes_on_postgresql_never_train_a_pair_twice(
 
 def waited_in_vain(trial: Trial) -> list[int]:
     stored = trial.study.get_trials(deepcopy=False)[trial.number]
-    return stored.system_attrs.get(sampler_module._GIVEN_UP, [])
+    return stored.system_attrs.get(claims.TIMED_OUT, [])
 
 
 def test_trials_that_never_claim_delay_the_next_one_by_the_patience_and_no_other(
-    tmp_path: Path, short_patience: float
+    tmp_path: Path,
 ) -> None:
-    storage = f"sqlite:///{tmp_path / 's.db'}"
-    study = create(storage=storage, study_name="s")
+    options = {"storage": f"sqlite:///{tmp_path / 's.db'}", "study_name": "s"}
+    study = create(claim_seconds=SHORT, **options)
     for _ in range(20):
         dies_before_its_claim(study)
     trial = study.ask()
     started = time.monotonic()
     suggest(trial)
-    assert short_patience <= time.monotonic() - started < 10 * short_patience  # not 20 times
+    assert SHORT <= time.monotonic() - started < 10 * SHORT  # not 20 times
     assert waited_in_vain(trial) == list(range(20))
     # Nor does a process that starts later wait for them again.
-    again = create(storage=storage, study_name="s", load_if_exists=True)
+    again = create(claim_seconds=SHORT, load_if_exists=True, **options)
     for each in (study, again):
         trial = each.ask()
         suggest(trial)
         assert waited_in_vain(trial) == []
 
 
-@pytest.mark.usefixtures("short_patience")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dead", [1, 3])
 def test_trials_that_never_claim_hold_no_pair_back(mode: str, dead: int) -> None:
     # They once were taken to have the last pairs for ever, which nobody else then tried.
-    study = create(mode)
+    study = create(mode, claim_seconds=SHORT)
     for _ in range(dead):
         dies_before_its_claim(study)
     study.optimize(objective(mode), n_trials=200)
     assert trained(study)[dead:] == trained(alone(mode))
 
 
-@pytest.mark.usefixtures("short_patience")
 @pytest.mark.parametrize("mode", MODES)
 def test_trial_that_claims_late_gets_a_pair_of_its_own(mode: str) -> None:
-    study = create(mode)
+    study = create(mode, claim_seconds=SHORT)
     late = study.ask()
     others = [suggest(study.ask()) for _ in range(4)]
     assert suggest(late) not in others
     assert len(set(trained(study))) == 5
 
 
-@pytest.mark.usefixtures("short_patience")
 def test_two_that_claim_out_of_turn_at_once_do_not_share_a_pair(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    study = create()
+    study = create(claim_seconds=SHORT)
     late = study.ask()
     both_have_read = threading.Barrier(2, timeout=30)
-    propose = study.sampler._plan.propose
+    propose = study.sampler.plan.propose
     reads = threading.local()
 
     def propose_together(*known: object, **settings: object) -> object:
@@ -277,7 +277,7 @@ def test_two_that_claim_out_of_turn_at_once_do_not_share_a_pair(
             both_have_read.wait()
         return proposal
 
-    monkeypatch.setattr(study.sampler._plan, "propose", propose_together)
+    monkeypatch.setattr(study.sampler.plan, "propose", propose_together)
     with ThreadPoolExecutor(2) as pool:
         younger = pool.submit(lambda: suggest(study.ask()))
         time.sleep(0.05)
@@ -287,9 +287,9 @@ def test_two_that_claim_out_of_turn_at_once_do_not_share_a_pair(
 
 @pytest.mark.parametrize("out_of_turn", [None, "running", "waiting"])
 def test_only_out_of_turn_a_claim_is_looked_at_again(
-    monkeypatch: pytest.MonkeyPatch, short_patience: float, out_of_turn: str | None
+    monkeypatch: pytest.MonkeyPatch, out_of_turn: str | None
 ) -> None:
-    study = create()
+    study = create(claim_seconds=SHORT)
     if out_of_turn == "waiting":
         study._storage.create_new_trial(
             study._study_id, optuna.create_trial(state=TrialState.WAITING)
@@ -302,19 +302,19 @@ def test_only_out_of_turn_a_claim_is_looked_at_again(
             suggest(study.ask())  # gives the other up
         asking = study.ask()
     looks = []
-    look = study.sampler._look
-    monkeypatch.setattr(study.sampler, "_look", lambda *a, **k: looks.append(a) or look(*a, **k))
+    look = study.get_trials
+    monkeypatch.setattr(study, "get_trials", lambda *a, **k: looks.append(a) or look(*a, **k))
     suggest(asking)
     assert len(looks) == (1 if out_of_turn is None else 2)
 
 
 def test_claim_that_took_longer_than_the_patience_is_looked_at_again(
-    monkeypatch: pytest.MonkeyPatch, short_patience: float
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Meanwhile others may have come, given it up and claimed the pair.
-    study = create()
+    # Meanwhile others may have come, stopped waiting for it and claimed the pair.
+    study = create(claim_seconds=SHORT)
     slow = study.ask()
-    propose = study.sampler._plan.propose
+    propose = study.sampler.plan.propose
     younger = []
 
     def propose_late(*known: object, **settings: object) -> object:
@@ -324,17 +324,17 @@ def test_claim_that_took_longer_than_the_patience_is_looked_at_again(
             younger.append(suggest(study.ask()))
         return proposal
 
-    monkeypatch.setattr(study.sampler._plan, "propose", propose_late)
+    monkeypatch.setattr(study.sampler.plan, "propose", propose_late)
     assert suggest(slow) != younger[1]
 
 
-def test_queue_that_moves_is_waited_for_beyond_the_patience(short_patience: float) -> None:
-    study = create()
+def test_queue_that_moves_is_waited_for_beyond_the_patience() -> None:
+    study = create(claim_seconds=SHORT)
     older = [study.ask() for _ in range(4)]
 
     def one_by_one() -> None:
         for trial in older:
-            time.sleep(0.5 * short_patience)
+            time.sleep(0.5 * SHORT)
             suggest(trial)
 
     last = study.ask()
@@ -356,7 +356,7 @@ def kill(study: Study, trial: Trial) -> FrozenTrial:
 def test_pair_whose_workers_were_killed_is_tried_again_and_again_but_not_for_ever() -> None:
     study = create()
     first = None
-    for _ in range(sampler_module._MAX_DEATHS):
+    for _ in range(claims.MAX_DEATHS):
         trial = study.ask()
         first = first or suggest(trial)
         assert suggest(trial) == first
@@ -375,10 +375,9 @@ def test_pair_of_a_retried_trial_is_its_own(tmp_path: Path) -> None:
     assert trained(study) == trained(alone("budget"))
 
 
-@pytest.mark.usefixtures("short_patience")
 def test_retry_of_a_trial_that_never_claimed_takes_its_turn() -> None:
     retry = RetryHeartbeatStaleTrialCallback()
-    study = create()
+    study = create(claim_seconds=SHORT)
     dead = dies_before_its_claim(study)
     others = [suggest(study.ask()) for _ in range(2)]
     retry(study, kill(study, dead))
@@ -395,7 +394,7 @@ def test_enqueued_ratio_is_completed_to_a_pair_of_the_plan(mode: str, axis: int)
     study.enqueue_trial({list(SPACE)[axis]: fixed})
     pair = suggest(study.ask())
     assert pair[axis] == fixed
-    assert pair == plan(mode).along(axis, fixed).propose({}).pair
+    assert pair == plan(mode).fix_ratio(axis, fixed).propose({}).pair
 
 
 def test_enqueued_trial_popped_late_does_not_repeat_a_running_pair() -> None:
@@ -573,7 +572,7 @@ def test_finished_trials_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     suggest(study.ask())
     read = []
-    count = study.sampler._count
-    monkeypatch.setattr(study.sampler, "_count", lambda *a: read.append(a[1].number) or count(*a))
+    value_of = claims.value_of
+    monkeypatch.setattr(claims, "value_of", lambda *a: read.append(a[0].number) or value_of(*a))
     suggest(study.ask())
     assert read == []

@@ -200,7 +200,7 @@ def test_fixed_ratio_is_a_bisection_of_the_diagonal() -> None:
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_along_a_fixed_ratio_the_other_is_bisected(axis: int) -> None:
-    plan = tolerance_plan(2.0, resolution=0.0).along(axis, 0.25)
+    plan = tolerance_plan(2.0, resolution=0.0).fix_ratio(axis, 0.25)
     observed = run(plan, lambda pair: 2.0 - loss(*pair))
     assert {pair[axis] for pair in observed} == {0.25}
     line = [pair for pair in PAIRS if pair[axis] == 0.25 and loss(*pair) <= 2.0]

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from vit_ratio_opt.data.dataset import load_digits
+from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.finetune import finetune
@@ -44,7 +44,7 @@ def train(told):
         finetune(model, load_digits(), Recipe(**told["recipe"]), context, ranks=ranks)
     except (RuntimeError, TrainingStopped) as error:
         ended = type(error).__name__
-    message = ranks.tell({"floats": [0.1, 1 / 3]} if ranks.rank == 0 else None)
+    message = ranks.broadcast({"floats": [0.1, 1 / 3]} if ranks.rank == 0 else None)
     assert message == {"floats": [0.1, 1 / 3]}
     result = {"ended": ended, "reports": reports, "weights": sums(model)}
     (told["out"] / f"{ranks.rank}").write_text(json.dumps(result))

@@ -3,7 +3,7 @@ import io
 import pytest
 
 from vit_ratio_opt.training import progress
-from vit_ratio_opt.training.progress import SearchProgress, TrainingProgress, waiting
+from vit_ratio_opt.training.progress import SearchProgress, TrainingProgress, show_waiting
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def terminal(monkeypatch):
 
 def test_search_trial_and_epoch_have_bars(terminal):
     with SearchProgress(4) as search:
-        search.trained(1)
+        search.show_trained(1)
         with TrainingProgress("trial 1", 20, 10, shown=search) as training:
             training.advance(15, 32, 0.5, 87.5)
             search.bars.refresh()
@@ -37,15 +37,15 @@ def test_search_trial_and_epoch_have_bars(terminal):
 def test_the_last_step_of_an_epoch_belongs_to_it():
     with TrainingProgress("t", 20, 10, shown=True) as training:
         training.advance(10, 1, 0.0, 0.0)
-        assert training._bars.tasks[1].completed == 10
-        assert training._bars.tasks[1].description == "epoch 1"
+        assert training.bars.tasks[1].completed == 10
+        assert training.bars.tasks[1].description == "epoch 1"
         training.skip(11)
-        assert training._bars.tasks[1].description == "epoch 2"
+        assert training.bars.tasks[1].description == "epoch 2"
 
 
 def test_where_nobody_watches_nothing_is_written(capsys):
-    with SearchProgress(None) as search, waiting("for what"):
-        search.trained(3)
+    with SearchProgress(None) as search, show_waiting("for what"):
+        search.show_trained(3)
         with TrainingProgress("t", 2, 1, shown=search) as training:
             assert not training.enabled
             training.skip(1)

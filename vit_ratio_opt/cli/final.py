@@ -26,8 +26,10 @@ from vit_ratio_opt.cli.options import (
 )
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.answer import candidate_of, trained_trial
-from vit_ratio_opt.records.trials import accuracy_of, load_studies
+from vit_ratio_opt.records.answer import trained_trial
+from vit_ratio_opt.records.candidates import candidate_of
+from vit_ratio_opt.records.loading import load_studies
+from vit_ratio_opt.records.trials import accuracy_of
 from vit_ratio_opt.report.sentences import expected
 from vit_ratio_opt.runs.signals import SearchStopped
 from vit_ratio_opt.runs.storage import (

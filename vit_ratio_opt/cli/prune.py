@@ -64,7 +64,8 @@ def prune(options: PruneOptions) -> None:
     )
     dense = load_dense_model(options.checkpoint, options.model, options.start, options.weights)
 
-    from vit_ratio_opt.data.dataset import default_validation, load_images
+    from vit_ratio_opt.data.load import default_validation, load_images
+    from vit_ratio_opt.data.options import LoadOptions
     from vit_ratio_opt.data.preprocessing import preprocess_or_assume
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.objective import PruningObjective
@@ -79,8 +80,9 @@ def prune(options: PruneOptions) -> None:
             validation=options.validation or default_validation(options.data, "test"),
             seed=options.seed,
             preprocess=preprocess_or_assume(dense),
-            exif_rotation=options.exif_rotation,
-            skip_damaged=options.skip_damaged,
+            options=LoadOptions(
+                exif_rotation=options.exif_rotation, skip_damaged=options.skip_damaged
+            ),
         ),
         budget=1.0,
         recipe=Recipe(epochs=options.epochs, lr=options.lr),

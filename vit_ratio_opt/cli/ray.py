@@ -18,7 +18,7 @@ from vit_ratio_opt.cli.options import (
     TotalTrialsOption,
 )
 from vit_ratio_opt.cli.worker import WorkerCommandOptions, worker
-from vit_ratio_opt.records.trials import load_studies
+from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.runs.storage import (
     GRACE_SECONDS,
     open_storage,

@@ -21,7 +21,7 @@ from vit_ratio_opt.cli.options import (
     StudyNamesOption,
 )
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.trials import load_studies
+from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.runs.reaping import Reaper
 from vit_ratio_opt.runs.storage import (
     DEFAULT_STORAGE,

@@ -20,8 +20,8 @@ from vit_ratio_opt.cli.options import (
     StudyNamesOption,
 )
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.snapshot import snapshot
-from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.report.rows import build_report, group_studies, timing_split, trial_rows
 from vit_ratio_opt.report.sentences import answer_sentences
 from vit_ratio_opt.report.terminal import results_table, trials_table

@@ -233,7 +233,8 @@ def make_search(options: SearchCommandOptions, place: StudyPlace, dense: Any) ->
     Raises:
         InputError: The images cannot be loaded, or an option does not fit them or the model.
     """
-    from vit_ratio_opt.data.dataset import default_validation, load_images
+    from vit_ratio_opt.data.load import default_validation, load_images
+    from vit_ratio_opt.data.options import LoadOptions
     from vit_ratio_opt.data.preprocessing import preprocess_or_assume
     from vit_ratio_opt.runs.objective import PruningObjective
     from vit_ratio_opt.training.recipe import Recipe
@@ -244,8 +245,9 @@ def make_search(options: SearchCommandOptions, place: StudyPlace, dense: Any) ->
         validation=options.validation or default_validation(options.data, "test"),
         seed=options.seed,
         preprocess=preprocess_or_assume(dense),
-        exif_rotation=options.exif_rotation,
-        skip_damaged=options.skip_damaged,
+        options=LoadOptions(
+            exif_rotation=options.exif_rotation, skip_damaged=options.skip_damaged
+        ),
     )
     return PruningObjective(
         dense,

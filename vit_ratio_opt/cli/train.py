@@ -221,7 +221,9 @@ def _load_images(options: TrainOptions) -> Any:
     Raises:
         InputError: They cannot be loaded.
     """
-    from vit_ratio_opt.data.dataset import load_digits, load_images
+    from vit_ratio_opt.data.digits import load_digits
+    from vit_ratio_opt.data.load import load_images
+    from vit_ratio_opt.data.options import LoadOptions
 
     if options.data is None:
         return load_digits(seed=options.seed)
@@ -229,10 +231,12 @@ def _load_images(options: TrainOptions) -> Any:
         options.data,
         image_size=options.image_size,
         seed=options.seed,
-        mean=CIFAR10_MEAN,
-        std=CIFAR10_STD,
-        exif_rotation=options.exif_rotation,
-        skip_damaged=options.skip_damaged,
+        options=LoadOptions(
+            mean=CIFAR10_MEAN,
+            std=CIFAR10_STD,
+            exif_rotation=options.exif_rotation,
+            skip_damaged=options.skip_damaged,
+        ),
     )
 
 

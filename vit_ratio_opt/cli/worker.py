@@ -20,7 +20,7 @@ from vit_ratio_opt.cli.options import (
     TotalTrialsOption,
 )
 from vit_ratio_opt.data.folders import check_folder
-from vit_ratio_opt.records.trials import load_studies
+from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.runs.storage import (
     BEATS_IN_GRACE,
     GRACE_SECONDS,
@@ -104,5 +104,5 @@ def worker(options: WorkerCommandOptions) -> None:
         raise
     finally:
         if ranks is not None and heard:
-            ranks.tell(None)
+            ranks.broadcast(None)
             ranks.leave()

@@ -35,7 +35,7 @@ from vit_ratio_opt.models.surgery import resize_model, shape_of, shrink_to
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.options import Allocation
-from vit_ratio_opt.pruning.prune import sizes_left
+from vit_ratio_opt.pruning.sizes import predict_sizes
 from vit_ratio_opt.space.costs import monotone_envelope
 from vit_ratio_opt.space.pairs import RatioPair, evenly
 from vit_ratio_opt.space.shape import BlockShape, ViTShape
@@ -275,7 +275,7 @@ def latency_curves(
     """
     gone = [units.removed(RatioPair(r, 0.0))[0] for r in evenly(units.mhsa_ratios, _KNOTS)]
     neurons = [units.removed(RatioPair(0.0, r))[1] for r in evenly(units.ffn_ratios, _KNOTS)]
-    heads, hidden = sizes_left(units, gone, neurons, guide, allocation=allocation)
+    heads, hidden = predict_sizes(units, gone, neurons, guide, allocation=allocation)
     mhsa = monotone_envelope(
         [round(sum(table.attention_of(*size) for size in sizes)) for sizes in heads]
     )

@@ -17,7 +17,7 @@ from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.create import ARCHITECTURE, create_model
 from vit_ratio_opt.models.state_dicts import misfit
 from vit_ratio_opt.models.surgery import shape_of, shrink_to
-from vit_ratio_opt.pruning.cascade import CascadeBlocks, cascade
+from vit_ratio_opt.pruning.cascade import CascadeBlocks, prune_tokens
 from vit_ratio_opt.space.shape import BlockShape
 
 __all__ = [
@@ -72,7 +72,7 @@ def _cut_like(model: ViT, dense: ViT) -> ViT:
     sizes = [BlockShape(*block) for block in shape_of(model).block_sizes]
     smaller = shrink_to(dense, sizes)
     if isinstance(model.blocks, CascadeBlocks):
-        smaller = cascade(smaller, model.blocks.block_tokens, scores=model.blocks.scores)
+        smaller = prune_tokens(smaller, model.blocks.block_tokens, scores=model.blocks.scores)
     return smaller
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from vit_ratio_opt.data.dataset import ImageData
+from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.supported import check_supported, check_weights

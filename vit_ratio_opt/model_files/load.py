@@ -21,7 +21,7 @@ from vit_ratio_opt.models.create import SOURCE, create_model, source_of
 from vit_ratio_opt.models.preprocess import parse_preprocessing, remember
 from vit_ratio_opt.models.state_dicts import check_fits, checksum
 from vit_ratio_opt.models.surgery import shrink_to
-from vit_ratio_opt.pruning.cascade import cascade
+from vit_ratio_opt.pruning.cascade import prune_tokens
 
 __all__ = ["load_again", "load_dense", "load_model", "load_pruned"]
 
@@ -94,7 +94,7 @@ def load_pruned(path: str | Path, dense: ViT | None = None) -> tuple[ViT, dict[s
         smaller = shrink_to(whole, manifest.blocks)
         if manifest.tokens is None:
             return smaller
-        return cascade(smaller, manifest.tokens, scores=manifest.scores)
+        return prune_tokens(smaller, manifest.tokens, scores=manifest.scores)
 
     if dense is None:
         model = build_model(path, state, *manifest.architecture(path), cut)

@@ -1,4 +1,4 @@
-"""How what a ratio removes is spread over the blocks."""
+"""Allocate what a ratio removes across the blocks."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def even_counts(
     steps: Sequence[int],
     shares: Sequence[float] | None = None,
 ) -> list[int]:
-    """Units that each block gives, the same share of each as far as whole units allow.
+    """Return the units to remove from each block, the same share of each as far as possible.
 
     Args:
-        sizes: Units, by block.
-        removed: At least so many from all blocks together.
-        minimums: Units that a block keeps, by block.
-        steps: What is left in a block that gives any is a multiple of this, by block.
-        shares: What the blocks' shares are in proportion to, by block; all alike without it.
+        sizes: Number of units, by block.
+        removed: Number of units to remove from all blocks together, at least.
+        minimums: Number of units that a block keeps, by block.
+        steps: Units left in a block that loses any are a multiple of this, by block.
+        shares: Weights that the shares are in proportion to, by block; equal shares by default.
     """
     whole = [size * share for size, share in zip(sizes, shares or [1] * len(sizes), strict=True)]
     counts = [0] * len(sizes)
@@ -44,28 +44,28 @@ def even_counts(
             for block, (size, minimum, step) in enumerate(zip(sizes, minimums, steps, strict=True))
             if size - (after := _next_cut(size, counts[block], step)) >= minimum
         }
-        # The block that has given the smallest share so far gives next; later blocks first on a
-        # tie, since early blocks are the ones that all the others build on.
+        # The block with the smallest share so far is next; later blocks first on a tie, since all
+        # others build on early blocks.
         block = min(offers, key=lambda b: (offers[b] / whole[b], -b))
         counts[block] = offers[block]
     return counts
 
 
 def _next_cut(size: int, removed: int, step: int) -> int:
-    """The next larger number to remove that leaves a multiple of ``step``."""
+    """Return the next larger number to remove that leaves a multiple of ``step``."""
     return size - (size - removed - 1) // step * step
 
 
 def cheapest_prefixes(
     losses: Sequence[torch.Tensor], removed: int, minimum: int, step: int = 1
 ) -> list[int]:
-    """Units that each block gives, where its units go in a given order at given losses.
+    """Return the units to remove from each block, where units go in a given order.
 
     Args:
-        losses: By block, what each unit costs when those before it are gone, ``(units,)``.
-        removed: At least so many from all blocks together.
-        minimum: Units that each block keeps.
-        step: What is left in a block that gives any is a multiple of this.
+        losses: By block, the loss that each unit adds after those before it, ``(units,)``.
+        removed: Number of units to remove from all blocks together, at least.
+        minimum: Number of units that each block keeps.
+        step: Units left in a block that loses any are a multiple of this.
     """
     counts, total = [0] * len(losses), 0
     for block, after, _ in _offers(losses, minimum, step):
@@ -77,7 +77,7 @@ def cheapest_prefixes(
 
 
 def prefix_losses(losses: Sequence[torch.Tensor], minimum: int, step: int = 1) -> np.ndarray:
-    """What :func:`cheapest_prefixes` loses, by the units to remove, from none to all it can."""
+    """Return the losses of :func:`cheapest_prefixes` by ``removed``, from 0 to the largest."""
     found, total = [0.0], 0.0
     for _, _, prices in _offers(losses, minimum, step):
         total += sum(prices)
@@ -88,14 +88,14 @@ def prefix_losses(losses: Sequence[torch.Tensor], minimum: int, step: int = 1) -
 def _offers(
     losses: Sequence[torch.Tensor], minimum: int, step: int
 ) -> list[tuple[int, int, list[float]]]:
-    """Block, units that it has given after this offer, and their losses; the cheapest first."""
+    """Return block, units removed from it so far and the last ones' losses, cheapest first."""
     offers = []
     for block, loss in enumerate(losses):
-        prices, size, dearest, before = loss.tolist(), len(loss), -math.inf, 0
+        prices, size, highest, before = loss.tolist(), len(loss), -math.inf, 0
         while size - (after := _next_cut(size, before, step)) >= minimum:
-            # Units that come after dearer ones can only be had for that price.
-            dearest = max(dearest, sum(prices[before:after]) / (after - before))
-            offers.append((dearest, block, after, prices[before:after]))
+            # Units that come after more expensive ones cost at least as much.
+            highest = max(highest, sum(prices[before:after]) / (after - before))
+            offers.append((highest, block, after, prices[before:after]))
             before = after
     return [(block, after, prices) for _, block, after, prices in sorted(offers)]
 
@@ -103,16 +103,16 @@ def _offers(
 def cheapest_heads(
     losses: Sequence[torch.Tensor], dims: int, round_to: int = 1
 ) -> list[tuple[int, int]]:
-    """Heads and their rank in each block that lose least, with ``dims`` dimensions in all.
+    """Return the heads and rank of each block that lose least, with ``dims`` dimensions in all.
 
     Exact, by dynamic programming over the blocks, O(blocks * heads * rank * dims). Where no choice
-    comes to exactly ``dims``, as may happen when blocks have lost heads before, the next smaller
-    sum that one does come to.
+    has exactly ``dims`` dimensions, which happens when blocks have lost heads before, the next
+    smaller possible sum is used.
 
     Args:
         losses: By block, ``(heads, rank)``: the loss with h heads of r dimensions at
-            ``[h - 1, r - 1]``, infinite where it cannot be had.
-        dims: Heads times rank, summed over the blocks; enough for the least of each.
+            ``[h - 1, r - 1]``, infinite where this is impossible.
+        dims: Heads times rank to keep, summed over the blocks; at least the minimum of each.
         round_to: Ranks are multiples of this, or the full one.
     """
     return heads_by_dims(losses, [dims], round_to)[0]
@@ -121,12 +121,12 @@ def cheapest_heads(
 def heads_by_dims(
     losses: Sequence[torch.Tensor], dims: Sequence[int], round_to: int = 1
 ) -> list[list[tuple[int, int]]]:
-    """:func:`cheapest_heads` for several numbers of dimensions, at the price of the largest."""
+    """Return :func:`cheapest_heads` for several ``dims``, in the time of the largest."""
     best, choices = _program(losses, max(dims), round_to)
-    had = np.flatnonzero(np.isfinite(best))
+    possible = np.flatnonzero(np.isfinite(best))
     found = []
     for count in dims:
-        left = int(had[np.searchsorted(had, count, side="right") - 1])
+        left = int(possible[np.searchsorted(possible, count, side="right") - 1])
         chosen = []
         for options, taken in reversed(choices):
             heads, rank = options[taken[left]]
@@ -139,37 +139,36 @@ def heads_by_dims(
 def cheapest_choices(
     losses: Sequence[np.ndarray], costs: Sequence[np.ndarray], limit: int
 ) -> list[int]:
-    """One choice for each block so that all together cost at most ``limit`` and lose little.
+    """Return one choice for each block, so that all together cost at most ``limit``.
 
     The multiple-choice knapsack problem by Lagrange relaxation (Sinha and Zoltners 1979): the best
-    choices at one price for all blocks, and, with what is left over at that price, single blocks
-    up to dearer choices. So the loss is the least one for the cost but for less than one step of
-    one block.
+    choices at one price for all blocks; the rest of the limit then pays for more expensive choices
+    in single blocks. The loss exceeds the minimum by less than one step of one block.
 
     Args:
-        losses: By block, what each choice loses.
-        costs: By block, what each choice costs, in integers.
-        limit: At least the sum of the blocks' least costs.
+        losses: By block, the loss of each choice.
+        costs: By block, the cost of each choice, in integers.
+        limit: Largest total cost, at least the sum of the blocks' smallest costs.
     """
     blocks = list(zip(losses, costs, strict=True))
 
-    def at(price: float) -> list[int]:
-        # Of equal ones the cheapest, so that a price can be high enough for every limit.
+    def choose(price: float) -> list[int]:
+        # The cheapest of equal ones, so that a price can be high enough for every limit.
         return [int(np.lexsort((cost, loss + price * cost))[0]) for loss, cost in blocks]
 
     def cost_of(chosen: list[int]) -> int:
         return sum(int(cost[choice]) for choice, (_, cost) in zip(chosen, blocks, strict=True))
 
-    chosen = at(0.0)
+    chosen = choose(0.0)
     if cost_of(chosen) <= limit:
         return chosen
     least = [int(np.lexsort((loss, cost))[0]) for loss, cost in blocks]
     low, high, chosen = 0.0, 1.0, least
-    while cost_of(at(high)) > limit and math.isfinite(high):
+    while cost_of(choose(high)) > limit and math.isfinite(high):
         high *= 2
     for _ in range(60):
         price = (low + high) / 2
-        offer = at(price)
+        offer = choose(price)
         if cost_of(offer) <= limit:
             high, chosen = price, offer
         else:
@@ -191,18 +190,18 @@ def cheapest_choices(
 
 
 def heads_losses(losses: Sequence[torch.Tensor], round_to: int = 1) -> np.ndarray:
-    """What :func:`cheapest_heads` loses, by its ``dims``, from none to all; infinite below one."""
+    """Return the losses of :func:`cheapest_heads` by ``dims``, from 0 to all; infinite at 0."""
     best, _ = _program(losses, sum(table.numel() for table in losses), round_to)
-    # Where a sum cannot be had, the next smaller one that can.
-    had = np.maximum.accumulate(np.where(np.isfinite(best), np.arange(len(best)), 0))
-    found: np.ndarray = best[had]
+    # An impossible sum has the loss of the next smaller possible one.
+    possible = np.maximum.accumulate(np.where(np.isfinite(best), np.arange(len(best)), 0))
+    found: np.ndarray = best[possible]
     return found
 
 
 def _program(
     losses: Sequence[torch.Tensor], dims: int, round_to: int
 ) -> tuple[np.ndarray, list[tuple[list[tuple[int, int]], np.ndarray]]]:
-    """Least losses by the exact sum of dimensions, and by block its choices and those taken."""
+    """Return the smallest losses by exact sum of dimensions, and by block options and choices."""
     best = np.full(dims + 1, np.inf)
     best[0] = 0.0
     choices: list[tuple[list[tuple[int, int]], np.ndarray]] = []
@@ -224,18 +223,18 @@ def _program(
 def heads_choices(
     table: torch.Tensor, round_to: int = 1
 ) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """Heads and ranks that a block may keep, and what each of these choices loses.
+    """Return the heads and ranks that a block may keep, and the loss of each choice.
 
     Args:
-        table: See :func:`cheapest_heads`.
-        round_to: See there.
+        table: Loss with h heads of r dimensions at ``[h - 1, r - 1]``.
+        round_to: Ranks are multiples of this, or the full one.
     """
     options = _options(table.numpy(), table.numel(), round_to)
     return [choice for choice, _ in options], np.array([loss for _, loss in options])
 
 
 def _options(table: np.ndarray, dims: int, round_to: int) -> list[tuple[tuple[int, int], float]]:
-    """For each product of heads and rank, the choice that loses least, ties to more heads."""
+    """Return the best choice for each product of heads and rank; ties go to more heads."""
     best: dict[int, tuple[float, int, tuple[int, int]]] = {}
     for (h, r), loss in np.ndenumerate(table):
         if ((r + 1) % round_to and r + 1 < table.shape[1]) or not np.isfinite(loss):

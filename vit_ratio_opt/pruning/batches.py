@@ -1,4 +1,4 @@
-"""Batches of images that are given by a caller: refused unless they are what the model takes."""
+"""Batches of images that a caller gives: check that the model can take them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _CHUNK = 32  # images that pass through a model at once
 
 
 def image_batches(model: ViT, batches: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Return all batches that have images, also those of a generator, which gives them once.
+    """Return all batches that have images as a list.
 
     Raises:
-        InputError: It is no sequence of batches, or see :func:`check_images`.
+        InputError: ``batches`` is no sequence of batches, or a batch does not fit the model.
     """
     check_sequence("images", batches)
     images = list(batches)
@@ -54,10 +54,10 @@ def tokens_at(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def check_sequence(name: str, batches: object) -> None:
-    """Refuse what does not give batches one after the other.
+    """Refuse batches that are no sequence.
 
     Raises:
-        InputError: It is a single tensor, a dictionary or the like.
+        InputError: ``batches`` is a single tensor, a dictionary or the like.
     """
     if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
         raise InputError(
@@ -67,15 +67,15 @@ def check_sequence(name: str, batches: object) -> None:
 
 
 def check_images(model: ViT, batch: Any, index: int) -> None:
-    """Refuse a batch that is not of normalised images, as ``model`` takes them.
+    """Refuse a batch that is not of normalised images of the model's size.
 
     Args:
         model: A supported model.
-        batch: ``(batch, channels, height, width)``.
-        index: Its place among the batches, for messages.
+        batch: Images ``(batch, channels, height, width)``.
+        index: Index of the batch, for messages.
 
     Raises:
-        InputError: It is no tensor, or has another shape, type, device or values.
+        InputError: The batch is no tensor, or has another shape, type, device or values.
     """
     where = f"Batch {index} of the images"
     if not isinstance(batch, torch.Tensor):
@@ -105,16 +105,16 @@ def check_images(model: ViT, batch: Any, index: int) -> None:
 
 
 def check_labels(labels: Any, images: torch.Tensor, classes: int, index: int) -> None:
-    """Refuse labels that are none of the classes of the model.
+    """Refuse labels that do not fit the images or the number of classes.
 
     Args:
-        labels: ``(batch,)``, or probabilities ``(batch, classes)``.
-        images: The batch that they belong to.
-        classes: How many there are.
-        index: The place of the batch, for messages.
+        labels: Class indices ``(batch,)``, or probabilities ``(batch, classes)``.
+        images: Images of the labels.
+        classes: Number of classes of the model.
+        index: Index of the batch, for messages.
 
     Raises:
-        InputError: They do not fit.
+        InputError: The labels have another shape, type or device.
     """
     where = f"The labels of batch {index}"
     if not isinstance(labels, torch.Tensor):
@@ -129,10 +129,14 @@ def check_labels(labels: Any, images: torch.Tensor, classes: int, index: int) ->
 
 
 def check_logits(logits: torch.Tensor, index: int) -> None:
-    """Refuse logits that are no numbers, which nothing can be measured from.
+    """Refuse logits that are not finite.
+
+    Args:
+        logits: Logits ``(batch, classes)``.
+        index: Index of the batch, for messages.
 
     Raises:
-        InputError: One of them is NaN or infinite.
+        InputError: A logit is NaN or infinite.
     """
     if not bool(logits.isfinite().all()):
         raise InputError(

@@ -1,4 +1,4 @@
-"""A second opinion on MACs: fvcore, with the operator it silently leaves out."""
+"""Count MACs with fvcore, with the operator that it silently leaves out."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["count_macs"]
 
 
 def count_macs(model: ViT, image: torch.Tensor) -> dict[str, int]:
-    """MACs by operator for one image, as fvcore traces them, fused attention included.
+    """Return the MACs by operator for one image as fvcore traces them, with fused attention.
 
     fvcore and torch's own counter give 0 for ``scaled_dot_product_attention`` on a CPU, which
-    hides what pruning attention saves (14 % of DeiT-T). ``geometry`` is the fast exact count;
-    this is what the tests hold it against.
+    hides what pruning attention saves (14 % of DeiT-T). ``ViTShape.macs`` is the fast exact count;
+    tests compare it with this one.
 
     Args:
         model: Any ViT.
         image: One normalised image, ``(1, channels, height, width)``, on the model's device.
 
     Returns:
-        Operator name to MACs. Norms are under ``layer_norm`` and not part of what the package
+        MACs by operator name. Norms are under ``layer_norm`` and not part of what the package
         calls MACs.
     """
     with warnings.catch_warnings():

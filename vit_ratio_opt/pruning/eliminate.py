@@ -1,9 +1,9 @@
-"""Which hidden neurons the others can stand in for.
+"""Which hidden neurons the remaining ones reconstruct best.
 
 Optimal brain surgeon (Hassibi 1993) for whole columns of fc2, as in ZipLM (Kurtic 2023): the
-neuron goes whose removal hurts least when the others are refitted, one after the other. MoDeGPT's
-choice by ridge leverage scores (Lin 2024) considers the activations alone; this considers what fc2
-does with them too.
+neuron goes whose removal adds the least loss when the others are refitted, one after the other.
+MoDeGPT's choice by ridge leverage scores (Lin 2024) considers the activations alone; this one also
+considers the weights of fc2.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import torch
 
 __all__ = ["elimination_order"]
 
-_STEPS = 64  # in which the neurons of a block are eliminated, at least
+_STEPS = 64  # the neurons of a block are eliminated in at least as many steps
 
 
 def elimination_order(
     covariance: torch.Tensor, weight: torch.Tensor, samples: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The order in which inputs of a linear layer are best removed, with the rest refitted.
+    """Return the order in which inputs of a linear layer are best removed, the rest refitted.
 
     Args:
-        covariance: Of the inputs, ``(M, M)``; not centred where the layer has no bias.
-        weight: ``(E, M)``, in any E coordinates in which squared length is the loss.
-        samples: That the covariance is made from. The ridge is the mean variance times
-            ``M / samples``, which is what the covariance of so few samples may be wrong by.
+        covariance: Covariance of the inputs, ``(M, M)``; not centred where the layer has no bias.
+        weight: Weight ``(E, M)``, in any E coordinates in which squared length is the loss.
+        samples: Number of samples of the covariance. The ridge is the mean variance times
+            ``M / samples``, the size of the sampling error of the covariance.
 
     Returns:
-        Indices ``(M,)``, first to go first, and what each adds to the loss, ``(M,)``, when those
-        before it are gone. Large layers lose several at once, in some 64 steps.
+        Indices in the order of removal, ``(M,)``, and the loss that each adds after those before
+        it, ``(M,)``. Large layers lose several at once, in about 64 steps.
     """
     size = len(covariance)
     covariance, weight = covariance.double(), weight.double()

@@ -1,8 +1,8 @@
 """Heads of fewer dimensions: the best low rank of what a head computes.
 
 Attention depends on the queries and keys of a head only through their product, and on its values
-and its columns of the projection only through theirs. Each product is truncated by a singular
-value decomposition weighted by the data, so that rank r leaves out what the images use least
+and its columns of the projection only through their product. Each product is truncated by a
+singular value decomposition weighted by the data, so that rank r drops what the images use least
 (MoDeGPT, Lin 2024, arXiv 2408.09632, does so for the values of language models; without rotary
 embeddings the decomposition is exact for queries and keys too). The result is a plain timm
 attention with a smaller ``head_dim``; the softmax scale, which timm derives from that, is folded
@@ -35,13 +35,15 @@ _RELATIVE_ZERO = 1e-10
 
 @dataclass(frozen=True)
 class HeadMoments:
-    """What the heads of one block compute on the calibration images. H heads of d dimensions.
+    """Moments of the H heads of one block, of d dimensions each, on the calibration images.
 
     Args:
-        queries: ``E[q q']``, ``(H, d, d)``, weighted by what a query's token matters.
+        queries: ``E[q q']``, ``(H, d, d)``, weighted by the weight of the query's token.
         keys: ``E[k k']``, centred in each image, ``(H, d, d)``.
-        outputs: Covariance of what a head gives to the projection, ``(H, d, d)``, weighted so.
-        output_mean: Its mean, ``(H, d)``; zeros where the projection has no bias to take it.
+        outputs: Covariance of the head's input to the projection, ``(H, d, d)``, weighted by
+            token.
+        output_mean: Mean of the head's input to the projection, ``(H, d)``; zeros where the
+            projection has no bias to absorb it.
         logit_effect: Loss caused by noise of variance 1 in a head's attention logits, ``(H,)``.
     """
 
@@ -54,18 +56,18 @@ class HeadMoments:
 
 @dataclass(frozen=True)
 class HeadFactors:
-    """Coordinates for the heads of one block in which the first r are the best rank r.
+    """Coordinates of the heads of one block in which the first r are the best rank r.
 
     Args:
         queries: ``(H, d, d)``; the new query is ``q @ queries[h][:, :r]``.
-        keys: ``(H, d, d)``, in the same way.
-        values: ``(H, d, d)``, in the same way.
+        keys: ``(H, d, d)``; the new key is ``k @ keys[h][:, :r]``.
+        values: ``(H, d, d)``; the new value is ``v @ values[h][:, :r]``.
         outputs: ``(H, d, d)``; a head's output is nearly ``outputs[h][:, :r] @ new`` + its mean.
-        output_mean: ``(H, d)``.
-        logit_losses: ``(H, d)``; loss of leaving out the i-th coordinate of queries and keys,
-            infinite where none can be left out.
-        value_losses: ``(H, d)``; loss of leaving out the i-th coordinate of the values.
-        removable: A scalar, whether heads can go.
+        output_mean: Mean of a head's output, ``(H, d)``.
+        logit_losses: Loss of dropping the i-th coordinate of queries and keys, ``(H, d)``;
+            infinite where none can be dropped.
+        value_losses: Loss of dropping the i-th coordinate of the values, ``(H, d)``.
+        removable: Whether heads can be removed, a scalar.
     """
 
     queries: torch.Tensor
@@ -86,16 +88,16 @@ def head_factors(
     truncate: bool = True,
     remove: bool = True,
 ) -> HeadFactors:
-    """The factors of one block's heads, in double precision.
+    """Return the factors of one block's heads, in double precision.
 
     Args:
-        moments: Of the block.
-        projection: ``(E, H d)``: the projection's weight, in any E coordinates in which squared
-            length is the loss that is caused.
+        moments: Moments of the block's heads.
+        projection: Weight of the projection, ``(E, H d)``, in any E coordinates in which squared
+            length is the loss.
         scale: The softmax scale.
-        truncate: False where queries or keys pass through a norm, which no smaller product stands
-            for: a head then keeps all dimensions or goes.
-        remove: False where no head can go.
+        truncate: False where queries or keys pass through a norm, so that no smaller product
+            equals theirs: a head then keeps all dimensions or is removed.
+        remove: False where no head can be removed.
     """
     heads, d, _ = moments.queries.shape
     columns = torch.unflatten(projection.double(), 1, (heads, d)).transpose(0, 1)  # (H, E, d)
@@ -124,7 +126,7 @@ def head_factors(
 
 
 def _roots(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symmetric square root of ``(H, d, d)``, and its inverse."""
+    """Return the symmetric square root of ``(H, d, d)``, and its inverse."""
     values, vectors = torch.linalg.eigh(moment.double())
     least = values.amax(dim=-1, keepdim=True).clamp_min(1e-30) * _RELATIVE_ZERO
     roots = values.clamp_min(least).sqrt()[:, None, :]
@@ -132,16 +134,16 @@ def _roots(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def rank_losses(factors: HeadFactors) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of every number of heads and every rank that a block can be given.
+    """Return the loss of every number of heads and every rank that a block can keep.
 
     Returns:
         Losses ``(H, d)``, those of h heads of r dimensions at ``[h - 1, r - 1]``, and heads
-        ``(d, H)``: for each rank, in the order in which they are kept.
+        ``(d, H)``: for each rank, the heads in the order in which they are kept.
     """
     value = factors.value_losses
-    gone = value.sum(dim=1)  # a removed head loses its values; its logits are of no account
+    gone = value.sum(dim=1)  # a removed head loses its values; its logits do not matter
     left_out = value + factors.logit_losses
-    # Added up from the end: what may be infinite cannot be taken away again.
+    # Summed from the end: an infinite loss cannot be subtracted again.
     cut = left_out.flip(1).cumsum(dim=1).flip(1).roll(-1, dims=1)  # (H, d)
     cut[:, -1] = 0
     if not factors.removable:
@@ -154,13 +156,13 @@ def rank_losses(factors: HeadFactors) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def factorize_attention(attn: Any, factors: HeadFactors, heads: list[int], rank: int) -> Any:
-    """A copy of ``attn`` with only ``heads``, of ``rank`` dimensions each.
+    """Return a copy of ``attn`` with only ``heads``, of ``rank`` dimensions each.
 
     Args:
         attn: A supported attention; it is not changed.
-        factors: Of this module.
-        heads: Indices of the heads that stay, at least one.
-        rank: Dimensions of each, at least 1.
+        factors: Factors of the attention's heads.
+        heads: Indices of the heads to keep, at least one.
+        rank: Dimensions of each head, at least 1.
     """
     kept = torch.tensor(sorted(heads))
     heads_before, d = attn.num_heads, attn.head_dim
@@ -168,7 +170,7 @@ def factorize_attention(attn: Any, factors: HeadFactors, heads: list[int], rank:
     maps = [factors.queries[kept] * scale, factors.keys[kept], factors.values[kept]]
 
     def convert(rows: torch.Tensor) -> torch.Tensor:
-        """The qkv weight ``(3 H d, D)``, or the bias as ``(3 H d, 1)``, in the new coordinates."""
+        """Return the qkv weight ``(3 H d, D)`` or bias ``(3 H d, 1)`` in the new coordinates."""
         parts = torch.unflatten(rows.detach().cpu().double(), 0, (3, heads_before, d))
         new = [m[:, :, :rank].mT @ part[kept] for m, part in zip(maps, parts, strict=True)]
         return torch.stack(new).flatten(0, 2)
@@ -186,7 +188,7 @@ def factorize_attention(attn: Any, factors: HeadFactors, heads: list[int], rank:
             new.qkv.bias.copy_(convert(attn.qkv.bias[:, None])[:, 0])
         new.proj.weight.copy_((columns[kept] @ outputs).transpose(0, 1).flatten(1))
         if attn.proj.bias is not None:
-            # What was left out is replaced by its mean.
+            # Dropped coordinates are replaced by their mean.
             mean = factors.output_mean
             shift = (columns @ mean[:, :, None]).sum(dim=0)[:, 0]
             coordinates = factors.values[kept][:, :, :rank].mT @ mean[kept][:, :, None]

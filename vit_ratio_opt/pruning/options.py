@@ -28,6 +28,7 @@ __all__ = [
     "Pruning",
     "Structural",
     "Tokens",
+    "check_allocation",
     "pruning_options",
 ]
 
@@ -68,10 +69,7 @@ class Structural:
     def __post_init__(self) -> None:
         if self.unit not in get_args(MhsaUnit):
             raise InputError(f"`mhsa_unit` must be 'head' or 'rank', but got {self.unit!r}.")
-        if self.allocation not in get_args(Allocation):
-            raise InputError(
-                f"`allocation` must be one of {get_args(Allocation)}, but got {self.allocation!r}."
-            )
+        check_allocation(self.allocation)
         _check_count("round_to", self.round_to)
         if self.criterion is None:
             return
@@ -232,6 +230,18 @@ def pruning_options(
         if getattr(structural, name) != getattr(default, name):
             raise InputError(f"`{name}` is for structural pruning: a cascade cuts no weights.")
     return Tokens(rule=rule or CP_VIT)
+
+
+def check_allocation(allocation: str) -> None:
+    """Refuse an unknown allocation.
+
+    Raises:
+        InputError: ``allocation`` is none of :data:`Allocation`.
+    """
+    if allocation not in get_args(Allocation):
+        raise InputError(
+            f"`allocation` must be 'global', 'energy' or 'uniform', but got {allocation!r}."
+        )
 
 
 def _check_rule(rule: object) -> None:

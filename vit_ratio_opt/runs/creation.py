@@ -29,10 +29,10 @@ from vit_ratio_opt.runs.processes import is_dead, process_name
 from vit_ratio_opt.runs.storage import DEFAULT_STORAGE, open_storage
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair
-from vit_ratio_opt.search.sampler import BinarySearchSampler
+from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.curve import cost_saved
-from vit_ratio_opt.training.progress import waiting
+from vit_ratio_opt.training.progress import show_waiting
 
 if TYPE_CHECKING:
     from vit_ratio_opt.runs.objective import PruningObjective
@@ -217,7 +217,7 @@ def _new_attributes(objective: PruningObjective, screen: bool) -> dict[str, Any]
     """Compute everything that a new study stores, in the order in which it is written."""
     shown = None if objective.progress is None else bool(objective.progress)
     shape = objective.shape
-    with waiting("looking at pairs before any training", enabled=shown):
+    with show_waiting("looking at pairs before any training", enabled=shown):
         dense_accuracy = objective.dense_accuracy
         screened = objective.screen() if screen else {}
         path = objective.path if screen else ()
@@ -361,7 +361,7 @@ def _take_over(objective: PruningObjective, study: Study, screen: bool) -> None:
         )
         _fill_in(objective, study, attributes, screen)
     plan = _plan(objective, study.user_attrs)
-    study.sampler = BinarySearchSampler(objective.search_space, plan, seed=objective.seed)
+    study.sampler = PlanSampler(objective.search_space, plan, seed=objective.seed)
 
 
 def _fill_in(
@@ -371,7 +371,7 @@ def _fill_in(
     if "origin" not in attributes:
         study.set_user_attr("origin", objective.origin)
     shown = None if objective.progress is None else bool(objective.progress)
-    with waiting("looking at pairs before any training", enabled=shown):
+    with show_waiting("looking at pairs before any training", enabled=shown):
         if "screened" not in attributes:
             seen = objective.screen() if screen else {}
             study.set_user_attr("screened", [[*pair, value] for pair, value in seen.items()])

@@ -20,7 +20,8 @@ from optuna.artifacts import upload_artifact
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 
-from vit_ratio_opt.data.dataset import ImageData, Split
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency.cache import cached_latency
 from vit_ratio_opt.latency.timing import latency_curves, time_models
@@ -44,26 +45,20 @@ from vit_ratio_opt.models.surgery import ALL_HEADS, check_all_tokens, shape_of, 
 from vit_ratio_opt.pruning.cache import cached_calibration
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.cascade import (
-    AttentionSurvey,
-    attention_survey,
-    cascade,
     check_cascade,
-    keep_heads,
+    prune_tokens,
     reads_prefix_only,
-    without_cascade,
+    remove_cascade,
 )
 from vit_ratio_opt.pruning.importance import Importance, taylor_importance
 from vit_ratio_opt.pruning.options import Allocation
-from vit_ratio_opt.pruning.prune import (
-    expected_losses,
-    prune_ranks,
-    prune_to_macs,
-    prune_units,
-)
+from vit_ratio_opt.pruning.prune import prune_ranks, prune_to_macs, prune_units
 from vit_ratio_opt.pruning.reconstruct import repair
+from vit_ratio_opt.pruning.sizes import expected_losses
+from vit_ratio_opt.pruning.survey import AttentionSurvey, keep_heads, survey_attention
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.settings import StudySettings
-from vit_ratio_opt.records.study import StudyRecord
+from vit_ratio_opt.records.study import DenseRecord, StudyRecord
 from vit_ratio_opt.records.trials import block_rows, finished_trials, tested_accuracy
 from vit_ratio_opt.report.figures.training_curve import training_curve
 from vit_ratio_opt.runs.admission import check_enqueued, check_study_of
@@ -87,10 +82,10 @@ from vit_ratio_opt.runs.trial_models import (
 )
 from vit_ratio_opt.runs.turns import own_turn
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.claims import refuse_surplus, requeue
 from vit_ratio_opt.search.noise import Noise, accuracy_noise
-from vit_ratio_opt.search.plan import Pair, follow
-from vit_ratio_opt.search.sampler import hand_back, refuse_surplus
-from vit_ratio_opt.search.space import ratio_space
+from vit_ratio_opt.search.plan import Pair, run_plan
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.both import Combined
 from vit_ratio_opt.space.costs import Cost, Latency, cost_named
@@ -114,9 +109,9 @@ from vit_ratio_opt.training.context import (
     TrialContext,
 )
 from vit_ratio_opt.training.distributed import Ranks, RanksBroken
-from vit_ratio_opt.training.evaluate import check_shape, evaluate, on_device, predict
+from vit_ratio_opt.training.evaluate import check_shape, evaluate, predict
 from vit_ratio_opt.training.finetune import finetune
-from vit_ratio_opt.training.progress import SearchProgress, waiting
+from vit_ratio_opt.training.progress import SearchProgress, show_waiting
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.caching import default_cache
 from vit_ratio_opt.utils.failures import is_storage_error, reason
@@ -426,7 +421,7 @@ class PruningObjective:
         changes: dict[str, Any] = {}
         if stored.precision is not None and not self._precision_given:
             changes["precision"] = stored.precision
-        if self.data.has_fingerprint(stored.validation):
+        if stored.validation and self.data.has_fingerprint(stored.validation):
             changes["validation"] = stored.validation
         return replace(self.settings, **changes)
 
@@ -445,12 +440,12 @@ class PruningObjective:
             self.__dict__.pop("_teacher", None)
         if record.latency is not None and record.latency != self.latency:
             self.search_latency(record.latency)
-        self.dense_accuracy = float(record.dense["val_accuracy"])
+        self.dense_accuracy = float(record.dense.val_accuracy or 0.0)
 
     def _foretold(self, batch: int) -> dict[str, Any]:
         """The latency of this study's pairs on this device."""
         shown = None if self.progress is None else bool(self.progress)
-        with waiting("measuring the latency of blocks", enabled=shown):
+        with show_waiting("measuring the latency of blocks", enabled=shown):
             table = cached_latency(
                 self.model,
                 self.cache,
@@ -484,7 +479,7 @@ class PruningObjective:
     @property
     def search_space(self) -> dict[str, FloatDistribution]:
         """What each trial suggests."""
-        return ratio_space(self.space)
+        return ratio_distributions(self.space)
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
@@ -577,7 +572,7 @@ class PruningObjective:
             curve = budget_curve(self.space, float(level))
             if start is not None:  # the optimum moves little from one level to the next
                 start = min(curve, key=lambda pair: abs(pair.mhsa_ratio - ratios[-1]))
-            seen = follow(BudgetSearch(curve, start=start), agreement)
+            seen = run_plan(BudgetSearch(curve, start=start), agreement)
             start = max(seen, key=seen.__getitem__)
             levels.append(float(level))
             ratios.append(start[0])
@@ -608,7 +603,7 @@ class PruningObjective:
         def accuracy(pair: Pair) -> float:
             return self._accuracy(self.prune(RatioPair(*pair)))
 
-        seen = follow(BudgetSearch(self.curve, start=self.likely_best()), accuracy)
+        seen = run_plan(BudgetSearch(self.curve, start=self.likely_best()), accuracy)
         return {pair: value for pair, (value,) in seen.items()}
 
     def manifest(self, pair: RatioPair, model: ViT, accuracy: float) -> dict[str, Any]:
@@ -764,7 +759,7 @@ class PruningObjective:
     def survey(self) -> AttentionSurvey:
         """What the dense model's attention does on some of the same images, computed once."""
         images = self._seeded_batches(min(self.calibration_images, _SURVEYED))
-        return attention_survey(self.model, [batch for batch, _ in images])
+        return survey_attention(self.model, [batch for batch, _ in images])
 
     def _seeded_batches(
         self, images: int, *, skip: bool = False
@@ -776,7 +771,7 @@ class PruningObjective:
         if skip and len(order) > images:
             order = order[images:]
         chosen = order[:images]
-        return list(on_device(self.data, train.subset(chosen), 128, self.device))
+        return list(self.data.batches(train.subset(chosen), 128, self.device))
 
     @property
     def _calibration_images(self) -> list[torch.Tensor]:
@@ -791,16 +786,16 @@ class PruningObjective:
                 model by default.
         """
         pair = as_pair(pair)
-        start = self.model if parent is None else without_cascade(parent)
+        start = self.model if parent is None else remove_cascade(parent)
         if isinstance(self.space, TokenSpace):
             if self.rule.heads:
                 start = keep_heads(start, self.space.heads(pair), self.survey)
-            return cascade(start, self.space.tokens(pair), scores=self.rule.scores)
+            return prune_tokens(start, self.space.tokens(pair), scores=self.rule.scores)
         pruned = self._cut(start, pair)
         if self.repair:
             repair(pruned, self._calibration_images, self.calibration)
         if isinstance(self.space, Combined):
-            pruned = cascade(pruned, self.space.tokens(pair), scores=self.rule.scores)
+            pruned = prune_tokens(pruned, self.space.tokens(pair), scores=self.rule.scores)
         return pruned
 
     def _cut(self, start: ViT, pair: RatioPair) -> ViT:
@@ -972,7 +967,7 @@ class PruningObjective:
                     text = f"{type(error).__name__}: {reason(error)}"
                     trial.set_user_attr("failure", text)
                     if not is_stored or isinstance(error, _NO_FAILURE_OF_A_PAIR):
-                        hand_back(trial)
+                        requeue(trial)
                 if is_stored and isinstance(error, OSError):
                     raise InputError(
                         f"Trial {trial.number} could not go on here, so its pair will be tried "
@@ -1090,7 +1085,8 @@ class PruningObjective:
     def _attach(self, trial: optuna.Trial, store: ArtifactStore) -> None:
         """The curve of the training and the table of the blocks, for who looks at the trial."""
         frozen = trial.study._storage.get_trial(trial._trial_id)
-        dense = {"blocks": self.shape.block_sizes, "tokens": self.shape.tokens}
+        sizes = tuple((heads, dim, neurons) for heads, dim, neurons in self.shape.block_sizes)
+        dense = DenseRecord(blocks=sizes, tokens=self.shape.tokens)
         rows = block_rows(dense, frozen)
         try:
             with TemporaryDirectory() as folder:
@@ -1199,7 +1195,7 @@ class PruningObjective:
             blocks = shape_of(model).block_sizes
             artifact = None if earlier is None else state_artifact(earlier)
             job = {"pair": pair, "seed": seed, "blocks": blocks, "artifact": artifact}
-            self.ranks.tell({**job, "precision": self.precision})
+            self.ranks.broadcast({**job, "precision": self.precision})
         try:
             with clock("train"):
                 teacher = self._teacher  # at work in the first trial only
@@ -1249,7 +1245,7 @@ class PruningObjective:
             self._follow(self.ranks, asked_to_stop)
 
     def _follow(self, ranks: Ranks, stop: Callable[[], bool]) -> None:
-        while (job := ranks.tell()) is not None:
+        while (job := ranks.broadcast()) is not None:
             self.precision = job["precision"]  # rank 0 has it from the study
             pair = RatioPair(*job["pair"])
             model = self._rebuilt(pair, job["blocks"])
@@ -1280,7 +1276,7 @@ class PruningObjective:
         """A model of the pair's shape, with weights that are yet to be read."""
         model = shrink_to(self.model, [BlockShape(*block) for block in blocks])
         if isinstance(self.space, (TokenSpace, Combined)):
-            model = cascade(model, self.space.tokens(pair), scores=self.rule.scores)
+            model = prune_tokens(model, self.space.tokens(pair), scores=self.rule.scores)
         return model.to(self.device)
 
     def identity_of(self, pair: RatioPair) -> dict[str, Any]:
@@ -1367,7 +1363,7 @@ def check_logits(model: ViT, data: ImageData) -> None:
         InputError: With what is wrong with them.
     """
     two = data.train.subset(torch.arange(min(2, len(data.train))))
-    images, _ = next(on_device(data, two, 2, model_device(model)))
+    images, _ = next(data.batches(two, 2, model_device(model)))
     try:
         with torch.inference_mode(), evaluating(model):
             logits = model(images)

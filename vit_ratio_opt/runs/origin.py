@@ -12,8 +12,10 @@ from typing import Any, cast
 import torch
 from optuna.storages import BaseStorage
 
-from vit_ratio_opt.data.dataset import ImageData, load_images
-from vit_ratio_opt.data.dataset import load_again as load_images_again
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.load import load_again as load_images_again
+from vit_ratio_opt.data.load import load_images
+from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_again as load_model_again
@@ -21,8 +23,8 @@ from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.pruning.options import Allocation
+from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.study import StudyRecord
-from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.space.tokens import CascadeRule, Strategy
@@ -110,7 +112,7 @@ def load_objective(
         )
     _check_root(origin["data"], study_name, data)
     images = load_images_again(origin["data"], root=data)
-    if not images.has_fingerprint(settings.validation):
+    if not images.has_fingerprint(settings.validation or ""):
         raise InputError(
             f"The images here give another validation split ({images.fingerprint}) than study "
             f"{study_name!r} was made with ({settings.validation}): give --data."
@@ -123,7 +125,7 @@ def load_objective(
             images,
             budget=settings.budget,
             tolerance=settings.tolerance,
-            recipe=Recipe(**settings.recipe),
+            recipe=Recipe(**(settings.recipe or {})),
             fixed_ratio=settings.strategy == "fixed",
             strategy=cast(Strategy, settings.pruned),
             rule=None if settings.rule is None else CascadeRule(**settings.rule),
@@ -227,7 +229,7 @@ def _loads(
     options: dict[str, Any] = {"seed": seed, "preprocess": preprocess}
     if not (Path(root) / "cifar-10-batches-py").is_dir():  # which has its own
         options["image_size"] = image_size
-        options.update({key: manifest.get(key) for key in ("mean", "std")})
+        options["options"] = LoadOptions(mean=manifest.get("mean"), std=manifest.get("std"))
     loads = [lambda: load_images(root, validation="train", **options)]
     if "validation" in manifest:  # the hash of a split, by an earlier version
         loads.append(lambda: load_images(root, validation="test", **options))

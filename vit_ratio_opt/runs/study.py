@@ -20,7 +20,7 @@ from vit_ratio_opt.runs.optimize import keep_optimizing
 from vit_ratio_opt.runs.reaping import fail_dead_trials, fail_stale_trials, requeue_own_trials
 from vit_ratio_opt.runs.signals import SearchStopped, StopRequest, stop_on_signals
 from vit_ratio_opt.runs.storage import is_temporary
-from vit_ratio_opt.search.sampler import BinarySearchSampler
+from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.training.progress import SearchProgress
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 
@@ -77,7 +77,7 @@ def run_study(
 
         explainer = Explainer(n_trials)
         callbacks = [explainer, *callbacks]
-    if isinstance(study.sampler, BinarySearchSampler):
+    if isinstance(study.sampler, PlanSampler):
         study.sampler.n_trials = n_trials
     shown = objective.progress
     enabled = None if shown is None else bool(shown)
@@ -85,10 +85,10 @@ def run_study(
         objective.stop, objective.progress = asked_to_stop, bars
 
         def count(study: Study, trial: FrozenTrial) -> None:
-            bars.trained(len(finished_trials(study)))
+            bars.show_trained(len(finished_trials(study)))
 
         try:
-            bars.trained(len(finished_trials(study)))
+            bars.show_trained(len(finished_trials(study)))
             _introduce(study, n_trials, say)
             _run(study, objective, n_trials, wait, say, asked_to_stop, [count, *callbacks])
         except KeyboardInterrupt:
@@ -150,7 +150,7 @@ def _run(
 
     def nothing_left() -> str | None:
         sampler = study.sampler
-        return sampler.nothing_left(study) if isinstance(sampler, BinarySearchSampler) else None
+        return sampler.nothing_left(study) if isinstance(sampler, PlanSampler) else None
 
     failures, since = 0, 0.0  # of the storage in a row
 

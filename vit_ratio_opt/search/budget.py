@@ -233,7 +233,7 @@ class BudgetSearch:
         low, high = self._bracket(believed)
         return self.curve[max(low, 0)], self.curve[min(high, len(self.curve) - 1)]
 
-    def along(self, axis: int, value: float) -> BudgetSearch:
+    def fix_ratio(self, axis: int, value: float) -> BudgetSearch:
         """Return the search of one pair: the least of the other ratio that meets the budget."""
         if axis == 0:
             meeting = [second for first, second in self.curve if first <= value]

@@ -1,6 +1,7 @@
-"""What a search is: what was observed -> the pair to try next, and the answer so far.
+"""What a plan is: from what was observed to the pair to try next and to the answer so far.
 
-Two searches over pairs of ratios ``(first, second)``, each in [0, 1), whose cost is known:
+Two plans search pairs of ratios ``(first, second)``, each in [0, 1),
+of known cost:
 
 - :class:`~vit_ratio_opt.search.budget.BudgetSearch`: the most accurate pair on a budget's curve.
 - :class:`~vit_ratio_opt.search.tolerance.ToleranceSearch`: the cheapest pair that keeps a
@@ -24,7 +25,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.belief import Alternatives
 from vit_ratio_opt.search.noise import Levels, Noise, Repeats
 
-__all__ = ["Estimate", "Observed", "Pair", "Plan", "Proposal", "follow"]
+__all__ = ["Estimate", "Observed", "Pair", "Plan", "Proposal", "run_plan"]
 
 Pair = tuple[float, float]
 Observed = Mapping[Pair, Sequence[float]]
@@ -36,7 +37,7 @@ _OWN_DEVIATIONS = (0.0, 0.5, 1.0)
 
 
 class Proposal(NamedTuple):
-    """A pair and what it is for; without a pair, why nothing is left to learn."""
+    """A pair and why it is tried; without a pair, why nothing is left to learn."""
 
     pair: Pair | None
     why: str
@@ -45,9 +46,14 @@ class Proposal(NamedTuple):
 class Estimate(NamedTuple):
     """What is believed of a pair that was trained.
 
-    ``mean`` and ``error`` (its standard error) are of the posterior, ``own`` is the mean of the
-    pair's ``trained`` values. ``probability`` is that of being better than the baseline within a
-    budget, and that of keeping the tolerance in the other search.
+    Args:
+        pair: The pair.
+        mean: Posterior mean of its value.
+        error: Standard error of ``mean``.
+        own: Mean of the values of the pair's own trainings.
+        trained: Number of its trainings.
+        probability: Within a budget, probability to be better than the baseline; with a tolerance,
+            probability to keep it.
     """
 
     pair: Pair
@@ -59,15 +65,15 @@ class Estimate(NamedTuple):
 
 
 class Plan(Protocol):
-    """What :class:`vit_ratio_opt.search.BinarySearchSampler` asks."""
+    """What a :class:`~vit_ratio_opt.search.sampler.PlanSampler` asks for pairs."""
 
     @property
     def constraint(self) -> str | None:
-        """The trials' constraint that holds the value, or None for the objective's value."""
+        """Name of the trials' constraint that holds a value; None for the objective's value."""
 
     @property
     def limits(self) -> tuple[Pair, Pair]:
-        """Smallest and largest of either ratio that the plan may propose."""
+        """Smallest and largest of either ratio that the plan may propose, as two pairs."""
 
     def propose(
         self,
@@ -80,11 +86,11 @@ class Plan(Protocol):
         """Return the pair to try next.
 
         Args:
-            observed: Values of each pair.
+            observed: Values of each pair, one for each training.
             pending: Pairs that are being trained.
             blocked: Pairs that keep failing.
-            confirm: Whether this is one of the last trials: an answer that was trained once is
-                then trained again before anything else.
+            confirm: Whether this is one of the last trials, so that an answer that was trained
+                once is trained again before anything else.
         """
 
     def answer(
@@ -93,21 +99,26 @@ class Plan(Protocol):
         """Return the answer so far, or None when nothing observed will do.
 
         Args:
-            observed: Values of each pair.
-            complete: Pairs with a training that was not stopped early, of which one is the answer;
-                all by default.
+            observed: Values of each pair, one for each training.
+            complete: Pairs with a training that was not stopped early; only they can be the
+                answer. All by default.
         """
 
-    def along(self, axis: int, value: float) -> Plan:
-        """Return the same search with the first (0) or second (1) ratio fixed."""
+    def fix_ratio(self, axis: int, value: float) -> Plan:
+        """Return the plan in which one ratio is fixed.
+
+        Args:
+            axis: 0 fixes the first ratio, 1 the second one.
+            value: The fixed ratio.
+        """
 
 
-def follow(plan: Plan, value: Callable[[Pair], float]) -> dict[Pair, list[float]]:
-    """Return what ``plan`` observes when it is followed to its end.
+def run_plan(plan: Plan, value: Callable[[Pair], float]) -> dict[Pair, list[float]]:
+    """Evaluate the pairs that a plan proposes until it proposes none; return their values.
 
     Args:
-        plan: Proposes.
-        value: Of a pair, each time that it is proposed.
+        plan: The plan.
+        value: Function that returns the value of a pair, called each time it is proposed.
     """
     observed: dict[Pair, list[float]] = {}
     while (pair := plan.propose(observed).pair) is not None:
@@ -118,13 +129,14 @@ def follow(plan: Plan, value: Callable[[Pair], float]) -> dict[Pair, list[float]
 def alternatives(
     levels: Levels, repeats: Repeats, least_loss: float, slopes: Array
 ) -> Alternatives:
-    """Return the belief's alternatives: those of the noise, times those of own deviations.
+    """Return each level of the noise combined with each size of a pair's own deviation.
 
     Args:
-        levels: Of the noise.
+        levels: Alternatives of the noise.
         repeats: Losses and counts of the pairs.
-        least_loss: See :meth:`Noise.levels`; also the loss at which the next value is expected.
-        slopes: Belief's unit per point at each pair, ``(n,)``, and then at the next one.
+        least_loss: Smallest loss that counts, see :meth:`Noise.levels`; the next value is expected
+            to have it, too.
+        slopes: Belief's unit per point at each pair and at the next one, ``(n + 1,)``.
     """
     losses = np.append(np.maximum(repeats.losses, least_loss), least_loss)
     single = levels.variances(losses) * slopes**2  # of one value, (levels, n + 1)
@@ -153,7 +165,7 @@ def normal_cdf(x: Array) -> Array:
 
 
 def as_noise(noise: float | Noise, confirmations: int) -> Noise:
-    """Return the noise of a plan's arguments.
+    """Return a plan's noise; a number is a known standard deviation.
 
     Raises:
         InputError: The noise or ``confirmations`` is negative.

@@ -89,13 +89,15 @@ class ToleranceSearch:
         confirmations: Fresh trainings of the answer before the search ends.
         confidence: Probability with which the answer has to keep the tolerance.
         resolution: The search ends when no trial can be expected to save this much.
-        constraint: The trials' constraint that holds the negative margin.
         path: Some of the pairs, where the search begins.
 
     Raises:
         InputError: A column is missing or out of order, a pair of the path is in none, or a number
             is out of range.
     """
+
+    constraint: str | None = "accuracy_drop"
+    """Name of the trials' constraint that holds the negative margin."""
 
     def __init__(
         self,
@@ -107,7 +109,6 @@ class ToleranceSearch:
         confirmations: int = 0,
         confidence: float = 0.8,
         resolution: float = 5e-4,
-        constraint: str = "accuracy_drop",
         path: Sequence[Pair] = (),
     ) -> None:
         if not 0 < tolerance < math.inf:
@@ -126,7 +127,6 @@ class ToleranceSearch:
         self.confirmations = confirmations
         self.confidence = confidence
         self.resolution = resolution
-        self.constraint: str | None = constraint
         seconds_of = dict(self.columns)
         self.path = tuple((float(first), float(second)) for first, second in path)
         for first, second in self.path:
@@ -236,7 +236,7 @@ class ToleranceSearch:
         place = cheapest_kept(seen, believed, self.rule, complete)
         return None if place is None else estimate(seen, believed, place, self.rule)
 
-    def along(self, axis: int, value: float) -> ToleranceSearch:
+    def fix_ratio(self, axis: int, value: float) -> ToleranceSearch:
         """Return the same search in one column or one row."""
         if axis == 0:
             nearest = min(self.columns, key=lambda column: abs(column[0] - value))
@@ -251,7 +251,6 @@ class ToleranceSearch:
             confirmations=self.confirmations,
             confidence=self.confidence,
             resolution=self.resolution,
-            constraint=str(self.constraint),
         )
 
     def to_json(self) -> dict[str, Any]:

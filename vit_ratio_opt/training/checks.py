@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from vit_ratio_opt.data.dataset import ImageData
+from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.preprocessing import differences, preprocess_of
 
 __all__ = ["warn_near_chance", "warn_of_other_preprocessing"]

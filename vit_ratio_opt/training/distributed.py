@@ -1,4 +1,7 @@
-"""Several processes, one training, as ``torchrun`` starts them. No pickles go between them."""
+"""Several processes that share one training, as ``torchrun`` starts them.
+
+They exchange tensors and JSON, no pickles.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,19 @@ __all__ = ["Ranks", "RanksBroken"]
 
 
 class RanksBroken(SystemExit):
-    """One process has left a training that the others are still in: there is no way on."""
+    """One process has left a training that the others are still in, so none can continue."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of one training, and which of them this is.
+    """The processes of one training. Rank 0 runs the study; the others follow it.
 
-    The first one (rank 0) decides; the others do as it tells them.
+    With a size of 1, no other process is waited for.
 
     Args:
-        rank: This process.
-        size: How many there are.
-        device: What this one computes on.
+        rank: Rank of this process.
+        size: Number of processes.
+        device: Device of this process.
     """
 
     rank: int
@@ -39,12 +42,12 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks | None:
-        """Join the processes that ``torchrun`` has started; None where there is one only.
+        """Join the processes that ``torchrun`` started; return None for a single process.
 
-        NCCL between GPUs, one for each process of a machine, and gloo between CPUs.
+        NCCL connects GPUs, one for each process of a machine; gloo connects CPUs.
 
         Raises:
-            InputError: A machine has some GPUs, but fewer than processes.
+            InputError: A machine has GPUs, but fewer than processes.
         """
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
@@ -64,11 +67,11 @@ class Ranks:
         return cls(dist.get_rank(), dist.get_world_size(), device)
 
     def share(self, items: torch.Tensor) -> torch.Tensor:
-        """This process's part of ``items``, every ``size``-th."""
+        """Return this process's part of ``items``, every ``size``-th."""
         return items[self.rank :: self.size]
 
     def sum(self, *values: float) -> list[float]:
-        """Return the sums over all processes, in float64."""
+        """Return the sums of each value over all processes, in float64."""
         if self.size == 1:
             return list(values)
         numbers = torch.tensor(values, dtype=torch.float64)
@@ -76,11 +79,15 @@ class Ranks:
         return numbers.tolist()
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in any process."""
+        """Return whether ``flag`` is True in any process."""
         return self.sum(float(flag))[0] > 0
 
-    def tell(self, message: Any = None) -> Any:
-        """Return rank 0's ``message``, of JSON values, in every process; floats bit for bit."""
+    def broadcast(self, message: Any = None) -> Any:
+        """Return rank 0's ``message`` in every process.
+
+        Args:
+            message: JSON values in rank 0, ignored in other ranks; floats arrive bit for bit.
+        """
         if self.size == 1:
             return message
         text = json.dumps(message).encode() if self.rank == 0 else b""
@@ -93,8 +100,9 @@ class Ranks:
         return json.loads(bytes(content.tolist()))
 
     def leave(self) -> None:
-        """The last thing that a process does with the others."""
-        dist.destroy_process_group()
+        """Leave the other processes, after all communication with them."""
+        if self.size > 1:
+            dist.destroy_process_group()
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return ``model`` with rank 0's weights and gradients averaged over the processes."""

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from vit_ratio_opt.data.dataset import ImageData, Split
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.device import (
     Precision,
@@ -22,24 +23,12 @@ from vit_ratio_opt.training.distributed import Ranks
 __all__ = [
     "check_shape",
     "evaluate",
-    "on_device",
     "predict",
 ]
 
 _BATCH = 500
 
 _logger = logging.getLogger(f"optuna.{__name__}")
-
-
-def on_device(
-    data: ImageData, split: Split, batch_size: int, device: torch.device
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Normalised images and labels of ``split`` on ``device``, in order, without augmentation."""
-    for images, labels in split.batches(batch_size):
-        yield (
-            data.normalise(images.to(device, non_blocking=True)),
-            labels.to(device, non_blocking=True),
-        )
 
 
 def predict(
@@ -117,7 +106,7 @@ def _outputs(
     """Logits and labels on the model's device, batch by batch, in evaluation mode."""
     device = model_device(model)
     with evaluating(model):
-        for images, labels in on_device(data, split, _BATCH, device):
+        for images, labels in data.batches(split, _BATCH, device):
             # Not while the caller is at work.
             with torch.inference_mode(), autocast(device, precision):
                 logits = _in_parts(model, images)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from vit_ratio_opt.data.dataset import ImageData
+from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.device import Precision, model_device
 from vit_ratio_opt.training.context import TrainingDiverged, TrainingStopped, TrialContext
@@ -225,12 +225,12 @@ class Loop:
     def _report(self, accuracy: float, mean_loss: float) -> None:
         """Report in rank 0; an exception raised there ends the training in all processes."""
         if self._ranks.rank > 0:
-            if not self._ranks.tell():
+            if not self._ranks.broadcast():
                 raise TrainingStopped("rank 0 ended the training")
             return
         try:
             self._context.report(self._step // self._steps_per_epoch, accuracy, mean_loss)
         except BaseException:
-            self._ranks.tell(False)
+            self._ranks.broadcast(False)
             raise
-        self._ranks.tell(True)
+        self._ranks.broadcast(True)

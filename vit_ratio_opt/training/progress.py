@@ -1,4 +1,4 @@
-"""Bars for search, trial and epoch with the time left; nothing where nobody watches."""
+"""Progress bars of a search, a training and an epoch, with the time left; shown in terminals."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["SearchProgress", "TrainingProgress", "waiting"]
+__all__ = ["SearchProgress", "TrainingProgress", "show_waiting"]
 
-# The time left is told from so many seconds: long enough to even out epochs and evaluations.
+# The time left is estimated from the last 10 minutes, which evens out epochs and evaluations.
 _SPEED_SECONDS = 600
 
 
-def waiting(
+def show_waiting(
     text: str, *, enabled: bool | None = None
 ) -> contextlib.AbstractContextManager[object]:
-    """A turning wheel with a text, for what has no known end.
+    """Show a spinner with a text inside the block, for work of unknown length.
 
     Args:
-        text: What is waited for.
-        enabled: None shows it in a terminal only.
+        text: Text beside the spinner.
+        enabled: Whether to show it; None shows it in a terminal only.
     """
     console = Console(stderr=True)
     shown = console.is_terminal if enabled is None else enabled
@@ -37,11 +37,11 @@ def waiting(
 
 
 class SearchProgress:
-    """The bar of a search, on standard error, under which those of its trainings appear.
+    """Progress bar of a search on standard error, with those of its trainings below it.
 
     Args:
-        n_trials: Trained trials that it is to have; None if it has no such number.
-        enabled: None shows it in a terminal only.
+        n_trials: Number of trained trials at the end of the search; None if it is unknown.
+        enabled: Whether to show it; None shows it in a terminal only.
     """
 
     def __init__(self, n_trials: int | None, *, enabled: bool | None = None) -> None:
@@ -56,63 +56,71 @@ class SearchProgress:
     def __exit__(self, *exception: object) -> None:
         self.bars.stop()
 
-    def trained(self, trials: int) -> None:
-        """So many are trained, those of other workers included."""
+    def show_trained(self, trials: int) -> None:
+        """Show how many trials are trained, including those of other workers."""
         self._done = trials
         self.bars.update(self._task, completed=trials)
 
-    def within_trial(self, share: float) -> None:
-        """How far this process's trial is, in [0, 1]."""
+    def show_trial(self, share: float) -> None:
+        """Show the share of this process's trial that is done, in [0, 1]."""
         self.bars.update(self._task, completed=self._done + share)
 
 
 class TrainingProgress:
-    """Two bars: over all steps of a fine-tuning, and over those of its epoch.
+    """Two progress bars: over all steps of a training, and over the steps of its epoch.
 
     Args:
-        title: What is trained.
-        steps: Batches in all epochs.
-        epoch_steps: Batches of one.
-        shown: Within a search's bars; or None to show them in a terminal only.
+        title: Title of the training.
+        steps: Number of batches in all epochs.
+        epoch_steps: Number of batches in one epoch.
+        shown: Bars of the search below which these appear, or whether to show them; None shows
+            them in a terminal only.
     """
 
     def __init__(
         self, title: str, steps: int, epoch_steps: int, *, shown: SearchProgress | bool | None
     ) -> None:
         self._search = shown if isinstance(shown, SearchProgress) else None
-        self._bars = shown.bars if isinstance(shown, SearchProgress) else _bars(shown)
+        self.bars = shown.bars if isinstance(shown, SearchProgress) else _bars(shown)
         self._tasks: list[TaskID] = []
         self._title, self._steps, self._epoch_steps = title, steps, epoch_steps
         self._images = 0
 
     def __enter__(self) -> TrainingProgress:
         if self._search is None:
-            self._bars.start()
+            self.bars.start()
         self._tasks = [
-            self._bars.add_task(self._title, total=self._steps, status=""),
-            self._bars.add_task("epoch 1", total=self._epoch_steps, status=""),
+            self.bars.add_task(self._title, total=self._steps, status=""),
+            self.bars.add_task("epoch 1", total=self._epoch_steps, status=""),
         ]
         return self
 
     def __exit__(self, *exception: object) -> None:
         for task in self._tasks:
-            self._bars.remove_task(task)
+            self.bars.remove_task(task)
         if self._search is None:
-            self._bars.stop()
+            self.bars.stop()
 
     @property
     def enabled(self) -> bool:
-        """Whether anyone sees it; what it shows need not be computed otherwise."""
-        return not self._bars.disable
+        """Whether the bars are visible; what they show need not be computed otherwise."""
+        return not self.bars.disable
 
     def skip(self, steps: int) -> None:
-        """So many batches were done before."""
+        """Show that ``steps`` batches were done before this training was resumed."""
         self._show(steps)
 
     def advance(self, step: int, images: int, loss: float, accuracy: float) -> None:
-        """``step`` batches are done; the last, of so many images, had this loss and per cent."""
+        """Show that a batch is done.
+
+        Args:
+            step: Number of batches that are done.
+            images: Number of images in the last batch.
+            loss: Loss of the last batch.
+            accuracy: Accuracy on the last batch, in per cent.
+        """
         self._images += images
-        whole = next(task for task in self._bars.tasks if task.id == self._tasks[0])
+        whole = next(task for task in self.bars.tasks if task.id == self._tasks[0])
         elapsed = whole.elapsed or 1e-9
         status = f"loss {loss:.3f}  acc {accuracy:5.1f} %  {self._images / elapsed:,.0f} img/s"
         self._show(step, status)
@@ -121,12 +129,12 @@ class TrainingProgress:
         trial, epoch = self._tasks
         # A step that ends an epoch is its last one, not the first of the next.
         number = max(0, step - 1) // max(1, self._epoch_steps)
-        self._bars.update(trial, completed=step, status=status)
-        self._bars.update(
+        self.bars.update(trial, completed=step, status=status)
+        self.bars.update(
             epoch, completed=step - number * self._epoch_steps, description=f"epoch {number + 1}"
         )
         if self._search is not None:
-            self._search.within_trial(step / max(1, self._steps))
+            self._search.show_trial(step / max(1, self._steps))
 
 
 def _bars(enabled: bool | None) -> Progress:
@@ -142,6 +150,6 @@ def _bars(enabled: bool | None) -> Progress:
         disable=not (console.is_terminal if enabled is None else enabled),
         transient=True,
         speed_estimate_period=_SPEED_SECONDS,
-        # What is printed must get past the bars, but into its file if it goes to one.
+        # Printed text has to appear above the bars, but in its file if it is redirected.
         redirect_stdout=sys.stdout.isatty(),
     )

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vit_ratio_opt.data.dataset import ImageData, Split
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.models.device import (
     Precision,
     check_precision,

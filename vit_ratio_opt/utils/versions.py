@@ -1,4 +1,4 @@
-"""Whether what is installed beside this package is what pyproject.toml asks for. No torch."""
+"""Compare the installed dependencies with the bounds in pyproject.toml, without torch."""
 
 from __future__ import annotations
 
@@ -10,27 +10,41 @@ from packaging.requirements import Requirement
 
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["check_versions"]
+__all__ = ["PACKAGES", "check_versions", "installed_versions"]
+
+PACKAGES = ("vit_ratio_opt", "torch", "timm", "optuna")
+"""Packages whose versions a study stores: they may change what a model computes."""
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 
 
+def installed_versions(*packages: str) -> dict[str, str]:
+    """Return the installed version of each package; of :data:`PACKAGES` by default."""
+    found = {}
+    for package in packages or PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
 @cache
 def check_versions() -> None:
-    """Refuse dependencies that are too old, warn of those that are too new; once, in 10 ms.
+    """Refuse dependencies that are too old and warn of those that are too new, once.
 
-    pip allows both: ``pip install timm==1.0.20`` complains, and installs it.
+    pip installs both: ``pip install timm==1.0.20`` only complains. The check takes 10 ms.
 
     Raises:
-        InputError: A dependency is older than this package's lower bound. What would fail, or go
-            wrong, is not known.
+        InputError: A dependency is older than this package's lower bound, so that nobody knows
+            what would fail or go wrong.
     """
     old: list[tuple[str, str]] = []
     new: list[tuple[str, str]] = []
     for requirement in _requirements():
         try:
             installed = version(requirement.name)
-        except PackageNotFoundError:  # whatever imports it says so
+        except PackageNotFoundError:  # importing it will fail with a message
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
             bounds = [bound for bound in requirement.specifier if bound.operator == ">="]
@@ -46,10 +60,10 @@ def check_versions() -> None:
 
 
 def _requirements() -> list[Requirement]:
-    """Those that every installation has: of extras, people know what they need."""
+    """Return the requirements of every installation, without those of extras."""
     try:
         found = [Requirement(text) for text in requires("vit_ratio_opt") or ()]
-    except PackageNotFoundError:  # a checkout on the path that nobody has installed
+    except PackageNotFoundError:  # a checkout on the path that was not installed
         return []
     return [requirement for requirement in found if requirement.marker is None]
 

@@ -1,0 +1,217 @@
+"""From data sets of any kind to an :class:`ImageData`: the part that all sources share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.items import check_classes, check_labels, shared_images
+from vit_ratio_opt.data.options import LoadOptions
+from vit_ratio_opt.data.preprocessing import Preprocessing, resolve_preprocessing
+from vit_ratio_opt.data.reading import AsUint8, Files, first_image, read_all
+from vit_ratio_opt.data.splits import (
+    Split,
+    Validation,
+    check_validation,
+    split_in_memory,
+    split_in_three,
+)
+from vit_ratio_opt.errors import InputError
+
+__all__ = ["assemble", "with_source", "with_test"]
+
+# Unreadable images that a message names.
+_SHOWN = 5
+_TITLES = {"train": "training", "val": "validation", "test": "test"}
+
+_logger = logging.getLogger(f"optuna.{__name__}")
+
+
+def assemble(
+    parts: Mapping[str, Dataset[Any]],
+    *,
+    name: str,
+    classes: Sequence[str],
+    preprocess: Preprocessing | None,
+    image_size: int | Sequence[int] | None,
+    validation: Validation,
+    seed: int,
+    options: LoadOptions,
+) -> ImageData:
+    """Read, check and split data sets of images.
+
+    Args:
+        parts: Map-style data sets ``"train"``, ``"test"`` and perhaps ``"val"``.
+        name: Name of the data set.
+        classes: Class names, by label.
+        preprocess: The model's preprocessing, if it is known.
+        image_size: Pixels of a side, or height and width; replaces that of ``preprocess``.
+        validation: Images from which the validation split is taken.
+        seed: Random seed of the stratified split.
+        options: The loader's other options.
+
+    Returns:
+        The data set. Its ``source`` has the values with which a loader makes it again; the loader
+        adds its name, see :func:`with_source`.
+
+    Raises:
+        InputError: A data set is empty, an item is no image with a class or cannot be read, the
+            classes do not fit, or the split cannot be made.
+    """
+    _check_parts(name, classes, parts, validation, seed, options)
+    shape = first_image(parts["train"], name).shape
+    resolved = resolve_preprocessing(
+        name, shape, preprocess, mean=options.mean, std=options.std, image_size=image_size
+    )
+    read = _read(parts, name, resolved, channels=shape[0], options=options)
+    check_labels(name, classes, {_TITLES[split]: part.labels for split, part in read.items()})
+    train, val, test = split_in_three(read, validation, options.val_fraction, seed)
+    _warn_of_shared_images(name, read)
+    return ImageData(
+        name,
+        train,
+        val,
+        test,
+        tuple(classes),
+        resolved.mean,
+        resolved.std,
+        options.flip,
+        validation,
+        _arguments(resolved, validation, seed, options),
+    )
+
+
+def with_test(parts: Mapping[str, Files]) -> dict[str, Dataset[Any]]:
+    """Return the parts, with the validation images as test images if there are no others."""
+    return dict(parts) if "test" in parts else {"train": parts["train"], "test": parts["val"]}
+
+
+def with_source(data: ImageData, loader: str, root: Path, **more: Any) -> ImageData:
+    """Return ``data`` with the source that its loader makes it from.
+
+    Args:
+        data: A result of :func:`assemble`.
+        loader: Name of the loader in :data:`vit_ratio_opt.data.load.SOURCES`.
+        root: Folder or file of the images.
+        more: Other arguments of the loader, as JSON values.
+    """
+    source = {"loader": loader, "root": str(root.resolve()), **data.source, **more}
+    return replace(data, source=source)
+
+
+def _arguments(
+    resolved: Preprocessing, validation: Validation, seed: int, options: LoadOptions
+) -> dict[str, Any]:
+    """Return the arguments that make the same data set again, as JSON values."""
+    height, width = resolved.image_size
+    values = resolved.to_json()
+    del values["origin"], values["is_assumed"]
+    arguments = {
+        **{
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in values.items()
+        },
+        "image_size": height if height == width else [height, width],
+        "validation": validation,
+        "val_fraction": options.val_fraction,
+        "seed": seed,
+        "skip_damaged": options.skip_damaged,
+        "memory_limit": options.memory_limit,
+    }
+    return arguments if options.flip else {**arguments, "flip": False}
+
+
+def _check_parts(
+    name: str,
+    classes: Sequence[str],
+    parts: Mapping[str, Dataset[Any]],
+    validation: Validation,
+    seed: int,
+    options: LoadOptions,
+) -> None:
+    """Refuse data sets before any of their images is read."""
+    for split, dataset in parts.items():
+        is_indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+        if isinstance(dataset, IterableDataset) or not is_indexed:
+            raise InputError(
+                f"{name}: the {_TITLES[split]} images must be a map-style data set, with a length "
+                f"and an index, but are {type(dataset).__name__}."
+            )
+        if not _count(dataset):
+            raise InputError(f"{name}: the training and the test set must have images.")
+    check_classes(name, classes, parts)
+    check_validation(validation, options.val_fraction, parts)
+    if all(isinstance(dataset, Files) for dataset in parts.values()):
+        # Refuse classes that cannot be split before thousands of images are read.
+        listed = {
+            split: Split(files, torch.arange(len(files)), torch.tensor(files.targets))
+            for split, files in cast("Mapping[str, Files]", parts).items()
+        }
+        split_in_three(listed, validation, options.val_fraction, seed)
+
+
+def _count(dataset: Any) -> int:
+    return len(dataset)
+
+
+def _read(
+    parts: Mapping[str, Dataset[Any]],
+    name: str,
+    resolved: Preprocessing,
+    *,
+    channels: int,
+    options: LoadOptions,
+) -> dict[str, Split]:
+    """Read every part once; keep its images if all of them fit in memory."""
+    pixels = resolved.image_size[0] * resolved.image_size[1]
+    total = sum(map(_count, parts.values()))
+    keep = total * channels * pixels <= options.memory_limit
+    read: dict[str, Split] = {}
+    unreadable: list[str] = []
+    for split, dataset in parts.items():
+        uint8 = AsUint8(dataset, resolved, channels, f"{name}, {_TITLES[split]} images")
+        items = read_all(uint8, keep=keep)
+        unreadable += items.unreadable
+        if not len(items.labels):
+            raise InputError(
+                f"{name}: no {_TITLES[split]} image can be read, such as {items.unreadable[0]}"
+            )
+        if items.images is None:
+            read[split] = Split(uint8, items.indices, items.labels)
+        else:
+            read[split] = split_in_memory(items.images, items.labels)
+    if unreadable:
+        shown = " ".join(unreadable[:_SHOWN])
+        more = len(unreadable) - _SHOWN
+        shown += f" And {more:,} more." if more > 0 else ""
+        if not options.skip_damaged:
+            raise InputError(
+                f"{name}: {len(unreadable):,} of {total:,} images cannot be read. {shown} Mend or "
+                "remove them, or leave them out with `skip_damaged=True` (--skip-damaged)."
+            )
+        _logger.warning(f"{name}: {len(unreadable):,} of {total:,} images are left out. {shown}")
+    return read
+
+
+def _warn_of_shared_images(name: str, parts: Mapping[str, Split]) -> None:
+    """Warn of images in two splits, if the images are in memory."""
+    tensors = {
+        split: part.dataset.tensors[0]
+        for split, part in parts.items()
+        if isinstance(part.dataset, TensorDataset)
+    }
+    for split in ("test", "val"):
+        if split in tensors:
+            count = shared_images(tensors["train"], tensors[split])
+            if count:
+                _logger.warning(
+                    f"{name}: {count:,} of {len(tensors[split]):,} {_TITLES[split]} images are "
+                    "training images too, pixel by pixel: the accuracy on them says little."
+                )

@@ -1,0 +1,170 @@
+"""A data set that is ready for pruning: three splits, class names and normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from vit_ratio_opt.data.preprocessing import Preprocessing, check_channels, floats
+from vit_ratio_opt.data.splits import Split, Validation
+
+__all__ = ["ImageData"]
+
+# Keys of `ImageData.source` that change no pixel, or are settings of their own.
+_NO_PREPROCESSING = {
+    *("loader", "root", "seed", "val_fraction", "test_fraction", "validation", "memory_limit"),
+    *("image_size", "mean", "std", "flip"),
+}
+# Of the other keys, what version 0.1.0 did: its sources have none of them.
+_DEFAULTS_OF_0_1_0 = {
+    "interpolation": "bilinear", "crop": 1.0, "squash": False,
+    "exif_rotation": False, "skip_damaged": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A training, a validation and a test split, and how their images become a model's input.
+
+    Args:
+        name: Name of the data set in studies and reports.
+        train: Images for calibration and fine-tuning.
+        val: Images for choosing ratios.
+        test: Images that are read once, for the final model.
+        classes: Class names, by label.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
+        flip: Whether a mirrored image keeps its label; digits do not.
+        validation: Whether ``val`` was taken from the training or the test images, or was given.
+        source: JSON values from which :func:`~vit_ratio_opt.data.load.load_again` loads the data
+            set elsewhere: ``loader`` and its arguments. Empty if that is not possible.
+
+    Raises:
+        InputError: ``mean`` or ``std`` are not of pixels in [0, 1].
+    """
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool = True
+    validation: Validation = "train"
+    source: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        Preprocessing(floats(self.mean), floats(self.std), (1, 1))
+
+    @cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width.
+
+        Raises:
+            InputError: ``mean`` and ``std`` have another number of channels.
+        """
+        channels, height, width = next(self.train.batches(1))[0].shape[1:]
+        check_channels(self.name, channels, self.mean, self.std)
+        return channels, height, width
+
+    @property
+    def preprocess(self) -> Preprocessing:
+        """How the images become a model's input."""
+        _, *size = self.image_shape
+        options = {key: self.source.get(key, value) for key, value in _DEFAULTS_OF_0_1_0.items()}
+        return Preprocessing(
+            floats(self.mean),
+            floats(self.std),
+            (size[0], size[1]),
+            interpolation=options["interpolation"],
+            crop=options["crop"],
+            squash=options["squash"],
+            origin=f"the data set {self.name}",
+        )
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Options of the loader that change pixels, except size and normalisation."""
+        return {
+            name: value
+            for name, value in self.source.items()
+            if name not in _NO_PREPROCESSING and value not in (None, _DEFAULTS_OF_0_1_0.get(name))
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the validation split, see :meth:`Split.fingerprint`."""
+        return self.val.fingerprint()
+
+    @cached_property
+    def training_fingerprint(self) -> str:
+        """Hash of the training split."""
+        return self.train.fingerprint()
+
+    @cached_property
+    def test_fingerprint(self) -> str:
+        """Hash of the test split."""
+        return self.test.fingerprint()
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Return whether the validation split has this hash.
+
+        Version 0.1.0 hashed no contents of images on disk; its hash is recognised too.
+        """
+        if fingerprint == self.fingerprint:
+            return True
+        return fingerprint == self.val.fingerprint(contents=False)
+
+    def batches(
+        self, split: Split, batch_size: int, device: torch.device
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield normalised images and labels on ``device``, in order, without augmentation.
+
+        Args:
+            split: The images, of this data set.
+            batch_size: Images in a batch; the last one may be smaller.
+            device: Device of the batches.
+        """
+        for images, labels in split.batches(batch_size):
+            yield (
+                self.normalise(images.to(device, non_blocking=True)),
+                labels.to(device, non_blocking=True),
+            )
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Return uint8 images as float32 with the data set's mean and standard deviation."""
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        return images.float().div_(255).sub_(mean).div_(std)
+
+    def augment(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Shift every image by up to an eighth of its size and, if :attr:`flip`, mirror half.
+
+        torchvision's transforms draw once for a whole batch, or run image by image on the CPU.
+        This draws for each image and moves the batch with one gather.
+
+        Args:
+            images: uint8, ``(batch, channels, height, width)``.
+            generator: On the CPU, so that a seed gives the same images on every device.
+        """
+        n, _, height, width = images.shape
+        pad = max(1, height // 8)
+        padded = F.pad(images, (pad, pad, pad, pad))
+        shift = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=generator)
+        rows = shift[0] + torch.arange(height)
+        columns = shift[1] + torch.arange(width)
+        if self.flip:
+            mirrored = torch.rand((n, 1), generator=generator) < 0.5
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        index = torch.arange(n)[:, None, None]
+        rows, columns = rows[:, :, None], columns[:, None, :]
+        device = images.device
+        # Advanced indices around a slice put the channels last; moving them back is free.
+        moved = padded[index.to(device), :, rows.to(device), columns.to(device)]
+        return moved.movedim(-1, 1).contiguous()

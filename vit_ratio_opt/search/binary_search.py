@@ -1,0 +1,117 @@
+"""The sampler of the two pruning ratios, for studies in Optuna's own style."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.search.limits import Limit, plan_of
+from vit_ratio_opt.search.noise import Noise
+from vit_ratio_opt.search.plan import Plan
+from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.search.space import ratio_distributions
+from vit_ratio_opt.space.curve import cost_saved
+from vit_ratio_opt.space.pairs import PairSpace
+from vit_ratio_opt.utils.versions import installed_versions
+
+__all__ = ["BinarySearchSampler"]
+
+
+class BinarySearchSampler(PlanSampler):
+    """Searches MHSA ratio and FFN ratio within a limit; other parameters are sampled as usual.
+
+    Any number of processes may run trials of one study, and a study resumes where it was left: all
+    state is in the study's trials. The first trial writes into the study what a reader needs to
+    find and show its answer: the user attributes ``plan``, ``limit``, ``saved`` and ``versions``.
+
+    Args:
+        space: Space of the dense model, such as ``pruner.space``.
+        limit: :class:`~vit_ratio_opt.Budget` in a study that maximises the accuracy;
+            :class:`~vit_ratio_opt.Tolerance` in one that minimises the cost, whose trials set the
+            constraint ``accuracy_drop`` to the accuracy lost minus the tolerance; a limit or a
+            plan of your own.
+        noise: Standard deviation of the accuracy over seeds; by default that of the limit's
+            ``plan`` method.
+        confirmations: Number of times that the answer is trained again before the search ends.
+        independent_sampler: Sampler of all other parameters; random by default.
+        seed: Random seed of the default independent sampler.
+        n_trials: Number of trained trials that the study is to have, an eighth of which are kept
+            to confirm the answer; None while the number is unknown.
+
+    Raises:
+        InputError: The limit cannot be kept in the space, or an argument is out of its range.
+
+    Example:
+        >>> sampler = BinarySearchSampler(pruner.space, Budget(0.6))
+        >>> study = optuna.create_study(direction="maximize", sampler=sampler)
+    """
+
+    def __init__(
+        self,
+        space: PairSpace,
+        limit: Limit | Plan,
+        *,
+        noise: float | Noise | None = None,
+        confirmations: int = 1,
+        independent_sampler: BaseSampler | None = None,
+        seed: int | None = None,
+        n_trials: int | None = None,
+    ) -> None:
+        plan = plan_of(limit, space, noise=noise, confirmations=confirmations)
+        super().__init__(
+            ratio_distributions(space),
+            plan,
+            independent_sampler=independent_sampler,
+            seed=seed,
+            n_trials=n_trials,
+        )
+        self._limit = _limit_json(limit, space)
+        self._space = space
+        self._described: tuple[int, int] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without the study that was described last."""
+        return vars(self) | {"_described": None}
+
+    def _check_study(self, study: Study, trial: FrozenTrial) -> None:
+        super()._check_study(study, trial)
+        key = id(study._storage), study._study_id
+        # A study that was deleted and created again may have the same id, and begins with trial 0.
+        if self._described != key or trial.number == 0:
+            self._describe(study)
+            self._described = key
+
+    def _describe(self, study: Study) -> None:
+        """Write what a reader of the study needs, unless it is there.
+
+        Processes that do so at the same time write the same. ``plan`` is written last.
+
+        Raises:
+            InputError: The study has another limit.
+        """
+        stored = study.user_attrs
+        limit = stored.get("limit", self._limit)
+        if limit != self._limit:
+            raise InputError(
+                f"Study {study.study_name!r} has the limit {limit}, but its sampler "
+                f"{self._limit}: use another study name, or the limit of the study."
+            )
+        plan_json = getattr(self.plan, "to_json", None)
+        if "plan" in stored or plan_json is None:
+            return
+        study.set_user_attr("limit", self._limit)
+        study.set_user_attr("versions", installed_versions())
+        study.set_user_attr("saved", cost_saved(self._space))
+        study.set_user_attr("plan", plan_json())
+
+
+def _limit_json(limit: Limit | Plan, space: PairSpace) -> dict[str, Any]:
+    """Return the limit, the name of its cost and the dense model's MACs as JSON values."""
+    to_json = getattr(limit, "to_json", None)
+    is_plan = hasattr(limit, "propose")
+    known = to_json() if to_json is not None and not is_plan else {"other": type(limit).__name__}
+    return {**known, "cost": space.cost.name, "macs": space.macs}

@@ -1,0 +1,202 @@
+"""The limits of a search, a budget or a tolerance; a limit makes the plan of a space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, ClassVar, Literal, Protocol, cast
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.noise import Noise
+from vit_ratio_opt.search.plan import Pair, Plan
+from vit_ratio_opt.search.tolerance import ToleranceSearch
+from vit_ratio_opt.space.curve import curve_and_baseline, fixed_ratio_pair, pair_columns
+from vit_ratio_opt.space.pairs import PairSpace, RatioPair
+
+__all__ = ["Budget", "Direction", "Limit", "Tolerance", "plan_of"]
+
+Direction = Literal["maximize", "minimize"]
+
+# Standard deviation of the accuracy over seeds, as a share of the tolerance, where nothing is
+# known of it: trainings of a pair correct it.
+_NOISE_SHARE = 0.25
+
+
+class Limit(Protocol):
+    """What the pairs of a search have to keep: a :class:`Budget`, a :class:`Tolerance`, or yours.
+
+    ``plan`` may take the options ``noise`` and ``confirmations``, and those of
+    :meth:`Budget.plan` that it can use; it must accept the others.
+    """
+
+    def plan(self, space: PairSpace, *arguments: Any, **options: Any) -> Plan:
+        """Return the search over a space that keeps the limit."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Find the most accurate pair that costs at most a share of the dense model's cost.
+
+    Args:
+        share: Largest fraction of the dense model's cost, in (0, 1].
+
+    Raises:
+        InputError: ``share`` is no number in (0, 1].
+    """
+
+    share: float
+    direction: ClassVar[Direction] = "maximize"
+
+    def __post_init__(self) -> None:
+        if not (_is_between(self.share, 0, 1) or self.share == 1):
+            raise InputError(
+                "The budget must be in (0, 1], a fraction of the dense model's cost, but got "
+                f"{self.share!r:.80}."
+            )
+
+    def plan(
+        self,
+        space: PairSpace,
+        *,
+        noise: float | Noise | None = None,
+        confirmations: int = 1,
+        dense: float | None = None,
+        start: Pair | None = None,
+        path: Sequence[Pair] = (),
+        fixed_ratio: bool = False,
+    ) -> BudgetSearch:
+        """Return the search along the curve of pairs that use up the budget.
+
+        Args:
+            space: Space of the dense model.
+            noise: Standard deviation of the accuracy over seeds, or what is known of it; None
+                takes every accuracy as exact.
+            confirmations: Number of times that the best pair is trained again.
+            dense: Accuracy of the dense model; the highest accuracy observed by default.
+            start: Pair of the curve that is tried after the fixed ratio.
+            path: Not used; for a :class:`Tolerance`.
+            fixed_ratio: Whether to search the baseline instead, one ratio for both modules.
+
+        Raises:
+            InputError: No pair of the space keeps the budget.
+        """
+        curve: tuple[RatioPair, ...]
+        if fixed_ratio:
+            curve, baseline = (fixed_ratio_pair(space, self.share),), None
+        else:
+            curve, baseline = curve_and_baseline(space, self.share)
+        if start is not None and start not in curve:
+            # Version 0.1.0 had another pair for the units that the fixed ratio removes.
+            units = space.removed(RatioPair(*start))
+            start = next((pair for pair in curve if space.removed(pair) == units), None)
+        return BudgetSearch(
+            curve,
+            baseline=baseline,
+            start=start,
+            noise=0.0 if noise is None else noise,
+            confirmations=confirmations,
+            dense=dense,
+        )
+
+    def to_json(self) -> dict[str, float]:
+        """Return the limit as a study stores it."""
+        return {"budget": float(self.share)}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Find the cheapest pair that loses at most some percentage points of accuracy.
+
+    Args:
+        points: Largest loss of accuracy against the dense model, in percentage points, in
+            (0, 100).
+        confidence: Probability with which the answer has to keep the tolerance, in (0.5, 1).
+
+    Raises:
+        InputError: A number is out of its range.
+    """
+
+    points: float
+    confidence: float = 0.8
+    direction: ClassVar[Direction] = "minimize"
+
+    def __post_init__(self) -> None:
+        if not _is_between(self.points, 0, 100):
+            raise InputError(
+                f"The tolerance must be above 0 and below 100 points, but got {self.points!r:.80}."
+            )
+        if not _is_between(self.confidence, 0.5, 1):
+            raise InputError(
+                f"`confidence` must be above 0.5 and below 1, but got {self.confidence!r:.80}: "
+                "give a probability such as 0.8."
+            )
+
+    def plan(
+        self,
+        space: PairSpace,
+        *,
+        noise: float | Noise | None = None,
+        confirmations: int = 1,
+        dense: float | None = None,
+        start: Pair | None = None,
+        path: Sequence[Pair] = (),
+        fixed_ratio: bool = False,
+    ) -> ToleranceSearch:
+        """Return the search over all pairs of the space.
+
+        Args:
+            space: Space of the dense model.
+            noise: Standard deviation of the accuracy over seeds in percentage points, or what is
+                known of it; None guesses a quarter of the tolerance and corrects it by the
+                trainings of a pair.
+            confirmations: Number of times that the answer is trained again.
+            dense: Not used; for a :class:`Budget`.
+            start: Not used; for a :class:`Budget`.
+            path: Pairs with which the search begins, the likeliest ones at each cost.
+            fixed_ratio: Whether to search the baseline instead, one ratio for both modules.
+
+        Raises:
+            InputError: A pair of ``path`` is not of the space.
+        """
+        if noise is None:
+            noise = Noise(_NOISE_SHARE * self.points, is_known=False)
+        return ToleranceSearch(
+            pair_columns(space, fixed_ratio=fixed_ratio),
+            space.cost_ratio,
+            self.points,
+            noise=noise,
+            confirmations=confirmations,
+            confidence=self.confidence,
+            path=path,
+        )
+
+    def to_json(self) -> dict[str, float]:
+        """Return the limit as a study stores it."""
+        return {"tolerance": float(self.points), "confidence": float(self.confidence)}
+
+
+def plan_of(limit: Limit | Plan, space: PairSpace, **options: Any) -> Plan:
+    """Return a limit's plan of a space; a plan is returned as it is.
+
+    Args:
+        limit: A limit or a plan.
+        space: Space of the dense model.
+        **options: Options of the limit's ``plan`` method, such as ``noise``.
+
+    Raises:
+        InputError: ``limit`` is neither, or cannot be kept in the space.
+    """
+    if hasattr(limit, "propose"):
+        return cast(Plan, limit)
+    if not hasattr(limit, "plan"):
+        raise InputError(
+            "`limit` must be a Budget, a Tolerance, or an object with a `plan` method, but got "
+            f"{limit!r:.80}: use vro.Budget(0.6), for example."
+        )
+    return limit.plan(space, **options)
+
+
+def _is_between(value: object, low: float, high: float) -> bool:
+    return isinstance(value, Real) and low < float(value) < high
