@@ -42,8 +42,9 @@ from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.records.answer import answer_trial
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.files import write_json
 

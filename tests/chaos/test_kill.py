@@ -13,8 +13,8 @@ from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.trials import finished_trials
+from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study
 from vit_ratio_opt.search.claims import SURPLUS
 from vit_ratio_opt.training.recipe import Recipe
 

@@ -13,6 +13,7 @@ import sys
 import optuna
 import pytest
 from rich.console import Console
+from vit_ratio_opt.runs.origin import load_objective
 
 from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.cli.report import print_report
@@ -25,7 +26,6 @@ from vit_ratio_opt.report.markdown import markdown_page
 from vit_ratio_opt.report.notes import study_note, trial_note
 from vit_ratio_opt.report.rows import build_report, group_studies, trial_rows
 from vit_ratio_opt.report.terminal import trials_table
-from vit_ratio_opt.runs.origin import load_objective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.utils.text import csv_text
 

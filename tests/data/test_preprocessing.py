@@ -32,6 +32,7 @@ from vit_ratio_opt.data.preprocessing import (
     preprocess_or_assume,
     remember_preprocessing,
 )
+from vit_ratio_opt.data.stored import study_images
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.model_files.save import save_dense, save_pruned
@@ -39,7 +40,6 @@ from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.pruning.importance import taylor_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.origin import study_images
 from vit_ratio_opt.training.checks import warn_near_chance
 from vit_ratio_opt.training.recipe import Recipe
 

@@ -42,8 +42,9 @@ from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import Importance, magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.training.evaluate import evaluate

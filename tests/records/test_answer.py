@@ -26,9 +26,10 @@ from vit_ratio_opt.report.notes import study_note
 from vit_ratio_opt.report.rows import build_report, trial_rows
 from vit_ratio_opt.report.sentences import answer_sentences, summary
 from vit_ratio_opt.report.terminal import results_table
+from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.final import card_path
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.training.recipe import Recipe
 
 # Of the first trial, the fixed ratio, and of the five pairs of the curve after it.

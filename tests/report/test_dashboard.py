@@ -42,9 +42,10 @@ from vit_ratio_opt.report.explainer import Explainer
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.notes import study_note, trial_note
 from vit_ratio_opt.runs.artifacts import open_artifacts
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe

@@ -17,10 +17,11 @@ from vit_ratio_opt.records.candidates import candidate_of
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.report.rows import build_report, timing_split
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.curve import fixed_ratio_pair
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.recipe import Recipe

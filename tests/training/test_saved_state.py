@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 import vit_ratio_opt.runs.objective as objective_module
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe

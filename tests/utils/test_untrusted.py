@@ -10,6 +10,7 @@ import optuna
 import pytest
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import TrialState, create_trial
+from vit_ratio_opt.runs.origin import load_objective
 
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.errors import InputError
@@ -18,11 +19,10 @@ from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.report.dashboard import AllArtifacts
 from vit_ratio_opt.runs.artifacts import ArtifactFolder, artifact_location, open_artifacts
+from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.lineage import interrupted_trials, remove_states, state_artifact
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.origin import load_objective
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.untrusted import (
     check_checkpoint_name,

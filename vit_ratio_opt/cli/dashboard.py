@@ -6,16 +6,12 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-from vit_ratio_opt.cli.command import (
-    STUDY,
-    WORKERS,
-    check_text,
-    option,
-)
+from vit_ratio_opt.cli.command import STUDY, check_text, option
 from vit_ratio_opt.cli.options import (
     HostOption,
     StorageOption,
 )
+from vit_ratio_opt.data.reading import WORKERS
 from vit_ratio_opt.runs.storage import (
     DEFAULT_STORAGE,
     open_storage,

@@ -8,11 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vit_ratio_opt.cli.command import (
-    DATA,
-    OUTPUT,
-    option,
-)
+from vit_ratio_opt.cli.command import DATA, OUTPUT, option
 from vit_ratio_opt.cli.files import model_files
 from vit_ratio_opt.cli.options import (
     ImageSizeOption,
@@ -112,8 +108,8 @@ def _study_images(model: Any, manifest: dict[str, Any], data: Path | None, heigh
         InputError: The images cannot be loaded or do not fit the model.
     """
     from vit_ratio_opt.data.preprocessing import preprocess_of
-    from vit_ratio_opt.runs.objective import check_fit
-    from vit_ratio_opt.runs.origin import study_images
+    from vit_ratio_opt.data.stored import study_images
+    from vit_ratio_opt.runs.fit import check_fit
 
     images = study_images(manifest, data, image_size=height, preprocess=preprocess_of(model))
     check_fit(model, images)

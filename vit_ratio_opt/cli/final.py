@@ -10,11 +10,7 @@ from typing import Annotated, Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from vit_ratio_opt.cli.command import (
-    OUTPUT,
-    STUDY,
-    option,
-)
+from vit_ratio_opt.cli.command import OUTPUT, STUDY, option
 from vit_ratio_opt.cli.files import check_model_output, files_with_card, study_model_files
 from vit_ratio_opt.cli.options import (
     DeviceOption,
@@ -76,28 +72,22 @@ def final(options: FinalOptions) -> None:
 
     from dataclasses import replace
 
+    from vit_ratio_opt.load_search import load_search
     from vit_ratio_opt.runs.final import finish
-    from vit_ratio_opt.runs.origin import load_objective
+    from vit_ratio_opt.runs.options import RunOptions
     from vit_ratio_opt.space.pairs import RatioPair
 
-    objective = load_objective(
-        options.study_name,
-        backend,
-        checkpoint=options.checkpoint,
-        start=options.start,
-        data=options.data,
-        artifacts=options.artifacts,
-        checkpoints=options.checkpoints,
-        device=options.device,
-    )
+    run = RunOptions(device=options.device)
+    search = load_search(options.study_name, backend, options.places, run)
+    recipe = replace(search.recipe, epochs=options.epochs, lr=options.lr)
     lineage = _lineage(study, chosen)
     make_model(
         lambda: finish(
-            objective,
+            search.objective,
             RatioPair(*(chosen.params[name] for name in RatioPair._fields)),
-            objective.model_of(chosen, study).to(objective.device),
+            search.model_of(study, chosen),
             path,
-            recipe=replace(objective.recipe, epochs=options.epochs, lr=options.lr),
+            trainer=search.trainer_for(recipe),
             seed=options.seed,
             lineage=lineage,
         ),
@@ -136,7 +126,7 @@ def make_model(make: Callable[[], dict[str, Any]], path: Path) -> None:
         InputError: The training diverged.
         SearchStopped: A signal stopped the training.
     """
-    from vit_ratio_opt.runs.final import card_path
+    from vit_ratio_opt.model_files.card import card_path
     from vit_ratio_opt.training.context import TrainingDiverged
 
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,12 +14,14 @@ from vit_ratio_opt.cli.command import (
     PRUNING,
     STUDY,
     TRAINING,
-    WORKERS,
     check_text,
     check_texts,
     option,
 )
 from vit_ratio_opt.data.preprocessing import LARGEST_SIDE
+from vit_ratio_opt.data.reading import WORKERS
+from vit_ratio_opt.pruning.options import Pruning, pruning_options
+from vit_ratio_opt.runs.options import Places
 from vit_ratio_opt.runs.storage import (
     DEFAULT_STORAGE,
 )
@@ -46,7 +48,7 @@ __all__ = [
     "StudyOptions",
     "TensorBoardOption",
     "TotalTrialsOption",
-    "cascade_rule",
+    "chosen_pruning",
 ]
 
 _MOST_EPOCHS, _MOST_SEED = 100_000, 2**31 - 1
@@ -254,9 +256,20 @@ class PruningOptions:
     ] = 1
 
 
-def cascade_rule(name: Literal["cp-vit", "late"] | None) -> CascadeRule | None:
-    """Return the rule that ``--cascade`` names; None for the default of the strategy."""
-    return None if name is None else {"cp-vit": CP_VIT, "late": LATE}[name]
+def chosen_pruning(options: PruningOptions) -> Pruning:
+    """Return the pruning that the options describe.
+
+    Raises:
+        InputError: An option is not for the strategy.
+    """
+    rules: dict[str | None, CascadeRule | None] = {"cp-vit": CP_VIT, "late": LATE, None: None}
+    return pruning_options(
+        options.strategy,
+        rule=rules[options.cascade],
+        unit=options.mhsa_unit,
+        repair=options.repair,
+        round_to=options.round_to,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,3 +317,8 @@ class PlaceOptions:
             "Folder for this worker's pruned models. By default the folder in the study.",
         ),
     ] = None
+
+    @property
+    def places(self) -> Places:
+        """The same, for the package."""
+        return Places(**{field.name: getattr(self, field.name) for field in fields(Places)})

@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from vit_ratio_opt.cli.command import (
-    OUTPUT,
-    PRUNING,
-    option,
-)
+from vit_ratio_opt.cli.command import OUTPUT, PRUNING, option
 from vit_ratio_opt.cli.files import (
     check_model_output,
     files_with_card,
@@ -25,7 +21,7 @@ from vit_ratio_opt.cli.options import (
     LearningRateOption,
     PruningOptions,
     SeedOption,
-    cascade_rule,
+    chosen_pruning,
 )
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.errors import InputError
@@ -64,15 +60,17 @@ def prune(options: PruneOptions) -> None:
     )
     dense = load_dense_model(options.checkpoint, options.model, options.start, options.weights)
 
+    from vit_ratio_opt.composer import Search
     from vit_ratio_opt.data.load import default_validation, load_images
     from vit_ratio_opt.data.options import LoadOptions
     from vit_ratio_opt.data.preprocessing import preprocess_or_assume
     from vit_ratio_opt.runs.final import finish
-    from vit_ratio_opt.runs.objective import PruningObjective
+    from vit_ratio_opt.runs.options import SearchOptions
+    from vit_ratio_opt.search.limits import Budget
     from vit_ratio_opt.space.pairs import RatioPair, check_pair
     from vit_ratio_opt.training.recipe import Recipe
 
-    objective = PruningObjective(
+    search = Search(
         dense,
         load_images(
             options.data,
@@ -84,24 +82,20 @@ def prune(options: PruneOptions) -> None:
                 exif_rotation=options.exif_rotation, skip_damaged=options.skip_damaged
             ),
         ),
-        budget=1.0,
-        recipe=Recipe(epochs=options.epochs, lr=options.lr),
-        strategy=options.strategy,
-        rule=cascade_rule(options.cascade),
-        mhsa_unit=options.mhsa_unit,
-        repair=options.repair,
-        round_to=options.round_to,
-        seed=options.seed,
+        Budget(1.0),
+        pruning=chosen_pruning(options),
+        training=Recipe(epochs=options.epochs, lr=options.lr),
+        options=SearchOptions(seed=options.seed),
     )
     pair = RatioPair(options.mhsa_ratio, options.ffn_ratio)
-    check_pair(objective.space, pair)
+    check_pair(search.space, pair)
     make_model(
         lambda: finish(
-            objective,
+            search.objective,
             pair,
-            objective.prune(pair),
+            search.pruner.prune(pair),
             output,
-            recipe=objective.recipe,
+            trainer=search.trainer_for(Recipe(epochs=options.epochs, lr=options.lr)),
             seed=options.seed,
         ),
         output,

@@ -6,11 +6,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Annotated
 
-from vit_ratio_opt.cli.command import (
-    WORKERS,
-    check_finite,
-    option,
-)
+from vit_ratio_opt.cli.command import check_finite, option
 from vit_ratio_opt.cli.options import (
     GraceOption,
     PlaceOptions,
@@ -18,6 +14,7 @@ from vit_ratio_opt.cli.options import (
     TotalTrialsOption,
 )
 from vit_ratio_opt.cli.worker import WorkerCommandOptions, worker
+from vit_ratio_opt.data.reading import WORKERS
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.runs.storage import (
     GRACE_SECONDS,

@@ -9,17 +9,13 @@ from typing import Annotated
 from vit_ratio_opt._compat import (
     rdb_of,
 )
-from vit_ratio_opt.cli.command import (
-    LONGEST_SECONDS,
-    WORKERS,
-    check_finite,
-    option,
-)
+from vit_ratio_opt.cli.command import LONGEST_SECONDS, check_finite, option
 from vit_ratio_opt.cli.options import (
     GraceOption,
     StorageOption,
     StudyNamesOption,
 )
+from vit_ratio_opt.data.reading import WORKERS
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.runs.reaping import Reaper

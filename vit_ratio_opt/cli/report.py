@@ -10,10 +10,7 @@ from typing import Annotated
 from optuna.study import Study
 from rich.console import Console
 
-from vit_ratio_opt.cli.command import (
-    OUTPUT,
-    option,
-)
+from vit_ratio_opt.cli.command import OUTPUT, option
 from vit_ratio_opt.cli.config import load_config
 from vit_ratio_opt.cli.options import (
     StorageOption,

@@ -29,7 +29,7 @@ from vit_ratio_opt.cli.options import (
     PruningOptions,
     SeedOption,
     TensorBoardOption,
-    cascade_rule,
+    chosen_pruning,
 )
 from vit_ratio_opt.cli.report import print_report
 from vit_ratio_opt.data.folders import check_folder
@@ -39,6 +39,7 @@ from vit_ratio_opt.runs.storage import (
     database_files,
     open_storage,
 )
+from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import CostName, cost_named
 from vit_ratio_opt.space.curve import check_budget, fixed_ratio_pair
 from vit_ratio_opt.utils.files import (
@@ -54,7 +55,7 @@ from vit_ratio_opt.utils.redact import (
 from vit_ratio_opt.utils.text import plain
 
 if TYPE_CHECKING:
-    from vit_ratio_opt.runs.objective import PruningObjective
+    from vit_ratio_opt.composer import Search
 
 __all__ = ["SearchCommandOptions", "StudyPlace", "make_search", "search"]
 
@@ -205,25 +206,21 @@ def search(options: SearchCommandOptions) -> None:
     dense = load_dense_model(options.checkpoint, options.model, options.start, options.weights)
     _check_budget(options, dense)
     callbacks = trackers(options.json_log, options.tensorboard)
-    objective = make_search(options, place, dense)
-
-    from vit_ratio_opt.runs.study import create_study, run_study
-
+    made = make_search(options, place, dense)
     check_writable_folder(place.folder)
-    storage = open_storage(place.storage)
-    study = create_study(objective, study_name=place.study_name, storage=storage)
+    study = made.create_study(place.study_name, storage=open_storage(place.storage))
     save_config(study, config)
-    _introduce(options, objective)
-    run_study(study, objective, n_trials=options.n_trials, callbacks=callbacks)
-    objective.test(study)
+    _introduce(options, made)
+    made.run(study, options.n_trials, callbacks=callbacks)
+    made.test(study)
     print_report([study], options.output)
     if settings_file is not None:
         write_text(config, settings_file)
         print(f"options written to {settings_file}: repeat the run with --config")
 
 
-def make_search(options: SearchCommandOptions, place: StudyPlace, dense: Any) -> PruningObjective:
-    """Return the objective of a search.
+def make_search(options: SearchCommandOptions, place: StudyPlace, dense: Any) -> Search:
+    """Return the search that the options describe.
 
     Args:
         options: Options of the command.
@@ -233,10 +230,11 @@ def make_search(options: SearchCommandOptions, place: StudyPlace, dense: Any) ->
     Raises:
         InputError: The images cannot be loaded, or an option does not fit them or the model.
     """
+    from vit_ratio_opt.composer import Search
     from vit_ratio_opt.data.load import default_validation, load_images
     from vit_ratio_opt.data.options import LoadOptions
     from vit_ratio_opt.data.preprocessing import preprocess_or_assume
-    from vit_ratio_opt.runs.objective import PruningObjective
+    from vit_ratio_opt.runs.options import RunOptions, SearchOptions
     from vit_ratio_opt.training.recipe import Recipe
 
     images = load_images(
@@ -249,25 +247,23 @@ def make_search(options: SearchCommandOptions, place: StudyPlace, dense: Any) ->
             exif_rotation=options.exif_rotation, skip_damaged=options.skip_damaged
         ),
     )
-    return PruningObjective(
+    limit: Budget | Tolerance
+    if options.tolerance is not None:
+        limit = Tolerance(options.tolerance, options.confidence)
+    else:
+        assert options.budget is not None
+        limit = Budget(options.budget)
+    return Search(
         dense,
         images,
-        budget=options.budget,
-        tolerance=options.tolerance,
-        confidence=options.confidence,
-        cost=options.cost,
-        latency_batch=options.latency_batch,
-        recipe=Recipe(epochs=options.epochs, lr=options.lr),
-        fixed_ratio=options.fixed_ratio,
-        strategy=options.strategy,
-        rule=cascade_rule(options.cascade),
-        checkpoints=place.checkpoints,
-        mhsa_unit=options.mhsa_unit,
-        repair=options.repair,
-        round_to=options.round_to,
-        iterative=options.iterative,
-        seed=options.seed,
-        device=options.device,
+        limit,
+        cost=cost_named(options.cost, latency_batch=options.latency_batch),
+        pruning=chosen_pruning(options),
+        training=Recipe(epochs=options.epochs, lr=options.lr),
+        options=SearchOptions(
+            fixed_ratio=options.fixed_ratio, iterative=options.iterative, seed=options.seed
+        ),
+        run=RunOptions(checkpoints=place.checkpoints, device=options.device),
     )
 
 
@@ -354,10 +350,10 @@ def _check_budget(options: SearchCommandOptions, dense: Any) -> None:
         fixed_ratio_pair(space, options.budget)
 
 
-def _introduce(options: SearchCommandOptions, objective: PruningObjective) -> None:
+def _introduce(options: SearchCommandOptions, made: Search) -> None:
     """Print what is searched."""
     if options.tolerance is None:
-        aim = f"{len(objective.curve)} pair(s) meet the budget {options.budget}"
+        aim = f"{len(made.curve)} pair(s) meet the budget {options.budget}"
     else:
         word = cost_named(options.cost).word
         aim = f"the lowest {word} that loses at most {options.tolerance} points"

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from vit_ratio_opt.cli.command import (
-    WORKERS,
-    option,
-)
+from vit_ratio_opt.cli.command import option
 from vit_ratio_opt.cli.options import (
     GraceOption,
     HostOption,
     StorageOption,
 )
+from vit_ratio_opt.data.reading import WORKERS
 from vit_ratio_opt.runs.proxy import (
     serve_proxy,
 )

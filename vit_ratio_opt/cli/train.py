@@ -9,13 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vit_ratio_opt.cli.command import (
-    DATA,
-    MODEL,
-    OUTPUT,
-    TRAINING,
-    option,
-)
+from vit_ratio_opt.cli.command import DATA, MODEL, OUTPUT, TRAINING, option
 from vit_ratio_opt.cli.options import (
     ExifRotationOption,
     ImageSizeOption,

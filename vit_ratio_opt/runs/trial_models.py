@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.artifacts import upload_artifact
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.model_files.load import load_pruned
@@ -39,7 +39,7 @@ def keep_model(
     model: ViT,
     folder: Path,
     manifest: Mapping[str, Any],
-    trial: optuna.Trial,
+    trial: BaseTrial,
     store: ArtifactStore | None,
 ) -> str:
     """Write the model of a trial, and upload it; no file is left where that fails.
@@ -55,7 +55,7 @@ def keep_model(
     try:
         save_pruned(model, path, manifest)
         path = _shorten(path, f"trial-{trial.number:04d}.safetensors")
-        if store is not None:
+        if store is not None and isinstance(trial, optuna.Trial):
             _upload(path, trial, store)
     except BaseException as error:
         with contextlib.suppress(OSError):
