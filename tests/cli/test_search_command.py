@@ -198,7 +198,7 @@ def test_search_runs_every_strategy_from_csv_files(tmp_path, files, command):
 
 
 def test_two_study_names_never_share_a_checkpoint_folder(tmp_path):
-    from vit_ratio_opt.cli.search import StudyPlace
+    from vit_ratio_opt.cli.search_options import StudyPlace
 
     names = ["a", "a/b", "a_b", "..", "a%2fb", "a.b", "é" * 10_000, "é" * 10_001]
     folders = {StudyPlace(tmp_path, "sqlite://", name).checkpoints for name in names}
