@@ -64,7 +64,7 @@ def test_a_search_survives_kills_and_two_restarts_of_its_database(
     assert all(t.state == TrialState.FAIL or SURPLUS in t.system_attrs for t in unfinished)
     # Which pairs are trained again depends on the order in which workers end.
     again = create_study(objective, study_name="s", storage=open_storage(url))
-    assert pair_of(answer_trial(study)) == again.sampler.winner(again)
+    assert pair_of(answer_trial(study)) == again.sampler.answer(again)
     ours, theirs = (
         {
             (pair_of(trial), trial.user_attrs["seed"]): trial.user_attrs["accuracy"]

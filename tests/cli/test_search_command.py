@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models import convert
 from vit_ratio_opt.models.convert import to_timm
 from vit_ratio_opt.models.create import create_model, source_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import check_fits, weights_hash
-from vit_ratio_opt.models.surgery import keep_units, shape_of
+from vit_ratio_opt.models.surgery import keep_units
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair

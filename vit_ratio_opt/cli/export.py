@@ -48,7 +48,7 @@ def export(options: ExportOptions) -> None:
     """
     from vit_ratio_opt.model_files.export import export_model, image_shape, quantize
     from vit_ratio_opt.model_files.load import load_model
-    from vit_ratio_opt.models.surgery import shape_of
+    from vit_ratio_opt.models.shape import shape_of
 
     output, smaller = _check_files(options)
     loaded, manifest = load_model(options.model)
@@ -80,7 +80,7 @@ def _check_files(options: ExportOptions) -> tuple[Path, Path]:
     Raises:
         InputError: A path cannot be read or written, or the format has no int8 version.
     """
-    from vit_ratio_opt.model_files.export import SUFFIXES, check_target
+    from vit_ratio_opt.model_files.exported import SUFFIXES, check_target
 
     model, to = options.model, options.to
     if not model.name:
@@ -116,7 +116,7 @@ def _study_images(model: Any, manifest: dict[str, Any], data: Path | None, heigh
 
 def _print_accuracy(output: Path, smaller: Path | None, images: Any) -> None:
     """Print the accuracy of the exported files on the test images."""
-    from vit_ratio_opt.model_files.export import exported_accuracy
+    from vit_ratio_opt.model_files.exported import exported_accuracy
 
     found = f"{exported_accuracy(output, images):.2f} %"
     if smaller is not None:

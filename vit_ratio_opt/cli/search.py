@@ -129,7 +129,7 @@ def _check_budget(options: SearchCommandOptions, dense: Any) -> None:
     """
     if options.budget is None or options.strategy != "structural" or options.cost == "latency":
         return
-    from vit_ratio_opt.models.surgery import shape_of
+    from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.space.structural import StructuralSpace
 
     cost = cost_named(options.cost)

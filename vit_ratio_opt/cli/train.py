@@ -122,7 +122,7 @@ def train(options: TrainOptions) -> None:
     from vit_ratio_opt.model_files.save import save_dense
     from vit_ratio_opt.models.create import create_model
     from vit_ratio_opt.models.device import best_device
-    from vit_ratio_opt.models.surgery import shape_of
+    from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.training.context import Stopwatch, TrialContext
     from vit_ratio_opt.training.evaluate import evaluate
     from vit_ratio_opt.training.finetune import finetune

@@ -3,7 +3,7 @@
 The cost of a pair is a sum of three integers: what no pruning changes, what the attention costs
 by the units that are removed from it, and what the FFN costs by the neurons that are removed. For
 MACs and parameters they are known in closed form. For latency they are measured, see
-:mod:`vit_ratio_opt.latency.timing`, and a study stores them, so that all workers search the same
+:mod:`vit_ratio_opt.latency.curves`, and a study stores them, so that all workers search the same
 pairs on any machine.
 """
 
@@ -193,7 +193,7 @@ class Latency(Cost):
     Args:
         batch: Images in the batch.
         curves: The measured time by removed units: ``rest``, ``mhsa`` and ``ffn`` of
-            :func:`vit_ratio_opt.latency.timing.latency_curves`, as a study stores them. None
+            :func:`vit_ratio_opt.latency.curves.predict_latency`, as a study stores them. None
             before they are measured.
 
     Raises:
