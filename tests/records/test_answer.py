@@ -16,6 +16,7 @@ from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.records.answer import answer_of, answer_trial, trained_trial
 from vit_ratio_opt.records.candidates import candidate_of
+from vit_ratio_opt.records.labels import below
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.report.figures.accuracy import accuracy_figure
 from vit_ratio_opt.report.figures.path import path_figure
@@ -230,10 +231,8 @@ def test_another_training_of_the_same_pair_is_no_other_answer(make_study):
 
 
 def test_a_number_below_the_confidence_is_not_rounded_to_it(make_study):
-    from vit_ratio_opt.records.answer import _below
-
-    assert _below(0.7996, 0.8) == "0.7996"
-    assert _below(0.74, 0.8) == "0.74"
+    assert below(0.7996, 0.8) == "0.7996"
+    assert below(0.74, 0.8) == "0.74"
 
 
 # Other studies

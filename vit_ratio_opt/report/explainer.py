@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
@@ -48,10 +48,14 @@ class Explainer:
 
     Args:
         n_trials: Number of trained trials that the search is to have; None where it is open.
+        clock: Return the time in seconds.
     """
 
-    def __init__(self, n_trials: int | None = None) -> None:
+    def __init__(
+        self, n_trials: int | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.n_trials = n_trials
+        self._clock = clock
         self._due = 0.0
         self._fixed: list[Study] | None = None
 
@@ -61,17 +65,17 @@ class Explainer:
             save_trial_note(study, trial)
         except Exception as error:
             _warn(error)
-        if time.monotonic() >= self._due:
+        if self._clock() >= self._due:
             self.refresh(study)
 
     def refresh(self, study: Study) -> None:
         """Write the study's note and figures."""
-        started = time.monotonic()
+        started = self._clock()
         try:
             self._write(study)
         except Exception as error:
             _warn(error)
-        ended = time.monotonic()
+        ended = self._clock()
         self._due = ended + (ended - started) / TIME_SHARE
 
     def _write(self, study: Study) -> None:
