@@ -127,7 +127,7 @@ def test_it_is_loaded_and_shown_everywhere(make_own, limit, records, url):
         "at most 60 % of the FLOPs" if limit == LIMITS[0] else "at most 2 points of accuracy lost"
     )
     answer = answer_of(study)
-    assert answer.found.pair == study.sampler.winner(study)
+    assert answer.found.pair == study.sampler.answer(study)
     for place, text in shown(study).items():
         assert "None" not in text.replace("None yet", ""), place
         assert "nan" not in text.lower().split(), place
