@@ -26,10 +26,11 @@ from vit_ratio_opt.report.figures.gallery import figures_of
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.markdown import markdown_page
 from vit_ratio_opt.report.notes import study_note, trial_note
-from vit_ratio_opt.report.rows import build_report, group_studies, trial_rows
+from vit_ratio_opt.report.rows import build_report, group_studies
 from vit_ratio_opt.report.sentences import answer_sentences, summary
 from vit_ratio_opt.report.terminal import results_table, trials_table
 from vit_ratio_opt.report.trial_files import trial_files
+from vit_ratio_opt.report.trial_rows import trial_rows
 from vit_ratio_opt.search.binary_search import BinarySearchSampler
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.search.plan import Proposal
