@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.data.image_folder import load_image_folder
     from vit_ratio_opt.data.image_folder import load_image_folder as image_folder
     from vit_ratio_opt.data.load import load_images
+    from vit_ratio_opt.data.options import LoadOptions
     from vit_ratio_opt.data.preprocessing import Preprocessing, preprocess_of
     from vit_ratio_opt.errors import InputError, UnsupportedModelError
     from vit_ratio_opt.load_search import load_search
@@ -63,6 +64,7 @@ _HOMES = {
     "data.image_data": ("ImageData",),
     "data.image_folder": ("load_image_folder",),
     "data.load": ("load_images",),
+    "data.options": ("LoadOptions",),
     "data.preprocessing": (
         "Preprocessing",
         "preprocess_of",
@@ -169,6 +171,7 @@ __all__ = [
     "LATE",
     "Latency",
     "MACS",
+    "LoadOptions",
     "Metric",
     "PARAMS",
     "Places",

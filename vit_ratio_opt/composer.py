@@ -382,7 +382,8 @@ class Search:
         validation split is compared.
         """
         changes: dict[str, Any] = {}
-        if stored.precision is not None and self.run_options.precision is None:
+        is_given = getattr(self.trainer, "is_precision_given", True)
+        if stored.precision is not None and not is_given:
             changes["precision"] = stored.precision
         hashed = stored.validation
         if self.data is not None and hashed is not None and self.data.has_fingerprint(hashed):

@@ -1,14 +1,16 @@
 """The built-in trainer against `finetune` and `evaluate`, and one of a user's own."""
 
 import copy
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 import timm
 import torch
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.settings import StudySettings
+from vit_ratio_opt.search.limits import Budget
 from vit_ratio_opt.training.context import Metric, Stopwatch, Trainer, TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import finetune
@@ -105,6 +107,16 @@ def test_a_device_or_a_precision_that_is_not_there_is_refused(digits):
     assert (plain.device_name, plain.precision, plain.is_precision_given) == (
         "cpu", "float32", False
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [None, "float32"])
+def test_a_study_decides_the_precision_that_a_trainer_was_not_given(digits, model, given):
+    trainer = ImageTrainer(digits, RECIPE, device="cpu", precision=given)
+    search = Search(model, digits, limit=Budget(0.6), training=trainer)
+    assert search.settings.precision == "float32"
+    stored = replace(search.settings, precision="bfloat16")
+    expected = "bfloat16" if given is None else "float32"
+    assert search.settings_for(stored).precision == expected
 
 
 class SquaredError:
