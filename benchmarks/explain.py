@@ -36,6 +36,7 @@ from command_line import run_command
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trials import block_rows
 from vit_ratio_opt.report import explainer
 from vit_ratio_opt.report.explainer import Explainer
@@ -99,7 +100,7 @@ def main(
 def _timed(study: Study, repeats: int) -> dict[str, float]:
     """Seconds of each part."""
     trials = study.get_trials(deepcopy=False)
-    dense = study.user_attrs["dense"]
+    dense = record_of(study).dense
     explain, page = Explainer(), ""
 
     def artifacts() -> None:

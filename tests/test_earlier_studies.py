@@ -8,9 +8,9 @@ from pathlib import Path
 
 import optuna
 import pytest
+from vit_ratio_opt.runs.origin import load_objective
 
 import vit_ratio_opt as vro
-from vit_ratio_opt.runs.origin import load_objective
 
 HERE = Path(__file__).parent
 DENSE = HERE.parent / "studies" / "results" / "quickstart_dense.safetensors"

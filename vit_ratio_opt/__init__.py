@@ -9,87 +9,196 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vit_ratio_opt.composer import Search
     from vit_ratio_opt.data.cifar10 import load_cifar10
     from vit_ratio_opt.data.csv_images import load_csv_images
     from vit_ratio_opt.data.datasets import load_datasets
     from vit_ratio_opt.data.digits import load_digits
+    from vit_ratio_opt.data.image_data import ImageData
     from vit_ratio_opt.data.image_folder import load_image_folder
+    from vit_ratio_opt.data.image_folder import load_image_folder as image_folder
     from vit_ratio_opt.data.load import load_images
     from vit_ratio_opt.data.options import LoadOptions
     from vit_ratio_opt.data.preprocessing import Preprocessing, preprocess_of
     from vit_ratio_opt.errors import InputError, UnsupportedModelError
+    from vit_ratio_opt.load_search import load_search
     from vit_ratio_opt.model_files.export import export_model
     from vit_ratio_opt.model_files.load import load_dense, load_pruned
+    from vit_ratio_opt.model_files.save import save_dense, save_pruned
     from vit_ratio_opt.models.convert import to_timm
     from vit_ratio_opt.models.create import create_model
-    from vit_ratio_opt.models.surgery import shape_of
+    from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.pruning.calibration import Calibration, calibrate
-    from vit_ratio_opt.pruning.importance import magnitude_importance, taylor_importance
+    from vit_ratio_opt.pruning.importance import (
+        Importance,
+        magnitude_importance,
+        taylor_importance,
+    )
+    from vit_ratio_opt.pruning.options import Both, CalibrationOptions, Structural, Tokens
     from vit_ratio_opt.pruning.prune import prune
     from vit_ratio_opt.pruning.reconstruct import repair
-    from vit_ratio_opt.records.answer import answer_of
-    from vit_ratio_opt.runs.creation import create_study
+    from vit_ratio_opt.records.answer import Answer, answer_of
+    from vit_ratio_opt.runs.journal import Journal
     from vit_ratio_opt.runs.objective import PruningObjective
-    from vit_ratio_opt.runs.origin import load_objective
-    from vit_ratio_opt.runs.study import run_study
+    from vit_ratio_opt.runs.options import Places, RunOptions, SearchOptions
+    from vit_ratio_opt.runs.pruner import Pruner
     from vit_ratio_opt.search.binary_search import BinarySearchSampler
+    from vit_ratio_opt.search.limits import Budget, Tolerance
+    from vit_ratio_opt.space.cost_table import CostTable
+    from vit_ratio_opt.space.costs import MACS, PARAMS, Cost, Latency
     from vit_ratio_opt.space.curve import budget_curve
     from vit_ratio_opt.space.pairs import RatioPair
+    from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule
+    from vit_ratio_opt.training.context import Metric, Trainer, TrialContext
     from vit_ratio_opt.training.evaluate import evaluate
     from vit_ratio_opt.training.finetune import finetune
     from vit_ratio_opt.training.recipe import Recipe
+    from vit_ratio_opt.training.trainer import ImageTrainer
+    from vit_ratio_opt.worker import WorkerOptions, run_worker
 
 _HOMES = {
+    "composer": ("Search",),
     "data.cifar10": ("load_cifar10",),
     "data.csv_images": ("load_csv_images",),
     "data.datasets": ("load_datasets",),
     "data.digits": ("load_digits",),
+    "data.image_data": ("ImageData",),
     "data.image_folder": ("load_image_folder",),
     "data.load": ("load_images",),
     "data.options": ("LoadOptions",),
-    "data.preprocessing": ("Preprocessing", "preprocess_of"),
-    "errors": ("InputError", "UnsupportedModelError"),
-    "model_files.load": ("load_dense", "load_pruned"),
+    "data.preprocessing": (
+        "Preprocessing",
+        "preprocess_of",
+    ),
+    "errors": (
+        "InputError",
+        "UnsupportedModelError",
+    ),
+    "load_search": ("load_search",),
     "model_files.export": ("export_model",),
+    "model_files.load": (
+        "load_dense",
+        "load_pruned",
+    ),
+    "model_files.save": (
+        "save_dense",
+        "save_pruned",
+    ),
     "models.convert": ("to_timm",),
     "models.create": ("create_model",),
     "models.surgery": ("shape_of",),
-    "pruning.calibration": ("Calibration", "calibrate"),
-    "pruning.importance": ("magnitude_importance", "taylor_importance"),
+    "pruning.calibration": (
+        "Calibration",
+        "calibrate",
+    ),
+    "pruning.importance": (
+        "Importance",
+        "magnitude_importance",
+        "taylor_importance",
+    ),
+    "pruning.options": (
+        "Both",
+        "CalibrationOptions",
+        "Structural",
+        "Tokens",
+    ),
     "pruning.prune": ("prune",),
     "pruning.reconstruct": ("repair",),
-    "records.answer": ("answer_of",),
-    "runs.creation": ("create_study",),
+    "records.answer": (
+        "Answer",
+        "answer_of",
+    ),
+    "runs.journal": ("Journal",),
     "runs.objective": ("PruningObjective",),
-    "runs.origin": ("load_objective",),
-    "runs.study": ("run_study",),
+    "runs.options": (
+        "Places",
+        "RunOptions",
+        "SearchOptions",
+    ),
+    "runs.pruner": ("Pruner",),
     "search.binary_search": ("BinarySearchSampler",),
+    "search.limits": (
+        "Budget",
+        "Tolerance",
+    ),
+    "space.cost_table": ("CostTable",),
+    "space.costs": (
+        "Cost",
+        "Latency",
+        "MACS",
+        "PARAMS",
+    ),
     "space.curve": ("budget_curve",),
     "space.pairs": ("RatioPair",),
+    "space.tokens": (
+        "CP_VIT",
+        "CascadeRule",
+        "LATE",
+    ),
+    "training.context": (
+        "Metric",
+        "Trainer",
+        "TrialContext",
+    ),
     "training.evaluate": ("evaluate",),
     "training.finetune": ("finetune",),
     "training.recipe": ("Recipe",),
+    "training.trainer": ("ImageTrainer",),
+    "worker": (
+        "WorkerOptions",
+        "run_worker",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+# A name for the most usual source, as in ``vro.image_folder("cifar10")``.
+_OTHER_NAMES = {"image_folder": "load_image_folder"}
 
 __all__ = [
+    "Answer",
     "BinarySearchSampler",
+    "Both",
+    "Budget",
+    "CP_VIT",
     "Calibration",
+    "CalibrationOptions",
+    "CascadeRule",
+    "Cost",
+    "CostTable",
+    "ImageData",
+    "ImageTrainer",
+    "Importance",
     "InputError",
+    "Journal",
+    "LATE",
+    "Latency",
+    "MACS",
     "LoadOptions",
+    "Metric",
+    "PARAMS",
+    "Places",
     "Preprocessing",
+    "Pruner",
     "PruningObjective",
     "RatioPair",
     "Recipe",
+    "RunOptions",
+    "Search",
+    "SearchOptions",
+    "Structural",
+    "Tokens",
+    "Tolerance",
+    "Trainer",
+    "TrialContext",
     "UnsupportedModelError",
+    "WorkerOptions",
     "answer_of",
     "budget_curve",
     "calibrate",
     "create_model",
-    "create_study",
     "evaluate",
     "export_model",
     "finetune",
+    "image_folder",
     "load_cifar10",
     "load_csv_images",
     "load_datasets",
@@ -97,13 +206,15 @@ __all__ = [
     "load_digits",
     "load_image_folder",
     "load_images",
-    "load_objective",
     "load_pruned",
+    "load_search",
     "magnitude_importance",
     "preprocess_of",
     "prune",
     "repair",
-    "run_study",
+    "run_worker",
+    "save_dense",
+    "save_pruned",
     "shape_of",
     "taylor_importance",
     "to_timm",
@@ -111,10 +222,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    defined = _OTHER_NAMES.get(name, name)
+    if defined not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import_module(f"{__name__}.utils.versions").check_versions()
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_HOME_OF[defined]}"), defined)
 
 
 def __dir__() -> list[str]:

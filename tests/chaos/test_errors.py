@@ -12,19 +12,20 @@ import optuna
 import pytest
 import sqlalchemy
 import torch
+import vit_ratio_opt.runs.study
 from PIL import Image
 
-import vit_ratio_opt.runs.study
 from tests.chaos.conftest import ARGUMENTS, MODEL
 from vit_ratio_opt.cli.main import main
 from vit_ratio_opt.data.image_folder import load_image_folder
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
-from vit_ratio_opt.records.trials import load_studies
+from vit_ratio_opt.records.loading import load_studies
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.training.recipe import Recipe
 
 SECRET = "hush-7391"

@@ -13,8 +13,8 @@ from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.trials import finished_trials
+from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study
 from vit_ratio_opt.search.claims import SURPLUS
 from vit_ratio_opt.training.recipe import Recipe
 
@@ -64,7 +64,7 @@ def test_a_search_survives_kills_and_two_restarts_of_its_database(
     assert all(t.state == TrialState.FAIL or SURPLUS in t.system_attrs for t in unfinished)
     # Which pairs are trained again depends on the order in which workers end.
     again = create_study(objective, study_name="s", storage=open_storage(url))
-    assert pair_of(answer_trial(study)) == again.sampler.winner(again)
+    assert pair_of(answer_trial(study)) == again.sampler.answer(again)
     ours, theirs = (
         {
             (pair_of(trial), trial.user_attrs["seed"]): trial.user_attrs["accuracy"]

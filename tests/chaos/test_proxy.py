@@ -13,10 +13,10 @@ from optuna.trial import TrialState
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.artifacts import open_artifacts
+from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.heartbeats import record_heartbeats
 from vit_ratio_opt.runs.reaping import Reaper
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.network import check_port
 

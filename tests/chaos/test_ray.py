@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import TrialState
 
 from vit_ratio_opt.records.trials import finished_trials
-from vit_ratio_opt.runs.study import create_study
+from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.training.recipe import Recipe
 
 pytest.importorskip("ray")

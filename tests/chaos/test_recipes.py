@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from vit_ratio_opt.records.trials import finished_trials
-from vit_ratio_opt.runs.study import create_study
+from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.training.recipe import Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"

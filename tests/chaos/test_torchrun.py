@@ -8,7 +8,7 @@ import time
 import pytest
 from optuna.trial import TrialState
 
-from vit_ratio_opt.runs.study import create_study
+from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.training.recipe import Recipe
 
 

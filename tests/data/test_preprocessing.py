@@ -32,6 +32,7 @@ from vit_ratio_opt.data.preprocessing import (
     preprocess_or_assume,
     remember_preprocessing,
 )
+from vit_ratio_opt.data.stored import study_images
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.model_files.save import save_dense, save_pruned
@@ -39,7 +40,6 @@ from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.pruning.importance import taylor_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.origin import study_images
 from vit_ratio_opt.training.checks import warn_near_chance
 from vit_ratio_opt.training.recipe import Recipe
 
@@ -154,7 +154,7 @@ def test_images_that_are_not_square_stay_so(folder):
 def test_an_assumed_normalisation_is_said(folder, load, caplog):
     data = load(folder, image_size=8)
     assert (data.mean, data.std) == (CIFAR10_MEAN, CIFAR10_STD)
-    assert "nothing says with which normalisation" in caplog.text
+    assert "the normalisation that the model was trained with is unknown" in caplog.text
     assert "mean (0.4914, 0.4822, 0.4465) and std (0.2023, 0.1994, 0.201)" in caplog.text
     assert "give `preprocess`, or `mean` and `std`" in caplog.text
     caplog.clear()
@@ -246,7 +246,7 @@ def test_images_of_another_preprocessing_are_said(folder, change, clause, caplog
     data = load_images(folder, preprocess=replace(OWN, **change))
     PruningObjective(model_of(), data, budget=0.6)
     assert re.search(clause, caplog.text)
-    assert "(says the test)" in caplog.text
+    assert "(according to the test)" in caplog.text
 
 
 def test_images_of_the_models_own_preprocessing_are_not_said(folder, caplog):
@@ -269,7 +269,7 @@ def test_a_dense_model_at_chance_is_said(caplog):
     )
     assert objective.dense_accuracy < 20
     assert objective.dense_accuracy
-    assert caplog.text.count("cannot be told from guessing") == 1
+    assert caplog.text.count("is no better than guessing") == 1
     for hint in ("classes are in the model's order (0, 1, 2", "mean (0.287)", "right checkpoint"):
         assert hint in caplog.text
 
@@ -296,7 +296,7 @@ def test_chance_is_bounded_by_the_binomial_distribution(right, images, shares, i
     val = replace(data.val, labels=labels, indices=torch.arange(images))
     data = replace(data, val=val, classes=tuple(map(str, range(len(shares)))))
     warn_near_chance(100 * right / images, data)
-    assert ("cannot be told" in caplog.text) == (is_said and len(shares) > 1)
+    assert ("no better than guessing" in caplog.text) == (is_said and len(shares) > 1)
 
 
 # The command line

@@ -11,6 +11,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
+from vit_ratio_opt.runs.origin import load_objective
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.model_files.load import load_again, load_dense
@@ -18,14 +19,14 @@ from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models import convert
 from vit_ratio_opt.models.convert import to_timm
 from vit_ratio_opt.models.create import create_model, source_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import check_fits, weights_hash
-from vit_ratio_opt.models.surgery import keep_units, shape_of
+from vit_ratio_opt.models.surgery import keep_units
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
+from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.origin import load_objective
-from vit_ratio_opt.runs.study import create_study
 from vit_ratio_opt.training.recipe import Recipe
 
 KINDS = [

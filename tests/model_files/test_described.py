@@ -17,8 +17,9 @@ from vit_ratio_opt.model_files.save import save_dense, save_pruned
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.training.recipe import Recipe
 
 NAME = "vit_tiny_patch16_224"

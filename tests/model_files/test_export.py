@@ -13,13 +13,8 @@ from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files import export
-from vit_ratio_opt.model_files.export import (
-    SUFFIXES,
-    export_model,
-    exported_accuracy,
-    load_exported,
-    quantize,
-)
+from vit_ratio_opt.model_files.export import export_model, quantize
+from vit_ratio_opt.model_files.exported import SUFFIXES, exported_accuracy, load_exported
 from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.model_files.save import save_dense, save_pruned
 from vit_ratio_opt.models.create import create_model

@@ -25,25 +25,26 @@ from safetensors.torch import save_file
 from timm.layers import AttentionRope, SwiGLU
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
-from vit_ratio_opt.latency import timing as latency
+from vit_ratio_opt.latency import timing
+from vit_ratio_opt.latency.table import measure_latency
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
+from vit_ratio_opt.models.beit import BiasedAttention
 from vit_ratio_opt.models.blocks import ViT, branches
+from vit_ratio_opt.models.cait import TalkingHeads
 from vit_ratio_opt.models.create import create_model
-from vit_ratio_opt.models.separate import (
-    BiasedAttention,
-    ParallelBlock,
-    TalkingHeads,
-    separate_names,
-)
-from vit_ratio_opt.models.surgery import keep_units, shape_of
+from vit_ratio_opt.models.separate import separate_names
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.surgery import keep_units
+from vit_ratio_opt.models.vit import ParallelBlock
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import Importance, magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.training.evaluate import evaluate
@@ -193,17 +194,19 @@ def test_every_kind_of_block_is_calibrated_cut_and_repaired(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_latency_of_every_kind_of_block_is_foretold(name: str, monkeypatch) -> None:
-    def take(model: ViT, images: torch.Tensor, count: int) -> list[float]:
-        return [1e-9 * shape_of(model).params] * count
+def test_the_latency_of_every_kind_of_block_is_predicted(name: str, monkeypatch) -> None:
+    params = cache(lambda model: shape_of(model).params)  # a model is timed many times
 
-    monkeypatch.setattr(latency, "_runs", take)
+    def take(model: ViT, images: torch.Tensor, count: int) -> list[float]:
+        return [1e-9 * params(model)] * count
+
+    monkeypatch.setattr(timing, "time_runs", take)
     model = small(name)
     start = prune(model, (0.3, 0.4), calibrate(model, [images_for(model, 16)]))
     for dense in (model, start):  # a study may begin with a pruned model
-        table, shape = latency.measure_latency(dense), shape_of(dense)
+        table, shape = measure_latency(dense), shape_of(dense)
         assert table.error == pytest.approx(0, abs=1e-6)
-        assert table.latency(shape.blocks) == pytest.approx(shape.params)
+        assert table.predict(shape.blocks) == pytest.approx(shape.params)
 
 
 @pytest.mark.parametrize("allocation", ["global", "energy", "uniform"])

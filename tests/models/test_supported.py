@@ -17,10 +17,11 @@ from torch.nn.utils import prune as masks
 from torch.optim.swa_utils import AveragedModel
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
-from vit_ratio_opt.latency.timing import measure_latency, time_models
+from vit_ratio_opt.latency.table import measure_latency
+from vit_ratio_opt.latency.timing import time_models
 from vit_ratio_opt.model_files.export import export_model
 from vit_ratio_opt.model_files.save import save_dense, save_pruned
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.cascade import prune_tokens
 from vit_ratio_opt.pruning.count import count_macs

@@ -14,7 +14,9 @@ from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
-from vit_ratio_opt.records.answer import answer_of, answer_trial, candidate_of, trained_trial
+from vit_ratio_opt.records.answer import answer_of, answer_trial, trained_trial
+from vit_ratio_opt.records.candidates import candidate_of
+from vit_ratio_opt.records.labels import below
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.report.figures.accuracy import accuracy_figure
 from vit_ratio_opt.report.figures.path import path_figure
@@ -25,9 +27,10 @@ from vit_ratio_opt.report.notes import study_note
 from vit_ratio_opt.report.rows import build_report, trial_rows
 from vit_ratio_opt.report.sentences import answer_sentences, summary
 from vit_ratio_opt.report.terminal import results_table
+from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.final import card_path
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.training.recipe import Recipe
 
 # Of the first trial, the fixed ratio, and of the five pairs of the curve after it.
@@ -82,7 +85,7 @@ def test_the_fixed_ratio_is_the_answer_where_no_pair_is_better(make_study):
     answer = answer_of(study)
     assert answer.is_baseline
     assert answer.found.trial.number == 0
-    assert answer.contender.probability <= 0.5
+    assert answer.likeliest_other.probability <= 0.5
     for place, text in places(study).items():
         assert "is trial 0, the fixed ratio 0." in text, place
         assert "no other pair is better with a probability above one half" in text, place
@@ -102,7 +105,7 @@ def test_a_better_pair_is_the_answer_with_its_probability(make_study):
     study = make_study(planned=True, accuracies=ANOTHER_IS_BEST)
     answer, rows = answer_of(study), rows_of(study)
     assert not answer.is_baseline
-    assert answer.found.pair == study.sampler.winner(study)
+    assert answer.found.pair == study.sampler.answer(study)
     assert answer.found.probability > 0.5
     row, fixed = rows["searched"], rows["fixed"]
     assert row["trial"] == answer.found.trial.number
@@ -153,7 +156,7 @@ def test_a_study_of_the_same_fixed_ratio_is_not_listed_twice(make_study):
 def test_with_a_tolerance_the_answer_keeps_it_with_the_confidence(make_study):
     study = make_study(budget=None, planned=True, accuracies=(79.9, 79.8, 79.7, 77.9, 76.0, 70.0))
     answer = answer_of(study)
-    assert answer.found.pair == study.sampler.winner(study)
+    assert answer.found.pair == study.sampler.answer(study)
     assert answer.found.probability >= answer.confidence == 0.8
     for place, text in places(study).items():
         assert f"is trial {answer.found.trial.number}, " in text, place
@@ -169,7 +172,7 @@ def test_where_no_pair_keeps_the_tolerance_the_answer_is_the_dense_model(make_st
     assert answer.found is None
     assert study.best_trial.number == 0
     assert answer.accuracy == 80.0
-    assert study.sampler.winner(study) is None
+    assert study.sampler.answer(study) is None
     for place, text in places(study).items():
         assert "The answer is the dense model" in text, place
         assert "no pair keeps the tolerance with a probability of 0.8 yet" in text, place
@@ -228,10 +231,8 @@ def test_another_training_of_the_same_pair_is_no_other_answer(make_study):
 
 
 def test_a_number_below_the_confidence_is_not_rounded_to_it(make_study):
-    from vit_ratio_opt.records.answer import _below
-
-    assert _below(0.7996, 0.8) == "0.7996"
-    assert _below(0.74, 0.8) == "0.74"
+    assert below(0.7996, 0.8) == "0.7996"
+    assert below(0.74, 0.8) == "0.74"
 
 
 # Other studies
@@ -283,7 +284,7 @@ def test_the_table_of_a_terminal_fits_into_80_columns(make_study):
     assert "…" not in text
     found = answer_of(study).found
     assert f"{found.accuracy:.2f} ± {found.error:.2f}" in text
-    assert "…" not in printed(results_table(report | {"cost": "params"}))
+    assert "…" not in printed(results_table(report | {"cost_word": "parameters"}))
 
 
 # All places of a study that was trained
@@ -315,7 +316,7 @@ def test_every_place_names_the_same_pair_trial_and_accuracy(
     assert study.sampler.n_trials == 3
     answer = answer_of(study)
     found = answer.found
-    winner = study.sampler.winner(study)
+    winner = study.sampler.answer(study)
     tests = []
     accuracy_of_model = objective._accuracy
 

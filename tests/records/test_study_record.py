@@ -3,8 +3,8 @@ import logging
 import pytest
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.study import COMPLETE, StudyRecord
-from vit_ratio_opt.records.trials import load_studies
 from vit_ratio_opt.runs.storage import open_storage
 
 DAMAGES = [
@@ -26,7 +26,7 @@ def attributes(make_study):
 def test_a_study_is_read(attributes):
     record = StudyRecord.read("s", attributes)
     assert record.settings.strategy == "searched"
-    assert record.dense["val_accuracy"] == 80.0
+    assert record.dense.val_accuracy == 80.0
     assert record.latency is None
 
 

@@ -1,7 +1,9 @@
 import optuna
 from optuna.trial import TrialState
 
-from vit_ratio_opt.records.trials import accuracy_of, baseline_of, block_rows
+from vit_ratio_opt.records.loading import baseline_of
+from vit_ratio_opt.records.study import DenseRecord, record_of
+from vit_ratio_opt.records.trials import accuracy_of, block_rows
 
 
 def test_the_baseline_of_the_same_recipe_is_preferred(make_study):
@@ -24,7 +26,7 @@ def test_a_stopped_trial_has_the_accuracy_that_it_last_reported(make_study):
 
 def test_rows_of_blocks_tell_what_was_there_before(make_study):
     study = make_study()
-    trial, dense = study.trials[0], study.user_attrs["dense"]
+    trial, dense = study.trials[0], record_of(study).dense
     rows = block_rows(dense, trial)
     assert rows[1] == {
         "block": 1, "heads": 4, "dense_heads": 4, "head_dim": 2, "dense_head_dim": 8,
@@ -33,4 +35,4 @@ def test_rows_of_blocks_tell_what_was_there_before(make_study):
     trial.set_user_attr("tokens", [[17, 17, 17], [9, 17, 5], [2, 17, 1]])
     assert block_rows(dense, trial)[1]["mhsa_tokens"] == 9
     assert block_rows(dense, trial)[1]["ffn_tokens"] == 5
-    assert block_rows({}, trial) == []
+    assert block_rows(DenseRecord(), trial) == []

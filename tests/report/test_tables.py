@@ -4,7 +4,8 @@ import io
 import pytest
 
 from vit_ratio_opt.records.answer import answer_of
-from vit_ratio_opt.records.trials import baseline_of, limit_of
+from vit_ratio_opt.records.loading import baseline_of
+from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.report.rows import TRIAL_COLUMNS, group_studies, trial_rows
 from vit_ratio_opt.report.sentences import summary
 from vit_ratio_opt.utils.text import csv_text
@@ -16,7 +17,7 @@ def test_the_summary_has_the_figures_of_the_answer_and_what_it_saves(make_study,
     looked_for, found, saved, *_ = summary(study, [study, fixed])
     answer = answer_of(study).found
     best = answer.trial
-    assert limit_of(study) in looked_for
+    assert record_of(study).limit_text in looked_for
     assert "80.00 %" in looked_for
     assert found.startswith(f"The answer is trial {best.number}, MHSA ratio ")
     assert f"{answer.accuracy:.2f} ± {answer.error:.2f} % validation accuracy is expected" in found

@@ -14,6 +14,7 @@ import optuna
 import pytest
 from optuna.storages import InMemoryStorage
 from torch import nn
+from vit_ratio_opt.runs.origin import load_objective
 
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.errors import InputError
@@ -25,7 +26,6 @@ from vit_ratio_opt.records.study import COMPLETE
 from vit_ratio_opt.runs import creation
 from vit_ratio_opt.runs.creation import check_study, create_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.origin import load_objective
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.space.tokens import CP_VIT, LATE
@@ -305,7 +305,7 @@ def test_a_resumed_study_of_version_1_has_the_answer_of_its_sampler(make, make_s
                 user_attrs={**trial.user_attrs, "accuracy": accuracy},
             )
         )
-    assert answer_of(resumed).found.pair == resumed.sampler.winner(resumed)
+    assert answer_of(resumed).found.pair == resumed.sampler.answer(resumed)
     assert answer_of(resumed).is_baseline
 
 

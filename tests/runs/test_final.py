@@ -19,11 +19,12 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.records.answer import answer_trial
+from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.final import card_path, finish, model_card
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe
@@ -215,15 +216,15 @@ def test_what_prune_cannot_do_is_one_sentence(colour_file, images, tmp_path, arg
 
 
 def test_normalisation_of_a_hugging_face_folder_is_used(tmp_path, colour_file):
-    from vit_ratio_opt.model_files.folders import read_preprocessing
+    from vit_ratio_opt.model_files.folders import folder_preprocessing
 
     config = tmp_path / "preprocessor_config.json"
-    assert read_preprocessing(tmp_path, (8, 8)) is None
-    assert read_preprocessing(colour_file, (8, 8)) is None
+    assert folder_preprocessing(tmp_path, (8, 8)) is None
+    assert folder_preprocessing(colour_file, (8, 8)) is None
     config.write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
-    known = read_preprocessing(tmp_path, (8, 8))
+    known = folder_preprocessing(tmp_path, (8, 8))
     assert (known.mean, known.std) == ((0.5,) * 3, (0.25,) * 3)
     for damaged in ("[]", "{", '{"image_mean": 3, "image_std": "x"}', os.devnull):
         config.write_text(damaged)
         with pytest.raises(InputError, match="image_mean"):
-            read_preprocessing(tmp_path, (8, 8))
+            folder_preprocessing(tmp_path, (8, 8))

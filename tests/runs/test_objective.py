@@ -13,11 +13,12 @@ from optuna.trial import FixedTrial, TrialState
 import vit_ratio_opt.runs.objective as objective_module
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_pruned
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.cascade import prune_tokens
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.costs import PARAMS
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.space.shape import BlockTokens

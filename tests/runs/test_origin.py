@@ -7,23 +7,25 @@ import optuna
 import pytest
 import torch
 from PIL import Image
+from vit_ratio_opt.runs.origin import load_objective
 
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.data.image_folder import load_image_folder
 from vit_ratio_opt.data.load import load_again as load_images_again
 from vit_ratio_opt.data.load import load_images
 from vit_ratio_opt.data.options import LoadOptions
+from vit_ratio_opt.data.stored import study_images
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.latency import timing as latency_module
 from vit_ratio_opt.model_files.load import load_again, load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model, source_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.origin import load_objective, study_images
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.tokens import CascadeRule
 from vit_ratio_opt.training.recipe import Recipe
 
@@ -174,7 +176,7 @@ def test_images_are_loaded_again_as_they_were(folder, load):
         ({}, None, "come from one of"),
         ({"loader": "os.system"}, None, "not from 'os.system'"),
         ({"loader": "digits"}, "x", "leave --data out"),
-        ({"loader": "digits", "new": 1}, None, "cannot be loaded as the study says"),
+        ({"loader": "digits", "new": 1}, None, "cannot be loaded from its stored source"),
     ],
 )
 def test_other_sources_of_images_are_refused(source, root, message):

@@ -12,13 +12,16 @@ from optuna.trial import TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.records.answer import answer_of, answer_trial, candidate_of
-from vit_ratio_opt.records.trials import finished_trials, load_studies
+from vit_ratio_opt.records.answer import answer_of, answer_trial
+from vit_ratio_opt.records.candidates import candidate_of
+from vit_ratio_opt.records.loading import load_studies
+from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.report.rows import build_report, timing_split
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.curve import fixed_ratio_pair
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.recipe import Recipe
@@ -182,7 +185,7 @@ def test_the_answer_of_a_tolerance_study_goes_by_all_trainings_of_a_pair(make, u
             study.tell(trial, state=TrialState.PRUNED)
     answer = answer_of(study)  # 0.5 kept the tolerance once, but is not believed to
     assert answer.found.trial.number == 2
-    assert study.sampler.winner(study) == answer.found.pair == (0.25, 0.4)
+    assert study.sampler.answer(study) == answer.found.pair == (0.25, 0.4)
     assert study.best_trial.number == 0
     assert answer.why_not_best.startswith("Optuna's best trial, 0, is cheaper, but its pair (")
 

@@ -23,9 +23,10 @@ from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.records.answer import trained_trial
+from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.final import finish
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe
@@ -359,7 +360,7 @@ def test_a_store_that_cannot_be_written_is_refused_before_anything_is_trained(
 def test_a_full_disk_of_models_is_no_failure_of_the_pair(
     make: Make, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vit_ratio_opt.model_files import save
+    from vit_ratio_opt.model_files import checkpoint
 
     objective = make()
     study = new_study(objective, url)
@@ -368,7 +369,7 @@ def test_a_full_disk_of_models_is_no_failure_of_the_pair(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(save, "save_file", full)
+        patch.setattr(checkpoint, "save_file", full)
         for _ in range(4):
             with pytest.raises(CannotWriteError, match="no space is left there"):
                 run(study, objective)

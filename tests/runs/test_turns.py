@@ -11,8 +11,9 @@ import pytest
 from optuna.trial import TrialState
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.runs.study import create_study, run_study
 from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.training.recipe import Recipe
 

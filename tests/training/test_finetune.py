@@ -314,7 +314,7 @@ def test_a_batch_that_does_not_fit_is_passed_through_in_parts_with_the_same_resu
 def test_a_model_of_other_classes_is_not_evaluated(digits, digits_vit):
     for classes in (7, 1000):
         digits_vit.reset_classifier(classes)
-        with pytest.raises(InputError, match=rf"images of digits, but gives \(.*, {classes}\)"):
+        with pytest.raises(InputError, match=rf"images of digits, but returns \(.*, {classes}\)"):
             evaluate(digits_vit, digits, digits.val)
 
 
@@ -324,4 +324,4 @@ def test_logits_that_are_no_numbers_count_as_wrong_and_are_said(digits, digits_v
         digits_vit.head.bias[3] = torch.nan
     assert evaluate(digits_vit, digits, digits.val) == 0
     optuna.logging.disable_propagation()
-    assert "no numbers for 288 of 288 images" in caplog.text
+    assert "NaN or infinite logits for 288 of 288 images" in caplog.text

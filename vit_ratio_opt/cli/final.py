@@ -10,11 +10,7 @@ from typing import Annotated, Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from vit_ratio_opt.cli.command import (
-    OUTPUT,
-    STUDY,
-    option,
-)
+from vit_ratio_opt.cli.command import Panel, option
 from vit_ratio_opt.cli.files import check_model_output, files_with_card, study_model_files
 from vit_ratio_opt.cli.options import (
     DeviceOption,
@@ -26,14 +22,13 @@ from vit_ratio_opt.cli.options import (
 )
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.answer import candidate_of, trained_trial
-from vit_ratio_opt.records.trials import accuracy_of, load_studies
+from vit_ratio_opt.records.answer import trained_trial
+from vit_ratio_opt.records.candidates import candidate_of
+from vit_ratio_opt.records.loading import load_studies
+from vit_ratio_opt.records.trials import accuracy_of
 from vit_ratio_opt.report.sentences import expected
 from vit_ratio_opt.runs.signals import SearchStopped
-from vit_ratio_opt.runs.storage import (
-    database_files,
-    open_storage,
-)
+from vit_ratio_opt.runs.storage import database_files, open_storage
 from vit_ratio_opt.utils.files import check_outputs, file_name
 
 __all__ = ["FinalOptions", "final", "make_model"]
@@ -45,14 +40,16 @@ class FinalOptions(PlaceOptions, StudyOptions):
 
     trial: Annotated[
         int | None,
-        option(STUDY, "Number of the trial to train. By default the study's answer.", min=0),
+        option(Panel.STUDY, "Number of the trial to train. By default the study's answer.", min=0),
     ] = None
     epochs: EpochsOption = 10
     lr: LearningRateOption = 1e-3
     seed: SeedOption = 0
     output: Annotated[
         Path | None,
-        option(OUTPUT, "Path of the model's file; by default STUDY.safetensors in this folder."),
+        option(
+            Panel.OUTPUT, "Path of the model's file; by default STUDY.safetensors in this folder."
+        ),
     ] = None
     device: DeviceOption = None
 
@@ -74,28 +71,22 @@ def final(options: FinalOptions) -> None:
 
     from dataclasses import replace
 
+    from vit_ratio_opt.load_search import load_search
     from vit_ratio_opt.runs.final import finish
-    from vit_ratio_opt.runs.origin import load_objective
+    from vit_ratio_opt.runs.options import RunOptions
     from vit_ratio_opt.space.pairs import RatioPair
 
-    objective = load_objective(
-        options.study_name,
-        backend,
-        checkpoint=options.checkpoint,
-        start=options.start,
-        data=options.data,
-        artifacts=options.artifacts,
-        checkpoints=options.checkpoints,
-        device=options.device,
-    )
+    run = RunOptions(device=options.device)
+    search = load_search(options.study_name, backend, options.places, run)
+    recipe = replace(search.recipe, epochs=options.epochs, lr=options.lr)
     lineage = _lineage(study, chosen)
     make_model(
         lambda: finish(
-            objective,
+            search.objective,
             RatioPair(*(chosen.params[name] for name in RatioPair._fields)),
-            objective.model_of(chosen, study).to(objective.device),
+            search.model_of(study, chosen),
             path,
-            recipe=replace(objective.recipe, epochs=options.epochs, lr=options.lr),
+            trainer=search.trainer_for(recipe),
             seed=options.seed,
             lineage=lineage,
         ),
@@ -134,7 +125,7 @@ def make_model(make: Callable[[], dict[str, Any]], path: Path) -> None:
         InputError: The training diverged.
         SearchStopped: A signal stopped the training.
     """
-    from vit_ratio_opt.runs.final import card_path
+    from vit_ratio_opt.model_files.card import card_path
     from vit_ratio_opt.training.context import TrainingDiverged
 
     try:

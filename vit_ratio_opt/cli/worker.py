@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from vit_ratio_opt.cli.command import (
-    WORKERS,
-    option,
-)
+from vit_ratio_opt.cli.command import Panel, option
 from vit_ratio_opt.cli.files import study_model_files, trackers
 from vit_ratio_opt.cli.options import (
     DeviceOption,
@@ -20,13 +17,8 @@ from vit_ratio_opt.cli.options import (
     TotalTrialsOption,
 )
 from vit_ratio_opt.data.folders import check_folder
-from vit_ratio_opt.records.trials import load_studies
-from vit_ratio_opt.runs.storage import (
-    BEATS_IN_GRACE,
-    GRACE_SECONDS,
-    database_files,
-    open_storage,
-)
+from vit_ratio_opt.records.loading import load_studies
+from vit_ratio_opt.runs.storage import GRACE_SECONDS, database_files, open_storage
 from vit_ratio_opt.utils.files import check_outputs
 
 __all__ = ["WorkerCommandOptions", "worker"]
@@ -43,7 +35,7 @@ class WorkerCommandOptions(PlaceOptions, StudyOptions):
     wait: Annotated[
         bool,
         option(
-            WORKERS,
+            Panel.WORKERS,
             "Wait while other workers run trials, and take over the trials of those that die.",
         ),
     ] = True
@@ -67,42 +59,18 @@ def worker(options: WorkerCommandOptions) -> None:
         check_outputs([options.json_log], [*database_files(options.storage), *models])
     callbacks = trackers(options.json_log, options.tensorboard)
 
-    from vit_ratio_opt.runs.origin import load_objective
-    from vit_ratio_opt.runs.study import create_study, run_study
-    from vit_ratio_opt.training.distributed import Ranks, RanksBroken
+    from vit_ratio_opt.worker import WorkerOptions, run_worker
 
-    ranks = Ranks.from_environment()
-    objective = load_objective(
-        options.study_name,
-        backend,
-        checkpoint=options.checkpoint,
-        start=options.start,
-        data=options.data,
-        artifacts=options.artifacts,
-        checkpoints=options.checkpoints,
-        device=options.device,
-        ranks=ranks,
-    )
-    objective.beat_seconds = options.grace / BEATS_IN_GRACE
-    if ranks is not None and ranks.rank > 0:
-        objective.follow()
-        ranks.leave()
-        return
-    heard = True
-    try:
-        study = create_study(objective, study_name=options.study_name, storage=backend)
-        run_study(
-            study,
-            objective,
+    run_worker(
+        WorkerOptions(
+            study_name=options.study_name,
+            storage=options.storage,
             n_trials=options.n_trials,
+            places=options.places,
+            device=options.device,
             wait=options.wait,
-            say=lambda text: print(text, flush=True),
+            grace=options.grace,
             callbacks=callbacks,
-        )
-    except RanksBroken:
-        heard = False
-        raise
-    finally:
-        if ranks is not None and heard:
-            ranks.broadcast(None)
-            ranks.leave()
+        ),
+        say=lambda text: print(text, flush=True),
+    )

@@ -12,10 +12,10 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from vit_ratio_opt.data.image_data import ImageData
-from vit_ratio_opt.data.items import check_classes, check_labels, shared_images
+from vit_ratio_opt.data.items import check_classes, check_labels, count_shared_images
 from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.data.preprocessing import Preprocessing, resolve_preprocessing
-from vit_ratio_opt.data.reading import AsUint8, Files, first_image, read_all
+from vit_ratio_opt.data.reading import AsUint8, Files, find_first_image, read_all
 from vit_ratio_opt.data.splits import (
     Split,
     Validation,
@@ -25,7 +25,7 @@ from vit_ratio_opt.data.splits import (
 )
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["assemble", "with_source", "with_test"]
+__all__ = ["assemble", "add_source", "add_test_split"]
 
 # Unreadable images that a message names.
 _SHOWN = 5
@@ -66,7 +66,7 @@ def assemble(
             classes do not fit, or the split cannot be made.
     """
     _check_parts(name, classes, parts, validation, seed, options)
-    shape = first_image(parts["train"], name).shape
+    shape = find_first_image(parts["train"], name).shape
     resolved = resolve_preprocessing(
         name, shape, preprocess, mean=options.mean, std=options.std, image_size=image_size
     )
@@ -88,12 +88,12 @@ def assemble(
     )
 
 
-def with_test(parts: Mapping[str, Files]) -> dict[str, Dataset[Any]]:
+def add_test_split(parts: Mapping[str, Files]) -> dict[str, Dataset[Any]]:
     """Return the parts, with the validation images as test images if there are no others."""
     return dict(parts) if "test" in parts else {"train": parts["train"], "test": parts["val"]}
 
 
-def with_source(data: ImageData, loader: str, root: Path, **more: Any) -> ImageData:
+def add_source(data: ImageData, loader: str, root: Path, **more: Any) -> ImageData:
     """Return ``data`` with the source that its loader makes it from.
 
     Args:
@@ -209,7 +209,7 @@ def _warn_of_shared_images(name: str, parts: Mapping[str, Split]) -> None:
     }
     for split in ("test", "val"):
         if split in tensors:
-            count = shared_images(tensors["train"], tensors[split])
+            count = count_shared_images(tensors["train"], tensors[split])
             if count:
                 _logger.warning(
                     f"{name}: {count:,} of {len(tensors[split]):,} {_TITLES[split]} images are "

@@ -17,6 +17,7 @@ from vit_ratio_opt.data.preprocessing import (
     resolve_preprocessing,
 )
 from vit_ratio_opt.data.splits import (
+    Split,
     Validation,
     check_validation,
     split_in_memory,
@@ -42,8 +43,7 @@ def load_cifar10(
 
     Args:
         root: Folder with ``cifar-10-batches-py``.
-        preprocess: The model's preprocessing; only its mean and standard deviation are used. By
-            default those of CIFAR-10.
+        preprocess: Mean and standard deviation of the model; CIFAR-10's own by default.
         validation: Images from which the validation split is taken: ``"train"``, the default, for
             a fraction of the training images, or ``"test"`` for one half of the test images.
         seed: Random seed of the stratified split.
@@ -64,19 +64,7 @@ def load_cifar10(
         check_folder(root)
     validation = validation or "train"
     check_validation(validation, options.val_fraction, ("train", "test"))
-    try:
-        train, test = (
-            CIFAR10(root, train=is_train, download=download is not False)
-            for is_train in (True, False)
-        )
-    except (RuntimeError, OSError) as error:
-        raise InputError(
-            f"CIFAR-10 is not below {root} and could not be downloaded: {error}"
-        ) from None
-    parts = {
-        split: split_in_memory(torch.from_numpy(part.data).permute(0, 3, 1, 2), part.targets)
-        for split, part in (("train", train), ("test", test))
-    }
+    classes, parts = _read(root, download=download is not False)
     splits = split_in_three(parts, validation, options.val_fraction, seed)
     if preprocess is None or (preprocess.mean, preprocess.std) == (_OWN.mean, _OWN.std):
         preprocess = _OWN
@@ -95,10 +83,26 @@ def load_cifar10(
     return ImageData(
         "cifar10",
         *splits,
-        tuple(train.classes),
+        classes,
         resolved.mean,
         resolved.std,
         options.flip,
         validation,
         source if options.flip else {**source, "flip": False},
     )
+
+
+def _read(root: str | Path, *, download: bool) -> tuple[tuple[str, ...], dict[str, Split]]:
+    """Return the class names, and the splits ``"train"`` and ``"test"`` in memory."""
+    try:
+        train, test = (
+            CIFAR10(root, train=is_train, download=download) for is_train in (True, False)
+        )
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"CIFAR-10 is not below {root} and could not be downloaded: {error}"
+        ) from None
+    return tuple(train.classes), {
+        split: split_in_memory(torch.from_numpy(part.data).permute(0, 3, 1, 2), part.targets)
+        for split, part in (("train", train), ("test", test))
+    }

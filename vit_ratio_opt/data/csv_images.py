@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from vit_ratio_opt.data.assembly import assemble, with_source, with_test
-from vit_ratio_opt.data.folders import check_folder, name_some, split_paths
+from vit_ratio_opt.data.assembly import add_source, add_test_split, assemble
+from vit_ratio_opt.data.folders import check_folder, find_split_paths, name_some
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.images import read_image
 from vit_ratio_opt.data.options import LoadOptions
@@ -21,7 +21,7 @@ from vit_ratio_opt.data.reading import Files
 from vit_ratio_opt.data.splits import Split, Validation, split_stratified
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["are_splits", "csv_tables", "load_csv_images", "pool"]
+__all__ = ["are_splits", "read_csv_tables", "load_csv_images", "pool"]
 
 # Classes that a message names.
 _SHOWN = 5
@@ -68,37 +68,42 @@ def load_csv_images(
             image outside of ``root/images``, or cannot be split; or images cannot be read.
     """
     options, root = options or LoadOptions(), check_folder(root)
-    tables = csv_tables(root)
-    is_pooled = test_fraction is not None or not are_splits(root, tables)
+    tables = read_csv_tables(root)
     read = partial(read_image, exif_rotation=options.exif_rotation)
-    if validation is None:
-        validation = "val" if not is_pooled and len(tables) == 3 else "train"
-    if is_pooled:
-        rows = [row for table in tables.values() for row in table.items()]
-        test_fraction = _TEST_FRACTION if test_fraction is None else test_fraction
-        classes, parts = pool(root, list(dict.fromkeys(rows)), read, test_fraction)
+    if test_fraction is None and not are_splits(root, tables):
+        test_fraction = _TEST_FRACTION
+    if test_fraction is None:
+        classes, parts = _read_splits(root, tables, read)
     else:
-        classes = sorted(set(tables["train"].values()))
-        parts = {
-            split: Files(
-                [root / "images" / name for name in table],
-                [classes.index(label) for label in table.values()],
-                read,
-            )
-            for split, table in tables.items()
-        }
+        rows = [row for table in tables.values() for row in table.items()]
+        classes, parts = pool(root, list(dict.fromkeys(rows)), read, test_fraction)
     data = assemble(
-        with_test(parts),
+        add_test_split(parts),
         name=root.name,
         classes=classes,
         preprocess=preprocess,
         image_size=image_size,
-        validation=validation,
+        validation=validation or ("val" if len(parts) == 3 else "train"),
         seed=seed,
         options=options,
     )
     more = {"exif_rotation": options.exif_rotation, "test_fraction": test_fraction}
-    return with_source(data, "csv_images", root, **more)
+    return add_source(data, "csv_images", root, **more)
+
+
+def _read_splits(
+    root: Path, tables: Mapping[str, Mapping[str, str]], read: Callable[..., Any]
+) -> tuple[list[str], dict[str, Files]]:
+    """Return the classes, and the images of each table."""
+    classes = sorted(set(tables["train"].values()))
+    return classes, {
+        split: Files(
+            [root / "images" / name for name in table],
+            [classes.index(label) for label in table.values()],
+            read,
+        )
+        for split, table in tables.items()
+    }
 
 
 def are_splits(root: Path, tables: Mapping[str, Mapping[str, str]]) -> bool:
@@ -145,7 +150,7 @@ def pool(
     }
 
 
-def csv_tables(root: Path) -> dict[str, dict[str, str]]:
+def read_csv_tables(root: Path) -> dict[str, dict[str, str]]:
     """Return the label of each image file that ``train.csv``, ``val.csv``, ``test.csv`` name.
 
     A row that is there twice counts once.
@@ -164,7 +169,7 @@ def csv_tables(root: Path) -> dict[str, dict[str, str]]:
     tables: dict[str, dict[str, str]] = {}
     known: dict[str, str] = {}
     twice = []
-    for split, path in split_paths(root, ".csv").items():
+    for split, path in find_split_paths(root, ".csv").items():
         table = tables[split] = {}
         for line, name, label in _rows(path):
             where = f"{path}, line {line}:"

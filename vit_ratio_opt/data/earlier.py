@@ -11,19 +11,19 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
-from vit_ratio_opt.data.assembly import assemble, with_test
-from vit_ratio_opt.data.csv_images import csv_tables, pool
-from vit_ratio_opt.data.folders import check_folder, split_paths
+from vit_ratio_opt.data.assembly import add_test_split, assemble
+from vit_ratio_opt.data.csv_images import pool, read_csv_tables
+from vit_ratio_opt.data.folders import check_folder, find_split_paths
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.data.preprocessing import CIFAR10_MEAN, CIFAR10_STD
 from vit_ratio_opt.data.reading import Files
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["load_as_before"]
+__all__ = ["load_as_version_0_1_0"]
 
 
-def load_as_before(
+def load_as_version_0_1_0(
     loader: str, root: str | Path, *, test_fraction: float = 0.2, **stored: Any
 ) -> ImageData:
     """Return the images that version 0.1.0 loaded, image by image.
@@ -42,7 +42,7 @@ def load_as_before(
     if loader == "image_folder":
         classes, parts = _image_folder(root)
     else:
-        rows = [row for table in csv_tables(root).values() for row in table.items()]
+        rows = [row for table in read_csv_tables(root).values() for row in table.items()]
         classes, parts = pool(root, rows, default_loader, test_fraction)
     arguments = dict(stored)
     options = LoadOptions(
@@ -61,7 +61,7 @@ def load_as_before(
 
 
 def _image_folder(root: Path) -> tuple[list[str], dict[str, Dataset[Any]]]:
-    found: dict[str, Path] = split_paths(root)
+    found: dict[str, Path] = find_split_paths(root)
     try:
         folders = {split: ImageFolder(str(path)) for split, path in found.items()}
     except FileNotFoundError as error:
@@ -72,4 +72,4 @@ def _image_folder(root: Path) -> tuple[list[str], dict[str, Dataset[Any]]]:
         split: Files([Path(path) for path, _ in part.samples], part.targets, default_loader)
         for split, part in folders.items()
     }
-    return folders["train"].classes, with_test(parts)
+    return folders["train"].classes, add_test_split(parts)

@@ -12,9 +12,9 @@ __all__ = [
     "SPLIT_NAMES",
     "check_folder",
     "name_some",
-    "split_paths",
-    "visible_entries",
-    "visible_names",
+    "find_split_paths",
+    "list_visible_entries",
+    "list_visible_names",
 ]
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -42,16 +42,16 @@ def check_folder(root: str | Path) -> Path:
     return root
 
 
-def visible_names(folder: Path) -> list[str]:
+def list_visible_names(folder: Path) -> list[str]:
     """Return the names in a folder, sorted, without hidden files.
 
     Raises:
         InputError: The folder cannot be read.
     """
-    return sorted(entry.name for entry in visible_entries(folder))
+    return sorted(entry.name for entry in list_visible_entries(folder))
 
 
-def visible_entries(folder: str | Path) -> list[os.DirEntry[str]]:
+def list_visible_entries(folder: str | Path) -> list[os.DirEntry[str]]:
     """Return the entries of a folder, without hidden files and those of operating systems.
 
     Raises:
@@ -72,7 +72,7 @@ def visible_entries(folder: str | Path) -> list[os.DirEntry[str]]:
         raise InputError(f"The folder {folder} cannot be read: {error.strerror}.") from None
 
 
-def split_paths(root: Path, suffix: str = "") -> dict[str, Path]:
+def find_split_paths(root: Path, suffix: str = "") -> dict[str, Path]:
     """Return the folders, or the files with ``suffix``, of the splits that are below ``root``.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from vit_ratio_opt.data.preprocessing import Preprocessing, check_channels, floats
+from vit_ratio_opt.data.preprocessing import Preprocessing, check_channels, to_floats
 from vit_ratio_opt.data.splits import Split, Validation
 
 __all__ = ["ImageData"]
@@ -60,7 +60,7 @@ class ImageData:
     source: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        Preprocessing(floats(self.mean), floats(self.std), (1, 1))
+        Preprocessing(to_floats(self.mean), to_floats(self.std), (1, 1))
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
@@ -79,8 +79,8 @@ class ImageData:
         _, *size = self.image_shape
         options = {key: self.source.get(key, value) for key, value in _DEFAULTS_OF_0_1_0.items()}
         return Preprocessing(
-            floats(self.mean),
-            floats(self.std),
+            to_floats(self.mean),
+            to_floats(self.std),
             (size[0], size[1]),
             interpolation=options["interpolation"],
             crop=options["crop"],

@@ -8,8 +8,13 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from vit_ratio_opt.data.assembly import assemble, with_source, with_test
-from vit_ratio_opt.data.folders import check_folder, name_some, split_paths, visible_entries
+from vit_ratio_opt.data.assembly import add_source, add_test_split, assemble
+from vit_ratio_opt.data.folders import (
+    check_folder,
+    find_split_paths,
+    list_visible_entries,
+    name_some,
+)
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.images import read_image
 from vit_ratio_opt.data.options import LoadOptions
@@ -67,7 +72,7 @@ def load_image_folder(
     classes, files = _class_folders(root)
     read = partial(read_image, exif_rotation=options.exif_rotation)
     data = assemble(
-        with_test({split: Files(*listed, read) for split, listed in files.items()}),
+        add_test_split({split: Files(*listed, read) for split, listed in files.items()}),
         name=root.name,
         classes=classes,
         preprocess=preprocess,
@@ -76,7 +81,7 @@ def load_image_folder(
         seed=seed,
         options=options,
     )
-    return with_source(data, "image_folder", root, exif_rotation=options.exif_rotation)
+    return add_source(data, "image_folder", root, exif_rotation=options.exif_rotation)
 
 
 def _class_folders(root: Path) -> tuple[list[str], dict[str, ImageFiles]]:
@@ -89,11 +94,11 @@ def _class_folders(root: Path) -> tuple[list[str], dict[str, ImageFiles]]:
     Raises:
         InputError: A folder is missing, empty or unreadable, or the classes of splits differ.
     """
-    folders = split_paths(root)
+    folders = find_split_paths(root)
     classes = _check_classes(root, folders)
     files, others = {}, []
     for split, folder in folders.items():
-        others += [entry.path for entry in visible_entries(folder) if not _is_folder(entry)]
+        others += [entry.path for entry in list_visible_entries(folder) if not _is_folder(entry)]
         paths: list[Path] = []
         targets: list[int] = []
         for number, name in enumerate(classes):
@@ -140,7 +145,7 @@ def _check_classes(root: Path, folders: dict[str, Path]) -> list[str]:
 
 
 def _class_names(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in visible_entries(folder) if _is_folder(entry))
+    names = sorted(entry.name for entry in list_visible_entries(folder) if _is_folder(entry))
     if not names:
         raise InputError(f"{folder} must have one folder a class, but has no folders.")
     return names
@@ -172,7 +177,7 @@ def _walk(
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
-    for entry in visible_entries(folder):
+    for entry in list_visible_entries(folder):
         if _is_folder(entry):
             yield from _walk(entry.path, above | {here})
         else:

@@ -1,7 +1,7 @@
-"""Images of any mode and depth as 8 bits a channel, the way a viewer shows them.
+"""Conversion of images of any mode and depth to 8 bits a channel, as a viewer shows them.
 
-What has no such form, such as floating point without a defined range, is refused. Colour profiles
-are not applied, as torchvision and timm do not apply them either.
+Images without such a form, such as floating point without a defined range, are refused. Colour
+profiles are not applied, as torchvision and timm do not apply them either.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from vit_ratio_opt.errors import InputError
 
 __all__ = ["read_image", "resize", "to_8_bits", "to_uint8"]
 
-# Pixels of a resized image: Pillow's own limit, which a user may have raised, of a read one.
+# Largest number of pixels after resizing; Pillow limits the pixels of an image that is read.
 _LARGEST = 90_000_000
-# Formats that Pillow hands to another program, or to the operating system.
+# Formats that Pillow passes to another program, or to the operating system.
 _NOT_READ = {"EPS", "WMF", "EMF"}
 # Formats in which Pillow's mode I holds 16 bits; elsewhere its range is unknown.
 _16_BITS_IN_I = {"PNG", "PPM"}
@@ -39,17 +39,17 @@ def read_image(
 ) -> Image.Image:
     """Return the image of a file in 8-bit RGB, as a viewer shows it.
 
-    Of an animation or of several pages it is the first one.
+    Of an animation, or of several pages, the first image is returned.
 
     Args:
-        path: The file. Its content, not its suffix, says which format it is.
+        path: The file. Its content decides its format, not its suffix.
         exif_rotation: Whether a photograph is turned as its EXIF data says. torchvision and timm
-            do not, so that models have usually seen it unturned.
-        fast: Whether a JPEG may be returned at an eighth of its size, to see if it is readable.
+            do not turn it, so models were usually trained with unturned photographs.
+        fast: Whether a JPEG may be returned at an eighth of its size, to test if it is readable.
 
     Raises:
         InputError: The file cannot be read, is damaged, has more pixels than
-            ``PIL.Image.MAX_IMAGE_PIXELS``, or see :func:`to_8_bits`.
+            ``PIL.Image.MAX_IMAGE_PIXELS``, or has pixels that :func:`to_8_bits` refuses.
     """
     try:
         with warnings.catch_warnings():
@@ -64,7 +64,7 @@ def read_image(
                 return to_8_bits(turned, image).convert("RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise InputError(
-            f"{path} has more than the {Image.MAX_IMAGE_PIXELS:,} pixels that Pillow takes for "
+            f"{path} has more than the {Image.MAX_IMAGE_PIXELS:,} pixels that Pillow considers "
             "harmless: make it smaller, or raise `PIL.Image.MAX_IMAGE_PIXELS`."
         ) from None
     except InputError as error:
@@ -81,10 +81,10 @@ def to_8_bits(image: Image.Image, opened: Image.Image | None = None) -> Image.Im
 
     Args:
         image: The image.
-        opened: What was opened, if ``image`` was made from it: knows the file's format.
+        opened: The opened image from which ``image`` was made, which knows the file's format.
 
     Raises:
-        InputError: It is of 32-bit integers or of floating point, whose range no one says.
+        InputError: It has 32-bit integers or floating-point values, whose range is not defined.
     """
     mode, opened = image.mode, opened or image
     if mode == "RGB" and "transparency" not in image.info:
@@ -179,7 +179,7 @@ def resize(image: torch.Tensor, to: Preprocessing) -> torch.Tensor:
 
     Args:
         image: uint8, ``(channels, height, width)``.
-        to: Size, crop and interpolation.
+        to: Size, crop and interpolation of the model's input.
 
     Raises:
         InputError: The image is so narrow that it would not fit in memory.
@@ -209,7 +209,7 @@ def _interpolated(image: torch.Tensor, size: list[int], interpolation: str) -> t
         mode = _TENSOR_MODES[interpolation]
         resized: torch.Tensor = v2.functional.resize(image, size, mode, antialias=True)
         return resized
-    # Only Pillow has the others, for a channel as for an image.
+    # Only Pillow has the other interpolations; it resizes each channel like a grey image.
     mode = v2.InterpolationMode(interpolation)
     channels = [
         v2.functional.pil_to_tensor(
@@ -222,6 +222,6 @@ def _interpolated(image: torch.Tensor, size: list[int], interpolation: str) -> t
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is no image that Pillow knows."
+        return "it is in no format that Pillow reads."
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
     return f"{text[:200] or type(error).__name__}."

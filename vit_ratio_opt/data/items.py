@@ -1,4 +1,4 @@
-"""Items of data sets: an image with its label, and the classes of all of them."""
+"""Checks of data sets: items with an image and a label, class names, images in two splits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["check_classes", "check_labels", "image_and_label", "shared_images"]
+__all__ = ["check_classes", "check_labels", "split_item", "count_shared_images"]
 
 _IMAGE_KEYS = ("image", "img", "pixel_values")
 _LABEL_KEYS = ("label", "labels", "target", "fine_label")
@@ -22,14 +22,14 @@ _MANY = 2**31  # above all labels
 _logger = logging.getLogger(f"optuna.{__name__}")
 
 
-def image_and_label(item: Any) -> tuple[Any, int]:
-    """Return the two parts of an item.
+def split_item(item: Any) -> tuple[Any, int]:
+    """Return the image and the label of an item.
 
     Args:
-        item: A pair, or a dictionary with one key for each, such as Hugging Face's data sets have.
+        item: A pair, or a dictionary with one key for each, as Hugging Face's data sets have it.
 
     Raises:
-        InputError: It is something else, or the label is no whole number.
+        InputError: The item is something else, or its label is no whole number.
     """
     if isinstance(item, Mapping):
         image, label = (
@@ -76,12 +76,12 @@ def check_classes(name: str, classes: Sequence[str], parts: Mapping[str, Any]) -
     """Refuse class names in another order than that of a data set that knows its own.
 
     Args:
-        name: Of the data, for messages.
+        name: Name of the data set, for messages.
         classes: Class names, by label.
-        parts: Data sets, by split; a part of a data set has the classes of the whole.
+        parts: Data sets, by split; a subset has the classes of its whole data set.
 
     Raises:
-        InputError: The orders differ, or names are missing or double.
+        InputError: The orders differ, or names are missing or appear twice.
     """
     # a set has no order
     are_listed = isinstance(classes, Collection) and not isinstance(classes, (str, set, frozenset))
@@ -111,9 +111,9 @@ def check_labels(name: str, classes: Sequence[str], parts: Mapping[str, torch.Te
     """Refuse labels that name no class, and classes without any image.
 
     Args:
-        name: Of the data, for messages.
+        name: Name of the data set, for messages.
         classes: Class names, by label.
-        parts: Labels ``(n,)`` by the title of their images.
+        parts: Labels ``(n,)`` of each split, by its title.
 
     Raises:
         InputError: A label is out of range, or a class has no image.
@@ -143,12 +143,12 @@ def check_labels(name: str, classes: Sequence[str], parts: Mapping[str, torch.Te
             )
 
 
-def shared_images(images: torch.Tensor, others: torch.Tensor) -> int:
+def count_shared_images(images: torch.Tensor, others: torch.Tensor) -> int:
     """Return how many of ``others`` are among ``images``, pixel by pixel.
 
     Args:
         images: uint8, ``(n, channels, height, width)``.
-        others: Of the same size.
+        others: uint8, ``(m, channels, height, width)``, of the same size.
     """
     known = set(map(_hash, images.numpy()))
     return sum(_hash(image) in known for image in others.numpy())

@@ -1,4 +1,4 @@
-"""Images by the form in which they are kept, and again from what a study stores about them."""
+"""Images of each source in memory and on disk, and again from what a study stores of them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from vit_ratio_opt.data.cifar10 import load_cifar10
-from vit_ratio_opt.data.csv_images import are_splits, csv_tables, load_csv_images
+from vit_ratio_opt.data.csv_images import are_splits, load_csv_images, read_csv_tables
 from vit_ratio_opt.data.digits import load_digits
-from vit_ratio_opt.data.earlier import load_as_before
-from vit_ratio_opt.data.folders import check_folder, split_paths, visible_names
+from vit_ratio_opt.data.earlier import load_as_version_0_1_0
+from vit_ratio_opt.data.folders import check_folder, find_split_paths, list_visible_names
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.image_folder import load_image_folder
-from vit_ratio_opt.data.options import LoadOptions, arguments_from
+from vit_ratio_opt.data.options import LoadOptions, read_arguments
 from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.data.splits import Validation
 from vit_ratio_opt.errors import InputError
@@ -66,7 +66,7 @@ def load_images(
             "`image_size`, `exif_rotation` and `skip_damaged` are for a folder with "
             f"train/<class>/* or train.csv, but {root} has neither."
         )
-    names = visible_names(root)
+    names = list_visible_names(root)
     if names and not any(name.startswith("cifar-10-") for name in names):
         raise InputError(
             f"{root} has neither train/<class>/* nor train.csv nor CIFAR-10, which is downloaded "
@@ -87,10 +87,10 @@ def default_validation(root: str | Path, otherwise: Validation = "train") -> Val
     """
     root = check_folder(root)
     if (root / "train").exists():
-        return "val" if len(split_paths(root)) == 3 else otherwise
+        return "val" if len(find_split_paths(root)) == 3 else otherwise
     if not (root / "train.csv").exists():
         return otherwise
-    tables = csv_tables(root)
+    tables = read_csv_tables(root)
     return "val" if len(tables) == 3 and are_splits(root, tables) else otherwise
 
 
@@ -118,23 +118,25 @@ def load_again(source: Mapping[str, Any], *, root: str | Path | None = None) -> 
     try:
         return SOURCES[name](**stored)
     except (KeyError, TypeError) as error:  # an option of another version
-        raise InputError(f"The images cannot be loaded as the study says: {error}.") from None
+        raise InputError(
+            f"The study's images cannot be loaded from its stored source: {error}."
+        ) from None
 
 
 def _cifar10(**stored: Any) -> ImageData:
-    return load_cifar10(**arguments_from(stored))
+    return load_cifar10(**read_arguments(stored))
 
 
 def _image_folder(**stored: Any) -> ImageData:
     if "interpolation" not in stored:  # of version 0.1.0
-        return load_as_before("image_folder", **stored)
-    return load_image_folder(**arguments_from(stored))
+        return load_as_version_0_1_0("image_folder", **stored)
+    return load_image_folder(**read_arguments(stored))
 
 
 def _csv_images(**stored: Any) -> ImageData:
     if "interpolation" not in stored:  # of version 0.1.0
-        return load_as_before("csv_images", **stored)
-    return load_csv_images(**arguments_from(stored))
+        return load_as_version_0_1_0("csv_images", **stored)
+    return load_csv_images(**read_arguments(stored))
 
 
 SOURCES: dict[str, Callable[..., ImageData]] = {

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from vit_ratio_opt.data.preprocessing import Preprocessing, height_and_width
+from vit_ratio_opt.data.preprocessing import Preprocessing, to_height_and_width
 
-__all__ = ["LoadOptions", "arguments_from"]
+__all__ = ["LoadOptions", "read_arguments"]
 
 _MEMORY_LIMIT = 4 * 2**30
 _PREPROCESSING = ("mean", "std", "image_size", "interpolation", "crop", "squash")
@@ -39,7 +39,7 @@ class LoadOptions:
     memory_limit: int = _MEMORY_LIMIT
 
 
-def arguments_from(stored: Mapping[str, Any]) -> dict[str, Any]:
+def read_arguments(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a loader that stored this ``ImageData.source``.
 
     Args:
@@ -51,7 +51,7 @@ def arguments_from(stored: Mapping[str, Any]) -> dict[str, Any]:
     arguments = dict(stored)
     if "interpolation" in arguments:
         values = {key: arguments.pop(key) for key in _PREPROCESSING if key in arguments}
-        values["image_size"] = height_and_width(values["image_size"])
+        values["image_size"] = to_height_and_width(values["image_size"])
         arguments["preprocess"] = Preprocessing(**values, origin="the study")
     names = {field.name for field in fields(LoadOptions)}
     options = {name: arguments.pop(name) for name in names if name in arguments}

@@ -1,8 +1,8 @@
 """How images become the input that a model was trained with: size, crop and normalisation.
 
 Preprocessing belongs to the model. It comes from the file's metadata, Hugging Face's
-``preprocessor_config.json`` or timm's ``pretrained_cfg``; where none of these is known, what is
-assumed instead carries a sentence that says so.
+``preprocessor_config.json`` or timm's ``pretrained_cfg``. If none of these is known, it is
+assumed, and marked as an assumption.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = [
     "INTERPOLATIONS",
     "LARGEST_SIDE",
     "Preprocessing",
-    "height_and_width",
+    "to_height_and_width",
     "check_channels",
-    "differences",
-    "floats",
+    "find_differences",
+    "to_floats",
     "preprocess_of",
     "preprocess_or_assume",
     "remember_preprocessing",
@@ -37,13 +37,13 @@ CIFAR10_STD = (0.2023, 0.1994, 0.2010)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 LARGEST_SIDE = 8192
-"""Pixels that a side of a model's input may have at most."""
+"""Largest side of a model's input, in pixels."""
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 
-# Means and deviations that differ by less are the same values, rounded.
+# Means and deviations that differ by less are the same values after rounding.
 _ROUNDED = 2e-3
-# Attribute of a model that is known to have been trained with these images.
+# Attribute of a model that holds its preprocessing.
 _PREPROCESSING = "vit_ratio_opt_preprocessing"
 
 
@@ -59,12 +59,12 @@ class Preprocessing:
         crop: Share of the resized shorter side that the centre crop keeps, in (0, 1]; timm's
             ``crop_pct``.
         origin: Where these values come from, for messages.
-        is_assumed: Whether nothing says that the model was trained with them.
-        squash: Whether the whole image is resized to ``image_size``, whatever its proportions, as
-            Hugging Face's ViT processor does, instead of keeping them and cutting off the rest.
+        is_assumed: Whether it is unknown that the model was trained with these values.
+        squash: Whether the whole image is resized to ``image_size`` and loses its proportions, as
+            by Hugging Face's ViT processor, instead of keeping them and cutting off the rest.
 
     Raises:
-        InputError: A value is of another kind or out of range.
+        InputError: A value has another type or is out of range.
     """
 
     mean: tuple[float, ...]
@@ -126,10 +126,10 @@ class Preprocessing:
 
         Args:
             stored: The JSON object.
-            origin: Replaces the stored origin.
+            origin: Replaces the stored origin, unless it is None.
 
         Raises:
-            InputError: It is damaged.
+            InputError: The object is damaged.
         """
         try:
             values = {**stored, **({} if origin is None else {"origin": origin})}
@@ -137,14 +137,14 @@ class Preprocessing:
         except TypeError:
             raise InputError(f"The preprocessing is damaged: {stored!r:.200}.") from None
 
-    def normalisation(self) -> str:
+    def describe_normalisation(self) -> str:
         """Return mean and standard deviation as part of a sentence."""
         mean, std = (
             ", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std)
         )
         return f"mean ({mean}) and std ({std})"
 
-    def cut(self) -> str:
+    def describe_crop(self) -> str:
         """Return how images are brought to size, as part of a sentence."""
         whole = "squashed to size" if self.squash else "cut to the centre"
         return whole if self.crop == 1 else f"{whole} at crop {self.crop:.4g}"
@@ -156,15 +156,15 @@ def remember_preprocessing(model: Any, preprocessing: Preprocessing) -> None:
 
 
 def preprocess_of(model: Any) -> Preprocessing | None:
-    """Return the preprocessing that ``model`` was trained with; None where nothing is known."""
+    """Return the preprocessing that ``model`` was trained with; None if it is unknown."""
     known: Preprocessing | None = getattr(model, _PREPROCESSING, None)
     return known
 
 
 def preprocess_or_assume(model: Any) -> Preprocessing:
-    """Return what :func:`preprocess_of` does, or an assumption for images of the model's size.
+    """Return the preprocessing that ``model`` was trained with; assume CIFAR-10's if unknown.
 
-    Files of version 0.1.0 do not say how their images were normalised: as CIFAR-10, by default.
+    Files of version 0.1.0 do not name their normalisation; by default it was CIFAR-10's.
     """
     known = preprocess_of(model)
     size = tuple(int(side) for side in model.patch_embed.img_size)
@@ -182,18 +182,18 @@ def _assumed(channels: int, size: Any) -> Preprocessing:
     )
 
 
-def differences(trained: Preprocessing, given: Preprocessing) -> list[str]:
-    """Return one clause for each way in which images are not as a model was trained with them.
+def find_differences(trained: Preprocessing, given: Preprocessing) -> list[str]:
+    """Return one clause for each difference between two preprocessings.
 
     Args:
-        trained: The model's.
-        given: The images'.
+        trained: Preprocessing that the model was trained with.
+        given: Preprocessing of the images.
     """
     clauses = []
     pairs = zip((*trained.mean, *trained.std), (*given.mean, *given.std), strict=False)
     is_same_length = len(trained.mean) == len(given.mean)
     if not is_same_length or any(abs(one - other) > _ROUNDED for one, other in pairs):
-        clauses.append(f"{given.normalisation()}, not {trained.normalisation()}")
+        clauses.append(f"{given.describe_normalisation()}, not {trained.describe_normalisation()}")
     if trained.image_size != given.image_size:
         height, width = trained.image_size
         clauses.append(
@@ -202,7 +202,7 @@ def differences(trained: Preprocessing, given: Preprocessing) -> list[str]:
     if trained.interpolation != given.interpolation:
         clauses.append(f"{given.interpolation} interpolation, not {trained.interpolation}")
     if abs(trained.crop - given.crop) > _ROUNDED or trained.squash != given.squash:
-        clauses.append(f"{given.cut()}, not {trained.cut()}")
+        clauses.append(f"{given.describe_crop()}, not {trained.describe_crop()}")
     return clauses
 
 
@@ -215,28 +215,31 @@ def resolve_preprocessing(
     std: Sequence[float] | None,
     image_size: int | Sequence[int] | None = None,
 ) -> Preprocessing:
-    """Return the preprocessing of a data set; say so where nothing but habit speaks for it.
+    """Return the preprocessing of a data set; warn if its normalisation is only assumed.
 
     Args:
-        name: Of the data set.
+        name: Name of the data set, for messages.
         shape: Channels, height and width of its first image.
-        preprocess: The model's, if that is known.
-        mean: Replaces its mean.
-        std: Replaces its standard deviation.
-        image_size: Replaces its size.
+        preprocess: The model's preprocessing, if it is known.
+        mean: Replaces the mean of ``preprocess``.
+        std: Replaces the standard deviation of ``preprocess``.
+        image_size: Replaces the size of ``preprocess``.
+
+    Raises:
+        InputError: A value has another type, another number of channels, or is out of range.
     """
     if preprocess is not None and not isinstance(preprocess, Preprocessing):
         raise InputError(f"`preprocess` must be a Preprocessing, but got {preprocess!r:.80}.")
     channels, side = shape[0], min(shape[1:])
     if preprocess is None:
-        preprocess = _assumed(channels, height_and_width(image_size or side))
+        preprocess = _assumed(channels, to_height_and_width(image_size or side))
     changes: dict[str, Any] = {}
     if mean is not None:
-        changes["mean"] = floats(mean)
+        changes["mean"] = to_floats(mean)
     if std is not None:
-        changes["std"] = floats(std)
+        changes["std"] = to_floats(std)
     if image_size is not None:
-        changes["image_size"] = height_and_width(image_size)
+        changes["image_size"] = to_height_and_width(image_size)
     if mean is not None and std is not None:
         changes["is_assumed"] = False
     check_channels(
@@ -245,21 +248,21 @@ def resolve_preprocessing(
     resolved = replace(preprocess, **changes)
     if resolved.is_assumed:
         _logger.warning(
-            f"{name}: nothing says with which normalisation the model was trained, so "
-            f"{resolved.normalisation()} are assumed ({resolved.origin}). If these are not its "
-            "own, give `preprocess`, or `mean` and `std`."
+            f"{name}: the normalisation that the model was trained with is unknown, so "
+            f"{resolved.describe_normalisation()} are assumed ({resolved.origin}). If they are "
+            "wrong, give `preprocess`, or `mean` and `std`."
         )
     return resolved
 
 
 def check_channels(name: str, channels: int, *values: Sequence[float]) -> None:
-    """Refuse means or deviations of another number of channels than the images of ``name``."""
+    """Refuse means or standard deviations of another number of channels than the images have."""
     if any(len(value) != channels for value in values):
         raise InputError(f"{name}: `mean` and `std` must have {channels} values, one a channel.")
 
 
-def floats(values: Any) -> tuple[float, ...]:
-    """Return means or deviations, of an array too, as floats."""
+def to_floats(values: Any) -> tuple[float, ...]:
+    """Return means or standard deviations, from any sequence or array, as floats."""
     try:
         return tuple(float(value) for value in values)
     except (TypeError, ValueError):
@@ -268,8 +271,8 @@ def floats(values: Any) -> tuple[float, ...]:
         ) from None
 
 
-def height_and_width(size: Any) -> Any:
-    """Return height and width: given as they are, or as one side of a square."""
+def to_height_and_width(size: Any) -> Any:
+    """Return height and width, from a pair or from one side of a square."""
     return (size, size) if isinstance(size, int) else size
 
 

@@ -1,7 +1,7 @@
-"""Data sets and image files, read once each: uint8 tensors of one size, labels, and what is wrong.
+"""Reading of data sets and image files: uint8 tensors of one size, labels, and damaged items.
 
-What cannot be read is collected, so that all of it is said at once; what is no image with a label
-is refused at once.
+Items that cannot be read are collected, so that one message names all of them; an item that is no
+image with a label is refused immediately.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torchvision.datasets import DatasetFolder
 from torchvision.datasets.folder import default_loader
 
 from vit_ratio_opt.data.images import read_image, resize, to_uint8
-from vit_ratio_opt.data.items import image_and_label
+from vit_ratio_opt.data.items import split_item
 from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["WORKERS", "AsUint8", "Files", "ReadItems", "first_image", "paths_of", "read_all"]
+__all__ = ["WORKERS", "AsUint8", "Files", "ReadItems", "find_first_image", "paths_of", "read_all"]
 
 WORKERS = min(8, os.cpu_count() or 1)
 
-# Items that are tried where not all are.
+# Items that are read of a data set on disk that has a list of labels.
 _TRIED = 64
 
 
@@ -50,7 +50,7 @@ class Files(Dataset[tuple[Any, int]]):
         return self._read(index), self.targets[index]
 
     def check(self, index: int) -> None:
-        """Raise what reading the image raises, in less time."""
+        """Raise the error that reading the image raises, in less time."""
         self._read(index, fast=True)
 
     def _read(self, index: int, **options: bool) -> Any:
@@ -66,13 +66,13 @@ class Files(Dataset[tuple[Any, int]]):
 
 
 class AsUint8(Dataset[tuple[torch.Tensor, int]]):
-    """``dataset`` with every image as a uint8 tensor of one size, and its label.
+    """A data set with every image of ``dataset`` as a uint8 tensor of one size, and its label.
 
     Args:
-        dataset: Images and labels of any kind.
-        to: The size, and how images come to it.
-        channels: Those that every image must have.
-        title: Of the images, for messages.
+        dataset: Yields images and labels of any kind.
+        to: Size, crop and interpolation of the images.
+        channels: Number of channels that every image must have.
+        title: Title of the images, for messages.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class AsUint8(Dataset[tuple[torch.Tensor, int]]):
 
 
 class _Attempts(Dataset[tuple[torch.Tensor, int, str, bool]]):
-    """Images and labels of ``dataset``, each with why it cannot be used and whether it is broken.
+    """Images and labels, each with an error message, if any, and whether the item is unreadable.
 
     Args:
-        dataset: The images.
-        keep: Whether the images are wanted.
+        dataset: Yields the images and labels.
+        keep: Whether the images are needed, or only tested.
     """
 
     def __init__(self, dataset: AsUint8, keep: bool) -> None:
@@ -137,7 +137,7 @@ def _item(dataset: Dataset[Any], index: int, title: str) -> tuple[torch.Tensor, 
         where = f"{title}, item {index}{_path(dataset, index)}"
         raise UnreadableError(f"{where} cannot be read: {error}.") from None
     try:
-        image, label = image_and_label(item)
+        image, label = split_item(item)
         return to_uint8(image), label
     except InputError as error:
         raise InputError(f"{title}, item {index}: {error}") from None
@@ -148,8 +148,12 @@ def _path(dataset: Dataset[Any], index: int) -> str:
     return f" ({paths[index]})" if paths else ""
 
 
-def first_image(dataset: Dataset[Any], name: str) -> torch.Tensor:
-    """Return the first image that can be read."""
+def find_first_image(dataset: Dataset[Any], name: str) -> torch.Tensor:
+    """Return the first image that can be read.
+
+    Raises:
+        InputError: No image can be read.
+    """
     broken = ""
     for index in range(len(cast(Sized, dataset))):
         try:
@@ -161,12 +165,12 @@ def first_image(dataset: Dataset[Any], name: str) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class ReadItems:
-    """What was read of a data set.
+    """The usable items of a data set.
 
     Args:
-        images: The usable ones, uint8 ``(n, channels, height, width)``; None if not kept.
-        labels: Their labels, ``(n,)``, int64.
-        indices: Their places in the data set, ``(n,)``.
+        images: Usable images, uint8 ``(n, channels, height, width)``; None if they are not kept.
+        labels: Labels of the usable images, ``(n,)``, int64.
+        indices: Positions of the usable images in the data set, ``(n,)``.
         unreadable: One sentence for each item that cannot be read.
     """
 
@@ -177,17 +181,18 @@ class ReadItems:
 
 
 def read_all(dataset: AsUint8, *, keep: bool) -> ReadItems:
-    """Read a data set once, and return what is usable.
+    """Read a data set once and return its usable items.
 
-    Of a data set that is neither kept nor of files but has a list of labels, only some items are
-    read. Of files that are not kept, a JPEG is decoded at an eighth of its size.
+    Every item is read, with two exceptions if images are not kept: a JPEG file is decoded at an
+    eighth of its size, and of a data set that has no files but a list of labels only some items
+    are read.
 
     Args:
-        dataset: The images.
-        keep: Whether the images are wanted.
+        dataset: Yields the images and labels.
+        keep: Whether the images are needed, or only tested.
 
     Raises:
-        InputError: An item is readable, but no image with a label.
+        InputError: A readable item is no image with a label.
     """
     files, count = dataset.dataset, len(dataset)
     targets = _targets(files)
@@ -228,7 +233,7 @@ def read_all(dataset: AsUint8, *, keep: bool) -> ReadItems:
 
 
 def _targets(dataset: Dataset[Any]) -> torch.Tensor | None:
-    """Return the labels of all items, where the data set has a list of them."""
+    """Return the labels of all items if the data set has a list of them, else None."""
     targets = getattr(dataset, "targets", None)
     if targets is None or getattr(dataset, "target_transform", None) is not None:
         return None
@@ -243,7 +248,7 @@ def _targets(dataset: Dataset[Any]) -> torch.Tensor | None:
 def _check_targets(
     title: str, indices: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor
 ) -> None:
-    """Refuse a list of labels that is not that of the items."""
+    """Refuse a list of labels that differs from the labels of the items."""
     wrong = (targets[indices] != labels).nonzero()
     if len(wrong):
         index = int(indices[wrong[0, 0]])
@@ -254,7 +259,7 @@ def _check_targets(
 
 
 def paths_of(dataset: Dataset[Any]) -> list[str]:
-    """Return the files of a data set's images; none where it does not name them."""
+    """Return the files of a data set's images; an empty list if it does not name them."""
     if isinstance(dataset, Subset):
         paths = paths_of(dataset.dataset)
         return [paths[index] for index in dataset.indices] if paths else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -108,9 +108,12 @@ class Tokens:
 
     Args:
         rule: Which patches are left out, and in which blocks.
+        ranges: How far the attention of each block reaches, for a rule that depends on it;
+            measured on the calibration images by default.
     """
 
     rule: CascadeRule = CP_VIT
+    ranges: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_rule(self.rule)
@@ -131,7 +134,9 @@ class Both:
             :func:`vit_ratio_opt.repair`.
         round_to: Ranks and neurons left in a block are multiples of this.
         by_cascade: Share of the saving, in logarithms, that leaving out patches brings, in [0, 1];
-            see :class:`~vit_ratio_opt.space.both.Combined`.
+            see :class:`~vit_ratio_opt.space.cascade.Combined`.
+        ranges: How far the attention of each block reaches, for a rule that depends on it;
+            measured on the calibration images by default.
 
     Raises:
         InputError: A value is not allowed, or the rule removes heads.
@@ -141,6 +146,7 @@ class Both:
     repair: bool = True
     round_to: int = 1
     by_cascade: float = 0.05
+    ranges: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_rule(self.rule)
@@ -223,8 +229,8 @@ def pruning_options(
                 "`strategy='both'` needs ranks and allocation 'global', but got "
                 f"mhsa_unit={unit!r} and {allocation=}."
             )
-        shares = {} if by_cascade is None else {"by_cascade": by_cascade}
-        return Both(rule=rule or LATE, repair=repair, round_to=round_to, **shares)
+        both = Both(rule=rule or LATE, repair=repair, round_to=round_to)
+        return both if by_cascade is None else replace(both, by_cascade=by_cascade)
     default = Structural()
     for name in ("round_to", "unit", "allocation", "repair", "criterion"):
         if getattr(structural, name) != getattr(default, name):

@@ -1,123 +1,67 @@
 """The answer of a study: which pair, how good, and better than one ratio for both modules?
 
 It is computed here alone. Terminal, report, notes, page, figures, model card, ``test`` and
-``final`` show what :func:`answer_of` returns, and the sampler's winner is the same pair, by the
-same functions of :mod:`vit_ratio_opt.search` on the same trials.
+``final`` show what :func:`answer_of` returns. The sampler confirms the same pair, by the same
+functions of :mod:`vit_ratio_opt.search` on the same trials.
 """
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
-from statistics import fmean
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.records.candidates import Candidate, estimate_pairs
+from vit_ratio_opt.records.labels import ACCURACY, MACS, CostRecord, MetricRecord, below
 from vit_ratio_opt.records.snapshot import StudySnapshot
-from vit_ratio_opt.records.trials import (
-    accuracy_of,
-    attribute,
-    cost_ratio_of,
-    finished_trials,
-    has_pair,
-    pair_of,
-)
-from vit_ratio_opt.search.budget import BudgetSearch
-from vit_ratio_opt.search.claims import is_surplus, value_of
-from vit_ratio_opt.search.margins import tolerance_answer
-from vit_ratio_opt.search.plan import Estimate, Pair
+from vit_ratio_opt.records.study import record_of
+from vit_ratio_opt.records.trial import attribute
+from vit_ratio_opt.records.trials import finished_trials, has_pair, pair_of
 
-__all__ = [
-    "Answer",
-    "Candidate",
-    "answer_of",
-    "answer_trial",
-    "candidate_of",
-    "trained_trial",
-]
-
-# The plan of a study with a tolerance that version 0.1.0 created: it stored none, and believed
-# every pair's mean.
-_MEANS = {"noise": 0.0, "noise_is_known": True, "confidence": 0.5}
+__all__ = ["Answer", "answer_of", "answer_trial", "trained_trial"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A pair that was trained, and what is believed of it.
-
-    Args:
-        pair: MHSA ratio and FFN ratio.
-        trial: The trial whose model can be taken away: the first complete one of the pair.
-        trials: All trials that trained the pair, the first one first.
-        cost_ratio: Share of the dense model's cost that is left.
-        accuracy: Posterior mean of the validation accuracy in per cent.
-        error: Its standard error, in percentage points.
-        own_accuracies: Validation accuracy of each training, in the order of ``trials``.
-        probability: Within a budget, that the pair is better than the fixed ratio's; with a
-            tolerance, that it keeps the tolerance.
-    """
-
-    pair: Pair
-    trial: FrozenTrial
-    trials: tuple[FrozenTrial, ...]
-    cost_ratio: float
-    accuracy: float
-    error: float
-    own_accuracies: tuple[float, ...]
-    probability: float
-
-    @property
-    def trained(self) -> int:
-        """How often the pair was trained to the end, not stopped early by an Optuna pruner."""
-        return sum(
-            trial.state == TrialState.COMPLETE or attribute(trial, "accuracy") is not None
-            for trial in self.trials
-        )
-
-    @property
-    def own_accuracy(self) -> float:
-        """Mean validation accuracy of the pair's own trainings in per cent."""
-        return fmean(self.own_accuracies)
-
-    def value_of(self, trial: FrozenTrial) -> float:
-        """Return the validation accuracy of one of the pair's trials in per cent."""
-        numbers = [other.number for other in self.trials]
-        return self.own_accuracies[numbers.index(trial.number)]
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Answer:
-    """What a study has found so far.
+    """What a study has found so far. ``print(answer)`` shows it in a few lines.
 
     Args:
         found: The pair of the answer; None where it is the dense model, since no pair keeps the
             tolerance with the confidence asked for yet.
-        dense_accuracy: Validation accuracy of the dense model in per cent.
+        dense_accuracy: Validation accuracy of the dense model in per cent; None where the study
+            does not store it.
         baseline: The fixed ratio's pair in the same study; None where the study has none, or has
             not trained it yet.
         has_baseline: Whether the search begins with the fixed ratio's pair.
-        contender: Where the answer is the fixed ratio's pair, the pair that is the likeliest to be
-            better; None while no other pair is trained.
+        likeliest_other: Where the answer is the fixed ratio's pair, the pair that is the likeliest
+            to be better; None while no other pair is trained.
         confidence: Probability with which the answer has to keep the tolerance; None within a
             budget.
-        rival: The pair of Optuna's ``study.best_trial``, where its trial is another one than the
-            answer's and something is believed of the pair.
-        rival_trial: That trial, where it is another one than the answer's.
+        best_candidate: The pair of Optuna's ``study.best_trial``, where that trial is not the
+            answer's and its pair has an estimate.
+        best_trial: Optuna's ``study.best_trial``, where it is not the answer's.
+        study_name: Name of the study.
+        cost: What the budget is a share of, or what is minimised.
+        metric: What trials are measured by.
+        loader: Return the pruned model of a trial, see :meth:`bind`.
     """
 
     found: Candidate | None
-    dense_accuracy: float
+    dense_accuracy: float | None
     baseline: Candidate | None
     has_baseline: bool
-    contender: Candidate | None
+    likeliest_other: Candidate | None
     confidence: float | None
-    rival: Candidate | None
-    rival_trial: FrozenTrial | None
+    best_candidate: Candidate | None
+    best_trial: FrozenTrial | None
+    study_name: str = ""
+    cost: CostRecord = MACS
+    metric: MetricRecord = ACCURACY
+    loader: Callable[[FrozenTrial], Any] | None = field(default=None, compare=False)
 
     @property
     def is_baseline(self) -> bool:
@@ -132,17 +76,78 @@ class Answer:
     @property
     def accuracy(self) -> float:
         """Expected validation accuracy of the answer in per cent."""
-        return self.dense_accuracy if self.found is None else self.found.accuracy
+        if self.found is not None:
+            return self.found.accuracy
+        return 0.0 if self.dense_accuracy is None else self.dense_accuracy
 
     @property
     def error(self) -> float:
         """Standard error of :attr:`accuracy` in percentage points."""
         return 0.0 if self.found is None else self.found.error
 
+    def bind(self, loader: Callable[[FrozenTrial], Any]) -> Answer:
+        """Return the answer with a function that :meth:`load_model` calls.
+
+        Args:
+            loader: Return the pruned model of a trial.
+        """
+        return replace(self, loader=loader)
+
+    def load_model(self) -> Any:
+        """Return the pruned and fine-tuned model of the answer, as a timm model.
+
+        Raises:
+            InputError: The answer is the dense model, its trial left no model, or the answer does
+                not know where models are.
+        """
+        if self.found is None:
+            raise InputError(
+                f"The answer of study {self.study_name!r} is the dense model, which is not "
+                "pruned: run more trials."
+            )
+        if self.loader is None:
+            raise InputError(
+                f"This answer does not know where the models of study {self.study_name!r} are: "
+                "use `Search.answer(study)`, or load the file of the trial with `load_pruned`."
+            )
+        return self.loader(self.found.trial)
+
+    def __str__(self) -> str:
+        if self.found is None:
+            return (
+                f"The dense model: no pair keeps the tolerance with a probability of "
+                f"{self.confidence:g} yet."
+            )
+        found, text = self.found, self.metric.text
+        times = "once" if found.trained == 1 else f"{found.trained} times"
+        dense = "" if self.dense_accuracy is None else f", dense {text(self.dense_accuracy)}"
+        lines = [
+            f"MHSA ratio {found.pair[0]:.3f}, FFN ratio {found.pair[1]:.3f} "
+            f"(trial {found.trial.number}, trained {times})",
+            f"{100 * found.cost_ratio:.1f} % of the {self.cost.word}",
+            f"{text(found.accuracy, error=found.error)} {self.metric.label} expected{dense}",
+        ]
+        if self.confidence is not None:
+            lines.append(f"keeps the tolerance with a probability of {found.probability:.2f}")
+        elif self.is_baseline:
+            lines.append("the fixed ratio itself: no other pair is better")
+        elif self.baseline is not None:
+            fixed = self.baseline
+            lines.append(
+                f"better than the fixed ratio {fixed.pair[0]:.3f} "
+                f"({text(fixed.accuracy, error=fixed.error)}, trial {fixed.trial.number}) with a "
+                f"probability of {found.probability:.2f}"
+            )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        lines = str(self).splitlines()
+        return f"<Answer of study {self.study_name!r}: {'; '.join(lines)}>"
+
     @property
     def why_not_best(self) -> str | None:
         """Why the answer's trial is not Optuna's best one, in a sentence; None where it is."""
-        rival, trial, found = self.rival, self.rival_trial, self.found
+        other, trial, found = self.best_candidate, self.best_trial, self.found
         if trial is None:
             return None
         best = f"Optuna's best trial, {trial.number},"
@@ -151,23 +156,26 @@ class Answer:
                 f"{best} is another training of the same pair: the model of trial "
                 f"{found.trial.number} is taken since it was trained first, not for its value."
             )
-        if rival is None:
+        if other is None:
             return f"{best} has a pair that is too far from the answer's to be compared with it."
-        believed = f"{rival.accuracy:.2f} ± {rival.error:.2f} % expected"
-        if self.confidence is not None and rival.probability < self.confidence:
+        expected = f"{self.metric.text(other.accuracy, error=other.error)} expected"
+        if self.confidence is not None and other.probability < self.confidence:
             return (
-                f"{best} is cheaper, but its pair ({believed}) keeps the tolerance with a "
-                f"probability of only {_below(rival.probability, self.confidence)}, and "
+                f"{best} is cheaper, but its pair ({expected}) keeps the tolerance with a "
+                f"probability of only {below(other.probability, self.confidence)}, and "
                 f"{self.confidence:g} is required."
             )
         if self.confidence is not None:
-            return f"{best} has a pair ({believed}) that is planned to cost no less."
+            return f"{best} has a pair ({expected}) that is planned to cost no less."
         assert found is not None
-        value = rival.value_of(trial)
-        highest = "the highest" if value > max(found.own_accuracies) else "an equally high"
+        value, own = other.value_of(trial), found.own_accuracies
+        is_larger = self.metric.larger_is_better
+        is_best = value > max(own) if is_larger else value < min(own)
+        level = "high" if is_larger else "low"
+        single = f"the {level}est" if is_best else f"an equally {level}"
         return (
-            f"{best} has {highest} single value, {value:.2f} %, but its pair ({believed}) is not "
-            "the answer: a single value owes something to chance."
+            f"{best} has {single} single value, {self.metric.text(value)}, but its pair "
+            f"({expected}) is not the answer: a single value owes something to chance."
         )
 
 
@@ -189,34 +197,31 @@ def answer_of(study: Study) -> Answer | None:
 
 
 def _answer_of(study: Study) -> Answer | None:
-    believed = _believe(study)
-    if believed is None or (believed.best is None and believed.confidence is None):
+    estimates = estimate_pairs(study)
+    if estimates is None or (estimates.best is None and estimates.confidence is None):
         return None
-    found, baseline = believed.candidate(believed.best), believed.candidate(believed.baseline)
-    contender = None
+    found, baseline = estimates.candidate(estimates.best), estimates.candidate(estimates.baseline)
+    likeliest_other = None
     if baseline is not None and found == baseline:
-        others = [e for pair, e in believed.estimates.items() if pair != baseline.pair]
+        others = [e for pair, e in estimates.estimates.items() if pair != baseline.pair]
         likeliest = max(others, key=lambda e: (e.probability, e.mean), default=None)
-        contender = None if likeliest is None else believed.candidate(likeliest.pair)
-    rival = _optunas_best(study)
-    if rival is not None and found is not None and rival.number == found.trial.number:
-        rival = None
+        likeliest_other = None if likeliest is None else estimates.candidate(likeliest.pair)
+    best = _optunas_best(study)
+    if best is not None and found is not None and best.number == found.trial.number:
+        best = None
     return Answer(
         found=found,
-        dense_accuracy=believed.dense_accuracy,
+        dense_accuracy=estimates.dense_accuracy,
         baseline=baseline,
-        has_baseline=believed.baseline is not None,
-        contender=contender,
-        confidence=believed.confidence,
-        rival=None if rival is None else believed.candidate(pair_of(rival)),
-        rival_trial=rival,
+        has_baseline=estimates.baseline is not None,
+        likeliest_other=likeliest_other,
+        confidence=estimates.confidence,
+        best_candidate=None if best is None else estimates.candidate(pair_of(best)),
+        best_trial=best,
+        study_name=study.study_name,
+        cost=record_of(study).cost,
+        metric=estimates.metric,
     )
-
-
-def candidate_of(study: Study, trial: FrozenTrial) -> Candidate | None:
-    """Return what is believed of the pair of a trial; None where nothing is."""
-    believed = _believe(study)
-    return None if believed is None else believed.candidate(pair_of(trial))
 
 
 def answer_trial(study: Study) -> FrozenTrial | None:
@@ -257,153 +262,6 @@ def trained_trial(study: Study, number: int | None = None) -> FrozenTrial:
             f"{', '.join(map(str, trained)) or 'none'} were."
         )
     return trained[number]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Believed:
-    """What the trials of a study say of its pairs.
-
-    ``offset`` turns the values of ``estimates`` into accuracies; ``baseline`` is the fixed ratio's
-    pair where the search begins with it.
-    """
-
-    best: Pair | None
-    estimates: dict[Pair, Estimate]
-    trials: dict[Pair, list[FrozenTrial]]
-    accuracies: dict[Pair, tuple[float, ...]]
-    offset: float
-    dense_accuracy: float
-    baseline: Pair | None
-    confidence: float | None
-
-    def candidate(self, pair: Pair | None) -> Candidate | None:
-        """Return what is believed of a pair; None where nothing is."""
-        estimate = None if pair is None else self.estimates.get(pair)
-        if estimate is None:
-            return None
-        trials = self.trials[estimate.pair]
-        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-        trial = (complete or trials)[0]
-        return Candidate(
-            pair=estimate.pair,
-            trial=trial,
-            trials=tuple(trials),
-            cost_ratio=cost_ratio_of(trial),
-            accuracy=self.offset + estimate.mean,
-            error=estimate.error,
-            own_accuracies=self.accuracies[estimate.pair],
-            probability=estimate.probability,
-        )
-
-
-def _believe(study: Study) -> _Believed | None:
-    """Return what the trials of a study say of its pairs, or None before any was trained."""
-    sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
-    constraint = None if sign > 0 else "accuracy_drop"
-    trials: defaultdict[Pair, list[FrozenTrial]] = defaultdict(list)
-    values: defaultdict[Pair, tuple[float, ...]] = defaultdict(tuple)
-    for trial in finished_trials(study):
-        surplus = is_surplus(trial) and trial.state != TrialState.COMPLETE
-        value = value_of(trial, trial.state, trial.values, constraint, sign)
-        if not surplus and value is not None and math.isfinite(value):
-            trials[pair_of(trial)].append(trial)
-            values[pair_of(trial)] += (value,)
-    if not trials:
-        return None
-    complete = {
-        pair
-        for pair, found in trials.items()
-        if any(trial.state == TrialState.COMPLETE for trial in found)
-    }
-    first = next(iter(trials.values()))[0]
-    dense, stored = _dense_accuracy(study, first), study.user_attrs.get("plan")
-    offset, baseline, confidence = 0.0, None, None
-    if constraint is None:
-        search = BudgetSearch.from_json({"dense": dense, **_curve(stored, values)})
-        best, estimates = search.answer(values, complete=complete), search.estimates(values)
-        baseline = search.baseline
-    else:
-        tolerance = _tolerance(study, first, stored)
-        costs = {pair: _planned_cost_ratio(found[0]) for pair, found in trials.items()}
-        plan = stored or {"tolerance": tolerance, "scale": _largest(study), **_MEANS}
-        best, estimates = tolerance_answer(
-            plan, values, lambda *pair: costs[pair], complete=complete
-        )
-        offset, confidence = dense - tolerance, float(plan["confidence"])
-    return _Believed(
-        best=None if best is None else best.pair,
-        estimates=estimates,
-        trials=dict(trials),
-        accuracies={
-            pair: tuple(
-                _own_accuracy(trial, offset + value)
-                for trial, value in zip(trials[pair], found, strict=True)
-            )
-            for pair, found in values.items()
-        },
-        offset=offset,
-        dense_accuracy=dense,
-        baseline=baseline,
-        confidence=confidence,
-    )
-
-
-def _dense_accuracy(study: Study, trial: FrozenTrial) -> float:
-    """Return the dense model's validation accuracy; a study of other makers has it in its trials.
-
-    Without either, the accuracy of the trial.
-    """
-    if "dense" in study.user_attrs:
-        return float(study.user_attrs["dense"]["val_accuracy"])
-    accuracy = accuracy_of(trial, study) or 0.0
-    return accuracy + float(attribute(trial, "accuracy_drop") or 0.0)
-
-
-def _own_accuracy(trial: FrozenTrial, otherwise: float) -> float:
-    accuracy = attribute(trial, "accuracy")
-    return otherwise if accuracy is None else float(accuracy)
-
-
-def _tolerance(study: Study, trial: FrozenTrial, plan: Mapping[str, Any] | None) -> float:
-    """Return the tolerance in points, of the settings, else of the plan, else of a trial."""
-    if "settings" in study.user_attrs:
-        return float(study.user_attrs["settings"]["tolerance"])
-    if plan is not None:
-        return float(plan["tolerance"])
-    return float((attribute(trial, "accuracy_drop") or 0.0) - trial.constraints["accuracy_drop"])
-
-
-def _curve(
-    stored: Mapping[str, Any] | None, observed: Mapping[Pair, tuple[float, ...]]
-) -> Mapping[str, Any]:
-    """Return the stored plan; without one, that of the pairs that were tried, by their means."""
-    if stored is not None:
-        return stored
-    least: list[Pair] = []
-    for pair in sorted(observed):
-        if not least or pair[0] > least[-1][0]:
-            while least and least[-1][1] < pair[1]:
-                least.pop()
-            least.append(pair)
-    return {"curve": least, "noise": 0.0, "noise_is_known": True}
-
-
-def _largest(study: Study) -> list[float]:
-    """Return the largest ratios that the study may try."""
-    saved = study.user_attrs.get("saved")
-    return [saved[name][-1][0] or 1.0 if saved else 1.0 for name in ("mhsa_ratio", "ffn_ratio")]
-
-
-def _below(value: float, limit: float) -> str:
-    """Return a number with as many digits as it takes to be below another one."""
-    digits = next((n for n in range(2, 6) if round(value, n) < limit), 6)
-    return f"{value:.{digits}f}"
-
-
-def _planned_cost_ratio(trial: FrozenTrial) -> float:
-    """Return the cost that the search knew before training; a model may come out smaller."""
-    planned = attribute(trial, "planned_cost_ratio")
-    return cost_ratio_of(trial) if planned is None else float(planned)
 
 
 def _optunas_best(study: Study) -> FrozenTrial | None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.typed import shorten, typed
+from vit_ratio_opt.records.typed import shorten, typed, without_none
 
 __all__ = ["SCHEMA_VERSION", "StudySettings"]
 
@@ -20,52 +20,61 @@ _NEW_IN_2 = (
     *("architecture", "preprocessing", "image_shape", "classes", "mean", "std", "flip"),
     *("training", "test", "noise", "confirmations", "confidence", "precision"),
 )
-# Stored only where they differ from their default, as in version 1.
-_SPARSE = ("cost", "latency_batch", "pruned", "rule", "ranges", "by_cascade")
+# Stored only where they differ from their default.
+_SPARSE = (
+    *("cost", "latency_batch", "pruned", "rule", "ranges", "by_cascade", "criterion"),
+    "trainer",
+)
+# Fields of this package's own training: None where `trainer` is given.
+_OF_IMAGES = ("dataset", "validation", "recipe")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudySettings:
-    """What must be equal for two trials to be comparable. A study holds one such value.
+    """What must be equal for two trials to be comparable. A study stores one such value.
 
     Args:
-        schema_version: Of the stored form.
+        schema_version: Version of the stored form.
         strategy: ``"fixed"``, one ratio for both modules, or ``"searched"``.
-        budget: Largest fraction of the dense model's cost.
+        budget: Largest share of the dense model's cost.
         tolerance: Largest loss of accuracy, in percentage points.
-        cost: What the budget is a fraction of.
+        cost: Name of the cost that the budget limits.
         latency_batch: Images in a batch whose latency counts.
         pruned: ``"structural"``, ``"cascade"`` or ``"both"``.
-        rule: How a cascade leaves out tokens.
+        rule: Rule by which a cascade leaves out tokens.
         ranges: Attention range of each block, for a rule that depends on it.
         by_cascade: Share of the saving that leaving out tokens has to bring.
+        criterion: Name of the criterion by which units are scored; None for the built-in one.
+        trainer: Identity of a trainer of the user's own; None for this package's training, which
+            the fields from ``dataset`` to ``recipe`` and ``precision`` describe.
         model: timm's name of the dense model.
-        weights: Hash of its weights.
-        architecture: What it computes apart from its weights, see
+        weights: Hash of the weights of the dense model.
+        architecture: What the dense model computes apart from its weights, see
             :func:`vit_ratio_opt.models.architecture.architecture_of`.
         dataset: Name of the data set.
         training: Hash of the training split.
         validation: Hash of the validation split.
         test: Hash of the test split.
-        image_shape: Channels, height and width.
+        image_shape: Channels, height and width of an image.
         preprocessing: Options with which images were decoded, beside their size.
         classes: Class names in the order of their labels.
-        mean: Normalisation, one value for each channel.
-        std: Normalisation, one value for each channel.
+        mean: Mean of the normalisation, one value for each channel.
+        std: Standard deviation of the normalisation, one value for each channel.
         flip: Whether augmentation mirrors images.
         recipe: Fine-tuning of each trial.
         iterative: Whether trials start from pruned models.
-        mhsa_unit: What is removed from the attention: ``"rank"`` or ``"head"``.
+        mhsa_unit: Unit that is removed from the attention: ``"rank"`` or ``"head"``.
         repair: Whether linear layers are refitted after pruning.
-        allocation: How each ratio is allocated across blocks.
-        round_to: What ranks and neurons are multiples of.
+        allocation: Rule by which each ratio is allocated across blocks.
+        round_to: Number of which ranks and neurons are multiples.
         calibration_images: Training images for importance, factors and repair.
-        seed: Of calibration images and fine-tuning.
-        noise: Standard deviation of the accuracy over seeds, in percentage points; None: estimated
-            from the size of the validation split.
+        seed: Random seed of calibration images and fine-tuning.
+        noise: Standard deviation of the accuracy over seeds, in percentage points; None where it
+            is estimated from the size of the validation split.
         confirmations: Times that the best pair is trained again.
         confidence: Probability with which the answer has to keep the limit.
-        precision: In which models are trained and evaluated, such as ``"bfloat16"``.
+        precision: Number format in which models are trained and evaluated, such as
+            ``"bfloat16"``.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -78,20 +87,22 @@ class StudySettings:
     rule: dict[str, Any] | None = None
     ranges: tuple[float, ...] | None = None
     by_cascade: float | None = None
+    criterion: str | None = None
+    trainer: dict[str, Any] | None = None
     model: str
     weights: str
     architecture: dict[str, Any] | None
-    dataset: str
-    training: str | None
-    validation: str
-    test: str | None
-    image_shape: tuple[int, ...] | None
-    preprocessing: dict[str, Any] | None
-    classes: tuple[str, ...] | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    flip: bool | None
-    recipe: dict[str, Any]
+    dataset: str | None = None
+    training: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    image_shape: tuple[int, ...] | None = None
+    preprocessing: dict[str, Any] | None = None
+    classes: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    flip: bool | None = None
+    recipe: dict[str, Any] | None = None
     iterative: bool
     mhsa_unit: str
     repair: bool
@@ -102,7 +113,7 @@ class StudySettings:
     noise: float | None
     confirmations: int | None
     confidence: float | None
-    precision: str | None
+    precision: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
@@ -137,6 +148,8 @@ class StudySettings:
             raise InputError(f"Settings have an unknown field `{unknown[0]}`.")
         if missing:
             raise InputError(f"Settings have no field `{missing[0]}`.")
+        if values["trainer"] is None:
+            hints |= {name: without_none(hints[name]) for name in _OF_IMAGES}
         return cls(
             **{
                 name: typed(f"`{name}` of the settings", values[name], hint)

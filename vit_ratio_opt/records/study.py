@@ -1,141 +1,121 @@
-"""The attributes of a study, read once and checked."""
+"""The attributes of a study: their names, their types, how they are read and written."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.settings import StudySettings
-from vit_ratio_opt.records.typed import shorten, typed
-from vit_ratio_opt.search.budget import BudgetSearch
-from vit_ratio_opt.search.noise import Noise
-from vit_ratio_opt.space.pairs import RatioPair
+from optuna.study import Study, StudyDirection
 
-__all__ = ["COMPLETE", "StudyRecord", "is_complete", "is_ours", "settings_of"]
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.records.checks import attribute_of, check_attributes
+from vit_ratio_opt.records.labels import (
+    ACCURACY,
+    CHANGE,
+    MACS,
+    CostRecord,
+    LimitRecord,
+    MetricRecord,
+)
+from vit_ratio_opt.records.settings import StudySettings
+from vit_ratio_opt.records.snapshot import StudySnapshot
+
+__all__ = [
+    "COMPLETE",
+    "DenseRecord",
+    "StudyRecord",
+    "is_complete",
+    "is_of_own_objective",
+    "is_ours",
+    "record_of",
+    "settings_of",
+    "write_study",
+]
 
 COMPLETE = "complete"
 """The attribute that the creation of a study writes last."""
 
-_Pairs = tuple[tuple[float, float], ...]
-# Attributes that are dictionaries, with the types of the entries that are read. An entry that may
-# be None may be missing.
-_ENTRIES: dict[str, dict[str, Any]] = {
-    "dense": {
-        "macs": int,
-        "params": int,
-        "val_accuracy": float,
-        "blocks": tuple[tuple[int, int, int], ...] | None,
-        "tokens": int | None,
-    },
-    "origin": {
-        "model": dict[str, Any] | None,
-        "data": dict[str, Any] | None,
-        "checkpoints": str | None,
-        "artifacts": str | None,
-    },
-    "plan": {
-        "curve": _Pairs | None,
-        "baseline": tuple[float, float] | None,
-        "start": tuple[float, float] | None,
-        "noise": float,
-        "noise_is_known": bool | None,
-        "confirmations": int | None,
-        "dense": float | None,
-        "tolerance": float | None,
-        "scale": tuple[float, float] | None,
-        "confidence": float | None,
-    },
-    "latency": {
-        "rest": float,
-        "mhsa": _Pairs,
-        "ffn": _Pairs,
-        "error": float,
-        "device": str,
-        "batch": int,
-        "threads": int,
-    },
-    "tested": {
-        "trial": int | None,
-        "accuracy": float | None,
-        "accuracies": dict[str, float] | None,
-        "dense": float | None,
-        "baseline": dict[str, Any] | None,
-        "dense_ms": float | None,
-        "pruned_ms": float | None,
-        "device": str | None,
-    },
-}
-_OTHERS: dict[str, Any] = {
-    "versions": dict[str, str],
-    "device": str,
-    "screened": tuple[tuple[float, float, float], ...],
-    "path": _Pairs,
-    "saved": dict[str, _Pairs] | None,
-    "dense_full_test_accuracy": float,
-}
-_REQUIRED = ("dense", "versions", "device")
+_Sizes = tuple[tuple[int, int, int], ...]
 
 
-def is_ours(attributes: Mapping[str, Any]) -> bool:
-    """Whether the study of these attributes was created by this package."""
-    return bool({"settings", "dense", COMPLETE} & attributes.keys())
+@dataclass(frozen=True, kw_only=True)
+class DenseRecord:
+    """Size and accuracy of the dense model. What was not recorded is None.
 
-
-def is_complete(attributes: Mapping[str, Any]) -> bool:
-    """Whether the creation of the study of these attributes was finished.
-
-    Studies of version 0.1.0 have no mark, but ``dense``.
+    Args:
+        macs: MACs of one image.
+        params: Number of parameters.
+        val_accuracy: Validation accuracy in per cent, or another metric.
+        blocks: Heads, dimensions of a head and hidden neurons of each block.
+        tokens: Number of tokens of an image.
     """
-    settings = attributes.get("settings")
-    is_old = isinstance(settings, Mapping) and "schema_version" not in settings
-    return COMPLETE in attributes or (is_old and "dense" in attributes)
 
+    macs: int | None = None
+    params: int | None = None
+    val_accuracy: float | None = None
+    blocks: _Sizes | None = None
+    tokens: int | None = None
 
-def settings_of(attributes: Mapping[str, Any]) -> StudySettings:
-    """Return the settings among the attributes of a study.
-
-    Raises:
-        InputError: There are none, or a field is missing or of another type.
-    """
-    settings, origin = _attribute(attributes, "settings"), attributes.get("origin")
-    is_old = isinstance(settings, Mapping) and "schema_version" not in settings
-    if is_old and isinstance(origin, Mapping):  # version 0.1.0 had them there
-        known = {name: origin.get(name) for name in ("noise", "confirmations")}
-        settings = {**known, **settings}
-    return StudySettings.from_json(settings)
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> DenseRecord:
+        """Return the record of the attribute ``dense``."""
+        return cls(**{one.name: stored.get(one.name) for one in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:
-    """What a study has stored.
+    """What a study stores.
+
+    A study of :class:`~vit_ratio_opt.Search` stores everything. A study of an objective of the
+    user's own, with :class:`~vit_ratio_opt.BinarySearchSampler`, has no settings, and of the rest
+    what was recorded.
 
     Args:
-        name: The name of the study.
-        settings: Everything on which the numbers of its trials depend.
+        name: Name of the study.
+        limit: Budget or tolerance; None where nothing about it is stored.
+        cost: What the budget is a share of, or what is minimised with a tolerance.
+        metric: What trials are measured by.
+        optional_settings: Everything on which the numbers of its trials depend; None for an
+            objective of the user's own.
         dense: Size and accuracy of the dense model.
         versions: Version of each package that created the study.
-        device: Name of the device that created it.
-        origin: Where the dense model, the images and the folders are.
-        latency: What pairs take, where the cost is the latency.
+        device: Name of the device that created the study.
+        origin: Places of the dense model, the images and the folders.
+        latency: Curves of the predicted latency, where the cost is the latency.
+        plan: The search as JSON values, of which the answer is computed.
+        saved: Cost that each ratio saves.
+        screened: Pairs that were evaluated before any training, with their accuracies.
+        path: Pairs with which a search with a tolerance begins.
+        tested: Results on the test split.
+        dense_full_test_accuracy: Accuracy of the dense model on both halves of the test split,
+            where validation took one half of it.
     """
 
     name: str
-    settings: StudySettings
-    dense: dict[str, Any]
-    versions: dict[str, str]
-    device: str
-    origin: dict[str, Any]
-    latency: dict[str, Any] | None
+    limit: LimitRecord | None
+    cost: CostRecord
+    metric: MetricRecord
+    optional_settings: StudySettings | None = None
+    dense: DenseRecord = DenseRecord()
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+    latency: dict[str, Any] | None = None
+    plan: dict[str, Any] | None = None
+    saved: dict[str, Any] | None = None
+    screened: tuple[Any, ...] = ()
+    path: tuple[Any, ...] = ()
+    tested: dict[str, Any] = field(default_factory=dict)
+    dense_full_test_accuracy: float | None = None
 
     @classmethod
     def read(cls, name: str, attributes: Mapping[str, Any]) -> StudyRecord:
         """Return the record of a study, after a check of everything that is read anywhere.
 
         Args:
-            name: The name of the study.
-            attributes: Its user attributes.
+            name: Name of the study.
+            attributes: User attributes of the study.
 
         Raises:
             InputError: The study was not created by this package, its creation was not finished,
@@ -151,106 +131,175 @@ class StudyRecord:
                 "it again."
             )
         try:
-            settings = settings_of(attributes)
-            required = {*_REQUIRED, *(("latency",) if settings.cost == "latency" else ())}
-            if is_new:
-                required.add("plan")
-            for key in required | (attributes.keys() & (_ENTRIES.keys() | _OTHERS.keys())):
-                _check(key, _attribute(attributes, key))
-            _check_meaning(attributes, settings)
-            if is_new:
-                _check_plan(attributes["plan"], settings)
-            elif "plan" in attributes:
-                _check_old_plan(attributes["plan"], settings)
+            settings = None if is_of_own_objective(attributes) else settings_of(attributes)
+            check_attributes(attributes, settings, is_old=settings is not None and not is_new)
         except InputError as error:
             raise InputError(
                 f"Study {name!r} is damaged: {error} Restore the database, or use another study "
                 "name."
             ) from None
-        return cls(
-            name=name,
-            settings=settings,
-            dense=attributes["dense"],
-            versions=attributes["versions"],
-            device=attributes["device"],
-            origin=attributes.get("origin", {}),
-            latency=attributes.get("latency"),
-        )
+        return _record(name, attributes, settings)
 
+    @property
+    def settings(self) -> StudySettings:
+        """Everything on which the numbers of the study's trials depend.
 
-def _attribute(attributes: Mapping[str, Any], key: str) -> Any:
-    if key not in attributes:
-        raise InputError(f"It has no attribute `{key}`.")
-    return attributes[key]
-
-
-def _check(key: str, value: Any) -> None:
-    if key in _OTHERS:
-        typed(f"The attribute `{key}`", value, _OTHERS[key])
-        return
-    if not isinstance(value, Mapping):
-        raise InputError(f"The attribute `{key}` must be a JSON object, but is {shorten(value)}.")
-    for name, hint in _ENTRIES[key].items():
-        typed(f"`{name}` of the attribute `{key}`", value.get(name), hint)
-
-
-def _check_meaning(attributes: Mapping[str, Any], settings: StudySettings) -> None:
-    """Refuse values of the right types that mean nothing.
-
-    Raises:
-        InputError: With the first of them.
-    """
-    if (settings.budget is None) == (settings.tolerance is None):
-        raise InputError("The settings must have either `budget` or `tolerance`.")
-    saved = attributes.get("saved")
-    if saved is not None and not all(saved.get(name) for name in RatioPair._fields):
-        raise InputError("The attribute `saved` has no pairs for one of the ratios.")
-    for name, values in (("dense", ("macs", "params")), ("latency", ("mhsa", "ffn"))):
-        for value in values if name in attributes else ():
-            if not attributes[name][value]:
-                raise InputError(f"`{value}` of the attribute `{name}` is empty or 0.")
-
-
-def _check_old_plan(plan: Mapping[str, Any], settings: StudySettings) -> None:
-    """Refuse a plan of version 0.1.0 of which the answer cannot be made.
-
-    Raises:
-        InputError: An entry is missing or None.
-    """
-    entries = ["tolerance", "scale", "noise_is_known", "confidence"]
-    entries = entries if settings.budget is None else ["curve"]
-    entries += ["confirmations"] if "confirmations" in plan else []
-    missing = [name for name in ("noise", *entries) if plan.get(name) is None]
-    if missing:
-        raise InputError(f"The attribute `plan` has no `{missing[0]}`.")
-    if settings.budget is not None:
-        BudgetSearch.from_json(plan)
-
-
-def _check_plan(plan: Mapping[str, Any], settings: StudySettings) -> None:
-    """Refuse a plan of which the answer cannot be made.
-
-    Raises:
-        InputError: An entry is missing, or is not that of the settings.
-    """
-    is_budget = settings.tolerance is None
-    entries = ["noise", "noise_is_known"]
-    entries += ["curve", "baseline", "start", "confirmations", "dense"] if is_budget else []
-    entries += [] if is_budget else ["tolerance", "scale", "confidence"]
-    missing = [name for name in entries if name not in plan]
-    if missing:
-        raise InputError(f"The attribute `plan` has no `{missing[0]}`.")
-    for name in ("confirmations",) if is_budget else ("tolerance", "confidence"):
-        if plan[name] != getattr(settings, name):
+        Raises:
+            InputError: The study has an objective of the user's own.
+        """
+        if self.optional_settings is None:
             raise InputError(
-                f"`{name}` of the attribute `plan` is {shorten(plan[name])}, but that of the "
-                f"settings {shorten(getattr(settings, name))}."
+                f"Study {self.name!r} has an objective of its own and stores no settings: run the "
+                "script that created it."
             )
-    if is_budget:
-        BudgetSearch.from_json(plan)
-    elif plan["scale"] is None or not min(plan["scale"]) > 0:
-        raise InputError(
-            f"`scale` of the attribute `plan` must be two numbers above 0, but is "
-            f"{shorten(plan['scale'])}."
+        return self.optional_settings
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the study searches one fixed ratio for both modules."""
+        return self.optional_settings is not None and self.optional_settings.strategy == "fixed"
+
+    @property
+    def model(self) -> str | None:
+        """Timm's name of the dense model."""
+        return None if self.optional_settings is None else self.optional_settings.model
+
+    @property
+    def dataset(self) -> str | None:
+        """Name of the data set."""
+        return None if self.optional_settings is None else self.optional_settings.dataset
+
+    @property
+    def pruned(self) -> str:
+        """What is pruned: ``"structural"``, ``"cascade"`` or ``"both"``."""
+        return "structural" if self.optional_settings is None else self.optional_settings.pruned
+
+    @property
+    def limit_text(self) -> str:
+        """The limit in words, such as ``at most 60 % of the FLOPs``."""
+        return "no limit" if self.limit is None else self.limit.text(self.cost.word)
+
+    @property
+    def has_tolerance(self) -> bool:
+        """Whether the study minimises the cost within a tolerance."""
+        if self.limit is not None and self.limit.other is not None:
+            return "tolerance" in (self.plan or {})
+        return self.limit is not None and self.limit.tolerance is not None
+
+
+def is_ours(attributes: Mapping[str, Any]) -> bool:
+    """Return whether the study of these attributes was created by this package."""
+    return bool({"settings", "dense", COMPLETE} & attributes.keys()) or is_of_own_objective(
+        attributes
+    )
+
+
+def is_of_own_objective(attributes: Mapping[str, Any]) -> bool:
+    """Return whether a sampler of this package searches an objective of the user's own."""
+    return {"plan", "limit"} <= attributes.keys() and "settings" not in attributes
+
+
+def is_complete(attributes: Mapping[str, Any]) -> bool:
+    """Return whether the creation of the study of these attributes was finished.
+
+    Studies of version 0.1.0 have no mark, but ``dense``.
+    """
+    settings = attributes.get("settings")
+    is_old = isinstance(settings, Mapping) and "schema_version" not in settings
+    return COMPLETE in attributes or (is_old and "dense" in attributes)
+
+
+def settings_of(attributes: Mapping[str, Any]) -> StudySettings:
+    """Return the settings among the attributes of a study.
+
+    Raises:
+        InputError: There are none, or a field is missing or of another type.
+    """
+    settings, origin = attribute_of(attributes, "settings"), attributes.get("origin")
+    is_old = isinstance(settings, Mapping) and "schema_version" not in settings
+    if is_old and isinstance(origin, Mapping):  # version 0.1.0 stored them in `origin`
+        known = {name: origin.get(name) for name in ("noise", "confirmations")}
+        settings = {**known, **settings}
+    return StudySettings.from_json(settings)
+
+
+def record_of(study: Study) -> StudyRecord:
+    """Return the record of any study, without the checks of :meth:`StudyRecord.read`.
+
+    A study that somebody else created, with an objective of this package or with none, has a
+    record in which nearly everything is missing.
+    """
+    computed = study.computed if isinstance(study, StudySnapshot) else {}
+    if "record" not in computed:
+        attributes = study.user_attrs
+        settings = settings_of(attributes) if "settings" in attributes else None
+        record = _record(study.study_name, attributes, settings)
+        if settings is None and "metric" not in attributes:
+            metric = _guessed_metric(study, record)
+            record = _record(study.study_name, attributes, settings, metric=metric)
+        computed["record"] = record
+    found: StudyRecord = computed["record"]
+    return found
+
+
+def write_study(study: Study, **values: Any) -> None:
+    """Write attributes of :class:`StudyRecord`, or ``settings``, into a study.
+
+    Raises:
+        TypeError: :class:`StudyRecord` has no such field.
+    """
+    known = {one.name for one in fields(StudyRecord)} - {"name", "optional_settings"}
+    for name, value in values.items():
+        if name not in known | {"settings", COMPLETE}:
+            raise TypeError(f"StudyRecord has no field {name!r}.")
+        study.set_user_attr(name, value)
+
+
+def _record(
+    name: str,
+    attributes: Mapping[str, Any],
+    settings: StudySettings | None,
+    *,
+    metric: MetricRecord = ACCURACY,
+) -> StudyRecord:
+    limit = None
+    if settings is not None:
+        limit = LimitRecord(
+            settings.budget, settings.tolerance, settings.confidence, cost=settings.cost
         )
-    Noise(plan["noise"])
+    elif "limit" in attributes:
+        limit = LimitRecord.from_json(attributes["limit"])
+    cost = MACS if limit is None or limit.cost is None else CostRecord.named(limit.cost)
+    if "cost" in attributes:
+        cost = CostRecord.from_json(attributes["cost"])
+    dense = DenseRecord.from_json(attributes.get("dense", {}))
+    if dense.macs is None and limit is not None:
+        dense = replace(dense, macs=limit.macs)
+    if "metric" in attributes:
+        metric = MetricRecord.from_json(attributes["metric"])
+    names = ("versions", "device", "origin", "latency", "plan", "saved", "tested")
+    return StudyRecord(
+        name=name,
+        limit=limit,
+        cost=cost,
+        metric=metric,
+        optional_settings=settings,
+        dense=dense,
+        screened=tuple(attributes.get("screened", ())),
+        path=tuple(attributes.get("path", ())),
+        dense_full_test_accuracy=attributes.get("dense_full_test_accuracy"),
+        **{key: attributes[key] for key in names if key in attributes},
+    )
+
+
+def _guessed_metric(study: Study, record: StudyRecord) -> MetricRecord:
+    """Return the metric of a study that does not store it."""
+    trials = study.get_trials(deepcopy=False)
+    has_accuracy = any("accuracy" in trial.user_attrs for trial in trials)
+    if record.limit is None or record.dense.val_accuracy is not None or has_accuracy:
+        return ACCURACY
+    if record.has_tolerance:
+        return CHANGE
+    names = study.metric_names
+    is_larger = study.directions == [StudyDirection.MAXIMIZE]
+    return MetricRecord("value" if names is None else names[0], "", is_larger)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["shorten", "typed"]
+__all__ = ["shorten", "typed", "without_none"]
 
 _LONGEST = 80  # characters of a value in a message
 _LARGEST = sys.float_info.max
@@ -34,6 +34,12 @@ def typed(what: str, value: Any, hint: Any) -> Any:
         wanted = hint.__name__ if type(hint) is type else str(hint).replace("typing.", "")
         raise InputError(f"{what} must be {wanted}, but is {shorten(value)}.")
     return found
+
+
+def without_none(hint: Any) -> Any:
+    """Return ``X`` for the type ``X | None``."""
+    options = [option for option in typing.get_args(hint) if option is not types.NoneType]
+    return options[0] if len(options) == 1 else typing.Union[tuple(options)]  # noqa: UP007
 
 
 def shorten(value: object) -> str:

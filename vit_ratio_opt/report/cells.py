@@ -7,17 +7,23 @@ from typing import Any
 
 from optuna.study import Study
 
-from vit_ratio_opt.records.trials import (
-    limit_of,
-)
-from vit_ratio_opt.report.rows import (
-    TRIAL_COLUMNS,
-    build_report,
-)
-from vit_ratio_opt.report.sentences import with_error
+from vit_ratio_opt.records.labels import ACCURACY, MetricRecord
+from vit_ratio_opt.records.study import record_of
+from vit_ratio_opt.report.rows import TRIAL_COLUMNS, build_report, trial_rows
 from vit_ratio_opt.utils.text import short
 
-__all__ = ["TRIALS", "cell", "cells", "results_cells", "searched_first", "val_text"]
+__all__ = [
+    "Cells",
+    "cell",
+    "results_cells",
+    "row_cells",
+    "searched_first",
+    "trial_cells",
+    "val_text",
+]
+
+Cells = tuple[list[str], list[list[str]]]
+"""The headings of a table, and the cells of each row."""
 
 _RESULTS = (
     "name",
@@ -38,7 +44,7 @@ _RESULTS = (
     "trials",
     "seconds",
 )
-# Headings of tables; the other columns are called what they are called everywhere.
+# Headings that differ from the name of the column.
 _HEADINGS = {
     "name": "method",
     "mhsa_ratio": "MHSA ratio",
@@ -47,15 +53,14 @@ _HEADINGS = {
     "cost_ratio": "cost",
     "latency_ms": "predicted ms",
     "measured_ms": "measured ms",
-    "val_accuracy": "val %",
-    "own_accuracy": "own val %",
     "test_accuracy": "test %",
     "accuracy_pruned": "pruned %",
-    "accuracy": "val %",
     "accuracy_drop": "drop",
     "parent_trial": "parent",
     "params": "parameters",
 }
+# Columns of the metric of the study.
+_OF_THE_METRIC = ("val_accuracy", "own_accuracy", "accuracy")
 _DIGITS = {
     "mhsa_ratio": 3,
     "ffn_ratio": 3,
@@ -63,49 +68,66 @@ _DIGITS = {
     "cost_ratio": 4,
     "latency_ms": 2,
     "measured_ms": 2,
-    "own_accuracy": 2,
     "test_accuracy": 2,
     "accuracy_pruned": 2,
-    "accuracy": 2,
     "accuracy_drop": 2,
     "seconds": 1,
 }
-# What a page does not say of each trial: it is said above the table, or for programs.
+# Columns that a page leaves out: it says the same above the table, or only programs need it.
 _LEFT_OUT = ("study", "best", "macs", "device", "checkpoint")
-TRIALS = tuple(name for name in TRIAL_COLUMNS if name not in _LEFT_OUT)
+_TRIALS = tuple(name for name in TRIAL_COLUMNS if name not in _LEFT_OUT)
 
 
-def results_cells(group: Sequence[Study]) -> tuple[list[str], list[list[str]]]:
+def results_cells(group: Sequence[Study]) -> Cells:
     """Return headings and cells of the rows of studies of one dense model."""
-    limits = {study.study_name: limit_of(study) for study in group}
-    rows = []
+    records = {study.study_name: record_of(study) for study in group}
+    metric, rows = next(iter(records.values())).metric, []
     for row in build_report(group)["rows"]:
-        shown = {**row, "limit": limits.get(row["study"]), "val_accuracy": val_text(row)}
+        limit = None if row["study"] is None else records[row["study"]].limit_text
+        shown = {**row, "limit": limit, "val_accuracy": val_text(row, metric)}
         if row["trial"] is None:  # the dense model was not trained here
             shown |= {"own_accuracy": None, "trained": None}
             shown["trial"] = None if row["study"] is None else "the dense model"
         rows.append(shown)
-    return cells(rows, _RESULTS)
+    return row_cells(rows, _RESULTS, metric)
 
 
-def val_text(row: Mapping[str, Any]) -> str:
-    """Return the validation accuracy of a row, with its error where it is of a pair."""
+def trial_cells(study: Study) -> Cells:
+    """Return headings and cells of the trials of a study."""
+    return row_cells(trial_rows(study), _TRIALS, record_of(study).metric)
+
+
+def val_text(row: Mapping[str, Any], metric: MetricRecord) -> str | None:
+    """Return the metric of a row, with its standard error where it is of a pair."""
+    if row["val_accuracy"] is None:
+        return None
     if row["trial"] is None:
-        return f"{row['val_accuracy']:.2f}"
-    return with_error(row["val_accuracy"], row["val_error"])
+        return metric.number(row["val_accuracy"])
+    return f"{metric.number(row['val_accuracy'])} ± {metric.number(row['val_error'])}"
 
 
-def cells(
-    rows: Sequence[dict[str, Any]], columns: Sequence[str]
-) -> tuple[list[str], list[list[str]]]:
-    """Headings and text; columns without any value are left out."""
+def row_cells(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], metric: MetricRecord = ACCURACY
+) -> Cells:
+    """Return headings and cells of rows; columns without any value are left out."""
     used = [name for name in columns if any(row.get(name) is not None for row in rows)]
-    headings = [_HEADINGS.get(name, name.replace("_", " ")) for name in used]
-    return headings, [[cell(row.get(name), _DIGITS.get(name)) for name in used] for row in rows]
+    headings = []
+    for name in used:
+        heading = _HEADINGS.get(name, name.replace("_", " "))
+        if name in _OF_THE_METRIC:
+            heading = f"own {metric.heading}" if name == "own_accuracy" else metric.heading
+        headings.append(heading)
+    digits = {**_DIGITS, **dict.fromkeys(_OF_THE_METRIC, 2 if metric.unit == "%" else 4)}
+    return headings, [[cell(row.get(name), digits.get(name)) for name in used] for row in rows]
 
 
 def cell(value: Any, digits: int | None = None) -> str:
-    """Return a value as text, with so many digits after the point if it is a number."""
+    """Return a value as text: a dash for None.
+
+    Args:
+        value: The value.
+        digits: Digits after the point of a number; all by default.
+    """
     if value is None:
         return "-"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -115,4 +137,4 @@ def cell(value: Any, digits: int | None = None) -> str:
 
 def searched_first(group: Sequence[Study]) -> list[Study]:
     """Return studies with those of one fixed ratio last."""
-    return sorted(group, key=lambda study: study.user_attrs["settings"]["strategy"] == "fixed")
+    return sorted(group, key=lambda study: record_of(study).is_fixed)

@@ -16,9 +16,7 @@ from optuna.storages import BaseStorage, get_storage
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.trials import (
-    load_studies,
-)
+from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.report.rows import (
     TRIAL_COLUMNS,
 )

@@ -18,21 +18,19 @@ from plotly.offline import get_plotlyjs
 
 from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.snapshot import snapshot
-from vit_ratio_opt.records.trials import (
-    block_rows,
+from vit_ratio_opt.records.study import record_of
+from vit_ratio_opt.records.trials import block_rows, finished_trials
+from vit_ratio_opt.report.cells import (
+    cell,
+    results_cells,
+    row_cells,
+    searched_first,
+    trial_cells,
 )
-from vit_ratio_opt.report.cells import TRIALS, cell, cells, results_cells, searched_first
-from vit_ratio_opt.report.commands import (
-    repeat_code,
-    resume_command,
-)
-from vit_ratio_opt.report.figures.gallery import figures
-from vit_ratio_opt.report.rows import (
-    group_studies,
-    timing_split,
-    trial_rows,
-)
-from vit_ratio_opt.report.sentences import summary
+from vit_ratio_opt.report.commands import repeat_code, resume_command
+from vit_ratio_opt.report.figures.gallery import figures_of
+from vit_ratio_opt.report.rows import group_studies, timing_split
+from vit_ratio_opt.report.sentences import summary, title
 from vit_ratio_opt.utils.text import short
 
 __all__ = ["html_page"]
@@ -41,23 +39,23 @@ _CURVES = ("rest", "mhsa", "ffn")
 
 
 def html_page(studies: Sequence[Study], storage: str | None = None) -> str:
-    """One self-contained page of studies, of one or of several dense models.
+    """Return one self-contained page of studies, in HTML.
 
-    It loads nothing, runs no script but its own two (its content security policy names their
-    hashes), and what studies say is text in it, whatever that is.
+    The page loads nothing and runs no script but its own two, whose hashes its content security
+    policy names. All texts of a study are text in it, never markup.
 
     Args:
-        studies: What it shows.
-        storage: Its URL, for the command that goes on with a study; passwords are left out.
+        studies: Studies of one or several dense models.
+        storage: URL of their storage, for the command that resumes a study; it is shown without
+            passwords.
     """
     studies = [snapshot(study) for study in studies]
     groups = [
         {
-            "title": f"{short(group[0].user_attrs['settings']['model'])} on "
-            f"{short(group[0].user_attrs['settings']['dataset'])}",
+            "title": title(group[0]),
             "summaries": [summary(study, group) for study in searched_first(group)],
             "results": results_cells(group),
-            "figures": [_embedded(figure) for figure in figures(group)],
+            "figures": [_embedded(figure) for figure in figures_of(group)],
             "studies": [_study_parts(study, storage) for study in searched_first(group)],
         }
         for group in group_studies(studies)
@@ -76,30 +74,33 @@ def html_page(studies: Sequence[Study], storage: str | None = None) -> str:
 
 
 def _study_parts(study: Study, storage: str | None) -> dict[str, Any]:
-    attributes = study.user_attrs
-    best, rows = answer_trial(study), trial_rows(study)
-    blocks = [] if best is None else block_rows(attributes["dense"], best)
-    latency = attributes.get("latency", {})
-    settings = {
-        **attributes["settings"],
-        **{f"latency {name}": latency[name] for name in latency if name not in _CURVES},
-        "device": attributes["device"],
-        **attributes["versions"],
-    }
-    split = timing_split(study)
-    if split:
-        settings["time"] = ", ".join(
-            f"{name} {100 * share:.1f} %" for name, share in split.items()
-        )
+    """Return the sections of one study."""
+    record, best, trials = record_of(study), answer_trial(study), trial_cells(study)
+    blocks = [] if best is None else block_rows(record.dense, best)
+    numbers = [trial.number for trial in study.get_trials(deepcopy=False)]
     return {
         "name": short(study.study_name),
-        "trials": cells(rows, TRIALS),
-        "best": [index for index, row in enumerate(rows) if row["best"]],
-        "blocks": cells(blocks, tuple(blocks[0])) if blocks else None,
-        "settings": [(name, cell(value)) for name, value in settings.items()],
+        "trials": trials,
+        "best": [] if best is None else [numbers.index(best.number)],
+        "blocks": row_cells(blocks, tuple(blocks[0])) if blocks else None,
+        "settings": _settings(study),
         "resume": resume_command(study, storage),
-        "again": repeat_code(study, storage, rows),
+        "again": repeat_code(study, storage, n_trials=max(1, len(finished_trials(study)))),
     }
+
+
+def _settings(study: Study) -> list[tuple[str, str]]:
+    """Return names and values of everything on which the results depend."""
+    record = record_of(study)
+    latency, settings = record.latency or {}, record.optional_settings
+    values: dict[str, Any] = {} if settings is None else settings.to_json()
+    values |= {f"latency {name}": latency[name] for name in latency if name not in _CURVES}
+    values |= {} if record.device is None else {"device": record.device}
+    values |= record.versions
+    split = timing_split(study)
+    if split:
+        values["time"] = ", ".join(f"{name} {100 * share:.1f} %" for name, share in split.items())
+    return [(name, cell(value)) for name, value in values.items()]
 
 
 def _embedded(figure: go.Figure) -> dict[str, Any]:

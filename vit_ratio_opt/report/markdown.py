@@ -1,4 +1,4 @@
-"""Studies as Markdown."""
+"""Studies as Markdown, for GitHub, notebooks and optuna-dashboard."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from optuna.study import Study
 
 from vit_ratio_opt.records.snapshot import snapshot
-from vit_ratio_opt.report.cells import TRIALS, cells, results_cells, searched_first
-from vit_ratio_opt.report.rows import (
-    group_studies,
-    trial_rows,
-)
+from vit_ratio_opt.records.study import record_of
+from vit_ratio_opt.report.cells import Cells, results_cells, searched_first, trial_cells
+from vit_ratio_opt.report.rows import group_studies
 from vit_ratio_opt.report.sentences import summary
 from vit_ratio_opt.utils.text import escape_markdown, short
 
@@ -19,28 +17,35 @@ __all__ = ["code", "code_block", "markdown_page", "markdown_table"]
 
 
 def markdown_page(studies: Sequence[Study], *, trials: bool = True) -> str:
-    """Sentences and tables, as GitHub reads them.
+    """Return sentences and tables in Markdown.
 
     Args:
-        studies: Of one or of several dense models.
+        studies: Studies of one or several dense models.
         trials: Whether the trials are listed, too.
     """
     parts = []
     for group in group_studies([snapshot(study) for study in studies]):
-        settings, searched = group[0].user_attrs["settings"], searched_first(group)
-        parts.append(f"## {code(settings['model'])} on {code(settings['dataset'])}\n")
+        searched = searched_first(group)
+        parts.append(f"## {_title(group[0])}\n")
         for study in searched:
-            looked_for, answer, *others = map(escape_markdown, summary(study, group))
-            parts.append(" ".join([looked_for, f"**{answer}**", *others]) + "\n")
-        parts.append(markdown_table(*results_cells(group)))
+            aim, answer, *others = map(escape_markdown, summary(study, group))
+            parts.append(" ".join([aim, f"**{answer}**", *others]) + "\n")
+        parts.append(markdown_table(results_cells(group)))
         for study in searched if trials else ():
             parts.append(f"### Trials of {code(study.study_name)}\n")
-            parts.append(markdown_table(*cells(trial_rows(study), TRIALS)))
+            parts.append(markdown_table(trial_cells(study)))
     return "\n".join(parts)
 
 
+def _title(study: Study) -> str:
+    record = record_of(study)
+    if record.model is None:
+        return f"Study {code(record.name)}"
+    return code(record.model) + ("" if record.dataset is None else f" on {code(record.dataset)}")
+
+
 def code(text: object) -> str:
-    """A user's text as Markdown code, in which nothing has a meaning."""
+    """Return a user's text as Markdown code, in which no character has a meaning."""
     line = short(text).replace("|", "\\|")
     fence = "`"
     while fence in line:
@@ -49,8 +54,9 @@ def code(text: object) -> str:
     return f"{fence}{space}{line}{space}{fence}"
 
 
-def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
-    """A table as GitHub and the dashboard read it; cells are text."""
+def markdown_table(table: Cells) -> str:
+    """Return a table in Markdown; cells are text, in which no character has a meaning."""
+    headings, rows = table
     lines = [
         headings,
         ["---"] * len(headings),
@@ -60,7 +66,7 @@ def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
 
 
 def code_block(text: str) -> str:
-    """A block that the text cannot leave."""
+    """Return a block of code that the text cannot close."""
     fence = "```"
     while fence in text:
         fence += "`"

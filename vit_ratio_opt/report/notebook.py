@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optuna.study import Study
 
-from vit_ratio_opt.report.figures.gallery import figures
+from vit_ratio_opt.report.figures.gallery import figures_of
 from vit_ratio_opt.report.markdown import markdown_page
 from vit_ratio_opt.report.rows import group_studies
 
@@ -17,5 +17,5 @@ def show(*studies: Study) -> None:
 
     for group in group_studies(studies):
         display(Markdown(markdown_page(group, trials=False)))  # type: ignore[no-untyped-call]
-        for figure in figures(group):
+        for figure in figures_of(group):
             display(figure)  # type: ignore[no-untyped-call]

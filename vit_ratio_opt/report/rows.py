@@ -1,27 +1,22 @@
-"""Rows of studies and trials, as dictionaries that every table shows."""
+"""Rows of studies and of their trials, as dictionaries that all tables show."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.answer import Answer, Candidate, answer_of, answer_trial
+from vit_ratio_opt.records.answer import Answer, answer_of, answer_trial
+from vit_ratio_opt.records.candidates import Candidate
 from vit_ratio_opt.records.snapshot import snapshot
-from vit_ratio_opt.records.trials import (
-    DAMAGED,
-    accuracy_of,
-    attribute,
-    cost_of,
-    finished_trials,
-    is_ratio,
-    shown_attribute,
-    tested_accuracy,
-)
+from vit_ratio_opt.records.study import record_of
+from vit_ratio_opt.records.trial import DAMAGED, attribute, shown_attribute
+from vit_ratio_opt.records.trials import accuracy_of, finished_trials, is_ratio, tested_accuracy
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.utils.text import short
 
@@ -57,30 +52,39 @@ TRIAL_COLUMNS = (
     "checkpoint",
     "failure",
 )
-"""What :func:`trial_rows` gives, in the order in which it is shown everywhere."""
+"""The keys of :func:`trial_rows`, in the order in which they are shown everywhere."""
+
 # Columns that are no attributes of a trial.
 _COMPUTED = ("study", "trial", "state", "best", "mhsa_ratio", "ffn_ratio")
-# What a trial cannot do without; the rest of its time is the price of searching and pruning.
+# Parts of a trial's time that any training needs; the rest is the price of searching and pruning.
 _WORK = ("train", "evaluate", "data")
 # Settings that the studies of one table have in common.
-_SHARED = ("weights", "dataset", "validation")
+_SHARED = ("weights", "dataset", "validation", "trainer")
 # Settings in which a study of the fixed ratio may differ from a search that trains the same model.
 _OF_THE_SEARCH = ("schema_version", "strategy", "noise", "confirmations", "confidence")
 
 
 def group_studies(studies: Sequence[Study]) -> list[list[Study]]:
-    """Studies of the same dense model and images, which one table can hold, together."""
+    """Return studies in groups of the same dense model and images, one for each table.
+
+    A study of an objective of the user's own does not store what it has in common with others: it
+    is a group of its own.
+    """
     groups: defaultdict[tuple[str, ...], list[Study]] = defaultdict(list)
     for study in studies:
-        settings = study.user_attrs["settings"]
-        groups[tuple(settings[key] for key in _SHARED)].append(study)
+        settings = record_of(study).optional_settings
+        key: tuple[str, ...] = (study.study_name,)
+        if settings is not None:
+            key = ("", *(repr(getattr(settings, name)) for name in _SHARED))
+        groups[key].append(study)
     return list(groups.values())
 
 
 def build_report(studies: Sequence[Study]) -> dict[str, Any]:
     """Return ``{model, dataset, seed, epochs, device, versions, rows}`` of one dense model.
 
-    Beside them ``budget`` and ``tolerance``, one of which is None, and ``cost``. Rows:
+    Beside them ``budget`` and ``tolerance``, one of which is None, ``cost`` with the word for it,
+    and ``metric``. What the studies do not store is None. Rows:
 
     - ``dense``: the dense model.
     - ``fixed``: the fixed ratio's pair in a search within a budget, or the answer of a study of
@@ -98,40 +102,21 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
     - ``probability``: within a budget, that the pair is better than the fixed ratio's of the same
       study, else None; with a tolerance, that it keeps the tolerance.
     - ``test_accuracy``: of the model of ``trial``, None until it was tested.
-    - ``trials`` and ``seconds``: of all trials of the study, in the row of a fixed ratio that a
-      search has trained those of its own trainings.
+    - ``trials`` and ``seconds``: of all trials of the study; in the row of a fixed ratio that a
+      search has trained, of its own trainings only.
 
-    Of another cost than MACs there is also ``cost_ratio``; of latency ``latency_ms``, predicted,
+    For another cost than MACs there is also ``cost_ratio``; for latency ``latency_ms``, predicted,
     and once it was tested ``measured_ms``, ``dense_ms`` and ``measured_on``.
 
     Raises:
         InputError: The studies are of different dense models or data.
     """
     studies = [snapshot(study) for study in studies]
-    first = studies[0].user_attrs
-    settings = first["settings"]
-    for key in _SHARED:
-        values = {study.user_attrs["settings"][key] for study in studies}
-        if len(values) > 1:
-            raise InputError(
-                f"Studies in one report must be of one model and data set, but differ in {key}: "
-                f"{', '.join(map(short, sorted(values)))}. Name the studies."
-            )
-    tested = (tested_accuracy(study, None) for study in studies)
-    rows = [
-        {
-            "name": "dense",
-            "study": None,
-            "strategy": "none",
-            **_dense_figures(studies[0]),
-            "test_accuracy": next((value for value in tested if value is not None), None),
-            "trials": 0,
-            "seconds": 0.0,
-        }
-    ]
-    if any(cost_of(study) != "macs" for study in studies):
-        rows[0]["cost_ratio"] = 1.0
+    _check_comparable(studies)
+    first = record_of(studies[0])
+    settings = first.optional_settings
     answers = {study.study_name: answer_of(study) for study in studies}
+    rows = [_dense_row(studies, answers)]
     searches = [(study, answers[study.study_name]) for study in studies]
     for study, answer in searches:
         if answer is None or _is_listed_elsewhere(study, answer, searches):
@@ -139,57 +124,90 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
         if answer.baseline is not None:
             rows.append(_baseline_row(study, answer.baseline))
         rows.append(answer_row(study, answer))
+    recipe = None if settings is None else settings.recipe
     report = {
-        "model": settings["model"],
-        "dataset": settings["dataset"],
-        "seed": settings["seed"],
-        "epochs": settings["recipe"].get("epochs"),
-        "device": first["device"],
-        "versions": first["versions"],
-        "budget": settings["budget"],
-        "tolerance": settings["tolerance"],
-        "cost": cost_of(studies[0]),
+        "model": first.model,
+        "dataset": first.dataset,
+        "seed": None if settings is None else settings.seed,
+        "epochs": None if recipe is None else recipe.get("epochs"),
+        "device": first.device,
+        "versions": first.versions,
+        "budget": None if first.limit is None else first.limit.budget,
+        "tolerance": None if first.limit is None else first.limit.tolerance,
+        "cost": first.cost.name,
+        "cost_word": first.cost.word,
+        "metric": asdict(first.metric),
         "rows": rows,
     }
     # Where validation took half of the test split: the dense model on both halves together.
     for study in studies:
-        if "dense_full_test_accuracy" in study.user_attrs:
-            report["dense_full_test_accuracy"] = study.user_attrs["dense_full_test_accuracy"]
+        whole = record_of(study).dense_full_test_accuracy
+        if whole is not None:
+            report["dense_full_test_accuracy"] = whole
     return report
+
+
+def _check_comparable(studies: Sequence[Study]) -> None:
+    for name in _SHARED:
+        values = {repr(getattr(record_of(s).optional_settings, name, None)) for s in studies}
+        if len(values) > 1:
+            raise InputError(
+                f"Studies in one report must be of one model and data set, but differ in {name}: "
+                f"{', '.join(map(short, sorted(values)))}. Name the studies."
+            )
 
 
 def _is_listed_elsewhere(
     study: Study, answer: Answer, searches: Sequence[tuple[Study, Answer | None]]
 ) -> bool:
-    """Whether a search has trained the same fixed ratio with the same settings."""
+    """Return whether a search has trained the same fixed ratio with the same settings."""
 
-    def shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    def shared(study: Study) -> dict[str, Any]:
+        settings = record_of(study).settings.to_json()
         return {key: value for key, value in settings.items() if key not in _OF_THE_SEARCH}
 
-    settings = study.user_attrs["settings"]
-    if settings["strategy"] != "fixed" or answer.found is None:
+    if not record_of(study).is_fixed or answer.found is None:
         return False
     return any(
         other is not None
         and other.baseline is not None
         and other.baseline.pair == answer.found.pair
-        and shared(search.user_attrs["settings"]) == shared(settings)
+        and shared(search) == shared(study)
         for search, other in searches
     )
 
 
-def _dense_figures(study: Study) -> dict[str, Any]:
-    dense = study.user_attrs["dense"]
+def _dense_row(studies: Sequence[Study], answers: Mapping[str, Answer | None]) -> dict[str, Any]:
+    """Return the row of the dense model."""
+    tested = (tested_accuracy(study, None) for study in studies)
+    known = (answer.dense_accuracy for answer in answers.values() if answer is not None)
+    row: dict[str, Any] = {
+        "name": "dense",
+        "study": None,
+        "strategy": "none",
+        **_dense_figures(studies[0], next(known, None)),
+        "test_accuracy": next((value for value in tested if value is not None), None),
+        "trials": 0,
+        "seconds": 0.0,
+    }
+    if any(record_of(study).cost.name != "macs" for study in studies):
+        row["cost_ratio"] = 1.0
+    return row
+
+
+def _dense_figures(study: Study, accuracy: float | None = None) -> dict[str, Any]:
+    dense = record_of(study).dense
+    accuracy = accuracy if dense.val_accuracy is None else dense.val_accuracy
     return {
         "mhsa_ratio": 0.0,
         "ffn_ratio": 0.0,
-        "macs": dense["macs"],
+        "macs": dense.macs,
         "macs_ratio": 1.0,
-        "params": dense["params"],
+        "params": dense.params,
         "trial": None,
-        "val_accuracy": dense["val_accuracy"],
+        "val_accuracy": accuracy,
         "val_error": 0.0,
-        "own_accuracy": dense["val_accuracy"],
+        "own_accuracy": accuracy,
         "trained": 0,
         "probability": None,
     }
@@ -210,25 +228,24 @@ def _figures(found: Candidate, probability: float | None) -> dict[str, Any]:
 
 
 def answer_row(study: Study, answer: Answer) -> dict[str, Any]:
-    """Return the row of a study's answer."""
-    found, finished = answer.found, finished_trials(study)
+    """Return the row of a study's answer, see :func:`build_report`."""
+    record, found, finished = record_of(study), answer.found, finished_trials(study)
     if found is None:
-        figures, trial = _dense_figures(study), None
+        figures, trial = _dense_figures(study, answer.dense_accuracy), None
     else:
         is_compared = answer.confidence is not None or (
             answer.baseline is not None and not answer.is_baseline
         )
         figures, trial = _figures(found, found.probability if is_compared else None), found.trial
-    tested = study.user_attrs.get("tested", {})
-    measured = {}
-    # A search that went on has another answer, whose latency is not measured yet.
+    tested, measured = record.tested, {}
+    # A search that was resumed has another answer, whose latency is not measured yet.
     if tested.get("pruned_ms") is not None and trial and tested.get("trial") == trial.number:
         measured = {"measured_ms": tested["pruned_ms"], "dense_ms": tested["dense_ms"]}
         measured["measured_on"] = tested["device"]
     return {
-        "name": study.user_attrs["settings"]["strategy"],
+        "name": "fixed" if record.is_fixed else "searched",
         "study": study.study_name,
-        "strategy": study.user_attrs["settings"].get("pruned", "structural"),
+        "strategy": record.pruned,
         **figures,
         "test_accuracy": tested_accuracy(study, trial),
         "trials": len(finished),
@@ -243,7 +260,7 @@ def _baseline_row(study: Study, baseline: Candidate) -> dict[str, Any]:
     return {
         "name": "fixed",
         "study": study.study_name,
-        "strategy": study.user_attrs["settings"].get("pruned", "structural"),
+        "strategy": record_of(study).pruned,
         **_figures(baseline, None),
         "test_accuracy": tested_accuracy(study, baseline.trial),
         "trials": baseline.trained,
@@ -253,15 +270,27 @@ def _baseline_row(study: Study, baseline: Candidate) -> dict[str, Any]:
 
 
 def _cost(study: Study, cost_ratio: float) -> dict[str, Any]:
-    cost: dict[str, Any] = {} if cost_of(study) == "macs" else {"cost_ratio": cost_ratio}
-    if "latency" in study.user_attrs:
-        whole = dense_ms(study.user_attrs["latency"])
-        cost["latency_ms"] = round(cost_ratio * whole, 4)
+    record = record_of(study)
+    cost: dict[str, Any] = {} if record.cost.name == "macs" else {"cost_ratio": cost_ratio}
+    if record.latency is not None:
+        cost["latency_ms"] = round(cost_ratio * dense_ms(record.latency), 4)
     return cost
 
 
+def dense_ms(latency: Mapping[str, Any]) -> float:
+    """Return the predicted latency of the dense model in milliseconds."""
+    nanoseconds = latency["rest"] + latency["mhsa"][0][1] + latency["ffn"][0][1]
+    return float(nanoseconds / 1e6)
+
+
 def _seconds(trials: Sequence[FrozenTrial]) -> float:
-    return round(sum(float(attribute(trial, "seconds") or 0) for trial in trials), 1)
+    total = 0.0
+    for trial in trials:
+        seconds, duration = attribute(trial, "seconds"), trial.duration
+        if seconds is None and duration is not None:  # of an objective of the user's own
+            seconds = duration.total_seconds()
+        total += seconds or 0.0
+    return round(total, 1)
 
 
 def trial_rows(study: Study) -> list[dict[str, Any]]:
@@ -296,10 +325,10 @@ def _ratio(trial: FrozenTrial, name: str) -> float | str | None:
 
 
 def timing_split(study: Study) -> dict[str, float]:
-    """Shares of the complete trials' time: training, evaluation, data, and everything else.
+    """Return shares of the complete trials' time: training, evaluation, data, everything else.
 
-    The whole is from a trial's creation to its end in the storage, so "other" holds the sampler,
-    the storage, importance, surgery and checkpoints. Empty without a complete trial.
+    The whole is from a trial's creation to its end in the storage, so "other" has the sampler, the
+    storage, importance, surgery and checkpoints. Empty without a complete trial.
     """
     trials = [(trial, attribute(trial, "timing")) for trial in finished_trials(study)]
     timed = [(trial.duration, timing) for trial, timing in trials if timing is not None]
@@ -309,9 +338,3 @@ def timing_split(study: Study) -> dict[str, float]:
     shares = {name: sum(timing.get(name, 0.0) for _, timing in timed) for name in _WORK}
     shares = {name: seconds / whole for name, seconds in shares.items()}
     return {**shares, "other": 1 - sum(shares.values())}
-
-
-def dense_ms(latency: Mapping[str, Any]) -> float:
-    """Return the predicted latency of the dense model in milliseconds."""
-    nanoseconds = latency["rest"] + latency["mhsa"][0][1] + latency["ffn"][0][1]
-    return float(nanoseconds / 1e6)

@@ -7,29 +7,32 @@ from typing import Any
 
 from optuna.study import Study
 
-from vit_ratio_opt.records.answer import Answer, Candidate, answer_of
+from vit_ratio_opt.records.answer import Answer, answer_of
+from vit_ratio_opt.records.candidates import Candidate
+from vit_ratio_opt.records.labels import ACCURACY, MetricRecord
+from vit_ratio_opt.records.loading import baseline_of
 from vit_ratio_opt.records.snapshot import snapshot
-from vit_ratio_opt.records.trials import (
-    baseline_of,
-    cost_word,
-    finished_trials,
-    limit_of,
-    tested_accuracy,
-)
-from vit_ratio_opt.report.rows import (
-    answer_row,
-    dense_ms,
-)
+from vit_ratio_opt.records.study import StudyRecord, record_of
+from vit_ratio_opt.records.trials import finished_trials, tested_accuracy
+from vit_ratio_opt.report.rows import answer_row, dense_ms
 from vit_ratio_opt.utils.text import short
 
-__all__ = ["answer_sentences", "expected", "summary", "with_error"]
+__all__ = ["answer_sentences", "expected", "summary", "title"]
 
 # Accuracies of single trainings that a sentence lists.
 _MOST_VALUES = 4
 
 
+def title(study: Study) -> str:
+    """Return the dense model and the data set of a study, or the name of the study."""
+    record = record_of(study)
+    if record.model is None:
+        return f"study {short(record.name)}"
+    return short(record.model) + ("" if record.dataset is None else f" on {short(record.dataset)}")
+
+
 def summary(study: Study, studies: Sequence[Study] = ()) -> list[str]:
-    """Return the study in sentences: what is looked for, the answer, what that saves.
+    """Return the study in sentences: what is searched, the answer, what the answer saves.
 
     Args:
         study: The study.
@@ -37,28 +40,37 @@ def summary(study: Study, studies: Sequence[Study] = ()) -> list[str]:
             trained the fixed ratio itself.
     """
     study = snapshot(study)
-    settings, dense = study.user_attrs["settings"], study.user_attrs["dense"]
-    latency = study.user_attrs.get("latency")
-    takes = "" if latency is None else f", and takes {_conditions(latency)}"
-    fixed = settings["strategy"] == "fixed"
-    ratios = "one fixed ratio of" if fixed else "how much each of"
-    looked_for = (
-        f"This study looks for {ratios} attention (MHSA) and feed-forward (FFN) to prune from "
-        f"{short(settings['model'])} on {short(settings['dataset'])}, with {limit_of(study)}; "
-        f"the dense model has {dense['val_accuracy']:.2f} % on validation images and "
-        f"needs {dense['macs']:,} FLOPs an image (1 FLOP is 1 multiply-add){takes}."
-    )
     answer = answer_of(study)
     sentence, *why = answer_sentences(study)
     if answer is None:
-        return [looked_for, sentence]
+        return [_aim(study), sentence]
     return [
-        looked_for,
+        _aim(study),
         sentence,
         *_comparison(study, answer, studies),
         *_measurements(study, answer),
         *why,
     ]
+
+
+def _aim(study: Study) -> str:
+    """Return what the study searches, within which limit, and what the dense model has."""
+    record = record_of(study)
+    ratios = "one fixed ratio of" if record.is_fixed else "how much each of"
+    where = "the dense model" if record.model is None else title(study)
+    aim = (
+        f"This study looks for {ratios} attention (MHSA) and feed-forward (FFN) to prune from "
+        f"{where}, with {record.limit_text}"
+    )
+    dense, has = record.dense, []
+    if dense.val_accuracy is not None:
+        has.append(f"has {record.metric.text(dense.val_accuracy)} on validation images")
+    if dense.macs is not None:
+        has.append(f"needs {dense.macs:,} FLOPs an image (1 FLOP is 1 multiply-add)")
+    if not has:
+        return f"{aim}."
+    takes = "" if record.latency is None else f", and takes {_conditions(record.latency)}"
+    return f"{aim}; the dense model {' and '.join(has)}{takes}."
 
 
 def answer_sentences(study: Study) -> list[str]:
@@ -82,7 +94,7 @@ def answer_sentences(study: Study) -> list[str]:
         ]
     pair = f"MHSA ratio {found.pair[0]:.3f} and FFN ratio {found.pair[1]:.3f}"
     reason = ""
-    if study.user_attrs["settings"]["strategy"] == "fixed":
+    if record_of(study).is_fixed:
         pair = f"the fixed ratio {found.pair[0]:.3f}"
     if answer.is_baseline:
         pair = f"the fixed ratio {found.pair[0]:.3f}"
@@ -92,64 +104,59 @@ def answer_sentences(study: Study) -> list[str]:
             f": the cheapest pair that keeps the tolerance with a probability of "
             f"{answer.confidence:g} or more, its own being {found.probability:.2f}"
         )
-    name = cost_word(study)
+    metric = answer.metric
     return [
         f"The answer is trial {found.trial.number}, {pair}{reason}. It has "
-        f"{100 * found.cost_ratio:.1f} % of the {name}, and {expected(found)} validation accuracy "
-        f"is expected; {_trainings(found)}.",
+        f"{100 * found.cost_ratio:.1f} % of the {answer.cost.word}, and "
+        f"{expected(found, metric)} {metric.label} is expected; {_trainings(found, metric)}.",
         *why,
     ]
 
 
-def expected(found: Candidate) -> str:
+def expected(found: Candidate, metric: MetricRecord = ACCURACY) -> str:
     """Return the posterior mean and its standard error, such as ``95.31 ± 0.42 %``."""
-    return f"{with_error(found.accuracy, found.error)} %"
-
-
-def with_error(accuracy: float, error: float) -> str:
-    """Return an accuracy with its standard error, such as ``95.31 ± 0.42``."""
-    return f"{accuracy:.2f} ± {error:.2f}"
+    return metric.text(found.accuracy, error=found.error)
 
 
 def _why_the_baseline(answer: Answer) -> str:
-    contender = answer.contender
-    if contender is None:
+    other = answer.likeliest_other
+    if other is None:
         return "no other pair was trained yet"
-    trial = contender.trial.number
-    if contender.probability <= 0.5:
+    trial = other.trial.number
+    if other.probability <= 0.5:
         return (
             "no other pair is better with a probability above one half (the likeliest, of trial "
-            f"{trial}, with {contender.probability:.2f})"
+            f"{trial}, with {other.probability:.2f})"
         )
     return (
         f"the likeliest other pair, of trial {trial}, is better with a probability of "
-        f"{contender.probability:.2f}, which is a tie, and was trained less often"
+        f"{other.probability:.2f}, which is a tie, and was trained less often"
     )
 
 
-def _trainings(found: Candidate) -> str:
-    values = [f"{accuracy:.2f}" for accuracy in found.own_accuracies]
+def _trainings(found: Candidate, metric: MetricRecord) -> str:
+    values = [metric.number(accuracy) for accuracy in found.own_accuracies]
+    unit = f" {metric.unit}".rstrip()
     stopped = len(values) - found.trained
     if stopped:
         whole = "once" if found.trained == 1 else f"{found.trained} times"
         return (
             f"the pair was trained {whole} to the end, and {stopped} of its trainings were "
-            f"stopped early ({', '.join(values)} %)"
+            f"stopped early ({', '.join(values)}{unit})"
         )
     if len(values) == 1:
-        return f"the pair was trained once, with {values[0]} %, so it is not confirmed"
+        return f"the pair was trained once, with {values[0]}{unit}, so it is not confirmed"
     if len(values) > _MOST_VALUES:
-        return (
-            f"the pair was trained {len(values)} times, with {found.own_accuracy:.2f} % on average"
-        )
-    listed = f"{', '.join(values[:-1])} and {values[-1]} %"
+        mean = metric.text(found.own_accuracy)
+        return f"the pair was trained {len(values)} times, with {mean} on average"
+    listed = f"{', '.join(values[:-1])} and {values[-1]}{unit}"
     return f"the pair was trained {len(values)} times, with {listed}"
 
 
 def _comparison(study: Study, answer: Answer, studies: Sequence[Study]) -> list[str]:
     """Return what the answer saves against the fixed ratio, in a sentence."""
-    found, baseline = answer.found, answer.baseline
-    if study.user_attrs["settings"]["strategy"] == "fixed":
+    record, baseline = record_of(study), answer.baseline
+    if record.is_fixed:
         return ["It is the baseline that a search of both ratios has to beat."]
     if answer.is_baseline:
         return []
@@ -158,51 +165,59 @@ def _comparison(study: Study, answer: Answer, studies: Sequence[Study]) -> list[
             f"The training of the fixed ratio {baseline.pair[0]:.3f} (trial "
             f"{baseline.trial.number}) was stopped early, so there is nothing to compare with."
         ]
-    if baseline is not None and found is not None:
-        # Of the figures beside it, as a reader would subtract them.
-        gain = round(found.accuracy, 2) - round(baseline.accuracy, 2)
+    if baseline is not None and answer.found is not None:
+        # The difference of the two printed figures, as a reader would subtract them.
+        gain = round(answer.found.accuracy, 2) - round(baseline.accuracy, 2)
         return [
             f"Against the fixed ratio {baseline.pair[0]:.3f} of the same study (trial "
-            f"{baseline.trial.number}, {expected(baseline)} expected) that is {gain:+.2f} points, "
-            f"and the answer is better with a probability of {found.probability:.2f}."
+            f"{baseline.trial.number}, {expected(baseline, answer.metric)} expected) that is "
+            f"{answer.metric.gain(gain)}, and the answer is better with a probability of "
+            f"{answer.found.probability:.2f}."
         ]
     other = baseline_of(study, studies)
     compared = None if other is None else answer_of(other)
     if answer.has_baseline and compared is None:
         return ["The fixed ratio of this study was not trained yet."]
-    if other is None or compared is None:
-        return ["There is no study of one fixed ratio with this limit to compare with yet."]
-    fixed, word = compared.found, cost_word(study)
+    if other is not None and compared is not None:
+        return [_against_study(record, answer, other, compared)]
+    if record.optional_settings is None:
+        return []
+    return ["There is no study of one fixed ratio with this limit to compare with yet."]
+
+
+def _against_study(record: StudyRecord, answer: Answer, other: Study, compared: Answer) -> str:
+    """Return what the answer saves against the answer of a study of one fixed ratio."""
+    fixed, word = compared.found, record.cost.word
+    cost_ratio = 1.0 if answer.found is None else answer.found.cost_ratio
     if fixed is None:
-        share = answer.found.cost_ratio if answer.found is not None else 1.0
-        return [
+        return (
             f"The study of one fixed ratio, {short(other.study_name)}, has the dense model as its "
-            f"answer: the answer here needs {share:.3f} times its {word}."
-        ]
-    share = (1.0 if found is None else found.cost_ratio) / fixed.cost_ratio
+            f"answer: the answer here needs {cost_ratio:.3f} times its {word}."
+        )
+    share = cost_ratio / fixed.cost_ratio
     against = (
         f"Against one fixed ratio of {fixed.pair[0]:.3f} (study {short(other.study_name)}, trial "
-        f"{fixed.trial.number}, {expected(fixed)} expected)"
+        f"{fixed.trial.number}, {expected(fixed, answer.metric)} expected)"
     )
-    if study.user_attrs["settings"]["tolerance"] is not None:
-        return [f"{against} the answer needs {share:.3f} times the {word}."]
-    gain = answer.accuracy - compared.accuracy
-    return [f"{against} that is {gain:+.2f} points, for {share:.3f} times the {word}."]
+    if record.has_tolerance:
+        return f"{against} the answer needs {share:.3f} times the {word}."
+    gain = answer.metric.gain(answer.accuracy - compared.accuracy)
+    return f"{against} that is {gain}, for {share:.3f} times the {word}."
 
 
 def _measurements(study: Study, answer: Answer) -> list[str]:
     """Return what was measured once on test images and of the latency, in sentences."""
-    row, sentences = answer_row(study, answer), []
+    row, sentences, text = answer_row(study, answer), [], answer.metric.text
     dense = tested_accuracy(study, None)
     if answer.found is not None and row["test_accuracy"] is not None:
-        others = [] if dense is None else [f"the dense model {dense:.2f} %"]
+        others = [] if dense is None else [f"the dense model {text(dense)}"]
         if answer.baseline is not None and not answer.is_baseline:
             fixed = tested_accuracy(study, answer.baseline.trial)
-            others += [] if fixed is None else [f"the fixed ratio {fixed:.2f} %"]
+            others += [] if fixed is None else [f"the fixed ratio {text(fixed)}"]
         against = f", {' and '.join(others)}" if others else ""
         sentences.append(
             f"On test images the model of trial {row['trial']} has "
-            f"{row['test_accuracy']:.2f} %{against}."
+            f"{text(row['test_accuracy'])}{against}."
         )
     if "latency_ms" in row and answer.found is not None:
         sentences.append(

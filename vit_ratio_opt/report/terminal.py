@@ -9,101 +9,96 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
+from vit_ratio_opt.records.labels import MetricRecord
 from vit_ratio_opt.records.snapshot import snapshot
-from vit_ratio_opt.records.trials import (
-    cost_of,
-)
+from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.report.cells import val_text
-from vit_ratio_opt.report.rows import (
-    trial_rows,
-)
-from vit_ratio_opt.space.costs import cost_label
+from vit_ratio_opt.report.rows import trial_rows
 from vit_ratio_opt.utils.text import plain, short
 
 __all__ = ["results_table", "trials_table"]
 
 
 def results_table(report: dict[str, Any]) -> Table:
-    """Return the rows of :func:`build_report` for a terminal, narrow enough for 80 columns."""
-    priced = any("cost_ratio" in row for row in report["rows"])
-    shares = f"FLOPs and {cost_label(report['cost']).word}" if priced else "FLOPs"
-    about = f"{short(report['model'])} on {short(report['dataset'])}"
-    title = f"{about}, {shares} as a share of dense"
-    names = ["", "trial", "MHSA", "FFN", "FLOPs", "params", "val %", "test %", "sec"]
-    table = _table(title, *_with_cost(names, "cost", priced, at=5))
-    for row in report["rows"]:
-        cells = [
-            row["name"],
-            "dense" if row["trial"] is None and row["study"] is not None else _cell(row["trial"]),
-            f"{row['mhsa_ratio']:.3f}",
-            f"{row['ffn_ratio']:.3f}",
-            _number(row["macs_ratio"], 4),
-            "-" if row["params"] is None else f"{row['params']:,}",
-            val_text(row),
-            _number(row["test_accuracy"], 2),
-            f"{row['seconds']:,.0f}",
-        ]
-        table.add_row(*_with_cost(cells, _number(row.get("cost_ratio"), 4), priced, at=5))
+    """Return the rows of ``build_report`` as a table that is narrow enough for 80 columns."""
+    rows, metric = report["rows"], MetricRecord.from_json(report["metric"])
+    has_cost = any("cost_ratio" in row for row in rows)
+    shares = f"FLOPs and {report['cost_word']}" if has_cost else "FLOPs"
+    about = f"study {short(rows[-1]['study'])}" if report["model"] is None else report["model"]
+    about += "" if report["dataset"] is None else f" on {short(report['dataset'])}"
+    columns: dict[str, list[str]] = {
+        "": [row["name"] for row in rows],
+        "trial": [_trial(row) for row in rows],
+        "MHSA": [_number(row["mhsa_ratio"], 3) for row in rows],
+        "FFN": [_number(row["ffn_ratio"], 3) for row in rows],
+        "FLOPs": [_number(row["macs_ratio"], 4) for row in rows],
+        "cost": [_number(row.get("cost_ratio"), 4) for row in rows] if has_cost else [],
+        "params": ["-" if row["params"] is None else f"{row['params']:,}" for row in rows],
+        metric.heading: [val_text(row, metric) or "-" for row in rows],
+        "test %": [_number(row["test_accuracy"], 2) for row in rows],
+        "sec": [f"{row['seconds']:,.0f}" for row in rows],
+    }
+    columns = {name: cells for name, cells in columns.items() if cells}
+    look: dict[str, Any] = {"box": SIMPLE, "padding": (0, 1, 0, 0), "show_edge": False}
+    heading = f"{plain(short(about, 120))}, {shares} as a share of dense"
+    table = Table(title=Text(heading), title_justify="left", **look)
+    for name in columns:
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
     return table
 
 
 def trials_table(study: Study) -> Text:
     """Return a table with one line for each trial, in the order of the search."""
     study = snapshot(study)
-    cost = cost_of(study)
-    priced, word = cost != "macs", cost_label(cost).word
-    names = ["trial", "state", "MHSA", "FFN", "FLOPs", "pruned %", "val %", "drop", "sec"]
-    rows = trial_rows(study)
-    table = [_with_cost(names, word, priced, at=5)]
-    for row in rows:
-        cells = [
-            f"{row['trial']} *" if row["best"] else str(row["trial"]),
-            row["state"],
-            _number(row["mhsa_ratio"], 3),
-            _number(row["ffn_ratio"], 3),
-            _number(row["macs_ratio"], 4),
-            _number(row["accuracy_pruned"], 2),
-            _number(row["accuracy"], 2),
-            _number(row["accuracy_drop"], 2),
-            _number(row["seconds"], 1),
-        ]
-        table.append(_with_cost(cells, _number(row["cost_ratio"], 4), priced, at=5))
+    record, rows = record_of(study), trial_rows(study)
+    digits = 2 if record.metric.unit == "%" else 4
+    optional: dict[str, tuple[str, int]] = {
+        "MHSA": ("mhsa_ratio", 3),
+        "FFN": ("ffn_ratio", 3),
+        "FLOPs": ("macs_ratio", 4),
+        record.cost.word: ("macs_ratio" if record.cost.name == "macs" else "cost_ratio", 4),
+        "pruned %": ("accuracy_pruned", 2),
+        record.metric.heading: ("accuracy", digits),
+        "drop": ("accuracy_drop", 2),
+        "sec": ("seconds", 1),
+    }
+    columns = {
+        "trial": [f"{row['trial']} *" if row["best"] else str(row["trial"]) for row in rows],
+        "state": [row["state"] for row in rows],
+    }
+    for heading, (name, places) in optional.items():
+        if not rows or any(row[name] is not None for row in rows):
+            columns[heading] = [_number(row[name], places) for row in rows]
     # A table of rich takes minutes for some thousand trials.
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        " ".join(
-            [cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]  # as numbers are
-        )
-        for cells in table
-    ]
+    columns = {name: _aligned(name, cells) for name, cells in columns.items()}
+    heading, *lines = (" ".join(cells) for cells in zip(*columns.values(), strict=True))
     text = Text(no_wrap=True, overflow="ellipsis", end="")
     text.append(f"study {short(study.study_name)!r} (*: the answer)\n", style="italic")
-    text.append(f"{lines[0]}\n", style="bold")
-    text.append(f"{'-' * len(lines[0])}\n")
-    for line, row in zip(lines[1:], rows, strict=True):
+    text.append(f"{heading}\n", style="bold")
+    text.append(f"{'-' * len(heading)}\n")
+    for line, row in zip(lines, rows, strict=True):
         text.append(f"{line}\n", style="bold" if row["best"] else "")
     return text
 
 
-def _table(title: str, *columns: str) -> Table:
-    look: dict[str, Any] = {"box": SIMPLE, "padding": (0, 1, 0, 0), "show_edge": False}
-    table = Table(title=Text(plain(title)), title_justify="left", **look)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    return table
+def _aligned(heading: str, cells: list[str]) -> list[str]:
+    """Return heading and cells of one width: the number of a trial to the left, others right."""
+    column = [heading, *cells]
+    width = max(map(len, column))
+    return [cell.ljust(width) if heading == "trial" else cell.rjust(width) for cell in column]
 
 
-def _with_cost(cells: list[str], cost: str, priced: bool, at: int = 4) -> list[str]:
-    """Cells of a row with that of the cost after the FLOPs, where it is another."""
-    return [*cells[:at], cost, *cells[at:]] if priced else cells
-
-
-def _cell(value: int | None) -> str:
-    return "-" if value is None else str(value)
+def _trial(row: dict[str, Any]) -> str:
+    """Return the number of the trial in a row; an answer without trial is the dense model."""
+    if row["trial"] is not None:
+        return str(row["trial"])
+    return "-" if row["study"] is None else "dense"
 
 
 def _number(value: object, digits: int) -> str:
-    """Return a number as text, a dash for none, and a word as it is."""
+    """Return a number as text, a dash for None, and a word as it is."""
     if value is None:
         return "-"
     return f"{value:.{digits}f}" if isinstance(value, (int, float)) else str(value)

@@ -1,9 +1,8 @@
 """Create a study, or open it again, so that any number of processes may try at once.
 
-All that a study stores is computed first. Then its unique name is the claim, its settings are
-written first and a mark last. A process that comes second waits for the mark, compares the
-settings and takes over what is stored. A creation without mark was interrupted: it is deleted and
-made again.
+All that a study stores is computed first. Its unique name is the claim; settings are written first
+and a mark last. A process that comes second waits for the mark, compares the settings and adopts
+what is stored. A creation without a mark was interrupted: it is deleted and made again.
 """
 
 from __future__ import annotations
@@ -15,33 +14,22 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 
+from vit_ratio_opt._compat import METRIC_NAMES
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.study import COMPLETE, StudyRecord, is_complete, settings_of
+from vit_ratio_opt.records.study import COMPLETE, StudyRecord, is_complete
 from vit_ratio_opt.runs.processes import is_dead, process_name
 from vit_ratio_opt.runs.storage import DEFAULT_STORAGE, open_storage
-from vit_ratio_opt.search.budget import BudgetSearch
-from vit_ratio_opt.search.plan import Pair
-from vit_ratio_opt.search.sampler import PlanSampler
-from vit_ratio_opt.search.tolerance import ToleranceSearch
-from vit_ratio_opt.space.curve import cost_saved
-from vit_ratio_opt.training.progress import show_waiting
+from vit_ratio_opt.runs.task import StudyTask, check_settings
 
-if TYPE_CHECKING:
-    from vit_ratio_opt.runs.objective import PruningObjective
+__all__ = ["check_study", "create_study"]
 
-__all__ = ["check_settings", "check_study", "create_study", "screened_best"]
-
-_PACKAGES = ("vit_ratio_opt", "torch", "timm", "optuna")
-# Packages whose modules may have other attributes in another version.
-_MODULE_PACKAGES = ("torch", "timm")
 # A creation that writes nothing for so long was interrupted.
 _PATIENCE_SECONDS, _LOOK_SECONDS = 10.0, 0.05
 _MOST_CLAIMS = 20
@@ -50,7 +38,7 @@ _PLACEHOLDER = re.compile(r"placeholder of (.+) [0-9a-f-]{36}")
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
 
-def check_study(objective: PruningObjective, study_name: str, storage: BaseStorage) -> None:
+def check_study(task: StudyTask, study_name: str, storage: BaseStorage) -> None:
     """Refuse a name that the storage has with other settings. Nothing is written.
 
     Raises:
@@ -64,38 +52,34 @@ def check_study(objective: PruningObjective, study_name: str, storage: BaseStora
     # Read after that look: what was not empty then has its settings by now, if it gets any.
     attributes = _attributes(storage, study_id)
     if attributes is not None:
-        check_settings(objective, study_name, attributes)
+        check_settings(task, study_name, attributes)
 
 
 def create_study(
-    objective: PruningObjective,
+    task: StudyTask,
     *,
     study_name: str,
     storage: str | BaseStorage = DEFAULT_STORAGE,
     pruner: optuna.pruners.BasePruner | None = None,
-    screen: bool = True,
 ) -> Study:
-    """Create the study, or resume it when the storage has one of this name and these settings.
+    """Create a study, or resume it if the storage has one of this name and these settings.
 
-    The study remembers the objective's settings, on which the numbers of its trials depend, and
-    the dense model's figures, and always comes with the sampler that fits them. Any number of
-    processes may create it at once; one that is killed leaves it to the next.
+    The study stores the settings on which the numbers of its trials depend and the figures of the
+    dense model, and always comes with the sampler that fits them. Any number of processes may
+    create it at the same time; a creation that was killed is finished by the next process.
 
     Args:
-        objective: What the study optimises.
-        study_name: Its name in the storage.
-        storage: A SQLAlchemy URL or an Optuna storage.
-        pruner: An Optuna pruner for the reports after each epoch; none by default.
-        screen: Whether a new study begins with the best pair of
-            :meth:`~vit_ratio_opt.PruningObjective.screen`, or with a tolerance on
-            :attr:`~vit_ratio_opt.PruningObjective.path`, which the study remembers too.
+        task: The search of the study.
+        study_name: Name of the study in the storage.
+        storage: SQLAlchemy URL, or a storage of Optuna.
+        pruner: Optuna pruner for the reports after each epoch; none by default.
 
     Raises:
-        InputError: The storage cannot be used, the study exists with other settings, or the folder
-            of the objective's checkpoints cannot be written.
+        InputError: The storage cannot be used, the study exists with other settings, or models
+            cannot be kept.
     """
     backend = open_storage(storage)
-    check_study(objective, study_name, backend)
+    check_study(task, study_name, backend)
     _remove_placeholders(backend)
     new: dict[str, Any] | None = None
     for _ in range(_MOST_CLAIMS):
@@ -103,17 +87,17 @@ def create_study(
         is_there = study_id is not None and _wait_for_mark(backend, study_id)
         if not is_there:
             if new is None:
-                objective.prepare()
-                new = _new_attributes(objective, screen)
+                task.check()
+                new = _stored(task)
             if _find(backend, study_name) != study_id:  # another process was faster
                 continue
             if study_id is None:
-                is_there = _create(objective, study_name, backend, new)
+                is_there = _create(task, study_name, backend, new)
             else:
-                is_there = _create_again(objective, study_name, backend, new, study_id)
+                is_there = _create_again(task, study_name, backend, new, study_id)
         study = _load(study_name, backend, pruner) if is_there else None
         if study is not None:
-            _take_over(objective, study, screen)
+            _adopt(task, study)
             return study
     raise InputError(
         f"Study {study_name!r} could not be created: other processes deleted it {_MOST_CLAIMS} "
@@ -121,14 +105,7 @@ def create_study(
     )
 
 
-def screened_best(attributes: Mapping[str, Any]) -> Pair | None:
-    """Return the best pair of the screen among a study's attributes, the first of equal ones."""
-    seen = attributes.get("screened", [])
-    best = max(seen, key=lambda row: row[2], default=None)
-    return None if best is None else (best[0], best[1])
-
-
-# What is looked up
+# Reading
 
 
 def _find(storage: BaseStorage, study_name: str) -> int | None:
@@ -149,7 +126,7 @@ def _attributes(storage: BaseStorage, study_id: int) -> dict[str, Any] | None:
 def _is_empty(storage: BaseStorage, study_id: int) -> bool:
     """Whether nothing is stored in the study, as after an interrupted creation."""
     try:
-        notes = set(storage.get_study_system_attrs(study_id)) - {"study:metric_names"}
+        notes = set(storage.get_study_system_attrs(study_id)) - {METRIC_NAMES}
         return not (
             notes or storage.get_study_user_attrs(study_id) or storage.get_n_trials(study_id)
         )
@@ -171,107 +148,29 @@ def _wait_for_mark(storage: BaseStorage, study_id: int) -> bool:
     return False
 
 
-def check_settings(
-    objective: PruningObjective, study_name: str, attributes: Mapping[str, Any]
-) -> str | None:
-    """Refuse a study with other settings than the objective's.
-
-    Returns:
-        A warning, where modules differ that another version of timm or torch has made.
-
-    Raises:
-        InputError: With the settings that differ; or it stores none.
-    """
-    if "settings" not in attributes:
-        raise InputError(
-            f"The storage has a study {study_name!r} not made by vit_ratio_opt: use another name."
-        )
-    try:
-        stored = settings_of(attributes)
-    except InputError as error:
-        raise InputError(f"Study {study_name!r}: {error} Use another study name.") from None
-    differences = stored.differences(objective.settings_for(stored))
-    if [text.split()[0] for text in differences] == ["architecture.modules"]:
-        versions, before = _versions(*_MODULE_PACKAGES), attributes.get("versions")
-        if isinstance(before, Mapping) and not versions.items() <= before.items():
-            return (
-                f"Study {study_name!r} was created with other versions of torch or timm. The "
-                "dense model has the same weights and properties, but its modules may differ."
-            )
-    if differences:
-        raise InputError(
-            f"Study {study_name!r} exists with other settings: {'; '.join(differences)}. "
-            "Use another study name, or the settings it was made with."
-        )
-    return None
+# Writing
 
 
-def _versions(*packages: str) -> dict[str, str]:
-    return {name: version(name) for name in packages}
-
-
-# What is written
-
-
-def _new_attributes(objective: PruningObjective, screen: bool) -> dict[str, Any]:
-    """Compute everything that a new study stores, in the order in which it is written."""
-    shown = None if objective.progress is None else bool(objective.progress)
-    shape = objective.shape
-    with show_waiting("looking at pairs before any training", enabled=shown):
-        dense_accuracy = objective.dense_accuracy
-        screened = objective.screen() if screen else {}
-        path = objective.path if screen else ()
-    attributes = {
-        "settings": objective.settings.to_json(),
-        "versions": _versions(*_PACKAGES),
-        "device": objective.device_name,
-        "saved": cost_saved(objective.space),
-        "origin": objective.origin,
-        "screened": [[*pair, value] for pair, value in screened.items()],
-        "path": path,
-        "dense": {
-            "macs": shape.macs,
-            "params": shape.params,
-            "val_accuracy": dense_accuracy,
-            "blocks": shape.block_sizes,
-            "tokens": shape.tokens,
-        },
-    }
-    if objective.latency is not None:
-        attributes["latency"] = objective.latency
-    attributes["plan"] = _plan_attribute(objective, attributes)
-    stored: dict[str, Any] = json.loads(json.dumps({**attributes, COMPLETE: True}))
+def _stored(task: StudyTask) -> dict[str, Any]:
+    """Return what a new study stores, as JSON gives it back."""
+    stored: dict[str, Any] = json.loads(json.dumps({**task.new_attributes(), COMPLETE: True}))
     return stored
 
 
-def _plan_attribute(objective: PruningObjective, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a reader without the model needs to find the answer."""
-    return _plan(objective, attributes).to_json()
-
-
-def _plan(
-    objective: PruningObjective, attributes: Mapping[str, Any]
-) -> BudgetSearch | ToleranceSearch:
-    path = [(first, second) for first, second in attributes.get("path", ())]
-    return objective.plan(screened_best(attributes), path)
-
-
 def _create(
-    objective: PruningObjective, study_name: str, storage: BaseStorage, new: Mapping[str, Any]
+    task: StudyTask, study_name: str, storage: BaseStorage, new: Mapping[str, Any]
 ) -> bool:
     """Claim the name and write everything; False where another process has the name."""
     try:
         study = optuna.create_study(
-            study_name=study_name, storage=storage, direction=objective.direction
+            study_name=study_name, storage=storage, direction=task.direction
         )
     except DuplicatedStudyError:
         return False
-    is_budget = objective.tolerance is None
-    metric = "accuracy" if is_budget else f"{objective.cost.word} of dense"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names([metric])
+            study.set_metric_names([task.metric_name])
         for key, value in new.items():
             study.set_user_attr(key, value)
         return _attributes(storage, study._study_id) == dict(new)
@@ -280,7 +179,7 @@ def _create(
 
 
 def _create_again(
-    objective: PruningObjective,
+    task: StudyTask,
     study_name: str,
     storage: BaseStorage,
     new: Mapping[str, Any],
@@ -298,7 +197,7 @@ def _create_again(
     if attributes is None or is_complete(attributes):
         return False
     if not is_empty:
-        check_settings(objective, study_name, attributes)
+        check_settings(task, study_name, attributes)
         if storage.get_n_trials(interrupted):
             raise InputError(
                 f"Study {study_name!r} has trials, but its creation was not finished: use another "
@@ -309,7 +208,7 @@ def _create_again(
     )
     try:
         storage.delete_study(interrupted)
-        return _create(objective, study_name, storage, new)
+        return _create(task, study_name, storage, new)
     except KeyError:  # another process has deleted it
         return False
     finally:
@@ -326,7 +225,7 @@ def _remove_placeholders(storage: BaseStorage) -> None:
                 storage.delete_study(storage.get_study_id_from_name(name))
 
 
-# What is taken over
+# Adopting
 
 
 def _load(
@@ -341,42 +240,22 @@ def _load(
         return None
 
 
-def _take_over(objective: PruningObjective, study: Study, screen: bool) -> None:
-    """Have the objective adopt what a complete study stores, and give the study its sampler.
+def _adopt(task: StudyTask, study: Study) -> None:
+    """Have the search adopt what a complete study stores, and give the study its sampler.
 
     Raises:
         InputError: The study has other settings, or is damaged.
     """
-    study_name, attributes = study.study_name, study.user_attrs
-    warning = check_settings(objective, study_name, attributes)
+    warning = check_settings(task, study.study_name, study.user_attrs)
     if warning is not None:
         _logger.warning(warning)
-    record = StudyRecord.read(study_name, attributes)
-    objective.adopt(record)
-    objective.mark_folders()
+    record = StudyRecord.read(study.study_name, study.user_attrs)
+    task.adopt(record)
     if record.settings.unknown:
         _logger.warning(
-            f"Study {study_name!r} was created by version 0.1.0, which did not record "
+            f"Study {study.study_name!r} was created by version 0.1.0, which did not record "
             f"{', '.join(record.settings.unknown)}: these are not compared."
         )
-        _fill_in(objective, study, attributes, screen)
-    plan = _plan(objective, study.user_attrs)
-    study.sampler = PlanSampler(objective.search_space, plan, seed=objective.seed)
-
-
-def _fill_in(
-    objective: PruningObjective, study: Study, attributes: Mapping[str, Any], screen: bool
-) -> None:
-    """Write what version 0.1.0 had not come to when it was killed."""
-    if "origin" not in attributes:
-        study.set_user_attr("origin", objective.origin)
-    shown = None if objective.progress is None else bool(objective.progress)
-    with show_waiting("looking at pairs before any training", enabled=shown):
-        if "screened" not in attributes:
-            seen = objective.screen() if screen else {}
-            study.set_user_attr("screened", [[*pair, value] for pair, value in seen.items()])
-        if "path" not in attributes:
-            study.set_user_attr("path", objective.path if screen else ())
-    # Version 0.1.0 stored a curve at the most, and its answer was another one than the sampler's.
-    if "noise_is_known" not in attributes.get("plan", {}):
-        study.set_user_attr("plan", _plan_attribute(objective, study.user_attrs))
+        for key, value in task.missing_attributes(study.user_attrs).items():
+            study.set_user_attr(key, value)
+    study.sampler = task.sampler(study.user_attrs)

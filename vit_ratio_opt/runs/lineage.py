@@ -22,7 +22,7 @@ from optuna.artifacts import (
 )
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt._compat import behind_backoff
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair
@@ -142,7 +142,7 @@ def fetch_state(artifact: str, store: ArtifactStore, path: Path) -> bool:
     return True
 
 
-def state_artifact(trial: FrozenTrial | Trial) -> str | None:
+def state_artifact(trial: BaseTrial | FrozenTrial) -> str | None:
     """Return the id of the state of the trial's training, if it has left one."""
     state = trial.user_attrs.get(_STATE)
     artifact = state.get("artifact") if isinstance(state, Mapping) else None

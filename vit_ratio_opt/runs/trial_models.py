@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.artifacts import upload_artifact
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.model_files.save import save_pruned
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.lineage import fetched_checkpoint
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.utils.failures import is_storage_error, reason
@@ -39,7 +39,7 @@ def keep_model(
     model: ViT,
     folder: Path,
     manifest: Mapping[str, Any],
-    trial: optuna.Trial,
+    trial: BaseTrial,
     store: ArtifactStore | None,
 ) -> str:
     """Write the model of a trial, and upload it; no file is left where that fails.
@@ -55,7 +55,7 @@ def keep_model(
     try:
         save_pruned(model, path, manifest)
         path = _shorten(path, f"trial-{trial.number:04d}.safetensors")
-        if store is not None:
+        if store is not None and isinstance(trial, optuna.Trial):
             _upload(path, trial, store)
     except BaseException as error:
         with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """The costs of structural pruning: MACs, parameters, latency, or an object of the user's own.
 
 The costs of pairs in MACs and parameters are known in closed form. Latency is measured, see
-:mod:`vit_ratio_opt.latency.timing`, and a study stores it, so that all workers search the same
+:mod:`vit_ratio_opt.latency.curves`, and a study stores it, so that all workers search the same
 pairs on any machine.
 """
 
@@ -129,7 +129,7 @@ class Latency(Cost):
     Args:
         batch: Images in the batch.
         curves: The measured time by removed units: ``rest``, ``mhsa`` and ``ffn`` of
-            :func:`vit_ratio_opt.latency.timing.latency_curves`, as a study stores them. None
+            :func:`vit_ratio_opt.latency.curves.predict_latency`, as a study stores them. None
             before they are measured.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a dense model and its images are warned about before anything is trained."""
+"""Warnings about a dense model and its images, before anything is trained."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import replace
 from typing import Any
 
 from vit_ratio_opt.data.image_data import ImageData
-from vit_ratio_opt.data.preprocessing import differences, preprocess_of
+from vit_ratio_opt.data.preprocessing import find_differences, preprocess_of
 
 __all__ = ["warn_near_chance", "warn_of_other_preprocessing"]
 
-# Guessing reaches an accuracy that is not warned about once in so many validation splits.
+# An accuracy that guessing reaches in one of 1,000 validation splits is not warned about.
 _ONE_IN = 1000
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 
 
 def warn_of_other_preprocessing(model: Any, data: ImageData) -> None:
-    """Say it if images are not prepared as the ones that a model was trained with.
+    """Warn if images are preprocessed in another way than those that a model was trained with.
 
     Args:
-        model: Nothing is said where its preprocessing is not known.
-        data: Where it does not say how its images came to their size, that is not compared.
+        model: The dense model. Without a known preprocessing there is no warning.
+        data: The images. Interpolation and crop are compared only if their source names them.
     """
     trained = preprocess_of(model)
     if trained is None:
@@ -35,26 +35,25 @@ def warn_of_other_preprocessing(model: Any, data: ImageData) -> None:
             crop=trained.crop,
             squash=trained.squash,
         )
-    found = differences(trained, given)
+    found = find_differences(trained, given)
     if found:
         how = "presumably " if trained.is_assumed else ""
         _logger.warning(
             f"The images of {data.name} have {'; '.join(found)}, with which the model was {how}"
-            f"trained (says {trained.origin}). Load them with `preprocess=preprocess_of(model)`, "
-            "unless you know better."
+            f"trained (according to {trained.origin}). Load them with "
+            "`preprocess=preprocess_of(model)`, unless the difference is intended."
         )
 
 
 def warn_near_chance(accuracy_percent: float, data: ImageData) -> None:
-    """Say it if a dense model could have guessed, and what to check then.
+    """Warn if guessing would reach the dense model's accuracy.
 
-    Guessing is to name any class, or always the one that is most frequent. By the binomial
-    distribution, its accuracy is as high as ``accuracy_percent`` in one of 1,000 validation
-    splits or more.
+    Guessing means a random class, or always the most frequent one. The warning is logged if, by
+    the binomial distribution, at least one of 1,000 guesses at the validation split is as good.
 
     Args:
         accuracy_percent: Top-1 accuracy on the validation split.
-        data: The images.
+        data: The images on which it was measured.
     """
     from scipy.special import bdtrc  # slow to import
 
@@ -66,8 +65,8 @@ def warn_near_chance(accuracy_percent: float, data: ImageData) -> None:
         return
     _logger.warning(
         f"The dense model classifies {accuracy_percent:.2f} % of the {images:,} validation images "
-        f"rightly, which cannot be told from guessing ({100 * chance:.2f} %). Check that the "
+        f"correctly, which is no better than guessing ({100 * chance:.2f} %). Check that the "
         f"classes are in the model's order ({', '.join(data.classes[:3])}, ...), that "
-        f"{data.preprocess.normalisation()} are those it was trained with, and that it is the "
-        "right checkpoint."
+        f"{data.preprocess.describe_normalisation()} are those it was trained with, and that it "
+        "is the right checkpoint."
     )

@@ -1,4 +1,4 @@
-"""Accuracy."""
+"""Top-1 accuracy and logits of a model on a split of images."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _logger = logging.getLogger(f"optuna.{__name__}")
 def predict(
     model: nn.Module, data: ImageData, split: Split, *, precision: Precision | None = None
 ) -> torch.Tensor:
-    """Logits ``(images, classes)`` of ``split`` in its order, float32, on the CPU.
+    """Return the logits ``(images, classes)`` of ``split`` in its order, float32, on the CPU.
 
-    The model is in evaluation mode; its mode stays as it was.
+    The model runs in evaluation mode; afterwards each module has its mode of before.
 
     Args:
-        model: Gives class logits.
-        data: The data set of the images.
+        model: Returns class logits.
+        data: Data set of the images.
         split: The images.
-        precision: By default the usual one of the model's device.
+        precision: Precision of the forward passes; by default the usual one of the model's device.
     """
     outputs = _outputs(model, data, split, precision)
     return torch.cat([logits.float().cpu() for logits, _ in outputs])
@@ -56,16 +56,17 @@ def evaluate(
     ranks: Ranks | None = None,
     precision: Precision | None = None,
 ) -> float:
-    """Top-1 accuracy in per cent on ``split``, on the model's device; its mode stays as it was.
+    """Return the top-1 accuracy in per cent on ``split``, computed on the model's device.
 
-    An image whose logits are not finite counts as wrong, with a logged warning.
+    The model runs in evaluation mode; afterwards each module has its mode of before. An image
+    whose logits are not finite counts as wrong, with a logged warning.
 
     Args:
-        model: Gives class logits.
-        data: Whose images they are.
-        split: Which of them.
-        ranks: Processes that share the images; all of them have to call it.
-        precision: By default the usual one of the model's device.
+        model: Returns class logits.
+        data: Data set of the images.
+        split: The images.
+        ranks: Processes that share the images; all of them have to call this function.
+        precision: Precision of the forward passes; by default the usual one of the model's device.
 
     Raises:
         InputError: The model has another number of classes than ``data``.
@@ -79,7 +80,7 @@ def evaluate(
         unknown += (~is_known).sum()
     if unknown:
         _logger.warning(
-            f"The model gives logits that are no numbers for {unknown.item()} of {len(own)} "
+            f"The model returns NaN or infinite logits for {unknown.item()} of {len(own)} "
             f"images of {data.name}: they count as wrong."
         )
     right = correct.item() if ranks is None else ranks.sum(correct.item())[0]
@@ -90,37 +91,39 @@ def check_shape(logits: torch.Tensor, n_images: int, data: ImageData) -> None:
     """Refuse logits that are not ``(images, classes)``.
 
     Raises:
-        InputError: With the shape that they have.
+        InputError: They have another shape.
     """
     wanted = (n_images, len(data.classes))
     if logits.shape != wanted:
         raise InputError(
-            f"The model must give logits of shape {wanted} for {n_images} images of {data.name}, "
-            f"but gives {tuple(logits.shape)}."
+            f"The model must return logits of shape {wanted} for {n_images} images of "
+            f"{data.name}, but returns {tuple(logits.shape)}."
         )
 
 
 def _outputs(
     model: nn.Module, data: ImageData, split: Split, precision: Precision | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Logits and labels on the model's device, batch by batch, in evaluation mode."""
+    """Yield logits and labels on the model's device, batch by batch, in evaluation mode."""
     device = model_device(model)
     with evaluating(model):
         for images, labels in data.batches(split, _BATCH, device):
-            # Not while the caller is at work.
+            # Inference mode ends before the caller goes on.
             with torch.inference_mode(), autocast(device, precision):
                 logits = _in_parts(model, images)
             yield logits, labels
 
 
 def _in_parts(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Logits of all images, of one half after the other where memory is short."""
+    """Return the logits of all images, half by half if memory is short."""
     try:
         return model(images)  # type: ignore[no-any-return]
     except RuntimeError as error:
         if len(images) == 1 or not is_out_of_memory(error):
             raise
-    _logger.warning(f"{len(images)} images at once do not fit into memory: looking at half.")
+    _logger.warning(
+        f"A batch of {len(images)} images does not fit into memory: it is processed in two halves."
+    )
     if images.device.type == "cuda":
         torch.cuda.empty_cache()
     return torch.cat([_in_parts(model, part) for part in images.chunk(2)])

@@ -37,8 +37,8 @@ def finetune(
             unchanged.
         data: Trains on ``data.train``, validates on ``data.val`` after each epoch.
         recipe: The hyperparameters.
-        context: Seed, callbacks and file of the saved state. A resumed training ends with the
-            same weights on the same machine; its state is not removed in the end.
+        context: Seed, callbacks and file of the saved state, which is kept in the end. A resumed
+            training ends with the same weights on the same machine.
         teacher: The dense model, for distillation, on the device of ``model``; by default the
             context's. Or its logits for every image of ``data.train``, see
             :func:`~vit_ratio_opt.training.evaluate.predict`, if images are neither augmented nor
@@ -47,19 +47,18 @@ def finetune(
             probabilities for the labels, as torchvision's MixUp and CutMix do.
         precision: Precision of forward passes; by default the usual one of the model's device.
         ranks: Processes that share each batch of ``recipe.batch_size``, so that their number
-            changes only the time (and the augmentation). All of them have to call this function.
-            Rank 0 reports and writes the state; all resume from it.
+            changes only the time (and the augmentation). All of them call this function. Rank 0
+            reports and saves the state; all resume from it.
 
     Returns:
         Validation accuracy in per cent after the last epoch.
 
     Raises:
-        InputError: The saved state is damaged or of another training, logits do not fit the
-            images, or all weights are frozen.
+        InputError: The saved state is of another training, or logits or frozen weights do not fit.
         TrainingDiverged: The loss is NaN or infinite.
         TrainingStopped: The context asked to stop.
     """
-    context = TrialContext() if context is None else context
+    context = context or TrialContext()
     teacher = context.teacher if teacher is None else teacher
     if isinstance(teacher, torch.Tensor):
         if recipe.augment or mix is not None:

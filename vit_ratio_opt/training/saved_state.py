@@ -1,6 +1,7 @@
-"""The state of a training, so that a killed or preempted one goes on as if nothing had been.
+"""The saved state of a training, from which a killed or preempted one resumes exactly.
 
-Tensors as safetensors, all else as JSON in its header: nothing that is read can run code.
+Tensors are stored as safetensors, everything else as JSON in the header, so that reading a file
+runs no code.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ class _Stateful(Protocol):
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a training has to put by, and the file that it is put into.
+    """The state of a training and the file that it is saved in.
 
     Args:
-        path: The file; it is there whole or not at all.
-        training: What says that it is the same training, of JSON values.
-        parts: Model, optimiser and the like.
-        generator: Of the order of the images, and of their augmentation.
-        device: Whose random state counts too.
+        path: The file, which is written as a whole or not at all.
+        training: JSON values that identify the training. A file with other values is refused.
+        parts: Model, optimiser and other objects with a ``state_dict``, by name.
+        generator: Draws the order of the images, and their augmentation.
+        device: Device of the training; its random state is saved if it is a GPU.
     """
 
     path: Path
@@ -49,11 +50,11 @@ class TrainingState:
     device: torch.device
 
     def save(self, order: torch.Tensor, progress: Mapping[str, float | None]) -> None:
-        """Write everything, and how far the training is.
+        """Write the file.
 
         Args:
             order: State that the generator had when the order of the epoch's images was drawn.
-            progress: See :meth:`load`.
+            progress: Position in the training, as :meth:`load` returns it.
 
         Raises:
             InputError: The file cannot be written.
@@ -78,19 +79,19 @@ class TrainingState:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as partial:
                 save_file(tensors, partial, metadata)
-        except Exception as error:  # the disk's errors, or safetensors' own for the same
+        except Exception as error:  # errors of the disk, some of them raised as safetensors' own
             raise InputError(f"{self.path} cannot be written: {why_not(error)}") from None
 
     def load(self) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Put everything back to where :meth:`save` found it.
+        """Restore the state that :meth:`save` wrote; without a file, nothing changes.
 
         Returns:
-            ``order`` and ``progress`` of :meth:`save`. Where there is no file, nothing is changed,
-            and they are the generator's state and empty.
+            ``order`` and ``progress`` of :meth:`save`. Without a file, the generator's state and
+            an empty dictionary.
 
         Raises:
-            InputError: The file is damaged, or of another training or another model. The parts may
-                have been changed then.
+            InputError: The file is damaged, or of another training or another model. Parts may
+                have changed before that was found.
         """
         path = self.path
         if not path.exists():
@@ -110,14 +111,14 @@ class TrainingState:
         except Exception as error:  # safetensors and JSON raise many kinds for a damaged file
             raise InputError(
                 f"{path} is no readable state of a training ({type(error).__name__}: {error}): "
-                "remove it to begin again."
+                "remove it to start again."
             ) from None
         wanted = json.loads(json.dumps(dict(self.training)))
         differing = sorted(key for key in wanted if stored.get(key) != wanted[key])
         if differing:
             raise InputError(
                 f"{path} is of a training with other {', '.join(differing)}: name another file, "
-                "or remove it to begin again."
+                "or remove it to start again."
             )
         try:
             for name, part in self.parts.items():
@@ -125,17 +126,17 @@ class TrainingState:
             self._check_optimizer()
             self.generator.set_state(state["generator"])
             torch.set_rng_state(state["random"])
-            if self.device.type == "cuda" and state["cuda"] is not None:  # begun on the CPU
+            if self.device.type == "cuda" and state["cuda"] is not None:  # saved on the CPU
                 torch.cuda.set_rng_state(state["cuda"], self.device)
             return state["order"], dict(progress)
         except Exception as error:  # torch raises many kinds for what does not fit
             raise InputError(
                 f"{path} does not fit the model ({type(error).__name__}: {error!s:.200}): "
-                "remove it to begin again."
+                "remove it to start again."
             ) from None
 
     def _check_optimizer(self) -> None:
-        """Refuse averages of other shapes: torch compares those of a model alone."""
+        """Refuse moments of other shapes: torch compares the shapes of a model's weights only."""
         for part in self.parts.values():
             if isinstance(part, torch.optim.Optimizer):
                 for parameter, values in part.state.items():
@@ -146,7 +147,7 @@ class TrainingState:
 
 
 def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """``value`` as JSON, its tensors put into ``tensors``. Tuples become lists."""
+    """Return ``value`` as JSON and add its tensors to ``tensors``. Tuples become lists."""
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous()
@@ -169,7 +170,7 @@ def _unpack(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 
 def checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
-    """Return a sum over all that a file holds, against damage and not against malice."""
+    """Return a checksum of a file's content, which reveals damage but no malice."""
     found = zlib.crc32(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(tensors):
         found = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().data, found)

@@ -78,6 +78,22 @@ class ImageTrainer:
         """Name of the device, such as ``"NVIDIA H100"``."""
         return device_name(self.device)
 
+    @property
+    def epochs(self) -> int:
+        """Epochs of each training."""
+        return self.recipe.epochs
+
+    def with_recipe(self, recipe: Recipe) -> ImageTrainer:
+        """Return a trainer of the same data, device and precision with another recipe."""
+        return ImageTrainer(
+            self.data,
+            recipe,
+            device=self.device,
+            precision=self.precision,
+            ranks=self.ranks,
+            progress=self.progress,
+        )
+
     def identity(self) -> dict[str, Any]:
         """Return what a study stores about the data and the training, by ``StudySettings``' names.
 

@@ -1,7 +1,8 @@
-"""The path of a search."""
+"""The path of a search in the plane of the two ratios, and how its interval shrinks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,18 +12,18 @@ from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
 
 from vit_ratio_opt.records.answer import answer_of
+from vit_ratio_opt.records.snapshot import snapshot
+from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trials import (
     accuracy_of,
     cost_ratio_of,
-    cost_word,
     finished_trials,
-    limit_of,
+    has_tolerance,
     pair_of,
 )
 from vit_ratio_opt.report.figures.style import (
     COLOURS,
     INK,
-    LOW,
     SHADE,
     as_label,
     finished,
@@ -35,35 +36,85 @@ from vit_ratio_opt.space.pairs import RatioPair
 
 __all__ = ["path_figure"]
 
-_MOST_MOMENTS = 60  # at which the search's interval is drawn
+_MOST_MOMENTS = 60  # at which the interval is drawn
+_LOW = 500  # pixels, below which a figure has no room for a legend
+
+_Interval = tuple[list[int], list[float], list[float]]
 
 
 def path_figure(study: Study, *, height: int = 680) -> go.Figure:
-    """The path of the search in the plane of the two ratios, and how its interval shrinks.
+    """Return the path of a search, and below it the interval that was still open.
 
-    Above, the trials in their order over lines of equal cost. Below, what was still open after
-    each: within a budget the part of its curve that the best pair has to lie in, with a tolerance
-    the cost between the largest model that lost too much and the smallest that did not.
+    Above, the trials in their order over lines of equal cost. Below, what was open after each
+    trial: within a budget the part of the budget curve that has the best pair, with a tolerance
+    the costs between the largest model that lost too much and the smallest that did not.
 
     Args:
-        study: Its search.
-        height: In pixels; a low figure has no room for a legend.
+        study: The study.
+        height: Height in pixels; a low figure has no legend.
     """
+    study = snapshot(study)
     figure = make_subplots(rows=2, cols=1, row_heights=[0.65, 0.35], vertical_spacing=100 / height)
-    _add_equal_cost(figure, study)
     trials = finished_trials(study)
-    curve = study.user_attrs.get("plan", {}).get("curve")  # a tolerance has none
-    if curve is not None:
-        drawn_curve = spread_out(curve, _MOST_MOMENTS)
-        figure.add_scatter(
-            x=[mhsa_ratio for mhsa_ratio, _ in drawn_curve],
-            y=[ffn_ratio for _, ffn_ratio in drawn_curve],
-            mode="lines",
-            line={"color": COLOURS[1], "width": 2},
-            name=as_label(limit_of(study)),
-            hoverinfo="skip",
-        )
     drawn = thinned(trials, [])
+    _add_equal_cost(figure, study)
+    _add_curve(figure, study)
+    _add_path(figure, study, drawn)
+    _add_answer(figure, study)
+    _add_interval(figure, study, trials, drawn)
+    figure.update_yaxes(title_text="FFN ratio", row=1, col=1)
+    figure.update_xaxes(title_text="trained trials", row=2, col=1)
+    figure.update_layout(showlegend=height > _LOW)
+    return finished(figure, "Path of the search", x="MHSA ratio", height=height)
+
+
+def _add_equal_cost(figure: go.Figure, study: Study) -> None:
+    """Add lines of equal cost, where the study stores the costs of its pairs."""
+    record = record_of(study)
+    if record.saved is None:
+        return
+    saved = record.saved
+    (mhsa, less_mhsa), (ffn, less_ffn) = (
+        zip(*saved[name], strict=True) for name in RatioPair._fields
+    )
+    figure.add_contour(
+        x=mhsa,
+        y=ffn,
+        z=(1 - np.add.outer(less_ffn, less_mhsa)).round(4).tolist(),
+        contours={"coloring": "none", "showlabels": True, "start": 0.1, "end": 0.9, "size": 0.1},
+        line={"color": INK, "width": 0.5},
+        showscale=False,
+        hoverinfo="skip",
+        name=f"equal {record.cost.word}",
+        showlegend=True,
+        row=1,
+        col=1,
+    )
+
+
+def _add_curve(figure: go.Figure, study: Study) -> None:
+    """Add the pairs that use up the budget; a tolerance has no such curve."""
+    record = record_of(study)
+    curve = (record.plan or {}).get("curve")
+    if curve is None:
+        return
+    drawn = spread_out(curve, _MOST_MOMENTS)
+    figure.add_scatter(
+        x=[mhsa_ratio for mhsa_ratio, _ in drawn],
+        y=[ffn_ratio for _, ffn_ratio in drawn],
+        mode="lines",
+        line={"color": COLOURS[1], "width": 2},
+        name=as_label(record.limit_text),
+        hoverinfo="skip",
+    )
+
+
+def _add_path(figure: go.Figure, study: Study, drawn: Sequence[FrozenTrial]) -> None:
+    """Add the trials in their order, coloured by accuracy, with a rim by their state."""
+    metric = record_of(study).metric
+    accuracies = [accuracy_of(trial, study) for trial in drawn]
+    is_known = any(accuracy is not None for accuracy in accuracies)
+    shown = f": %{{marker.color:.2f}} {metric.unit}".rstrip() if is_known else ""
     figure.add_scatter(
         x=[trial.params["mhsa_ratio"] for trial in drawn],
         y=[trial.params["ffn_ratio"] for trial in drawn],
@@ -71,50 +122,48 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
         line={"color": INK, "width": 1, "dash": "dot"},
         marker={
             "size": 10,
-            "color": [accuracy_of(trial, study) for trial in drawn],
+            "color": [math.nan if a is None else a for a in accuracies] if is_known else INK,
             "colorscale": "Cividis",
-            "showscale": bool(drawn),
-            "colorbar": {"title": "val %", "thickness": 10, "len": 0.55, "y": 0.72},
-            "line": {
-                "width": 2,
-                "color": [
-                    INK if trial.state == TrialState.COMPLETE else COLOURS[1] for trial in drawn
-                ],
-            },
+            "showscale": is_known,
+            "colorbar": {"title": metric.heading, "thickness": 10, "len": 0.55, "y": 0.72},
+            "line": {"width": 2, "color": [_colour(trial, INK) for trial in drawn]},
         },
         customdata=[trial.number for trial in drawn],
-        hovertemplate="trial %{customdata}<br>MHSA %{x:.3f}, FFN %{y:.3f}: %{marker.color:.2f} %"
+        hovertemplate=f"trial %{{customdata}}<br>MHSA %{{x:.3f}}, FFN %{{y:.3f}}{shown}"
         "<extra></extra>",
         name="trials in their order",
     )
+
+
+def _add_answer(figure: go.Figure, study: Study) -> None:
+    """Add marks at the pair of the fixed ratio and at the answer's."""
     answer = answer_of(study)
-    if answer is not None and answer.baseline is not None:
+    if answer is None:
+        return
+    marks = []
+    if answer.baseline is not None:
+        square = {"symbol": "square-open", "size": 15, "color": INK}
+        marks.append((answer.baseline.pair, square, "fixed ratio"))
+    star = {"symbol": "star-open", "size": 20, "color": COLOURS[1]}
+    marks.append(((0.0, 0.0) if answer.found is None else answer.found.pair, star, "answer"))
+    for pair, marker, name in marks:
         figure.add_scatter(
-            x=[answer.baseline.pair[0]],
-            y=[answer.baseline.pair[1]],
-            mode="markers",
-            marker={"symbol": "square-open", "size": 15, "color": INK},
-            name="fixed ratio",
-            hoverinfo="skip",
+            x=[pair[0]], y=[pair[1]], mode="markers", marker=marker, name=name, hoverinfo="skip"
         )
-    if answer is not None:
-        pair = (0.0, 0.0) if answer.found is None else answer.found.pair
-        figure.add_scatter(
-            x=[pair[0]],
-            y=[pair[1]],
-            mode="markers",
-            marker={"symbol": "star-open", "size": 20, "color": COLOURS[1]},
-            name="answer",
-            hoverinfo="skip",
-        )
-    if study.user_attrs["settings"]["tolerance"] is None:
+
+
+def _add_interval(
+    figure: go.Figure, study: Study, trials: Sequence[FrozenTrial], drawn: Sequence[FrozenTrial]
+) -> None:
+    """Add what was still open after each trial, and the trials, to the lower half."""
+    if has_tolerance(study):
+        unit = f"{record_of(study).cost.word} of dense"
+        values = [cost_ratio_of(trial) for trial in drawn]
+        moments, low, high = _open_costs(trials)
+    else:
         unit = "MHSA ratio"
         values = [trial.params["mhsa_ratio"] for trial in drawn]
-        moments, low, high = _brackets(study, trials)
-    else:
-        unit = f"{cost_word(study)} of dense"
-        values = [cost_ratio_of(trial) for trial in drawn]
-        moments, low, high = _doubts(trials)
+        moments, low, high = _open_ratios(study, trials)
     for bound, fill in ((low, None), (high, "tonexty")):
         figure.add_scatter(
             x=moments,
@@ -134,53 +183,24 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
         x=[positions[trial.number] for trial in drawn],
         y=values,
         mode="markers",
-        marker={
-            "color": [COLOURS[0] if t.state == TrialState.COMPLETE else COLOURS[1] for t in drawn]
-        },
+        marker={"color": [_colour(trial, COLOURS[0]) for trial in drawn]},
         customdata=[trial.number for trial in drawn],
         hovertemplate="trial %{customdata}<br>%{y:.4f}<extra></extra>",
         showlegend=False,
         row=2,
         col=1,
     )
-    figure.update_yaxes(title_text="FFN ratio", row=1, col=1)
-    figure.update_xaxes(title_text="trained trials", row=2, col=1)
     figure.update_yaxes(title_text=unit, row=2, col=1)
-    figure.update_layout(showlegend=height > LOW)
-    return finished(figure, "Path of the search", x="MHSA ratio", height=height)
 
 
-def _add_equal_cost(figure: go.Figure, study: Study) -> None:
-    """Lines of equal cost; studies of earlier versions do not say what they need."""
-    saved = study.user_attrs.get("saved")
-    if saved is None:
-        return
-    (mhsa, less_mhsa), (ffn, less_ffn) = (
-        zip(*saved[name], strict=True) for name in RatioPair._fields
-    )
-    figure.add_contour(
-        x=mhsa,
-        y=ffn,
-        z=(1 - np.add.outer(less_ffn, less_mhsa)).round(4).tolist(),
-        contours={"coloring": "none", "showlabels": True, "start": 0.1, "end": 0.9, "size": 0.1},
-        line={"color": INK, "width": 0.5},
-        showscale=False,
-        hoverinfo="skip",
-        name=f"equal {cost_word(study)}",
-        showlegend=True,
-        row=1,
-        col=1,
-    )
-
-
-def _brackets(
-    study: Study, trials: Sequence[FrozenTrial]
-) -> tuple[list[int], list[float], list[float]]:
-    """After how many trials, between which MHSA ratios the best pair was still looked for."""
-    plan = study.user_attrs.get("plan")
-    if plan is None:
+def _open_ratios(study: Study, trials: Sequence[FrozenTrial]) -> _Interval:
+    """Return numbers of trials, and the MHSA ratios between which the best pair then lay."""
+    record = record_of(study)
+    if (record.plan or {}).get("curve") is None:
         return [], [], []
-    search = BudgetSearch.from_json(plan)
+    assert record.plan is not None
+    search = BudgetSearch.from_json(record.plan)
+    sign = 1.0 if record.metric.larger_is_better else -1.0
     moments = _moments(len(trials))
     low, high = [], []
     for moment in moments:
@@ -188,18 +208,18 @@ def _brackets(
         for trial in trials[:moment]:
             value = accuracy_of(trial, study)
             if value is not None:
-                observed.setdefault(pair_of(trial), []).append(value)
+                observed.setdefault(pair_of(trial), []).append(sign * value)
         (first, _), (last, _) = search.bracket(observed)
         low.append(first)
         high.append(last)
     return moments, low, high
 
 
-def _doubts(trials: Sequence[FrozenTrial]) -> tuple[list[int], list[float], list[float]]:
-    """After how many trials, between which shares of the cost the answer was still to be found.
+def _open_costs(trials: Sequence[FrozenTrial]) -> _Interval:
+    """Return numbers of trials, and the shares of the cost between which the answer then lay.
 
-    Above the cheapest trial that kept the tolerance nothing is open; the dearest one below it that
-    lost more is no proof against other pairs of its cost, but says where the limit is.
+    Nothing is open above the cheapest trial that kept the tolerance. The most expensive one below
+    it that lost more proves nothing about other pairs of its cost, but shows where the limit is.
     """
     moments = _moments(len(trials))
     low, high = [], []
@@ -215,7 +235,11 @@ def _doubts(trials: Sequence[FrozenTrial]) -> tuple[list[int], list[float], list
 
 
 def _moments(count: int) -> list[int]:
-    """0 to ``count``, not all of them where they are many."""
+    """Return numbers of trials from 0 to ``count``, not all of them where they are many."""
     if count < _MOST_MOMENTS:
         return list(range(count + 1))
     return [0, *sorted({round(m) for m in np.geomspace(1, count, _MOST_MOMENTS)})]
+
+
+def _colour(trial: FrozenTrial, complete: str) -> str:
+    return complete if trial.state == TrialState.COMPLETE else COLOURS[1]

@@ -6,25 +6,25 @@ import io
 
 from optuna.trial import FrozenTrial
 
-from vit_ratio_opt.records.trials import (
-    attribute,
-)
-from vit_ratio_opt.report.figures.style import (
-    COLOURS,
-)
+from vit_ratio_opt.records.labels import ACCURACY, MetricRecord
+from vit_ratio_opt.records.trial import attribute
+from vit_ratio_opt.report.figures.style import COLOURS
 
 __all__ = ["training_curve"]
 
 
-def training_curve(trial: FrozenTrial, dense_accuracy: float, *, drops: bool) -> bytes:
-    """Accuracy and loss by epoch as a PNG, from before fine-tuning on.
+def training_curve(
+    trial: FrozenTrial, dense_accuracy: float, *, drops: bool, metric: MetricRecord = ACCURACY
+) -> bytes:
+    """Return accuracy and loss by epoch as a PNG, from before fine-tuning on.
 
     Args:
-        trial: What it has reported so far is drawn.
-        dense_accuracy: Of the dense model, in per cent.
+        trial: The trial, with what it has reported so far.
+        dense_accuracy: Accuracy of the dense model, in per cent.
         drops: Whether the trial reports points lost, as with a tolerance, or the accuracy.
+        metric: What trials are measured by.
     """
-    from matplotlib.figure import Figure  # half a second, for those who draw no curve
+    from matplotlib.figure import Figure  # takes half a second to import
     from matplotlib.ticker import MaxNLocator
 
     reported = sorted(trial.intermediate_values.items())
@@ -37,8 +37,8 @@ def training_curve(trial: FrozenTrial, dense_accuracy: float, *, drops: bool) ->
     axis = figure.subplots(gridspec_kw={"left": 0.19, "right": 0.83, "bottom": 0.16, "top": 0.91})
     axis.axhline(dense_accuracy, color="0.6", linestyle=":", label="dense")
     if accuracies:
-        axis.plot(*zip(*accuracies, strict=True), marker="o", color=COLOURS[0], label="accuracy")
-    axis.set(xlabel="epoch", ylabel="validation accuracy, %")
+        axis.plot(*zip(*accuracies, strict=True), marker="o", color=COLOURS[0], label=metric.name)
+    axis.set(xlabel="epoch", ylabel=metric.axis)
     axis.set_title(f"trial {trial.number}", loc="left")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if losses:

@@ -1,0 +1,229 @@
+"""Make the search of a study again, on any machine, from what the study stores: JSON only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from optuna.storages import BaseStorage
+
+from vit_ratio_opt.composer import Search
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.load import load_again as load_images_again
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.model_files.load import load_again as load_model_again
+from vit_ratio_opt.models.architecture import architecture_of
+from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.device import Precision
+from vit_ratio_opt.models.state_dicts import weights_hash
+from vit_ratio_opt.pruning.options import (
+    CalibrationOptions,
+    Pruning,
+    Structural,
+    pruning_options,
+)
+from vit_ratio_opt.records.loading import load_studies
+from vit_ratio_opt.records.settings import StudySettings
+from vit_ratio_opt.records.study import StudyRecord
+from vit_ratio_opt.runs.options import Places, RunOptions, SearchOptions
+from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.space.costs import Cost, Latency, cost_named
+from vit_ratio_opt.space.tokens import CascadeRule
+from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.untrusted import check_marked, is_marked
+
+__all__ = ["load_search"]
+
+
+def load_search(
+    study_name: str,
+    storage: str | BaseStorage,
+    places: Places | None = None,
+    run: RunOptions | None = None,
+) -> Search:
+    """Return the search of a study, as its creator had it.
+
+    The dense weights and the validation split must be the same, which hashes show; where they are
+    may differ from machine to machine. An Optuna pruner is not part of it.
+
+    A writer of the storage chooses what the study says. The folders that it names for models and
+    artifacts are therefore used only if this package has used them on this machine; other folders,
+    and buckets, have to be given.
+
+    Args:
+        study_name: Name of the study.
+        storage: The storage, or its URL.
+        places: Where models and images are on this machine.
+        run: Device, precision, progress and ranks; its folders are those of ``places``.
+
+    Raises:
+        InputError: The storage has no such study, the study does not say where its model or its
+            images are, these differ, or it names a folder that was not used on this machine.
+    """
+    places, run = places or Places(), run or RunOptions()
+    (study,) = load_studies(open_storage(storage, must_exist=True), [study_name])
+    record = StudyRecord.read(study_name, study.user_attrs)
+    settings = record.settings
+    # Before any work.
+    checkpoints, artifacts = _folders(record, places)
+    run = replace(
+        run,
+        checkpoints=checkpoints,
+        artifacts=artifacts,
+        precision=run.precision or cast(Precision, settings.precision),
+    )
+    dense = _dense_model(record, places)
+    data = _images(record, places)
+    try:
+        return Search(
+            dense,
+            data,
+            _limit(settings),
+            cost=_cost(record),
+            pruning=_pruning(settings),
+            training=Recipe(**(settings.recipe or {})),
+            options=_options(settings),
+            run=run,
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"Study {study_name!r} was made by another version of vit_ratio_opt "
+            f"({record.versions.get('vit_ratio_opt')}): {error} does not fit."
+        ) from None
+
+
+def _folders(record: StudyRecord, places: Places) -> tuple[Any, Any]:
+    """Return the folders of models and artifacts that may be used here."""
+    name, origin = record.name, record.origin
+    checkpoints = places.checkpoints or check_marked(
+        origin.get("checkpoints"), name, "--checkpoints"
+    )
+    if places.artifacts is not None:
+        return checkpoints, places.artifacts
+    artifacts = origin.get("artifacts")
+    if not is_marked(str(artifacts)) and places.checkpoints is not None:
+        moved = Path(places.checkpoints) / "artifacts"  # where they are by default
+        if moved.is_dir():
+            return checkpoints, moved
+    return checkpoints, check_marked(artifacts, name, "--artifacts")
+
+
+def _dense_model(record: StudyRecord, places: Places) -> ViT:
+    """Load the dense model of a study.
+
+    Raises:
+        InputError: It is not where the study says, or it is another model.
+    """
+    name, settings, source = record.name, record.settings, record.origin.get("model")
+    if source is None and places.checkpoint is None:
+        raise InputError(
+            f"Study {name!r} does not say where its dense model is: give --checkpoint."
+        )
+    model = load_model_again(
+        source or {"arguments": {}}, checkpoint=places.checkpoint, start=places.start
+    )
+    if weights_hash(model) != settings.weights:
+        raise InputError(
+            f"The dense model here has other weights ({weights_hash(model)}) than study "
+            f"{name!r} was made with ({settings.weights}): give --checkpoint."
+        )
+    found, recorded = architecture_of(model), settings.architecture or {}
+    other = sorted(key for key in found.keys() & recorded.keys() if found[key] != recorded[key])
+    if other:
+        raise InputError(
+            f"The dense model here has the weights of study {name!r}, but computes something "
+            f"else ({', '.join(other)}): give --checkpoint."
+        )
+    return model
+
+
+def _images(record: StudyRecord, places: Places) -> ImageData:
+    """Load the images of a study.
+
+    Raises:
+        InputError: They are not where the study says, or they are other images.
+    """
+    name, source = record.name, record.origin.get("data")
+    if not source:
+        raise InputError(
+            f"Study {name!r} has images of the user's own: run the script that made it."
+        )
+    if record.settings.trainer is not None:
+        raise InputError(
+            f"Study {name!r} has a trainer of the user's own: run the script that made it."
+        )
+    _check_root(source, name, places.data)
+    images = load_images_again(source, root=places.data)
+    validation = record.settings.validation
+    if validation is None or not images.has_fingerprint(validation):
+        raise InputError(
+            f"The images here give another validation split ({images.fingerprint}) than study "
+            f"{name!r} was made with ({validation}): give --data."
+        )
+    return images
+
+
+def _check_root(source: Mapping[str, Any], study_name: str, data: str | Path | None) -> None:
+    """Refuse a folder of images that is not here: a loader might download into it."""
+    root = source.get("root")
+    if data is not None or "root" not in source:
+        return
+    if not isinstance(root, str) or not root or "\0" in root or not Path(root).is_dir():
+        raise InputError(
+            f"Study {short(study_name)!r} has its images in {short(root)!r}, which is no folder "
+            "here: give --data."
+        )
+
+
+# The options of a search, from the settings that it was stored as
+
+
+def _limit(settings: StudySettings) -> Budget | Tolerance:
+    if settings.budget is not None:
+        return Budget(settings.budget)
+    assert settings.tolerance is not None  # StudyRecord.read checks it
+    if settings.confidence is None:  # version 0.1.0 did not store it
+        return Tolerance(settings.tolerance)
+    return Tolerance(settings.tolerance, settings.confidence)
+
+
+def _cost(record: StudyRecord) -> Cost:
+    cost = cost_named(record.settings.cost, latency_batch=record.settings.latency_batch)
+    return replace(cost, curves=record.latency) if isinstance(cost, Latency) else cost
+
+
+def _pruning(settings: StudySettings) -> Pruning:
+    if settings.criterion is not None:
+        raise InputError(
+            f"The study has a criterion of the user's own, {settings.criterion!r}: run the script "
+            "that made it."
+        )
+    pruning = pruning_options(
+        settings.pruned,
+        rule=None if settings.rule is None else CascadeRule(**settings.rule),
+        unit=cast(Any, settings.mhsa_unit),
+        repair=settings.repair,
+        allocation=cast(Any, settings.allocation),
+        round_to=settings.round_to,
+        by_cascade=settings.by_cascade,
+    )
+    if settings.ranges is None or isinstance(pruning, Structural):
+        return pruning
+    return replace(pruning, ranges=settings.ranges)
+
+
+def _options(settings: StudySettings) -> SearchOptions:
+    options = SearchOptions(
+        fixed_ratio=settings.strategy == "fixed",
+        noise=settings.noise,
+        iterative=settings.iterative,
+        seed=settings.seed,
+        calibration=CalibrationOptions(images=settings.calibration_images),
+    )
+    if settings.confirmations is None:  # version 0.1.0 did not store it
+        return options
+    return replace(options, confirmations=settings.confirmations)

@@ -1,0 +1,91 @@
+"""A model card in Markdown: what a pruned model is, where it comes from and how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vit_ratio_opt.space.costs import cost_label
+
+__all__ = ["card_path", "model_card"]
+
+
+def card_path(path: str | Path) -> Path:
+    """Return the path of the card of the model in ``path``."""
+    return Path(path).with_suffix(".md")
+
+
+def model_card(manifest: Mapping[str, Any], file: str) -> str:
+    """Return a model card in Markdown, with the front matter that Hugging Face's hub reads.
+
+    Args:
+        manifest: What the model's file says, with test accuracies, recipe and lineage, as
+            :func:`vit_ratio_opt.runs.final.finish` returns it.
+        file: Name of the model's file.
+    """
+    dense, recipe, lineage = manifest["dense"], manifest["recipe"], manifest["lineage"]
+    drop = dense["test_accuracy"] - manifest["test_accuracy"]
+    training = "It was not trained after pruning."
+    if recipe["epochs"]:
+        training = (
+            f"After pruning it was trained for {recipe['epochs']} epoch(s) on "
+            f"{manifest['dataset']} with AdamW at a peak learning rate of {recipe['lr']:g}, "
+            f"{recipe['distillation']:.0%} of the loss being distillation from the dense model."
+        )
+    origin = "Its two ratios were given by hand."
+    if lineage.get("study") is not None:
+        word = cost_label(manifest.get("cost", "macs")).word
+        limit = f"a budget of {manifest['budget']} of the {word}"
+        if manifest["budget"] is None:
+            limit = f"a tolerance of {manifest['tolerance']} points"
+        mhsa, ffn = manifest["mhsa_ratio"], manifest["ffn_ratio"]
+        origin = f"Its MHSA ratio {mhsa:.3f} and FFN ratio {ffn:.3f} are those of trial "
+        origin += f"{lineage['trial']} of study "
+        origin += f"{lineage['study']!r}, which searched within {limit}."
+        if lineage.get("search_expected") is not None:
+            origin += (
+                f" In the search the trial had {lineage['search_accuracy']:.2f} % on validation "
+                f"images, and {lineage['search_expected']:.2f} ± {lineage['search_error']:.2f} % "
+                "was expected of its pair."
+            )
+    validation = "Validation images were held out of the training images."
+    if manifest["images"].get("validation") == "test":
+        validation = (
+            "Validation images are one half of the test split, as the dense model has seen all "
+            "training images; the test accuracy is of the other half."
+        )
+    mean, std = (", ".join(f"{value:g}" for value in manifest[key]) for key in ("mean", "std"))
+    return f"""---
+library_name: vit_ratio_opt
+pipeline_tag: image-classification
+tags:
+- vision-transformer
+- pruning
+- timm
+---
+
+# {file}
+
+A `{manifest["model"]}` for the {len(manifest["classes"])} classes of {manifest["dataset"]} with \
+{manifest["mhsa_ratio"]:.1%} of its attention and {manifest["ffn_ratio"]:.1%} of its feed-forward \
+modules pruned. {origin} {training}
+
+| | FLOPs | parameters | validation % | test % |
+| --- | --- | --- | --- | --- |
+| dense | {dense["macs"]:,} | {dense["params"]:,} | {dense["val_accuracy"]:.2f} \
+| {dense["test_accuracy"]:.2f} |
+| pruned | {manifest["macs"]:,} ({manifest["macs_ratio"]:.1%}) | {manifest["params"]:,} \
+({manifest["params"] / dense["params"]:.1%}) | {manifest["val_accuracy"]:.2f} \
+| {manifest["test_accuracy"]:.2f} ({-drop:+.2f}) |
+
+1 FLOP is 1 multiply-add. {validation} The {manifest["test_images"]:,} test images were read once.
+
+```python
+import vit_ratio_opt as vro
+
+model, manifest = vro.load_pruned("{file}")  # a timm model in evaluation mode
+logits = model(images)  # (batch, channels, height, width), mean {mean}, std {std}
+classes = manifest["classes"]
+```
+"""

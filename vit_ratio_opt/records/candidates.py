@@ -1,0 +1,253 @@
+"""What the trials of a study say of the pairs that were trained."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from vit_ratio_opt.records.labels import MetricRecord
+from vit_ratio_opt.records.study import StudyRecord, record_of
+from vit_ratio_opt.records.trial import attribute
+from vit_ratio_opt.records.trials import (
+    DROP,
+    accuracy_of,
+    cost_ratio_of,
+    finished_trials,
+    has_tolerance,
+    pair_of,
+)
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.claims import is_surplus, value_of
+from vit_ratio_opt.search.margins import tolerance_answer
+from vit_ratio_opt.search.plan import Estimate, Pair
+
+__all__ = ["Candidate", "Estimates", "candidate_of", "estimate_pairs"]
+
+# The plan of a study with a tolerance that version 0.1.0 created: it stored none, and took every
+# pair's mean for its accuracy.
+_MEANS = {"noise": 0.0, "noise_is_known": True, "confidence": 0.5}
+
+_Values = Mapping[Pair, tuple[float, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A pair that was trained, with the estimate of its accuracy.
+
+    Args:
+        pair: MHSA ratio and FFN ratio.
+        trial: The trial whose model can be taken away: the first complete one of the pair.
+        trials: All trials that trained the pair, the first one first.
+        cost_ratio: Share of the dense model's cost that is left.
+        accuracy: Posterior mean of the validation accuracy in per cent.
+        error: Standard error of ``accuracy`` in percentage points.
+        own_accuracies: Validation accuracy of each training, in the order of ``trials``.
+        probability: Within a budget, probability that the pair is better than the fixed ratio's;
+            with a tolerance, probability that it keeps the tolerance.
+    """
+
+    pair: Pair
+    trial: FrozenTrial
+    trials: tuple[FrozenTrial, ...]
+    cost_ratio: float
+    accuracy: float
+    error: float
+    own_accuracies: tuple[float, ...]
+    probability: float
+
+    @property
+    def trained(self) -> int:
+        """How often the pair was trained to the end, not stopped early by an Optuna pruner."""
+        return sum(
+            trial.state == TrialState.COMPLETE or attribute(trial, "accuracy") is not None
+            for trial in self.trials
+        )
+
+    @property
+    def own_accuracy(self) -> float:
+        """Mean validation accuracy of the pair's own trainings in per cent."""
+        return fmean(self.own_accuracies)
+
+    def value_of(self, trial: FrozenTrial) -> float:
+        """Return the validation accuracy of one of the pair's trials in per cent."""
+        numbers = [other.number for other in self.trials]
+        return self.own_accuracies[numbers.index(trial.number)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimates:
+    """Estimates of all pairs that were trained.
+
+    The values of ``estimates`` become accuracies by ``offset + sign * value``.
+
+    Args:
+        best: The pair of the answer; None for the dense model, or where no pair is complete.
+        estimates: Estimate of each pair.
+        trials: Trials of each pair.
+        accuracies: Accuracy of each training of each pair.
+        offset: Accuracy at the value 0.
+        sign: -1 where smaller metrics are better.
+        dense_accuracy: Accuracy of the dense model, if it is known.
+        baseline: The fixed ratio's pair, where the search begins with it.
+        confidence: Probability with which the answer has to keep the tolerance; None within a
+            budget.
+        metric: What trials are measured by.
+    """
+
+    best: Pair | None
+    estimates: dict[Pair, Estimate]
+    trials: dict[Pair, list[FrozenTrial]]
+    accuracies: dict[Pair, tuple[float, ...]]
+    offset: float
+    sign: float
+    dense_accuracy: float | None
+    baseline: Pair | None
+    confidence: float | None
+    metric: MetricRecord
+
+    def candidate(self, pair: Pair | None) -> Candidate | None:
+        """Return a pair with its estimate; None where the pair has none."""
+        estimate = None if pair is None else self.estimates.get(pair)
+        if estimate is None:
+            return None
+        trials = self.trials[estimate.pair]
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        trial = (complete or trials)[0]
+        return Candidate(
+            pair=estimate.pair,
+            trial=trial,
+            trials=tuple(trials),
+            cost_ratio=cost_ratio_of(trial),
+            accuracy=self.offset + self.sign * estimate.mean,
+            error=estimate.error,
+            own_accuracies=self.accuracies[estimate.pair],
+            probability=estimate.probability,
+        )
+
+
+def candidate_of(study: Study, trial: FrozenTrial) -> Candidate | None:
+    """Return the pair of a trial with its estimate; None where the pair has none."""
+    estimates = estimate_pairs(study)
+    return None if estimates is None else estimates.candidate(pair_of(trial))
+
+
+def estimate_pairs(study: Study) -> Estimates | None:
+    """Return estimates of all pairs that were trained, or None before any was trained."""
+    record, is_tolerance = record_of(study), has_tolerance(study)
+    sign = 1.0 if is_tolerance or study.direction == StudyDirection.MAXIMIZE else -1.0
+    trials, values = _values(study, DROP if is_tolerance else None, sign)
+    if not trials:
+        return None
+    complete = {
+        pair
+        for pair, found in trials.items()
+        if any(trial.state == TrialState.COMPLETE for trial in found)
+    }
+    first = next(iter(trials.values()))[0]
+    offset, baseline, confidence = 0.0, None, None
+    dense = _dense_accuracy(study, first)
+    if not is_tolerance:
+        search = BudgetSearch.from_json({"dense": dense, **_curve(record.plan, values)})
+        best, estimates = search.answer(values, complete=complete), search.estimates(values)
+        baseline = search.baseline
+    else:
+        dense = 0.0 if dense is None else dense
+        tolerance = _tolerance(record, first)
+        costs = {pair: _planned_cost_ratio(found[0]) for pair, found in trials.items()}
+        plan = record.plan or {"tolerance": tolerance, "scale": _largest(record), **_MEANS}
+        best, estimates = tolerance_answer(
+            plan, values, lambda *pair: costs[pair], complete=complete
+        )
+        offset, confidence = dense - tolerance, float(plan["confidence"])
+    return Estimates(
+        best=None if best is None else best.pair,
+        estimates=estimates,
+        trials=trials,
+        accuracies={
+            pair: tuple(
+                _own_accuracy(trial, offset + sign * value)
+                for trial, value in zip(trials[pair], found, strict=True)
+            )
+            for pair, found in values.items()
+        },
+        offset=offset,
+        sign=sign,
+        dense_accuracy=dense,
+        baseline=baseline,
+        confidence=confidence,
+        metric=record.metric,
+    )
+
+
+def _values(
+    study: Study, constraint: str | None, sign: float
+) -> tuple[dict[Pair, list[FrozenTrial]], dict[Pair, tuple[float, ...]]]:
+    """Return the trials of each pair, and what a search learns from them."""
+    trials: defaultdict[Pair, list[FrozenTrial]] = defaultdict(list)
+    values: defaultdict[Pair, tuple[float, ...]] = defaultdict(tuple)
+    for trial in finished_trials(study):
+        surplus = is_surplus(trial) and trial.state != TrialState.COMPLETE
+        value = value_of(trial, trial.state, trial.values, constraint, sign)
+        if not surplus and value is not None and math.isfinite(value):
+            trials[pair_of(trial)].append(trial)
+            values[pair_of(trial)] += (value,)
+    return dict(trials), dict(values)
+
+
+def _dense_accuracy(study: Study, trial: FrozenTrial) -> float | None:
+    """Return the dense model's validation accuracy, from the study or from one of its trials."""
+    record = record_of(study)
+    if record.dense.val_accuracy is not None:
+        return float(record.dense.val_accuracy)
+    drop, accuracy = attribute(trial, DROP), accuracy_of(trial, study)
+    if drop is None and record.has_tolerance and record.limit is not None:
+        drop = trial.constraints[DROP] + (record.limit.tolerance or 0.0)
+    if accuracy is None or drop is None:
+        return None
+    return accuracy + float(drop)
+
+
+def _own_accuracy(trial: FrozenTrial, otherwise: float) -> float:
+    accuracy = attribute(trial, "accuracy")
+    return otherwise if accuracy is None else float(accuracy)
+
+
+def _tolerance(record: StudyRecord, trial: FrozenTrial) -> float:
+    """Return the tolerance in points: of the limit, else of the plan, else of a trial."""
+    if record.limit is not None and record.limit.tolerance is not None:
+        return float(record.limit.tolerance)
+    if record.plan is not None and "tolerance" in record.plan:
+        return float(record.plan["tolerance"])
+    return float((attribute(trial, DROP) or 0.0) - trial.constraints[DROP])
+
+
+def _curve(stored: Mapping[str, Any] | None, observed: _Values) -> Mapping[str, Any]:
+    """Return the stored plan; without a curve, a plan of the pairs that were tried."""
+    if stored is not None and stored.get("curve") is not None:
+        return stored
+    least: list[Pair] = []
+    for pair in sorted(observed):
+        if not least or pair[0] > least[-1][0]:
+            while least and least[-1][1] < pair[1]:
+                least.pop()
+            least.append(pair)
+    return {"curve": least, "noise": 0.0, "noise_is_known": True}
+
+
+def _largest(record: StudyRecord) -> list[float]:
+    """Return the largest ratios that the study may try."""
+    saved = record.saved
+    return [saved[name][-1][0] or 1.0 if saved else 1.0 for name in ("mhsa_ratio", "ffn_ratio")]
+
+
+def _planned_cost_ratio(trial: FrozenTrial) -> float:
+    """Return the cost that the search knew before training; a model may come out smaller."""
+    planned = attribute(trial, "planned_cost_ratio")
+    return cost_ratio_of(trial) if planned is None else float(planned)

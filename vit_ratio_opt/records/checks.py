@@ -1,0 +1,205 @@
+"""Check everything that is read of the attributes of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.records.labels import CostRecord, LimitRecord, MetricRecord
+from vit_ratio_opt.records.settings import StudySettings
+from vit_ratio_opt.records.typed import shorten, typed
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.noise import Noise
+from vit_ratio_opt.space.pairs import RatioPair
+
+__all__ = ["attribute_of", "check_attributes"]
+
+_Pairs = tuple[tuple[float, float], ...]
+# Attributes that are dictionaries, with the types of the entries that are read. An entry that may
+# be None may be missing.
+_ENTRIES: dict[str, dict[str, Any]] = {
+    "dense": {
+        "macs": int,
+        "params": int,
+        "val_accuracy": float,
+        "blocks": tuple[tuple[int, int, int], ...] | None,
+        "tokens": int | None,
+    },
+    "origin": {
+        "model": dict[str, Any] | None,
+        "data": dict[str, Any] | None,
+        "checkpoints": str | None,
+        "artifacts": str | None,
+    },
+    "plan": {
+        "curve": _Pairs | None,
+        "baseline": tuple[float, float] | None,
+        "start": tuple[float, float] | None,
+        "noise": float,
+        "noise_is_known": bool | None,
+        "confirmations": int | None,
+        "dense": float | None,
+        "tolerance": float | None,
+        "scale": tuple[float, float] | None,
+        "confidence": float | None,
+    },
+    "latency": {
+        "rest": float,
+        "mhsa": _Pairs,
+        "ffn": _Pairs,
+        "error": float,
+        "device": str,
+        "batch": int,
+        "threads": int,
+    },
+    "tested": {
+        "trial": int | None,
+        "accuracy": float | None,
+        "accuracies": dict[str, float] | None,
+        "dense": float | None,
+        "baseline": dict[str, Any] | None,
+        "dense_ms": float | None,
+        "pruned_ms": float | None,
+        "device": str | None,
+    },
+}
+_OTHERS: dict[str, Any] = {
+    "versions": dict[str, str],
+    "device": str,
+    "screened": tuple[tuple[float, float, float], ...],
+    "path": _Pairs,
+    "saved": dict[str, _Pairs] | None,
+    "dense_full_test_accuracy": float,
+}
+_REQUIRED = ("dense", "versions", "device")
+
+
+def check_attributes(
+    attributes: Mapping[str, Any], settings: StudySettings | None, *, is_old: bool = False
+) -> None:
+    """Refuse attributes of which a report or the answer cannot be made.
+
+    Args:
+        attributes: The user attributes of the study.
+        settings: The settings among them; None in a study of an objective of the user's own,
+            which stores ``plan`` and ``limit`` and as much of the rest as it likes.
+        is_old: Whether the study is one of version 0.1.0, whose plans are smaller.
+
+    Raises:
+        InputError: An attribute is missing, of another type, or contradicts the settings.
+    """
+    required = {"plan"}
+    if settings is not None:
+        required = {*_REQUIRED, *(() if is_old else ("plan",))}
+        required |= {"latency"} if settings.cost == "latency" else set()
+    for key in required | (attributes.keys() & (_ENTRIES.keys() | _OTHERS.keys())):
+        _check(key, attribute_of(attributes, key), is_partial=settings is None)
+    if "metric" in attributes:
+        MetricRecord.from_json(attributes["metric"])
+    if "cost" in attributes:
+        CostRecord.from_json(attributes["cost"])
+    _check_meaning(attributes)
+    if settings is None:
+        _check_plan(attributes["plan"], LimitRecord.from_json(attributes.get("limit")))
+        return
+    if (settings.budget is None) == (settings.tolerance is None):
+        raise InputError("The settings must have either `budget` or `tolerance`.")
+    limit = LimitRecord(settings.budget, settings.tolerance, settings.confidence)
+    if not is_old:
+        _check_plan(attributes["plan"], limit, confirmations=settings.confirmations)
+    elif "plan" in attributes:
+        _check_old_plan(attributes["plan"], is_budget=settings.budget is not None)
+
+
+def attribute_of(attributes: Mapping[str, Any], key: str) -> Any:
+    """Return an attribute of a study.
+
+    Raises:
+        InputError: The study does not have it.
+    """
+    if key not in attributes:
+        raise InputError(f"It has no attribute `{key}`.")
+    return attributes[key]
+
+
+def _check(key: str, value: Any, *, is_partial: bool) -> None:
+    if key in _OTHERS:
+        typed(f"The attribute `{key}`", value, _OTHERS[key])
+        return
+    if not isinstance(value, Mapping):
+        raise InputError(f"The attribute `{key}` must be a JSON object, but is {shorten(value)}.")
+    for name, hint in _ENTRIES[key].items():
+        if name in value or not is_partial or key not in ("dense", "plan"):
+            typed(f"`{name}` of the attribute `{key}`", value.get(name), hint)
+
+
+def _check_meaning(attributes: Mapping[str, Any]) -> None:
+    """Refuse values of the right types that mean nothing.
+
+    Raises:
+        InputError: With the first of them.
+    """
+    saved = attributes.get("saved")
+    if saved is not None and not all(saved.get(name) for name in RatioPair._fields):
+        raise InputError("The attribute `saved` has no pairs for one of the ratios.")
+    for name, values in (("dense", ("macs", "params")), ("latency", ("mhsa", "ffn"))):
+        for value in values if name in attributes else ():
+            if value in attributes[name] and not attributes[name][value]:
+                raise InputError(f"`{value}` of the attribute `{name}` is empty or 0.")
+
+
+def _check_old_plan(plan: Mapping[str, Any], *, is_budget: bool) -> None:
+    """Refuse a plan of version 0.1.0 of which the answer cannot be made.
+
+    Raises:
+        InputError: An entry is missing or None.
+    """
+    entries = ["curve"] if is_budget else ["tolerance", "scale", "noise_is_known", "confidence"]
+    entries += ["confirmations"] if "confirmations" in plan else []
+    missing = [name for name in ("noise", *entries) if plan.get(name) is None]
+    if missing:
+        raise InputError(f"The attribute `plan` has no `{missing[0]}`.")
+    if is_budget:
+        BudgetSearch.from_json(plan)
+
+
+def _check_plan(
+    plan: Mapping[str, Any], limit: LimitRecord, *, confirmations: int | None = None
+) -> None:
+    """Refuse a plan of which the answer cannot be made.
+
+    Args:
+        plan: The attribute ``plan``.
+        limit: The limit of the study.
+        confirmations: The settings' number of confirmations; None where there are no settings.
+
+    Raises:
+        InputError: An entry is missing, or contradicts limit or settings.
+    """
+    if limit.other is not None and not {"curve", "tolerance"} & plan.keys():
+        return  # a search of the user's own
+    is_budget = "curve" in plan if limit.other is not None else limit.tolerance is None
+    entries = ["noise", "noise_is_known"]
+    entries += ["curve", "baseline", "start", "confirmations", "dense"] if is_budget else []
+    entries += [] if is_budget else ["tolerance", "scale", "confidence"]
+    missing = [name for name in entries if name not in plan]
+    if missing:
+        raise InputError(f"The attribute `plan` has no `{missing[0]}`.")
+    wanted = {"tolerance": limit.tolerance, "confidence": limit.confidence}
+    if is_budget:
+        wanted = {"confirmations": confirmations}
+    for name, value in wanted.items():
+        if plan[name] != value and value is not None:
+            raise InputError(
+                f"`{name}` of the attribute `plan` is {shorten(plan[name])}, but that of the "
+                f"settings {shorten(value)}."
+            )
+    if is_budget:
+        BudgetSearch.from_json(plan)
+    elif plan["scale"] is None or not min(plan["scale"]) > 0:
+        raise InputError(
+            f"`scale` of the attribute `plan` must be two numbers above 0, but is "
+            f"{shorten(plan['scale'])}."
+        )
+    Noise(plan["noise"])

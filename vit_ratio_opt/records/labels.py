@@ -1,0 +1,183 @@
+"""What a study calls its cost, its metric and its limit."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.records.typed import shorten, typed
+from vit_ratio_opt.space.costs import cost_label
+
+__all__ = ["ACCURACY", "CHANGE", "MACS", "CostRecord", "LimitRecord", "MetricRecord", "below"]
+
+
+@dataclass(frozen=True)
+class CostRecord:
+    """What a budget is a share of, and what a search with a tolerance minimises.
+
+    Args:
+        name: The name in settings and on the command line, such as ``"macs"``.
+        word: The word in sentences and tables, such as ``"FLOPs"``.
+        constraint: The name of the constraint of a trial.
+    """
+
+    name: str = "macs"
+    word: str = "FLOPs"
+    constraint: str = "flops"
+
+    @classmethod
+    def named(cls, name: str) -> CostRecord:
+        """Return the record of a cost of this package; any other is called by its name."""
+        label = cost_label(name)
+        return cls(label.name, label.word, label.constraint)
+
+    @classmethod
+    def from_json(cls, stored: object) -> CostRecord:
+        """Return the record of the attribute ``cost``.
+
+        Raises:
+            InputError: A part is missing or no text.
+        """
+        return cls(**_entries("cost", stored, {"name": str, "word": str, "constraint": str}))
+
+
+@dataclass(frozen=True)
+class MetricRecord:
+    """What a trial is measured by.
+
+    Args:
+        name: The name in sentences and tables.
+        unit: The unit, ``"%"``, or empty without one.
+        larger_is_better: Whether the study looks for large values.
+    """
+
+    name: str = "accuracy"
+    unit: str = "%"
+    larger_is_better: bool = True
+
+    @classmethod
+    def from_json(cls, stored: object) -> MetricRecord:
+        """Return the record of the attribute ``metric``.
+
+        Raises:
+            InputError: A part is missing or of another type.
+        """
+        return cls(**_entries("metric", stored, {"name": str, "unit": str, **_LARGER}))
+
+    @property
+    def label(self) -> str:
+        """The name in sentences, such as ``validation accuracy``."""
+        return self.name if self.name == "value" else f"validation {self.name}"
+
+    @property
+    def title(self) -> str:
+        """The name at the beginning of a sentence."""
+        name = self.name
+        return f"{name[:1].upper()}{name[1:]}" if name.islower() else name
+
+    @property
+    def heading(self) -> str:
+        """The short name in tables, such as ``val %``."""
+        return f"val {self.unit}" if self == ACCURACY else self.name
+
+    @property
+    def axis(self) -> str:
+        """The name on an axis, such as ``validation accuracy, %``."""
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    @property
+    def points(self) -> str:
+        """The unit of a difference, with a space before it."""
+        return " points" if self.unit == "%" else f" {self.unit}".rstrip()
+
+    def text(self, value: float, *, error: float | None = None) -> str:
+        """Return a value with its unit, and with its standard error if there is one."""
+        shown = f"{self.number(value)}" + ("" if error is None else f" ± {self.number(error)}")
+        return f"{shown} {self.unit}".rstrip()
+
+    def number(self, value: float) -> str:
+        """Return a value without its unit."""
+        return f"{value:.2f}" if self.unit == "%" else f"{value:.4g}"
+
+    def gain(self, difference: float) -> str:
+        """Return a difference of two values with its sign and unit."""
+        shown = f"{difference:+.2f}" if self.unit == "%" else f"{difference:+.4g}"
+        return f"{shown}{self.points}"
+
+
+MACS = CostRecord()
+"""The cost of a study that does not name one."""
+
+ACCURACY = MetricRecord()
+"""The metric of this package's own training."""
+
+CHANGE = MetricRecord("change of accuracy", "points")
+"""The metric of a tolerance where the accuracy of the dense model is unknown."""
+
+
+@dataclass(frozen=True)
+class LimitRecord:
+    """The limit of a study, one of three.
+
+    Args:
+        budget: Largest share of the dense model's cost.
+        tolerance: Largest loss of accuracy, in percentage points.
+        confidence: Probability with which the answer has to keep the tolerance.
+        other: Name of the class of a limit, or of a search, of the user's own.
+        cost: Name of the cost, where the sampler has written it.
+        macs: MACs of the dense model, where the sampler has written them.
+    """
+
+    budget: float | None = None
+    tolerance: float | None = None
+    confidence: float | None = None
+    other: str | None = None
+    cost: str | None = None
+    macs: int | None = None
+
+    @classmethod
+    def from_json(cls, stored: object) -> LimitRecord:
+        """Return the record of the attribute ``limit``.
+
+        Raises:
+            InputError: It has not exactly one of ``budget``, ``tolerance`` and ``other``, or a
+                part is of another type.
+        """
+        hints = typing.get_type_hints(cls)
+        limit = cls(**_entries("limit", stored, hints))
+        if [limit.budget, limit.tolerance, limit.other].count(None) != 2:
+            raise InputError("The attribute `limit` must have either `budget` or `tolerance`.")
+        return limit
+
+    def text(self, word: str) -> str:
+        """Return the limit in words, such as ``at most 60 % of the FLOPs``.
+
+        Args:
+            word: The word for the cost.
+        """
+        if self.budget is not None:
+            return f"at most {100 * self.budget:g} % of the {word}"
+        if self.tolerance is None:
+            return f"a limit of its own, {self.other}"
+        return f"at most {self.tolerance:g} points of accuracy lost"
+
+
+def below(value: float, limit: float) -> str:
+    """Return a number with as many digits as it takes to be below a limit."""
+    digits = next((n for n in range(2, 6) if round(value, n) < limit), 6)
+    return f"{value:.{digits}f}"
+
+
+_LARGER = {"larger_is_better": bool}
+
+
+def _entries(key: str, stored: object, hints: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(stored, Mapping):
+        raise InputError(f"The attribute `{key}` must be a JSON object, but is {shorten(stored)}.")
+    return {
+        name: typed(f"`{name}` of the attribute `{key}`", stored.get(name), hint)
+        for name, hint in hints.items()
+    }

@@ -1,0 +1,70 @@
+"""The lines that a running search prints: where it begins, and one for each trial."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from vit_ratio_opt.records.trials import cost_word, finished_trials
+from vit_ratio_opt.runs.task import screened_best
+
+__all__ = ["describe_start", "describe_trial"]
+
+
+def describe_start(study: Study, n_trials: int | None) -> Iterator[str]:
+    """Yield lines that say where the search begins, or that it is resumed.
+
+    Args:
+        study: The study.
+        n_trials: Trained trials that it is to have in all, if that is known.
+    """
+    done = len(finished_trials(study))
+    if done:
+        of_all = "" if n_trials is None else f" of {n_trials}"
+        yield f"resuming {study.study_name!r}: {done}{of_all} trials are done, none repeated"
+    if study.get_trials(deepcopy=False):
+        return
+    baseline = study.user_attrs.get("plan", {}).get("baseline")
+    if baseline is not None:
+        yield f"begins with the fixed ratio {baseline[0]:.3f}, the baseline of this study"
+    best = screened_best(study.user_attrs)
+    if best is not None:
+        seen = len(study.user_attrs["screened"])
+        begins = "begins" if baseline is None else "continues"
+        yield (
+            f"{begins} with mhsa_ratio {best[0]:.3f}, ffn_ratio {best[1]:.3f}: the best of {seen} "
+            "pairs before any training"
+        )
+    path = study.user_attrs.get("path", [])
+    if path:
+        word = cost_word(study)
+        yield f"begins along {len(path)} pairs, the likeliest of their {word} before any training"
+
+
+def describe_trial(study: Study, trial: FrozenTrial, n_trials: int | None) -> str:
+    """Return a line about a trial that has ended.
+
+    Args:
+        study: The study of the trial.
+        trial: The trial.
+        n_trials: Trained trials that the study is to have in all, if that is known.
+    """
+    attributes = trial.user_attrs
+    ratios = "  ".join(f"{name} {value:.3f}" for name, value in trial.params.items())
+    text = f"trial {trial.number:3d}  {ratios}"
+    share = attributes.get("macs_ratio")  # unknown before the pair is
+    text += "  FLOPs -" if share is None else f"  FLOPs {share:.3f}"
+    if "cost_ratio" in attributes:
+        text += f"  {cost_word(study)} {attributes['cost_ratio']:.3f}"
+    if "accuracy_drop" not in attributes or "seconds" not in attributes:
+        why = f": {attributes['failure']}" if "failure" in attributes else ""
+        return f"{text}  {trial.state.name.lower()}{why}"
+    limit = "" if trial.state == TrialState.COMPLETE else ", over the tolerance"
+    of_all = "" if n_trials is None else f" of {n_trials}"
+    return (
+        f"{text}  accuracy {attributes['accuracy_pruned']:.2f} -> {attributes['accuracy']:.2f} % "
+        f"({0.0 - round(attributes['accuracy_drop'], 2):+.2f}{limit})  "
+        f"{attributes['seconds']:.1f} s  ({len(finished_trials(study))}{of_all})"
+    )

@@ -1,0 +1,62 @@
+"""Find the trial that an iterative trial starts from, and its model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import optuna
+from optuna.trial import FrozenTrial, Trial
+
+from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.records.trials import finished_trials
+from vit_ratio_opt.runs.contracts import PrunerProtocol
+from vit_ratio_opt.runs.lineage import nearest_parents
+from vit_ratio_opt.runs.resume import pair_of
+from vit_ratio_opt.runs.trial_models import read_artifact
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.utils.failures import is_storage_error, reason
+
+if TYPE_CHECKING:
+    from vit_ratio_opt._compat import ArtifactStore
+
+__all__ = ["find_parent"]
+
+_logger = optuna.logging.get_logger(f"optuna.{__name__}")
+
+
+def find_parent(
+    trial: Trial, pair: RatioPair, pruner: PrunerProtocol, store: ArtifactStore | None
+) -> tuple[FrozenTrial | None, ViT | None]:
+    """Return the nearest finished trial that pruned neither module more, and its model.
+
+    A trial whose model cannot be read is passed over, with a warning.
+
+    Args:
+        trial: The trial that is to start from the model.
+        pair: Its pair.
+        pruner: Knows the space and the dense model.
+        store: The artifact store with the models.
+
+    Returns:
+        None and None where the dense model is to be started from.
+    """
+    if store is None:
+        return None, None
+    by_number = {other.number: other for other in finished_trials(trial.study)}
+    pairs = {number: pair_of(other) for number, other in by_number.items()}
+    for number in nearest_parents(pruner.space, pair, pairs):
+        parent = by_number[number]
+        if parent.user_attrs.get("checkpoint") is None:
+            continue  # ended early by a pruner: it kept no model
+        try:
+            name, storage = trial.study.study_name, trial.storage
+            model = read_artifact(parent, name, storage, pruner.dense, store)
+            return parent, model.to(pruner.device)
+        except Exception as error:  # a store raises whatever its client does
+            if is_storage_error(error):
+                raise
+            _logger.warning(
+                f"Trial {trial.number} cannot start from trial {number}, whose model cannot be "
+                f"read: {type(error).__name__}: {reason(error)}"
+            )
+    return None, None

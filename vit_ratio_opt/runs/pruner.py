@@ -1,0 +1,129 @@
+"""Prune within an objective of one's own, in Optuna's usual style."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import optuna
+from optuna.study import Study
+from optuna.trial import BaseTrial
+
+from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.copies import copy_for_training
+from vit_ratio_opt.models.shape import check_all_tokens, shape_of
+from vit_ratio_opt.pruning.options import CalibrationOptions, Pruning
+from vit_ratio_opt.pruning.pruner import Batch, ModelPruner
+from vit_ratio_opt.records.trial import write_trial
+from vit_ratio_opt.runs.suggest import suggest_pair
+from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.space.costs import MACS, Cost
+
+__all__ = ["Pruner"]
+
+
+class Pruner(ModelPruner):
+    """Prune a dense ViT in trials of an objective of one's own.
+
+    Args:
+        dense: The dense, fine-tuned ViT. It is copied; the copy is in float32 and on the same
+            device.
+        images: Calibration images: batches ``(batch, channels, height, width)``, normalised as
+            for training, on the model's device, alone or with their labels.
+        pruning: What is pruned: :class:`~vit_ratio_opt.Structural` by default.
+        cost: What a budget is a share of; multiply-adds by default.
+        calibration: How many of the images are used, and where the calibration is cached.
+        seed: Random seed of the calibration.
+
+    Raises:
+        UnsupportedModelError: The model cannot be pruned.
+
+    Example:
+        >>> pruner = vro.Pruner(dense, images)
+        >>> def objective(trial):
+        ...     model = pruner.suggest(trial, vro.Budget(0.6))
+        ...     return train_and_validate(model, lr=trial.suggest_float("lr", 1e-5, 1e-3))
+    """
+
+    def __init__(
+        self,
+        dense: ViT,
+        images: Iterable[Batch] | Callable[[], Iterable[Batch]],
+        *,
+        pruning: Pruning | None = None,
+        cost: Cost = MACS,
+        calibration: CalibrationOptions | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            copy_for_training(check_all_tokens(dense)).eval(),
+            images,
+            pruning=pruning,
+            cost=cost,
+            calibration=calibration,
+            seed=seed,
+        )
+
+    def suggest(self, trial: BaseTrial, limit: Budget | Tolerance) -> ViT:
+        """Suggest both ratios of a trial and return the pruned, untrained model.
+
+        The trial's attributes say what the model costs, so that reports can show it.
+
+        Args:
+            trial: The trial, whose sampler proposes the pair.
+            limit: With a budget, a pair over it ends the trial before anything is pruned.
+
+        Raises:
+            TrialPruned: The pair is over the budget or not in the space, or the sampler has
+                nothing left to learn.
+        """
+        if isinstance(trial, optuna.Trial):
+            self._describe_study(trial.study)
+        suggestion = suggest_pair(trial, self.space, limit)
+        model = self.prune(suggestion.pair)
+        shape = shape_of(model)
+        sizes: dict[str, Any] = {"params": shape.params, "blocks": shape.block_sizes}
+        if shape.block_tokens:
+            sizes["tokens"] = [list(counts) for counts in shape.block_tokens]
+        if shape.macs != suggestion.macs:  # not every size is possible: the model is smaller
+            sizes["planned_cost_ratio"] = suggestion.cost_ratio
+            sizes |= {"macs": shape.macs, "macs_ratio": shape.macs / self.shape.macs}
+        write_trial(trial, **sizes)
+        return model
+
+    def result(
+        self, trial: BaseTrial, limit: Budget | Tolerance, accuracy: float, dense_accuracy: float
+    ) -> float:
+        """Record the accuracy of a trained model and return the value of the trial.
+
+        Within a budget that is the accuracy itself. With a tolerance it is the share of the cost
+        that is left, in a study that is minimised.
+
+        Args:
+            trial: The trial.
+            limit: The limit of the search.
+            accuracy: Accuracy of the trained model, in per cent.
+            dense_accuracy: Accuracy of the dense model on the same images, in per cent.
+
+        Raises:
+            TrialPruned: The model loses more than the tolerance.
+        """
+        drop = dense_accuracy - accuracy
+        write_trial(trial, accuracy=accuracy, accuracy_drop=drop)
+        if isinstance(limit, Budget):
+            return accuracy
+        trial.set_constraint("accuracy_drop", drop - limit.points)
+        if drop > limit.points:
+            raise optuna.TrialPruned(f"{drop:.2f} points lost, over {limit.points}.")
+        attributes = trial.user_attrs
+        return float(attributes.get("cost_ratio", attributes["macs_ratio"]))
+
+    def _describe_study(self, study: Study) -> None:
+        """Record once what a reader of the study needs about the dense model."""
+        if "dense" in study.user_attrs:
+            return
+        shape, cost = self.shape, self.space.cost
+        label = {"name": cost.name, "word": cost.word, "constraint": cost.constraint}
+        study.set_user_attr("cost", label)
+        sizes = {"blocks": shape.block_sizes, "tokens": shape.tokens}
+        study.set_user_attr("dense", {"macs": shape.macs, "params": shape.params, **sizes})

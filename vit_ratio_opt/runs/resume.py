@@ -1,0 +1,56 @@
+"""Resume an interrupted training: what an earlier trial of the same pair and seed left."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from optuna.trial import BaseTrial, FrozenTrial
+
+from vit_ratio_opt.records.trial import write_trial
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.training.context import TrainingDiverged
+
+__all__ = ["copy_progress", "next_seed", "pair_of"]
+
+# What an interrupted trial has recorded before its training.
+_KNOWN = ("params", "blocks", "tokens", "parent_trial", "total_epochs", "accuracy_pruned")
+
+
+def copy_progress(trial: BaseTrial, earlier: FrozenTrial) -> None:
+    """Record in ``trial`` what an interrupted trial had recorded when its state was saved."""
+    epoch = earlier.user_attrs["training_state"]["epoch"]
+    known: dict[str, Any] = {
+        name: earlier.user_attrs[name] for name in _KNOWN if name in earlier.user_attrs
+    }
+    write_trial(
+        trial,
+        **known,
+        losses=earlier.user_attrs["losses"][:epoch],  # later epochs are trained again
+        resumed_from={"trial": earlier.number, "epoch": epoch},
+    )
+    for step, value in earlier.intermediate_values.items():
+        if step <= epoch:
+            trial.report(value, step)
+
+
+def next_seed(
+    seed: int, pair: RatioPair, trials: list[FrozenTrial], finished: list[FrozenTrial]
+) -> int:
+    """Return the seed of the next training of a pair.
+
+    Pairs differ in nothing but the pair: each is first trained with ``seed``, and with the next
+    one after each training that finished or diverged.
+    """
+    trained = [trial for trial in finished if pair_of(trial) == pair]
+    diverged = [trial for trial in trials if _has_diverged(trial) and pair_of(trial) == pair]
+    return seed + len(trained) + len(diverged)
+
+
+def pair_of(trial: FrozenTrial) -> RatioPair:
+    """Return the pair of a trial, with NaN for a ratio that it does not have."""
+    return RatioPair(*(trial.params.get(name, math.nan) for name in RatioPair._fields))
+
+
+def _has_diverged(trial: FrozenTrial) -> bool:
+    return str(trial.user_attrs.get("failure", "")).startswith(TrainingDiverged.__name__)

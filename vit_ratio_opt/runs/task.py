@@ -1,0 +1,94 @@
+"""What a search has to know for its study to be created, resumed and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any, Literal, Protocol
+
+from optuna.samplers import BaseSampler
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.records.settings import StudySettings
+from vit_ratio_opt.records.study import StudyRecord, settings_of
+from vit_ratio_opt.search.plan import Pair
+
+__all__ = ["StudyTask", "check_settings", "package_versions", "screened_best"]
+
+# Packages whose modules may have other attributes in another version.
+_MODULE_PACKAGES = ("torch", "timm")
+
+
+class StudyTask(Protocol):
+    """A search whose study is created: :class:`vit_ratio_opt.Search` is one."""
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """Direction of the study."""
+
+    @property
+    def metric_name(self) -> str:
+        """Name of the value of a trial, for optuna-dashboard."""
+
+    def check(self) -> None:
+        """Raise an InputError if trials cannot be run or kept here."""
+
+    def settings_for(self, stored: StudySettings) -> StudySettings:
+        """Return the settings that this search has in a study with stored ones."""
+
+    def new_attributes(self) -> dict[str, Any]:
+        """Compute all attributes that a new study stores, in the order of writing."""
+
+    def missing_attributes(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """Compute what an earlier version of this package has not stored in a study."""
+
+    def adopt(self, record: StudyRecord) -> None:
+        """Adopt what a study has measured, since another machine measures something else."""
+
+    def sampler(self, attributes: Mapping[str, Any]) -> BaseSampler:
+        """Return the sampler of a study with these attributes."""
+
+
+def check_settings(task: StudyTask, study_name: str, attributes: Mapping[str, Any]) -> str | None:
+    """Refuse a study with other settings than the search's.
+
+    Returns:
+        A warning, where modules differ that another version of timm or torch has made.
+
+    Raises:
+        InputError: With the settings that differ; or it stores none.
+    """
+    if "settings" not in attributes:
+        raise InputError(
+            f"The storage has a study {study_name!r} not made by vit_ratio_opt: use another name."
+        )
+    try:
+        stored = settings_of(attributes)
+    except InputError as error:
+        raise InputError(f"Study {study_name!r}: {error} Use another study name.") from None
+    differences = stored.differences(task.settings_for(stored))
+    if [text.split()[0] for text in differences] == ["architecture.modules"]:
+        versions, before = package_versions(*_MODULE_PACKAGES), attributes.get("versions")
+        if isinstance(before, Mapping) and not versions.items() <= before.items():
+            return (
+                f"Study {study_name!r} was created with other versions of torch or timm. The "
+                "dense model has the same weights and properties, but its modules may differ."
+            )
+    if differences:
+        raise InputError(
+            f"Study {study_name!r} exists with other settings: {'; '.join(differences)}. "
+            "Use another study name, or the settings it was made with."
+        )
+    return None
+
+
+def package_versions(*packages: str) -> dict[str, str]:
+    """Return the installed version of each package."""
+    return {name: version(name) for name in packages}
+
+
+def screened_best(attributes: Mapping[str, Any]) -> Pair | None:
+    """Return the best pair of the screen among a study's attributes, the first of equal ones."""
+    seen = attributes.get("screened", [])
+    best = max(seen, key=lambda row: row[2], default=None)
+    return None if best is None else (best[0], best[1])

@@ -1,0 +1,93 @@
+"""Read the test split once: for the answer of a study, the dense model and the fixed ratio."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.latency.timing import time_models
+from vit_ratio_opt.records.answer import answer_of
+from vit_ratio_opt.records.trials import tested_accuracy
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.space.costs import Latency
+
+__all__ = ["test_answer"]
+
+
+def test_answer(study: Study, objective: PruningObjective) -> float | None:
+    """Return the test accuracy of the answer of a study in per cent; None without an answer.
+
+    The model of the answer's trial is tested, and that of the fixed ratio's trial where a search
+    within a budget has trained it. With the dense model as the answer, only that is tested. Each
+    model is tested once: the study keeps its accuracy in the attribute ``tested``. In a study of
+    latency, ``tested`` also has the milliseconds of a batch here, of the dense model and of the
+    answer.
+
+    Raises:
+        InputError: The trainer has no test data, no models were kept, or the file of a model is
+            gone.
+    """
+    answer = answer_of(study)
+    if answer is None:
+        return None
+    before = study.user_attrs.get("tested", {})
+    dense = tested_accuracy(study, None)
+    if dense is None:
+        dense = _test(objective, objective.pruner.dense)
+    known: dict[str, Any] = {"dense": dense, "accuracies": dict(before.get("accuracies") or {})}
+    if before.get("trial") is not None:
+        known["accuracies"][str(before["trial"])] = before["accuracy"]
+    tested = dict(known)
+    if answer.found is not None:
+        trial = answer.found.trial
+        tested |= {"trial": trial.number, "accuracy": _tested(study, objective, trial, known)}
+        if isinstance(objective.pruner.space.cost, Latency):
+            tested |= _latency(study, objective, trial)
+    baseline = answer.baseline
+    if baseline is not None and baseline.trial.state == TrialState.COMPLETE:
+        accuracy = _tested(study, objective, baseline.trial, known)
+        tested["baseline"] = {"trial": baseline.trial.number, "accuracy": accuracy}
+    if tested != before:
+        study.set_user_attr("tested", tested)
+    return float(tested.get("accuracy", dense))
+
+
+def _test(objective: PruningObjective, model: Any) -> float:
+    test = getattr(objective.trainer, "test", None)
+    if test is None:
+        raise InputError("The trainer has no test data: give it a method `test(model)`.")
+    return float(test(model))
+
+
+def _tested(
+    study: Study, objective: PruningObjective, trial: FrozenTrial, known: dict[str, Any]
+) -> float:
+    """Return the test accuracy of a trial's model; measure it only where it is not known."""
+    accuracies: dict[str, float] = known["accuracies"]
+    number = str(trial.number)
+    if number not in accuracies:
+        dense = objective.pruner.dense
+        model = objective.journal.model_of(trial, study, dense).to(objective.pruner.device)
+        accuracies[number] = _test(objective, model)
+        # At once: the file of another model may be gone.
+        study.set_user_attr("tested", {**study.user_attrs.get("tested", {}), **known})
+    return accuracies[number]
+
+
+def _latency(study: Study, objective: PruningObjective, trial: FrozenTrial) -> dict[str, Any]:
+    """Return the milliseconds of a batch, for the dense model and for a trial's."""
+    names, tested = ("dense_ms", "pruned_ms"), study.user_attrs.get("tested", {})
+    if tested.get("trial") == trial.number and "pruned_ms" in tested:
+        return {name: tested[name] for name in (*names, "device")}
+    pruner, cost = objective.pruner, objective.pruner.space.cost
+    assert isinstance(cost, Latency)
+    model = objective.journal.model_of(trial, study, pruner.dense).to(pruner.device)
+    precision = getattr(objective.trainer, "precision", None)
+    taken = time_models([pruner.dense, model], batch=cost.batch, precision=precision)
+    measured: dict[str, Any] = {
+        name: round(1e3 * seconds, 4) for name, seconds in zip(names, taken, strict=True)
+    }
+    return {**measured, "device": getattr(objective.trainer, "device_name", "unknown")}
