@@ -8,11 +8,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vit_ratio_opt.cli.command import DATA, OUTPUT, option
+from vit_ratio_opt.cli.command import Panel, option
 from vit_ratio_opt.cli.files import model_files
-from vit_ratio_opt.cli.options import (
-    ImageSizeOption,
-)
+from vit_ratio_opt.cli.options import ImageSizeOption
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.utils.files import check_outputs, check_writable
@@ -26,18 +24,18 @@ class ExportOptions:
 
     model: Annotated[Path, typer.Argument(help="Safetensors file of the model, pruned or dense.")]
     to: Annotated[
-        Literal["onnx", "torch-export", "torchscript"], option(OUTPUT, "Format of the file.")
+        Literal["onnx", "torch-export", "torchscript"], option(Panel.OUTPUT, "Format of the file.")
     ] = "onnx"
     output: Annotated[
-        Path | None, option(OUTPUT, "Path of the file; by default beside the model.")
+        Path | None, option(Panel.OUTPUT, "Path of the file; by default beside the model.")
     ] = None
     int8: Annotated[
         bool,
-        option(OUTPUT, "Write a second ONNX file in int8, and measure both.", "--int8"),
+        option(Panel.OUTPUT, "Write a second ONNX file in int8, and measure both.", "--int8"),
     ] = False
     data: Annotated[
         Path | None,
-        option(DATA, "Folder of the images, to measure accuracy on the study's test split."),
+        option(Panel.DATA, "Folder of the images, to measure accuracy on the study's test split."),
     ] = None
     image_size: ImageSizeOption = None
 
