@@ -1,4 +1,6 @@
+import contextlib
 import inspect
+import sqlite3
 import subprocess
 import sys
 
@@ -21,6 +23,7 @@ from vit_ratio_opt._compat import (
     optimize_logger,
     rdb_of,
     read_note,
+    study_names,
     tables,
 )
 from vit_ratio_opt.runs.database import REPEATABLE
@@ -75,6 +78,19 @@ def test_a_database_is_found_behind_the_cache():
     assert rdb_of(get_storage(database)) is database
     assert rdb_of(database) is database
     assert rdb_of(InMemoryStorage()) is None
+
+
+def test_names_are_listed_where_an_attribute_is_no_json(url):
+    storage = get_storage(RDBStorage(url))
+    for name in ("b", "a"):
+        optuna.create_study(study_name=name, storage=storage).set_user_attr("x", 1)
+    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:
+        database.execute("UPDATE study_user_attributes SET value_json = '{' WHERE study_id = 1")
+        database.commit()
+    with pytest.raises(ValueError, match="Expecting property name"):
+        storage.get_all_studies()
+    assert study_names(storage) == ["b", "a"]
+    assert study_names(InMemoryStorage()) == []
 
 
 def test_a_store_is_found_behind_the_one_that_tries_again(tmp_path):

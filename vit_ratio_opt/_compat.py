@@ -38,6 +38,7 @@ __all__ = [
     "optimize_logger",
     "rdb_of",
     "read_note",
+    "study_names",
     "tables",
 ]
 
@@ -82,6 +83,19 @@ def rdb_of(storage: BaseStorage) -> RDBStorage | None:
     if isinstance(storage, optuna.storages._CachedStorage):
         return storage._backend
     return storage if isinstance(storage, RDBStorage) else None
+
+
+def study_names(storage: BaseStorage) -> list[str]:
+    """Return the names of all studies without reading their attributes; none of other storages.
+
+    Optuna's listing fails if one attribute of one study is no JSON.
+    """
+    database = rdb_of(storage)
+    if database is None:
+        return []
+    names, number = tables().StudyModel.study_name, tables().StudyModel.study_id
+    with database.scoped_session() as session:
+        return [name for (name,) in session.query(names).order_by(number)]
 
 
 def tables() -> Any:

@@ -376,3 +376,38 @@ def test_every_place_names_the_same_pair_trial_and_accuracy(
     if limit == "budget":
         assert tested["baseline"]["trial"] == 0 == answer.baseline.trial.number
         assert study.trials[0].state == TrialState.COMPLETE
+
+
+def test_an_answer_is_read_in_a_few_lines(make_study):
+    study = make_study(planned=True, accuracies=ANOTHER_IS_BEST)
+    answer = answer_of(study)
+    found, fixed = answer.found, answer.baseline
+    lines = str(answer).splitlines()
+    assert lines == [
+        f"MHSA ratio {found.pair[0]:.3f}, FFN ratio {found.pair[1]:.3f} (trial 3, trained once)",
+        f"{100 * found.cost_ratio:.1f} % of the FLOPs",
+        f"{found.accuracy:.2f} ± {found.error:.2f} % validation accuracy expected, dense 80.00 %",
+        f"better than the fixed ratio {fixed.pair[0]:.3f} ({fixed.accuracy:.2f} ± "
+        f"{fixed.error:.2f} %, trial 0) with a probability of {found.probability:.2f}",
+    ]
+    assert repr(answer) == f"<Answer of study 'searched': {'; '.join(lines)}>"
+    assert "the fixed ratio itself" in str(
+        answer_of(make_study(planned=True, accuracies=FIXED_IS_BEST))
+    )
+    kept = make_study(budget=None, planned=True, accuracies=(79.9, 79.8, 79.7, 77.9, 76.0, 70.0))
+    assert "keeps the tolerance with a probability of" in str(answer_of(kept))
+    none = make_study(budget=None, planned=True, accuracies=(77.0,) * 6)
+    assert str(answer_of(none)).startswith("The dense model: no pair keeps the tolerance with")
+
+
+def test_an_answer_loads_the_model_of_its_trial(make_study):
+    answer = answer_of(make_study(planned=True, accuracies=ANOTHER_IS_BEST))
+    with pytest.raises(InputError, match=r"use `Search.answer\(study\)`"):
+        answer.load_model()
+    bound = answer.bind(lambda trial: f"model of {trial.number}")
+    assert bound.load_model() == "model of 3"
+    assert bound == answer
+    assert repr(bound) == repr(answer)
+    none = make_study(budget=None, planned=True, accuracies=(77.0,) * 6)
+    with pytest.raises(InputError, match="is the dense model"):
+        answer_of(none).bind(lambda trial: None).load_model()

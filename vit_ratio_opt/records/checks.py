@@ -71,6 +71,7 @@ _OTHERS: dict[str, Any] = {
     "path": _Pairs,
     "saved": dict[str, _Pairs] | None,
     "dense_full_test_accuracy": float,
+    "config": str,
 }
 _REQUIRED = ("dense", "versions", "device")
 

@@ -88,6 +88,7 @@ class StudyRecord:
         screened: Pairs that were evaluated before any training, with their accuracies.
         path: Pairs with which a search with a tolerance begins.
         tested: Results on the test split.
+        config: Options of the command line as TOML.
         dense_full_test_accuracy: Accuracy of the dense model on both halves of the test split,
             where validation took one half of it.
     """
@@ -107,6 +108,7 @@ class StudyRecord:
     screened: tuple[Any, ...] = ()
     path: tuple[Any, ...] = ()
     tested: dict[str, Any] = field(default_factory=dict)
+    config: str | None = None
     dense_full_test_accuracy: float | None = None
 
     @classmethod
@@ -277,7 +279,7 @@ def _record(
         dense = replace(dense, macs=limit.macs)
     if "metric" in attributes:
         metric = MetricRecord.from_json(attributes["metric"])
-    names = ("versions", "device", "origin", "latency", "plan", "saved", "tested")
+    names = ("versions", "device", "origin", "latency", "plan", "saved", "tested", "config")
     return StudyRecord(
         name=name,
         limit=limit,
