@@ -1,4 +1,29 @@
-"""Rows of studies, as dictionaries that all tables show."""
+"""Rows of studies, as dictionaries that all tables show.
+
+The rows of :func:`build_report` are:
+
+- ``dense``: the dense model.
+- ``fixed``: the fixed ratio's pair in a search within a budget, or the answer of a study of
+  one fixed ratio. A study whose pair and settings are those of a search is not listed again.
+- ``searched``: the answer of a search. Where it is the dense model, ``trial`` is None,
+  ``trained`` is 0 and the ratios are 0.
+
+A row is ``{name, study, strategy, mhsa_ratio, ffn_ratio, macs, macs_ratio, params, trial,
+val_accuracy, val_error, own_accuracy, trained, probability, test_accuracy, trials, seconds}``.
+Accuracies are in per cent:
+
+- ``val_accuracy`` and ``val_error``: posterior mean of the pair's validation accuracy, and its
+  standard error in percentage points; ``own_accuracy``: mean of the pair's own trainings.
+- ``trial``: the number of the trial whose model is taken; ``trained``: trainings of the pair.
+- ``probability``: within a budget, that the pair is better than the fixed ratio's of the same
+  study, else None; with a tolerance, that it keeps the tolerance.
+- ``test_accuracy``: of the model of ``trial``, None until it was tested.
+- ``trials`` and ``seconds``: of all trials of the study; in the row of a fixed ratio that a
+  search has trained, of its own trainings only.
+
+For another cost than MACs there is also ``cost_ratio``; for latency ``latency_ms``, predicted,
+and once it was tested ``measured_ms``, ``dense_ms`` and ``measured_on``.
+"""
 
 from __future__ import annotations
 
@@ -52,29 +77,7 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
     """Return ``{model, dataset, seed, epochs, device, versions, rows}`` of one dense model.
 
     Beside them ``budget`` and ``tolerance``, one of which is None, ``cost`` with the word for it,
-    and ``metric``. What the studies do not store is None. Rows:
-
-    - ``dense``: the dense model.
-    - ``fixed``: the fixed ratio's pair in a search within a budget, or the answer of a study of
-      one fixed ratio. A study whose pair and settings are those of a search is not listed again.
-    - ``searched``: the answer of a search. Where it is the dense model, ``trial`` is None,
-      ``trained`` is 0 and the ratios are 0.
-
-    A row is ``{name, study, strategy, mhsa_ratio, ffn_ratio, macs, macs_ratio, params, trial,
-    val_accuracy, val_error, own_accuracy, trained, probability, test_accuracy, trials, seconds}``.
-    Accuracies are in per cent:
-
-    - ``val_accuracy`` and ``val_error``: posterior mean of the pair's validation accuracy, and its
-      standard error in percentage points; ``own_accuracy``: mean of the pair's own trainings.
-    - ``trial``: the number of the trial whose model is taken; ``trained``: trainings of the pair.
-    - ``probability``: within a budget, that the pair is better than the fixed ratio's of the same
-      study, else None; with a tolerance, that it keeps the tolerance.
-    - ``test_accuracy``: of the model of ``trial``, None until it was tested.
-    - ``trials`` and ``seconds``: of all trials of the study; in the row of a fixed ratio that a
-      search has trained, of its own trainings only.
-
-    For another cost than MACs there is also ``cost_ratio``; for latency ``latency_ms``, predicted,
-    and once it was tested ``measured_ms``, ``dense_ms`` and ``measured_on``.
+    and ``metric``. What the studies do not store is None. For the rows, see the module.
 
     Raises:
         InputError: The studies are of different dense models or data.
