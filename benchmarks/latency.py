@@ -41,7 +41,7 @@ from vit_ratio_opt.latency.table import measure_latency, random_blocks
 from vit_ratio_opt.latency.timing import share_weights, time_models
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.loop import run_study

@@ -13,11 +13,11 @@ import sys
 import optuna
 import pytest
 from rich.console import Console
-from vit_ratio_opt.runs.origin import load_objective
 
 from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.cli.report import print_report
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.load_search import load_search
 from vit_ratio_opt.records.answer import answer_of, trained_trial
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.report.figures.training_curve import training_curve
@@ -214,7 +214,7 @@ def test_damaged_studies_are_shown_or_refused_in_a_sentence(make_study, caplog, 
     for number, (study, what) in enumerate(damaged_studies(make_study, dice, count, values)):
         for use in (
             lambda: look(study, number % 20 == 0),  # noqa: B023
-            lambda: load_objective("s", study._storage),  # noqa: B023
+            lambda: load_search("s", study._storage),  # noqa: B023
         ):
             try:
                 use()

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.latency import timing
 from vit_ratio_opt.latency.table import LatencyTable, measure_latency
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 
 
 @pytest.fixture(scope="session")

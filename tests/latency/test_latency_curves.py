@@ -8,7 +8,7 @@ import pytest
 
 from vit_ratio_opt.latency import timing
 from vit_ratio_opt.latency.curves import predict_latency
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.space.costs import Latency
 from vit_ratio_opt.space.pairs import RatioPair

@@ -16,7 +16,7 @@ from vit_ratio_opt.latency.table import (
     timing_conditions,
 )
 from vit_ratio_opt.latency.timing import share_weights
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.space.shape import BlockShape
 
 

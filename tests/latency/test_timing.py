@@ -10,7 +10,7 @@ import torch
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.latency import timing
 from vit_ratio_opt.latency.timing import TimingEffort, share_weights, time_models
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.space.shape import BlockShape
 
 

@@ -11,7 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.surgery import keep_units, shape_of
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.surgery import keep_units
 from vit_ratio_opt.pruning.importance import (
     Importance,
     magnitude_importance,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.factorize import factorize_attention, rank_losses
 from vit_ratio_opt.pruning.prune import prune

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.surgery import keep_units, shape_of
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.surgery import keep_units
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.options import Allocation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.importance import taylor_importance
 from vit_ratio_opt.pruning.prune import prune, prune_units
 from vit_ratio_opt.pruning.sizes import predict_sizes

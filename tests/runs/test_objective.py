@@ -13,7 +13,7 @@ from optuna.trial import FixedTrial, TrialState
 import vit_ratio_opt.runs.objective as objective_module
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_pruned
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.cascade import prune_tokens
 from vit_ratio_opt.runs.creation import create_study

@@ -7,7 +7,6 @@ import optuna
 import pytest
 import torch
 from PIL import Image
-from vit_ratio_opt.model_files.checkpoint import load_again
 from vit_ratio_opt.runs.origin import load_objective
 
 from vit_ratio_opt.data.digits import load_digits
@@ -18,11 +17,11 @@ from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.data.stored import study_images
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.latency import timing as latency_module
-from vit_ratio_opt.model_files.load import load_dense, load_pruned
+from vit_ratio_opt.model_files.load import load_again, load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model, source_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +10,12 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 import vit_ratio_opt.runs.objective as objective_module
-from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.training.context import TrialContext
-from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
-from vit_ratio_opt.training.saved_state import checksum
 
 
 @pytest.fixture
@@ -58,52 +51,13 @@ def interrupted(objective, url, name, monkeypatch, pair=None):
     return study, Path(objective.artifacts) / name
 
 
-def rewrite(path, change):
-    """Change tensors and metadata of a state; its checksum is made anew."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = file.metadata()
-    metadata.pop("checksum")
-    change(tensors, metadata)
-    metadata["checksum"] = checksum(tensors, metadata)
-    save_file(tensors, path, metadata)
-
-
-def another_format(tensors, metadata):
-    metadata["format"] = "vit_ratio_opt training/2"
-
-
-def other_averages(tensors, metadata):
-    """Of the optimiser: torch would notice them at its first step alone."""
-    (_, values), *_ = next(
-        value
-        for part, value in json.loads(metadata["state"])["items"][0][1]["items"]
-        if part == "optimizer"
-    )["items"][0][1]["items"]
-    name = dict(values["items"])["exp_avg"]["tensor"]
-    tensors[name] = torch.zeros(3, 5)
-
-
-def no_model(tensors, metadata):
-    state = json.loads(metadata["state"])
-    state["items"][0][1]["items"][0][0] = "something else"
-    metadata["state"] = json.dumps(state)
-
-
 def a_bit(path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [
-        "another pair", "another model", "another recipe", "another precision", "no repair",
-        "a bit",
-        another_format, other_averages, no_model,
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("harm", ["another pair", "another model", "no repair", "a bit"])
 def test_a_trial_begins_again_with_a_word_and_ends_as_if_nothing_had_been(
     make, url, monkeypatch, caplog, harm, make_dense
 ):
@@ -115,19 +69,12 @@ def test_a_trial_begins_again_with_a_word_and_ends_as_if_nothing_had_been(
         _, other = interrupted(make(), url, "other", monkeypatch, make().curve[0])
     elif harm == "another model":
         _, other = interrupted(make(make_dense(1)), url, "other", monkeypatch)
-    elif harm == "another recipe":
-        recipe = Recipe(epochs=2, batch_size=256)
-        _, other = interrupted(make(recipe=recipe), url, "other", monkeypatch)
     elif harm == "no repair":
         _, other = interrupted(make(repair=False), url, "other", monkeypatch)
-    elif harm == "another precision":
-        _, other = interrupted(make(precision="bfloat16"), url, "other", monkeypatch)
     if harm == "a bit":
         a_bit(state)
-    elif isinstance(harm, str):
-        shutil.copy(other, state)
     else:
-        rewrite(state, harm)
+        shutil.copy(other, state)
     optuna.logging.enable_propagation()
     run_study(study, make(), n_trials=1, say=lambda line: None, explain=False)
     optuna.logging.disable_propagation()
@@ -154,15 +101,3 @@ def make_dense():
         )  # fmt: skip
 
     return make
-
-
-def test_a_state_of_another_training_is_refused_by_what_differs(make_dense, digits, tmp_path):
-    recipe = Recipe(epochs=1, batch_size=256)
-
-    def context(ffn_ratio):
-        return TrialContext(state=tmp_path / "state", identity={"pair": [0.5, ffn_ratio]})
-
-    finetune(make_dense(0), digits, recipe, context(0.5))
-    with pytest.raises(InputError, match="is of a training with other pair"):
-        finetune(make_dense(0), digits, recipe, context(0.25))
-    finetune(make_dense(0), digits, recipe, context(0.5))

@@ -26,8 +26,10 @@ from vit_ratio_opt.latency.timing import image_shape, share_weights, time_models
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import Precision, model_device, precision_of
-from vit_ratio_opt.models.supported import check_supported, check_weights
-from vit_ratio_opt.models.surgery import resize_model, shape_of
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.supported import check_supported
+from vit_ratio_opt.models.surgery import resize_model
+from vit_ratio_opt.models.weights import check_weights
 from vit_ratio_opt.space.shape import BlockShape, ViTShape
 from vit_ratio_opt.space.units import StructuralUnits, least_neurons
 

@@ -14,8 +14,9 @@ from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import model_device
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.models.surgery import ALL_HEADS, shape_of, shrink_to
+from vit_ratio_opt.models.surgery import ALL_HEADS, shrink_to
 from vit_ratio_opt.pruning.batches import check_sequence
 from vit_ratio_opt.pruning.cache import cached_calibration
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate

@@ -84,6 +84,7 @@ def _study_parts(study: Study, storage: str | None) -> dict[str, Any]:
         "best": [] if best is None else [numbers.index(best.number)],
         "blocks": row_cells(blocks, tuple(blocks[0])) if blocks else None,
         "settings": _settings(study),
+        "config": record.config,
         "resume": resume_command(study, storage),
         "again": repeat_code(study, storage, n_trials=max(1, len(finished_trials(study)))),
     }

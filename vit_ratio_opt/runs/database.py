@@ -23,15 +23,13 @@ from sqlalchemy.orm import Session
 from vit_ratio_opt._compat import tables
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["RDBStorage"]
+__all__ = ["REPEATABLE", "RDBStorage"]
 
 models = tables()
 
 # Ids that one statement may name; SQLite's limit was 999 variables for long.
 _MOST_IDS = 500
-# Calls that may be made twice. `create_new_trial` is not among them: Optuna repeats it itself, and
-# a trial that nobody has heard of falls to the heartbeat.
-_REPEATABLE = (
+REPEATABLE = (
     "get_study_id_from_name",
     "get_study_name_from_id",
     "get_study_directions",
@@ -50,6 +48,8 @@ _REPEATABLE = (
     "set_trial_system_attr",
     "set_trial_intermediate_value",
 )
+"""Methods that may be called twice. Not ``create_new_trial``: Optuna repeats it itself, and a
+trial that was created without a reply is left to the heartbeat."""
 
 _distribution = functools.lru_cache(maxsize=256)(json_to_distribution)
 
@@ -167,7 +167,7 @@ class RDBStorage(optuna.storages.RDBStorage):
             session.close()  # rolls back what was not committed
 
 
-for _name in _REPEATABLE:
+for _name in REPEATABLE:
     setattr(RDBStorage, _name, _repeated(getattr(optuna.storages.RDBStorage, _name)))
 
 
