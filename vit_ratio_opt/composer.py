@@ -392,7 +392,7 @@ class Search:
 
     def new_attributes(self) -> dict[str, Any]:
         """Compute all attributes that a new study stores, in the order of writing."""
-        shape, cost = self.pruner.shape, self.space.cost
+        shape, cost, metric = self.pruner.shape, self.space.cost, self.trainer.metric
         begins = self._look()
         attributes = {
             "settings": self.settings.to_json(),
@@ -400,6 +400,11 @@ class Search:
             "device": getattr(self.trainer, "device_name", str(self.pruner.device)),
             "saved": cost_saved(self.space),
             "cost": {"name": cost.name, "word": cost.word, "constraint": cost.constraint},
+            "metric": {
+                "name": metric.name,
+                "unit": metric.unit,
+                "larger_is_better": metric.larger_is_better,
+            },
             "origin": self.origin,
             **begins,
             "dense": {
