@@ -13,7 +13,7 @@ import sys
 import optuna
 import pytest
 from rich.console import Console
-from vit_ratio_opt.runs.origin import load_objective
+from support import load_again
 
 from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.cli.report import print_report
@@ -214,7 +214,7 @@ def test_damaged_studies_are_shown_or_refused_in_a_sentence(make_study, caplog, 
     for number, (study, what) in enumerate(damaged_studies(make_study, dice, count, values)):
         for use in (
             lambda: look(study, number % 20 == 0),  # noqa: B023
-            lambda: load_objective("s", study._storage),  # noqa: B023
+            lambda: load_again("s", study._storage),  # noqa: B023
         ):
             try:
                 use()

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import load_file, save_file
+from support import load_again, make_search
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
-from vit_ratio_opt.runs.origin import load_objective
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.model_files.load import load_again, load_dense
@@ -24,8 +24,6 @@ from vit_ratio_opt.models.surgery import keep_units, shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.training.recipe import Recipe
 
 KINDS = [
@@ -298,16 +296,16 @@ def test_unused_weights_in_a_folder_do_no_harm(folder):
 def test_workers_find_a_hugging_face_folder(hugging_face, digits, tmp_path, url):
     changes = {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 10}
     hugging_face(KINDS[0], **changes).save_pretrained(tmp_path / "vit")
-    objective = PruningObjective(
+    objective = make_search(
         load_dense(tmp_path / "vit"), digits, budget=0.6, recipe=Recipe(epochs=0),
         calibration_images=64,
     )  # fmt: skip
-    create_study(objective, study_name="s", storage=url, screen=False)
-    assert load_objective("s", url).settings == objective.settings
+    objective.create_study("s", storage=url, screen=False)
+    assert load_again("s", url).settings == objective.settings
     (tmp_path / "vit").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="There is no checkpoint"):
-        load_objective("s", url)
-    assert load_objective("s", url, checkpoint=tmp_path / "elsewhere")
+        load_again("s", url)
+    assert load_again("s", url, checkpoint=tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize(

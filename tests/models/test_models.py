@@ -22,6 +22,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from support import make_search
 from timm.layers import AttentionRope, SwiGLU
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
@@ -42,9 +43,6 @@ from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import Importance, magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.loop import run_study
-from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.training.evaluate import evaluate
@@ -228,8 +226,8 @@ def test_a_cascade_of_other_blocks_is_refused_before_a_study_is_made(digits, nam
         num_classes=10,
     )  # fmt: skip
     with pytest.raises(UnsupportedModelError, match="only timm's Block can leave out tokens"):
-        PruningObjective(model, digits, budget=0.6, strategy="both")
-    PruningObjective(model, digits, budget=0.6)
+        make_search(model, digits, budget=0.6, strategy="both")
+    make_search(model, digits, budget=0.6)
 
 
 def test_whole_heads_of_mixed_heads_are_refused_before_a_study_is_made(digits) -> None:
@@ -238,7 +236,7 @@ def test_whole_heads_of_mixed_heads_are_refused_before_a_study_is_made(digits) -
         num_heads=4, num_classes=10,
     )  # fmt: skip
     with pytest.raises(UnsupportedModelError, match="none can go"):
-        PruningObjective(model, digits, budget=0.6, mhsa_unit="head")
+        make_search(model, digits, budget=0.6, mhsa_unit="head")
 
 
 def test_images_of_another_size_than_the_flops_are_counted_at_are_refused(digits) -> None:
@@ -247,9 +245,9 @@ def test_images_of_another_size_than_the_flops_are_counted_at_are_refused(digits
         num_heads=4, num_classes=10, dynamic_img_size=True,
     )  # fmt: skip
     with pytest.raises(InputError, match=r"Call `model\.set_input_size` first"):
-        PruningObjective(model, digits, budget=0.6)
+        make_search(model, digits, budget=0.6)
     model.set_input_size(8)
-    assert PruningObjective(model, digits, budget=0.6).shape.patches == 4
+    assert make_search(model, digits, budget=0.6).shape.patches == 4
 
 
 def test_heads_that_keep_their_rank_are_searched_whole(digits, url) -> None:
@@ -258,11 +256,11 @@ def test_heads_that_keep_their_rank_are_searched_whole(digits, url) -> None:
         "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2,
         num_heads=4, num_classes=10, qk_norm=True,
     )  # fmt: skip
-    objective = PruningObjective(
+    objective = make_search(
         model, digits, budget=0.6, recipe=Recipe(epochs=0), calibration_images=32, progress=False
     )
-    study = create_study(objective, study_name="heads", storage=url)
-    run_study(study, objective, n_trials=2, say=lambda _: None, explain=False)
+    study = objective.create_study("heads", storage=url)
+    objective.run(study, n_trials=2, say=lambda _: None, explain=False)
     for trial in study.trials:
         assert trial.user_attrs["macs_ratio"] <= 0.6
         removed = 8 - sum(heads for heads, _, _ in trial.user_attrs["blocks"])
@@ -287,12 +285,12 @@ def test_other_architectures_are_searched_trained_and_come_back_from_their_files
         ),
         dense,
     )  # fmt: skip
-    objective = PruningObjective(
+    objective = make_search(
         load_dense(dense), digits, budget=0.6, recipe=Recipe(epochs=1, batch_size=128),
         calibration_images=32, checkpoints=tmp_path, progress=False,
     )  # fmt: skip
-    study = create_study(objective, study_name="other", storage=url, screen=False)
-    run_study(study, objective, n_trials=2, say=lambda _: None, explain=False)
+    study = objective.create_study("other", storage=url, screen=False)
+    objective.run(study, n_trials=2, say=lambda _: None, explain=False)
     for trial in study.trials:
         assert trial.user_attrs["macs_ratio"] <= 0.6
         model, manifest = load_pruned(tmp_path / trial.user_attrs["checkpoint"])

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from support import make_search
 from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from timm.utils.model_ema import ModelEma, ModelEmaV2, ModelEmaV3
@@ -16,6 +17,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils import prune as masks
 from torch.optim.swa_utils import AveragedModel
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency.timing import measure_latency, time_models
 from vit_ratio_opt.model_files.export import export_model
@@ -27,7 +29,6 @@ from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import magnitude_importance, taylor_importance
 from vit_ratio_opt.pruning.prune import prune, prune_ranks, prune_units
 from vit_ratio_opt.pruning.reconstruct import repair
-from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.space.shape import BlockTokens
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
@@ -42,8 +43,8 @@ def digits_vit(make_vit: MakeViT) -> VisionTransformer:
     return make_vit(img_size=8, patch_size=4, in_chans=1, num_classes=10)
 
 
-def objective(model, digits, **changes) -> PruningObjective:
-    return PruningObjective(
+def objective(model, digits, **changes) -> Search:
+    return make_search(
         model, digits, budget=0.6, recipe=Recipe(epochs=0), progress=False, **changes
     )
 

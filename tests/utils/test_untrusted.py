@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import TrialState, create_trial
-from vit_ratio_opt.runs.origin import load_objective
+from support import load_again, make_search
 
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.errors import InputError
@@ -19,9 +19,7 @@ from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.report.dashboard import AllArtifacts
 from vit_ratio_opt.runs.artifacts import ArtifactFolder, artifact_location, open_artifacts
-from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.lineage import interrupted_trials, remove_states, state_artifact
-from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.untrusted import (
@@ -43,11 +41,11 @@ OUTSIDE = ("/etc/passwd", "../victim", "..", ".", "", "a/b", "a\0", "victim", No
 def study(tmp_path, url):
     path = tmp_path / "dense.safetensors"
     save_dense(create_model(MODEL, **ARGUMENTS), path, name=MODEL, arguments=ARGUMENTS)
-    objective = PruningObjective(
+    objective = make_search(
         load_dense(path), load_digits(), budget=0.6, recipe=Recipe(epochs=0),
         calibration_images=64, checkpoints=tmp_path / "models",
     )  # fmt: skip
-    return create_study(objective, study_name="s", storage=url, screen=False)
+    return objective.create_study("s", storage=url, screen=False)
 
 
 def renamed(study, **changes):
@@ -55,7 +53,7 @@ def renamed(study, **changes):
 
 
 def test_a_worker_on_the_creators_machine_needs_no_option(study, tmp_path):
-    again = load_objective("s", study._storage)
+    again = load_again("s", study._storage)
     assert again.checkpoints == tmp_path / "models"
     assert is_marked(again.artifacts)
 
@@ -75,11 +73,11 @@ def test_a_foreign_folder_of_a_study_has_to_be_given(study, tmp_path, name, plac
     location = str(tmp_path / place) if place in ("victim", "new") else place
     renamed(study, **{name: location})
     with pytest.raises(InputError, match=f"give it with --{name}"):
-        load_objective("s", study._storage)
+        load_again("s", study._storage)
     assert not (tmp_path / "new").exists()
     assert list((tmp_path / "victim").iterdir()) == []
-    given = load_objective("s", study._storage, **{name: tmp_path / "victim"})
-    create_study(given, study_name="s", storage=study._storage)
+    given = load_again("s", study._storage, **{name: tmp_path / "victim"})
+    given.create_study("s", storage=study._storage)
     assert is_marked(tmp_path / "victim")
 
 
@@ -87,7 +85,7 @@ def test_a_foreign_folder_of_a_study_has_to_be_given(study, tmp_path, name, plac
 def test_images_are_not_fetched_into_a_folder_that_a_study_names(study, root):
     renamed(study, data={"loader": "cifar10", "root": root, "seed": 0})
     with pytest.raises(InputError, match="is no folder here: give --data"):
-        load_objective("s", study._storage)
+        load_again("s", study._storage)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -136,13 +134,13 @@ def test_a_link_in_the_folder_of_artifacts_is_not_followed(tmp_path):
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_trials_model_has_a_name_of_ours(study, tmp_path, name):
-    objective = load_objective("s", study._storage)
+    objective = load_again("s", study._storage)
     if name is None:
         return
     attributes = {"checkpoint": name, "accuracy": 50.0}
     study.add_trial(create_trial(value=50.0, user_attrs=attributes))
     with pytest.raises(InputError, match="no name of a trial's model"):
-        objective.model_of(study.trials[-1], study)
+        objective.MODEL_OF(study.trials[-1], study)
     assert check_checkpoint_name("trial-0000.safetensors")
 
 
@@ -159,7 +157,7 @@ def test_a_study_cannot_have_a_pickle_loaded(study, tmp_path, pickled):
     source = {"checkpoint": str(path), "name": None, "arguments": {}}
     renamed(study, model=source)
     with pytest.raises(InputError):
-        load_objective("s", study._storage)
+        load_again("s", study._storage)
     assert not (tmp_path / "owned").exists()
 
 
