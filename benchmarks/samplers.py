@@ -342,7 +342,7 @@ def _tell_tolerance(
 def _answer(contest: Contest, study: optuna.Study, seen: dict[Pair, list[float]]) -> Pair | None:
     if contest.sampler.startswith("ours"):
         assert isinstance(study.sampler, PlanSampler)
-        return study.sampler.winner(study)
+        return study.sampler.answer(study)
     means = {pair: statistics.fmean(values) for pair, values in seen.items()}
     if contest.mode == "budget":
         return max(means, key=means.__getitem__)

@@ -118,7 +118,7 @@ def search(line: Line, seed: int) -> Outcome:
             break
         observed[pair] = (*observed.get(pair, ()), surface.draw(pair, rng) - least)
     if _OLD:
-        answer = plan.winner(observed)
+        answer = plan.answer(observed)
         values = observed[answer] if answer else ()
         mean = statistics.fmean(values) if answer else 0.0
         found = None if answer is None else (answer, mean, 0.0, mean, len(values))

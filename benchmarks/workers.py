@@ -198,7 +198,7 @@ def open_study(name: str, storage: RDBStorage | None) -> Study:
 
 def answer(study: Study) -> Pair | None:
     assert isinstance(study.sampler, PlanSampler)
-    return study.sampler.winner(study)
+    return study.sampler.answer(study)
 
 
 # The workers

@@ -60,7 +60,7 @@ study = optuna.create_study(
 )
 study.optimize(lambda t: -(t.suggest_float("x", 0, 1) - 0.2) ** 2 + dice.gauss(0, 0.02)
                + 0 * t.suggest_float("y", 0, 1), n_trials=10)
-print(study.trials[0].params["x"], study.sampler.winner(study)[0])
+print(study.trials[0].params["x"], study.sampler.answer(study)[0])
 """
     first, best = map(float, run(package, code).split())
     assert first == 0.5

@@ -102,7 +102,7 @@ def test_a_better_pair_is_the_answer_with_its_probability(make_study):
     study = make_study(planned=True, accuracies=ANOTHER_IS_BEST)
     answer, rows = answer_of(study), rows_of(study)
     assert not answer.is_baseline
-    assert answer.found.pair == study.sampler.winner(study)
+    assert answer.found.pair == study.sampler.answer(study)
     assert answer.found.probability > 0.5
     row, fixed = rows["searched"], rows["fixed"]
     assert row["trial"] == answer.found.trial.number
@@ -153,7 +153,7 @@ def test_a_study_of_the_same_fixed_ratio_is_not_listed_twice(make_study):
 def test_with_a_tolerance_the_answer_keeps_it_with_the_confidence(make_study):
     study = make_study(budget=None, planned=True, accuracies=(79.9, 79.8, 79.7, 77.9, 76.0, 70.0))
     answer = answer_of(study)
-    assert answer.found.pair == study.sampler.winner(study)
+    assert answer.found.pair == study.sampler.answer(study)
     assert answer.found.probability >= answer.confidence == 0.8
     for place, text in places(study).items():
         assert f"is trial {answer.found.trial.number}, " in text, place
@@ -169,7 +169,7 @@ def test_where_no_pair_keeps_the_tolerance_the_answer_is_the_dense_model(make_st
     assert answer.found is None
     assert study.best_trial.number == 0
     assert answer.accuracy == 80.0
-    assert study.sampler.winner(study) is None
+    assert study.sampler.answer(study) is None
     for place, text in places(study).items():
         assert "The answer is the dense model" in text, place
         assert "no pair keeps the tolerance with a probability of 0.8 yet" in text, place
@@ -315,7 +315,7 @@ def test_every_place_names_the_same_pair_trial_and_accuracy(
     assert study.sampler.n_trials == 3
     answer = answer_of(study)
     found = answer.found
-    winner = study.sampler.winner(study)
+    winner = study.sampler.answer(study)
     tests = []
     accuracy_of_model = objective._accuracy
 

@@ -304,7 +304,7 @@ def test_a_resumed_study_of_version_1_has_the_answer_of_its_sampler(make, make_s
                 user_attrs={**trial.user_attrs, "accuracy": accuracy},
             )
         )
-    assert answer_of(resumed).found.pair == resumed.sampler.winner(resumed)
+    assert answer_of(resumed).found.pair == resumed.sampler.answer(resumed)
     assert answer_of(resumed).is_baseline
 
 

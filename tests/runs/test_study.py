@@ -187,7 +187,7 @@ def test_the_answer_of_a_tolerance_study_goes_by_all_trainings_of_a_pair(make, u
             study.tell(trial, state=TrialState.PRUNED)
     answer = answer_of(study)  # 0.5 kept the tolerance once, but is not believed to
     assert answer.found.trial.number == 2
-    assert study.sampler.winner(study) == answer.found.pair == (0.25, 0.4)
+    assert study.sampler.answer(study) == answer.found.pair == (0.25, 0.4)
     assert study.best_trial.number == 0
     assert answer.why_not_best.startswith("Optuna's best trial, 0, is cheaper, but its pair (")
 

@@ -72,7 +72,7 @@ def assert_models_are_the_trials(
     """What ``model_of``, ``test`` and ``final`` read is what each trial trained."""
     assert len(study.trials) == trials
     for trial in study.trials:
-        model = objective.MODEL_OF(trial, study)
+        model = objective.model_of(study, trial)
         assert weights_hash(model) == trial.user_attrs["weights"]
         found, manifest = load_pruned(
             objective.journal.checkpoints / trial.user_attrs["checkpoint"]
@@ -159,7 +159,7 @@ def test_a_cascade_of_the_same_weights_and_ratios_is_not_the_trials_model(
     fewer = [[queries - 1, keys, ffn] for queries, keys, ffn in trial.user_attrs["tokens"]]
     trial.user_attrs["tokens"] = fewer  # of another rule
     with pytest.raises(InputError, match="its tokens is"):
-        objective.MODEL_OF(trial, study)
+        objective.model_of(study, trial)
 
 
 def test_a_file_that_was_overwritten_in_place_is_refused_by_its_name(make: Make, url: str) -> None:
@@ -190,7 +190,7 @@ def test_a_file_that_was_replaced_leaves_the_artifact_as_it_was(make: Make, url:
     pair = RatioPair(0.5, 0.5)
     finish(objective, pair, objective.pruner.prune(pair), path, recipe=Recipe(epochs=0))
     assert weights_hash(load_pruned(path)[0]) != trial.user_attrs["weights"]
-    assert weights_hash(objective.MODEL_OF(trial, study)) == trial.user_attrs["weights"]
+    assert weights_hash(objective.model_of(study, trial)) == trial.user_attrs["weights"]
 
 
 def test_models_of_version_0_1_0_are_read(make: Make, url: str) -> None:
@@ -201,7 +201,7 @@ def test_models_of_version_0_1_0_are_read(make: Make, url: str) -> None:
     (trial,) = study.trials
     del trial.user_attrs["weights"]
     assert trial.user_attrs["checkpoint"] == "trial-0000.safetensors"
-    assert objective.MODEL_OF(trial, study)
+    assert objective.model_of(study, trial)
     objective.journal.store = None
     other = make(seed=1)
     other_study = new_study(other, url, "other")
@@ -211,7 +211,7 @@ def test_models_of_version_0_1_0_are_read(make: Make, url: str) -> None:
         objective.journal.checkpoints / "trial-0000.safetensors",
     )
     with pytest.raises(InputError, match="its study is 'other', not 's'"):
-        objective.MODEL_OF(trial, study)
+        objective.model_of(study, trial)
 
 
 def test_a_trial_without_a_model_says_why(make: Make, url: str, tmp_path: Path) -> None:

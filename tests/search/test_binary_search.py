@@ -122,7 +122,7 @@ def test_study_says_what_a_reader_needs_without_settings(limit: Limit) -> None:
     answer = answer_of(study)
     assert answer is not None
     assert answer.found is not None
-    assert answer.found.pair == study.sampler.winner(study)
+    assert answer.found.pair == study.sampler.answer(study)
 
 
 def test_answer_with_a_tolerance_keeps_the_one_of_the_study() -> None:
@@ -266,4 +266,4 @@ def test_pair_over_the_budget_that_was_enqueued_is_not_of_the_search() -> None:
     study.enqueue_trial({"mhsa_ratio": 0.0, "ffn_ratio": 0.0})
     study.optimize(objective(BUDGET), n_trials=4)
     assert study.trials[0].state == TrialState.COMPLETE
-    assert study.sampler.winner(study) != (0.0, 0.0)
+    assert study.sampler.answer(study) != (0.0, 0.0)

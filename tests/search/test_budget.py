@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.curve import Curve, believe
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair
 
@@ -338,8 +339,8 @@ def test_answer_is_never_believed_below_the_baseline(
 def test_of_pairs_that_cannot_be_told_apart_the_one_trained_more_often_is_the_answer() -> None:
     for seed in range(20):
         plan, observed = noisy(seed)
-        believed = plan._believe(observed)
-        chosen = plan._answer(believed)
+        believed = believe(Curve(plan.curve, plan.baseline), observed, plan.noise, plan.dense)
+        chosen = believed.pairs.index(plan.answer(observed).pair)
         best = int(np.argmax(believed.mean))
         for index in range(len(believed.pairs)):
             difference, error = believed.difference(best, index)

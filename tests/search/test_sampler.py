@@ -98,7 +98,7 @@ def test_optimize_stops_when_the_neighbours_of_the_best_pair_are_tried() -> None
     study.optimize(objective, n_trials=FAR_TOO_MANY)
     assert {PEAK - 1, PEAK, PEAK + 1} <= set(positions(study))
     assert len(positions(study)) == len(set(positions(study))) < len(CURVE)
-    assert study.sampler.winner(study) == CURVE[PEAK]
+    assert study.sampler.answer(study) == CURVE[PEAK]
     assert "lies between its neighbours" in study.sampler.nothing_left(study)
 
 
@@ -230,7 +230,7 @@ def test_last_trial_trains_the_answer_again() -> None:
         study.add_trial(
             optuna.create_trial(params=CURVE[position]._asdict(), distributions=SPACE, value=value)
         )
-    assert study.sampler.winner(study) == CURVE[PEAK]
+    assert study.sampler.answer(study) == CURVE[PEAK]
     assert "confirms the answer" not in study.sampler.next_proposal(study).why
     # Three more are running, which count: the eighth trial is the last.
     running = [suggest(study.ask()) for _ in range(3)]
@@ -241,7 +241,7 @@ def test_last_trial_trains_the_answer_again() -> None:
 
 def test_winner_is_the_pair_of_the_plan_s_answer() -> None:
     study = noisy_study(None)
-    assert study.sampler.winner(study) is None
+    assert study.sampler.answer(study) is None
     proposals(study, 6)
     observed = {
         CURVE[position]: [accuracy(CURVE[position])] * completed(study).count(position)
@@ -249,7 +249,7 @@ def test_winner_is_the_pair_of_the_plan_s_answer() -> None:
     }
     estimate = study.sampler.plan.answer(observed)
     assert estimate is not None
-    assert study.sampler.winner(study) == estimate.pair
+    assert study.sampler.answer(study) == estimate.pair
 
 
 def test_a_pickled_sampler_keeps_its_number_of_trials() -> None:
@@ -349,7 +349,7 @@ def test_pair_that_failed_three_times_is_skipped() -> None:
     study.optimize(never_at_the_start, n_trials=FAR_TOO_MANY)
     assert positions(study, TrialState.FAIL) == [start] * 3
     assert start not in completed(study)
-    assert study.sampler.winner(study) == CURVE[PEAK]
+    assert study.sampler.answer(study) == CURVE[PEAK]
 
 
 def test_optimize_stops_when_the_last_pair_keeps_failing() -> None:
@@ -397,7 +397,7 @@ def test_optimize_stops_while_another_process_has_the_last_pair() -> None:
     suggest(study.ask())  # runs on, or its process died
     study.optimize(objective, n_trials=FAR_TOO_MANY)
     assert len(positions(study)) == len(set(positions(study))) < FAR_TOO_MANY
-    assert study.sampler.winner(study) == CURVE[PEAK]
+    assert study.sampler.answer(study) == CURVE[PEAK]
 
 
 @pytest.mark.parametrize("reports", [{0: 0.5, 1: 0.95}, {1: 0.95, 0: 0.5}, {0: 0.5, 1: 0.1}])

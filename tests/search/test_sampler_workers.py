@@ -152,8 +152,13 @@ def test_optimize_with_four_jobs_gives_the_answer_of_one(mode: str) -> None:
     study.optimize(objective(mode).objective, n_trials=200)  # what the others' trials had in hand
     assert len(trained(study)) == len(set(trained(study)))
     single = create(mode, options={"resolution": 0.0} if mode == "tolerance" else None)
+<<<<<<< HEAD
     single.optimize(objective(mode).objective, n_trials=200)
     assert study.sampler.winner(study) == single.sampler.winner(single)
+=======
+    single.optimize(objective(mode), n_trials=200)
+    assert study.sampler.answer(study) == single.sampler.answer(single)
+>>>>>>> main
 
 
 def work(url: str, mode: str) -> None:
@@ -189,7 +194,7 @@ def check_processes(url: str, mode: str, processes: int) -> None:
     assert len(trained(study)) == len(set(trained(study)))
     assert [t.number for t in study.trials] == list(range(len(study.trials)))
     if mode == "budget":  # within a resolution, the last pair depends on the way
-        assert study.sampler.winner(study) == alone(mode).sampler.winner(alone(mode))
+        assert study.sampler.answer(study) == alone(mode).sampler.answer(alone(mode))
 
 
 def test_processes_on_sqlite_never_train_a_pair_twice(tmp_path: Path) -> None:
@@ -519,7 +524,7 @@ def test_search_resumed_at_every_boundary_is_the_uninterrupted_one(
         study.optimize(objective(mode, loss).objective, n_trials=1)
     assert study.sampler.nothing_left(study)
     assert [pair_of(t) for t in study.trials] == [pair_of(t) for t in straight.trials]
-    assert study.sampler.winner(study) == straight.sampler.winner(straight)
+    assert study.sampler.answer(study) == straight.sampler.answer(straight)
 
 
 @pytest.mark.parametrize("mode", MODES)

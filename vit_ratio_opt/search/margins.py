@@ -6,7 +6,7 @@ The *margin* of a pair is its accuracy minus the least accuracy allowed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_ratio_opt.search.belief import Belief, fit
+from vit_ratio_opt.search.columns import as_array
 from vit_ratio_opt.search.noise import Noise, Repeats
 from vit_ratio_opt.search.plan import (
     Array,
@@ -29,11 +30,11 @@ __all__ = [
     "Believed",
     "Rule",
     "Seen",
-    "as_array",
     "as_pair",
     "believe",
     "cheapest_kept",
     "estimate",
+    "failed_pairs",
     "passing_probability",
     "spread_at",
     "tolerance_answer",
@@ -251,6 +252,21 @@ def estimate(seen: Seen, believed: Believed, place: int, rule: Rule) -> Estimate
     )  # fmt: skip
 
 
+def failed_pairs(seen: Seen, rule: Rule) -> Array:
+    """Return the smallest of the pairs that failed by more than two standard deviations."""
+    doubt = 2 * spread_at(seen, rule) / np.sqrt(seen.counts)
+    return _least(seen.pairs[seen.means < -doubt])
+
+
+def _least(pairs: Array) -> Array:
+    """Return the pairs that exceed no other in both ratios, rising."""
+    ordered = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    lowest = np.minimum.accumulate(ordered[:, 1])
+    is_least = np.ones(len(ordered), dtype=bool)
+    is_least[1:] = ordered[1:, 1] < lowest[:-1]
+    return ordered[is_least]
+
+
 def passing_probability(mean: Array, variance: Array, noise: float, confidence: float) -> Array:
     """Return the probability that one more value brings a pair past the confidence.
 
@@ -266,8 +282,3 @@ def passing_probability(mean: Array, variance: Array, noise: float, confidence: 
 def as_pair(row: Array) -> Pair:
     """Return a row of an array of pairs as a pair."""
     return float(row[0]), float(row[1])
-
-
-def as_array(pairs: Sequence[Pair]) -> Array:
-    """Return pairs as an array ``(n, 2)``."""
-    return np.array(pairs, dtype=np.float64).reshape(-1, 2)

@@ -113,7 +113,7 @@ class PlanSampler(BaseSampler):
         proposal = self.next_proposal(study)
         return proposal.why if proposal.pair is None else None
 
-    def winner(self, study: Study) -> Pair | None:
+    def answer(self, study: Study) -> Pair | None:
         """Return the pair of the plan's answer so far, or None without an answer."""
         view = self._trials.read(study)
         answer = self._plan.answer(view.observed, complete=view.complete)

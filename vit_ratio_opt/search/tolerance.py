@@ -1,31 +1,29 @@
-"""The cheapest pair that loses no more than a tolerance: halve the doubt where it saves most."""
+"""Search the cheapest pair that loses no more than a tolerance of accuracy."""
 
 from __future__ import annotations
 
-import bisect
-import functools
 import itertools
 import math
 import operator
 from collections.abc import Callable, Collection, Container, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.belief import Belief
+from vit_ratio_opt.search.columns import Columns, as_array
 from vit_ratio_opt.search.margins import (
     NOTHING,
     Believed,
     Rule,
     Seen,
-    as_array,
     as_pair,
     believe,
     cheapest_kept,
     estimate,
+    failed_pairs,
     passing_probability,
-    spread_at,
     with_values,
 )
 from vit_ratio_opt.search.noise import Noise
@@ -33,15 +31,11 @@ from vit_ratio_opt.search.plan import Array, Estimate, Observed, Pair, Proposal,
 
 __all__ = ["ToleranceSearch"]
 
-_T = TypeVar("_T")
-_Cost = Callable[[float, float], float]
-# Candidates looked at at once; finer ones only around the most promising.
-_COLUMNS, _CANDIDATES = 36, 1440
+_Promise = tuple[Pair | None, float]  # a pair, and what a trial of it is expected to save
+_Promising = Callable[[Array, Array], _Promise]
 _OUTCOMES = 64
 _MORE_TRAININGS = 2  # of one pair, beyond its confirmations
-
-# What a trial on the path, or near it, has to promise, and how far away near is: shares of all.
-_PATH_RESOLUTION, _CORRIDOR = 0.005, 0.15
+_PATH_RESOLUTION = 0.005  # of the cost, that a trial on the path or near it has to promise
 
 
 class ToleranceSearch:
@@ -102,7 +96,7 @@ class ToleranceSearch:
     def __init__(
         self,
         columns: Sequence[tuple[float, Sequence[float]]],
-        cost: _Cost,
+        cost: Callable[[float, float], float],
         tolerance: float,
         *,
         noise: float | Noise = 0.0,
@@ -115,40 +109,34 @@ class ToleranceSearch:
             raise InputError(f"`tolerance` must be above 0, but got {tolerance!r}.")
         if not 0.5 <= confidence < 1:
             raise InputError(f"`confidence` must be in [0.5, 1), but got {confidence!r}.")
-        if not columns or not all(len(seconds) for _, seconds in columns):
-            raise InputError("`columns` must have at least one pair each, but one has none.")
-        for values in ([first for first, _ in columns], *(seconds for _, seconds in columns)):
-            if any(a >= b for a, b in itertools.pairwise(values)):
-                raise InputError(f"The ratios of `columns` must rise, but are {list(values)!r}.")
-        self.columns = tuple((float(first), tuple(seconds)) for first, seconds in columns)
-        self.cost = cost
+        self._pairs = Columns(columns, cost, path)
         self.tolerance = tolerance
         self.noise = as_noise(noise, confirmations)
         self.confirmations = confirmations
         self.confidence = confidence
         self.resolution = resolution
-        seconds_of = dict(self.columns)
-        self.path = tuple((float(first), float(second)) for first, second in path)
-        for first, second in self.path:
-            if second not in seconds_of.get(first, ()):
-                raise InputError(f"`path` must be pairs of `columns`, but has {(first, second)}.")
-        self._path = as_array(self.path), np.array([cost(*pair) for pair in self.path])
+        self.rule = Rule(tolerance, self._pairs.scale, self.noise, confidence)
         self._seen = NOTHING
-        self._cheaper_than: tuple[float, list[int]] = math.nan, []
-        # Ratios as shares of the largest, for the belief's unit square.
-        self.scale = (
-            self.columns[-1][0] or 1.0,
-            max(seconds[-1] for _, seconds in self.columns) or 1.0,
-        )
-        self.rule = Rule(tolerance, self.scale, self.noise, confidence)
-        self._thin = self._candidates(range(len(self.columns)), None)
-        self._thin_near_path = self._near_path(*self._thin) if self.path else self._thin
         draws = np.random.default_rng(0).standard_normal((_OUTCOMES // 2, 64))
         self._draws = np.concatenate([draws, -draws])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what was observed: a copy reads its own."""
+        """Return the state without what was observed: a copy reads for itself."""
         return vars(self) | {"_seen": NOTHING}
+
+    @property
+    def columns(self) -> tuple[tuple[float, tuple[float, ...]], ...]:
+        """For each first ratio, rising, the second ratios to choose from, rising."""
+        return self._pairs.columns
+
+    @property
+    def path(self) -> tuple[Pair, ...]:
+        """The pairs where the search begins."""
+        return self._pairs.path
+
+    def cost(self, first: float, second: float) -> float:
+        """Return the cost of a pair."""
+        return self._pairs.cost(first, second)
 
     @property
     def limits(self) -> tuple[Pair, Pair]:
@@ -178,47 +166,61 @@ class ToleranceSearch:
 
         limit = self.cost(0.0, 0.0) if answer is None else self.cost(*answer)
         excluded = observed, pending, blocked
-        failed = self._failed(seen)
+        failed = failed_pairs(seen, self.rule)
 
-        def promising(pairs: Array, costs: Array) -> tuple[Pair | None, float]:
+        def promising(pairs: Array, costs: Array) -> _Promise:
             return self._most_saving(
                 believed.belief, pairs, costs, limit, pending, excluded, failed
             )
 
         again, gain = self._again(seen, believed, limit, {*pending, *blocked})
-        if self.path:
-            best, saving = promising(*self._path)
-            if saving <= _PATH_RESOLUTION:
-                best, saving = promising(*self._thin_near_path)
-                if best is not None:
-                    finer = promising(*self._near_path(*self._around(best)))
-                    best, saving = finer if finer[1] > saving else (best, saving)
-            if best is not None and saving > _PATH_RESOLUTION:
-                if again is not None and gain > saving:
-                    return _once_more(again, gain)
-                where = "on" if best in self.path else "near"
-                return Proposal(
-                    best, f"expected to save {saving:.4f} of the cost {where} the path"
-                )
-        best, saving = promising(*self._thin)
-        if best is not None:
-            # The same again between the neighbours, down to one unit.
-            finer = promising(*self._around(best))
-            best, saving = finer if finer[1] > saving else (best, saving)
-        if best is None or saving <= self.resolution:
-            # The thinned candidates may all be settled while pairs between them are open.
-            last = promising(*self._open(limit, failed))
-            best, saving = last if last[1] > saving else (best, saving)
+        best, saving = self._along_path(promising)
+        if best is not None and saving > _PATH_RESOLUTION:
+            if again is not None and gain > saving:
+                return _once_more(again, gain)
+            where = "on" if best in self.path else "near"
+            return Proposal(best, f"expected to save {saving:.4f} of the cost {where} the path")
+        best, saving = self._anywhere(promising, limit, failed)
         if again is not None and gain > max(saving, self.resolution):
             return _once_more(again, gain)
         if best is not None and saving > self.resolution:
             return Proposal(best, f"expected to save {saving:.4f} of the cost")
+        return self._confirm(answer, 0 if answer is None else len(observed[answer]), pending)
+
+    def _along_path(self, promising: _Promising) -> _Promise:
+        """Return the most promising pair on the path, else in the corridor around it."""
+        pairs = self._pairs
+        if not pairs.path:
+            return None, 0.0
+        best, saving = promising(*pairs.on_path)
+        if saving <= _PATH_RESOLUTION:
+            best, saving = promising(*pairs.thinned_near_path)
+            if best is not None:
+                finer = promising(*pairs.near_path(*pairs.around(best)))
+                best, saving = finer if finer[1] > saving else (best, saving)
+        return best, saving
+
+    def _anywhere(self, promising: _Promising, limit: float, failed: Array) -> _Promise:
+        """Return the most promising of all pairs."""
+        best, saving = promising(*self._pairs.thinned)
+        if best is not None:
+            # The same again between the neighbours, down to one unit.
+            finer = promising(*self._pairs.around(best))
+            best, saving = finer if finer[1] > saving else (best, saving)
+        if best is None or saving <= self.resolution:
+            # The thinned candidates may all be settled while pairs between them are open.
+            last = promising(*self._pairs.open_pairs(limit, failed))
+            best, saving = last if last[1] > saving else (best, saving)
+        return best, saving
+
+    def _confirm(self, answer: Pair | None, trained: int, pending: Collection[Pair]) -> Proposal:
+        """Return the answer where it has to be trained again, else why nothing is left."""
         if answer is None:
             why = "no pair can be expected to keep the accuracy within the tolerance"
             return Proposal(None, why)
         if answer in pending:
             return Proposal(None, "the answer is being trained again")
-        if len(observed[answer]) <= self.confirmations:
+        if trained <= self.confirmations:
             return Proposal(answer, "confirms the answer with a fresh seed")
         return Proposal(
             None, f"no other pair is expected to save more than {self.resolution:g} of the cost"
@@ -257,7 +259,7 @@ class ToleranceSearch:
         """Return what the function ``tolerance_answer`` needs, as JSON values."""
         return {
             "tolerance": self.tolerance,
-            "scale": list(self.scale),
+            "scale": list(self._pairs.scale),
             "noise": self.noise.guess,
             "noise_is_known": self.noise.is_known,
             "confidence": self.confidence,
@@ -276,11 +278,6 @@ class ToleranceSearch:
         if fresh:
             self._seen = last = with_values(last, fresh, self.cost)
         return last
-
-    def _failed(self, seen: Seen) -> Array:
-        """Return the least of the pairs that failed by more than two standard deviations."""
-        doubt = 2 * spread_at(seen, self.rule) / np.sqrt(seen.counts)
-        return _least(seen.pairs[seen.means < -doubt])
 
     def _again(
         self, seen: Seen, believed: Believed, limit: float, off: Collection[Pair]
@@ -317,11 +314,11 @@ class ToleranceSearch:
         pairs, costs = pairs[open_], costs[open_]
         if not len(pairs):
             return None, 0.0
-        points = pairs / self.scale
+        points = pairs / self._pairs.scale
         if pending:
             unknown = sorted(pending)[: self._draws.shape[1]]
             margins, means, variance = belief.outcomes(
-                points, as_array(unknown) / self.scale, self._draws[:, : len(unknown)]
+                points, as_array(unknown) / self._pairs.scale, self._draws[:, : len(unknown)]
             )
             known = np.array([self.cost(*pair) for pair in unknown])
             limits = np.where(margins >= 0, known, limit).min(axis=1)
@@ -337,81 +334,6 @@ class ToleranceSearch:
                 return pair, float(savings[index])
         return None, 0.0
 
-    def _candidates(self, columns: Sequence[int], around: Pair | None) -> tuple[Array, Array]:
-        """Return pairs ``(n, 2)`` and costs ``(n,)`` of some columns, evenly thinned."""
-        kept = _evenly(columns, _COLUMNS if around is None else 9)
-        if all(len(self.columns[index][1]) == 1 for index in columns):
-            kept = _evenly(columns, _CANDIDATES)
-        rows = max(2, _CANDIDATES // len(kept))
-        pairs = []
-        for index in kept:
-            first, seconds = self.columns[index]
-            chosen: Sequence[float] = seconds
-            if around is not None:
-                above = bisect.bisect_left(seconds, around[1])
-                near = range(max(0, above - 1), min(len(seconds), above + 1))
-                place = min(near, key=lambda i: abs(seconds[i] - around[1]))
-                reach = -(-len(seconds) // (_CANDIDATES // _COLUMNS))
-                chosen = seconds[max(0, place - reach) : place + reach + 1]
-            pairs += [(first, second) for second in _evenly(chosen, rows)]
-        return as_array(pairs), np.array([self.cost(*pair) for pair in pairs])
-
-    def _near_path(self, pairs: Array, costs: Array) -> tuple[Array, Array]:
-        """Return those of the pairs that are in the corridor."""
-        apart = np.abs((pairs[:, None] - self._path[0][None]) / self.scale).max(axis=2)
-        near = apart.min(axis=1) <= _CORRIDOR
-        return pairs[near], costs[near]
-
-    def _around(self, pair: Pair) -> tuple[Array, Array]:
-        firsts = [first for first, _ in self.columns]
-        place = firsts.index(pair[0])
-        reach = -(-len(firsts) // _COLUMNS) - 1
-        return self._candidates(
-            range(max(0, place - reach), min(len(firsts), place + reach + 1)), pair
-        )
-
-    def _costs_less(self, limit: float, first: float, second: float) -> bool:
-        return self.cost(first, second) < limit
-
-    def _cheaper(self, limit: float) -> list[int]:
-        """Return where in each column the pairs begin that cost less than the limit."""
-        known, places = self._cheaper_than
-        if known != limit:
-            places = [
-                bisect.bisect_left(
-                    seconds, True, key=functools.partial(self._costs_less, limit, first)
-                )
-                for first, seconds in self.columns
-            ]
-            self._cheaper_than = limit, places
-        return places
-
-    def _open(self, limit: float, failed: Array) -> tuple[Array, Array]:
-        """Return pairs and costs of what each column has left between the limit and failures."""
-        rows = max(2, _CANDIDATES // len(self.columns))
-        pairs = []
-        for (first, seconds), cheaper in zip(self.columns, self._cheaper(limit), strict=True):
-            least_failed = failed[failed[:, 0] <= first, 1].min(initial=math.inf)
-            hopeless = bisect.bisect_left(seconds, least_failed)
-            pairs += [(first, second) for second in _evenly(seconds[cheaper:hopeless], rows)]
-        return as_array(pairs), np.array([self.cost(*pair) for pair in pairs])
-
 
 def _once_more(pair: Pair, gain: float) -> Proposal:
     return Proposal(pair, f"trained again, expected to save {gain:.4f} of the cost")
-
-
-def _least(pairs: Array) -> Array:
-    """Return the pairs that exceed no other in both ratios, rising."""
-    ordered = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-    lowest = np.minimum.accumulate(ordered[:, 1])
-    is_least = np.ones(len(ordered), dtype=bool)
-    is_least[1:] = ordered[1:, 1] < lowest[:-1]
-    return ordered[is_least]
-
-
-def _evenly(items: Sequence[_T], most: int) -> list[_T]:
-    """Return at most ``most`` of the items, evenly, the first and the last among them."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
