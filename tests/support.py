@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+from optuna.study import Study
 
 from vit_ratio_opt.composer import Search
 from vit_ratio_opt.load_search import load_search
@@ -11,7 +14,7 @@ from vit_ratio_opt.runs.options import Places, RunOptions, SearchOptions
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import cost_named
 
-__all__ = ["load_again", "make_search"]
+__all__ = ["load_again", "make_search", "new_study"]
 
 _PRUNING = ("rule", "repair", "allocation", "round_to", "by_cascade", "criterion")
 _SEARCH = ("fixed_ratio", "noise", "confirmations", "screen", "iterative", "seed")
@@ -29,6 +32,8 @@ def make_search(model: Any, data: Any, **options: Any) -> Search:
     if "calibration_images" in options:
         options["images"] = options.pop("calibration_images")
     cost = cost_named(options.pop("cost", "macs"), latency_batch=options.pop("latency_batch", 1))
+    if "latency" in options:
+        cost = replace(cost, curves=options.pop("latency"))
     pruning = pruning_options(options.pop("strategy", "structural"), **take("unit", *_PRUNING))
     calibration = CalibrationOptions(**take("images", "cache"))
     searched = SearchOptions(calibration=calibration, **take(*_SEARCH))
@@ -47,3 +52,9 @@ def load_again(
 ) -> Search:
     """Load the search of a study, with its files where ``places`` say."""
     return load_search(study_name, storage, Places(**places), run)
+
+
+def new_study(search: Search, study_name: str, *, screen: bool = True, **options: Any) -> Study:
+    """Create or resume the study of a search, by default with a look before any training."""
+    search.options = replace(search.options, screen=screen)
+    return search.create_study(study_name, **options)

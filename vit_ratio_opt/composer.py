@@ -119,6 +119,7 @@ class Search:
         self.cost = cost_named(cost) if isinstance(cost, str) else cost
         pruning = pruning or Structural()
         self.cost.check(strategy=pruning.name, iterative=self.options.iterative)
+        _check_iterative(self.options, pruning, self.run_options)
         self.data = data if isinstance(data, ImageData) else None
         dense = check_all_tokens(dense)
         if self.data is not None:
@@ -543,3 +544,11 @@ class Search:
             attributes = study.user_attrs
             check_settings(self, study.study_name, attributes)
             self.adopt(StudyRecord.read(study.study_name, attributes))
+
+
+def _check_iterative(options: SearchOptions, pruning: Pruning, run: RunOptions) -> None:
+    """Refuse what trials that start from other trials' models cannot do."""
+    if options.iterative and run.checkpoints is None:
+        raise InputError("`iterative` and `artifacts` need `checkpoints`: name a folder.")
+    if options.iterative and not isinstance(pruning, Structural) and pruning.rule.heads:
+        raise InputError("`iterative` does not go with a rule that removes heads.")

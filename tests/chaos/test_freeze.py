@@ -123,7 +123,7 @@ def test_a_study_that_is_created_on_a_frozen_database_is_one_sentence(
     proxy.freeze_at = b"INSERT INTO studies"
     started = time.monotonic()
     with pytest.raises(optuna.exceptions.StorageInternalError) as error:
-        objective.create_study("s", storage=storage, screen=False)
+        new_study(objective, "s", storage=storage, screen=False)
     assert is_storage_error(error.value)
     assert "time" in reason(error.value) or "no answer" in reason(error.value)
     assert time.monotonic() - started < 60

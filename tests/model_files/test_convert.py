@@ -300,7 +300,7 @@ def test_workers_find_a_hugging_face_folder(hugging_face, digits, tmp_path, url)
         load_dense(tmp_path / "vit"), digits, budget=0.6, recipe=Recipe(epochs=0),
         calibration_images=64,
     )  # fmt: skip
-    objective.create_study("s", storage=url, screen=False)
+    new_study(objective, "s", storage=url, screen=False)
     assert load_again("s", url).settings == objective.settings
     (tmp_path / "vit").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="There is no checkpoint"):

@@ -7,7 +7,7 @@ import json
 import optuna
 import pytest
 import torch
-from support import make_search
+from support import make_search, new_study
 from timm.layers import DropPath
 from torch import nn
 
@@ -169,7 +169,7 @@ def test_a_search_with_another_classifier_leaves_files_that_load(tmp_path, digit
         calibration_images=64, cache=tmp_path / "cache",
     )  # fmt: skip
     storage = optuna.storages.InMemoryStorage()
-    study = objective.create_study("s", storage=storage, screen=False)
+    study = new_study(objective, "s", storage=storage, screen=False)
     objective.run(study, n_trials=1, explain=False)
     (path,) = tmp_path.rglob("trial-*.safetensors")
     loaded, manifest = load_pruned(path)

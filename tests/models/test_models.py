@@ -22,7 +22,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from support import make_search
+from support import make_search, new_study
 from timm.layers import AttentionRope, SwiGLU
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
@@ -289,7 +289,7 @@ def test_other_architectures_are_searched_trained_and_come_back_from_their_files
         load_dense(dense), digits, budget=0.6, recipe=Recipe(epochs=1, batch_size=128),
         calibration_images=32, checkpoints=tmp_path, progress=False,
     )  # fmt: skip
-    study = objective.create_study("other", storage=url, screen=False)
+    study = new_study(objective, "other", storage=url, screen=False)
     objective.run(study, n_trials=2, say=lambda _: None, explain=False)
     for trial in study.trials:
         assert trial.user_attrs["macs_ratio"] <= 0.6

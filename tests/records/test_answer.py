@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
-from support import make_search
+from support import make_search, new_study
 from typer.testing import CliRunner
 
 from vit_ratio_opt.cli import main as cli
@@ -308,8 +308,8 @@ def test_every_place_names_the_same_pair_trial_and_accuracy(
         calibration_images=64, progress=False, **limits[limit],
     )  # fmt: skip
     if limit == "dense model":  # every pair loses a point, none keeps 0.01
-        monkeypatch.setattr("vit_ratio_opt.runs.objective.finetune", lambda *a, **k: 0.0)
-    study = objective.create_study("s", storage=url, screen=False)
+        monkeypatch.setattr("vit_ratio_opt.training.trainer.finetune", lambda *a, **k: 0.0)
+    study = new_study(objective, "s", storage=url, screen=False)
     said: list[str] = []
     objective.run(study, n_trials=3, say=said.append)
     assert study.sampler.n_trials == 3

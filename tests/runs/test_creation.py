@@ -46,7 +46,7 @@ def impatient(monkeypatch):
 
 
 def create(objective, storage, name="s"):
-    return objective.create_study(name, storage=storage, screen=False)
+    return new_study(objective, name, storage=storage, screen=False)
 
 
 # What a number depends on

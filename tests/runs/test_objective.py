@@ -9,9 +9,9 @@ import pytest
 import torch
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.trial import FixedTrial, TrialState
-from support import make_search
+from support import make_search, new_study
 
-import vit_ratio_opt.runs.objective as objective_module
+import vit_ratio_opt.training.trainer as trainer_module
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.models.surgery import shape_of
@@ -48,7 +48,7 @@ def make(digits, dense, tmp_path):
 
 def run_pairs(objective, url, *pairs, name="s"):
     """The study after a new process, as it were, has run these pairs."""
-    study = objective.create_study(name, storage=url, screen=False)
+    study = new_study(objective, name, storage=url, screen=False)
     for pair in pairs:
         study.enqueue_trial(pair._asdict())
     study.optimize(objective.objective, n_trials=len(pairs))
@@ -218,7 +218,9 @@ def test_repair_brings_a_pruned_model_nearer_to_the_dense_one(make, digits, dens
 
     def error(**changes):
         with torch.no_grad():
-            return (make(**changes).prune(pair)(images) - dense.eval()(images)).square().mean()
+            return (
+                (make(**changes).pruner.prune(pair)(images) - dense.eval()(images)).square().mean()
+            )
 
     assert error() < 0.8 * error(repair=False)
 
@@ -253,10 +255,10 @@ def test_a_search_with_a_tolerance_begins_on_the_path_of_least_expected_loss(mak
 
 
 def test_a_calibration_is_shared_by_the_objectives_of_one_folder(make, tmp_path):
-    make(cache=tmp_path / "cache").prune(LIGHT)
+    make(cache=tmp_path / "cache").pruner.prune(LIGHT)
     (path,) = (tmp_path / "cache").iterdir()
     written = path.stat().st_mtime_ns
-    make(cache=tmp_path / "cache").prune(HALF)
+    make(cache=tmp_path / "cache").pruner.prune(HALF)
     assert path.stat().st_mtime_ns == written
 
 
@@ -352,7 +354,7 @@ def test_a_model_with_a_cascade_is_refused(make, digits, dense):
 def fails_in_the_middle(monkeypatch, *errors):
     """The first trainings raise, as a device would, after their first epoch."""
     left = list(errors)
-    original = objective_module.finetune
+    original = trainer_module.finetune
 
     def finetune(model, data, recipe, context, **options):
         def once(epoch, *more):
@@ -362,7 +364,7 @@ def fails_in_the_middle(monkeypatch, *errors):
 
         return original(model, data, recipe, replace(context, report=once), **options)
 
-    monkeypatch.setattr(objective_module, "finetune", finetune)
+    monkeypatch.setattr(trainer_module, "finetune", finetune)
 
 
 def quietly(study, objective, n_trials):
@@ -509,7 +511,7 @@ def model_file(objective, trial):
 @pytest.mark.parametrize("round_to", [1, 4])
 def test_a_budget_of_parameters_is_met(make, url, round_to):
     objective = make(cost="params", budget=0.5, round_to=round_to, recipe=Recipe(epochs=0))
-    study = objective.create_study("s", storage=url, screen=False)
+    study = new_study(objective, "s", storage=url, screen=False)
     objective.run(study, n_trials=2, say=lambda line: None, explain=False)
     for trial in study.trials:
         model, manifest = load_pruned(model_file(objective, trial), objective.dense)
@@ -522,7 +524,7 @@ def test_a_budget_of_parameters_is_met(make, url, round_to):
 
 def test_with_a_tolerance_the_value_is_the_share_of_the_cost(make, url):
     objective = latency_objective(make, budget=None, tolerance=99.0)
-    study = objective.create_study("s", storage=url, screen=False)
+    study = new_study(objective, "s", storage=url, screen=False)
     assert study.metric_names == ["latency of dense"]
     study.enqueue_trial(RatioPair(0.0, 0.0)._asdict())
     study.enqueue_trial(RatioPair(0.5, 0.25)._asdict())
@@ -535,7 +537,7 @@ def test_with_a_tolerance_the_value_is_the_share_of_the_cost(make, url):
 
 def test_a_pair_over_the_latency_is_pruned_before_any_training(make, url):
     objective = latency_objective(make)
-    study = objective.create_study("s", storage=url, screen=False)
+    study = new_study(objective, "s", storage=url, screen=False)
     study.enqueue_trial(RatioPair(0.25, 0.875)._asdict())
     study.optimize(objective.objective, n_trials=1)
     assert study.trials[0].state == TrialState.PRUNED
@@ -544,9 +546,9 @@ def test_a_pair_over_the_latency_is_pruned_before_any_training(make, url):
 
 
 def test_the_best_of_a_latency_study_is_measured_when_it_is_tested(make, url, monkeypatch):
-    monkeypatch.setattr(objective_module, "time_models", lambda models, **how: [0.004, 0.0015])
+    monkeypatch.setattr(trainer_module, "time_models", lambda models, **how: [0.004, 0.0015])
     objective = latency_objective(make)
-    study = objective.create_study("s", storage=url, screen=False)
+    study = new_study(objective, "s", storage=url, screen=False)
     objective.run(study, n_trials=1, say=lambda line: None, explain=False)
     objective.test(study)
     tested = study.user_attrs["tested"]
@@ -555,11 +557,11 @@ def test_the_best_of_a_latency_study_is_measured_when_it_is_tested(make, url, mo
 
 def test_a_resumed_study_keeps_the_latency_that_it_was_made_with(make, url):
     first = latency_objective(make)
-    first.create_study("s", storage=url, screen=False)
+    new_study(first, "s", storage=url, screen=False)
     second = latency_objective(make, latency=latency_of(first.space, fast=True))
     assert second.curve != first.curve
     assert second.settings == first.settings
-    study = second.create_study("s", storage=url, screen=False)
+    study = new_study(second, "s", storage=url, screen=False)
     assert second.curve == first.curve
     assert second.latency == first.latency
     second.run(study, n_trials=1, say=lambda line: None, explain=False)

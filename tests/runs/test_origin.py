@@ -267,7 +267,7 @@ def test_a_worker_on_another_device_searches_the_same_pairs(
         load_dense(dense_file), load_digits(), budget=0.6, cost="latency", latency_batch=2,
         recipe=Recipe(epochs=0), calibration_images=64, checkpoints=tmp_path / "models",
     )  # fmt: skip
-    study = made.create_study("s", storage=url, screen=False)
+    study = new_study(made, "s", storage=url, screen=False)
     json.dumps(study.user_attrs)
     device(slow=0.1)
     again = load_again("s", url)
@@ -291,7 +291,7 @@ def test_a_model_that_computes_something_else_is_refused(dense_file, tmp_path, u
         recipe=Recipe(epochs=0),
         calibration_images=64,
     )
-    objective.create_study("s", storage=url, screen=False)
+    new_study(objective, "s", storage=url, screen=False)
     other = load_dense(dense_file, act_layer="relu6")
     save_dense(other, tmp_path / "other.safetensors")
     assert weights_hash(other) == objective.settings.weights

@@ -9,7 +9,7 @@ import optuna
 import pytest
 import timm
 from optuna.trial import TrialState
-from support import make_search
+from support import make_search, new_study
 
 from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError
@@ -79,7 +79,7 @@ def test_pair_over_budget_is_pruned_before_training(make, url, monkeypatch):
     objective = make()
     study = objective.create_study("s", storage=url)
     study.enqueue_trial({"mhsa_ratio": 0.0, "ffn_ratio": 0.0})
-    monkeypatch.setattr("vit_ratio_opt.runs.objective.finetune", None)
+    monkeypatch.setattr("vit_ratio_opt.training.trainer.finetune", None)
     study.optimize(objective.objective, n_trials=1)
     (trial,) = study.trials
     assert trial.state == TrialState.PRUNED
@@ -228,7 +228,7 @@ def test_a_study_whose_maker_was_killed_in_the_screen_gets_one_from_the_next(
 
 def test_without_a_screen_the_search_begins_at_the_fixed_ratio(make, url):
     objective = make()
-    study = objective.create_study("s", storage=url, screen=False)
+    study = new_study(objective, "s", storage=url, screen=False)
     objective.run(study, n_trials=1, say=lambda line: None, explain=False)
     assert study.user_attrs["screened"] == []
     assert RatioPair(*study.trials[0].params.values()) == fixed_ratio_pair(objective.space, 0.6)
@@ -309,7 +309,7 @@ def test_a_file_of_another_study_is_not_taken_for_the_trials_model(make, url, tm
     store = tmp_path / "store"
     first, second = make(), make(artifacts=store, seed=1)
     for name, objective in (("other", first), ("s", second)):
-        study = objective.create_study(name, storage=url, screen=False)
+        study = new_study(objective, name, storage=url, screen=False)
         objective.run(study, n_trials=1, say=lambda line: None, explain=False)
     (trial,) = study.trials
     path = second.checkpoints / trial.user_attrs["checkpoint"]
@@ -360,7 +360,7 @@ def test_a_study_that_is_deleted_under_a_worker_ends_it_in_one_sentence(make, ur
         optuna.delete_study(study_name="s", storage=open_storage(url))
 
     objective, said = make(), []
-    study = objective.create_study("s", storage=url, screen=False)
+    study = new_study(objective, "s", storage=url, screen=False)
     callbacks = [delete] if when == "between trials" else []
     if callbacks == []:
         prune = objective.prune

@@ -63,7 +63,7 @@ def run(study: Study, objective: Search, n_trials: int = 1) -> None:
 
 
 def new_study(objective: Search, url: str, name: str = "s") -> Study:
-    return objective.create_study(name, storage=url, screen=False)
+    return new_study(objective, name, storage=url, screen=False)
 
 
 def assert_models_are_the_trials(
@@ -85,7 +85,7 @@ def assert_models_are_the_trials(
         assert weights_hash(load_pruned(path)[0]) == trial.user_attrs["weights"]
     accuracy = objective.test(study)
     tested = study.user_attrs["tested"]
-    own = objective.MODEL_OF(study.trials[tested["trial"]], study)
+    own = objective.model_of(study, study.trials[tested["trial"]])
     assert accuracy == evaluate(own, objective.data, objective.data.test)
 
 
@@ -143,7 +143,7 @@ def test_a_study_that_was_copied_under_another_name_keeps_its_models(make: Make,
     copied = optuna.load_study(study_name="copied", storage=url)
     (trial,) = copied.trials
     for _ in ("the folder", "the artifact store"):
-        assert weights_hash(objective.MODEL_OF(trial, copied)) == trial.user_attrs["weights"]
+        assert weights_hash(objective.model_of(copied, trial)) == trial.user_attrs["weights"]
         (objective.journal.checkpoints / trial.user_attrs["checkpoint"]).unlink(missing_ok=True)
 
 
@@ -174,11 +174,11 @@ def test_a_file_that_was_overwritten_in_place_is_refused_by_its_name(make: Make,
     for damage in (second.read_bytes(), content[:-1] + bytes([content[-1] ^ 1])):
         first.write_bytes(damage)
         with pytest.raises(InputError) as refused:
-            objective.MODEL_OF(study.trials[0], study)
+            objective.model_of(study, study.trials[0])
         assert str(first) in str(refused.value)
         assert f"artifact {first.name}" in str(refused.value)
         assert "/tmp" not in str(refused.value).replace(str(first), "")
-    assert weights_hash(objective.MODEL_OF(study.trials[1], study))
+    assert weights_hash(objective.model_of(study, study.trials[1]))
 
 
 def test_a_file_that_was_replaced_leaves_the_artifact_as_it_was(make: Make, url: str) -> None:
@@ -229,12 +229,12 @@ def test_a_trial_without_a_model_says_why(make: Make, url: str, tmp_path: Path) 
         with pytest.raises(
             InputError, match=f"Trial {number} of study 's' kept no model: .*{why}"
         ):
-            objective.MODEL_OF(study.trials[number], study)
+            objective.model_of(study, study.trials[number])
         with pytest.raises(InputError, match=f"Trial {number} of study 's' was not trained"):
             trained_trial(study, number)
     study.optimize(bare, n_trials=2)
     with pytest.raises(InputError, match="its worker kept none: `checkpoints` names"):
-        objective.MODEL_OF(study.trials[-1], study)
+        objective.model_of(study, study.trials[-1])
     for number in (-1, 99):
         with pytest.raises(InputError, match=f"Trial {number} of study 's' was not trained"):
             trained_trial(study, number)
@@ -247,7 +247,7 @@ def test_a_trial_that_failed_after_its_training_has_no_model(make: Make, url: st
     objective(trial)
     study.tell(trial, state=TrialState.FAIL)
     for refuse in (
-        lambda: objective.MODEL_OF(study.trials[0], study),
+        lambda: objective.model_of(study, study.trials[0]),
         lambda: trained_trial(study, 0),
     ):
         with pytest.raises(InputError, match="Trial 0 of study 's'"):
@@ -291,7 +291,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
     shutil.rmtree(tmp_path / "models", ignore_errors=True)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
-    monkeypatch.setattr("vit_ratio_opt.runs.objective.finetune", None)
+    monkeypatch.setattr("vit_ratio_opt.training.trainer.finetune", None)
     monkeypatch.setattr(Search, "prune", None)
     start = {
         "create_study": lambda: new_study(objective, url),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import optuna
 import pytest
 from optuna.trial import TrialState
-from support import make_search
+from support import make_search, new_study
 
 from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError
@@ -43,7 +43,7 @@ def test_several_jobs_give_the_trials_of_one(make: Make, url) -> None:
     studies = []
     for n_jobs in (1, 4):
         objective = make()
-        study = objective.create_study(f"{n_jobs}", storage=url, screen=False)
+        study = new_study(objective, f"{n_jobs}", storage=url, screen=False)
         study.optimize(objective.objective, n_trials=6, n_jobs=n_jobs)
         studies.append(study)
     assert results(studies[0]) == results(studies[1])
@@ -51,7 +51,7 @@ def test_several_jobs_give_the_trials_of_one(make: Make, url) -> None:
 
 def test_an_objective_serves_two_studies_by_turns(make: Make, url) -> None:
     shared, names = make(), ("one", "two")
-    studies = {name: shared.create_study(name, storage=url, screen=False) for name in names}
+    studies = {name: new_study(shared, name, storage=url, screen=False) for name in names}
     studies["two"].set_user_attr(
         "dense", {**studies["two"].user_attrs["dense"], "val_accuracy": 50.0}
     )
@@ -67,10 +67,10 @@ def test_an_objective_serves_two_studies_by_turns(make: Make, url) -> None:
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
 def test_a_copy_of_an_objective_goes_on_as_itself(make: Make, url, duplicate) -> None:
-    straight = make().create_study("straight", storage=url, screen=False)
+    straight = new_study(make(), "straight", storage=url, screen=False)
     quietly(straight, make(), 2)
     first = make()
-    study = first.create_study("s", storage=url, screen=False)
+    study = new_study(first, "s", storage=url, screen=False)
     quietly(study, first, 1)
     quietly(study, duplicate(first), 2)
     assert results(study) == results(straight)
@@ -91,7 +91,7 @@ def test_a_study_of_another_direction_is_refused_at_the_first_trial(
     make: Make, url, monkeypatch, limits, directions, wanted, storage, sampler
 ) -> None:
     objective = make(**limits)
-    monkeypatch.setattr("vit_ratio_opt.runs.objective.finetune", None)
+    monkeypatch.setattr("vit_ratio_opt.training.trainer.finetune", None)
     chosen = None
     if sampler == "binary":
         chosen = PlanSampler(objective.search_space, objective.plan())
@@ -143,7 +143,7 @@ def test_a_study_that_optuna_created_in_the_right_direction_is_searched(make: Ma
 
 
 def test_a_loaded_study_of_other_settings_is_refused_at_the_first_trial(make: Make, url) -> None:
-    make().create_study("s", storage=url, screen=False)
+    new_study(make(), "s", storage=url, screen=False)
     other = make(seed=1)
     study = optuna.load_study(study_name="s", storage=url)
     with pytest.raises(InputError, match="seed is 0, not 1"):

@@ -13,9 +13,9 @@ import torch
 from optuna.trial import TrialState
 from safetensors import safe_open
 from safetensors.torch import save_file
-from support import make_search
+from support import make_search, new_study
 
-import vit_ratio_opt.runs.objective as objective_module
+import vit_ratio_opt.training.trainer as trainer_module
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.finetune import finetune
@@ -37,7 +37,7 @@ def make(digits, dense, tmp_path):
 
 def interrupted(objective, url, name, monkeypatch, pair=None):
     """A study with a trial that ended after its first epoch, and the file of its state."""
-    original = objective_module.finetune
+    original = trainer_module.finetune
 
     def stops(model, data, recipe, context, **options):
         def once(*values):
@@ -46,11 +46,11 @@ def interrupted(objective, url, name, monkeypatch, pair=None):
 
         return original(model, data, recipe, replace(context, report=once), **options)
 
-    study = objective.create_study(name, storage=url, screen=False)
+    study = new_study(objective, name, storage=url, screen=False)
     if pair is not None:
         study.enqueue_trial(pair._asdict())
     with monkeypatch.context() as patch:
-        patch.setattr(objective_module, "finetune", stops)
+        patch.setattr(trainer_module, "finetune", stops)
         study.optimize(objective.objective, n_trials=1, catch=RuntimeError)
     name = study.trials[0].user_attrs["training_state"]["artifact"]
     return study, Path(objective.artifacts) / name
@@ -105,7 +105,7 @@ def a_bit(path):
 def test_a_trial_begins_again_with_a_word_and_ends_as_if_nothing_had_been(
     make, url, monkeypatch, caplog, harm, make_dense
 ):
-    straight = make().create_study("straight", storage=url, screen=False)
+    straight = new_study(make(), "straight", storage=url, screen=False)
     make().run(straight, n_trials=1, say=lambda line: None, explain=False)
     study, state = interrupted(make(), url, "s", monkeypatch)
     pair = make().baseline

@@ -45,7 +45,7 @@ def study(tmp_path, url):
         load_dense(path), load_digits(), budget=0.6, recipe=Recipe(epochs=0),
         calibration_images=64, checkpoints=tmp_path / "models",
     )  # fmt: skip
-    return objective.create_study("s", storage=url, screen=False)
+    return new_study(objective, "s", storage=url, screen=False)
 
 
 def renamed(study, **changes):
@@ -140,7 +140,7 @@ def test_a_trials_model_has_a_name_of_ours(study, tmp_path, name):
     attributes = {"checkpoint": name, "accuracy": 50.0}
     study.add_trial(create_trial(value=50.0, user_attrs=attributes))
     with pytest.raises(InputError, match="no name of a trial's model"):
-        objective.MODEL_OF(study.trials[-1], study)
+        objective.model_of(study, study.trials[-1])
     assert check_checkpoint_name("trial-0000.safetensors")
 
 
