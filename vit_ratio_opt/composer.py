@@ -393,7 +393,7 @@ class Search:
     def new_attributes(self) -> dict[str, Any]:
         """Compute all attributes that a new study stores, in the order of writing."""
         shape, cost = self.pruner.shape, self.space.cost
-        begins = self._look()
+        begins = self.first_pairs()
         attributes = {
             "settings": self.settings.to_json(),
             "versions": package_versions(*_PACKAGES),
@@ -421,7 +421,7 @@ class Search:
             with show_waiting(
                 "looking at pairs before any training", enabled=self.run_options.progress
             ):
-                looked = self._look()
+                looked = self.first_pairs()
             missing |= {key: value for key, value in looked.items() if key not in attributes}
         # Version 0.1.0 stored a curve at the most, and answered otherwise than its sampler.
         if "noise_is_known" not in attributes.get("plan", {}):
@@ -468,8 +468,13 @@ class Search:
 
     # How it is built
 
-    def _look(self) -> dict[str, Any]:
-        """Look at pairs before any training: where the search begins, as the study stores it."""
+    def first_pairs(self) -> dict[str, Any]:
+        """Look at pairs before any training: where a new study begins, as it stores it.
+
+        Returns:
+            ``screened``: within a budget, ratios and accuracy of the pairs that were evaluated
+            without training. ``path``: with a tolerance, the likeliest pair at each cost.
+        """
         screened: dict[tuple[float, float], float] = {}
         path: tuple[tuple[float, float], ...] = ()
         options, shown = self.options, self.run_options.progress

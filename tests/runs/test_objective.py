@@ -17,6 +17,7 @@ from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.cascade import prune_tokens
+from vit_ratio_opt.runs.screening import likely_best
 from vit_ratio_opt.space.costs import PARAMS
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.space.shape import BlockTokens
@@ -164,7 +165,7 @@ def test_a_repeat_starts_where_the_first_trial_of_its_pair_started(make, url):
 
 def test_a_trial_over_the_tolerance_is_a_parent_too(make, url):
     objective = make(budget=None, tolerance=1.0)
-    objective.dense_accuracy = 100.0
+    objective.objective.dense_accuracy = 100.0
     study = run_pairs(objective, url, LIGHT, HALF)
     assert [trial.state for trial in study.trials] == [TrialState.PRUNED] * 2
     assert parents(study) == ["dense", 0]
@@ -184,7 +185,7 @@ def test_a_trial_that_kept_no_model_is_no_parent(make, url):
 
 def test_a_trial_outside_of_any_study_starts_dense(make):
     trial = FixedTrial(HALF._asdict())
-    make()(trial)
+    make().objective(trial)
     assert trial.user_attrs["parent_trial"] == "dense"
 
 
@@ -194,10 +195,10 @@ def test_iterative_and_not_are_different_studies(make, url):
         make(iterative=False).create_study("s", storage=url)
 
 
-@pytest.mark.parametrize("option", ["iterative", "artifact_store"])
+@pytest.mark.parametrize("option", ["iterative", "artifacts"])
 def test_iterative_needs_a_folder_of_checkpoints(make, tmp_path, option):
     changes = {"iterative": option == "iterative"}
-    if option == "artifact_store":
+    if option == "artifacts":
         changes[option] = FileSystemArtifactStore(tmp_path)
     with pytest.raises(InputError, match="need `checkpoints`: name a folder"):
         make(checkpoints=None, **changes)
@@ -229,12 +230,11 @@ def test_the_likely_best_pair_costs_least_and_is_where_the_screen_begins(make):
     objective = make(budget=0.6)
     likely = likely_best(objective.pruner, objective.curve)
     assert likely in objective.curve
-    assert (
-        next(iter(screen(objective.pruner, objective.trainer.evaluate, objective.curve))) == likely
-    )
-    assert make(budget=0.6, mhsa_unit="head").likely_best() is None
-    assert make(budget=None, tolerance=1.0).likely_best() is None
-    assert make(budget=0.6).path == ()
+    assert tuple(objective.first_pairs()["screened"][0][:2]) == likely
+    heads = make(budget=0.6, mhsa_unit="head")
+    assert likely_best(heads.pruner, heads.curve) is None
+    assert make(budget=None, tolerance=1.0, iterative=False).curve == ()
+    assert make(budget=0.6).first_pairs()["path"] == ()
 
 
 @pytest.mark.parametrize("strategy", ["structural", "cascade", "both"])
@@ -243,11 +243,11 @@ def test_a_search_with_a_tolerance_begins_on_the_path_of_least_expected_loss(mak
         options = {"budget": None, "tolerance": 5.0, "strategy": strategy, "iterative": False}
         return make(**options, **changes)
 
-    path = objective().path
+    path = objective().first_pairs()["path"]
     costs = [objective().space.macs_ratio(*pair) for pair in path]
     assert len(path) > 1
     assert costs == sorted(costs, reverse=True)
-    assert objective(fixed_ratio=True).path == ()
+    assert objective(fixed_ratio=True).first_pairs()["path"] == ()
     study = objective().create_study("s", storage=url)
     assert [tuple(pair) for pair in study.user_attrs["path"]] == list(path)
     study.optimize(objective().objective, n_trials=1)
@@ -546,7 +546,7 @@ def test_a_pair_over_the_latency_is_pruned_before_any_training(make, url):
 
 
 def test_the_best_of_a_latency_study_is_measured_when_it_is_tested(make, url, monkeypatch):
-    monkeypatch.setattr(trainer_module, "time_models", lambda models, **how: [0.004, 0.0015])
+    monkeypatch.setattr("vit_ratio_opt.runs.testing.time_models", lambda models, **how: [0.004, 0.0015])
     objective = latency_objective(make)
     study = new_study(objective, "s", storage=url, screen=False)
     objective.run(study, n_trials=1, say=lambda line: None, explain=False)
@@ -563,7 +563,7 @@ def test_a_resumed_study_keeps_the_latency_that_it_was_made_with(make, url):
     assert second.settings == first.settings
     study = new_study(second, "s", storage=url, screen=False)
     assert second.curve == first.curve
-    assert second.latency == first.latency
+    assert second.space.cost.curves == first.space.cost.curves
     second.run(study, n_trials=1, say=lambda line: None, explain=False)
     assert study.trials[0].constraints["latency"] <= 0
 
