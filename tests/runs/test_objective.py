@@ -417,7 +417,7 @@ def test_a_state_that_cannot_be_read_costs_a_warning_and_the_epochs(
         path.unlink()
     fails_in_the_middle(monkeypatch, RuntimeError("gone"))
     study = plain().create_study("s", storage=url)
-    study.optimize(plain(), n_trials=1, catch=RuntimeError)
+    study.optimize(plain().objective, n_trials=1, catch=RuntimeError)
     (state,) = (tmp_path / "models" / "artifacts").glob("training-state-*")
     if damage == "missing":
         state.unlink()
