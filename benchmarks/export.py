@@ -31,15 +31,10 @@ from command_line import run_command
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.data.load import load_images
-from vit_ratio_opt.model_files.export import (
-    export_model,
-    exported_accuracy,
-    image_shape,
-    load_exported,
-    quantize,
-)
+from vit_ratio_opt.model_files.export import export_model, image_shape, quantize
+from vit_ratio_opt.model_files.exported import exported_accuracy, load_exported
 from vit_ratio_opt.model_files.load import load_dense
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate

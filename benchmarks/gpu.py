@@ -55,7 +55,7 @@ from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.models.device import autocast, best_device
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.training.context import TrainingDiverged
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import Mix

@@ -37,10 +37,11 @@ import typer
 from command_line import run_command
 
 from vit_ratio_opt.data.load import load_images
-from vit_ratio_opt.latency.timing import measure_latency, random_blocks, sharing, time_models
+from vit_ratio_opt.latency.table import measure_latency, random_blocks
+from vit_ratio_opt.latency.timing import share_weights, time_models
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.loop import run_study
@@ -74,13 +75,13 @@ def foretell(
     table_seconds = time.perf_counter() - started
     shape, draw = shape_of(dense), random.Random(1)
     drawn = [random_blocks(shape, draw) for _ in range(shapes)]
-    pruned = [sharing(dense, blocks) for blocks in drawn]
+    pruned = [share_weights(dense, blocks) for blocks in drawn]
     dense_seconds, *seconds = time_models([dense, *pruned], batch=batch)
-    whole = table.latency(shape.blocks)
+    whole = table.predict(shape.blocks)
     rows = [
         {
             "macs_ratio": round(shape_of(smaller).macs / shape.macs, 4),
-            "foretold": round(table.latency(blocks) / whole, 4),
+            "foretold": round(table.predict(blocks) / whole, 4),
             "measured": round(taken / dense_seconds, 4),
         }
         for blocks, smaller, taken in zip(drawn, pruned, seconds, strict=True)

@@ -40,7 +40,8 @@ from timm.models.vision_transformer import VisionTransformer
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
-from vit_ratio_opt.models.surgery import shape_of, shrink_to
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.surgery import shrink_to
 from vit_ratio_opt.pruning.cascade import prune_tokens
 from vit_ratio_opt.space.curve import fixed_ratio_pair
 from vit_ratio_opt.space.shape import BlockShape, ViTShape

@@ -13,23 +13,26 @@ from pathlib import Path
 import vit_ratio_opt as vro
 
 
-def main(data: Path, checkpoint: Path, folder: Path = Path("runs/cifar10")) -> None:
-    """Search, test the answer once and print it."""
+def main(
+    data: Path, checkpoint: Path, folder: Path = Path("runs/cifar10"), n_trials: int = 8
+) -> None:
+    """Search, print the answer, and test it once."""
     folder.mkdir(parents=True, exist_ok=True)
     dense = vro.load_dense(checkpoint)
-    objective = vro.PruningObjective(
+    # The dense model was trained on all training images. Half of the test images therefore
+    # compare pairs, and the other half tests the answer.
+    images = vro.load_images(data, validation="test", preprocess=vro.preprocess_of(dense))
+    search = vro.Search(
         dense,
-        # The dense model was trained on all training images, so half of the test images compare
-        # pairs, and the other half tests the answer.
-        vro.load_images(data, validation="test", preprocess=vro.preprocess_of(dense)),
-        budget=0.7,
-        recipe=vro.Recipe(epochs=1),
-        checkpoints=folder / "checkpoints",
+        images,
+        vro.Budget(0.7),
+        training=vro.Recipe(epochs=1),
+        run=vro.RunOptions(checkpoints=folder / "checkpoints"),
     )
-    storage = f"sqlite:///{folder / 'study.db'}"
-    study = vro.create_study(objective, study_name="cifar10", storage=storage)
-    vro.run_study(study, objective, n_trials=8)
-    print(vro.answer_of(study), objective.test(study))
+    study = search.create_study("cifar10", storage=f"sqlite:///{folder / 'study.db'}")
+    search.run(study, n_trials)
+    print(search.answer(study))
+    print(f"{search.test(study):.2f} % on the other half of the test images")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.model_files.save import save_pruned
 from vit_ratio_opt.models.blocks import branches
 from vit_ratio_opt.models.separate import separate
+from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.sampler import PlanSampler
@@ -193,7 +194,7 @@ def _load_all(folder: Path) -> None:
         print(manifest["name"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_vit() -> Callable[..., VisionTransformer]:
     """Builds a tiny timm ViT; the same arguments always give the same weights."""
 
@@ -217,6 +218,13 @@ def tiny_vit(make_vit: Callable[..., VisionTransformer]) -> VisionTransformer:
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def calibration(make_vit: Callable[..., VisionTransformer]) -> Calibration:
+    """The calibration of ``tiny_vit`` on ``images``, computed once."""
+    batch = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return calibrate(make_vit(), [batch])
 
 
 @pytest.fixture

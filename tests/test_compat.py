@@ -1,3 +1,6 @@
+import contextlib
+import inspect
+import sqlite3
 import subprocess
 import sys
 
@@ -10,18 +13,26 @@ from optuna.storages import InMemoryStorage, RDBStorage, get_storage
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from vit_ratio_opt._compat import (
+    METRIC_NAMES,
     PLOT_KEY,
     behind_backoff,
+    enqueued_params,
     fixed_params,
+    is_refused_tell,
     note_keys,
+    optimize_logger,
     rdb_of,
     read_note,
+    study_names,
+    tables,
 )
+from vit_ratio_opt.runs.database import REPEATABLE
+from vit_ratio_opt.runs.database import RDBStorage as OurStorage
 
 WITHOUT_DASHBOARD = """
 import sys
 sys.modules["optuna_dashboard"] = None
-import vit_ratio_opt.cli.main, vit_ratio_opt.report.explainer, vit_ratio_opt.runs.study
+import vit_ratio_opt.cli.main, vit_ratio_opt.report.explainer, vit_ratio_opt.composer
 print("imported")
 """
 
@@ -69,6 +80,19 @@ def test_a_database_is_found_behind_the_cache():
     assert rdb_of(InMemoryStorage()) is None
 
 
+def test_names_are_listed_where_an_attribute_is_no_json(url):
+    storage = get_storage(RDBStorage(url))
+    for name in ("b", "a"):
+        optuna.create_study(study_name=name, storage=storage).set_user_attr("x", 1)
+    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:
+        database.execute("UPDATE study_user_attributes SET value_json = '{' WHERE study_id = 1")
+        database.commit()
+    with pytest.raises(ValueError, match="Expecting property name"):
+        storage.get_all_studies()
+    assert study_names(storage) == ["b", "a"]
+    assert study_names(InMemoryStorage()) == []
+
+
 def test_a_store_is_found_behind_the_one_that_tries_again(tmp_path):
     store = FileSystemArtifactStore(tmp_path)
     assert behind_backoff(Backoff(store)) is store
@@ -81,6 +105,71 @@ def test_what_is_fixed_for_a_sampler_is_known():
     with pytest.warns(optuna.exceptions.ExperimentalWarning):
         sampler = PartialFixedSampler({"x": 0.5}, inner)
     assert fixed_params(sampler) == {"x": 0.5}
+
+
+def test_what_a_trial_was_enqueued_with_is_known(study):
+    study.enqueue_trial({"x": 0.5})
+    for _ in range(2):
+        study.ask()
+    assert [enqueued_params(t.system_attrs) for t in study.trials] == [{"x": 0.5}, {}]
+
+
+def test_names_of_metrics_are_where_a_creation_looks_for_them(study):
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        study.set_metric_names(["accuracy"])
+    assert attributes_of(study) == {METRIC_NAMES: ["accuracy"]}
+
+
+def test_optimize_warns_of_a_failure_by_its_logger(study):
+    warned = []
+    optimize_logger().addFilter(warned.append)  # which returns None: nothing is shown
+    study.optimize(lambda trial: 1 / 0, n_trials=1, catch=(ZeroDivisionError,))
+    optimize_logger().removeFilter(warned.append)
+    assert {record.levelname for record in warned} == {"WARNING"}
+
+
+def test_a_trial_that_has_ended_cannot_be_told(study):
+    trial = study.ask()
+    study.tell(trial, 1.0)
+    with pytest.raises(ValueError, match="Cannot tell a") as error:
+        study.tell(trial, 2.0)
+    assert is_refused_tell(error.value)
+    assert not is_refused_tell(ValueError("of an objective"))
+
+
+def test_optuna_names_its_tables_and_columns_as_before():
+    models = tables()
+    columns = {
+        models.TrialModel: {"trial_id", "number", "study_id", "state", "datetime_start"},
+        models.TrialParamModel: {"param_id", "param_name", "param_value", "distribution_json"},
+        models.TrialValueModel: {"objective", "value", "value_type"},
+        models.TrialIntermediateValueModel: {"step", "intermediate_value"},
+        models.TrialUserAttributeModel: {"key", "value_json"},
+        models.TrialSystemAttributeModel: {"key", "value_json"},
+        models.TrialHeartbeatModel: {"trial_id", "heartbeat"},
+    }
+    for table, names in columns.items():
+        assert names <= set(table.__table__.columns.keys())
+    names = {models.TrialModel.__tablename__, models.TrialHeartbeatModel.__tablename__}
+    assert names == {"trials", "trial_heartbeats"}
+
+
+def test_methods_that_our_database_overrides_take_what_optunas_take():
+    for name in ("_get_trials", *REPEATABLE):
+        ours, theirs = (inspect.signature(getattr(c, name)) for c in (OurStorage, RDBStorage))
+        assert list(ours.parameters) == list(theirs.parameters), name
+
+
+def test_the_client_of_the_proxy_is_made_of_the_same_parts():
+    pytest.importorskip("grpc")
+    from vit_ratio_opt.runs.grpc_client import GrpcStorageProxy
+
+    proxy = GrpcStorageProxy(host="localhost", port=1, grace=60)
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        theirs = optuna.storages.GrpcStorageProxy(host="localhost", port=1)
+    assert vars(theirs).keys() <= vars(proxy).keys()
+    for name in ("_stub", "_cache", "_channel"):
+        assert type(getattr(proxy, name)) is type(getattr(theirs, name))
 
 
 def test_a_search_imports_nothing_of_the_dashboard():

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.data.image_folder import load_image_folder
     from vit_ratio_opt.data.image_folder import load_image_folder as image_folder
     from vit_ratio_opt.data.load import load_images
+    from vit_ratio_opt.data.options import LoadOptions
     from vit_ratio_opt.data.preprocessing import Preprocessing, preprocess_of
     from vit_ratio_opt.errors import InputError, UnsupportedModelError
     from vit_ratio_opt.load_search import load_search
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.model_files.save import save_dense, save_pruned
     from vit_ratio_opt.models.convert import to_timm
     from vit_ratio_opt.models.create import create_model
-    from vit_ratio_opt.models.surgery import shape_of
+    from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.pruning.calibration import Calibration, calibrate
     from vit_ratio_opt.pruning.importance import (
         Importance,
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
     from vit_ratio_opt.runs.pruner import Pruner
     from vit_ratio_opt.search.binary_search import BinarySearchSampler
     from vit_ratio_opt.search.limits import Budget, Tolerance
-    from vit_ratio_opt.space.costs import MACS, PARAMS, Cost, CostTable, Latency
+    from vit_ratio_opt.space.cost_table import CostTable
+    from vit_ratio_opt.space.costs import MACS, PARAMS, Cost, Latency
     from vit_ratio_opt.space.curve import budget_curve
     from vit_ratio_opt.space.pairs import RatioPair
     from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule
@@ -63,6 +65,7 @@ _HOMES = {
     "data.image_data": ("ImageData",),
     "data.image_folder": ("load_image_folder",),
     "data.load": ("load_images",),
+    "data.options": ("LoadOptions",),
     "data.preprocessing": (
         "Preprocessing",
         "preprocess_of",
@@ -118,9 +121,9 @@ _HOMES = {
         "Budget",
         "Tolerance",
     ),
+    "space.cost_table": ("CostTable",),
     "space.costs": (
         "Cost",
-        "CostTable",
         "Latency",
         "MACS",
         "PARAMS",
@@ -169,6 +172,7 @@ __all__ = [
     "LATE",
     "Latency",
     "MACS",
+    "LoadOptions",
     "Metric",
     "PARAMS",
     "Places",

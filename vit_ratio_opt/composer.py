@@ -15,10 +15,10 @@ from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.copies import copy_for_training
 from vit_ratio_opt.models.create import source_of
 from vit_ratio_opt.models.device import Precision, model_device, precision_of, resolve_device
-from vit_ratio_opt.models.supported import copy_for_training
-from vit_ratio_opt.models.surgery import check_all_tokens, shape_of
+from vit_ratio_opt.models.shape import check_all_tokens, shape_of
 from vit_ratio_opt.pruning.options import Pruning, Structural
 from vit_ratio_opt.pruning.pruner import Batch, ModelPruner
 from vit_ratio_opt.records.answer import Answer, answer_of
@@ -37,7 +37,7 @@ from vit_ratio_opt.runs.options import RunOptions, SearchOptions
 from vit_ratio_opt.runs.pricing import measured
 from vit_ratio_opt.runs.screening import likely_path, screen
 from vit_ratio_opt.runs.signals import SearchStopped
-from vit_ratio_opt.runs.storage import DEFAULT_STORAGE
+from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
 from vit_ratio_opt.runs.task import check_settings, package_versions, screened_best
 from vit_ratio_opt.runs.testing import test_answer
 from vit_ratio_opt.search.binary_search import BinarySearchSampler
@@ -383,7 +383,8 @@ class Search:
         validation split is compared.
         """
         changes: dict[str, Any] = {}
-        if stored.precision is not None and self.run_options.precision is None:
+        is_given = getattr(self.trainer, "is_precision_given", True)
+        if stored.precision is not None and not is_given:
             changes["precision"] = stored.precision
         hashed = stored.validation
         if self.data is not None and hashed is not None and self.data.has_fingerprint(hashed):

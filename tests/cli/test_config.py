@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vit_ratio_opt.cli.config import config_text, read_config
-from vit_ratio_opt.cli.search import SearchCommandOptions
+from vit_ratio_opt.cli.search_options import SearchCommandOptions
 from vit_ratio_opt.errors import InputError
 
 OPTIONS = SearchCommandOptions(
@@ -73,7 +73,7 @@ def test_a_bad_file_is_one_sentence_and_nothing_is_written(
 def test_the_command_line_overrides_the_file(tmp_path, monkeypatch, command):
     seen = []
     monkeypatch.setattr("vit_ratio_opt.cli.search.check_folder", lambda path: seen.append(path))
-    monkeypatch.setattr("vit_ratio_opt.cli.search._fill_in", seen.append)
+    monkeypatch.setattr("vit_ratio_opt.cli.search.fill_in", seen.append)
     path = tmp_path / "run.toml"
     path.write_text("data = 'x'\nbudget = 0.5\nrepair = false\nn-trials = 3\nstrategy = 'both'\n")
     for flags in ([], ["--n-trials", 5, "--repair", "--data", "y"], ["--tolerance", 1]):

@@ -13,19 +13,20 @@ import sys
 import optuna
 import pytest
 from rich.console import Console
-from support import load_again
 
 from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.cli.report import print_report
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.load_search import load_search
 from vit_ratio_opt.records.answer import answer_of, trained_trial
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.report.figures.training_curve import training_curve
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.markdown import markdown_page
 from vit_ratio_opt.report.notes import study_note, trial_note
-from vit_ratio_opt.report.rows import build_report, group_studies, trial_rows
+from vit_ratio_opt.report.rows import build_report, group_studies
 from vit_ratio_opt.report.terminal import trials_table
+from vit_ratio_opt.report.trial_rows import trial_rows
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.utils.text import csv_text
 
@@ -214,7 +215,7 @@ def test_damaged_studies_are_shown_or_refused_in_a_sentence(make_study, caplog, 
     for number, (study, what) in enumerate(damaged_studies(make_study, dice, count, values)):
         for use in (
             lambda: look(study, number % 20 == 0),  # noqa: B023
-            lambda: load_again("s", study._storage),  # noqa: B023
+            lambda: load_search("s", study._storage),  # noqa: B023
         ):
             try:
                 use()

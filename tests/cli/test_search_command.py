@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 
 
 @pytest.fixture
@@ -60,14 +60,11 @@ def test_the_written_options_repeat_the_search(searched, command, tmp_path, monk
     assert (searched / "rows.toml").read_text() == kept
 
 
-def test_a_password_is_in_no_written_option(arguments, command, tmp_path, monkeypatch):
-    from vit_ratio_opt.cli import search as module
-
-    url = f"sqlite:///{tmp_path / 'study.db'}"
-    monkeypatch.setattr(module, "redact", lambda text: text.replace("study.db", "***"))
-    output = tmp_path / "rows.json"
-    ended = command(*arguments, "--storage", url, "--folder", tmp_path, "--output", output)
-    assert ended.code == 0, ended.err
+def test_a_password_is_in_no_written_option(copied, arguments, command, tmp_path, monkeypatch):
+    url = f"sqlite:///{copied / 'study.db'}"
+    monkeypatch.setattr("vit_ratio_opt.cli.search.redact", lambda text: text.replace("db", "***"))
+    place = ["--folder", copied, "--study-name", "photos", "--storage", url]
+    assert command(*arguments, *place, "--output", tmp_path / "rows.json").code == 0
     assert "storage" not in (tmp_path / "rows.toml").read_text()
 
 
@@ -152,8 +149,7 @@ def test_output_must_not_overwrite_what_is_read(files, command, arguments, tmp_p
 
 def test_search_runs_on_image_folders(arguments, command, tmp_path):
     common = [*arguments, "--folder", tmp_path / "run", "--output", tmp_path / "rows.json"]
-    for flags, names in (
-        ([], ["dense", "fixed", "searched"]),
+    for flags, names in (  # without flags: the search of the fixture `searched`
         (["--fixed-ratio"], ["dense", "fixed"]),
         (["--tolerance", 20, "--confidence", 0.6], ["dense", "searched"]),
     ):
@@ -162,7 +158,7 @@ def test_search_runs_on_image_folders(arguments, command, tmp_path):
         assert [row["name"] for row in report["rows"]] == names
         assert 0 <= report["dense_full_test_accuracy"] <= 100
     assert sorted(optuna.get_all_study_names(f"sqlite:///{tmp_path / 'run' / 'study.db'}")) == [
-        "photos-0.6", "photos-0.6-fixed", "photos-drop20.0",
+        "photos-0.6-fixed", "photos-drop20.0",
     ]  # fmt: skip
 
 
@@ -202,7 +198,7 @@ def test_search_runs_every_strategy_from_csv_files(tmp_path, files, command):
 
 
 def test_two_study_names_never_share_a_checkpoint_folder(tmp_path):
-    from vit_ratio_opt.cli.search import StudyPlace
+    from vit_ratio_opt.cli.search_options import StudyPlace
 
     names = ["a", "a/b", "a_b", "..", "a%2fb", "a.b", "é" * 10_000, "é" * 10_001]
     folders = {StudyPlace(tmp_path, "sqlite://", name).checkpoints for name in names}

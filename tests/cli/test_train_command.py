@@ -6,7 +6,7 @@ import pytest
 
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.model_files.load import load_dense
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.training.evaluate import evaluate
 
 

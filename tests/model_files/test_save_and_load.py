@@ -12,8 +12,8 @@ from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.model_files.load import load_dense, load_model, load_pruned
 from vit_ratio_opt.model_files.save import save_dense, save_pruned
 from vit_ratio_opt.models.create import create_model
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.pruning.cascade import prune_tokens
 from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vit_ratio_opt.cli.files import load_dense_model
+from vit_ratio_opt.cli.options import DenseOptions
 from vit_ratio_opt.data.preprocessing import preprocess_of
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.convert import load_torchvision_file
@@ -482,12 +483,14 @@ def test_the_command_line_chooses_weights(tmp_path):
     dense = timm.create_model(NAME, depth=1, num_classes=10).state_dict()
     torch.save({"model": dense, "model_ema": dense}, tmp_path / "y.pth")
     with pytest.raises(InputError, match="--weights"):
-        load_dense_model(tmp_path / "y.pth", NAME, None)
-    model = load_dense_model(tmp_path / "y.pth", NAME, None, "ema")
+        load_dense_model(DenseOptions(checkpoint=tmp_path / "y.pth", model=NAME))
+    model = load_dense_model(
+        DenseOptions(checkpoint=tmp_path / "y.pth", model=NAME, weights="ema")
+    )
     assert model.head.out_features == 10
     assert preprocess_of(model).is_assumed
     with pytest.raises(InputError, match="give one"):
-        load_dense_model(None, NAME, None, "ema")
+        load_dense_model(DenseOptions(model=NAME, weights="ema"))
 
 
 def test_arguments_of_the_training_reach_workers(tmp_path, state):

@@ -22,27 +22,30 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from support import make_search, new_study
 from timm.layers import AttentionRope, SwiGLU
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
-from vit_ratio_opt.latency import timing as latency
+from vit_ratio_opt.latency import timing
+from vit_ratio_opt.latency.table import measure_latency
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
+from vit_ratio_opt.models.beit import BiasedAttention
 from vit_ratio_opt.models.blocks import ViT, branches
+from vit_ratio_opt.models.cait import TalkingHeads
 from vit_ratio_opt.models.create import create_model
-from vit_ratio_opt.models.separate import (
-    BiasedAttention,
-    ParallelBlock,
-    TalkingHeads,
-    separate_names,
-)
-from vit_ratio_opt.models.surgery import keep_units, shape_of
+from vit_ratio_opt.models.separate import separate_names
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.surgery import keep_units
+from vit_ratio_opt.models.vit import ParallelBlock
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import Importance, magnitude_importance
+from vit_ratio_opt.pruning.options import Both, CalibrationOptions, Structural
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
+from vit_ratio_opt.runs.options import RunOptions, SearchOptions
+from vit_ratio_opt.search.limits import Budget
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.training.evaluate import evaluate
@@ -192,17 +195,19 @@ def test_every_kind_of_block_is_calibrated_cut_and_repaired(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_latency_of_every_kind_of_block_is_foretold(name: str, monkeypatch) -> None:
-    def take(model: ViT, images: torch.Tensor, count: int) -> list[float]:
-        return [1e-9 * shape_of(model).params] * count
+def test_the_latency_of_every_kind_of_block_is_predicted(name: str, monkeypatch) -> None:
+    params = cache(lambda model: shape_of(model).params)  # a model is timed many times
 
-    monkeypatch.setattr(latency, "_runs", take)
+    def take(model: ViT, images: torch.Tensor, count: int) -> list[float]:
+        return [1e-9 * params(model)] * count
+
+    monkeypatch.setattr(timing, "time_runs", take)
     model = small(name)
     start = prune(model, (0.3, 0.4), calibrate(model, [images_for(model, 16)]))
     for dense in (model, start):  # a study may begin with a pruned model
-        table, shape = latency.measure_latency(dense), shape_of(dense)
+        table, shape = measure_latency(dense), shape_of(dense)
         assert table.error == pytest.approx(0, abs=1e-6)
-        assert table.latency(shape.blocks) == pytest.approx(shape.params)
+        assert table.predict(shape.blocks) == pytest.approx(shape.params)
 
 
 @pytest.mark.parametrize("allocation", ["global", "energy", "uniform"])
@@ -226,8 +231,8 @@ def test_a_cascade_of_other_blocks_is_refused_before_a_study_is_made(digits, nam
         num_classes=10,
     )  # fmt: skip
     with pytest.raises(UnsupportedModelError, match="only timm's Block can leave out tokens"):
-        make_search(model, digits, budget=0.6, strategy="both")
-    make_search(model, digits, budget=0.6)
+        Search(model, digits, Budget(0.6), pruning=Both())
+    Search(model, digits, Budget(0.6))
 
 
 def test_whole_heads_of_mixed_heads_are_refused_before_a_study_is_made(digits) -> None:
@@ -236,7 +241,7 @@ def test_whole_heads_of_mixed_heads_are_refused_before_a_study_is_made(digits) -
         num_heads=4, num_classes=10,
     )  # fmt: skip
     with pytest.raises(UnsupportedModelError, match="none can go"):
-        make_search(model, digits, budget=0.6, mhsa_unit="head")
+        Search(model, digits, Budget(0.6), pruning=Structural(unit="head"))
 
 
 def test_images_of_another_size_than_the_flops_are_counted_at_are_refused(digits) -> None:
@@ -245,9 +250,9 @@ def test_images_of_another_size_than_the_flops_are_counted_at_are_refused(digits
         num_heads=4, num_classes=10, dynamic_img_size=True,
     )  # fmt: skip
     with pytest.raises(InputError, match=r"Call `model\.set_input_size` first"):
-        make_search(model, digits, budget=0.6)
+        Search(model, digits, Budget(0.6))
     model.set_input_size(8)
-    assert make_search(model, digits, budget=0.6).shape.patches == 4
+    assert Search(model, digits, Budget(0.6)).pruner.shape.patches == 4
 
 
 def test_heads_that_keep_their_rank_are_searched_whole(digits, url) -> None:
@@ -256,11 +261,13 @@ def test_heads_that_keep_their_rank_are_searched_whole(digits, url) -> None:
         "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2,
         num_heads=4, num_classes=10, qk_norm=True,
     )  # fmt: skip
-    objective = make_search(
-        model, digits, budget=0.6, recipe=Recipe(epochs=0), calibration_images=32, progress=False
-    )
-    study = objective.create_study("heads", storage=url)
-    objective.run(study, n_trials=2, say=lambda _: None, explain=False)
+    search = Search(
+        model, digits, Budget(0.6), training=Recipe(epochs=0),
+        options=SearchOptions(calibration=CalibrationOptions(images=32)),
+        run=RunOptions(progress=False),
+    )  # fmt: skip
+    study = search.create_study("heads", storage=url)
+    search.run(study, n_trials=2, say=lambda _: None, explain=False)
     for trial in study.trials:
         assert trial.user_attrs["macs_ratio"] <= 0.6
         removed = 8 - sum(heads for heads, _, _ in trial.user_attrs["blocks"])
@@ -285,12 +292,13 @@ def test_other_architectures_are_searched_trained_and_come_back_from_their_files
         ),
         dense,
     )  # fmt: skip
-    objective = make_search(
-        load_dense(dense), digits, budget=0.6, recipe=Recipe(epochs=1, batch_size=128),
-        calibration_images=32, checkpoints=tmp_path, progress=False,
+    search = Search(
+        load_dense(dense), digits, Budget(0.6), training=Recipe(epochs=1, batch_size=128),
+        options=SearchOptions(screen=False, calibration=CalibrationOptions(images=32)),
+        run=RunOptions(checkpoints=tmp_path, progress=False),
     )  # fmt: skip
-    study = new_study(objective, "other", storage=url, screen=False)
-    objective.run(study, n_trials=2, say=lambda _: None, explain=False)
+    study = search.create_study("other", storage=url)
+    search.run(study, n_trials=2, say=lambda _: None, explain=False)
     for trial in study.trials:
         assert trial.user_attrs["macs_ratio"] <= 0.6
         model, manifest = load_pruned(tmp_path / trial.user_attrs["checkpoint"])

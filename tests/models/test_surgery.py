@@ -18,8 +18,9 @@ from torch import nn
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.create import create_model
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.supported import check_supported
-from vit_ratio_opt.models.surgery import keep_units, shape_of, shrink_to
+from vit_ratio_opt.models.surgery import keep_units, shrink_to
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.importance import Importance, magnitude_importance, taylor_importance
 from vit_ratio_opt.pruning.prune import prune

@@ -5,7 +5,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.cascade import prune_tokens, reads_prefix_only, remove_cascade
 from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.survey import keep_heads, survey_attention

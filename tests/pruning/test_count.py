@@ -6,7 +6,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from timm.models.vision_transformer import VisionTransformer
 
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.surgery import keep_units, shape_of
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.surgery import keep_units
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.options import Allocation
@@ -275,11 +276,6 @@ def test_other_allocations_are_refused(tiny_vit: VisionTransformer) -> None:
 
 
 # Ranks
-
-
-@pytest.fixture
-def calibration(tiny_vit: VisionTransformer, images: torch.Tensor) -> Calibration:
-    return calibrate(tiny_vit, [images])
 
 
 @every_allocation

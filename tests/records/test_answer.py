@@ -8,7 +8,6 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
-from support import make_search, new_study
 from typer.testing import CliRunner
 
 from vit_ratio_opt.cli import main as cli
@@ -17,6 +16,7 @@ from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.records.answer import answer_of, answer_trial, trained_trial
 from vit_ratio_opt.records.candidates import candidate_of
+from vit_ratio_opt.records.labels import below
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.report.figures.accuracy import accuracy_figure
 from vit_ratio_opt.report.figures.path import path_figure
@@ -24,10 +24,14 @@ from vit_ratio_opt.report.figures.widths import widths_figure
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.markdown import markdown_page
 from vit_ratio_opt.report.notes import study_note
-from vit_ratio_opt.report.rows import build_report, trial_rows
+from vit_ratio_opt.report.rows import build_report
 from vit_ratio_opt.report.sentences import answer_sentences, summary
 from vit_ratio_opt.report.terminal import results_table
+from vit_ratio_opt.report.trial_rows import trial_rows
+from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.final import card_path
+from vit_ratio_opt.runs.loop import run_study
+from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.training.recipe import Recipe
 
 # Of the first trial, the fixed ratio, and of the five pairs of the curve after it.
@@ -228,10 +232,8 @@ def test_another_training_of_the_same_pair_is_no_other_answer(make_study):
 
 
 def test_a_number_below_the_confidence_is_not_rounded_to_it(make_study):
-    from vit_ratio_opt.records.answer import _below
-
-    assert _below(0.7996, 0.8) == "0.7996"
-    assert _below(0.74, 0.8) == "0.74"
+    assert below(0.7996, 0.8) == "0.7996"
+    assert below(0.74, 0.8) == "0.74"
 
 
 # Other studies
@@ -302,16 +304,16 @@ def test_every_place_names_the_same_pair_trial_and_accuracy(
         "img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2,
         "num_heads": 4, "mlp_ratio": 2.0, "num_classes": 10,
     })  # fmt: skip
-    objective = make_search(
+    objective = PruningObjective(
         load_dense(tmp_path / "dense.safetensors"), digits,
         recipe=Recipe(epochs=1, batch_size=256), checkpoints=tmp_path / "models",
         calibration_images=64, progress=False, **limits[limit],
     )  # fmt: skip
     if limit == "dense model":  # every pair loses a point, none keeps 0.01
-        monkeypatch.setattr("vit_ratio_opt.training.trainer.finetune", lambda *a, **k: 0.0)
-    study = new_study(objective, "s", storage=url, screen=False)
+        monkeypatch.setattr("vit_ratio_opt.runs.objective.finetune", lambda *a, **k: 0.0)
+    study = create_study(objective, study_name="s", storage=url, screen=False)
     said: list[str] = []
-    objective.run(study, n_trials=3, say=said.append)
+    run_study(study, objective, n_trials=3, say=said.append)
     assert study.sampler.n_trials == 3
     answer = answer_of(study)
     found = answer.found
@@ -375,3 +377,38 @@ def test_every_place_names_the_same_pair_trial_and_accuracy(
     if limit == "budget":
         assert tested["baseline"]["trial"] == 0 == answer.baseline.trial.number
         assert study.trials[0].state == TrialState.COMPLETE
+
+
+def test_an_answer_is_read_in_a_few_lines(make_study):
+    study = make_study(planned=True, accuracies=ANOTHER_IS_BEST)
+    answer = answer_of(study)
+    found, fixed = answer.found, answer.baseline
+    lines = str(answer).splitlines()
+    assert lines == [
+        f"MHSA ratio {found.pair[0]:.3f}, FFN ratio {found.pair[1]:.3f} (trial 3, trained once)",
+        f"{100 * found.cost_ratio:.1f} % of the FLOPs",
+        f"{found.accuracy:.2f} ± {found.error:.2f} % validation accuracy expected, dense 80.00 %",
+        f"better than the fixed ratio {fixed.pair[0]:.3f} ({fixed.accuracy:.2f} ± "
+        f"{fixed.error:.2f} %, trial 0) with a probability of {found.probability:.2f}",
+    ]
+    assert repr(answer) == f"<Answer of study 'searched': {'; '.join(lines)}>"
+    assert "the fixed ratio itself" in str(
+        answer_of(make_study(planned=True, accuracies=FIXED_IS_BEST))
+    )
+    kept = make_study(budget=None, planned=True, accuracies=(79.9, 79.8, 79.7, 77.9, 76.0, 70.0))
+    assert "keeps the tolerance with a probability of" in str(answer_of(kept))
+    none = make_study(budget=None, planned=True, accuracies=(77.0,) * 6)
+    assert str(answer_of(none)).startswith("The dense model: no pair keeps the tolerance with")
+
+
+def test_an_answer_loads_the_model_of_its_trial(make_study):
+    answer = answer_of(make_study(planned=True, accuracies=ANOTHER_IS_BEST))
+    with pytest.raises(InputError, match=r"use `Search.answer\(study\)`"):
+        answer.load_model()
+    bound = answer.bind(lambda trial: f"model of {trial.number}")
+    assert bound.load_model() == "model of 3"
+    assert bound == answer
+    assert repr(bound) == repr(answer)
+    none = make_study(budget=None, planned=True, accuracies=(77.0,) * 6)
+    with pytest.raises(InputError, match="is the dense model"):
+        answer_of(none).bind(lambda trial: None).load_model()

@@ -1,9 +1,11 @@
+import contextlib
 import logging
+import sqlite3
 
 import pytest
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.loading import load_studies
+from vit_ratio_opt.records.loading import fixed_studies, load_studies
 from vit_ratio_opt.records.study import COMPLETE, StudyRecord
 from vit_ratio_opt.runs.storage import open_storage
 
@@ -66,3 +68,23 @@ def test_a_damaged_study_is_left_out_and_the_others_are_loaded(make_study, url, 
     study.set_user_attr("device", 5)
     with pytest.raises(InputError, match="is damaged"):
         load_studies(storage)
+
+
+def test_a_study_with_an_attribute_that_is_no_json_hides_no_other_one(make_study, url, caplog):
+    storage = open_storage(url)
+    make_study(storage, "good", trials=1)
+    broken = make_study(storage, "broken", trials=1)
+    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:
+        database.execute(
+            "UPDATE study_user_attributes SET value_json = '{' WHERE study_id = ?",
+            [broken._study_id],
+        )
+        database.commit()
+    logging.getLogger("optuna").addHandler(caplog.handler)
+    (study,) = load_studies(storage)
+    assert study.study_name == "good"
+    assert "Study 'broken' is damaged: an attribute is no JSON" in caplog.text
+    with pytest.raises(InputError, match="Study 'broken' is damaged: an attribute is no JSON"):
+        load_studies(storage, ["broken"])
+    fixed = make_study(storage, "fixed", fixed=True, trials=1)
+    assert [study.study_name for study in fixed_studies(storage)] == [fixed.study_name]

@@ -86,12 +86,11 @@ def test_notes_and_figures_are_written_in_one_piece(make_study):
     assert all(key.endswith(":0") for key in texts)
 
 
-def test_a_long_text_comes_back_from_its_parts_and_so_does_a_shorter_one(make_study, monkeypatch):
-    monkeypatch.setattr(explainer, "_PART", 7)
+def test_a_long_text_comes_back_from_its_parts_and_so_does_a_shorter_one(make_study):
     study = make_study()
-    for text in ("0123456789" * 3, "short", ""):
+    for text in ("0123456789" * 9_000, "short", ""):
         known = study._storage.get_study_system_attrs(study._study_id)
-        explainer._write(study, "dashboard:plot_data:x:", text, known)
+        explainer.write_text(study, "dashboard:plot_data:x:", text, known)
         attributes = study._storage.get_study_system_attrs(study._study_id)
         assert get_plotly_graph_objects(attributes) == {"x": text}
 
@@ -115,7 +114,6 @@ def test_what_people_write_into_the_note_is_kept(make_study):
 
 def test_what_grows_is_made_again_only_after_two_hundred_times_its_time(make_study, monkeypatch):
     now = [1_000.0]
-    monkeypatch.setattr(explainer.time, "monotonic", lambda: now[0])
     made = []
 
     def slow_note(*arguments, **options):
@@ -125,7 +123,7 @@ def test_what_grows_is_made_again_only_after_two_hundred_times_its_time(make_stu
 
     monkeypatch.setattr(explainer, "study_note", slow_note)
     study = make_study(trials=2)
-    explain = Explainer()
+    explain = Explainer(clock=lambda: now[0])
     for _ in range(60):
         explain(study, study.trials[0])
         now[0] += 10.0

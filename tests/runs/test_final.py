@@ -20,7 +20,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.runs.final import card_path, finish, model_card
 from vit_ratio_opt.space.pairs import RatioPair

@@ -14,7 +14,7 @@ from support import make_search, new_study
 import vit_ratio_opt.training.trainer as trainer_module
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_pruned
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.cascade import prune_tokens
 from vit_ratio_opt.runs.screening import likely_best

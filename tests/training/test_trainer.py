@@ -1,15 +1,17 @@
 """The built-in trainer against `finetune` and `evaluate`, and one of a user's own."""
 
 import copy
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 import timm
 import torch
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.settings import StudySettings
-from vit_ratio_opt.training.context import Metric, Trainer, TrialContext
+from vit_ratio_opt.search.limits import Budget
+from vit_ratio_opt.training.context import Metric, Stopwatch, Trainer, TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
@@ -107,6 +109,16 @@ def test_a_device_or_a_precision_that_is_not_there_is_refused(digits):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("given", [None, "float32"])
+def test_a_study_decides_the_precision_that_a_trainer_was_not_given(digits, model, given):
+    trainer = ImageTrainer(digits, RECIPE, device="cpu", precision=given)
+    search = Search(model, digits, limit=Budget(0.6), training=trainer)
+    assert search.settings.precision == "float32"
+    stored = replace(search.settings, precision="bfloat16")
+    expected = "bfloat16" if given is None else "float32"
+    assert search.settings_for(stored).precision == expected
+
+
 class SquaredError:
     """A trainer of a user's own: it imports nothing, and its loss is another one."""
 
@@ -139,3 +151,16 @@ def test_a_class_with_a_metric_and_three_methods_is_a_trainer(digits):
     value = trainer.train(torch.nn.Linear(2, 1), context)
     assert [epoch for epoch, _ in reports] == [1, 2, 3]
     assert value == reports[-1][1] < reports[0][1]
+
+
+def test_time_in_a_nested_block_counts_once():
+    times = iter([0.0, 1.0, 3.0, 3.5, 4.0, 10.0, 20.0, 21.0])
+    clock = Stopwatch(lambda: next(times))
+    with clock("train"):
+        with clock("data"):
+            pass
+        with clock("evaluate"):
+            pass
+    with clock("train"):
+        pass
+    assert dict(clock.seconds) == {"data": 2.0, "evaluate": 0.5, "train": 10.0 - 2.5 + 1.0}

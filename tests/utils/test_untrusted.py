@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import uuid
 from pathlib import Path
 
@@ -10,17 +11,21 @@ import optuna
 import pytest
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import TrialState, create_trial
-from support import load_again, make_search
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.load_search import load_search
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
+from vit_ratio_opt.pruning.options import CalibrationOptions
 from vit_ratio_opt.report.dashboard import AllArtifacts
 from vit_ratio_opt.runs.artifacts import ArtifactFolder, artifact_location, open_artifacts
 from vit_ratio_opt.runs.lineage import interrupted_trials, remove_states, state_artifact
+from vit_ratio_opt.runs.options import Places, RunOptions, SearchOptions
 from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.search.limits import Budget
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.untrusted import (
     check_checkpoint_name,
@@ -37,25 +42,39 @@ ARGUMENTS = {
 OUTSIDE = ("/etc/passwd", "../victim", "..", ".", "", "a/b", "a\0", "victim", None, 5, "x" * 300)
 
 
-@pytest.fixture
-def study(tmp_path, url):
-    path = tmp_path / "dense.safetensors"
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a dense model, a study of it and the study's folder of models."""
+    folder = tmp_path_factory.mktemp("made")
+    path = folder / "dense.safetensors"
     save_dense(create_model(MODEL, **ARGUMENTS), path, name=MODEL, arguments=ARGUMENTS)
-    objective = make_search(
-        load_dense(path), load_digits(), budget=0.6, recipe=Recipe(epochs=0),
-        calibration_images=64, checkpoints=tmp_path / "models",
-    )  # fmt: skip
-    return new_study(objective, "s", storage=url, screen=False)
+    search = Search(
+        load_dense(path),
+        load_digits(),
+        Budget(0.6),
+        training=Recipe(epochs=0),
+        options=SearchOptions(screen=False, calibration=CalibrationOptions(images=64)),
+        run=RunOptions(checkpoints=folder / "models"),
+    )
+    search.create_study("s", storage=f"sqlite:///{folder / 'study.db'}")
+    return folder
+
+
+@pytest.fixture
+def study(made, tmp_path):
+    """The study, in a database of its own."""
+    shutil.copy(made / "study.db", tmp_path / "study.db")
+    return optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'study.db'}")
 
 
 def renamed(study, **changes):
     study.set_user_attr("origin", {**study.user_attrs["origin"], **changes})
 
 
-def test_a_worker_on_the_creators_machine_needs_no_option(study, tmp_path):
-    again = load_again("s", study._storage)
-    assert again.checkpoints == tmp_path / "models"
-    assert is_marked(again.artifacts)
+def test_a_worker_on_the_creators_machine_needs_no_option(study, made):
+    journal = load_search("s", study._storage).journal
+    assert journal.checkpoints == made / "models"
+    assert is_marked(journal.artifacts)
 
 
 @pytest.mark.parametrize("option", ["--checkpoints", "--artifacts"])
@@ -73,10 +92,10 @@ def test_a_foreign_folder_of_a_study_has_to_be_given(study, tmp_path, name, plac
     location = str(tmp_path / place) if place in ("victim", "new") else place
     renamed(study, **{name: location})
     with pytest.raises(InputError, match=f"give it with --{name}"):
-        load_again("s", study._storage)
+        load_search("s", study._storage)
     assert not (tmp_path / "new").exists()
     assert list((tmp_path / "victim").iterdir()) == []
-    given = load_again("s", study._storage, **{name: tmp_path / "victim"})
+    given = load_search("s", study._storage, Places(**{name: tmp_path / "victim"}))
     given.create_study("s", storage=study._storage)
     assert is_marked(tmp_path / "victim")
 
@@ -85,7 +104,7 @@ def test_a_foreign_folder_of_a_study_has_to_be_given(study, tmp_path, name, plac
 def test_images_are_not_fetched_into_a_folder_that_a_study_names(study, root):
     renamed(study, data={"loader": "cifar10", "root": root, "seed": 0})
     with pytest.raises(InputError, match="is no folder here: give --data"):
-        load_again("s", study._storage)
+        load_search("s", study._storage)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -134,13 +153,13 @@ def test_a_link_in_the_folder_of_artifacts_is_not_followed(tmp_path):
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_trials_model_has_a_name_of_ours(study, tmp_path, name):
-    objective = load_again("s", study._storage)
+    search = load_search("s", study._storage)
     if name is None:
         return
     attributes = {"checkpoint": name, "accuracy": 50.0}
     study.add_trial(create_trial(value=50.0, user_attrs=attributes))
     with pytest.raises(InputError, match="no name of a trial's model"):
-        objective.model_of(study, study.trials[-1])
+        search.model_of(study, study.trials[-1])
     assert check_checkpoint_name("trial-0000.safetensors")
 
 
@@ -157,7 +176,7 @@ def test_a_study_cannot_have_a_pickle_loaded(study, tmp_path, pickled):
     source = {"checkpoint": str(path), "name": None, "arguments": {}}
     renamed(study, model=source)
     with pytest.raises(InputError):
-        load_again("s", study._storage)
+        load_search("s", study._storage)
     assert not (tmp_path / "owned").exists()
 
 

@@ -8,22 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from enum import Enum
 from inspect import Parameter, Signature
 from typing import Any, TypeVar, get_type_hints
 
 import typer
 
 __all__ = [
-    "DATA",
-    "LIMIT",
     "LONGEST_SECONDS",
-    "MODEL",
-    "OUTPUT",
-    "PANELS",
-    "PRUNING",
-    "STUDY",
-    "TRAINING",
-    "WORKERS",
+    "Panel",
     "check_confidence",
     "check_finite",
     "check_text",
@@ -34,10 +27,19 @@ __all__ = [
 
 Options = TypeVar("Options")
 
-# Panels of `--help`, in the order in which a reader decides.
-MODEL, DATA, LIMIT, PRUNING = "Model", "Data", "Limit", "Pruning"
-TRAINING, STUDY, WORKERS, OUTPUT = "Training", "Study", "Workers", "Output"
-PANELS = (MODEL, DATA, LIMIT, PRUNING, TRAINING, STUDY, WORKERS, OUTPUT)
+
+class Panel(str, Enum):
+    """A group of options in ``--help``, in the order in which a reader decides."""
+
+    MODEL = "Model"
+    DATA = "Data"
+    LIMIT = "Limit"
+    PRUNING = "Pruning"
+    TRAINING = "Training"
+    STUDY = "Study"
+    WORKERS = "Workers"
+    OUTPUT = "Output"
+
 
 LONGEST_SECONDS = 31_536_000
 """A year: the longest time that an option accepts, in seconds."""
@@ -45,16 +47,16 @@ LONGEST_SECONDS = 31_536_000
 _LONGEST_TEXT = 500  # Optuna's columns have 512 characters
 
 
-def option(panel: str, sentence: str, *names: str, **settings: Any) -> Any:
+def option(panel: Panel, sentence: str, *names: str, **settings: Any) -> Any:
     """Return a ``typer.Option`` in a panel of ``--help``.
 
     Args:
-        panel: Name of the panel.
+        panel: Group of the option.
         sentence: Help text of the option.
         names: Names of the option; that of the field by default.
         settings: Further arguments of ``typer.Option``.
     """
-    return typer.Option(*names, help=sentence, rich_help_panel=panel, **settings)
+    return typer.Option(*names, help=sentence, rich_help_panel=panel.value, **settings)
 
 
 def check_text(value: str | None) -> str | None:
@@ -140,4 +142,5 @@ def command_of(run: Callable[[Options], None]) -> Callable[..., None]:
 def _panel_rank(parameter: Parameter) -> int:
     """Return the place of a parameter's panel in ``--help``; arguments come first."""
     panel = parameter.annotation.__metadata__[0].rich_help_panel
-    return PANELS.index(panel) if panel in PANELS else -1
+    panels = [one.value for one in Panel]
+    return panels.index(panel) if panel in panels else -1

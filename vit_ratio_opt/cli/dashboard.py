@@ -6,19 +6,11 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-from vit_ratio_opt.cli.command import STUDY, check_text, option
-from vit_ratio_opt.cli.options import (
-    HostOption,
-    StorageOption,
-)
-from vit_ratio_opt.data.reading import WORKERS
-from vit_ratio_opt.runs.storage import (
-    DEFAULT_STORAGE,
-    open_storage,
-)
-from vit_ratio_opt.utils.network import (
-    check_port,
-)
+from vit_ratio_opt.cli.command import Panel, check_text, option
+from vit_ratio_opt.cli.options import HostOption, StorageOption
+from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
+from vit_ratio_opt.utils.network import check_port
 
 __all__ = ["DashboardOptions", "dashboard"]
 
@@ -31,15 +23,17 @@ class DashboardOptions:
     study_name: Annotated[
         str | None,
         option(
-            STUDY,
+            Panel.STUDY,
             "Name of the study to open. By default the list of all studies opens.",
             callback=check_text,
         ),
     ] = None
     host: HostOption = "127.0.0.1"
-    port: Annotated[int, option(WORKERS, "Network port to listen on.", min=1, max=65535)] = 8080
+    port: Annotated[int, option(Panel.WORKERS, "Network port to listen on.", min=1, max=65535)] = (
+        8080
+    )
     browse: Annotated[
-        bool, option(WORKERS, "Open a browser if the command runs in a terminal.")
+        bool, option(Panel.WORKERS, "Open a browser if the command runs in a terminal.")
     ] = True
 
 

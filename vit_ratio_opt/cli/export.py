@@ -8,11 +8,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vit_ratio_opt.cli.command import DATA, OUTPUT, option
+from vit_ratio_opt.cli.command import Panel, option
 from vit_ratio_opt.cli.files import model_files
-from vit_ratio_opt.cli.options import (
-    ImageSizeOption,
-)
+from vit_ratio_opt.cli.options import ImageSizeOption
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.utils.files import check_outputs, check_writable
@@ -26,18 +24,18 @@ class ExportOptions:
 
     model: Annotated[Path, typer.Argument(help="Safetensors file of the model, pruned or dense.")]
     to: Annotated[
-        Literal["onnx", "torch-export", "torchscript"], option(OUTPUT, "Format of the file.")
+        Literal["onnx", "torch-export", "torchscript"], option(Panel.OUTPUT, "Format of the file.")
     ] = "onnx"
     output: Annotated[
-        Path | None, option(OUTPUT, "Path of the file; by default beside the model.")
+        Path | None, option(Panel.OUTPUT, "Path of the file; by default beside the model.")
     ] = None
     int8: Annotated[
         bool,
-        option(OUTPUT, "Write a second ONNX file in int8, and measure both.", "--int8"),
+        option(Panel.OUTPUT, "Write a second ONNX file in int8, and measure both.", "--int8"),
     ] = False
     data: Annotated[
         Path | None,
-        option(DATA, "Folder of the images, to measure accuracy on the study's test split."),
+        option(Panel.DATA, "Folder of the images, to measure accuracy on the study's test split."),
     ] = None
     image_size: ImageSizeOption = None
 
@@ -50,7 +48,7 @@ def export(options: ExportOptions) -> None:
     """
     from vit_ratio_opt.model_files.export import export_model, image_shape, quantize
     from vit_ratio_opt.model_files.load import load_model
-    from vit_ratio_opt.models.surgery import shape_of
+    from vit_ratio_opt.models.shape import shape_of
 
     output, smaller = _check_files(options)
     loaded, manifest = load_model(options.model)
@@ -82,7 +80,7 @@ def _check_files(options: ExportOptions) -> tuple[Path, Path]:
     Raises:
         InputError: A path cannot be read or written, or the format has no int8 version.
     """
-    from vit_ratio_opt.model_files.export import SUFFIXES, check_target
+    from vit_ratio_opt.model_files.exported import SUFFIXES, check_target
 
     model, to = options.model, options.to
     if not model.name:
@@ -118,7 +116,7 @@ def _study_images(model: Any, manifest: dict[str, Any], data: Path | None, heigh
 
 def _print_accuracy(output: Path, smaller: Path | None, images: Any) -> None:
     """Print the accuracy of the exported files on the test images."""
-    from vit_ratio_opt.model_files.export import exported_accuracy
+    from vit_ratio_opt.model_files.exported import exported_accuracy
 
     found = f"{exported_accuracy(output, images):.2f} %"
     if smaller is not None:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from optuna.study import Study
 
+from vit_ratio_opt.cli.options import DenseOptions, ImageOptions
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.report.trackers import JsonLog, TensorBoardLog
 from vit_ratio_opt.utils.files import check_outputs, check_writable
 
+if TYPE_CHECKING:
+    from vit_ratio_opt.data.image_data import ImageData
+
 __all__ = [
     "check_model_output",
     "files_with_card",
     "load_dense_model",
+    "load_option_images",
     "model_files",
     "study_model_files",
     "trackers",
@@ -68,13 +73,11 @@ def study_model_files(
     return files + [Path(folder, name) for name in names if folder and isinstance(name, str)]
 
 
-def load_dense_model(
-    checkpoint: Path | None,
-    model: str | None,
-    start: Path | None,
-    weights: Literal["ema", "raw"] | None = None,
-) -> Any:
-    """Load the model that the options of these names select.
+def load_dense_model(options: DenseOptions) -> Any:
+    """Load the model that options select.
+
+    Args:
+        options: Options of the command.
 
     Raises:
         InputError: No model is named, or it cannot be loaded.
@@ -82,15 +85,42 @@ def load_dense_model(
     from vit_ratio_opt.model_files.load import load_dense, load_pruned
     from vit_ratio_opt.models.create import create_model
 
-    if checkpoint is not None:
-        dense = load_dense(checkpoint, name=model, weights=weights)
-    elif weights is not None:
+    if options.checkpoint is not None:
+        dense = load_dense(options.checkpoint, name=options.model, weights=options.weights)
+    elif options.weights is not None:
         raise InputError("--weights chooses among those of a --checkpoint: give one.")
-    elif model is not None:
-        dense = create_model(model, pretrained=True)
+    elif options.model is not None:
+        dense = create_model(options.model, pretrained=True)
     else:
         raise InputError("No model is named: give --checkpoint, --model or both.")
-    return dense if start is None else load_pruned(start, dense)[0]
+    return dense if options.start is None else load_pruned(options.start, dense)[0]
+
+
+def load_option_images(options: ImageOptions, dense: Any, seed: int) -> ImageData:
+    """Load the images that options select, preprocessed for a model.
+
+    Args:
+        options: Options of the command.
+        dense: The model that takes the images.
+        seed: Random seed of the splits.
+
+    Raises:
+        InputError: The images cannot be loaded.
+    """
+    from vit_ratio_opt.data.load import default_validation, load_images
+    from vit_ratio_opt.data.options import LoadOptions
+    from vit_ratio_opt.data.preprocessing import preprocess_or_assume
+
+    return load_images(
+        options.data,
+        image_size=options.image_size,
+        validation=options.validation or default_validation(options.data, "test"),
+        seed=seed,
+        preprocess=preprocess_or_assume(dense),
+        options=LoadOptions(
+            exif_rotation=options.exif_rotation, skip_damaged=options.skip_damaged
+        ),
+    )
 
 
 def trackers(json_log: Path | None, tensorboard: Path | None) -> list[Callable[..., None]]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from vit_ratio_opt.cli.command import OUTPUT, STUDY, option
+from vit_ratio_opt.cli.command import Panel, option
 from vit_ratio_opt.cli.files import check_model_output, files_with_card, study_model_files
 from vit_ratio_opt.cli.options import (
     DeviceOption,
@@ -28,10 +28,8 @@ from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.trials import accuracy_of
 from vit_ratio_opt.report.sentences import expected
 from vit_ratio_opt.runs.signals import SearchStopped
-from vit_ratio_opt.runs.storage import (
-    database_files,
-    open_storage,
-)
+from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.runs.storage_url import database_files
 from vit_ratio_opt.utils.files import check_outputs, file_name
 
 __all__ = ["FinalOptions", "final", "make_model"]
@@ -43,14 +41,16 @@ class FinalOptions(PlaceOptions, StudyOptions):
 
     trial: Annotated[
         int | None,
-        option(STUDY, "Number of the trial to train. By default the study's answer.", min=0),
+        option(Panel.STUDY, "Number of the trial to train. By default the study's answer.", min=0),
     ] = None
     epochs: EpochsOption = 10
     lr: LearningRateOption = 1e-3
     seed: SeedOption = 0
     output: Annotated[
         Path | None,
-        option(OUTPUT, "Path of the model's file; by default STUDY.safetensors in this folder."),
+        option(
+            Panel.OUTPUT, "Path of the model's file; by default STUDY.safetensors in this folder."
+        ),
     ] = None
     device: DeviceOption = None
 

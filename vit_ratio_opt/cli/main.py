@@ -27,13 +27,8 @@ from vit_ratio_opt.cli.serve import serve
 from vit_ratio_opt.cli.train import train
 from vit_ratio_opt.cli.worker import worker
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.utils.failures import (
-    is_storage_error,
-    reason,
-)
-from vit_ratio_opt.utils.redact import (
-    redact,
-)
+from vit_ratio_opt.utils.failures import is_storage_error, reason
+from vit_ratio_opt.utils.redact import redact
 from vit_ratio_opt.utils.text import plain, short
 from vit_ratio_opt.utils.versions import check_versions
 

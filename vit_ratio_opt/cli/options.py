@@ -6,25 +6,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from vit_ratio_opt.cli.command import (
-    DATA,
-    LONGEST_SECONDS,
-    MODEL,
-    OUTPUT,
-    PRUNING,
-    STUDY,
-    TRAINING,
-    check_text,
-    check_texts,
-    option,
-)
+from vit_ratio_opt.cli.command import LONGEST_SECONDS, Panel, check_text, check_texts, option
 from vit_ratio_opt.data.preprocessing import LARGEST_SIDE
-from vit_ratio_opt.data.reading import WORKERS
 from vit_ratio_opt.pruning.options import Pruning, pruning_options
 from vit_ratio_opt.runs.options import Places
-from vit_ratio_opt.runs.storage import (
-    DEFAULT_STORAGE,
-)
+from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
 from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule
 
 __all__ = [
@@ -56,19 +42,19 @@ _MOST_EPOCHS, _MOST_SEED = 100_000, 2**31 - 1
 StorageOption = Annotated[
     str,
     option(
-        STUDY,
+        Panel.STUDY,
         "Database URL of the study, or grpc://HOST:PORT of a proxy.",
         callback=check_text,
         envvar="OPTUNA_STORAGE",
     ),
 ]
 StudyNameOption = Annotated[
-    str, option(STUDY, "Name of the study in the storage.", callback=check_text)
+    str, option(Panel.STUDY, "Name of the study in the storage.", callback=check_text)
 ]
 StudyNamesOption = Annotated[
     list[str] | None,
     option(
-        STUDY,
+        Panel.STUDY,
         "Name of a study to take; all studies by default. Can be given several times.",
         "--study-name",
         callback=check_texts,
@@ -77,17 +63,19 @@ StudyNamesOption = Annotated[
 TotalTrialsOption = Annotated[
     int | None,
     option(
-        STUDY,
+        Panel.STUDY,
         "Number of trained trials of the study, earlier ones included. By default the search "
         "runs until no pair is left that could change the answer.",
         min=1,
     ),
 ]
-HostOption = Annotated[str, option(WORKERS, "Network address to listen on.", callback=check_text)]
+HostOption = Annotated[
+    str, option(Panel.WORKERS, "Network address to listen on.", callback=check_text)
+]
 GraceOption = Annotated[
     int,
     option(
-        WORKERS,
+        Panel.WORKERS,
         "Seconds without a heartbeat after which a running trial counts as dead and its pair is "
         "tried again. Give all workers of a study the same value.",
         min=2,
@@ -95,13 +83,13 @@ GraceOption = Annotated[
     ),
 ]
 EpochsOption = Annotated[
-    int, option(TRAINING, "Number of epochs of fine-tuning.", min=0, max=_MOST_EPOCHS)
+    int, option(Panel.TRAINING, "Number of epochs of fine-tuning.", min=0, max=_MOST_EPOCHS)
 ]
-LearningRateOption = Annotated[float, option(TRAINING, "Peak learning rate of fine-tuning.")]
+LearningRateOption = Annotated[float, option(Panel.TRAINING, "Peak learning rate of fine-tuning.")]
 SeedOption = Annotated[
     int,
     option(
-        TRAINING,
+        Panel.TRAINING,
         "Random seed for data splits, calibration and fine-tuning.",
         min=0,
         max=_MOST_SEED,
@@ -110,7 +98,7 @@ SeedOption = Annotated[
 ImageSizeOption = Annotated[
     int | None,
     option(
-        DATA,
+        Panel.DATA,
         "Side in pixels to which the images of a folder are resized and cropped. By default the "
         "size of the model's input.",
         min=1,
@@ -120,7 +108,7 @@ ImageSizeOption = Annotated[
 ExifRotationOption = Annotated[
     bool,
     option(
-        DATA,
+        Panel.DATA,
         "Rotate photographs by their EXIF orientation. torchvision and timm do not.",
         "--exif-rotation",
     ),
@@ -128,20 +116,26 @@ ExifRotationOption = Annotated[
 SkipDamagedOption = Annotated[
     bool,
     option(
-        DATA, "Skip images that cannot be read. By default they are an error.", "--skip-damaged"
+        Panel.DATA,
+        "Skip images that cannot be read. By default they are an error.",
+        "--skip-damaged",
     ),
 ]
 DeviceOption = Annotated[
     str | None,
-    option(WORKERS, "Device such as cuda:1 or cpu. By default the first GPU if there is one."),
+    option(
+        Panel.WORKERS, "Device such as cuda:1 or cpu. By default the first GPU if there is one."
+    ),
 ]
 JsonLogOption = Annotated[
-    Path | None, option(OUTPUT, "File to which each trial appends one line of JSON.")
+    Path | None, option(Panel.OUTPUT, "File to which each trial appends one line of JSON.")
 ]
 TensorBoardOption = Annotated[
     Path | None,
     option(
-        OUTPUT, "Folder for TensorBoard logs of each trial: curves and ratios.", "--tensorboard"
+        Panel.OUTPUT,
+        "Folder for TensorBoard logs of each trial: curves and ratios.",
+        "--tensorboard",
     ),
 ]
 
@@ -153,7 +147,7 @@ class DenseOptions:
     checkpoint: Annotated[
         Path | None,
         option(
-            MODEL,
+            Panel.MODEL,
             "Dense model: a safetensors file, a state dict or training checkpoint with any "
             "suffix, or a folder of Hugging Face or timm.",
         ),
@@ -161,7 +155,7 @@ class DenseOptions:
     weights: Annotated[
         Literal["ema", "raw"] | None,
         option(
-            MODEL,
+            Panel.MODEL,
             "Weights to take from a --checkpoint that holds both: the moving average (ema) or "
             "the trained weights (raw).",
         ),
@@ -169,7 +163,7 @@ class DenseOptions:
     model: Annotated[
         str | None,
         option(
-            MODEL,
+            Panel.MODEL,
             "Name of the model in timm, or torchvision/vit_b_16 and similar for a file of "
             "torchvision's weights. By default the name that the --checkpoint contains. Without "
             "a --checkpoint, timm downloads its pretrained weights.",
@@ -178,7 +172,7 @@ class DenseOptions:
     start: Annotated[
         Path | None,
         option(
-            MODEL,
+            Panel.MODEL,
             "Pruned model of an earlier study of this dense model, to prune it further. Limits "
             "then refer to the pruned model.",
         ),
@@ -192,7 +186,7 @@ class ImageOptions:
     data: Annotated[
         Path,
         option(
-            DATA,
+            Panel.DATA,
             "Folder of the images: train/CLASS/*, test/CLASS/* and optionally val/CLASS/*, or "
             "images/* with train.csv, or CIFAR-10 as torchvision stores it.",
         ),
@@ -203,7 +197,7 @@ class ImageOptions:
     validation: Annotated[
         Literal["train", "val", "test"] | None,
         option(
-            DATA,
+            Panel.DATA,
             "Images on which pairs are compared. 'val': the folder val/, the default if train/, "
             "val/ and test/ exist. 'test': half of the test split, while results are reported on "
             "the other half; for a dense model that was trained on all training images. 'train': "
@@ -219,7 +213,7 @@ class PruningOptions:
     strategy: Annotated[
         Literal["structural", "cascade", "both"],
         option(
-            PRUNING,
+            Panel.PRUNING,
             "What is pruned: weights (structural), the tokens that pass through the blocks "
             "(cascade), or both.",
         ),
@@ -227,7 +221,7 @@ class PruningOptions:
     cascade: Annotated[
         Literal["cp-vit", "late"] | None,
         option(
-            PRUNING,
+            Panel.PRUNING,
             "Rule by which tokens are dropped: as CP-ViT does (the default of --strategy "
             "cascade), or in late blocks and as queries only, which loses less accuracy (the "
             "default of --strategy both).",
@@ -236,19 +230,21 @@ class PruningOptions:
     mhsa_unit: Annotated[
         Literal["rank", "head"],
         option(
-            PRUNING,
+            Panel.PRUNING,
             "What is removed from attention: dimensions of factorised heads (rank), or whole "
             "heads by Taylor scores (head).",
         ),
     ] = "rank"
     repair: Annotated[
         bool,
-        option(PRUNING, "Reconstruct the layers proj and fc2 by least squares after pruning."),
+        option(
+            Panel.PRUNING, "Reconstruct the layers proj and fc2 by least squares after pruning."
+        ),
     ] = True
     round_to: Annotated[
         int,
         option(
-            PRUNING,
+            Panel.PRUNING,
             "Number of which all ranks and hidden sizes are multiples, for fast kernels.",
             min=1,
             max=65_536,
@@ -287,33 +283,35 @@ class PlaceOptions:
     checkpoint: Annotated[
         Path | None,
         option(
-            MODEL,
+            Panel.MODEL,
             "Path of the dense model on this machine. By default the path in the study.",
         ),
     ] = None
     start: Annotated[
         Path | None,
         option(
-            MODEL,
+            Panel.MODEL,
             "Path on this machine of the pruned model that the study started from. By default "
             "the path in the study.",
         ),
     ] = None
     data: Annotated[
         Path | None,
-        option(DATA, "Folder of the images on this machine. By default the folder in the study."),
+        option(
+            Panel.DATA, "Folder of the images on this machine. By default the folder in the study."
+        ),
     ] = None
     artifacts: Annotated[
         str | None,
         option(
-            WORKERS,
+            Panel.WORKERS,
             "Folder or s3://BUCKET that all workers share. By default the place in the study.",
         ),
     ] = None
     checkpoints: Annotated[
         Path | None,
         option(
-            WORKERS,
+            Panel.WORKERS,
             "Folder for this worker's pruned models. By default the folder in the study.",
         ),
     ] = None

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from vit_ratio_opt.cli.command import OUTPUT, PRUNING, option
+from vit_ratio_opt.cli.command import Panel, option
 from vit_ratio_opt.cli.files import (
     check_model_output,
     files_with_card,
     load_dense_model,
+    load_option_images,
     model_files,
 )
 from vit_ratio_opt.cli.final import make_model
@@ -34,14 +35,16 @@ __all__ = ["PruneOptions", "prune"]
 class PruneOptions(PruningOptions, ImageOptions, DenseOptions):
     """Options of ``vit-ratio-opt prune``."""
 
-    mhsa_ratio: Annotated[float, option(PRUNING, "Share of the attention to remove, in [0, 1).")]
+    mhsa_ratio: Annotated[
+        float, option(Panel.PRUNING, "Share of the attention to remove, in [0, 1).")
+    ]
     ffn_ratio: Annotated[
-        float, option(PRUNING, "Share of the feed-forward network to remove, in [0, 1).")
+        float, option(Panel.PRUNING, "Share of the feed-forward network to remove, in [0, 1).")
     ]
     epochs: EpochsOption = 0
     lr: LearningRateOption = 1e-3
     seed: SeedOption = 0
-    output: Annotated[Path, option(OUTPUT, "Path of the pruned model's file.")] = Path(
+    output: Annotated[Path, option(Panel.OUTPUT, "Path of the pruned model's file.")] = Path(
         "pruned.safetensors"
     )
 
@@ -58,33 +61,23 @@ def prune(options: PruneOptions) -> None:
     check_outputs(
         files_with_card(output), [*model_files(options.checkpoint), *model_files(options.start)]
     )
-    dense = load_dense_model(options.checkpoint, options.model, options.start, options.weights)
+    pruning = chosen_pruning(options)
+    dense = load_dense_model(options)
 
     from vit_ratio_opt.composer import Search
-    from vit_ratio_opt.data.load import default_validation, load_images
-    from vit_ratio_opt.data.options import LoadOptions
-    from vit_ratio_opt.data.preprocessing import preprocess_or_assume
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.options import SearchOptions
     from vit_ratio_opt.search.limits import Budget
     from vit_ratio_opt.space.pairs import RatioPair, check_pair
     from vit_ratio_opt.training.recipe import Recipe
 
+    recipe = Recipe(epochs=options.epochs, lr=options.lr)
     search = Search(
         dense,
-        load_images(
-            options.data,
-            image_size=options.image_size,
-            validation=options.validation or default_validation(options.data, "test"),
-            seed=options.seed,
-            preprocess=preprocess_or_assume(dense),
-            options=LoadOptions(
-                exif_rotation=options.exif_rotation, skip_damaged=options.skip_damaged
-            ),
-        ),
+        load_option_images(options, dense, options.seed),
         Budget(1.0),
-        pruning=chosen_pruning(options),
-        training=Recipe(epochs=options.epochs, lr=options.lr),
+        pruning=pruning,
+        training=recipe,
         options=SearchOptions(seed=options.seed),
     )
     pair = RatioPair(options.mhsa_ratio, options.ffn_ratio)
@@ -95,7 +88,7 @@ def prune(options: PruneOptions) -> None:
             pair,
             search.pruner.prune(pair),
             output,
-            trainer=search.trainer_for(Recipe(epochs=options.epochs, lr=options.lr)),
+            trainer=search.trainer_for(recipe),
             seed=options.seed,
         ),
         output,

@@ -6,20 +6,11 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Annotated
 
-from vit_ratio_opt.cli.command import check_finite, option
-from vit_ratio_opt.cli.options import (
-    GraceOption,
-    PlaceOptions,
-    StudyOptions,
-    TotalTrialsOption,
-)
+from vit_ratio_opt.cli.command import Panel, check_finite, option
+from vit_ratio_opt.cli.options import GraceOption, PlaceOptions, StudyOptions, TotalTrialsOption
 from vit_ratio_opt.cli.worker import WorkerCommandOptions, worker
-from vit_ratio_opt.data.reading import WORKERS
 from vit_ratio_opt.records.loading import load_studies
-from vit_ratio_opt.runs.storage import (
-    GRACE_SECONDS,
-    open_storage,
-)
+from vit_ratio_opt.runs.storage import GRACE_SECONDS, open_storage
 
 __all__ = ["RayOptions", "ray"]
 
@@ -32,16 +23,18 @@ class RayOptions(PlaceOptions, StudyOptions):
     address: Annotated[
         str | None,
         option(
-            WORKERS,
+            Panel.WORKERS,
             "Address of the cluster, such as auto or ray://HOST:10001. By default Ray starts a "
             "cluster on this machine.",
         ),
     ] = None
-    workers: Annotated[int, option(WORKERS, "Number of workers that run at once.", min=1)] = 1
+    workers: Annotated[
+        int, option(Panel.WORKERS, "Number of workers that run at once.", min=1)
+    ] = 1
     gpus_per_worker: Annotated[
         float,
         option(
-            WORKERS,
+            Panel.WORKERS,
             "GPUs of each worker. Below 1, several workers share one.",
             min=0,
             callback=check_finite,
@@ -49,7 +42,9 @@ class RayOptions(PlaceOptions, StudyOptions):
     ] = 1
     cpus_per_worker: Annotated[
         float,
-        option(WORKERS, "CPU cores, and threads, of each worker.", min=0, callback=check_finite),
+        option(
+            Panel.WORKERS, "CPU cores, and threads, of each worker.", min=0, callback=check_finite
+        ),
     ] = 1
     grace: GraceOption = GRACE_SECONDS
 

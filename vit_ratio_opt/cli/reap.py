@@ -6,24 +6,14 @@ import time
 from dataclasses import dataclass
 from typing import Annotated
 
-from vit_ratio_opt._compat import (
-    rdb_of,
-)
-from vit_ratio_opt.cli.command import LONGEST_SECONDS, check_finite, option
-from vit_ratio_opt.cli.options import (
-    GraceOption,
-    StorageOption,
-    StudyNamesOption,
-)
-from vit_ratio_opt.data.reading import WORKERS
+from vit_ratio_opt._compat import rdb_of
+from vit_ratio_opt.cli.command import LONGEST_SECONDS, Panel, check_finite, option
+from vit_ratio_opt.cli.options import GraceOption, StorageOption, StudyNamesOption
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.runs.reaping import Reaper
-from vit_ratio_opt.runs.storage import (
-    DEFAULT_STORAGE,
-    GRACE_SECONDS,
-    open_storage,
-)
+from vit_ratio_opt.runs.storage import GRACE_SECONDS, open_storage
+from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
 
 __all__ = ["ReapOptions", "reap"]
 
@@ -37,7 +27,7 @@ class ReapOptions:
     every: Annotated[
         float | None,
         option(
-            WORKERS,
+            Panel.WORKERS,
             "Seconds between two checks. By default the command checks once and ends.",
             min=1,
             max=LONGEST_SECONDS,

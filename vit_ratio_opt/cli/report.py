@@ -10,23 +10,18 @@ from typing import Annotated
 from optuna.study import Study
 from rich.console import Console
 
-from vit_ratio_opt.cli.command import OUTPUT, option
+from vit_ratio_opt.cli.command import Panel, option
 from vit_ratio_opt.cli.config import load_config
-from vit_ratio_opt.cli.options import (
-    StorageOption,
-    StudyNamesOption,
-)
+from vit_ratio_opt.cli.options import StorageOption, StudyNamesOption
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.snapshot import snapshot
-from vit_ratio_opt.report.rows import build_report, group_studies, timing_split, trial_rows
+from vit_ratio_opt.report.rows import build_report, group_studies
 from vit_ratio_opt.report.sentences import answer_sentences
 from vit_ratio_opt.report.terminal import results_table, trials_table
-from vit_ratio_opt.runs.storage import (
-    DEFAULT_STORAGE,
-    database_files,
-    open_storage,
-)
+from vit_ratio_opt.report.trial_rows import timing_split, trial_rows
+from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE, database_files
 from vit_ratio_opt.utils.files import check_outputs, is_plain, write_json, write_text
 from vit_ratio_opt.utils.text import csv_text, plain, short
 
@@ -41,16 +36,16 @@ class ReportOptions:
     study_name: StudyNamesOption = None
     html: Annotated[
         Path | None,
-        option(OUTPUT, "File for one HTML page with figures. The page needs no network."),
+        option(Panel.OUTPUT, "File for one HTML page with figures. The page needs no network."),
     ] = None
     markdown: Annotated[
-        Path | None, option(OUTPUT, "File for the sentences and tables as Markdown.")
+        Path | None, option(Panel.OUTPUT, "File for the sentences and tables as Markdown.")
     ] = None
-    csv: Annotated[Path | None, option(OUTPUT, "File for all trials as CSV.")] = None
+    csv: Annotated[Path | None, option(Panel.OUTPUT, "File for all trials as CSV.")] = None
     json: Annotated[
         Path | None,
         option(
-            OUTPUT,
+            Panel.OUTPUT,
             "File for the rows of the results table as JSON. All studies must share one dense "
             "model.",
         ),
@@ -58,7 +53,7 @@ class ReportOptions:
     toml: Annotated[
         Path | None,
         option(
-            OUTPUT,
+            Panel.OUTPUT,
             "File for the options of one search as TOML. `search --config FILE` repeats it.",
         ),
     ] = None

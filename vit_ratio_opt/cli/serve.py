@@ -5,21 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from vit_ratio_opt.cli.command import option
-from vit_ratio_opt.cli.options import (
-    GraceOption,
-    HostOption,
-    StorageOption,
-)
-from vit_ratio_opt.data.reading import WORKERS
-from vit_ratio_opt.runs.proxy import (
-    serve_proxy,
-)
-from vit_ratio_opt.runs.storage import (
-    DEFAULT_STORAGE,
-    GRACE_SECONDS,
-    GRPC_PORT,
-)
+from vit_ratio_opt.cli.command import Panel, option
+from vit_ratio_opt.cli.options import GraceOption, HostOption, StorageOption
+from vit_ratio_opt.runs.proxy import serve_proxy
+from vit_ratio_opt.runs.storage import GRACE_SECONDS, GRPC_PORT
+from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
 
 __all__ = ["ServeOptions", "serve"]
 
@@ -30,11 +20,11 @@ class ServeOptions:
 
     storage: StorageOption = DEFAULT_STORAGE
     host: HostOption = "127.0.0.1"
-    port: Annotated[int, option(WORKERS, "Network port to listen on.", min=1, max=65535)] = (
+    port: Annotated[int, option(Panel.WORKERS, "Network port to listen on.", min=1, max=65535)] = (
         GRPC_PORT
     )
     threads: Annotated[
-        int, option(WORKERS, "Number of requests that are served at once.", min=1, max=1024)
+        int, option(Panel.WORKERS, "Number of requests that are served at once.", min=1, max=1024)
     ] = 16
     grace: GraceOption = GRACE_SECONDS
 

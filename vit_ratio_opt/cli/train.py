@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vit_ratio_opt.cli.command import DATA, MODEL, OUTPUT, TRAINING, option
+from vit_ratio_opt.cli.command import Panel, option
 from vit_ratio_opt.cli.options import (
     ExifRotationOption,
     ImageSizeOption,
@@ -36,7 +36,7 @@ class TrainOptions:
     data: Annotated[
         Path | None,
         option(
-            DATA,
+            Panel.DATA,
             "Folder of the images: train/CLASS/* and test/CLASS/*, or CIFAR-10 as torchvision "
             "stores it. An empty folder receives a download of CIFAR-10. By default "
             "scikit-learn's digits.",
@@ -48,42 +48,51 @@ class TrainOptions:
     patch_size: Annotated[
         int | None,
         option(
-            MODEL,
+            Panel.MODEL,
             "Side of a patch in pixels. By default the largest that leaves 8 x 8 patches, at "
             "least 2.",
             min=1,
         ),
     ] = None
-    embed_dim: Annotated[int, option(MODEL, "Dimension of the embeddings.", min=1)] = 64
-    depth: Annotated[int, option(MODEL, "Number of blocks.", min=1)] = 4
-    num_heads: Annotated[int, option(MODEL, "Number of attention heads in a block.", min=1)] = 8
+    embed_dim: Annotated[int, option(Panel.MODEL, "Dimension of the embeddings.", min=1)] = 64
+    depth: Annotated[int, option(Panel.MODEL, "Number of blocks.", min=1)] = 4
+    num_heads: Annotated[
+        int, option(Panel.MODEL, "Number of attention heads in a block.", min=1)
+    ] = 8
     mlp_ratio: Annotated[
         float,
-        option(MODEL, "Hidden neurons of the FFN per dimension of the embeddings.", min=0.1),
+        option(Panel.MODEL, "Hidden neurons of the FFN per dimension of the embeddings.", min=0.1),
     ] = 2.0
     drop_path: Annotated[
-        float, option(TRAINING, "Stochastic depth rate of the last block.", min=0, max=0.9)
+        float, option(Panel.TRAINING, "Stochastic depth rate of the last block.", min=0, max=0.9)
     ] = 0.0
     epochs: Annotated[
-        int, option(TRAINING, "Number of passes over the training images.", min=1)
+        int, option(Panel.TRAINING, "Number of passes over the training images.", min=1)
     ] = 60
     batch_size: Annotated[
-        int, option(TRAINING, "Number of images in an optimiser step.", min=1)
+        int, option(Panel.TRAINING, "Number of images in an optimiser step.", min=1)
     ] = 128
-    lr: Annotated[float, option(TRAINING, "Peak learning rate of AdamW.")] = 2e-3
-    weight_decay: Annotated[float, option(TRAINING, "Weight decay of AdamW.")] = 0.05
-    mixup: Annotated[float, option(TRAINING, "Alpha of MixUp; 0 switches it off.", min=0)] = 0.2
-    cutmix: Annotated[float, option(TRAINING, "Alpha of CutMix; 0 switches it off.", min=0)] = 0.0
+    lr: Annotated[float, option(Panel.TRAINING, "Peak learning rate of AdamW.")] = 2e-3
+    weight_decay: Annotated[float, option(Panel.TRAINING, "Weight decay of AdamW.")] = 0.05
+    mixup: Annotated[
+        float, option(Panel.TRAINING, "Alpha of MixUp; 0 switches it off.", min=0)
+    ] = 0.2
+    cutmix: Annotated[
+        float, option(Panel.TRAINING, "Alpha of CutMix; 0 switches it off.", min=0)
+    ] = 0.0
     smoothing: Annotated[
         float,
         option(
-            TRAINING, "Label smoothing: share of a label given to all classes.", min=0, max=0.9
+            Panel.TRAINING,
+            "Label smoothing: share of a label given to all classes.",
+            min=0,
+            max=0.9,
         ),
     ] = 0.1
     ema: Annotated[
         float,
         option(
-            TRAINING,
+            Panel.TRAINING,
             "Decay of the moving average of the weights; 0 switches it off.",
             min=0,
             max=0.99999,
@@ -91,7 +100,7 @@ class TrainOptions:
     ] = 0.99
     seed: SeedOption = 0
     output: Annotated[
-        Path | None, option(OUTPUT, "File for recipe, accuracy and size as JSON.")
+        Path | None, option(Panel.OUTPUT, "File for recipe, accuracy and size as JSON.")
     ] = None
 
 
@@ -113,7 +122,7 @@ def train(options: TrainOptions) -> None:
     from vit_ratio_opt.model_files.save import save_dense
     from vit_ratio_opt.models.create import create_model
     from vit_ratio_opt.models.device import best_device
-    from vit_ratio_opt.models.surgery import shape_of
+    from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.training.context import Stopwatch, TrialContext
     from vit_ratio_opt.training.evaluate import evaluate
     from vit_ratio_opt.training.finetune import finetune

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from vit_ratio_opt.cli.command import option
+from vit_ratio_opt.cli.command import Panel, option
 from vit_ratio_opt.cli.files import study_model_files, trackers
 from vit_ratio_opt.cli.options import (
     DeviceOption,
@@ -17,13 +17,9 @@ from vit_ratio_opt.cli.options import (
     TotalTrialsOption,
 )
 from vit_ratio_opt.data.folders import check_folder
-from vit_ratio_opt.data.reading import WORKERS
 from vit_ratio_opt.records.loading import load_studies
-from vit_ratio_opt.runs.storage import (
-    GRACE_SECONDS,
-    database_files,
-    open_storage,
-)
+from vit_ratio_opt.runs.storage import GRACE_SECONDS, open_storage
+from vit_ratio_opt.runs.storage_url import database_files
 from vit_ratio_opt.utils.files import check_outputs
 
 __all__ = ["WorkerCommandOptions", "worker"]
@@ -40,7 +36,7 @@ class WorkerCommandOptions(PlaceOptions, StudyOptions):
     wait: Annotated[
         bool,
         option(
-            WORKERS,
+            Panel.WORKERS,
             "Wait while other workers run trials, and take over the trials of those that die.",
         ),
     ] = True

@@ -74,4 +74,4 @@ def load_datasets(
         seed=seed,
         options=options,
     )
-    return replace(data, source={})  # nobody knows how to load it elsewhere
+    return replace(data, source={})  # these data sets exist in this process only

@@ -1,4 +1,4 @@
-"""Images by the form in which they are kept, and again from what a study stores about them."""
+"""Images of each source in memory and on disk, and again from what a study stores of them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ __all__ = [
 Validation = Literal["train", "val", "test"]
 """Images from which the validation split is taken."""
 
-# Images whose contents are hashed: in memory so many at once, on disk so many in total.
+# In memory, this many images are hashed at once; on disk, the contents of this many in total.
 _HASHED = 256
 
 

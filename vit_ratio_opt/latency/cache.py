@@ -9,7 +9,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from vit_ratio_opt.latency.timing import LatencyTable, conditions, measure_latency
+from vit_ratio_opt.latency.table import LatencyTable, measure_latency, timing_conditions
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.utils.caching import read_or_compute
@@ -37,7 +37,7 @@ def cached_latency(
     A table with an error above 10 % is warned about and not stored.
 
     Args:
-        model: See :func:`~vit_ratio_opt.latency.timing.measure_latency`; only the sizes of its
+        model: See :func:`~vit_ratio_opt.latency.table.measure_latency`; only the sizes of its
             weights count.
         folder: Folder of the files, for any number of models and devices.
         batch: Images in a batch.
@@ -46,7 +46,7 @@ def cached_latency(
             :func:`vit_ratio_opt.models.device.autocast`.
     """
     how: dict[str, Any] = {"batch": batch, "round_to": round_to, "precision": precision}
-    known = json.dumps([conditions(model, **how), _processor()], sort_keys=True)
+    known = json.dumps([timing_conditions(model, **how), _processor()], sort_keys=True)
     key = hashlib.sha256(f"{_VERSION} {known}".encode()).hexdigest()
     return read_or_compute(
         folder / f"{key[:32]}.json",

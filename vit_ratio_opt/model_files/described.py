@@ -1,4 +1,4 @@
-"""Say which arguments give a model as it is now, however it was changed since it was made."""
+"""Find timm's arguments for a model as it is now, also after it was changed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.architecture import _attributes as plain_attributes
+from vit_ratio_opt.models.architecture import plain_attributes
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.create import ARCHITECTURE, create_model
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import misfit
-from vit_ratio_opt.models.surgery import shape_of, shrink_to
+from vit_ratio_opt.models.surgery import shrink_to
 from vit_ratio_opt.pruning.cascade import CascadeBlocks, prune_tokens
 from vit_ratio_opt.space.shape import BlockShape
 
@@ -25,19 +26,19 @@ __all__ = [
     "describe",
 ]
 
-# Modules that change no output in evaluation mode, and attributes that no forward pass reads.
+# Modules that change no output in evaluation mode; attributes that no forward pass reads.
 _INERT = (nn.Dropout, nn.Identity, DropPath, PatchDropout)
 _UNUSED = {"num_classes", "distilled_training"}
 
 
 def check_saveable(model: ViT) -> None:
-    """Refuse a model that was changed in a way that no file of :func:`save_pruned` could hold.
+    """Refuse a model that was changed so that no file of ``save_pruned`` could hold it.
 
-    Models that this package has not made are not refused: their files are loaded onto the dense
+    Models that this package has not made are accepted: their files are loaded onto the dense
     model.
 
     Raises:
-        InputError: It was; the message says where.
+        InputError: The model was changed so; the message says where.
     """
     known = getattr(model, ARCHITECTURE, None)
     if known is not None:
@@ -51,9 +52,9 @@ def describe(
 
     Args:
         model: The model.
-        known: The value of its ``ARCHITECTURE``: name and arguments that it was made with.
-        given: Arguments that hold in any case.
-        is_pruned: Whether its blocks may be smaller than the arguments say.
+        known: Value of the model's ``ARCHITECTURE``: the name and arguments it was made with.
+        given: Arguments that must not be changed.
+        is_pruned: Whether blocks may be smaller than the arguments say.
 
     Raises:
         InputError: No arguments give the model; the message says where it differs.
@@ -85,9 +86,9 @@ def _adapted(
     """Return the arguments with which ``rebuild`` gives ``model``, apart from its weights.
 
     Args:
-        model: Dense or pruned.
-        arguments: Those that it was once made with.
-        given: Those of them that may not be changed.
+        model: Dense or pruned model.
+        arguments: The arguments that the model was made with.
+        given: Arguments that must not be changed.
         rebuild: Makes, of arguments, the dense model (``False``) or one of ``model``'s block
             shapes (``True``); on the meta device, so that nothing is allocated.
 
@@ -96,7 +97,7 @@ def _adapted(
     """
     before, now = _facts(rebuild(arguments, False)), _facts(model)
     changes = {key: now[key] for key in now if now[key] != before.get(key) and key not in given}
-    if "global_pool" in changes:  # on which timm's default of this one depends
+    if "global_pool" in changes:  # timm's default for `fc_norm` depends on it
         changes |= {key: value for key, value in now.items() if key.endswith("fc_norm")}
     arguments = {**arguments, **changes}
     dense = rebuild(arguments, False)
@@ -150,7 +151,7 @@ def _difference(model: ViT, rebuilt: ViT) -> str | None:
         if module._forward_hooks or module._forward_pre_hooks:
             return f"`{name or 'model'}` has a forward hook, which no file can hold"
         found, wanted = (dict(plain_attributes(one[name])) for one in (own, parts))
-        # What timm's modules do not have, such as notes of whoever trained them, is never read.
+        # Attributes that timm's modules do not have, such as notes, are never read.
         for key in sorted(vars(parts[name]).keys() & (found.keys() | wanted.keys()) - _UNUSED):
             if found.get(key) != wanted.get(key):
                 where = f"{name}.{key}".lstrip(".")

@@ -21,7 +21,7 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 _PREPROCESSOR = "preprocessor_config.json"
 _MOST_JSON_BYTES = 1 << 26
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".tar", ".ckpt")
-# Of PIL, as transformers stores them.
+# PIL's numbers, which transformers stores.
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
@@ -29,7 +29,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the ``config.json`` of a folder.
 
     Raises:
-        InputError: There is none, or it is damaged.
+        InputError: The file is missing or damaged.
     """
     path = folder / "config.json"
     try:
@@ -49,7 +49,7 @@ def read_folder(folder: Path, weights: str | None = None) -> dict[str, torch.Ten
 
     Args:
         folder: The folder.
-        weights: See :func:`~vit_ratio_opt.model_files.weights.read_tensors`.
+        weights: ``"ema"`` or ``"raw"``, where a file holds averaged weights beside the trained.
 
     Raises:
         InputError: There are no weights, a file is damaged, or a name leads out of the folder.
@@ -119,10 +119,10 @@ def _json(folder: Path, path: Path) -> dict[str, Any]:
 
 
 def _mean_and_std(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std of each channel that a ``preprocessor_config.json`` gives.
+    """Return mean and std of each channel in a ``preprocessor_config.json``.
 
     Raises:
-        InputError: It is damaged, or gives none.
+        InputError: The file is damaged, or gives none.
     """
     try:
         stored = _json(path.parent, path)

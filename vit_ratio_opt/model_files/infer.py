@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from timm.layers import Mlp, resample_abs_pos_embed
-from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
@@ -33,19 +32,19 @@ def infer_arguments(
     given: Mapping[str, Any],
     usual_width: int,
 ) -> dict[str, Any]:
-    """Return the arguments that the tensors of a timm model tell and nobody has given.
+    """Return the arguments that the tensors of a timm model give beside ``given``.
 
     Args:
         where: The file, for messages.
         name: timm's name of the model.
         state: The tensors, in the names of ``model``.
-        model: The named model with ``given``; its values hold where tensors tell nothing.
+        model: The named model with ``given``; its values hold where tensors leave them open.
         given: The arguments that were given.
         usual_width: Width of the named model without ``given``.
 
     Raises:
-        InputError: The tensors contradict ``given``, or do not tell what is needed: the number of
-            heads, the size of the images, or the classifier.
+        InputError: The tensors contradict ``given``, or leave open the number of heads, the size
+            of the images, or the classifier.
     """
     if "patch_embed.proj.weight" not in state:
         found = ", ".join(f"`{short(key, 60)}`" for key in list(state)[:2])
@@ -120,7 +119,7 @@ def _refuse_other_kinds(
             f"{where} has no classifier (`head.weight`): it was saved without one, or is of no "
             "timm model. Give the checkpoint of a model that was trained to classify."
         )
-    if "head_dist.weight" in state and not isinstance(model, VisionTransformerDistilled):
+    if "head_dist.weight" in state and not hasattr(model, "head_dist"):
         raise InputError(
             f"{where} is a distilled DeiT with two classifiers, but {name} has one: name its own "
             "model, such as deit_tiny_distilled_patch16_224."
@@ -139,7 +138,7 @@ def _refuse_other_kinds(
 
 
 def _parts(state: Mapping[str, torch.Tensor], model: VisionTransformer) -> dict[str, Any]:
-    """Return what a plain ViT has or has not by its tensors, where the named one differs."""
+    """Return arguments for the parts in which the tensors of a plain ViT and the model differ."""
     told: dict[str, Any] = {}
     own = model.state_dict()
     for argument, key in (
@@ -185,7 +184,7 @@ def _rows(state: Mapping[str, torch.Tensor], key: str) -> int:
 def _image_size(
     where: object, state: Mapping[str, torch.Tensor], model: ViT, known: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the size of the images that the positions are for, where it is another one."""
+    """Return the image size that the positions are for, where it is not the model's."""
     positions, own = _tokens(state, "pos_embed"), getattr(model, "pos_embed", None)
     if "img_size" in known or not positions or own is None:
         return {}
@@ -207,7 +206,7 @@ def _image_size(
 
 
 def _prefix(state: Mapping[str, torch.Tensor], model: ViT) -> int:
-    """Return how many positions are of other tokens than patches."""
+    """Return the number of positions of tokens that are no patches."""
     own = model.pos_embed
     if own is None or own.shape[1] == model.patch_embed.num_patches:
         return 0
@@ -217,7 +216,13 @@ def _prefix(state: Mapping[str, torch.Tensor], model: ViT) -> int:
 def resample_positions(
     where: object, state: Mapping[str, torch.Tensor], model: ViT
 ) -> Mapping[str, torch.Tensor]:
-    """Return the state with positions interpolated for the images of ``model``, as timm does."""
+    """Return the tensors with positions interpolated for the model's image size, as timm does.
+
+    Args:
+        where: The file, for the warning that is logged.
+        state: The tensors, in the names of ``model``.
+        model: The model that the tensors are for.
+    """
     positions, own = state.get("pos_embed"), getattr(model, "pos_embed", None)
     if positions is None or own is None or positions.shape == own.shape:
         return state
@@ -225,7 +230,7 @@ def resample_positions(
     patches = positions.shape[1] - prefix if positions.dim() == 3 else 0
     side = math.isqrt(max(patches, 0))
     if side * side != patches or not patches or positions.shape[2] != own.shape[2]:
-        return state  # who checks the shapes will say so
+        return state  # the check of shapes names the tensor
     if own.shape[1] != model.patch_embed.num_patches + prefix:
         return state
     _logger.warning(

@@ -1,4 +1,4 @@
-"""Tell by its first bytes what a file is, and what to do with one that holds no weights."""
+"""Detect what a file is by its first bytes, and say what to do if it holds no weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NPZ = (
     "an archive of NumPy arrays, as JAX weights are: convert it with timm, "
     "`m = timm.create_model(NAME); m.load_pretrained(FILE); torch.save(m.state_dict(), 'x.pth')`"
 )
-# Zip archives of torch.save are not compressed; their headers take this much per entry at most.
+# Zip archives of torch.save are not compressed; this is room for their headers, in bytes.
 _ZIP_OVERHEAD = 1 << 20
 
 
@@ -40,7 +40,7 @@ def detect_container(path: Path) -> Literal["safetensors", "torch"]:
     """Return how a file holds its tensors.
 
     Raises:
-        InputError: It is missing, empty, or something else, which the message names.
+        InputError: The file is missing, empty, or of another kind, which the message names.
     """
     if not path.is_file():
         raise InputError(f"There is no checkpoint {path}.")
@@ -63,7 +63,7 @@ def _refuse(path: Path, kind: str | None) -> None:
 
 
 def _kind(head: bytes) -> str | None:
-    """Return what a file is that begins so; None for safetensors and pickles."""
+    """Return what a file with these first bytes is; None for safetensors and pickles."""
     if not head:
         return "empty: the download or copy failed"
     if head.startswith(b"version https://git-lfs"):
@@ -93,7 +93,7 @@ def _kind(head: bytes) -> str | None:
 
 
 def _zip_kind(path: Path, size: int) -> str | None:
-    """Return what a zip archive is; None for one of torch.save."""
+    """Return what a zip archive is; None for a file of torch.save."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

@@ -20,9 +20,10 @@ from vit_ratio_opt.models.create import ARCHITECTURE, SOURCE
 from vit_ratio_opt.models.preprocess import (
     fit_preprocessing,
 )
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import checksum
-from vit_ratio_opt.models.supported import check_supported, check_weights
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.supported import check_supported
+from vit_ratio_opt.models.weights import check_weights
 from vit_ratio_opt.pruning.cascade import CascadeBlocks
 from vit_ratio_opt.utils.files import replacing, why_not
 

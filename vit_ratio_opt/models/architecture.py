@@ -1,4 +1,4 @@
-"""What a model computes apart from its weights, as JSON values that can be compared."""
+"""Describe what a model computes apart from its weights, as JSON values to compare."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.supported import check_supported
-from vit_ratio_opt.models.surgery import shape_of
 
-__all__ = ["architecture_of", "fingerprint_of"]
+__all__ = ["architecture_of", "fingerprint_of", "plain_attributes"]
 
-# Attributes of modules that change no output: they depend on the process, or on how weights were
-# initialised and are trained.
+# Attributes of modules that change no output: they depend on the process, or on how weights are
+# initialised and trained.
 _IRRELEVANT = {
     *("training", "fused_attn", "grad_checkpointing", "inplace", "pos_embed_cached"),
     *("weight_init_mode", "fix_init", "init_values", "head_init_scale"),
@@ -26,12 +26,12 @@ _SAMPLED = 64  # values of each tensor
 
 
 def architecture_of(model: ViT) -> dict[str, Any]:
-    """Return what two models must share, beside their weights, to give the same outputs.
+    """Return what two models must have in common, beside weights, to give the same outputs.
 
-    Read from the modules, so it does not matter how the model was made, saved, copied or moved.
+    It is read from the modules, so it does not matter how the model was made, saved or moved.
 
     Returns:
-        Values for people, such as ``heads`` (number and dimension for each block), ``activations``
+        Readable values, such as ``heads`` (number and dimension for each block), ``activations``
         and ``norms``, and ``modules``: a hash of the class and the plain attributes of every
         module.
     """
@@ -41,7 +41,7 @@ def architecture_of(model: ViT) -> dict[str, Any]:
     activations = {repr(module) for name, module in modules if name.endswith(".act")}
     digest = hashlib.sha256()
     for name, module in modules:
-        digest.update(f"{name} {type(module).__qualname__} {_attributes(module)}\n".encode())
+        digest.update(f"{name} {type(module).__qualname__} {plain_attributes(module)}\n".encode())
     return {
         "model": type(model).__qualname__,
         "blocks": sorted({type(block).__qualname__ for block in model.blocks}),
@@ -77,7 +77,8 @@ def _norms(model: nn.Module) -> Iterator[str]:
             yield f"{name}(eps={getattr(module, 'eps', None)})"
 
 
-def _attributes(module: nn.Module) -> list[tuple[str, str]]:
+def plain_attributes(module: nn.Module) -> list[tuple[str, str]]:
+    """Return the names and values, as text, of attributes on which a module's output depends."""
     return sorted(
         (name, plain)
         for name, value in vars(module).items()

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.models.families import FAMILIES
 from vit_ratio_opt.utils.text import short
 
 __all__ = [
@@ -17,33 +18,32 @@ __all__ = [
 ]
 
 # A file may not choose where weights come from, only what the model looks like.
-MODEL_ARGUMENTS = {
+_SHARED = {
     *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth"),
-    *("num_heads", "mlp_ratio", "qkv_bias", "proj_bias", "init_values", "class_token"),
-    *("no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm", "dynamic_img_size"),
-    *("act_layer", "norm_layer", "norm_eps", "qk_norm", "scale_attn_norm", "scale_mlp_norm"),
-    *("attn_layer", "use_abs_pos_emb", "use_rel_pos_bias", "use_fc_norm", "swiglu_mlp"),  # BEiT
-    *("scale_mlp", "num_reg_tokens", "num_kv_heads", "use_rot_pos_emb", "use_post_norm"),  # EVA
-    *("rope_type", "rope_temperature", "rope_grid_offset", "rope_grid_indexing"),
-    "rope_rotate_half",
-    *("ref_feat_shape", "depth_token_only"),  # CaiT
+    *("num_heads", "mlp_ratio", "qkv_bias", "init_values", "act_layer", "norm_layer", "norm_eps"),
 }
-"""What a file or a database row may say about a model, in timm's words."""
+MODEL_ARGUMENTS = _SHARED.union(*(family.arguments for family in FAMILIES.values()))
+"""timm's arguments that a file or a database row may give a model."""
 TRAINING_ARGUMENTS = {
     *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"),
     *("drop_path_rate", "weight_init", "fix_init"),
 }
-"""What files of timm say beside that; it changes the training alone."""
+"""timm's arguments that files may give beside these; they change the training alone."""
+
 _LARGEST = 10**9
 _LONGEST = 64
 _PLAIN = (bool, int, float, str, type(None))
 
 
 def accept_name(where: object, name: object) -> str:
-    """Return a model's name that does not have anything fetched.
+    """Return a model's name if it has nothing fetched.
+
+    Args:
+        where: The file or the study that gives the name, for messages.
+        name: Any value.
 
     Raises:
-        InputError: It is no text, or names a place instead of a model.
+        InputError: The name is no text, or names a place instead of a model.
     """
     if not isinstance(name, str) or ":" in name:
         raise InputError(f"{where} names the model {name!r:.200}, which is no timm model.")
@@ -56,10 +56,10 @@ def accept_arguments(where: object, arguments: Any, also: Collection[str] = ()) 
     Args:
         where: The file or the study that gives them, for messages.
         arguments: A JSON value.
-        also: Keys that are accepted beside those of a model's looks.
+        also: Keys that are accepted beside :data:`MODEL_ARGUMENTS`.
 
     Raises:
-        InputError: It is no object, or has other keys or other values.
+        InputError: ``arguments`` is no object, or has other keys or other values.
     """
     if not isinstance(arguments, Mapping):
         raise InputError(f"{where} has model arguments that are not accepted: no JSON object.")

@@ -1,17 +1,17 @@
-"""What a model's classifier gives and costs, whatever it was replaced by."""
+"""Measure what a model's classifier returns and costs, also where it was replaced."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import evaluating
+from vit_ratio_opt.models.families import FAMILIES
 
 __all__ = ["Classifier", "classes_of", "classifier_of"]
 
@@ -20,9 +20,9 @@ class Classifier(NamedTuple):
     """The classifier of a model as it is, not as the model was made.
 
     Args:
-        classes: Logits of an image; 0 without a classifier.
-        linear: Linear classifiers: 1, 2 with a distillation head, 0 where it is something else.
-        other_macs: MACs of what else it is.
+        classes: Number of logits for an image; 0 without a classifier.
+        linear: Number of linear classifiers: 1, 2 with a distillation head, 0 for other modules.
+        other_macs: MACs of classifiers that are no linear layers.
     """
 
     classes: int
@@ -31,19 +31,18 @@ class Classifier(NamedTuple):
 
 
 def classifier_of(model: ViT, classified_tokens: int) -> Classifier:
-    """Return what ``model.head`` gives, which is run on zeros if it is no linear layer.
+    """Return the classifier of a model; one that is no linear layer is run on zeros.
 
     Args:
         model: A supported model.
-        classified_tokens: Of an image: 1, or all of them where the model has no pooling.
+        classified_tokens: Tokens of an image that the classifier reads: 1, or all of them where
+            the model has no pooling.
 
     Raises:
-        UnsupportedModelError: It takes no features of the model's width, or gives no logits
-            ``(batch, classes)``.
+        UnsupportedModelError: The classifier takes no features of the model's width, or gives no
+            logits ``(batch, classes)``.
     """
-    heads = {"head": model.head}
-    if isinstance(model, VisionTransformerDistilled):
-        heads["head_dist"] = model.head_dist
+    heads = {name: getattr(model, name) for name in FAMILIES[type(model)].classifiers}
     classes, macs = set(), 0
     for name, head in heads.items():
         if type(head) is nn.Linear and head.in_features != model.embed_dim:
@@ -61,17 +60,18 @@ def classifier_of(model: ViT, classified_tokens: int) -> Classifier:
             macs += cost
     if len(classes) > 1:
         raise UnsupportedModelError(
-            f"`head` and `head_dist` must have the same classes, but have {sorted(classes)}."
+            f"{' and '.join(f'`{name}`' for name in heads)} must have the same classes, but have "
+            f"{sorted(classes)}."
         )
     linear = sum(type(head) in (nn.Linear, nn.Identity) for head in heads.values())
     return Classifier(classes.pop(), linear, macs)
 
 
 def classes_of(model: ViT) -> int:
-    """Return the number of classes; refuse a model that gives none for a whole image.
+    """Return the number of classes; refuse a model that does not classify whole images.
 
     Raises:
-        UnsupportedModelError: See :func:`classifier_of`.
+        UnsupportedModelError: The classifier does not fit, see :func:`classifier_of`.
         InputError: The model has no classifier or no pooling.
     """
     missing = "no pooling"
@@ -86,7 +86,7 @@ def classes_of(model: ViT) -> int:
 
 
 def _run(name: str, head: nn.Module, features: torch.Tensor) -> tuple[int, int]:
-    """Logits and MACs of one image, from features of two images."""
+    """Return the number of logits and the MACs of one image, given features of two images."""
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), evaluating(head), counter:

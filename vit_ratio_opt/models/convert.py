@@ -13,10 +13,12 @@ from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
+from vit_ratio_opt.models.copies import unwrap_model
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.models.device import evaluating
 from vit_ratio_opt.models.state_dicts import check_fits
-from vit_ratio_opt.models.supported import check_untouched, check_weights, unwrap_model
+from vit_ratio_opt.models.untouched import check_untouched
+from vit_ratio_opt.models.weights import check_weights
 
 __all__ = [
     "ACTIVATIONS",

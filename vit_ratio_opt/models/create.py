@@ -1,4 +1,4 @@
-"""Make timm's models, and refuse in one sentence those that cannot be pruned."""
+"""Create timm's models, and refuse in one sentence those that cannot be pruned."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from vit_ratio_opt.utils.failures import reason
 __all__ = ["ARCHITECTURE", "SOURCE", "create_model", "source_of"]
 
 ARCHITECTURE = "vit_ratio_opt_architecture"
-"""Attribute of a model, which its pruned copies keep: timm's name and arguments."""
+"""Attribute of a model, which pruned copies keep: timm's name and arguments."""
 
 SOURCE = "vit_ratio_opt_source"
-"""Attribute of a model: how to load it again elsewhere, of JSON values."""
+"""Attribute of a model: how to load it again elsewhere, in JSON values."""
 
-# Of timm's `pretrained_cfg`: where weights come from.
+# Keys of timm's `pretrained_cfg` that say where weights come from.
 _PLACES = ("file", "url", "hf_hub_id", "custom_load", "source")
 
 
 def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> ViT:
-    """``timm.create_model`` that refuses, in one sentence, what this package cannot prune.
+    """Create a timm model, and refuse in one sentence a model that cannot be pruned.
 
     Args:
         name: A timm model name, or ``hf-hub:owner/model``.
         pretrained: Fetch timm's weights (needs a network the first time).
-        **arguments: Passed on, such as ``img_size`` or ``num_classes``. Only ``norm_eps`` is not
-            timm's: the epsilon of all layer norms, which JSON cannot say in timm's way.
+        **arguments: Arguments of ``timm.create_model``, such as ``img_size`` or ``num_classes``,
+            and ``norm_eps``, the epsilon of all layer norms, for which timm takes no JSON value.
 
     Raises:
         InputError: The name is unknown, an argument does not fit or names a file, or the weights
@@ -88,16 +88,16 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
 
 
 def source_of(model: ViT) -> dict[str, Any] | None:
-    """How :func:`load_again` finds the model, of JSON values; None where that is not known.
+    """Return how ``load_again`` finds a model, in JSON values; None where that is not known.
 
-    It is known of models that this module has read or written, in their first weights.
+    It is known for models that this package has read or saved, with the weights they had then.
     """
     source: dict[str, Any] | None = getattr(model, SOURCE, None)
     return source
 
 
 def _refuse_files(name: str, arguments: Mapping[str, Any]) -> None:
-    """Files are read by :func:`load_dense` alone, as timm's loaders differ by version."""
+    """Refuse arguments that name files: ``load_dense`` reads them, timm's loaders may unpickle."""
     given = [arguments.get(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay")]
     places = any(
         key in config for config in given if isinstance(config, Mapping) for key in _PLACES

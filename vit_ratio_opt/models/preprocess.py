@@ -1,4 +1,4 @@
-"""Preprocessing that timm's configurations of weights give."""
+"""Take the preprocessing of images from timm's configurations, and keep it with the model."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _logger = logging.getLogger(f"optuna.{__name__}")
 def parse_timm_config(
     config: Any, model: ViT, *, origin: str, is_assumed: bool = False
 ) -> Preprocessing | None:
-    """Return the preprocessing of a ``pretrained_cfg`` of timm's.
+    """Return the preprocessing that timm's ``pretrained_cfg`` gives.
 
     Args:
         config: The configuration.
         model: Gives the size of the images and the number of channels.
         origin: Where the configuration comes from, for messages.
-        is_assumed: Whether the weights of ``model`` may be others than the configuration's.
+        is_assumed: Whether the model may have been trained with other images than these.
 
     Returns:
         None where the configuration gives none, or one for another number of channels.
 
     Raises:
-        InputError: It is damaged.
+        InputError: The configuration is damaged.
     """
     if not isinstance(config, Mapping) or "mean" not in config or "std" not in config:
         return None
@@ -74,11 +74,11 @@ def remember_timm_config(model: ViT, *, origin: str, is_assumed: bool = False) -
 
     Args:
         model: The model.
-        origin: See :func:`parse_timm_config`.
-        is_assumed: Likewise.
+        origin: Where the configuration comes from, for messages.
+        is_assumed: Whether the model may have been trained with other images than these.
 
     Raises:
-        InputError: See :func:`parse_timm_config`.
+        InputError: The configuration is damaged.
     """
     config = getattr(model, "pretrained_cfg", None)
     known = parse_timm_config(config, model, origin=origin, is_assumed=is_assumed)
@@ -87,10 +87,15 @@ def remember_timm_config(model: ViT, *, origin: str, is_assumed: bool = False) -
 
 
 def remember(where: object, model: ViT, known: Preprocessing | None) -> None:
-    """Remember ``known``, unless it is None, for images of the model's size.
+    """Remember a model's preprocessing, for images of the model's size.
+
+    Args:
+        where: What gives the preprocessing, for messages.
+        model: The model.
+        known: The preprocessing; None changes nothing.
 
     Raises:
-        InputError: See :func:`fit_preprocessing`.
+        InputError: The preprocessing is for another number of channels.
     """
     known = fit_preprocessing(where, model, known)
     if known is not None:
@@ -105,10 +110,10 @@ def fit_preprocessing(
     Args:
         where: What gives the preprocessing, for messages.
         model: The model.
-        known: Its preprocessing, or None.
+        known: The preprocessing, or None.
 
     Raises:
-        InputError: It is for another number of channels.
+        InputError: The preprocessing is for another number of channels.
     """
     if known is None:
         return None
@@ -124,8 +129,12 @@ def fit_preprocessing(
 def parse_preprocessing(where: object, stored: Any) -> Preprocessing:
     """Return the preprocessing that a file holds as JSON.
 
+    Args:
+        where: The file, for messages.
+        stored: The JSON value.
+
     Raises:
-        InputError: It is damaged.
+        InputError: The value is damaged.
     """
     if not isinstance(stored, dict):
         raise InputError(f"{where} has a damaged preprocessing: {stored!r:.80}.")

@@ -1,47 +1,32 @@
-"""Exact slicing of timm ViT weights. No policy: the caller says which units stay.
+"""Cut timm ViTs exactly. No policy: the caller says which heads and neurons stay.
 
-A block whose heads or neurons were removed is still the timm block it was, only smaller, since
-timm 1.0.23 keeps ``num_heads``, ``head_dim`` and ``attn_dim`` apart from the width. So no forward
-is patched and everything that works on a timm model works on the result.
+A block with fewer heads or neurons is still the timm block it was, only smaller, since timm 1.0.23
+keeps ``num_heads``, ``head_dim`` and ``attn_dim`` apart from the width. So no forward is patched,
+and everything that works on a timm model works on the result.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.layers import AttentionRope
-from timm.models.cait import Cait
 from torch import nn
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
-from vit_ratio_opt.models.blocks import (
-    ViT,
-    branches,
-    head_table,
-    input_layers,
-    keeps_heads,
-    keeps_ranks,
-)
-from vit_ratio_opt.models.classifier import classifier_of
-from vit_ratio_opt.models.device import evaluating
-from vit_ratio_opt.models.separate import TalkingHeads
-from vit_ratio_opt.models.supported import check_supported, copy_model
-from vit_ratio_opt.space.shape import BlockShape, ViTShape
+from vit_ratio_opt.models.blocks import ViT, attention_kind, branches, input_layers
+from vit_ratio_opt.models.copies import copy_model
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.supported import check_supported
+from vit_ratio_opt.space.shape import BlockShape
 
 __all__ = [
     "ALL_HEADS",
-    "check_all_tokens",
-    "check_supported",
-    "evaluating",
+    "copy_head_entries",
     "keep_units",
-    "resize_model",
     "resize_attention",
-    "shape_of",
+    "resize_model",
     "shrink_to",
 ]
 
@@ -51,119 +36,21 @@ ALL_HEADS = (
 )
 
 
-def shape_of(model: ViT) -> ViTShape:
-    """The shape of a dense or pruned model, read from its modules as they are.
-
-    Raises:
-        UnsupportedModelError: See :func:`check_supported`.
-    """
-    model = check_supported(model)
-    pairs = [(attention.module, ffn.module) for attention, ffn in branches(model)]
-    blocks = tuple(
-        BlockShape(attn.num_heads, attn.head_dim, mlp.fc2.in_features) for attn, mlp in pairs
-    )
-    first, first_mlp = pairs[0]
-    patches = model.patch_embed.num_patches
-    # CaiT's class token joins after the blocks, for blocks of its own.
-    prefix = 0 if isinstance(model, Cait) else model.num_prefix_tokens
-    table = head_table(first)
-    inputs = input_layers(first_mlp)
-    classified = 1 if model.global_pool else patches + prefix + isinstance(model, Cait)
-    classifier = classifier_of(model, classified)
-    shape = ViTShape(
-        patches=patches,
-        prefix_tokens=prefix,
-        patch_dim=math.prod(model.patch_embed.proj.weight.shape[1:]),
-        embed_dim=model.embed_dim,
-        num_classes=classifier.classes,
-        blocks=blocks,
-        fixed_params=0,
-        classifiers=classifier.linear,
-        classified_tokens=classified,
-        qkv_bias=first.qkv.bias is not None,
-        fc1_bias=inputs[0][0].bias is not None,
-        fc1_rows=sum(rows for _, rows in inputs),
-        other_macs=_other_macs(model, patches + prefix) + classifier.other_macs,
-        head_params=0 if table is None else len(table),
-        whole_heads=any(keeps_ranks(attn) for attn, _ in pairs),
-        all_heads=any(keeps_heads(attn) for attn, _ in pairs),
-        block_tokens=getattr(model.blocks, "block_tokens", ()),  # of a cascade
-    )
-    prunable = sum(
-        layer.weight.numel() + (0 if bias is None else bias.numel())
-        for attn, mlp in pairs
-        for layer, bias in (
-            (attn.qkv, attn.qkv.bias),
-            (attn.proj, None),
-            *((layer, layer.bias) for layer, _ in input_layers(mlp)),
-            (mlp.fc2, None),
-        )
-    )
-    prunable += shape.heads * shape.head_params
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return replace(shape, fixed_params=total - prunable)
-
-
-def _other_macs(model: ViT, tokens: int) -> int:
-    """What is neither of the patch embedding, the blocks' projections nor the classifier."""
-    macs = 0
-    pool = getattr(model, "attn_pool", None)
-    if pool is not None:  # a few queries of its own attend to the tokens
-        pooled = tokens
-        if not getattr(model, "pool_include_prefix", True):
-            pooled -= model.num_prefix_tokens
-        macs += _macs_of(pool, {pool.kv: pooled}, pool.latent_len)
-        macs += 2 * pool.latent_len * pooled * pool.kv.in_features
-    for block in getattr(model, "blocks_token_only", ()):  # CaiT's class token attends to all
-        seen = tokens + 1
-        macs += _macs_of(block, {block.attn.k: seen, block.attn.v: seen}, 1)
-        macs += 2 * seen * block.attn.k.out_features
-    for attention, _ in branches(model):
-        if isinstance(attention.module, TalkingHeads):
-            macs += 2 * tokens**2 * attention.module.num_heads**2
-    return macs
-
-
-def _macs_of(module: nn.Module, rows: dict[nn.Module, int], others: int) -> int:
-    """Of linear layers that are applied to so many rows, and all others to ``others``."""
-    return sum(
-        layer.weight.numel() * rows.get(layer, others)
-        for layer in module.modules()
-        if isinstance(layer, nn.Linear)
-    )
-
-
-def check_all_tokens(model: ViT) -> ViT:
-    """Refuse a model in which blocks leave out tokens: what is measured there is not of all.
-
-    Returns:
-        The model that :func:`check_supported` returns.
-
-    Raises:
-        UnsupportedModelError: See there.
-        InputError: It has a cascade.
-    """
-    model = check_supported(model)
-    if shape_of(model).block_tokens:
-        raise InputError("The model has a cascade already: start from the one without.")
-    return model
-
-
 def keep_units(
     model: ViT, heads: Sequence[Sequence[int]], neurons: Sequence[Sequence[int]]
 ) -> ViT:
-    """A copy of ``model`` with only the given heads and neurons, in their old order.
+    """Return a copy of ``model`` with only the given heads and neurons, in their old order.
 
     The output equals that of ``model`` with the outputs of all other heads and neurons set to
     zero.
 
     Args:
-        model: Dense or pruned; it is not changed.
+        model: Dense or pruned model; it is not changed.
         heads: For every block, the indices of the heads that stay, at least one.
         neurons: For every block, the indices of the hidden neurons that stay, at least one.
 
     Raises:
-        UnsupportedModelError: See :func:`check_supported`.
+        UnsupportedModelError: The model cannot be pruned, or its heads are mixed.
         InputError: The lists do not fit the blocks.
     """
     model = check_supported(model)
@@ -192,7 +79,11 @@ def keep_units(
 
 
 def shrink_to(model: ViT, shapes: Sequence[BlockShape]) -> ViT:
-    """A copy of ``model`` cut to the block shapes of a pruned model, ready for its weights.
+    """Return a copy of ``model`` cut to the block shapes of a pruned model, its weights to be set.
+
+    Args:
+        model: Dense model; it is not changed.
+        shapes: For every block, the heads, their dimensions and the neurons of the copy.
 
     Raises:
         InputError: A block of ``shapes`` is larger than the block of ``model``.
@@ -219,7 +110,7 @@ def shrink_to(model: ViT, shapes: Sequence[BlockShape]) -> ViT:
 
 
 def resize_model(model: ViT, shape: BlockShape) -> ViT:
-    """A copy of ``model`` with blocks of this shape, larger or smaller, its weights to be set."""
+    """Return a copy of ``model`` with all blocks of one shape, its weights to be set."""
     new = copy_model(model)
     for attention, ffn in branches(new):
         attention.replace(resize_attention(attention.module, shape.num_heads, shape.head_dim))
@@ -231,26 +122,59 @@ def resize_model(model: ViT, shape: BlockShape) -> ViT:
 
 
 def resize_attention(attn: Any, num_heads: int, head_dim: int) -> Any:
-    """A copy of ``attn`` with so many heads of so many dimensions, its weights still to be set.
+    """Return a copy of an attention with heads of another number or size, its weights to be set.
 
-    The softmax scale becomes ``head_dim ** -0.5``, as in a new timm module of that size.
+    Where the size of heads changes, the softmax scale becomes ``head_dim ** -0.5``, as in a new
+    timm module of that size.
+
+    Args:
+        attn: A supported attention; it is not changed.
+        num_heads: Number of heads of the copy.
+        head_dim: Dimensions of each head of the copy.
     """
     new = copy.deepcopy(attn)
     if (num_heads, head_dim) == (attn.num_heads, attn.head_dim):
         return new
+    dims = num_heads * head_dim
+    for name, dim in attention_kind(attn).per_head.items():
+        tensor = getattr(attn, name)
+        if tensor is not None:
+            shape = [*tensor.shape]
+            shape[dim] = num_heads
+            _put(new, name, tensor.new_zeros(shape))
+    if head_dim != attn.head_dim:
+        new.scale = head_dim**-0.5
     _set_sizes(new, num_heads, head_dim)
-    new.scale = head_dim**-0.5
-    table = head_table(new)
-    if table is not None:
-        zeros = table.new_zeros(len(table), num_heads)
-        new.relative_position_bias_table = nn.Parameter(zeros, table.requires_grad)
-    _resize(new.qkv, 3 * new.attn_dim, new.qkv.in_features)
-    _resize(new.proj, new.proj.out_features, new.attn_dim)
+    _resize(new.qkv, 3 * dims, new.qkv.in_features)
+    _resize(new.proj, new.proj.out_features, dims)
     return new
 
 
+def copy_head_entries(source: Any, target: Any, heads: Sequence[int]) -> None:
+    """Copy what ``source`` has for each of ``heads`` beside their dimensions, such as biases.
+
+    Args:
+        source: The attention that is read.
+        target: A copy with as many heads as ``heads``; it is changed.
+        heads: Indices of heads of ``source``.
+    """
+    for name, dim in attention_kind(source).per_head.items():
+        tensor = getattr(source, name)
+        if tensor is not None:
+            _put(target, name, tensor.index_select(dim, torch.tensor(heads, device=tensor.device)))
+
+
+def _put(module: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Replace a parameter or buffer by one of another shape."""
+    old = getattr(module, name)
+    value = value.detach().clone()
+    if isinstance(old, nn.Parameter):
+        value = nn.Parameter(value, old.requires_grad)
+    setattr(module, name, value)
+
+
 def _resize(linear: nn.Linear, rows: int, columns: int) -> None:
-    """Zeros of another shape."""
+    """Give a layer weights of another shape, all zero."""
     weight = linear.weight
     linear.weight = nn.Parameter(weight.new_zeros(rows, columns), weight.requires_grad)
     if linear.bias is not None:
@@ -264,20 +188,20 @@ def _keep_heads(attn: Any, heads: list[int]) -> None:
     d = attn.head_dim
     dims = (torch.tensor(heads)[:, None] * d + torch.arange(d)).flatten()
     # qkv's rows are [q of all heads, k of all heads, v of all heads]
-    rows = torch.cat([dims + part * attn.attn_dim for part in range(3)])
+    rows = torch.cat([dims + part * attn.num_heads * d for part in range(3)])
     _select(attn.qkv, rows=rows)
     _select(attn.proj, columns=dims)
-    table = head_table(attn)
-    if table is not None:
-        kept = table.detach()[:, torch.tensor(heads, device=table.device)].clone()
-        attn.relative_position_bias_table = nn.Parameter(kept, table.requires_grad)
+    copy_head_entries(attn, attn, heads)
     _set_sizes(attn, len(heads), d)
 
 
 def _set_sizes(attn: Any, num_heads: int, head_dim: int) -> None:
-    attn.num_heads, attn.head_dim, attn.attn_dim = num_heads, head_dim, num_heads * head_dim
-    if isinstance(attn, AttentionRope):
-        attn.num_kv_heads, attn.kv_dim = num_heads, num_heads * head_dim
+    dims = num_heads * head_dim
+    sizes = {"num_heads": num_heads, "head_dim": head_dim, "attn_dim": dims}
+    sizes |= {"num_kv_heads": num_heads, "kv_dim": dims}  # of attention with rotations
+    for name, size in sizes.items():
+        if hasattr(attn, name):
+            setattr(attn, name, size)
 
 
 def _keep_neurons(mlp: Any, neurons: list[int]) -> None:

@@ -21,8 +21,8 @@ from vit_ratio_opt.models.architecture import fingerprint_of
 from vit_ratio_opt.models.blocks import ViT, keeps_heads, keeps_ranks
 from vit_ratio_opt.models.classifier import classes_of
 from vit_ratio_opt.models.device import evaluating
-from vit_ratio_opt.models.supported import check_precision, check_weights
-from vit_ratio_opt.models.surgery import check_all_tokens, shape_of
+from vit_ratio_opt.models.shape import check_all_tokens, shape_of
+from vit_ratio_opt.models.weights import check_full_precision, check_weights
 from vit_ratio_opt.pruning.batches import chunks, image_batches, image_means
 from vit_ratio_opt.pruning.eliminate import elimination_order
 from vit_ratio_opt.pruning.factorize import HeadFactors, head_factors
@@ -132,7 +132,7 @@ def calibrate(model: ViT, images: Iterable[torch.Tensor], *, seed: int = 0) -> C
             or has weights that are not finite numbers in float32.
     """
     model = check_all_tokens(model)
-    check_precision(model)
+    check_full_precision(model)
     check_weights(model)
     classes_of(model)
     images = image_batches(model, images)

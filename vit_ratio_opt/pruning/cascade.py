@@ -32,8 +32,9 @@ from torch import nn
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.supported import check_supported, copy_model
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.copies import copy_model
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.pruning.attention import attend
 from vit_ratio_opt.space.shape import BlockTokens
 from vit_ratio_opt.space.tokens import Scores

@@ -24,8 +24,7 @@ from typing import Any
 
 import torch
 
-from vit_ratio_opt.models.blocks import head_table
-from vit_ratio_opt.models.surgery import resize_attention
+from vit_ratio_opt.models.surgery import copy_head_entries, resize_attention
 
 __all__ = ["HeadFactors", "HeadMoments", "factorize_attention", "head_factors", "rank_losses"]
 
@@ -166,7 +165,8 @@ def factorize_attention(attn: Any, factors: HeadFactors, heads: list[int], rank:
     """
     kept = torch.tensor(sorted(heads))
     heads_before, d = attn.num_heads, attn.head_dim
-    scale = attn.scale * rank**0.5  # timm will scale by rank ** -0.5
+    new = resize_attention(attn, len(kept), rank)
+    scale = attn.scale / new.scale  # the copy scales its logits by the new rank
     maps = [factors.queries[kept] * scale, factors.keys[kept], factors.values[kept]]
 
     def convert(rows: torch.Tensor) -> torch.Tensor:
@@ -175,14 +175,11 @@ def factorize_attention(attn: Any, factors: HeadFactors, heads: list[int], rank:
         new = [m[:, :, :rank].mT @ part[kept] for m, part in zip(maps, parts, strict=True)]
         return torch.stack(new).flatten(0, 2)
 
-    new = resize_attention(attn, len(kept), rank)
     columns = attn.proj.weight.detach().cpu().double()
     columns = torch.unflatten(columns, 1, (heads_before, d)).transpose(0, 1)  # (H, D, d)
     outputs = factors.outputs[kept][:, :, :rank]
-    table = head_table(attn)
     with torch.no_grad():
-        if table is not None:
-            new.relative_position_bias_table.copy_(table[:, kept.to(table.device)])
+        copy_head_entries(attn, new, kept.tolist())
         new.qkv.weight.copy_(convert(attn.qkv.weight))
         if attn.qkv.bias is not None:
             new.qkv.bias.copy_(convert(attn.qkv.bias[:, None])[:, 0])

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vit_ratio_opt.models.blocks import ViT, branches
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.batches import check_logits, chunks
 
 __all__ = ["BranchCost", "branch_costs"]

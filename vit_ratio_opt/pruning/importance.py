@@ -20,8 +20,9 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT, branches, input_layers
 from vit_ratio_opt.models.classifier import classes_of
 from vit_ratio_opt.models.device import evaluating
-from vit_ratio_opt.models.supported import check_precision, check_supported, check_weights
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.supported import check_supported
+from vit_ratio_opt.models.weights import check_full_precision, check_weights
 from vit_ratio_opt.pruning.batches import (
     check_images,
     check_labels,
@@ -124,7 +125,7 @@ def taylor_importance(
             numbers in float32.
     """
     model = check_supported(model)
-    check_precision(model)
+    check_full_precision(model)
     check_weights(model)
     classes = classes_of(model)
     check_sequence("batches", batches)

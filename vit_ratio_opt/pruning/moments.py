@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from vit_ratio_opt.models.blocks import ViT, branches, stages
-from vit_ratio_opt.models.separate import BiasedAttention, TalkingHeads
+from vit_ratio_opt.models.blocks import ViT, attention_kind, branches, stages
 from vit_ratio_opt.pruning.batches import tokens_at
 from vit_ratio_opt.pruning.factorize import HeadMoments
 from vit_ratio_opt.pruning.fisher import BranchCost
@@ -111,10 +110,12 @@ class BlockMoments:
         self._add("keys", _products(k, k) / k.shape[2])
         logits = q @ k.mT * attn.scale
         gram = self._gram.to(q)
-        if isinstance(attn, TalkingHeads):
-            effect = _mixed_effect(attn, logits, v, gram)
+        kind = attention_kind(attn)
+        if kind.mixers is not None:
+            first, second = (getattr(attn, name) for name in kind.mixers)
+            effect = _mixed_effect(first, second, logits, v, gram)
         else:
-            bias = attn.position_bias() if isinstance(attn, BiasedAttention) else None
+            bias = None if kind.bias is None else kind.bias(attn)
             if bias is not None:
                 where = self._positions[self._batch].to(q.device)
                 logits = logits + bias[0][:, where].transpose(0, 1)
@@ -174,11 +175,11 @@ def _parts(model: ViT) -> Iterator[tuple[Any, Any, _Tap, _Tap]]:
     after: dict[tuple[str, int], _Tap] = {}
     order = list(stages(model))
     for now, following in itertools.pairwise(order):
-        entry = following[0][2].entry
-        for index, kind, _ in now:
-            after[kind, index] = partial(_on_input, entry)
-    for index, kind, _ in order[-1]:
-        after[kind, index] = partial(_on_output, model.blocks[-1])
+        entry = following[0].entry
+        for branch in now:
+            after[branch.kind, branch.index] = partial(_on_input, entry)
+    for branch in order[-1]:
+        after[branch.kind, branch.index] = partial(_on_output, model.blocks[-1])
     for index, (attention, ffn) in enumerate(branches(model)):
         ends = after["attention", index], after["ffn", index]
         yield attention.module, ffn.module, *ends
@@ -214,17 +215,29 @@ def _logit_effect(
 
 
 def _mixed_effect(
-    attn: TalkingHeads, logits: torch.Tensor, values: torch.Tensor, gram: torch.Tensor
+    first: nn.Linear,
+    second: nn.Linear,
+    logits: torch.Tensor,
+    values: torch.Tensor,
+    gram: torch.Tensor,
 ) -> torch.Tensor:
     """Return :func:`_logit_effect` where heads are mixed before and after the softmax.
 
     Effects that reach a head through different heads are taken as independent.
+
+    Args:
+        first: Layer from heads to heads before the softmax.
+        second: Layer from heads to heads after the softmax.
+        logits: ``(B, H, N, keys)``.
+        values: ``(B, H, keys, d)``.
+        gram: ``(H, d, d)``: an error x of a head's output costs ``x' gram x``.
     """
-    before, after = attn.proj_l.weight.square(), attn.proj_w.weight.square()
-    shares = attn.mixed(attn.proj_l, logits).softmax(dim=-1)
+    before, after = first.weight.square(), second.weight.square()
+    mixed: torch.Tensor = first(logits.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    shares = mixed.softmax(dim=-1)
     # Of the noise in the j-th softmax for the i-th head: (B, N, i, j).
     effects = []
-    for index in range(attn.num_heads):
+    for index in range(shares.shape[1]):
         share = shares[:, index : index + 1].expand_as(shares)
         effects.append(_logit_effect(share, values, share @ values, gram).transpose(1, 2))
     effect: torch.Tensor = (torch.stack(effects, dim=3) * after).sum(dim=2)

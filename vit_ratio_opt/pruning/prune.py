@@ -10,8 +10,10 @@ import torch
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.architecture import fingerprint_of
 from vit_ratio_opt.models.blocks import ViT, branches
-from vit_ratio_opt.models.supported import check_supported, check_weights
-from vit_ratio_opt.models.surgery import ALL_HEADS, keep_units, shape_of
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.supported import check_supported
+from vit_ratio_opt.models.surgery import ALL_HEADS, keep_units
+from vit_ratio_opt.models.weights import check_weights
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.factorize import factorize_attention, rank_losses
 from vit_ratio_opt.pruning.importance import Importance, check_importance

@@ -14,8 +14,9 @@ from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import model_device
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.models.surgery import ALL_HEADS, shape_of, shrink_to
+from vit_ratio_opt.models.surgery import ALL_HEADS, shrink_to
 from vit_ratio_opt.pruning.batches import check_sequence
 from vit_ratio_opt.pruning.cache import cached_calibration
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
@@ -25,7 +26,7 @@ from vit_ratio_opt.pruning.cascade import (
     reads_prefix_only,
     remove_cascade,
 )
-from vit_ratio_opt.pruning.importance import Importance, taylor_importance
+from vit_ratio_opt.pruning.importance import Importance, score_units
 from vit_ratio_opt.pruning.options import (
     Allocation,
     Both,
@@ -222,8 +223,7 @@ class ModelPruner:
 
     def _score(self, model: ViT) -> Importance:
         criterion = self.pruning.criterion if isinstance(self.pruning, Structural) else None
-        scores: Importance = (criterion or taylor_importance)(model, self._labelled_batches)
-        return scores
+        return score_units(model, self._labelled_batches, criterion)
 
     @property
     def _labelled_batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -15,10 +15,13 @@ from timm.layers import LayerScale
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.blocks import Branch, ViT, stages
+from vit_ratio_opt.models.blocks import ViT, stages
 from vit_ratio_opt.models.device import evaluating
-from vit_ratio_opt.models.supported import check_precision, check_supported, check_weights
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.family import Branch
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.supported import check_supported
+from vit_ratio_opt.models.weights import check_full_precision as check_precision
+from vit_ratio_opt.models.weights import check_weights
 from vit_ratio_opt.pruning.batches import image_batches, image_means, tokens_at
 from vit_ratio_opt.pruning.calibration import BlockCalibration, Calibration
 from vit_ratio_opt.pruning.least_squares import NormalEquations
@@ -68,14 +71,14 @@ def repair(
         starts = [embed(pruned, batch) for batch in images]
         streams, options = [stream for stream, _ in starts], {"attention": starts[0][1]}
         for stage in stages(pruned):
-            tails = [_Tail(branch, options.get(kind, {})) for _, kind, branch in stage]
+            tails = [_Tail(branch, options.get(branch.kind, {})) for branch in stage]
             inputs = [[tail.inputs(stream) for stream in streams] for tail in tails]
             now, *sampled = (
                 [tokens_at(*batch) for batch in zip(values, positions, strict=True)]
                 for values in (streams, *inputs)
             )
-            for number, (index, kind, _) in enumerate(stage):
-                target, weights = _target(calibration.blocks[index], kind)
+            for number, branch in enumerate(stage):
+                target, weights = _target(calibration.blocks[branch.index], branch.kind)
                 goals = torch.split(target.to(device), sizes)
                 wanted = _missing(goals, now, tails, sampled, number)
                 scale = sum(_square(goal, weights.to(goal)) for goal in torch.split(target, sizes))

@@ -17,8 +17,10 @@ from timm.layers import Attention
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT, branches
 from vit_ratio_opt.models.device import evaluating
-from vit_ratio_opt.models.supported import check_precision, check_weights
-from vit_ratio_opt.models.surgery import check_all_tokens, keep_units, shape_of
+from vit_ratio_opt.models.shape import check_all_tokens, shape_of
+from vit_ratio_opt.models.surgery import keep_units
+from vit_ratio_opt.models.weights import check_full_precision as check_precision
+from vit_ratio_opt.models.weights import check_weights
 from vit_ratio_opt.pruning.attention import attention_probabilities, split_heads
 from vit_ratio_opt.pruning.batches import check_images
 

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.candidates import Candidate, estimate_pairs
-from vit_ratio_opt.records.labels import ACCURACY, MACS, CostRecord, MetricRecord
+from vit_ratio_opt.records.labels import ACCURACY, MACS, CostRecord, MetricRecord, below
 from vit_ratio_opt.records.snapshot import StudySnapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trial import attribute
@@ -162,7 +162,7 @@ class Answer:
         if self.confidence is not None and other.probability < self.confidence:
             return (
                 f"{best} is cheaper, but its pair ({expected}) keeps the tolerance with a "
-                f"probability of only {_below(other.probability, self.confidence)}, and "
+                f"probability of only {below(other.probability, self.confidence)}, and "
                 f"{self.confidence:g} is required."
             )
         if self.confidence is not None:
@@ -262,12 +262,6 @@ def trained_trial(study: Study, number: int | None = None) -> FrozenTrial:
             f"{', '.join(map(str, trained)) or 'none'} were."
         )
     return trained[number]
-
-
-def _below(value: float, limit: float) -> str:
-    """Return a number with as many digits as it takes to be below another one."""
-    digits = next((n for n in range(2, 6) if round(value, n) < limit), 6)
-    return f"{value:.{digits}f}"
 
 
 def _optunas_best(study: Study) -> FrozenTrial | None:

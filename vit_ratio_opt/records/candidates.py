@@ -12,7 +12,7 @@ from typing import Any
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from vit_ratio_opt.records.labels import CHANGE, MetricRecord
+from vit_ratio_opt.records.labels import MetricRecord
 from vit_ratio_opt.records.study import StudyRecord, record_of
 from vit_ratio_opt.records.trial import attribute
 from vit_ratio_opt.records.trials import (
@@ -151,15 +151,14 @@ def estimate_pairs(study: Study) -> Estimates | None:
         if any(trial.state == TrialState.COMPLETE for trial in found)
     }
     first = next(iter(trials.values()))[0]
-    offset, baseline, confidence, metric = 0.0, None, None, record.metric
+    offset, baseline, confidence = 0.0, None, None
     dense = _dense_accuracy(study, first)
     if not is_tolerance:
         search = BudgetSearch.from_json({"dense": dense, **_curve(record.plan, values)})
         best, estimates = search.answer(values, complete=complete), search.estimates(values)
         baseline = search.baseline
     else:
-        if dense is None:
-            dense, metric = 0.0, CHANGE
+        dense = 0.0 if dense is None else dense
         tolerance = _tolerance(record, first)
         costs = {pair: _planned_cost_ratio(found[0]) for pair, found in trials.items()}
         plan = record.plan or {"tolerance": tolerance, "scale": _largest(record), **_MEANS}
@@ -183,7 +182,7 @@ def estimate_pairs(study: Study) -> Estimates | None:
         dense_accuracy=dense,
         baseline=baseline,
         confidence=confidence,
-        metric=metric,
+        metric=record.metric,
     )
 
 
@@ -222,16 +221,16 @@ def _own_accuracy(trial: FrozenTrial, otherwise: float) -> float:
 
 def _tolerance(record: StudyRecord, trial: FrozenTrial) -> float:
     """Return the tolerance in points: of the limit, else of the plan, else of a trial."""
-    if record.plan is not None:
-        return float(record.plan["tolerance"])
     if record.limit is not None and record.limit.tolerance is not None:
         return float(record.limit.tolerance)
+    if record.plan is not None and "tolerance" in record.plan:
+        return float(record.plan["tolerance"])
     return float((attribute(trial, DROP) or 0.0) - trial.constraints[DROP])
 
 
 def _curve(stored: Mapping[str, Any] | None, observed: _Values) -> Mapping[str, Any]:
-    """Return the stored plan; without one, a plan of the pairs that were tried, by their means."""
-    if stored is not None:
+    """Return the stored plan; without a curve, a plan of the pairs that were tried."""
+    if stored is not None and stored.get("curve") is not None:
         return stored
     least: list[Pair] = []
     for pair in sorted(observed):

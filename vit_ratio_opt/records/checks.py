@@ -71,6 +71,7 @@ _OTHERS: dict[str, Any] = {
     "path": _Pairs,
     "saved": dict[str, _Pairs] | None,
     "dense_full_test_accuracy": float,
+    "config": str,
 }
 _REQUIRED = ("dense", "versions", "device")
 
@@ -130,7 +131,7 @@ def _check(key: str, value: Any, *, is_partial: bool) -> None:
     if not isinstance(value, Mapping):
         raise InputError(f"The attribute `{key}` must be a JSON object, but is {shorten(value)}.")
     for name, hint in _ENTRIES[key].items():
-        if name in value or not is_partial or key != "dense":
+        if name in value or not is_partial or key not in ("dense", "plan"):
             typed(f"`{name}` of the attribute `{key}`", value.get(name), hint)
 
 
@@ -177,7 +178,9 @@ def _check_plan(
     Raises:
         InputError: An entry is missing, or contradicts limit or settings.
     """
-    is_budget = limit.tolerance is None
+    if limit.other is not None and not {"curve", "tolerance"} & plan.keys():
+        return  # a search of the user's own
+    is_budget = "curve" in plan if limit.other is not None else limit.tolerance is None
     entries = ["noise", "noise_is_known"]
     entries += ["curve", "baseline", "start", "confirmations", "dense"] if is_budget else []
     entries += [] if is_budget else ["tolerance", "scale", "confidence"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.typed import shorten, typed
 from vit_ratio_opt.space.costs import cost_label
 
-__all__ = ["ACCURACY", "CHANGE", "MACS", "CostRecord", "LimitRecord", "MetricRecord"]
+__all__ = ["ACCURACY", "CHANGE", "MACS", "CostRecord", "LimitRecord", "MetricRecord", "below"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class MetricRecord:
     @property
     def title(self) -> str:
         """The name at the beginning of a sentence."""
-        return f"{self.name[:1].upper()}{self.name[1:]}"
+        name = self.name
+        return f"{name[:1].upper()}{name[1:]}" if name.islower() else name
 
     @property
     def heading(self) -> str:
@@ -118,29 +120,35 @@ CHANGE = MetricRecord("change of accuracy", "points")
 
 @dataclass(frozen=True)
 class LimitRecord:
-    """The limit of a study, one of two.
+    """The limit of a study, one of three.
 
     Args:
         budget: Largest share of the dense model's cost.
         tolerance: Largest loss of accuracy, in percentage points.
         confidence: Probability with which the answer has to keep the tolerance.
+        other: Name of the class of a limit, or of a search, of the user's own.
+        cost: Name of the cost, where the sampler has written it.
+        macs: MACs of the dense model, where the sampler has written them.
     """
 
     budget: float | None = None
     tolerance: float | None = None
     confidence: float | None = None
+    other: str | None = None
+    cost: str | None = None
+    macs: int | None = None
 
     @classmethod
     def from_json(cls, stored: object) -> LimitRecord:
         """Return the record of the attribute ``limit``.
 
         Raises:
-            InputError: It has not exactly one of ``budget`` and ``tolerance``, or no number there.
+            InputError: It has not exactly one of ``budget``, ``tolerance`` and ``other``, or a
+                part is of another type.
         """
-        hint: Any = float | None
-        names = ("budget", "tolerance", "confidence")
-        limit = cls(**_entries("limit", stored, dict.fromkeys(names, hint)))
-        if (limit.budget is None) == (limit.tolerance is None):
+        hints = typing.get_type_hints(cls)
+        limit = cls(**_entries("limit", stored, hints))
+        if [limit.budget, limit.tolerance, limit.other].count(None) != 2:
             raise InputError("The attribute `limit` must have either `budget` or `tolerance`.")
         return limit
 
@@ -152,7 +160,15 @@ class LimitRecord:
         """
         if self.budget is not None:
             return f"at most {100 * self.budget:g} % of the {word}"
+        if self.tolerance is None:
+            return f"a limit of its own, {self.other}"
         return f"at most {self.tolerance:g} points of accuracy lost"
+
+
+def below(value: float, limit: float) -> str:
+    """Return a number with as many digits as it takes to be below a limit."""
+    digits = next((n for n in range(2, 6) if round(value, n) < limit), 6)
+    return f"{value:.{digits}f}"
 
 
 _LARGER = {"larger_is_better": bool}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
 from optuna.study import Study
 
+from vit_ratio_opt._compat import study_names
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.study import StudyRecord, is_ours, record_of
 from vit_ratio_opt.utils.text import short
 
-__all__ = ["baseline_of", "load_studies"]
+__all__ = ["baseline_of", "fixed_studies", "load_studies"]
 
 _MOST_NAMES = 20
 
@@ -34,28 +37,59 @@ def load_studies(storage: BaseStorage, names: Sequence[str] = ()) -> list[Study]
         InputError: A named study does not exist, was not created by this package or is damaged,
             or the storage has no study created by this package.
     """
-    # Not Optuna's summaries: these read every trial of every study.
-    summaries = {s.study_name: s for s in storage.get_all_studies()}
+    attributes = _attributes_of_all(storage)
     records: dict[str, StudyRecord] = {}
     for name in names:
-        if name not in summaries:
-            known = ", ".join(map(short, sorted(summaries)[:_MOST_NAMES])) or "none"
-            known += ", …" if len(summaries) > _MOST_NAMES else ""
+        if name not in attributes:
+            known = ", ".join(map(short, sorted(attributes)[:_MOST_NAMES])) or "none"
+            known += ", …" if len(attributes) > _MOST_NAMES else ""
             raise InputError(f"The storage has no study {short(name)!r}; it has: {known}.")
-        records[name] = StudyRecord.read(name, summaries[name].user_attrs)
+        records[name] = _read(name, attributes[name])
     damaged: list[InputError] = []
-    for name, summary in () if names else summaries.items():
-        if is_ours(summary.user_attrs):
-            try:
-                records[name] = StudyRecord.read(name, summary.user_attrs)
-            except InputError as error:
-                damaged.append(error)
+    for name, stored in () if names else attributes.items():
+        try:
+            if stored is None or is_ours(stored):
+                records[name] = _read(name, stored)
+        except InputError as error:
+            damaged.append(error)
     if not records:
         raise (damaged or [InputError("The storage has no study made by vit_ratio_opt.")])[0]
     for reason in damaged:
         _logger.warning(f"{reason} It is left out.")
     ours = sorted(records.values(), key=lambda record: not record.is_fixed)
     return [optuna.load_study(study_name=record.name, storage=storage) for record in ours]
+
+
+def fixed_studies(storage: BaseStorage) -> list[Study]:
+    """Return the studies of one fixed ratio in a storage, but for damaged ones."""
+    names = []
+    for name, stored in _attributes_of_all(storage).items():
+        with contextlib.suppress(InputError):  # damaged, or not of this package
+            names += [name] if _read(name, stored).is_fixed else []
+    return [optuna.load_study(study_name=name, storage=storage) for name in names]
+
+
+def _attributes_of_all(storage: BaseStorage) -> dict[str, Mapping[str, Any] | None]:
+    """Return the attributes of all studies by name; None where one of them is no JSON."""
+    with contextlib.suppress(ValueError):
+        # Not Optuna's summaries: these read every trial of every study.
+        return {study.study_name: study.user_attrs for study in storage.get_all_studies()}
+    found: dict[str, Mapping[str, Any] | None] = {}
+    for name in study_names(storage):
+        try:
+            found[name] = storage.get_study_user_attrs(storage.get_study_id_from_name(name))
+        except ValueError:
+            found[name] = None
+    return found
+
+
+def _read(name: str, attributes: Mapping[str, Any] | None) -> StudyRecord:
+    if attributes is None:
+        raise InputError(
+            f"Study {short(name)!r} is damaged: an attribute is no JSON. Restore the database, or "
+            "use another study name."
+        )
+    return StudyRecord.read(name, attributes)
 
 
 def baseline_of(study: Study, studies: Sequence[Study]) -> Study | None:

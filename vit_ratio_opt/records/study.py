@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from optuna.study import Study, StudyDirection
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.checks import attribute_of, check_attributes
-from vit_ratio_opt.records.labels import ACCURACY, MACS, CostRecord, LimitRecord, MetricRecord
+from vit_ratio_opt.records.labels import (
+    ACCURACY,
+    CHANGE,
+    MACS,
+    CostRecord,
+    LimitRecord,
+    MetricRecord,
+)
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.snapshot import StudySnapshot
 
@@ -18,6 +25,7 @@ __all__ = [
     "COMPLETE",
     "DenseRecord",
     "StudyRecord",
+    "artifacts_of",
     "is_complete",
     "is_of_own_objective",
     "is_ours",
@@ -81,6 +89,7 @@ class StudyRecord:
         screened: Pairs that were evaluated before any training, with their accuracies.
         path: Pairs with which a search with a tolerance begins.
         tested: Results on the test split.
+        config: Options of the command line as TOML.
         dense_full_test_accuracy: Accuracy of the dense model on both halves of the test split,
             where validation took one half of it.
     """
@@ -100,6 +109,7 @@ class StudyRecord:
     screened: tuple[Any, ...] = ()
     path: tuple[Any, ...] = ()
     tested: dict[str, Any] = field(default_factory=dict)
+    config: str | None = None
     dense_full_test_accuracy: float | None = None
 
     @classmethod
@@ -175,6 +185,8 @@ class StudyRecord:
     @property
     def has_tolerance(self) -> bool:
         """Whether the study minimises the cost within a tolerance."""
+        if self.limit is not None and self.limit.other is not None:
+            return "tolerance" in (self.plan or {})
         return self.limit is not None and self.limit.tolerance is not None
 
 
@@ -198,6 +210,13 @@ def is_complete(attributes: Mapping[str, Any]) -> bool:
     settings = attributes.get("settings")
     is_old = isinstance(settings, Mapping) and "schema_version" not in settings
     return COMPLETE in attributes or (is_old and "dense" in attributes)
+
+
+def artifacts_of(attributes: Mapping[str, Any]) -> str | None:
+    """Return the location of the artifacts of any study, damaged ones included."""
+    origin = attributes.get("origin")
+    location = origin.get("artifacts") if isinstance(origin, Mapping) else None
+    return location if isinstance(location, str) else None
 
 
 def settings_of(attributes: Mapping[str, Any]) -> StudySettings:
@@ -253,25 +272,29 @@ def _record(
     *,
     metric: MetricRecord = ACCURACY,
 ) -> StudyRecord:
-    cost, limit = MACS, None
-    if "cost" in attributes:
-        cost = CostRecord.from_json(attributes["cost"])
-    elif settings is not None:
-        cost = CostRecord.named(settings.cost)
+    limit = None
     if settings is not None:
-        limit = LimitRecord(settings.budget, settings.tolerance, settings.confidence)
+        limit = LimitRecord(
+            settings.budget, settings.tolerance, settings.confidence, cost=settings.cost
+        )
     elif "limit" in attributes:
         limit = LimitRecord.from_json(attributes["limit"])
+    cost = MACS if limit is None or limit.cost is None else CostRecord.named(limit.cost)
+    if "cost" in attributes:
+        cost = CostRecord.from_json(attributes["cost"])
+    dense = DenseRecord.from_json(attributes.get("dense", {}))
+    if dense.macs is None and limit is not None:
+        dense = replace(dense, macs=limit.macs)
     if "metric" in attributes:
         metric = MetricRecord.from_json(attributes["metric"])
-    names = ("versions", "device", "origin", "latency", "plan", "saved", "tested")
+    names = ("versions", "device", "origin", "latency", "plan", "saved", "tested", "config")
     return StudyRecord(
         name=name,
         limit=limit,
         cost=cost,
         metric=metric,
         optional_settings=settings,
-        dense=DenseRecord.from_json(attributes.get("dense", {})),
+        dense=dense,
         screened=tuple(attributes.get("screened", ())),
         path=tuple(attributes.get("path", ())),
         dense_full_test_accuracy=attributes.get("dense_full_test_accuracy"),
@@ -283,10 +306,10 @@ def _guessed_metric(study: Study, record: StudyRecord) -> MetricRecord:
     """Return the metric of a study that does not store it."""
     trials = study.get_trials(deepcopy=False)
     has_accuracy = any("accuracy" in trial.user_attrs for trial in trials)
-    if record.has_tolerance or record.dense.val_accuracy is not None or has_accuracy:
+    if record.limit is None or record.dense.val_accuracy is not None or has_accuracy:
         return ACCURACY
-    if record.limit is None:
-        return ACCURACY
+    if record.has_tolerance:
+        return CHANGE
     names = study.metric_names
     is_larger = study.directions == [StudyDirection.MAXIMIZE]
     return MetricRecord("value" if names is None else names[0], "", is_larger)

@@ -8,6 +8,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.records.labels import CHANGE
 from vit_ratio_opt.records.study import DenseRecord, record_of
 from vit_ratio_opt.records.trial import attribute
 from vit_ratio_opt.search.plan import Pair
@@ -117,7 +118,7 @@ def accuracy_of(trial: FrozenTrial, study: Study) -> float | None:
     record, drop = record_of(study), _last_report(trial)
     if drop is None and record.limit is not None and DROP in trial.constraints:
         drop = trial.constraints[DROP] + (record.limit.tolerance or 0.0)
-    dense = record.dense.val_accuracy
+    dense = 0.0 if record.metric == CHANGE else record.dense.val_accuracy
     return None if dense is None or drop is None else dense - drop
 
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt._compat import PLOT_KEY, note_keys, read_note
-from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import answer_of
-from vit_ratio_opt.records.loading import baseline_of
+from vit_ratio_opt.records.loading import baseline_of, fixed_studies
 from vit_ratio_opt.records.snapshot import snapshot
-from vit_ratio_opt.records.study import StudyRecord, record_of
+from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.report.figures.accuracy import accuracy_figure
 from vit_ratio_opt.report.figures.path import path_figure
 from vit_ratio_opt.report.figures.widths import widths_figure
@@ -48,10 +45,14 @@ class Explainer:
 
     Args:
         n_trials: Number of trained trials that the search is to have; None where it is open.
+        clock: Return the time in seconds.
     """
 
-    def __init__(self, n_trials: int | None = None) -> None:
+    def __init__(
+        self, n_trials: int | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.n_trials = n_trials
+        self._clock = clock
         self._due = 0.0
         self._fixed: list[Study] | None = None
 
@@ -61,22 +62,22 @@ class Explainer:
             save_trial_note(study, trial)
         except Exception as error:
             _warn(error)
-        if time.monotonic() >= self._due:
+        if self._clock() >= self._due:
             self.refresh(study)
 
     def refresh(self, study: Study) -> None:
         """Write the study's note and figures."""
-        started = time.monotonic()
+        started = self._clock()
         try:
             self._write(study)
         except Exception as error:
             _warn(error)
-        ended = time.monotonic()
+        ended = self._clock()
         self._due = ended + (ended - started) / TIME_SHARE
 
     def _write(self, study: Study) -> None:
         if self._fixed is None:
-            self._fixed = _fixed_studies(study)
+            self._fixed = fixed_studies(study._storage)
         study = snapshot(study)
         known = study._storage.get_study_system_attrs(study._study_id)
         note = study_note(study, self._fixed, n_trials=self.n_trials)
@@ -133,16 +134,6 @@ def write_text(study: Study, key: str, text: str, known: Mapping[str, Any]) -> N
     parts += [""] * (sum(name.startswith(key) for name in known) - len(parts))
     for number, part in enumerate(parts):
         study._storage.set_study_system_attr(study._study_id, f"{key}{number}", part)
-
-
-def _fixed_studies(study: Study) -> list[Study]:
-    """Return the studies of one fixed ratio in the same storage."""
-    storage, names = study._storage, []
-    for other in storage.get_all_studies():
-        with contextlib.suppress(InputError):  # damaged, or not of this package
-            record = StudyRecord.read(other.study_name, other.user_attrs)
-            names += [record.name] if record.is_fixed else []
-    return [optuna.load_study(study_name=name, storage=storage) for name in names]
 
 
 def _warn(error: Exception) -> None:

@@ -29,8 +29,9 @@ from vit_ratio_opt.report.cells import (
 )
 from vit_ratio_opt.report.commands import repeat_code, resume_command
 from vit_ratio_opt.report.figures.gallery import figures_of
-from vit_ratio_opt.report.rows import group_studies, timing_split
+from vit_ratio_opt.report.rows import group_studies
 from vit_ratio_opt.report.sentences import summary, title
+from vit_ratio_opt.report.trial_rows import timing_split
 from vit_ratio_opt.utils.text import short
 
 __all__ = ["html_page"]
@@ -84,6 +85,7 @@ def _study_parts(study: Study, storage: str | None) -> dict[str, Any]:
         "best": [] if best is None else [numbers.index(best.number)],
         "blocks": row_cells(blocks, tuple(blocks[0])) if blocks else None,
         "settings": _settings(study),
+        "config": record.config,
         "resume": resume_command(study, storage),
         "again": repeat_code(study, storage, n_trials=max(1, len(finished_trials(study)))),
     }

@@ -21,10 +21,12 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 
+from vit_ratio_opt._compat import METRIC_NAMES
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.study import COMPLETE, StudyRecord, is_complete
 from vit_ratio_opt.runs.processes import is_dead, process_name
-from vit_ratio_opt.runs.storage import DEFAULT_STORAGE, open_storage
+from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
 from vit_ratio_opt.runs.task import StudyTask, check_settings
 
 __all__ = ["check_study", "create_study"]
@@ -125,7 +127,7 @@ def _attributes(storage: BaseStorage, study_id: int) -> dict[str, Any] | None:
 def _is_empty(storage: BaseStorage, study_id: int) -> bool:
     """Whether nothing is stored in the study, as after an interrupted creation."""
     try:
-        notes = set(storage.get_study_system_attrs(study_id)) - {"study:metric_names"}
+        notes = set(storage.get_study_system_attrs(study_id)) - {METRIC_NAMES}
         return not (
             notes or storage.get_study_user_attrs(study_id) or storage.get_n_trials(study_id)
         )

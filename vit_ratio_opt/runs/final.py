@@ -11,8 +11,8 @@ from vit_ratio_opt.model_files.card import card_path, model_card
 from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.model_files.save import save_pruned
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.signals import SearchStopped, stop_on_signals
 from vit_ratio_opt.space.pairs import RatioPair

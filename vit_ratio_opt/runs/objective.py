@@ -16,7 +16,7 @@ from optuna.trial import BaseTrial, FrozenTrial
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.surgery import shape_of
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.records.trial import write_trial
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.admission import check_direction

@@ -9,6 +9,7 @@ from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
+from vit_ratio_opt._compat import is_refused_tell, optimize_logger
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.utils.failures import is_storage_error
 
@@ -16,8 +17,6 @@ __all__ = ["keep_optimizing"]
 
 # Failures in a row that no pair explains.
 _MOST_FAILURES = 3
-
-_optunas_logger = logging.getLogger("optuna.study._optimize")
 
 
 def keep_optimizing(
@@ -47,7 +46,8 @@ def keep_optimizing(
         Number of trials begun.
     """
     guarded = _Guarded(objective)
-    _optunas_logger.addFilter(guarded.should_log)
+    logger = optimize_logger()
+    logger.addFilter(guarded.should_log)
     try:
         while guarded.begun < n_trials:
             try:
@@ -66,7 +66,7 @@ def keep_optimizing(
                     "dropped; continuing"
                 )
     finally:
-        _optunas_logger.removeFilter(guarded.should_log)
+        logger.removeFilter(guarded.should_log)
     if guarded.failures == _MOST_FAILURES and guarded.last is not None:
         raise guarded.last
     return guarded.begun
@@ -118,13 +118,5 @@ class _Guarded:
 
 
 def _trial_was_finished(error: BaseException) -> bool:
-    """Return whether Optuna raised because another worker had finished the trial.
-
-    Optuna has no exception for that: telling raises a ValueError, which an assertion of
-    ``optimize`` ("Should not reach.") then replaces if the objective itself succeeded.
-    """
-    if isinstance(error, AssertionError) and error.__context__ is not None:
-        error = error.__context__
-    return isinstance(error, UpdateFinishedTrialError) or (
-        isinstance(error, ValueError) and str(error).startswith("Cannot tell a")
-    )
+    """Return whether Optuna raised because another worker had finished the trial."""
+    return isinstance(error, UpdateFinishedTrialError) or is_refused_tell(error)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vit_ratio_opt.latency.cache import cached_latency
-from vit_ratio_opt.latency.timing import latency_curves
+from vit_ratio_opt.latency.curves import predict_latency
 from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.pruning.pruner import ModelPruner
 from vit_ratio_opt.space.costs import Latency
@@ -46,7 +46,7 @@ def measured(
             round_to=space.round_to,
             precision=precision,
         )
-    curves = latency_curves(
+    curves = predict_latency(
         table,
         pruner.dense,
         space,

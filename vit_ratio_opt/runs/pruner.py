@@ -10,8 +10,8 @@ from optuna.study import Study
 from optuna.trial import BaseTrial
 
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.supported import copy_for_training
-from vit_ratio_opt.models.surgery import check_all_tokens, shape_of
+from vit_ratio_opt.models.copies import copy_for_training
+from vit_ratio_opt.models.shape import check_all_tokens, shape_of
 from vit_ratio_opt.pruning.options import CalibrationOptions, Pruning
 from vit_ratio_opt.pruning.pruner import Batch, ModelPruner
 from vit_ratio_opt.records.trial import write_trial

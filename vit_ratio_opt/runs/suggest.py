@@ -9,6 +9,7 @@ from typing import NamedTuple
 import optuna
 from optuna.trial import BaseTrial, FixedTrial, Trial
 
+from vit_ratio_opt._compat import enqueued_params
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trial import write_trial
 from vit_ratio_opt.search.claims import refuse_surplus
@@ -76,7 +77,7 @@ def _check_enqueued(trial: BaseTrial, names: Iterable[str]) -> None:
     if not isinstance(trial, Trial):
         return
     attributes = trial.storage.get_trial(trial._trial_id).system_attrs
-    for name, value in attributes.get("fixed_params", {}).items():
+    for name, value in enqueued_params(attributes).items():
         if name in names and not (isinstance(value, (int, float)) and math.isfinite(value)):
             raise optuna.TrialPruned(
                 f"`{name}` must be a number, but {value!r:.100} was enqueued."

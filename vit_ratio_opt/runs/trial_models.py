@@ -22,8 +22,8 @@ from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.model_files.save import save_pruned
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.models.surgery import shape_of
 from vit_ratio_opt.runs.lineage import fetched_checkpoint
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.utils.failures import is_storage_error, reason

@@ -14,6 +14,7 @@ from optuna.exceptions import TrialPruned
 from optuna.study import Study, StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
+from vit_ratio_opt._compat import enqueued_params
 from vit_ratio_opt.search.plan import Pair
 
 __all__ = [
@@ -180,7 +181,7 @@ class TrialReader:
         known: dict[str, Any] = {}
         if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
             known.update(zip(self._names, trial.system_attrs.get(CLAIM, ()), strict=False))
-            known.update(trial.system_attrs.get("fixed_params", {}))
+            known.update(enqueued_params(trial.system_attrs))
         known.update(trial.params)  # of a finished trial they alone count
         if not all(name in known for name in self._names):
             return None

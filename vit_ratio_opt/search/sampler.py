@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from vit_ratio_opt._compat import fixed_params
+from vit_ratio_opt._compat import enqueued_params, fixed_params
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.claims import (
     CLAIM,
@@ -134,7 +134,7 @@ class PlanSampler(BaseSampler):
             ValueError: The study has several objectives.
             InputError: Its direction is not the plan's.
         """
-        self._raise_error_if_multi_objective(study)
+        _check_one_objective(study)
         self._check_study(study, trial)
         params = {
             name: self.sample_independent(study, trial, name, distribution)
@@ -159,7 +159,7 @@ class PlanSampler(BaseSampler):
         Raises:
             ValueError: The study has several objectives.
         """
-        self._raise_error_if_multi_objective(study)
+        _check_one_objective(study)
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -297,7 +297,7 @@ class PlanSampler(BaseSampler):
         """Return the plan with the ratio that a PartialFixedSampler or an enqueued trial fixes."""
         fixed = fixed_params(study.sampler)
         if trial is not None:
-            fixed.update(trial.system_attrs.get("fixed_params", {}))
+            fixed.update(enqueued_params(trial.system_attrs))
         for axis, name in enumerate(self._search_space):
             if name in fixed:
                 return self._plan.fix_ratio(axis, float(fixed[name]))
@@ -314,3 +314,11 @@ class PlanSampler(BaseSampler):
         # A plan that proposes nothing in a study without any trial.
         first, second = (distribution.low for distribution in self._search_space.values())
         return first, second
+
+
+def _check_one_objective(study: Study) -> None:
+    if len(study.directions) > 1:
+        raise ValueError(
+            f"A search has one objective, but study {study.study_name!r} has "
+            f"{len(study.directions)}: create it with `direction`, not `directions`."
+        )

@@ -56,23 +56,31 @@ class Metric:
 
 
 class Stopwatch:
-    """Seconds spent, by activity.
+    """Seconds spent, by activity. Time in a nested block counts for the inner activity only.
 
     Attributes:
         seconds: Total of each activity.
+
+    Args:
+        now: Clock, in seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._now = now
+        self._nested = [0.0]  # seconds of the blocks inside each open block
 
     @contextmanager
     def __call__(self, activity: str) -> Iterator[None]:
         """Add the time inside the block to ``activity``."""
-        start = time.perf_counter()
+        start = self._now()
+        self._nested.append(0.0)
         try:
             yield
         finally:
-            self.seconds[activity] += time.perf_counter() - start
+            seconds = self._now() - start
+            self.seconds[activity] += seconds - self._nested.pop()
+            self._nested[-1] += seconds
 
 
 class Report(Protocol):
@@ -136,13 +144,14 @@ class TrialContext:
 class Trainer(Protocol):
     """A training loop and its metric: what a search needs to know about a task.
 
-    Attributes:
-        metric: What :meth:`evaluate` and :meth:`train` return.
+    A search also uses these attributes of a trainer that has them: ``device`` (of the models),
+    ``device_name``, ``precision``, ``epochs`` (of each training), ``ranks``, and ``test(model)``,
+    which returns the metric on the test data.
     """
 
     @property
     def metric(self) -> Metric:
-        """What :meth:`evaluate` and :meth:`train` return."""
+        """What :meth:`evaluate` and :meth:`train` return; a class attribute is enough."""
 
     def identity(self) -> dict[str, Any]:
         """Return JSON values that must be equal for two results to be comparable.

@@ -143,7 +143,9 @@ def _add_expected(
 
 def _add_dense_and_limits(figure: go.Figure, studies: Sequence[Study], cost: CostRecord) -> None:
     """Add the dense model, and the limits of studies of the drawn cost."""
-    dense = record_of(studies[0]).dense.val_accuracy
+    answers = [answer for study in studies if (answer := answer_of(study)) is not None]
+    known = [record_of(studies[0]).dense.val_accuracy, *(one.dense_accuracy for one in answers)]
+    dense = next((accuracy for accuracy in known if accuracy is not None), None)
     if dense is not None:
         figure.add_scatter(
             x=[1.0],

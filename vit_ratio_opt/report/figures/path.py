@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -111,6 +112,9 @@ def _add_curve(figure: go.Figure, study: Study) -> None:
 def _add_path(figure: go.Figure, study: Study, drawn: Sequence[FrozenTrial]) -> None:
     """Add the trials in their order, coloured by accuracy, with a rim by their state."""
     metric = record_of(study).metric
+    accuracies = [accuracy_of(trial, study) for trial in drawn]
+    is_known = any(accuracy is not None for accuracy in accuracies)
+    shown = f": %{{marker.color:.2f}} {metric.unit}".rstrip() if is_known else ""
     figure.add_scatter(
         x=[trial.params["mhsa_ratio"] for trial in drawn],
         y=[trial.params["ffn_ratio"] for trial in drawn],
@@ -118,15 +122,15 @@ def _add_path(figure: go.Figure, study: Study, drawn: Sequence[FrozenTrial]) -> 
         line={"color": INK, "width": 1, "dash": "dot"},
         marker={
             "size": 10,
-            "color": [accuracy_of(trial, study) for trial in drawn],
+            "color": [math.nan if a is None else a for a in accuracies] if is_known else INK,
             "colorscale": "Cividis",
-            "showscale": bool(drawn),
+            "showscale": is_known,
             "colorbar": {"title": metric.heading, "thickness": 10, "len": 0.55, "y": 0.72},
             "line": {"width": 2, "color": [_colour(trial, INK) for trial in drawn]},
         },
         customdata=[trial.number for trial in drawn],
-        hovertemplate="trial %{customdata}<br>MHSA %{x:.3f}, FFN %{y:.3f}: %{marker.color:.2f}"
-        f"{f' {metric.unit}'.rstrip()}<extra></extra>",
+        hovertemplate=f"trial %{{customdata}}<br>MHSA %{{x:.3f}}, FFN %{{y:.3f}}{shown}"
+        "<extra></extra>",
         name="trials in their order",
     )
 
@@ -192,8 +196,9 @@ def _add_interval(
 def _open_ratios(study: Study, trials: Sequence[FrozenTrial]) -> _Interval:
     """Return numbers of trials, and the MHSA ratios between which the best pair then lay."""
     record = record_of(study)
-    if record.plan is None:
+    if (record.plan or {}).get("curve") is None:
         return [], [], []
+    assert record.plan is not None
     search = BudgetSearch.from_json(record.plan)
     sign = 1.0 if record.metric.larger_is_better else -1.0
     moments = _moments(len(trials))

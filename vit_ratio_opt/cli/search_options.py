@@ -1,0 +1,204 @@
+"""Options of ``vit-ratio-opt search``, and the defaults that depend on other options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vit_ratio_opt.cli.command import Panel, check_confidence, check_text, option
+from vit_ratio_opt.cli.config import use_config
+from vit_ratio_opt.cli.options import (
+    DenseOptions,
+    DeviceOption,
+    EpochsOption,
+    ImageOptions,
+    JsonLogOption,
+    LearningRateOption,
+    PruningOptions,
+    SeedOption,
+    TensorBoardOption,
+)
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.space.costs import CostName
+from vit_ratio_opt.utils.files import file_name
+from vit_ratio_opt.utils.text import plain
+
+__all__ = ["SearchCommandOptions", "StudyPlace", "fill_in", "limit_of"]
+
+_DEFAULT_BUDGET = 0.6
+
+
+def _use_config(ctx: typer.Context, value: Path | None) -> Path | None:
+    return use_config(ctx, value, SearchCommandOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
+    """Options of ``vit-ratio-opt search``, and the keys of its ``--config``."""
+
+    config: Annotated[
+        Path | None,
+        option(
+            Panel.STUDY,
+            "TOML file of options: its keys are the names of these options. Options on the "
+            "command line override the file.",
+            is_eager=True,
+            callback=_use_config,
+        ),
+    ] = None
+    budget: Annotated[
+        float | None,
+        option(
+            Panel.LIMIT,
+            "Largest share of the dense model's --cost, in (0, 1]. The pair with the best "
+            f"accuracy wins. Default: {_DEFAULT_BUDGET}, unless --tolerance is given.",
+        ),
+    ] = None
+    tolerance: Annotated[
+        float | None,
+        option(
+            Panel.LIMIT,
+            "Instead of --budget: largest loss of accuracy, in percentage points. The pair with "
+            "the lowest --cost wins.",
+        ),
+    ] = None
+    confidence: Annotated[
+        float,
+        option(
+            Panel.LIMIT,
+            "Probability with which the answer must keep the --tolerance, in (0.5, 1).",
+            callback=check_confidence,
+        ),
+    ] = 0.8
+    cost: Annotated[
+        CostName,
+        option(
+            Panel.LIMIT,
+            "Cost that is limited: FLOPs (macs), parameters (params), or the time on this device "
+            "(latency), predicted from a table that is measured once.",
+        ),
+    ] = "macs"
+    latency_batch: Annotated[
+        int, option(Panel.LIMIT, "Number of images in a batch whose latency is limited.", min=1)
+    ] = 1
+    fixed_ratio: Annotated[
+        bool,
+        option(
+            Panel.PRUNING,
+            "Run the baseline instead of a search: one ratio for attention and FFN. With "
+            "--strategy cascade this is CP-ViT.",
+            "--fixed-ratio",
+        ),
+    ] = False
+    iterative: Annotated[
+        bool,
+        option(
+            Panel.PRUNING,
+            "Start each trial from the nearest trained trial that pruned neither module more.",
+        ),
+    ] = False
+    n_trials: Annotated[
+        int,
+        option(
+            Panel.STUDY, "Number of trained trials of the study, earlier runs included.", min=1
+        ),
+    ] = 8
+    epochs: EpochsOption = 1
+    lr: LearningRateOption = 1e-3
+    seed: SeedOption = 0
+    folder: Annotated[
+        Path | None,
+        option(
+            Panel.STUDY,
+            "Folder for models and the study. By default runs/NAME of the data folder.",
+        ),
+    ] = None
+    storage: Annotated[
+        str | None,
+        option(
+            Panel.STUDY,
+            "Database URL of the study. By default a SQLite file in --folder.",
+            callback=check_text,
+            envvar="OPTUNA_STORAGE",
+        ),
+    ] = None
+    study_name: Annotated[
+        str | None,
+        option(
+            Panel.STUDY,
+            "Name of the study. By default made from data folder, limit and strategy.",
+            callback=check_text,
+        ),
+    ] = None
+    device: DeviceOption = None
+    output: Annotated[
+        Path | None,
+        option(
+            Panel.OUTPUT,
+            "File for the rows of the results table as JSON. The options go into a TOML file "
+            "beside it, which repeats the run with --config.",
+        ),
+    ] = None
+    json_log: JsonLogOption = None
+    tensorboard: TensorBoardOption = None
+
+
+@dataclass(frozen=True)
+class StudyPlace:
+    """Where a study and its models are kept.
+
+    Args:
+        folder: Folder of the models, and of the study if the storage is a file there.
+        storage: Database URL.
+        study_name: Name of the study in the storage.
+    """
+
+    folder: Path
+    storage: str
+    study_name: str
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the study's models; no two names share one."""
+        return self.folder / "checkpoints" / file_name(self.study_name)
+
+
+def limit_of(options: SearchCommandOptions) -> Budget | Tolerance:
+    """Return the limit that the options give.
+
+    Raises:
+        InputError: The limit is out of range.
+    """
+    if options.tolerance is not None:
+        return Tolerance(options.tolerance, options.confidence)
+    return Budget(_DEFAULT_BUDGET if options.budget is None else options.budget)
+
+
+def fill_in(options: SearchCommandOptions) -> tuple[SearchCommandOptions, StudyPlace]:
+    """Return the options with all defaults that depend on others, and the place of the study.
+
+    Raises:
+        InputError: Both limits are given.
+    """
+    if options.budget is not None and options.tolerance is not None:
+        raise InputError("Give --budget or --tolerance, not both.")
+    if options.budget is None and options.tolerance is None:
+        options = replace(options, budget=_DEFAULT_BUDGET)
+    dataset = plain(options.data.resolve().name) or "search"
+    limit = f"{options.budget}" if options.tolerance is None else f"drop{options.tolerance}"
+    kinds = [
+        "" if options.strategy == "structural" else f"-{options.strategy}",
+        "" if options.cost == "macs" else f"-{options.cost}",
+        "-fixed" if options.fixed_ratio else "",
+    ]
+    folder = options.folder or Path("runs") / dataset
+    place = StudyPlace(
+        folder=folder,
+        storage=options.storage or f"sqlite:///{folder / 'study.db'}",
+        study_name=options.study_name or f"{dataset}-{limit}{''.join(kinds)}",
+    )
+    return replace(options, folder=folder, study_name=place.study_name), place
