@@ -50,7 +50,7 @@ def command(monkeypatch, capfd, caplog):
 @pytest.fixture
 def study_url(make_objective, tmp_path):
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    create_study(make_objective(recipe=Recipe(epochs=1)), study_name="s", storage=url)
+    make_objective(recipe=Recipe(epochs=1)).create_study("s", storage=url)
     return url
 
 
@@ -153,7 +153,7 @@ def work_on_a_full_disk(command_line, url, size):
 def test_a_database_that_is_full_ends_the_worker(make_objective, start, command_line, tmp_path):
     file = tmp_path / "study.db"
     url = f"sqlite:///{file}"
-    create_study(make_objective(recipe=Recipe(epochs=0)), study_name="s", storage=url)
+    make_objective(recipe=Recipe(epochs=0)).create_study("s", storage=url)
     before = contents(url)
     worker = start(work_on_a_full_disk, command_line, url, file.stat().st_size)
     worker.join(120)

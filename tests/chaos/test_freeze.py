@@ -11,6 +11,7 @@ import optuna
 import pytest
 import sqlalchemy
 from optuna.trial import TrialState
+from support import new_study
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trials import finished_trials

@@ -85,7 +85,7 @@ def test_the_kubernetes_job_runs_a_worker_and_fails_for_good_where_the_user_is_n
     assert container["command"] == ["vit-ratio-opt", "worker"]
     assert [variable["name"] for variable in container["env"]] == ["OPTUNA_STORAGE"]
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    study = create_study(make_objective(recipe=Recipe(epochs=1)), study_name="s", storage=url)
+    study = make_objective(recipe=Recipe(epochs=1)).create_study("s", storage=url)
 
     def run(storage):
         monkeypatch.setenv("OPTUNA_STORAGE", storage)

@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 import optuna
 import pytest
 from optuna.storages import InMemoryStorage
-from support import load_again, make_search
+from support import load_again, make_search, new_study
 from torch import nn
 
 from vit_ratio_opt.composer import Search
@@ -25,6 +25,7 @@ from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.settings import _NEW_IN_2, StudySettings
 from vit_ratio_opt.records.study import COMPLETE
 from vit_ratio_opt.runs import creation
+from vit_ratio_opt.runs.creation import check_study
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.space.tokens import CP_VIT, LATE

@@ -546,7 +546,9 @@ def test_a_pair_over_the_latency_is_pruned_before_any_training(make, url):
 
 
 def test_the_best_of_a_latency_study_is_measured_when_it_is_tested(make, url, monkeypatch):
-    monkeypatch.setattr("vit_ratio_opt.runs.testing.time_models", lambda models, **how: [0.004, 0.0015])
+    monkeypatch.setattr(
+        "vit_ratio_opt.runs.testing.time_models", lambda models, **how: [0.004, 0.0015]
+    )
     objective = latency_objective(make)
     study = new_study(objective, "s", storage=url, screen=False)
     objective.run(study, n_trials=1, say=lambda line: None, explain=False)

@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 import pytest
+import support
 import torch
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.study import Study
@@ -63,7 +64,7 @@ def run(study: Study, objective: Search, n_trials: int = 1) -> None:
 
 
 def new_study(objective: Search, url: str, name: str = "s") -> Study:
-    return new_study(objective, name, storage=url, screen=False)
+    return support.new_study(objective, name, storage=url, screen=False)
 
 
 def assert_models_are_the_trials(

@@ -81,7 +81,7 @@ def suggest(trial: Trial) -> Pair:
 
 
 def objective(mode: str, loss: Loss = smooth) -> Callable[[Trial], float]:
-    """As Search: what keeps too little accuracy is pruned."""
+    """As PruningObjective: what keeps too little accuracy is pruned."""
 
     def run(trial: Trial) -> float:
         pair = suggest(trial)
@@ -114,7 +114,7 @@ def trained(study: Study) -> list[tuple[float, ...]]:
 
 def alone(mode: str, loss: Loss = smooth) -> Study:
     study = create(mode)
-    study.optimize(objective(mode, loss).objective, n_trials=200)
+    study.optimize(objective(mode, loss), n_trials=200)
     return study
 
 
@@ -148,17 +148,12 @@ def test_threads_that_ask_at_once_get_different_pairs(
 @pytest.mark.parametrize("mode", MODES)
 def test_optimize_with_four_jobs_gives_the_answer_of_one(mode: str) -> None:
     study = create(mode, options={"resolution": 0.0} if mode == "tolerance" else None)
-    study.optimize(objective(mode).objective, n_trials=200, n_jobs=4)
-    study.optimize(objective(mode).objective, n_trials=200)  # what the others' trials had in hand
+    study.optimize(objective(mode), n_trials=200, n_jobs=4)
+    study.optimize(objective(mode), n_trials=200)  # what the others' trials had in hand
     assert len(trained(study)) == len(set(trained(study)))
     single = create(mode, options={"resolution": 0.0} if mode == "tolerance" else None)
-<<<<<<< HEAD
-    single.optimize(objective(mode).objective, n_trials=200)
-    assert study.sampler.winner(study) == single.sampler.winner(single)
-=======
     single.optimize(objective(mode), n_trials=200)
     assert study.sampler.answer(study) == single.sampler.answer(single)
->>>>>>> main
 
 
 def work(url: str, mode: str) -> None:
@@ -172,7 +167,7 @@ def work(url: str, mode: str) -> None:
     )
     while True:
         if study.sampler.nothing_left(study) is None:
-            study.optimize(objective(mode).objective, n_trials=200)
+            study.optimize(objective(mode), n_trials=200)
         elif not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             return
         time.sleep(0.05)
@@ -253,7 +248,7 @@ def test_trials_that_never_claim_hold_no_pair_back(mode: str, dead: int) -> None
     study = create(mode, claim_seconds=SHORT)
     for _ in range(dead):
         dies_before_its_claim(study)
-    study.optimize(objective(mode).objective, n_trials=200)
+    study.optimize(objective(mode), n_trials=200)
     assert trained(study)[dead:] == trained(alone(mode))
 
 
@@ -375,7 +370,7 @@ def test_pair_of_a_retried_trial_is_its_own(tmp_path: Path) -> None:
     dead = study.ask()
     pair = suggest(dead)
     retry(study, kill(study, dead))
-    study.optimize(objective("budget").objective, n_trials=200)
+    study.optimize(objective("budget"), n_trials=200)
     assert trained(study)[0] == pair
     assert trained(study) == trained(alone("budget"))
 
@@ -420,7 +415,7 @@ def test_search_goes_on_from_imported_trials(mode: str) -> None:
     half = done.get_trials()[: len(done.trials) // 2]
     study = create(mode)
     study.add_trials(half)
-    study.optimize(objective(mode).objective, n_trials=200)
+    study.optimize(objective(mode), n_trials=200)
     assert trained(study) == trained(done)
 
 
@@ -469,7 +464,7 @@ def noisy(seed: int) -> Loss:
 )
 def test_search_of_an_objective_that_is_not_monotone_ends(mode: str, loss: Loss) -> None:
     study = create(mode, options={"noise": 0.3, "confirmations": 1})
-    study.optimize(objective(mode, loss).objective, n_trials=300)
+    study.optimize(objective(mode, loss), n_trials=300)
     assert len(study.trials) < 300
     assert study.sampler.nothing_left(study)
 
@@ -521,7 +516,7 @@ def test_search_resumed_at_every_boundary_is_the_uninterrupted_one(
     for _ in straight.trials:  # a new study object and a new sampler at every boundary
         study = create(mode, options=options, storage=storage, study_name="s", load_if_exists=True)
         assert study.sampler.nothing_left(study) is None
-        study.optimize(objective(mode, loss).objective, n_trials=1)
+        study.optimize(objective(mode, loss), n_trials=1)
     assert study.sampler.nothing_left(study)
     assert [pair_of(t) for t in study.trials] == [pair_of(t) for t in straight.trials]
     assert study.sampler.answer(study) == straight.sampler.answer(straight)
@@ -530,11 +525,11 @@ def test_search_resumed_at_every_boundary_is_the_uninterrupted_one(
 @pytest.mark.parametrize("mode", MODES)
 def test_pickled_or_reseeded_sampler_goes_on(mode: str) -> None:
     study = create(mode)
-    study.optimize(objective(mode).objective, n_trials=3)
+    study.optimize(objective(mode), n_trials=3)
     study.sampler = pickle.loads(pickle.dumps(study.sampler))
-    study.optimize(objective(mode).objective, n_trials=2)
+    study.optimize(objective(mode), n_trials=2)
     study.sampler.reseed_rng()
-    study.optimize(objective(mode).objective, n_trials=200)
+    study.optimize(objective(mode), n_trials=200)
     assert trained(study) == trained(alone(mode))
 
 
@@ -553,7 +548,7 @@ def test_study_that_was_deleted_and_made_again_is_new(tmp_path: Path, stored: bo
             load_if_exists=True,
         )
         first.append(suggest(study.ask()))
-        study.optimize(objective("budget").objective, n_trials=4)
+        study.optimize(objective("budget"), n_trials=4)
         optuna.delete_study(study_name="s", storage=storage)
     assert first[0] == first[1]
 
@@ -562,7 +557,7 @@ def test_one_sampler_serves_two_studies() -> None:
     one, other = create(), create()
     other.sampler = one.sampler
     for study in (one, other) * 5:
-        study.optimize(objective("budget").objective, n_trials=1)
+        study.optimize(objective("budget"), n_trials=1)
     expected = trained(alone("budget"))
     assert trained(one) == trained(other) == expected[:5]
 
