@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from vit_ratio_opt.runs.pruner import Pruner
     from vit_ratio_opt.search.binary_search import BinarySearchSampler
     from vit_ratio_opt.search.limits import Budget, Tolerance
-    from vit_ratio_opt.space.costs import MACS, PARAMS, Cost, CostTable, Latency
+    from vit_ratio_opt.space.cost_table import CostTable
+    from vit_ratio_opt.space.costs import MACS, PARAMS, Cost, Latency
     from vit_ratio_opt.space.curve import budget_curve
     from vit_ratio_opt.space.pairs import RatioPair
     from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule
@@ -120,9 +121,9 @@ _HOMES = {
         "Budget",
         "Tolerance",
     ),
+    "space.cost_table": ("CostTable",),
     "space.costs": (
         "Cost",
-        "CostTable",
         "Latency",
         "MACS",
         "PARAMS",

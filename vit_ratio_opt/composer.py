@@ -37,7 +37,7 @@ from vit_ratio_opt.runs.options import RunOptions, SearchOptions
 from vit_ratio_opt.runs.pricing import measured
 from vit_ratio_opt.runs.screening import likely_path, screen
 from vit_ratio_opt.runs.signals import SearchStopped
-from vit_ratio_opt.runs.storage import DEFAULT_STORAGE
+from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
 from vit_ratio_opt.runs.task import check_settings, package_versions, screened_best
 from vit_ratio_opt.runs.testing import test_answer
 from vit_ratio_opt.search.binary_search import BinarySearchSampler

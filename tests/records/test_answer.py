@@ -24,9 +24,10 @@ from vit_ratio_opt.report.figures.widths import widths_figure
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.markdown import markdown_page
 from vit_ratio_opt.report.notes import study_note
-from vit_ratio_opt.report.rows import build_report, trial_rows
+from vit_ratio_opt.report.rows import build_report
 from vit_ratio_opt.report.sentences import answer_sentences, summary
 from vit_ratio_opt.report.terminal import results_table
+from vit_ratio_opt.report.trial_rows import trial_rows
 from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.final import card_path
 from vit_ratio_opt.runs.loop import run_study

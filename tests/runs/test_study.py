@@ -16,7 +16,8 @@ from vit_ratio_opt.records.answer import answer_of, answer_trial
 from vit_ratio_opt.records.candidates import candidate_of
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.trials import finished_trials
-from vit_ratio_opt.report.rows import build_report, timing_split
+from vit_ratio_opt.report.rows import build_report
+from vit_ratio_opt.report.trial_rows import timing_split
 from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.objective import PruningObjective

@@ -295,7 +295,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
         "run_study": lambda: run(study, objective),
         "optimize": lambda: study.optimize(objective, n_trials=1),
     }
-    with pytest.raises(CannotWriteError, match=f"The folder .*{name} cannot be made: "):
+    with pytest.raises(CannotWriteError, match=f"The folder .*{name} cannot be created: "):
         start[begin]()
     if study is not None:
         assert len(study.trials) == (begin == "optimize")

@@ -13,7 +13,7 @@ from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.options import Allocation
 from vit_ratio_opt.pruning.sizes import predict_sizes
-from vit_ratio_opt.space.costs import monotone_envelope
+from vit_ratio_opt.space.cost_table import monotone_envelope
 from vit_ratio_opt.space.pairs import RatioPair, evenly
 from vit_ratio_opt.space.shape import BlockShape
 from vit_ratio_opt.space.units import StructuralUnits

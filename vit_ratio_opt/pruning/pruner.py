@@ -26,7 +26,7 @@ from vit_ratio_opt.pruning.cascade import (
     reads_prefix_only,
     remove_cascade,
 )
-from vit_ratio_opt.pruning.importance import Importance, taylor_importance
+from vit_ratio_opt.pruning.importance import Importance, score_units
 from vit_ratio_opt.pruning.options import (
     Allocation,
     Both,
@@ -223,8 +223,7 @@ class ModelPruner:
 
     def _score(self, model: ViT) -> Importance:
         criterion = self.pruning.criterion if isinstance(self.pruning, Structural) else None
-        scores: Importance = (criterion or taylor_importance)(model, self._labelled_batches)
-        return scores
+        return score_units(model, self._labelled_batches, criterion)
 
     @property
     def _labelled_batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
