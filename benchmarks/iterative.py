@@ -19,8 +19,8 @@ same command again and it goes on where it stopped.
 Accuracy is on the validation split of a study; for the digits, whose validation split is only 288
 images, on validation and test images together (nothing is chosen and then reported on them here).
 
-    python benchmarks/iterative.py digits --checkpoint runs/quickstart/dense-seed0.safetensors \
-        --epochs 10 --seeds 5
+    python benchmarks/iterative.py digits --epochs 10 --seeds 5 \
+        --checkpoint studies/results/quickstart_dense.safetensors
     python benchmarks/iterative.py cifar10 --data DIR --checkpoint FILE --epochs 1 \
         --train-images 12800 --seeds 3
 

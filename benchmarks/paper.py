@@ -37,7 +37,7 @@ Rows are written as they come: run the same command again and it goes on where i
 
 A ViT of DeiT-S size wants a GPU, which all scripts take where there is one; killed, each goes on:
 
-    python studies/train_dense.py FILE --data DIR --patch-size 4 --embed-dim 384 --depth 12 \
+    vit-ratio-opt train FILE --data DIR --patch-size 4 --embed-dim 384 --depth 12 \
         --num-heads 6 --mlp-ratio 4 --drop-path 0.1 --batch-size 512 --epochs 200
     python benchmarks/paper.py cifar10-small --data DIR --checkpoint FILE --validation train \
         --seeds 1 --distillation 1 --lr 3e-4

@@ -12,7 +12,7 @@ Accuracy is on the validation split of a study; for the digits, whose validation
 images, on validation and test images together (nothing is chosen and then reported on them here).
 
     python benchmarks/record_surface.py digits --grid 11 --epochs 10 --seeds 3 \
-        --checkpoint runs/quickstart/dense-seed0.safetensors
+        --checkpoint studies/results/quickstart_dense.safetensors
     python benchmarks/record_surface.py cifar10-d64-pruned --grid 21 --epochs 0 --seeds 3 \
         --seed-stride 5 --data DIR --checkpoint vit_cifar10_d64.safetensors
     python benchmarks/record_surface.py cifar10-d64-short --grid 9 --epochs 1 --seeds 3 \

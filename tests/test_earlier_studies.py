@@ -8,7 +8,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from vit_ratio_opt.runs.origin import load_objective
+from support import load_again
 
 import vit_ratio_opt as vro
 
@@ -33,7 +33,7 @@ def test_a_study_of_0_1_0_gives_an_answer_within_its_limit(storage, name):
 
 @pytest.mark.parametrize("name", list(LIMITS))
 def test_a_study_of_0_1_0_goes_on(storage, name, tmp_path):
-    objective = load_objective(
+    objective = load_again(
         name,
         storage,
         checkpoint=DENSE,

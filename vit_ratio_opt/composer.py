@@ -119,6 +119,7 @@ class Search:
         self.cost = cost_named(cost) if isinstance(cost, str) else cost
         pruning = pruning or Structural()
         self.cost.check(strategy=pruning.name, iterative=self.options.iterative)
+        _check_iterative(self.options, pruning, self.run_options)
         self.data = data if isinstance(data, ImageData) else None
         dense = check_all_tokens(dense)
         if self.data is not None:
@@ -392,14 +393,19 @@ class Search:
 
     def new_attributes(self) -> dict[str, Any]:
         """Compute all attributes that a new study stores, in the order of writing."""
-        shape, cost = self.pruner.shape, self.space.cost
-        begins = self._look()
+        shape, cost, metric = self.pruner.shape, self.space.cost, self.trainer.metric
+        begins = self.first_pairs()
         attributes = {
             "settings": self.settings.to_json(),
             "versions": installed_versions(),
             "device": getattr(self.trainer, "device_name", str(self.pruner.device)),
             "saved": cost_saved(self.space),
             "cost": {"name": cost.name, "word": cost.word, "constraint": cost.constraint},
+            "metric": {
+                "name": metric.name,
+                "unit": metric.unit,
+                "larger_is_better": metric.larger_is_better,
+            },
             "origin": self.origin,
             **begins,
             "dense": {
@@ -421,7 +427,7 @@ class Search:
             with show_waiting(
                 "looking at pairs before any training", enabled=self.run_options.progress
             ):
-                looked = self._look()
+                looked = self.first_pairs()
             missing |= {key: value for key, value in looked.items() if key not in attributes}
         # Version 0.1.0 stored a curve at the most, and answered otherwise than its sampler.
         if "noise_is_known" not in attributes.get("plan", {}):
@@ -468,8 +474,13 @@ class Search:
 
     # How it is built
 
-    def _look(self) -> dict[str, Any]:
-        """Look at pairs before any training: where the search begins, as the study stores it."""
+    def first_pairs(self) -> dict[str, Any]:
+        """Look at pairs before any training: where a new study begins, as it stores it.
+
+        Returns:
+            ``screened``: within a budget, ratios and accuracy of the pairs that were evaluated
+            without training. ``path``: with a tolerance, the likeliest pair at each cost.
+        """
         screened: dict[tuple[float, float], float] = {}
         path: tuple[tuple[float, float], ...] = ()
         options, shown = self.options, self.run_options.progress
@@ -544,3 +555,11 @@ class Search:
             attributes = study.user_attrs
             check_settings(self, study.study_name, attributes)
             self.adopt(StudyRecord.read(study.study_name, attributes))
+
+
+def _check_iterative(options: SearchOptions, pruning: Pruning, run: RunOptions) -> None:
+    """Refuse what trials that start from other trials' models cannot do."""
+    if options.iterative and run.checkpoints is None:
+        raise InputError("`iterative` and `artifacts` need `checkpoints`: name a folder.")
+    if options.iterative and not isinstance(pruning, Structural) and pruning.rule.heads:
+        raise InputError("`iterative` does not go with a rule that removes heads.")

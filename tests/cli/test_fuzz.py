@@ -24,8 +24,9 @@ from vit_ratio_opt.report.figures.training_curve import training_curve
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.markdown import markdown_page
 from vit_ratio_opt.report.notes import study_note, trial_note
-from vit_ratio_opt.report.rows import build_report, group_studies, trial_rows
+from vit_ratio_opt.report.rows import build_report, group_studies
 from vit_ratio_opt.report.terminal import trials_table
+from vit_ratio_opt.report.trial_rows import trial_rows
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.utils.text import csv_text
 

@@ -3,8 +3,8 @@
 Many names come to the same model at that width: the same modules, which from the same weights give
 the same outputs to the last bit. One of them then stands for all.
 
-``MODELS=docs python -m pytest tests/test_models.py`` exports them too, which takes minutes, and
-writes the table ``docs/models.md``.
+``MODELS=docs python -m pytest tests/models/test_models.py`` exports them too, which takes minutes,
+and writes the table ``docs/models.md``.
 """
 
 from __future__ import annotations
@@ -427,7 +427,8 @@ def test_the_table_of_models_is_written(tmp_path: Path) -> None:
     lines = [
         "# Models",
         "",
-        "Written by `MODELS=docs python -m pytest tests/test_models.py`: each of these names of "
+        "Written by `MODELS=docs python -m pytest tests/models/test_models.py`: each of these "
+        "names of "
         f"timm ({timm.__version__}) was made with two narrow blocks, pruned, compared with "
         "masking, counted, saved, loaded in a fresh process and exported to ONNX, whose outputs "
         f"onnxruntime gave within 1e-4. {len(names())} names come to {len(set(twins().values()))} "

@@ -8,6 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
+from support import make_search
 from typer.testing import CliRunner
 
 from vit_ratio_opt.cli import main as cli
@@ -24,13 +25,11 @@ from vit_ratio_opt.report.figures.widths import widths_figure
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.markdown import markdown_page
 from vit_ratio_opt.report.notes import study_note
-from vit_ratio_opt.report.rows import build_report, trial_rows
+from vit_ratio_opt.report.rows import build_report
 from vit_ratio_opt.report.sentences import answer_sentences, summary
 from vit_ratio_opt.report.terminal import results_table
-from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.report.trial_rows import trial_rows
 from vit_ratio_opt.runs.final import card_path
-from vit_ratio_opt.runs.loop import run_study
-from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.training.recipe import Recipe
 
 # Of the first trial, the fixed ratio, and of the five pairs of the curve after it.
@@ -303,16 +302,16 @@ def test_every_place_names_the_same_pair_trial_and_accuracy(
         "img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2,
         "num_heads": 4, "mlp_ratio": 2.0, "num_classes": 10,
     })  # fmt: skip
-    objective = PruningObjective(
+    objective = make_search(
         load_dense(tmp_path / "dense.safetensors"), digits,
         recipe=Recipe(epochs=1, batch_size=256), checkpoints=tmp_path / "models",
         calibration_images=64, progress=False, **limits[limit],
     )  # fmt: skip
     if limit == "dense model":  # every pair loses a point, none keeps 0.01
         monkeypatch.setattr("vit_ratio_opt.runs.objective.finetune", lambda *a, **k: 0.0)
-    study = create_study(objective, study_name="s", storage=url, screen=False)
+    study = objective.create_study("s", storage=url, screen=False)
     said: list[str] = []
-    run_study(study, objective, n_trials=3, say=said.append)
+    objective.run(study, n_trials=3, say=said.append)
     assert study.sampler.n_trials == 3
     answer = answer_of(study)
     found = answer.found

@@ -13,9 +13,10 @@ from dataclasses import fields, replace
 import optuna
 import pytest
 from optuna.storages import InMemoryStorage
+from support import load_again, make_search, new_study
 from torch import nn
-from vit_ratio_opt.runs.origin import load_objective
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.save import save_dense
@@ -24,8 +25,7 @@ from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.settings import _NEW_IN_2, StudySettings
 from vit_ratio_opt.records.study import COMPLETE
 from vit_ratio_opt.runs import creation
-from vit_ratio_opt.runs.creation import check_study, create_study
-from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.creation import check_study
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.space.tokens import CP_VIT, LATE
@@ -36,7 +36,7 @@ from vit_ratio_opt.training.recipe import Recipe
 def make(digits, dense):
     def make_objective(model=dense, data=digits, **changes):
         options = {"budget": 0.6, "recipe": Recipe(epochs=0), "calibration_images": 64}
-        return PruningObjective(model, data, **{**options, **changes})
+        return make_search(model, data, **{**options, **changes})
 
     return make_objective
 
@@ -47,7 +47,7 @@ def impatient(monkeypatch):
 
 
 def create(objective, storage, name="s"):
-    return create_study(objective, study_name=name, storage=storage, screen=False)
+    return new_study(objective, name, storage=storage, screen=False)
 
 
 # What a number depends on
@@ -130,7 +130,7 @@ CHANGES_NO_NUMBER = {
 
 
 def test_every_argument_is_a_setting_or_changes_no_number():
-    arguments = set(inspect.signature(PruningObjective).parameters)
+    arguments = set(inspect.signature(Search).parameters)
     assert arguments == {*IN_SETTINGS, *IN_SETTINGS_TOO, *CHANGES_NO_NUMBER}
 
 
@@ -149,7 +149,7 @@ def test_an_argument_changes_its_setting(make, argument, tmp_path, monkeypatch):
 def test_a_batch_of_latency_is_a_setting(make):
     known = {"rest": 1, "mhsa": [[0, 9], [28, 0]], "ffn": [[0, 9], [126, 0]]}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PruningObjective, "search_latency", lambda self, latency: None)
+        patch.setattr(Search, "search_latency", lambda self, latency: None)
         one, eight = (
             make(cost="latency", latency=known, latency_batch=batch).settings for batch in (1, 8)
         )
@@ -315,9 +315,7 @@ def test_a_worker_joins_a_study_of_version_1(url, tmp_path, digits):
         num_heads=4, num_classes=10,
     )  # fmt: skip
     save_dense(model, tmp_path / "dense.safetensors")
-    objective = PruningObjective(
-        model, digits, budget=0.6, recipe=Recipe(epochs=0), confirmations=2
-    )
+    objective = make_search(model, digits, budget=0.6, recipe=Recipe(epochs=0), confirmations=2)
     study = create(objective, url)
     attributes = _as_version_1(study)
     attributes["origin"] |= {"noise": 0.3, "confirmations": 2}
@@ -325,7 +323,7 @@ def test_a_worker_joins_a_study_of_version_1(url, tmp_path, digits):
     old = optuna.create_study(study_name="s", storage=url, direction="maximize")
     for key, value in attributes.items():
         old.set_user_attr(key, value)
-    joined = load_objective("s", url)
+    joined = load_again("s", url)
     assert (joined.noise, joined.confirmations, joined.confidence) == (0.3, 2, 0.8)
     create(joined, url)
 
@@ -478,9 +476,7 @@ def _race(url, index, rounds, barrier, path):
     for parameter in model.parameters():
         parameter.data.zero_()
     objectives = [
-        PruningObjective(
-            model, load_digits(), budget=budget, recipe=Recipe(epochs=0), progress=False
-        )
+        make_search(model, load_digits(), budget=budget, recipe=Recipe(epochs=0), progress=False)
         for budget in (0.6, 0.5 + index / 100)
     ]
     found = []

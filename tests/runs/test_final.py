@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import make_search
 from typer.testing import CliRunner
 
 from vit_ratio_opt.cli import main as cli
@@ -21,10 +22,7 @@ from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.records.answer import answer_trial
-from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.final import card_path, finish, model_card
-from vit_ratio_opt.runs.loop import run_study
-from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe
@@ -48,7 +46,7 @@ def dense_file(tmp_path_factory) -> Path:
 def searched(dense_file, tmp_path_factory):
     """The URL of a study of two trials, and its objective."""
     folder = tmp_path_factory.mktemp("study")
-    objective = PruningObjective(
+    objective = make_search(
         load_dense(dense_file),
         load_digits(),
         budget=0.6,
@@ -58,8 +56,8 @@ def searched(dense_file, tmp_path_factory):
         progress=False,
     )
     url = f"sqlite:///{folder / 'study.db'}"
-    study = create_study(objective, study_name="digits", storage=url)
-    run_study(study, objective, n_trials=2, say=lambda _: None, explain=False)
+    study = objective.create_study("digits", storage=url)
+    objective.run(study, n_trials=2, say=lambda _: None, explain=False)
     return url, study, objective
 
 
@@ -98,7 +96,11 @@ def test_a_card_of_no_study_says_that_the_ratios_were_given(searched, tmp_path):
     _, _, objective = searched
     pair = RatioPair(0.5, 0.5)
     made = finish(
-        objective, pair, objective.prune(pair), tmp_path / "m.safetensors", recipe=Recipe(epochs=0)
+        objective,
+        pair,
+        objective.pruner.prune(pair),
+        tmp_path / "m.safetensors",
+        recipe=Recipe(epochs=0),
     )
     card = model_card(made, "m.safetensors")
     assert "given by hand" in card

@@ -7,7 +7,7 @@ import optuna
 import pytest
 import torch
 from PIL import Image
-from vit_ratio_opt.runs.origin import load_objective
+from support import load_again, make_search
 
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.data.image_folder import load_image_folder
@@ -17,14 +17,12 @@ from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.data.stored import study_images
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.latency import timing as latency_module
-from vit_ratio_opt.model_files.load import load_again, load_dense, load_pruned
+from vit_ratio_opt.model_files.load import load_again as load_model_again
+from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model, source_of
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.loop import run_study
-from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.space.tokens import CascadeRule
 from vit_ratio_opt.training.recipe import Recipe
@@ -57,7 +55,7 @@ def dense_file(tmp_path):
     ],
 )
 def test_a_study_gives_its_objective_back(dense_file, tmp_path, url, options):
-    made = PruningObjective(
+    made = make_search(
         load_dense(dense_file),
         load_digits(),
         recipe=Recipe(epochs=0, lr=1e-4),
@@ -65,79 +63,79 @@ def test_a_study_gives_its_objective_back(dense_file, tmp_path, url, options):
         checkpoints=tmp_path / "models",
         **options,
     )
-    study = create_study(made, study_name="s", storage=url)
+    study = made.create_study("s", storage=url)
     json.dumps(study.user_attrs)
-    again = load_objective("s", url)
+    again = load_again("s", url)
     assert again.settings == made.settings
     assert again.origin == made.origin
-    joined = create_study(again, study_name="s", storage=url)
+    joined = again.create_study("s", storage=url)
     assert vars(joined.sampler)["_plan"] == vars(study.sampler)["_plan"] or (
         vars(joined.sampler)["_plan"].propose({}) == vars(study.sampler)["_plan"].propose({})
     )
-    run_study(joined, again, n_trials=1, say=lambda line: None, explain=False)
+    again.run(joined, n_trials=1, say=lambda line: None, explain=False)
     assert joined.trials[0].state.is_finished()
 
 
 def test_a_worker_takes_the_studys_word_for_the_dense_accuracy(dense_file, url):
-    objective = PruningObjective(
+    objective = make_search(
         load_dense(dense_file), load_digits(), budget=0.6, recipe=Recipe(epochs=0)
     )
-    study = create_study(objective, study_name="s", storage=url)
+    study = objective.create_study("s", storage=url)
     dense = study.user_attrs["dense"]
     study.set_user_attr("dense", {**dense, "val_accuracy": dense["val_accuracy"] + 1})
-    again = load_objective("s", url)
-    create_study(again, study_name="s", storage=url)
+    again = load_again("s", url)
+    again.create_study("s", storage=url)
     assert again.dense_accuracy == dense["val_accuracy"] + 1
 
 
 def test_a_pruned_model_is_found_again_with_the_dense_one_it_came_from(dense_file, tmp_path, url):
     options = {"recipe": Recipe(epochs=0), "calibration_images": 64}
-    first = PruningObjective(
+    first = make_search(
         load_dense(dense_file), load_digits(), budget=0.6, checkpoints=tmp_path / "m", **options
     )
-    study = create_study(first, study_name="first", storage=url)
-    run_study(study, first, n_trials=1, say=lambda line: None, explain=False)
+    study = first.create_study("first", storage=url)
+    first.run(study, n_trials=1, say=lambda line: None, explain=False)
     start, _ = load_pruned(tmp_path / "m" / "trial-0000.safetensors", load_dense(dense_file))
-    second = PruningObjective(start, load_digits(), budget=0.8, **options)
-    create_study(second, study_name="second", storage=url)
-    assert load_objective("second", open_storage(url)).settings == second.settings
+    second = make_search(start, load_digits(), budget=0.8, **options)
+    second.create_study("second", storage=url)
+    assert load_again("second", open_storage(url)).settings == second.settings
     moved = dense_file.rename(tmp_path / "moved.safetensors")
     with pytest.raises(InputError, match="no checkpoint"):
-        load_objective("second", open_storage(url))
-    again = load_objective(
+        load_again("second", open_storage(url))
+    again = load_again(
         "second", open_storage(url), checkpoint=moved,
         start=tmp_path / "m" / "trial-0000.safetensors",
     )  # fmt: skip
     assert again.settings == second.settings
     with pytest.raises(InputError, match="leave --start out"):
-        load_objective("first", open_storage(url), checkpoint=moved, start=moved)
+        load_again("first", open_storage(url), checkpoint=moved, start=moved)
 
 
 def test_a_model_of_no_file_is_asked_for(url, tmp_path):
     model = create_model(MODEL, **ARGUMENTS)
     assert source_of(model) is None
     create_study(
-        PruningObjective(model, load_digits(), budget=0.6, recipe=Recipe(epochs=0)),
+        make_search(model, load_digits(), budget=0.6, recipe=Recipe(epochs=0)),
         study_name="s",
         storage=url,
     )
     with pytest.raises(InputError, match="where its dense model is: give --checkpoint"):
-        load_objective("s", url)
+        load_again("s", url)
     path = tmp_path / "model.safetensors"
     save_dense(model, path, name=MODEL, arguments=ARGUMENTS)
-    assert load_objective("s", open_storage(url), checkpoint=path).settings.budget == 0.6
-    assert weights_hash(load_again(source_of(model))) == weights_hash(model)
+    assert load_again("s", open_storage(url), checkpoint=path).settings.budget == 0.6
+    assert weights_hash(load_model_again(source_of(model))) == weights_hash(model)
 
 
 def test_a_study_of_another_version_is_one_sentence(dense_file, url):
-    objective = PruningObjective(
+    objective = make_search(
         load_dense(dense_file), load_digits(), budget=0.6, recipe=Recipe(epochs=0)
     )
-    study = create_study(objective, study_name="s", storage=url)
+    study = objective.create_study("s", storage=url)
     settings = study.user_attrs["settings"]
     study.set_user_attr("settings", {**settings, "recipe": {**settings["recipe"], "new": 1}})
     with pytest.raises(InputError, match="another version of vit_ratio_opt"):
-        load_objective("s", url)
+        load_again("s", url)
 
 
 @pytest.fixture
@@ -194,15 +192,15 @@ def test_a_study_that_is_not_there_is_refused(url):
     storage = open_storage(url)
     optuna.create_study(study_name="foreign", storage=storage)
     with pytest.raises(InputError, match="no study 's'"):
-        load_objective("s", storage)
+        load_again("s", storage)
     with pytest.raises(InputError, match="not made by vit_ratio_opt"):
-        load_objective("foreign", storage)
+        load_again("foreign", storage)
 
 
 @pytest.mark.parametrize("device", ["nosuch", "cuda:99"])
 def test_a_device_that_is_not_there_is_one_sentence(dense_file, device):
     with pytest.raises(InputError, match=f"`device` must be one of this machine.*'{device}'"):
-        PruningObjective(load_dense(dense_file), load_digits(), budget=0.6, device=device)
+        make_search(load_dense(dense_file), load_digits(), budget=0.6, device=device)
 
 
 # The images of a pruned model's study
@@ -210,7 +208,7 @@ def test_a_device_that_is_not_there_is_one_sentence(dense_file, device):
 
 def test_a_pruned_model_finds_the_test_images_of_its_study(dense_file, tmp_path):
     data = load_digits(seed=5, val_fraction=0.3)
-    objective = PruningObjective(
+    objective = make_search(
         load_dense(dense_file), data, budget=0.6, recipe=Recipe(epochs=0),
         calibration_images=64, checkpoints=tmp_path / "models",
     )  # fmt: skip
@@ -265,20 +263,20 @@ def test_a_worker_on_another_device_searches_the_same_pairs(
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache-{slow}"))
 
     device(slow=0.9)
-    made = PruningObjective(
+    made = make_search(
         load_dense(dense_file), load_digits(), budget=0.6, cost="latency", latency_batch=2,
         recipe=Recipe(epochs=0), calibration_images=64, checkpoints=tmp_path / "models",
     )  # fmt: skip
-    study = create_study(made, study_name="s", storage=url, screen=False)
+    study = made.create_study("s", storage=url, screen=False)
     json.dumps(study.user_attrs)
     device(slow=0.1)
-    again = load_objective("s", url)
+    again = load_again("s", url)
     assert again.curve == made.curve
     assert again.settings == made.settings
     assert again.latency == made.latency
-    joined = create_study(again, study_name="s", storage=url)
+    joined = again.create_study("s", storage=url)
     assert joined.sampler.nothing_left(joined) is None
-    own = PruningObjective(
+    own = make_search(
         load_dense(dense_file), load_digits(), budget=0.6, cost="latency", latency_batch=2,
         recipe=Recipe(epochs=0), calibration_images=64,
     )  # fmt: skip
@@ -286,16 +284,16 @@ def test_a_worker_on_another_device_searches_the_same_pairs(
 
 
 def test_a_model_that_computes_something_else_is_refused(dense_file, tmp_path, url):
-    objective = PruningObjective(
+    objective = make_search(
         load_dense(dense_file),
         load_digits(),
         budget=0.6,
         recipe=Recipe(epochs=0),
         calibration_images=64,
     )
-    create_study(objective, study_name="s", storage=url, screen=False)
+    objective.create_study("s", storage=url, screen=False)
     other = load_dense(dense_file, act_layer="relu6")
     save_dense(other, tmp_path / "other.safetensors")
     assert weights_hash(other) == objective.settings.weights
     with pytest.raises(InputError, match=r"computes something else \(activations"):
-        load_objective("s", url, checkpoint=tmp_path / "other.safetensors")
+        load_again("s", url, checkpoint=tmp_path / "other.safetensors")

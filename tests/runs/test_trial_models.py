@@ -11,11 +11,14 @@ from typing import Any
 
 import optuna
 import pytest
+import support
 import torch
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.study import Study
 from optuna.trial import TrialState
+from support import make_search
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
@@ -23,10 +26,7 @@ from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.records.answer import trained_trial
-from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.final import finish
-from vit_ratio_opt.runs.loop import run_study
-from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe
@@ -36,7 +36,7 @@ ARGUMENTS = {
     "img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 4,
     "mlp_ratio": 2.0, "num_classes": 10,
 }  # fmt: skip
-Make = Callable[..., PruningObjective]
+Make = Callable[..., Search]
 
 
 @pytest.fixture(scope="module")
@@ -49,33 +49,35 @@ def dense_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(dense_file: Path, tmp_path: Path) -> Make:
-    def make_objective(**changes: Any) -> PruningObjective:
+    def make_objective(**changes: Any) -> Search:
         options = {
             "budget": 0.6, "recipe": Recipe(epochs=1, batch_size=256), "progress": False,
             "calibration_images": 64, "checkpoints": tmp_path / "models",
         }  # fmt: skip
-        return PruningObjective(load_dense(dense_file), load_digits(), **{**options, **changes})
+        return make_search(load_dense(dense_file), load_digits(), **{**options, **changes})
 
     return make_objective
 
 
-def run(study: Study, objective: PruningObjective, n_trials: int = 1) -> None:
-    run_study(study, objective, n_trials=n_trials, say=lambda line: None, explain=False)
+def run(study: Study, objective: Search, n_trials: int = 1) -> None:
+    objective.run(study, n_trials=n_trials, say=lambda line: None, explain=False)
 
 
-def new_study(objective: PruningObjective, url: str, name: str = "s") -> Study:
-    return create_study(objective, study_name=name, storage=url, screen=False)
+def new_study(objective: Search, url: str, name: str = "s") -> Study:
+    return support.new_study(objective, name, storage=url, screen=False)
 
 
 def assert_models_are_the_trials(
-    objective: PruningObjective, study: Study, tmp_path: Path, trials: int
+    objective: Search, study: Study, tmp_path: Path, trials: int
 ) -> None:
     """What ``model_of``, ``test`` and ``final`` read is what each trial trained."""
     assert len(study.trials) == trials
     for trial in study.trials:
-        model = objective.model_of(trial, study)
+        model = objective.model_of(study, trial)
         assert weights_hash(model) == trial.user_attrs["weights"]
-        found, manifest = load_pruned(objective.checkpoints / trial.user_attrs["checkpoint"])
+        found, manifest = load_pruned(
+            objective.journal.checkpoints / trial.user_attrs["checkpoint"]
+        )
         assert weights_hash(found) == trial.user_attrs["weights"]
         assert manifest["lineage"]["study"] == study.study_name
         path = tmp_path / f"{study.study_name}-{trial.number}.safetensors"
@@ -84,7 +86,7 @@ def assert_models_are_the_trials(
         assert weights_hash(load_pruned(path)[0]) == trial.user_attrs["weights"]
     accuracy = objective.test(study)
     tested = study.user_attrs["tested"]
-    own = objective.model_of(study.trials[tested["trial"]], study)
+    own = objective.model_of(study, study.trials[tested["trial"]])
     assert accuracy == evaluate(own, objective.data, objective.data.test)
 
 
@@ -142,8 +144,8 @@ def test_a_study_that_was_copied_under_another_name_keeps_its_models(make: Make,
     copied = optuna.load_study(study_name="copied", storage=url)
     (trial,) = copied.trials
     for _ in ("the folder", "the artifact store"):
-        assert weights_hash(objective.model_of(trial, copied)) == trial.user_attrs["weights"]
-        (objective.checkpoints / trial.user_attrs["checkpoint"]).unlink(missing_ok=True)
+        assert weights_hash(objective.model_of(copied, trial)) == trial.user_attrs["weights"]
+        (objective.journal.checkpoints / trial.user_attrs["checkpoint"]).unlink(missing_ok=True)
 
 
 def test_a_cascade_of_the_same_weights_and_ratios_is_not_the_trials_model(
@@ -158,7 +160,7 @@ def test_a_cascade_of_the_same_weights_and_ratios_is_not_the_trials_model(
     fewer = [[queries - 1, keys, ffn] for queries, keys, ffn in trial.user_attrs["tokens"]]
     trial.user_attrs["tokens"] = fewer  # of another rule
     with pytest.raises(InputError, match="its tokens is"):
-        objective.model_of(trial, study)
+        objective.model_of(study, trial)
 
 
 def test_a_file_that_was_overwritten_in_place_is_refused_by_its_name(make: Make, url: str) -> None:
@@ -166,16 +168,18 @@ def test_a_file_that_was_overwritten_in_place_is_refused_by_its_name(make: Make,
     objective = make()
     study = new_study(objective, url)
     run(study, objective, 2)
-    first, second = (objective.checkpoints / t.user_attrs["checkpoint"] for t in study.trials)
+    first, second = (
+        objective.journal.checkpoints / t.user_attrs["checkpoint"] for t in study.trials
+    )
     content = bytearray(first.read_bytes())
     for damage in (second.read_bytes(), content[:-1] + bytes([content[-1] ^ 1])):
         first.write_bytes(damage)
         with pytest.raises(InputError) as refused:
-            objective.model_of(study.trials[0], study)
+            objective.model_of(study, study.trials[0])
         assert str(first) in str(refused.value)
         assert f"artifact {first.name}" in str(refused.value)
         assert "/tmp" not in str(refused.value).replace(str(first), "")
-    assert weights_hash(objective.model_of(study.trials[1], study))
+    assert weights_hash(objective.model_of(study, study.trials[1]))
 
 
 def test_a_file_that_was_replaced_leaves_the_artifact_as_it_was(make: Make, url: str) -> None:
@@ -183,11 +187,11 @@ def test_a_file_that_was_replaced_leaves_the_artifact_as_it_was(make: Make, url:
     study = new_study(objective, url)
     run(study, objective)
     (trial,) = study.trials
-    path = objective.checkpoints / trial.user_attrs["checkpoint"]
+    path = objective.journal.checkpoints / trial.user_attrs["checkpoint"]
     pair = RatioPair(0.5, 0.5)
-    finish(objective, pair, objective.prune(pair), path, recipe=Recipe(epochs=0))
+    finish(objective, pair, objective.pruner.prune(pair), path, recipe=Recipe(epochs=0))
     assert weights_hash(load_pruned(path)[0]) != trial.user_attrs["weights"]
-    assert weights_hash(objective.model_of(trial, study)) == trial.user_attrs["weights"]
+    assert weights_hash(objective.model_of(study, trial)) == trial.user_attrs["weights"]
 
 
 def test_models_of_version_0_1_0_are_read(make: Make, url: str) -> None:
@@ -198,24 +202,24 @@ def test_models_of_version_0_1_0_are_read(make: Make, url: str) -> None:
     (trial,) = study.trials
     del trial.user_attrs["weights"]
     assert trial.user_attrs["checkpoint"] == "trial-0000.safetensors"
-    assert objective.model_of(trial, study)
-    objective.artifact_store = None
+    assert objective.model_of(study, trial)
+    objective.journal.store = None
     other = make(seed=1)
     other_study = new_study(other, url, "other")
     run(other_study, other)
     shutil.copy(
         other.checkpoints / other_study.trials[0].user_attrs["checkpoint"],
-        objective.checkpoints / "trial-0000.safetensors",
+        objective.journal.checkpoints / "trial-0000.safetensors",
     )
     with pytest.raises(InputError, match="its study is 'other', not 's'"):
-        objective.model_of(trial, study)
+        objective.model_of(study, trial)
 
 
 def test_a_trial_without_a_model_says_why(make: Make, url: str, tmp_path: Path) -> None:
     objective = make()
     study = new_study(objective, url)
     study.enqueue_trial({"mhsa_ratio": 0.0, "ffn_ratio": 0.0})
-    study.optimize(objective, n_trials=1)
+    study.optimize(objective.objective, n_trials=1)
     study.ask()
     study.tell(study.ask(), state=TrialState.FAIL)
     study.enqueue_trial({"mhsa_ratio": 0.5, "ffn_ratio": 0.5})
@@ -226,12 +230,12 @@ def test_a_trial_without_a_model_says_why(make: Make, url: str, tmp_path: Path) 
         with pytest.raises(
             InputError, match=f"Trial {number} of study 's' kept no model: .*{why}"
         ):
-            objective.model_of(study.trials[number], study)
+            objective.model_of(study, study.trials[number])
         with pytest.raises(InputError, match=f"Trial {number} of study 's' was not trained"):
             trained_trial(study, number)
     study.optimize(bare, n_trials=2)
     with pytest.raises(InputError, match="its worker kept none: `checkpoints` names"):
-        objective.model_of(study.trials[-1], study)
+        objective.model_of(study, study.trials[-1])
     for number in (-1, 99):
         with pytest.raises(InputError, match=f"Trial {number} of study 's' was not trained"):
             trained_trial(study, number)
@@ -244,7 +248,7 @@ def test_a_trial_that_failed_after_its_training_has_no_model(make: Make, url: st
     objective(trial)
     study.tell(trial, state=TrialState.FAIL)
     for refuse in (
-        lambda: objective.model_of(study.trials[0], study),
+        lambda: objective.model_of(study, study.trials[0]),
         lambda: trained_trial(study, 0),
     ):
         with pytest.raises(InputError, match="Trial 0 of study 's'"):
@@ -259,7 +263,7 @@ def test_the_test_split_is_read_once(
     run(study, objective, 2)
     accuracy = objective.test(study)
     read: list[object] = []
-    monkeypatch.setattr(PruningObjective, "_accuracy", lambda *a, **k: read.append(a))
+    monkeypatch.setattr(Search, "_accuracy", lambda *a, **k: read.append(a))
     assert make().test(study) == accuracy
     assert read == []
 
@@ -288,12 +292,12 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
     shutil.rmtree(tmp_path / "models", ignore_errors=True)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
-    monkeypatch.setattr("vit_ratio_opt.runs.objective.finetune", None)
-    monkeypatch.setattr(PruningObjective, "prune", None)
+    monkeypatch.setattr("vit_ratio_opt.training.trainer.finetune", None)
+    monkeypatch.setattr(Search, "prune", None)
     start = {
         "create_study": lambda: new_study(objective, url),
         "run_study": lambda: run(study, objective),
-        "optimize": lambda: study.optimize(objective, n_trials=1),
+        "optimize": lambda: study.optimize(objective.objective, n_trials=1),
     }
     with pytest.raises(CannotWriteError, match=f"The folder .*{name} cannot be created: "):
         start[begin]()
@@ -320,7 +324,7 @@ def test_a_store_that_cannot_be_written_is_no_failure_of_the_pair(
 ) -> None:
     (tmp_path / "store").mkdir()
     store = FullStore(tmp_path / "store")
-    objective = make(artifact_store=store)
+    objective = make(artifacts=store)
     study = new_study(objective, url)
     store.error = error
     for _ in range(4):  # more often than a pair may fail
@@ -345,15 +349,15 @@ def test_a_store_that_cannot_be_written_is_refused_before_anything_is_trained(
         new_study(make(), url)
     store = FullStore(tmp_path / "store")
     store.error = RuntimeError("AccessDenied: not yours")
-    monkeypatch.setattr(PruningObjective, "prune", None)
-    objective = make(artifact_store=store)
+    monkeypatch.setattr(Search, "prune", None)
+    objective = make(artifacts=store)
     with pytest.raises(CannotWriteError, match=r"artifact store cannot be written: .*not yours"):
         run(new_study(objective, url), objective)
     storage = optuna.storages.get_storage(url)
     left = [study for study in storage.get_all_studies() if storage.get_n_trials(study._study_id)]
     assert left == []
     store.error = None
-    make(artifact_store=store).prepare()
+    make(artifacts=store).prepare()
     assert os.listdir(tmp_path / "store") == []
 
 

@@ -45,12 +45,12 @@ class Structural:
 
     Args:
         unit: What is removed from the attention. ``"rank"``: dimensions of all heads, after these
-            were factorised; neurons go whose output the remaining ones reconstruct best.
+            were factorised, and the neurons whose output the remaining ones reconstruct best.
             ``"head"``: whole heads and neurons with the lowest scores of ``criterion``.
         repair: Whether ``proj`` and ``fc2`` are refitted after pruning, see
             :func:`vit_ratio_opt.repair`.
         allocation: How each ratio is allocated across blocks, see :func:`vit_ratio_opt.prune`.
-        round_to: Ranks and neurons left in a block are multiples of this; the ratios go in such
+        round_to: Ranks and neurons left in a block are multiples of this; ratios count in such
             steps.
         criterion: Function ``(model, batches) -> Importance`` that scores heads and neurons, with
             ``unit="head"`` only; by default :func:`vit_ratio_opt.taylor_importance`. A study

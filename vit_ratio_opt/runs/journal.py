@@ -77,7 +77,7 @@ class Journal:
             check_place(self.checkpoints)
             artifacts = self.checkpoints / "artifacts" if artifacts is None else artifacts
         elif artifacts is not None:
-            raise InputError("`artifacts` need `checkpoints`: name a folder.")
+            raise InputError("`iterative` and `artifacts` need `checkpoints`: name a folder.")
         self.artifacts: str | None = None
         if isinstance(artifacts, (str, Path)):
             self.artifacts = artifact_location(artifacts)
