@@ -39,7 +39,7 @@ from vit_ratio_opt.runs.pricing import measured
 from vit_ratio_opt.runs.screening import likely_path, screen
 from vit_ratio_opt.runs.signals import SearchStopped
 from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
-from vit_ratio_opt.runs.task import check_settings, package_versions, screened_best
+from vit_ratio_opt.runs.task import check_settings, screened_best
 from vit_ratio_opt.runs.testing import test_answer
 from vit_ratio_opt.search.binary_search import BinarySearchSampler
 from vit_ratio_opt.search.budget import BudgetSearch
@@ -58,10 +58,10 @@ from vit_ratio_opt.training.context import Trainer
 from vit_ratio_opt.training.progress import show_waiting
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.trainer import ImageTrainer
+from vit_ratio_opt.utils.versions import installed_versions
 
 __all__ = ["Search"]
 
-_PACKAGES = ("vit_ratio_opt", "torch", "timm", "optuna")
 # Points of noise that are assumed of a metric about which nothing is known.
 _UNKNOWN_NOISE = 0.5
 
@@ -403,7 +403,7 @@ class Search:
         begins = self.first_pairs()
         attributes = {
             "settings": self.settings.to_json(),
-            "versions": package_versions(*_PACKAGES),
+            "versions": installed_versions(),
             "device": getattr(self.trainer, "device_name", str(self.pruner.device)),
             "saved": cost_saved(self.space),
             "cost": {"name": cost.name, "word": cost.word, "constraint": cost.constraint},
