@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, cast
 
 from optuna.pruners import BasePruner
@@ -113,6 +114,11 @@ class Search:
         options: SearchOptions | None = None,
         run: RunOptions | None = None,
     ) -> None:
+        if not isinstance(limit, (Budget, Tolerance)):
+            raise InputError(
+                f"`limit` must be a Budget or a Tolerance, but got {limit!r:.80}: give "
+                "vro.Budget(0.6), for example."
+            )
         self.limit = limit
         self.options = options or SearchOptions()
         self.run_options = run or RunOptions()
@@ -136,7 +142,7 @@ class Search:
             check_logits(self.dense, self.data)
         self.pruner = ModelPruner(
             self.dense,
-            (lambda: calibration_batches(data, **self._images()))
+            partial(calibration_batches, data, **self._images())
             if isinstance(data, ImageData)
             else data,
             pruning=pruning,

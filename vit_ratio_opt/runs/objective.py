@@ -74,6 +74,9 @@ class PruningObjective:
         admit: Called before each trial with its study, None outside of any; raises an InputError
             for a study that this objective does not fit. By default the direction is checked.
 
+    Raises:
+        InputError: A smaller value of the trainer's metric is better.
+
     Attributes:
         should_stop: Asked before each step of a training; True ends the trial with
             KeyboardInterrupt, and its pair is requeued.
@@ -93,6 +96,11 @@ class PruningObjective:
         seed: int = 0,
         admit: Callable[[Study | None], None] | None = None,
     ) -> None:
+        if not trainer.metric.larger_is_better:
+            raise InputError(
+                f"A smaller {trainer.metric.name!r} is better, but a metric is maximised: give a "
+                "trainer whose metric is larger for better models, such as the negative."
+            )
         self.pruner = pruner
         self.trainer = trainer
         self.limit = limit
@@ -276,9 +284,14 @@ class PruningObjective:
         """Train in place, with all ranks where there are several, and return the metric."""
         ranks = getattr(self.trainer, "ranks", None)
         if ranks is not None:
-            blocks = shape_of(model).block_sizes
             ranks.broadcast(
-                {"pair": pair, "seed": context.seed, "blocks": blocks, "artifact": artifact}
+                {
+                    "pair": pair,
+                    "seed": context.seed,
+                    "blocks": shape_of(model).block_sizes,
+                    "artifact": artifact,
+                    "precision": getattr(self.trainer, "precision", None),
+                }
             )
         try:
             with context.clock("train"):
