@@ -9,8 +9,8 @@ import contextlib
 import functools
 import json
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import optuna
 import sqlalchemy
@@ -26,6 +26,7 @@ from vit_ratio_opt.errors import InputError
 __all__ = ["REPEATABLE", "RDBStorage"]
 
 models = tables()
+_VALUE = models.TrialValueModel
 
 # Ids in one statement: older SQLite allows 999 variables.
 _MOST_IDS = 500
@@ -172,6 +173,16 @@ for _name in REPEATABLE:
     setattr(RDBStorage, _name, _repeated(getattr(optuna.storages.RDBStorage, _name)))
 
 
+class _Parts(NamedTuple):
+    """What trials consist of beside their own row, by their ids."""
+
+    params: Mapping[int, list[Any]]
+    values: Mapping[int, list[Any]]
+    reports: Mapping[int, list[Any]]
+    user_attributes: Mapping[int, list[Any]]
+    system_attributes: Mapping[int, list[Any]]
+
+
 def _frozen(
     session: Session,
     trials: Sequence[Any],
@@ -180,9 +191,9 @@ def _frozen(
     """Return Optuna's objects for rows of its table of trials.
 
     Args:
-        session: To read their parameters, values and attributes.
-        trials: The rows.
-        chosen: The conditions that chose them.
+        session: Session that reads parameters, values and attributes.
+        trials: Rows of the table of trials.
+        chosen: Conditions that chose the rows.
     """
 
     def rows(*columns: Any, by: Any = None) -> dict[int, list[Any]]:
@@ -200,40 +211,39 @@ def _frozen(
 
     if not trials:
         return []
-    param, value, step = (
-        models.TrialParamModel,
-        models.TrialValueModel,
-        models.TrialIntermediateValueModel,
-    )
+    param, step = models.TrialParamModel, models.TrialIntermediateValueModel
     users, system = models.TrialUserAttributeModel, models.TrialSystemAttributeModel
-    params = rows(param.param_name, param.param_value, param.distribution_json, by=param.param_id)
-    values = rows(value.value, value.value_type, by=value.objective)
-    reports = rows(step.step, step.intermediate_value, step.intermediate_value_type)
-    user_attributes = rows(users.key, users.value_json)
-    system_attributes = rows(system.key, system.value_json)
-    frozen = []
-    for trial in trials:
-        its = trial.trial_id
-        distributions = {name: _distribution(text) for name, _, text in params[its]}
-        frozen.append(
-            FrozenTrial(
-                number=trial.number,
-                state=trial.state,
-                value=None,
-                values=[value.stored_repr_to_value(*row) for row in values[its]] or None,
-                datetime_start=trial.datetime_start,
-                datetime_complete=trial.datetime_complete,
-                params={
-                    name: distributions[name].to_external_repr(number)
-                    for name, number, _ in params[its]
-                },
-                distributions=distributions,
-                user_attrs={key: json.loads(text) for key, text in user_attributes[its]},
-                system_attrs={key: json.loads(text) for key, text in system_attributes[its]},
-                intermediate_values={
-                    at: step.stored_repr_to_intermediate_value(*row) for at, *row in reports[its]
-                },
-                trial_id=its,
-            )
-        )
-    return frozen
+    parts = _Parts(
+        params=rows(
+            param.param_name, param.param_value, param.distribution_json, by=param.param_id
+        ),
+        values=rows(_VALUE.value, _VALUE.value_type, by=_VALUE.objective),
+        reports=rows(step.step, step.intermediate_value, step.intermediate_value_type),
+        user_attributes=rows(users.key, users.value_json),
+        system_attributes=rows(system.key, system.value_json),
+    )
+    return [_frozen_trial(trial, parts) for trial in trials]
+
+
+def _frozen_trial(trial: Any, parts: _Parts) -> FrozenTrial:
+    """Return Optuna's object for a row of its table of trials."""
+    key = trial.trial_id
+    distributions = {name: _distribution(text) for name, _, text in parts.params[key]}
+    as_report = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
+    return FrozenTrial(
+        number=trial.number,
+        state=trial.state,
+        value=None,
+        values=[_VALUE.stored_repr_to_value(*row) for row in parts.values[key]] or None,
+        datetime_start=trial.datetime_start,
+        datetime_complete=trial.datetime_complete,
+        params={
+            name: distributions[name].to_external_repr(number)
+            for name, number, _ in parts.params[key]
+        },
+        distributions=distributions,
+        user_attrs={name: json.loads(text) for name, text in parts.user_attributes[key]},
+        system_attrs={name: json.loads(text) for name, text in parts.system_attributes[key]},
+        intermediate_values={step: as_report(*row) for step, *row in parts.reports[key]},
+        trial_id=key,
+    )
