@@ -17,7 +17,7 @@ from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.runs.images import other_batches
 from vit_ratio_opt.runs.parts import SearchParts
 from vit_ratio_opt.runs.screening import likely_path, screen
-from vit_ratio_opt.runs.task import check_settings, package_versions, screened_best
+from vit_ratio_opt.runs.task import check_settings, screened_best
 from vit_ratio_opt.search.binary_search import BinarySearchSampler
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.limits import Budget, Tolerance
@@ -33,7 +33,7 @@ from vit_ratio_opt.training.trainer import ImageTrainer
 
 __all__ = ["SearchTask"]
 
-_PACKAGES = ("vit_ratio_opt", "torch", "timm", "optuna")
+
 # Points of noise that are assumed of a metric about which nothing is known.
 _UNKNOWN_NOISE = 0.5
 
@@ -134,7 +134,7 @@ class SearchTask(SearchParts):
         begins = self.first_pairs()
         attributes = {
             "settings": self.settings.to_json(),
-            "versions": package_versions(*_PACKAGES),
+            "versions": installed_versions(),
             "device": getattr(self.trainer, "device_name", str(self.pruner.device)),
             "saved": cost_saved(self.space),
             "cost": {"name": cost.name, "word": cost.word, "constraint": cost.constraint},
