@@ -7,24 +7,21 @@ One of :class:`Structural` (weights), :class:`Tokens` (patches) and :class:`Both
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.space.units import MhsaUnit
 
 if TYPE_CHECKING:
-    from vit_ratio_opt.models.blocks import ViT
-    from vit_ratio_opt.pruning.importance import Importance
+    from vit_ratio_opt.pruning.importance import Criterion
 
 __all__ = [
     "Allocation",
     "Both",
     "CalibrationOptions",
-    "Criterion",
     "Pruning",
     "Structural",
     "Tokens",
@@ -34,9 +31,6 @@ __all__ = [
 
 Allocation = Literal["global", "energy", "uniform"]
 """How a ratio is allocated across blocks, see :func:`vit_ratio_opt.prune`."""
-
-Criterion: TypeAlias = "Callable[[ViT, Sequence[Any]], Importance]"
-"""Score heads and neurons of a model on batches of normalised images and labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
