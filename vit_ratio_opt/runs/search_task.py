@@ -30,6 +30,7 @@ from vit_ratio_opt.space.curve import (
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.progress import show_waiting
 from vit_ratio_opt.training.trainer import ImageTrainer
+from vit_ratio_opt.utils.versions import installed_versions
 
 __all__ = ["SearchTask"]
 
