@@ -72,6 +72,9 @@ class PruningObjective:
             one budget have no such parents.
         seed: Seed of the first training of each pair.
 
+    Raises:
+        InputError: A smaller value of the trainer's metric is better.
+
     Attributes:
         should_stop: Asked before each step of a training; True ends the trial with
             KeyboardInterrupt, and its pair is requeued.
@@ -92,6 +95,11 @@ class PruningObjective:
         iterative: bool = False,
         seed: int = 0,
     ) -> None:
+        if not trainer.metric.larger_is_better:
+            raise InputError(
+                f"A smaller {trainer.metric.name!r} is better, but a metric is maximised: give a "
+                "trainer whose metric is larger for better models, such as the negative."
+            )
         self.pruner = pruner
         self.trainer = trainer
         self.limit = limit
@@ -275,9 +283,14 @@ class PruningObjective:
         """Train in place, with all ranks where there are several, and return the metric."""
         ranks = getattr(self.trainer, "ranks", None)
         if ranks is not None:
-            blocks = shape_of(model).block_sizes
             ranks.broadcast(
-                {"pair": pair, "seed": context.seed, "blocks": blocks, "artifact": artifact}
+                {
+                    "pair": pair,
+                    "seed": context.seed,
+                    "blocks": shape_of(model).block_sizes,
+                    "artifact": artifact,
+                    "precision": getattr(self.trainer, "precision", None),
+                }
             )
         try:
             with context.clock("train"):

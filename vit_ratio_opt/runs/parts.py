@@ -61,6 +61,11 @@ class SearchParts:
         options: SearchOptions | None = None,
         run: RunOptions | None = None,
     ) -> None:
+        if not isinstance(limit, (Budget, Tolerance)):
+            raise InputError(
+                f"`limit` must be a Budget or a Tolerance, but got {limit!r:.80}: give "
+                "vro.Budget(0.6), for example."
+            )
         self.limit = limit
         self.options = options or SearchOptions()
         self.run_options = run or RunOptions()
