@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from vit_ratio_opt.data.options import LoadOptions
     from vit_ratio_opt.data.preprocessing import Preprocessing, preprocess_of
     from vit_ratio_opt.errors import InputError, UnsupportedModelError
-    from vit_ratio_opt.load_search import load_search
     from vit_ratio_opt.model_files.export import export_model
     from vit_ratio_opt.model_files.load import load_dense, load_pruned
     from vit_ratio_opt.model_files.save import save_dense, save_pruned
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.pruning.prune import prune
     from vit_ratio_opt.pruning.reconstruct import repair
     from vit_ratio_opt.records.answer import Answer, answer_of
+    from vit_ratio_opt.restore import load_search
     from vit_ratio_opt.runs.journal import Journal
     from vit_ratio_opt.runs.objective import PruningObjective
     from vit_ratio_opt.runs.options import Places, RunOptions, SearchOptions
@@ -84,7 +84,7 @@ _HOMES = {
         "InputError",
         "UnsupportedModelError",
     ),
-    "load_search": ("load_search",),
+    "restore": ("load_search",),
     "model_files.export": ("export_model",),
     "model_files.load": (
         "load_dense",
