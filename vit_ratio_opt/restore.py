@@ -151,11 +151,11 @@ def _images(record: StudyRecord, places: Places) -> ImageData:
     name, source = record.name, record.origin.get("data")
     if not source:
         raise InputError(
-            f"Study {name!r} has images of the user's own: run the script that made it."
+            f"Study {name!r} has custom images: run the script that created it."
         )
     if record.settings.trainer is not None:
         raise InputError(
-            f"Study {name!r} has a trainer of the user's own: run the script that made it."
+            f"Study {name!r} has a custom trainer: run the script that created it."
         )
     _check_root(source, name, places.data)
     images = load_images_again(source, root=places.data)
@@ -200,8 +200,8 @@ def _cost(record: StudyRecord) -> Cost:
 def _pruning(settings: StudySettings) -> Pruning:
     if settings.criterion is not None:
         raise InputError(
-            f"The study has a criterion of the user's own, {settings.criterion!r}: run the script "
-            "that made it."
+            f"The study has the custom criterion {settings.criterion!r}: run the script that "
+            "created it."
         )
     rule = None if settings.rule is None else CascadeRule(**settings.rule)
     if settings.pruned == "cascade":  # the other options are not for it, whatever is stored

@@ -37,7 +37,7 @@ class WorkerCommandOptions(PlaceOptions, StudyOptions):
         bool,
         option(
             Panel.WORKERS,
-            "Wait while other workers run trials, and take over the trials of those that die.",
+            "Wait while other workers run trials, and retry the trials of workers that die.",
         ),
     ] = True
     grace: GraceOption = GRACE_SECONDS

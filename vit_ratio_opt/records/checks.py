@@ -83,7 +83,7 @@ def check_attributes(
 
     Args:
         attributes: The user attributes of the study.
-        settings: The settings among them; None in a study of an objective of the user's own,
+        settings: The settings among them; None in a study of a custom objective,
             which stores ``plan`` and ``limit`` and as much of the rest as it likes.
         is_old: Whether the study is one of version 0.1.0, whose plans are smaller.
 
@@ -179,7 +179,7 @@ def _check_plan(
         InputError: An entry is missing, or contradicts limit or settings.
     """
     if limit.other is not None and not {"curve", "tolerance"} & plan.keys():
-        return  # a search of the user's own
+        return  # a custom search
     is_budget = "curve" in plan if limit.other is not None else limit.tolerance is None
     entries = ["noise", "noise_is_known"]
     entries += ["curve", "baseline", "start", "confirmations", "dense"] if is_budget else []

@@ -94,13 +94,16 @@ class MetricRecord:
         return " points" if self.unit == "%" else f" {self.unit}".rstrip()
 
     def text(self, value: float, *, error: float | None = None) -> str:
-        """Return a value with its unit, and with its standard error if there is one."""
-        shown = f"{self.number(value)}" + ("" if error is None else f" ± {self.number(error)}")
-        return f"{shown} {self.unit}".rstrip()
+        """Return a value with its unit, and with its standard error if that is known."""
+        return f"{self.number(value, error=error)} {self.unit}".rstrip()
 
-    def number(self, value: float) -> str:
-        """Return a value without its unit."""
-        return f"{value:.2f}" if self.unit == "%" else f"{value:.4g}"
+    def number(self, value: float, *, error: float | None = None) -> str:
+        """Return a value without its unit, and with its standard error if that is known.
+
+        The error is 0 where the study knows no noise, as in studies of version 0.1.0.
+        """
+        shown = f"{value:.2f}" if self.unit == "%" else f"{value:.4g}"
+        return f"{shown} ± {self.number(error)}" if error else shown
 
     def gain(self, difference: float) -> str:
         """Return a difference of two values with its sign and unit."""
@@ -126,7 +129,7 @@ class LimitRecord:
         budget: Largest share of the dense model's cost.
         tolerance: Largest loss of accuracy, in percentage points.
         confidence: Probability with which the answer has to keep the tolerance.
-        other: Name of the class of a limit, or of a search, of the user's own.
+        other: Name of the class of a custom limit or search.
         cost: Name of the cost, where the sampler has written it.
         macs: MACs of the dense model, where the sampler has written them.
     """

@@ -45,7 +45,7 @@ class StudySettings:
         ranges: Attention range of each block, for a rule that depends on it.
         by_cascade: Share of the saving that leaving out tokens has to bring.
         criterion: Name of the criterion by which units are scored; None for the built-in one.
-        trainer: Identity of a trainer of the user's own; None for this package's training, which
+        trainer: Identity of a custom trainer; None for this package's training, which
             the fields from ``dataset`` to ``recipe`` and ``precision`` describe.
         model: timm's name of the dense model.
         weights: Hash of the weights of the dense model.

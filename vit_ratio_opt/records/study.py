@@ -68,17 +68,16 @@ class DenseRecord:
 class StudyRecord:
     """What a study stores.
 
-    A study of :class:`~vit_ratio_opt.Search` stores everything. A study of an objective of the
-    user's own, with :class:`~vit_ratio_opt.BinarySearchSampler`, has no settings, and of the rest
-    what was recorded.
+    A study of :class:`~vit_ratio_opt.Search` stores everything. A study of a custom objective with
+    :class:`~vit_ratio_opt.BinarySearchSampler` has no settings, and of the rest what was recorded.
 
     Args:
         name: Name of the study.
         limit: Budget or tolerance; None where nothing about it is stored.
         cost: What the budget is a share of, or what is minimised with a tolerance.
         metric: What trials are measured by.
-        optional_settings: Everything on which the numbers of its trials depend; None for an
-            objective of the user's own.
+        optional_settings: Everything on which the numbers of its trials depend; None for a
+            custom objective.
         dense: Size and accuracy of the dense model.
         versions: Version of each package that created the study.
         device: Name of the device that created the study.
@@ -148,11 +147,11 @@ class StudyRecord:
         """Everything on which the numbers of the study's trials depend.
 
         Raises:
-            InputError: The study has an objective of the user's own.
+            InputError: The study has a custom objective.
         """
         if self.optional_settings is None:
             raise InputError(
-                f"Study {self.name!r} has an objective of its own and stores no settings: run the "
+                f"Study {self.name!r} has a custom objective and stores no settings: run the "
                 "script that created it."
             )
         return self.optional_settings
@@ -198,7 +197,7 @@ def is_ours(attributes: Mapping[str, Any]) -> bool:
 
 
 def is_of_own_objective(attributes: Mapping[str, Any]) -> bool:
-    """Return whether a sampler of this package searches an objective of the user's own."""
+    """Return whether a sampler of this package searches a custom objective."""
     return {"plan", "limit"} <= attributes.keys() and "settings" not in attributes
 
 

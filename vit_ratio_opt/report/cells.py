@@ -99,12 +99,12 @@ def trial_cells(study: Study) -> Cells:
 
 
 def val_text(row: Mapping[str, Any], metric: MetricRecord) -> str | None:
-    """Return the metric of a row, with its standard error where it is of a pair."""
+    """Return the metric of a row, with its standard error where that is known."""
     if row["val_accuracy"] is None:
         return None
     if row["trial"] is None:
         return metric.number(row["val_accuracy"])
-    return f"{metric.number(row['val_accuracy'])} ± {metric.number(row['val_error'])}"
+    return metric.number(row["val_accuracy"], error=row["val_error"])
 
 
 def row_cells(

@@ -60,8 +60,7 @@ _OF_THE_SEARCH = ("schema_version", "strategy", "noise", "confirmations", "confi
 def group_studies(studies: Sequence[Study]) -> list[list[Study]]:
     """Return studies in groups of the same dense model and images, one for each table.
 
-    A study of an objective of the user's own does not store what it has in common with others: it
-    is a group of its own.
+    A study of a custom objective stores no settings to compare: it is a group of its own.
     """
     groups: defaultdict[tuple[str, ...], list[Study]] = defaultdict(list)
     for study in studies:
@@ -258,7 +257,7 @@ def _seconds(trials: Sequence[FrozenTrial]) -> float:
     total = 0.0
     for trial in trials:
         seconds, duration = attribute(trial, "seconds"), trial.duration
-        if seconds is None and duration is not None:  # of an objective of the user's own
+        if seconds is None and duration is not None:  # of a custom objective
             seconds = duration.total_seconds()
         total += seconds or 0.0
     return round(total, 1)

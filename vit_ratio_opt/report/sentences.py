@@ -114,7 +114,10 @@ def answer_sentences(study: Study) -> list[str]:
 
 
 def expected(found: Candidate, metric: MetricRecord = ACCURACY) -> str:
-    """Return the posterior mean and its standard error, such as ``95.31 ± 0.42 %``."""
+    """Return the posterior mean and its standard error, such as ``95.31 ± 0.42 %``.
+
+    The error is left out where the study knows no noise.
+    """
     return metric.text(found.accuracy, error=found.error)
 
 

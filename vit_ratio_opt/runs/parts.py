@@ -138,7 +138,7 @@ class SearchParts:
         if self.data is None:
             raise InputError(
                 "Training by a recipe needs `data` with labels, such as `load_image_folder` "
-                "returns: give one, or a trainer of your own as `training`."
+                "returns: give that, or a custom trainer as `training`."
             )
         return ImageTrainer(
             self.data,

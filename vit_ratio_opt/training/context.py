@@ -1,6 +1,6 @@
 """The contract between a search and a training loop: what a loop is given and what it reports.
 
-A training loop of one's own is a class with a metric and three methods, see :class:`Trainer`. It
+A custom training loop is a class with a metric and three methods, see :class:`Trainer`. It
 needs no import of this package and knows nothing of Optuna.
 """
 
