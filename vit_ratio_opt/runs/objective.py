@@ -71,8 +71,6 @@ class PruningObjective:
             module more, and from the dense model where there is none. The pairs on the curve of
             one budget have no such parents.
         seed: Seed of the first training of each pair.
-        admit: Called before each trial with its study, None outside of any; raises an InputError
-            for a study that this objective does not fit. By default the direction is checked.
 
     Raises:
         InputError: A smaller value of the trainer's metric is better.
@@ -80,6 +78,8 @@ class PruningObjective:
     Attributes:
         should_stop: Asked before each step of a training; True ends the trial with
             KeyboardInterrupt, and its pair is requeued.
+        admit: Called before each trial with its study; raises an InputError for a study that this
+            objective does not fit. The direction is always checked.
         describe: Return what the file of a pruned model says about it.
         progress: Progress bars of the search, or whether to show bars.
     """
@@ -94,7 +94,6 @@ class PruningObjective:
         fixed_ratio: bool = False,
         iterative: bool = False,
         seed: int = 0,
-        admit: Callable[[Study | None], None] | None = None,
     ) -> None:
         if not trainer.metric.larger_is_better:
             raise InputError(
@@ -111,7 +110,7 @@ class PruningObjective:
         self.should_stop: Callable[[], bool] | None = None
         self.describe: Callable[[RatioPair, ViT, float], Mapping[str, Any]] = self._describe
         self.progress: SearchProgress | bool | None = None
-        self._admit = admit
+        self.admit: Callable[[Study], None] | None = None
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
@@ -147,8 +146,8 @@ class PruningObjective:
         """
         if study is not None:
             check_direction(study, self.direction)
-            if self._admit is not None:
-                self._admit(study)
+            if self.admit is not None:
+                self.admit(study)
         self.journal.check_writable()
 
     def identity_of(self, pair: RatioPair) -> dict[str, Any]:
