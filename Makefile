@@ -2,43 +2,55 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What a user needs, and what developers need beside it.
+USER := $(VENV)/.user
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Two files of tests at once; each test keeps to one thread.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The oldest Python that pyproject.toml allows.
 LOWEST_PYTHON ?= python3.10
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-lowest coverage dashboard lint format
+.PHONY: demo test test-chaos test-lowest coverage dashboard lint format
 
-demo: $(READY)  ## train a small ViT on digits, search its two ratios, print the table
-	$(BIN)/python studies/quickstart.py
+demo: $(USER)  ## search the two ratios of a small ViT on digits, beside one fixed ratio
+	$(BIN)/vit-ratio-opt demo
 
-test: $(READY)
-	$(PYTEST)
+test: $(READY)  ## the tests, without those in chaos/
+	$(PYTEST) --ignore tests/chaos
 
-test-lowest: $(LOWEST)/.ready  ## the tests, those in chaos/ aside, with the oldest releases that pyproject.toml allows: 7 GB
+test-chaos: $(READY)  ## killed processes, frozen databases, full disks, a Ray cluster
+	$(PYTEST) tests/chaos
+
+test-lowest: $(LOWEST)/.ready  ## the tests with the oldest releases that pyproject.toml allows: 7 GB
 	$(LOWEST)/bin/python -m pip check
 	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/chaos
 
-coverage: $(READY)  ## the tests in twice the time; fails below 90 %
+coverage: $(READY)  ## all tests; fails below 93 %
 	$(PYTEST) --cov --cov-report=term
 
-dashboard: $(READY)  ## look at the demo's study
-	$(BIN)/vit-ratio-opt dashboard --storage sqlite:///runs/quickstart/study.db
+dashboard: $(USER)  ## look at the demo's study
+	$(BIN)/vit-ratio-opt dashboard --storage sqlite:///runs/demo/study.db
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(READY): pyproject.toml
+$(USER): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(PIP) -e .
+	touch $@
+
+$(READY): $(USER)
+	$(PIP) -e '.[dev]'
 	touch $@
 
 $(LOWEST)/.ready: pyproject.toml .ci/lowest.py

@@ -1,6 +1,6 @@
 """Prints the lowest version of each dependency that pyproject.toml allows, for `pip install -c`.
 
-Without those of the extra `dev`, which are for the tests: no user installs them.
+Without those of the extras for development: no user installs them.
 """
 
 import re
@@ -13,6 +13,7 @@ else:
     from pip._vendor import tomli as tomllib
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+DEVELOPMENT = ("test", "lint", "bench", "dev")
 
 
 def lowest(project: dict) -> list[str]:
@@ -22,12 +23,14 @@ def lowest(project: dict) -> list[str]:
         SystemExit: A dependency has no lower bound.
     """
     extras = project["optional-dependencies"]
-    wanted = sum((extras[name] for name in extras if name != "dev"), project["dependencies"])
+    wanted = sum(
+        (extras[name] for name in extras if name not in DEVELOPMENT), project["dependencies"]
+    )
     return [_pin(requirement) for requirement in wanted]
 
 
 def _pin(requirement: str) -> str:
-    found = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?>=([\w.]+)(?:,.*)?", requirement)
+    found = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?>=([\w.]+)(?:,[^;]*)?(?:\s*;.*)?", requirement)
     if found is None:
         raise SystemExit(f"{requirement!r} has no lowest version: write `name>=version`.")
     return "{}=={}".format(*found.groups())

@@ -35,9 +35,12 @@ from recording import (
     rows_so_far,
 )
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
-from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.pruning.options import Tokens
+from vit_ratio_opt.runs.options import SearchOptions
+from vit_ratio_opt.search.limits import Budget
 from vit_ratio_opt.space.curve import smallest_cost_ratio
 from vit_ratio_opt.space.tokens import CP_VIT, LATE
 from vit_ratio_opt.training.evaluate import evaluate
@@ -79,27 +82,26 @@ def main(
     dense, images = load_dense(checkpoint), load_images(data, None)
     budgets = budget or [0.9, 0.8, 0.7]
 
-    def objective(rule_name: str, macs_ratio: float) -> PruningObjective:
-        return PruningObjective(
+    def search(rule_name: str, macs_ratio: float) -> Search:
+        return Search(
             dense,
             images,
-            budget=macs_ratio,
-            recipe=Recipe(epochs=0),
-            strategy="cascade",
-            rule=RULES[rule_name],
-            fixed_ratio=True,
+            Budget(macs_ratio),
+            pruning=Tokens(rule=RULES[rule_name]),
+            training=Recipe(epochs=0),
+            options=SearchOptions(fixed_ratio=True),
         )
 
-    head = header(objective("paper", 1.0), benchmark="cascade", name=name, threads=threads)
+    head = header(search("paper", 1.0), benchmark="cascade", name=name, threads=threads)
     path = RESULTS / f"cascade-{name}.json"
     rows = rows_so_far(path, head)
     done = {(row["rule"], row["budget"]) for row in rows}
     for rule_name in RULES:
-        smallest = smallest_cost_ratio(objective(rule_name, 1.0).space)
+        smallest = smallest_cost_ratio(search(rule_name, 1.0).space)
         for macs_ratio in budgets:
             if (rule_name, macs_ratio) in done or macs_ratio < smallest:
                 continue
-            chosen = objective(rule_name, macs_ratio)
+            chosen = search(rule_name, macs_ratio)
             (pair,) = chosen.curve
             row = {
                 "rule": rule_name,
@@ -107,7 +109,7 @@ def main(
                 "budget": macs_ratio,
                 "ratio": pair.mhsa_ratio,
                 "macs_ratio": chosen.space.macs_ratio(*pair),
-                "accuracy": evaluate(chosen.prune(pair), images, images.val),
+                "accuracy": evaluate(chosen.pruner.prune(pair), images, images.val),
             }
             rows.append(row)
             write_json({**head, "rows": rows}, path)

@@ -30,13 +30,15 @@ import typer
 from command_line import run_command
 from timm.models.vision_transformer import VisionTransformer
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.load import load_images
 from vit_ratio_opt.model_files.export import export_model, image_shape, quantize
 from vit_ratio_opt.model_files.exported import exported_accuracy, load_exported
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.shape import shape_of
-from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.runs.options import RunOptions
+from vit_ratio_opt.runs.screening import likely_best
+from vit_ratio_opt.search.limits import Budget
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.utils.files import write_json
 
@@ -54,13 +56,13 @@ def main(
     torch.set_num_threads(1)
     dense = load_dense(checkpoint)
     images = load_images(data)
-    objective = PruningObjective(dense, images, budget=budget, device="cpu", progress=False)
-    likely = objective.likely_best()
-    assert likely is not None
-    pair = RatioPair(*likely)
+    run = RunOptions(device="cpu", progress=False)
+    search = Search(dense, images, Budget(budget), run=run)
+    pair = likely_best(search.pruner, search.curve)
+    assert pair is not None
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     rows = [row for row in rows if row["checkpoint"] != checkpoint.stem]
-    models = {"dense": dense, "pruned": objective.prune(pair)}
+    models = {"dense": dense, "pruned": search.pruner.prune(pair)}
     runs: dict[tuple[str, str], Any] = {}
     with TemporaryDirectory() as folder:
         written = {

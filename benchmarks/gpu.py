@@ -121,7 +121,7 @@ def main(
     minutes: Annotated[float, typer.Option(min=0.01, help="Of all, loading included.")] = 6.0,
     data: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder of the images, see studies/train_dense.py."),
+        typer.Option(help="Folder of the images, see `vit-ratio-opt train --help`."),
     ] = None,
     rehearse: Annotated[
         bool, typer.Option(help="Run all of it on a tiny model, without --data on noise.")

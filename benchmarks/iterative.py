@@ -19,8 +19,8 @@ same command again and it goes on where it stopped.
 Accuracy is on the validation split of a study; for the digits, whose validation split is only 288
 images, on validation and test images together (nothing is chosen and then reported on them here).
 
-    python benchmarks/iterative.py digits --checkpoint runs/quickstart/dense-seed0.safetensors \
-        --epochs 10 --seeds 5
+    python benchmarks/iterative.py digits --epochs 10 --seeds 5 \
+        --checkpoint studies/results/quickstart_dense.safetensors
     python benchmarks/iterative.py cifar10 --data DIR --checkpoint FILE --epochs 1 \
         --train-images 12800 --seeds 3
 
@@ -58,9 +58,11 @@ from recording import (
     rows_so_far,
 )
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
-from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.options import RunOptions, SearchOptions
+from vit_ratio_opt.search.limits import Budget
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.utils.files import write_json
 
@@ -100,27 +102,25 @@ def main(
     with TemporaryDirectory() as folder:
 
         @cache  # so that a seed's importance and the dense accuracy are computed once
-        def objective(arm: str, seed: int) -> PruningObjective:
-            return PruningObjective(
+        def search(arm: str, seed: int) -> Search:
+            return Search(
                 model,
                 images,
-                budget=1.0,
-                recipe=replace(recipe, epochs=2 * epochs) if arm == "double" else recipe,
-                checkpoints=folder if arm == "parent" else None,
-                iterative=arm == "parent",
-                seed=seed,
-                progress=False,
-                **PRUNING,
+                Budget(1.0),
+                pruning=PRUNING,
+                training=replace(recipe, epochs=2 * epochs) if arm == "double" else recipe,
+                options=SearchOptions(iterative=arm == "parent", seed=seed),
+                run=RunOptions(checkpoints=folder if arm == "parent" else None, progress=False),
             )
 
-        head = header(objective("dense", 0), benchmark="iterative", name=name, threads=threads)
+        head = header(search("dense", 0), benchmark="iterative", name=name, threads=threads)
         rows = rows_so_far(path, head)
         done = [(row["parent"], row["child"], row["seed"], row["arm"]) for row in rows]
         for seed, (parent, child), arm in product(range(seeds), steps, ARMS):
             if (list(parent), list(child), seed, arm) in done:
                 continue
             started = time.perf_counter()
-            measured = _measure(objective(arm, seed), parent if arm == "parent" else None, child)
+            measured = _measure(search(arm, seed), parent if arm == "parent" else None, child)
             row = {
                 "parent": list(parent),
                 "child": list(child),
@@ -139,18 +139,16 @@ def main(
     _summarise(rows)
 
 
-def _measure(
-    objective: PruningObjective, parent: RatioPair | None, child: RatioPair
-) -> dict[str, Any]:
+def _measure(search: Search, parent: RatioPair | None, child: RatioPair) -> dict[str, Any]:
     parent_accuracy = None
     if parent is None:
         trial: Any = FixedTrial(child._asdict())
-        accuracy: float = objective(trial)
+        accuracy: float = search.objective(trial)
     else:
         study = optuna.create_study(direction="maximize")
         for pair in (parent, child):
             study.enqueue_trial(pair._asdict())
-        study.optimize(objective, n_trials=2)
+        study.optimize(search.objective, n_trials=2)
         trial = study.trials[1]
         parent_accuracy, accuracy = (t.values[0] for t in study.trials)
         assert trial.user_attrs["parent_trial"] == 0

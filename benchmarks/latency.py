@@ -4,7 +4,7 @@ Question: by how much is the foretold latency of a pruned model off, as a share 
 which is what a budget is about? And does the best model of a search with a latency budget take no
 longer than that?
 
-Method: a table as ``PruningObjective(cost="latency")`` makes it, then models of random shapes,
+Method: a table as ``Search(..., cost="latency")`` measures it, then models of random shapes,
 different heads, ranks and neurons in every block, at several levels of MACs, timed afterwards,
 each between two runs of the dense model, the median of seven to ten turns. The error of a model is
 that of its share of the dense model's time. The search is of ``--budget`` on CIFAR-10, without
@@ -36,16 +36,18 @@ import torch
 import typer
 from command_line import run_command
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.load import load_images
 from vit_ratio_opt.latency.table import measure_latency, random_blocks
 from vit_ratio_opt.latency.timing import share_weights, time_models
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.pruning.options import CalibrationOptions
 from vit_ratio_opt.records.answer import answer_trial
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.loop import run_study
-from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.options import RunOptions, SearchOptions
+from vit_ratio_opt.search.limits import Budget
+from vit_ratio_opt.space.costs import Latency
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.files import write_json
 
@@ -118,24 +120,21 @@ def search(
     images = load_images(data, validation="test", seed=0)
     dense = load_dense(checkpoint)
     with TemporaryDirectory() as folder:
-        objective = PruningObjective(
+        calibration = CalibrationOptions(images=128, cache=Path(folder) / "cache")
+        composed = Search(
             dense,
             images,
-            budget=budget,
-            cost="latency",
-            latency_batch=batch,
-            recipe=Recipe(epochs=0),
-            checkpoints=folder,
-            cache=Path(folder) / "cache",
-            calibration_images=128,
+            Budget(budget),
+            cost=Latency(batch=batch),
+            training=Recipe(epochs=0),
+            options=SearchOptions(screen=False, calibration=calibration),
+            run=RunOptions(checkpoints=folder),
         )
         started = time.perf_counter()
-        study = create_study(
-            objective, study_name="latency", storage=f"sqlite:///{folder}/study.db", screen=False
-        )
-        run_study(study, objective, n_trials=n_trials, explain=False)
+        study = composed.create_study("latency", storage=f"sqlite:///{folder}/study.db")
+        composed.run(study, n_trials=n_trials, explain=False)
         seconds = time.perf_counter() - started
-        accuracy, best = objective.test(study), answer_trial(study)
+        accuracy, best = composed.test(study), answer_trial(study)
         assert best is not None
         tested, known = study.user_attrs["tested"], study.user_attrs["latency"]
     _keep(

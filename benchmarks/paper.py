@@ -37,7 +37,7 @@ Rows are written as they come: run the same command again and it goes on where i
 
 A ViT of DeiT-S size wants a GPU, which all scripts take where there is one; killed, each goes on:
 
-    python studies/train_dense.py FILE --data DIR --patch-size 4 --embed-dim 384 --depth 12 \
+    vit-ratio-opt train FILE --data DIR --patch-size 4 --embed-dim 384 --depth 12 \
         --num-heads 6 --mlp-ratio 4 --drop-path 0.1 --batch-size 512 --epochs 200
     python benchmarks/paper.py cifar10-small --data DIR --checkpoint FILE --validation train \
         --seeds 1 --distillation 1 --lr 3e-4
@@ -50,7 +50,6 @@ one thread of a 2-core CPU: 4 minutes a row for ``cifar10-d64``, 1 without train
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
@@ -84,6 +83,7 @@ from recording import (
 )
 from timm.models.vision_transformer import VisionTransformer
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.load import load_images
@@ -91,13 +91,11 @@ from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.device import best_device
-from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.pruning.options import Both, pruning_options
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.trials import finished_trials
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.loop import run_study
-from vit_ratio_opt.runs.objective import PruningObjective
-from vit_ratio_opt.space.both import Combined
+from vit_ratio_opt.runs.options import RunOptions, SearchOptions
+from vit_ratio_opt.search.limits import Tolerance
 from vit_ratio_opt.space.tokens import CP_VIT, LATE, Scores
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate, predict
@@ -184,26 +182,33 @@ def main(
     longer = replace(recipe, epochs=final_epochs if epochs else 0)
     rule = replace(CP_VIT, scores=scores, by_range=by_range)
 
-    @cache
-    def objective(method: str, seed: int) -> PruningObjective:
-        return PruningObjective(
+    def search(method: str, seed: int, points: float, folder: str | None = None) -> _Search:
+        strategy = METHODS[method].get("strategy", "structural")
+        return _Search(
             dense,
             images,
-            tolerance=1.0,
-            recipe=recipe,
-            seed=seed,
-            confirmations=1 if epochs else 0,  # without training it is the same again
-            progress=False,
-            rule=rule if METHODS[method].get("strategy") == "cascade" else None,
-            **METHODS[method],
+            Tolerance(points),
+            pruning=pruning_options(strategy, rule=rule if strategy == "cascade" else None),
+            training=recipe,
+            options=SearchOptions(
+                fixed_ratio=METHODS[method].get("fixed_ratio", False),
+                seed=seed,
+                confirmations=1 if epochs else 0,  # without training it is the same again
+            ),
+            run=RunOptions(checkpoints=folder, progress=False),
         )
+
+    @cache  # the same for every tolerance
+    def begins(method: str, seed: int) -> tuple[dict[str, Any], float]:
+        first = search(method, seed, 1.0)
+        return first.first_pairs(), first.dense_accuracy
 
     @cache
     def taught() -> torch.Tensor:
         return predict(dense, final, final.train)
 
     head = header(
-        objective("structural", 0),
+        search("structural", 0, 1.0),
         benchmark="paper",
         name=name,
         threads=threads,
@@ -211,7 +216,7 @@ def main(
         final_epochs=longer.epochs,
         final_images=len(final.train),
         rules={"cascade": asdict(rule), "both": asdict(LATE)},
-        by_cascade=Combined.by_cascade,
+        by_cascade=Both().by_cascade,
         dense_test_accuracy=evaluate(dense, images, images.test),
     )
     path = RESULTS / f"paper-{name}.json"
@@ -222,13 +227,12 @@ def main(
             continue
         started = time.perf_counter()
         with TemporaryDirectory() as folder:
-            searched = objective(method_name, seed)
-            searched.path, searched.dense_accuracy  # noqa: B018  the same for every tolerance
-            trial = copy.copy(searched)
-            trial.tolerance, trial.checkpoints = points, Path(folder)
-            row, model = _search(trial, n_trials)
+            composed = search(method_name, seed, points, folder)
+            composed.begins, composed.objective.dense_accuracy = begins(method_name, seed)
+            row, model = _search(composed, n_trials)
+            is_dense = row["is_dense"]
         row = {"method": method_name, "tolerance": points, "seed": seed, **row}
-        if longer.epochs and model is not dense:
+        if longer.epochs and not is_dense:
             row["val_accuracy"] = finetune(
                 model, final, longer, TrialContext(seed=seed, progress=False), teacher=taught()
             )
@@ -263,22 +267,30 @@ def _first(split: Split, count: int) -> Split:
     return split.subset(order[:count].sort().values)
 
 
-def _search(
-    objective: PruningObjective, n_trials: int
-) -> tuple[dict[str, Any], VisionTransformer]:
+class _Search(Search):
+    """A search that may begin as one with another tolerance did."""
+
+    begins: dict[str, Any] | None = None
+
+    def first_pairs(self) -> dict[str, Any]:
+        """Return where a new study begins, without looking again where that is known."""
+        return super().first_pairs() if self.begins is None else self.begins
+
+
+def _search(search: Search, n_trials: int) -> tuple[dict[str, Any], VisionTransformer]:
     """Return the row of a search and the model of its answer.
 
     ``search_accuracy`` and ``search_error`` are expected of the answer's pair in the search. Where
     no pair keeps the tolerance yet, the answer is the dense model: ``is_dense`` is True.
     """
-    study = create_study(objective, study_name="row", storage=InMemoryStorage())
-    run_study(study, objective, n_trials=n_trials, say=lambda _: None)
+    study = search.create_study("row", storage=InMemoryStorage())
+    search.run(study, n_trials=n_trials, say=lambda _: None)
     trials = finished_trials(study)
     row: dict[str, Any] = {
         "pair": [0.0, 0.0],
         "macs_ratio": 1.0,
-        "params": shape_of(objective.model).params,
-        "val_accuracy": objective.dense_accuracy,
+        "params": search.pruner.shape.params,
+        "val_accuracy": search.dense_accuracy,
         "is_dense": True,
         "trials": [
             [
@@ -291,7 +303,7 @@ def _search(
     }
     answer = answer_of(study)
     if answer is None or answer.found is None:
-        return row, objective.model
+        return row, search.dense
     found = answer.found
     attributes = found.trial.user_attrs
     row |= {
@@ -305,7 +317,7 @@ def _search(
         "search_error": found.error,
         "search_trainings": found.trained,
     }
-    return row, objective.model_of(found.trial, study)
+    return row, search.model_of(study, found.trial)
 
 
 def _show(results: dict[str, Any]) -> None:

@@ -70,12 +70,17 @@ from recording import (
 )
 from timm.models.vision_transformer import VisionTransformer
 
+from vit_ratio_opt.composer import Search
+from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.pruning.options import CalibrationOptions, Structural
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
-from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.options import RunOptions, SearchOptions
+from vit_ratio_opt.runs.screening import likely_best, screen
+from vit_ratio_opt.search.limits import Budget
 from vit_ratio_opt.space.curve import fixed_ratio_pair
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrialContext
@@ -143,36 +148,38 @@ def main(
         )
 
     @cache
-    def objective(seed: int, macs_ratio: float, unit: Any = "rank") -> PruningObjective:
-        return PruningObjective(
+    def search(seed: int, macs_ratio: float) -> Search:
+        calibration = CalibrationOptions(images=calibration_images)
+        return Search(
             model,
             images,
-            budget=macs_ratio,
-            recipe=recipe,
-            mhsa_unit=unit,
-            calibration_images=calibration_images,
-            seed=seed,
-            progress=False,
+            Budget(macs_ratio),
+            training=recipe,
+            options=SearchOptions(seed=seed, calibration=calibration),
+            run=RunOptions(progress=False),
         )
 
     def pruned(name: str, macs_ratio: float, seed: int) -> VisionTransformer:
-        ours = objective(seed, macs_ratio)
+        ours = search(seed, macs_ratio)
+        labelled: list[Any] = ours.pruner.batches
         if name == "torch-pruning":
-            return torch_pruning(model, ours.calibration_batches, macs_ratio)
+            return torch_pruning(model, labelled, macs_ratio)
         if name == "uniform-l1":
             return uniform_l1(model, macs_ratio)
         if name == "whole-heads":
-            return _whole_heads(objective(seed, macs_ratio, "head"))
-        pair = ours.likely_best()
+            return _whole_heads(ours, images, Budget(macs_ratio))
+        pair = likely_best(ours.pruner, ours.curve)
         if name == "one-ratio":
             pair = fixed_ratio_pair(ours.space, macs_ratio)
         assert pair is not None
-        calibration = ours.calibration
-        batches = [batch for batch, _ in ours.calibration_batches]
+        calibration = ours.pruner.calibration
+        batches = [batch for batch, _ in labelled]
         if name == "taylor-neurons":
             blocks = [
                 replace(block, neuron_order=score.argsort(), neuron_losses=score.sort().values)
-                for block, score in zip(calibration.blocks, ours.importance.neurons, strict=True)
+                for block, score in zip(
+                    calibration.blocks, ours.pruner.importance.neurons, strict=True
+                )
             ]
             calibration = replace(calibration, blocks=tuple(blocks))
         if name == "leverage-neurons":
@@ -186,7 +193,7 @@ def main(
             repair(smaller, batches, calibration)
         return smaller
 
-    head = header(objective(0, 0.9), benchmark="pruning_quality", name=name, threads=threads)
+    head = header(search(0, 0.9), benchmark="pruning_quality", name=name, threads=threads)
     path = RESULTS / f"pruning_quality-{name}.json"
     rows = rows_so_far(path, head)
     done = {(row["method"], row["budget"], row["seed"]) for row in rows}
@@ -227,20 +234,13 @@ def main(
     _show({**head, "rows": rows})
 
 
-def _whole_heads(objective: PruningObjective) -> VisionTransformer:
-    """Heads by Taylor scores, at the best pair of a screen on training images."""
-    chosen = torch.arange(min(2000, len(objective.data.train)))
-    data = replace(objective.data, val=objective.data.train.subset(chosen))
-    screening = PruningObjective(
-        objective.model,
-        data,
-        budget=objective.budget,
-        mhsa_unit="head",
-        calibration_images=objective.calibration_images,
-        seed=objective.seed,
-    )
-    seen = screening.screen()
-    return objective.prune(RatioPair(*max(seen, key=seen.__getitem__)))
+def _whole_heads(ours: Search, images: ImageData, limit: Budget) -> VisionTransformer:
+    """Remove heads by Taylor scores, at the best pair of a screen on training images."""
+    chosen = torch.arange(min(2000, len(images.train)))
+    data = replace(images, val=images.train.subset(chosen))
+    search = Search(ours.dense, data, limit, pruning=Structural(unit="head"), options=ours.options)
+    seen = screen(search.pruner, search.trainer.evaluate, search.curve)
+    return search.pruner.prune(RatioPair(*max(seen, key=seen.__getitem__)))
 
 
 def _show(results: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ Accuracy is on the validation split of a study; for the digits, whose validation
 images, on validation and test images together (nothing is chosen and then reported on them here).
 
     python benchmarks/record_surface.py digits --grid 11 --epochs 10 --seeds 3 \
-        --checkpoint runs/quickstart/dense-seed0.safetensors
+        --checkpoint studies/results/quickstart_dense.safetensors
     python benchmarks/record_surface.py cifar10-d64-pruned --grid 21 --epochs 0 --seeds 3 \
         --seed-stride 5 --data DIR --checkpoint vit_cifar10_d64.safetensors
     python benchmarks/record_surface.py cifar10-d64-short --grid 9 --epochs 1 --seeds 3 \
@@ -47,8 +47,11 @@ from recording import (
     rows_so_far,
 )
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.model_files.load import load_dense
-from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.options import RunOptions, SearchOptions
+from vit_ratio_opt.search.limits import Budget
+from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.utils.files import write_json
 
 SURFACES = Path(__file__).parent / "surfaces"
@@ -72,26 +75,27 @@ def main(
     model = load_dense(checkpoint)
     images = load_images(data, train_images)
     recipe = recipe_for(data, epochs)
-    objectives = [
-        PruningObjective(
+    searches = [
+        Search(
             model,
             images,
-            budget=1.0,
-            recipe=recipe,
-            seed=seed,
-            progress=False,
-            **PRUNING,
+            Budget(1.0),
+            pruning=PRUNING,
+            training=recipe,
+            options=SearchOptions(seed=seed),
+            run=RunOptions(progress=False),
         )
         for seed in range(seeds)
     ]
-    shape, units = objectives[0].shape, objectives[0].units
-    heads, neurons = units.removed(units.max_pair)
+    shape, space = searches[0].pruner.shape, searches[0].space
+    assert isinstance(space, StructuralSpace)
+    heads, neurons = space.removed(space.max_pair)
     head = header(
-        objectives[0],
+        searches[0],
         surface=name,
-        shape={**asdict(shape), "mhsa_unit": units.unit},
-        mhsa_ratios=[round(i * heads / (grid - 1)) / units.mhsa_units for i in range(grid)],
-        ffn_ratios=[round(i * neurons / (grid - 1)) / units.neurons for i in range(grid)],
+        shape={**asdict(shape), "mhsa_unit": space.unit},
+        mhsa_ratios=[round(i * heads / (grid - 1)) / space.mhsa_units for i in range(grid)],
+        ffn_ratios=[round(i * neurons / (grid - 1)) / space.neurons for i in range(grid)],
         seeds=seeds,
         threads=threads,
     )
@@ -111,7 +115,7 @@ def main(
             continue
         started = time.perf_counter()
         trial = FixedTrial({"mhsa_ratio": mhsa_ratio, "ffn_ratio": ffn_ratio})
-        objectives[seed](trial)  # type: ignore[arg-type]
+        searches[seed].objective(trial)
         row = {
             "mhsa_ratio": mhsa_ratio,
             "ffn_ratio": ffn_ratio,

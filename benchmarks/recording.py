@@ -12,13 +12,15 @@ from typing import Annotated, Any, Optional
 import torch
 import typer
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.image_folder import load_image_folder
 from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.pruning.options import Structural
 from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.training.trainer import ImageTrainer
 
 CheckpointOption = Annotated[Path, typer.Option(help="The dense model, safetensors.")]
 NameArgument = Annotated[Optional[str], typer.Argument(help="Of the results.")]  # noqa: UP045
@@ -39,7 +41,7 @@ SeedsOption = Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 
 # What is recorded are searches over whole heads chosen by Taylor scores, without repair.
-PRUNING: dict[str, Any] = {"mhsa_unit": "head", "repair": False}
+PRUNING = Structural(unit="head", repair=False)
 
 _SETTINGS = (
     "model", "weights", "dataset", "validation", "recipe", "mhsa_unit", "repair",
@@ -87,16 +89,17 @@ def recipe_for(folder: Path | None, epochs: int) -> Recipe:
     return Recipe(epochs=epochs, batch_size=64, lr=1e-3, augment=True)
 
 
-def header(objective: PruningObjective, **more: Any) -> dict[str, Any]:
-    """What makes rows comparable, as JSON gives it back."""
-    settings = objective.settings.to_json()
+def header(search: Search, **more: Any) -> dict[str, Any]:
+    """Return what makes rows comparable, as JSON gives it back."""
+    settings, trainer = search.settings.to_json(), search.trainer
+    assert isinstance(trainer, ImageTrainer)
     whole = {
         **more,
         **{key: settings[key] for key in _SETTINGS},
-        "train_images": len(objective.data.train),
-        "eval_images": len(objective.data.val),
-        "dense_accuracy": objective.dense_accuracy,
-        "device": objective.device_name,
+        "train_images": len(trainer.data.train),
+        "eval_images": len(trainer.data.val),
+        "dense_accuracy": search.dense_accuracy,
+        "device": trainer.device_name,
         "versions": {package: version(package) for package in ("torch", "timm")},
     }
     stored: dict[str, Any] = json.loads(json.dumps(whole))

@@ -203,14 +203,14 @@ def surface_of(name: str, key: str = "accuracy") -> Surface:
 
 @lru_cache
 def screened_best(name: str, curve: tuple[Pair, ...]) -> Pair:
-    """Where :meth:`vit_ratio_opt.PruningObjective.screen` would begin."""
+    """Return the pair where the screen of a search would begin."""
     seen = run_plan(BudgetSearch(curve), surface_of(name, "accuracy_pruned").accuracy)
     return max(seen, key=lambda pair: seen[pair][0])
 
 
 @lru_cache
 def screened_path(name: str) -> tuple[Pair, ...]:
-    """About where :attr:`vit_ratio_opt.PruningObjective.path` would lead."""
+    """Return about the path that a search with a tolerance would begin along."""
     space, pruned = surface_of(name).space, surface_of(name, "accuracy_pruned").accuracy
     levels = np.linspace(1.0, smallest_cost_ratio(space), 64)
     best = [max(budget_curve(space, float(level)), key=pruned) for level in levels]

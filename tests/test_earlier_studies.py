@@ -8,9 +8,9 @@ from pathlib import Path
 
 import optuna
 import pytest
-from vit_ratio_opt.runs.origin import load_objective
 
 import vit_ratio_opt as vro
+from vit_ratio_opt.runs.options import Places
 
 HERE = Path(__file__).parent
 DENSE = HERE.parent / "studies" / "results" / "quickstart_dense.safetensors"
@@ -33,17 +33,13 @@ def test_a_study_of_0_1_0_gives_an_answer_within_its_limit(storage, name):
 
 @pytest.mark.parametrize("name", list(LIMITS))
 def test_a_study_of_0_1_0_goes_on(storage, name, tmp_path):
-    objective = load_objective(
-        name,
-        storage,
-        checkpoint=DENSE,
-        checkpoints=tmp_path / "models",
-        artifacts=tmp_path / "artifacts",
-        progress=False,
+    places = Places(
+        checkpoint=DENSE, checkpoints=tmp_path / "models", artifacts=tmp_path / "artifacts"
     )
-    study = vro.create_study(objective, study_name=name, storage=storage)
+    search = vro.load_search(name, storage, places, vro.RunOptions(progress=False))
+    study = search.create_study(name, storage=storage)
     before = [trial.params for trial in study.trials]
-    vro.run_study(study, objective, n_trials=len(before) + 1, explain=False)
+    search.run(study, n_trials=len(before) + 1, explain=False)
     assert len(study.trials) == len(before) + 1
     added = study.trials[-1]
     assert added.state.is_finished()

@@ -1,4 +1,4 @@
-"""The exceptions that mean "the caller can fix this"."""
+"""Exceptions that the caller can fix."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ __all__ = ["CannotWriteError", "InputError", "UnsupportedModelError"]
 
 
 class InputError(ValueError):
-    """What was asked for cannot be done, and the message says why and what can.
+    """An argument, file or setting is invalid; the message says which and how to fix it.
 
-    Everything in this package that a user can get wrong (a ratio, a path, a storage URL, a model
-    that is not supported) raises it before anything is written. The command line prints the
-    message alone and exits with code 2; every other exception is a bug and keeps its traceback.
+    Everything that a user can get wrong (a ratio, a path, a storage URL, an unsupported model)
+    raises this error before anything is written. The command line prints the message alone and
+    exits with code 2; every other exception is a bug and keeps its traceback.
     """
 
 
 class CannotWriteError(InputError):
-    """A file, a folder or a store cannot be written: a full disk, a missing permission, S3 away.
+    """A file, folder or artifact store cannot be written: full disk, no permission, no network.
 
-    It says nothing against what was to be written. So a trial that ends with it is tried again,
-    and the process that has met it stops.
+    The content is not to blame, so a trial that ends with this error is requeued, and the process
+    in which it happened stops.
     """
 
 

@@ -11,14 +11,13 @@ import pytest
 import torch
 from optuna.storages import InMemoryStorage
 from optuna.study import Study
+from support import make_search
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.loop import run_study
-from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
@@ -89,29 +88,27 @@ def dense_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_objective(dense_file: Path, tmp_path: Path) -> Callable[..., PruningObjective]:
-    def make(**changes: object) -> PruningObjective:
+def make_objective(dense_file: Path, tmp_path: Path) -> Callable[..., Search]:
+    def make(**changes: object) -> Search:
         options = {
             "recipe": Recipe(epochs=1, batch_size=64),
             "checkpoints": tmp_path / "models",
             **OPTIONS,
             **changes,
         }
-        return PruningObjective(load_dense(dense_file), load_digits(), **options)
+        return make_search(load_dense(dense_file), load_digits(), **options)
 
     return make
 
 
 @pytest.fixture
-def undisturbed(
-    make_objective: Callable[..., PruningObjective], tmp_path: Path
-) -> Callable[..., Study]:
+def undisturbed(make_objective: Callable[..., Search], tmp_path: Path) -> Callable[..., Study]:
     """The study as one worker has it that nobody disturbs."""
 
     def run(n_trials: int | None = None, **changes: object) -> Study:
         objective = make_objective(checkpoints=tmp_path / "undisturbed", **changes)
-        study = create_study(objective, study_name="alone", storage=InMemoryStorage())
-        run_study(study, objective, n_trials=n_trials, say=lambda line: None, explain=False)
+        study = objective.create_study("alone", storage=InMemoryStorage())
+        objective.run(study, n_trials=n_trials, say=lambda line: None, explain=False)
         return study
 
     return run

@@ -14,6 +14,7 @@ import sqlalchemy
 import torch
 import vit_ratio_opt.runs.study
 from PIL import Image
+from support import make_search
 
 from tests.chaos.conftest import ARGUMENTS, MODEL
 from vit_ratio_opt.cli.main import main
@@ -22,9 +23,6 @@ from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.records.loading import load_studies
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.loop import run_study
-from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.training.recipe import Recipe
 
@@ -52,7 +50,7 @@ def command(monkeypatch, capfd, caplog):
 @pytest.fixture
 def study_url(make_objective, tmp_path):
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    create_study(make_objective(recipe=Recipe(epochs=1)), study_name="s", storage=url)
+    make_objective(recipe=Recipe(epochs=1)).create_study("s", storage=url)
     return url
 
 
@@ -135,7 +133,7 @@ def test_a_database_that_may_only_be_read_ends_the_worker(
     postgresql, make_objective, command, tmp_path
 ):
     url = postgresql.new("readonly")
-    create_study(make_objective(), study_name="s", storage=open_storage(url))
+    make_objective().create_study("s", storage=open_storage(url))
     before = contents(url)
     read_only = f"{url}&options=-c%20default_transaction_read_only%3Don"
     code, err, _ = command("worker", "--storage", read_only, "--study-name", "s")
@@ -155,7 +153,7 @@ def work_on_a_full_disk(command_line, url, size):
 def test_a_database_that_is_full_ends_the_worker(make_objective, start, command_line, tmp_path):
     file = tmp_path / "study.db"
     url = f"sqlite:///{file}"
-    create_study(make_objective(recipe=Recipe(epochs=0)), study_name="s", storage=url)
+    make_objective(recipe=Recipe(epochs=0)).create_study("s", storage=url)
     before = contents(url)
     worker = start(work_on_a_full_disk, command_line, url, file.stat().st_size)
     worker.join(120)
@@ -217,11 +215,11 @@ def test_a_worker_with_other_images_is_refused_and_one_with_the_same_elsewhere_i
     dense = tmp_path / "dense.safetensors"
     save_dense(create_model(MODEL, **arguments), dense, name=MODEL, arguments=arguments)
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    objective = PruningObjective(
+    objective = make_search(
         load_dense(dense), load_image_folder(here), budget=0.6, recipe=Recipe(epochs=1),
         checkpoints=tmp_path / "models", calibration_images=8,
     )  # fmt: skip
-    create_study(objective, study_name="s", storage=url)
+    objective.create_study("s", storage=url)
     before = contents(url)
     worker = ("worker", "--storage", url, "--study-name", "s", "--n-trials", "1")
     code, err, _ = command(*worker, "--data", str(other))
@@ -265,7 +263,7 @@ def test_a_password_is_found_in_no_output_log_or_attribute(
     )
     url = postgresql.new("secrets").replace("postgres:@", f"secretive:{SECRET}@")
     objective = make_objective(recipe=Recipe(epochs=1, batch_size=256))
-    create_study(objective, study_name="s", storage=open_storage(url))
+    objective.create_study("s", storage=open_storage(url))
     code, _, everything = command(
         "worker", "--storage", url, "--study-name", "s", "--n-trials", "2"
     )
@@ -312,8 +310,8 @@ def test_the_whole_path_reads_no_pickle(make_objective, command, tmp_path, monke
             monkeypatch.setattr(module, name, None)
     url = f"sqlite:///{tmp_path / 'study.db'}"
     objective = make_objective(recipe=Recipe(epochs=1, batch_size=256), iterative=True)
-    study = create_study(objective, study_name="s", storage=url)
-    run_study(study, objective, n_trials=1, say=lambda line: None)
+    study = objective.create_study("s", storage=url)
+    objective.run(study, n_trials=1, say=lambda line: None)
     assert command("worker", "--storage", url, "--study-name", "s", "--n-trials", "2")[0] == 0
     (study,) = load_studies(open_storage(url), ["s"])
     assert len(study.trials) == 2

@@ -11,10 +11,10 @@ import optuna
 import pytest
 import sqlalchemy
 from optuna.trial import TrialState
+from support import new_study
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trials import finished_trials
-from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.failures import is_storage_error, reason
@@ -124,7 +124,7 @@ def test_a_study_that_is_created_on_a_frozen_database_is_one_sentence(
     proxy.freeze_at = b"INSERT INTO studies"
     started = time.monotonic()
     with pytest.raises(optuna.exceptions.StorageInternalError) as error:
-        create_study(objective, study_name="s", storage=storage, screen=False)
+        new_study(objective, "s", storage=storage, screen=False)
     assert is_storage_error(error.value)
     assert "time" in reason(error.value) or "no answer" in reason(error.value)
     assert time.monotonic() - started < 60
@@ -140,7 +140,7 @@ def test_a_worker_whose_database_freezes_ends_and_another_takes_its_pair(
 ):
     direct, url, proxy = frozen_database(f"freeze{sum(statement)}")
     recipe = Recipe(epochs=2, batch_size=64)
-    study = create_study(make_objective(recipe=recipe), study_name="s", storage=direct)
+    study = make_objective(recipe=recipe).create_study("s", storage=direct)
     arguments = ("--study-name", "s", "--n-trials", "2", "--grace", "8")
     first = start_command("worker", "--storage", url, *arguments)
     wait_for(lambda: finished_trials(study))
@@ -168,7 +168,7 @@ def test_a_worker_whose_proxy_freezes_ends_and_its_trial_is_handed_on(
     pytest.importorskip("grpc")
     database, port = f"sqlite:///{tmp_path / 'study.db'}", free_port()
     recipe = Recipe(epochs=400, batch_size=64)
-    study = create_study(make_objective(recipe=recipe), study_name="s", storage=database)
+    study = make_objective(recipe=recipe).create_study("s", storage=database)
     serve = ("serve", "--storage", database, "--port", str(port), "--grace", "4")
     server = start_command(*serve)
     log = tmp_path / "log"
@@ -216,7 +216,7 @@ def test_two_signals_end_a_worker_whose_database_is_frozen(
 ):
     direct, url, proxy = frozen_database("signals")
     recipe = Recipe(epochs=400, batch_size=64)
-    study = create_study(make_objective(recipe=recipe), study_name="s", storage=direct)
+    study = make_objective(recipe=recipe).create_study("s", storage=direct)
     worker = start_command("worker", "--storage", url, "--study-name", "s", "--n-trials", "1")
     wait_for(lambda: study.trials and study.trials[0].intermediate_values)
     proxy.frozen.set()

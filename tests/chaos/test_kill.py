@@ -13,7 +13,6 @@ from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.trials import finished_trials
-from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.search.claims import SURPLUS
 from vit_ratio_opt.training.recipe import Recipe
@@ -29,7 +28,7 @@ def test_a_search_survives_kills_and_two_restarts_of_its_database(
     postgresql, make_objective, undisturbed, start_command, tmp_path
 ):
     url = postgresql.new("kills")
-    study = create_study(make_objective(), study_name="s", storage=open_storage(url))
+    study = make_objective().create_study("s", storage=open_storage(url))
     arguments = ("worker", "--storage", url, "--study-name", "s", "--grace", "10")
     dice, workers = random.Random(0), [start_command(*arguments) for _ in range(4)]
     kills, restarts, next_kill = 0, 0, time.monotonic() + 2
@@ -63,7 +62,7 @@ def test_a_search_survives_kills_and_two_restarts_of_its_database(
     unfinished = [trial for trial in trials if trial not in finished_trials(study)]
     assert all(t.state == TrialState.FAIL or SURPLUS in t.system_attrs for t in unfinished)
     # Which pairs are trained again depends on the order in which workers end.
-    again = create_study(objective, study_name="s", storage=open_storage(url))
+    again = objective.create_study("s", storage=open_storage(url))
     assert pair_of(answer_trial(study)) == again.sampler.answer(again)
     ours, theirs = (
         {
@@ -83,7 +82,7 @@ def test_an_interrupted_trial_goes_on_and_ends_as_if_nothing_had_been(
 ):
     recipe = Recipe(epochs=8, batch_size=64)
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    study = create_study(make_objective(recipe=recipe), study_name="s", storage=url)
+    study = make_objective(recipe=recipe).create_study("s", storage=url)
     arguments = ("worker", "--storage", url, "--study-name", "s", "--n-trials", "1")
     worker = start_command(*arguments)
 

@@ -13,7 +13,6 @@ from optuna.trial import TrialState
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.artifacts import open_artifacts
-from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.heartbeats import record_heartbeats
 from vit_ratio_opt.runs.reaping import Reaper
 from vit_ratio_opt.runs.storage import open_storage
@@ -73,8 +72,7 @@ def test_a_killed_worker_behind_the_proxy_is_reaped_and_another_machine_goes_on_
     recipe = Recipe(epochs=8, batch_size=64)
     database = f"sqlite:///{tmp_path / 'study.db'}"
     url, _ = serve(_made(database))
-    study = create_study(
-        make_objective(recipe=recipe, artifact_store=location), study_name="s",
+    study = make_objective(recipe=recipe, artifacts=location).create_study("s",
         storage=open_storage(url),
     )  # fmt: skip
     arguments = f"worker --storage {url} --study-name s --n-trials 1 --grace 3".split()
@@ -93,9 +91,7 @@ def test_a_killed_worker_behind_the_proxy_is_reaped_and_another_machine_goes_on_
     assert study.trials[1].user_attrs["resumed_from"]["epoch"] >= 1
     expected = undisturbed(n_trials=1, recipe=recipe).trials[0]
     assert study.trials[1].value == expected.value
-    objective = make_objective(
-        recipe=recipe, artifact_store=location, checkpoints=tmp_path / "third"
-    )
+    objective = make_objective(recipe=recipe, artifacts=location, checkpoints=tmp_path / "third")
     assert objective.test(study) is not None  # its model comes from the bucket
     kept = [item["Key"] for item in client.list_objects_v2(Bucket="models")["Contents"]]
     assert len(kept) == 3  # model, curve and table
@@ -124,7 +120,7 @@ def test_a_worker_outlives_a_restart_of_the_proxy(
 ):
     database = f"sqlite:///{tmp_path / 'study.db'}"
     url, server = serve(_made(database))
-    study = create_study(make_objective(), study_name="s", storage=open_storage(database))
+    study = make_objective().create_study("s", storage=open_storage(database))
     worker = start_command(
         *("worker", "--storage", url, "--study-name", "s", "--n-trials", "5", "--grace", "3")
     )
@@ -168,7 +164,7 @@ def test_an_orphan_of_another_machine_is_reaped_after_its_grace(postgresql, monk
 @pytest.mark.parametrize("location", ["s3://bucket/folder", "gs://bucket", "http://host"])
 def test_artifacts_elsewhere_are_refused(make_objective, location):
     with pytest.raises(ValueError, match="kept in a folder or in s3://bucket"):
-        make_objective(artifact_store=location)
+        make_objective(artifacts=location)
 
 
 def test_a_folder_of_artifacts_need_not_be_there(tmp_path):

@@ -10,7 +10,6 @@ import pytest
 from optuna.trial import TrialState
 
 from vit_ratio_opt.records.trials import finished_trials
-from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.training.recipe import Recipe
 
 pytest.importorskip("ray")
@@ -56,7 +55,7 @@ def test_a_search_outlives_one_of_two_nodes(cluster, make_objective, undisturbed
     cluster.wait_for_nodes()
     options = {"recipe": Recipe(epochs=2, batch_size=64), "budget": 0.26}
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    study = create_study(make_objective(**options), study_name="s", storage=url)
+    study = make_objective(**options).create_study("s", storage=url)
     log = tmp_path / "log"
     with log.open("w") as file:
         driver = drive(cluster, url, file, "--workers", "2", "--gpus-per-worker", "0")
@@ -92,7 +91,7 @@ def test_what_the_cluster_cannot_do_is_one_sentence(
     cluster, make_objective, tmp_path, arguments, message
 ):
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    create_study(make_objective(), study_name="s", storage=url)
+    make_objective().create_study("s", storage=url)
     log = tmp_path / "log"
     with log.open("w") as file:
         driver = drive(cluster, url, file, *arguments)

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from vit_ratio_opt.records.trials import finished_trials
-from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.training.recipe import Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -52,7 +51,7 @@ def test_a_slurm_task_that_is_preempted_is_requeued_and_one_that_is_done_is_not(
 ):
     url = f"sqlite:///{tmp_path / 'study.db'}"
     recipe = Recipe(epochs=5, batch_size=64)
-    study = create_study(make_objective(recipe=recipe), study_name="s", storage=url)
+    study = make_objective(recipe=recipe).create_study("s", storage=url)
     task = slurm(url, "s", "--n-trials", "1")
     deadline = time.monotonic() + 180
     while not (study.trials and study.trials[0].intermediate_values):
@@ -86,7 +85,7 @@ def test_the_kubernetes_job_runs_a_worker_and_fails_for_good_where_the_user_is_n
     assert container["command"] == ["vit-ratio-opt", "worker"]
     assert [variable["name"] for variable in container["env"]] == ["OPTUNA_STORAGE"]
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    study = create_study(make_objective(recipe=Recipe(epochs=1)), study_name="s", storage=url)
+    study = make_objective(recipe=Recipe(epochs=1)).create_study("s", storage=url)
 
     def run(storage):
         monkeypatch.setenv("OPTUNA_STORAGE", storage)

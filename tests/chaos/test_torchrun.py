@@ -8,7 +8,6 @@ import time
 import pytest
 from optuna.trial import TrialState
 
-from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.training.recipe import Recipe
 
 
@@ -17,7 +16,7 @@ def test_two_processes_share_each_trial_and_give_one_workers_study(
 ):
     recipe = Recipe(epochs=2, batch_size=64)
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    study = create_study(make_objective(recipe=recipe), study_name="s", storage=url)
+    study = make_objective(recipe=recipe).create_study("s", storage=url)
     arguments = ("worker", "--storage", url, "--study-name", "s", "--n-trials", "2")
     for process in start_pair(command_line, *arguments):
         process.join(120)
@@ -36,7 +35,7 @@ def test_a_preempted_group_hands_its_trial_back_and_goes_on(
 ):
     recipe = Recipe(epochs=6, batch_size=64)
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    study = create_study(make_objective(recipe=recipe), study_name="s", storage=url)
+    study = make_objective(recipe=recipe).create_study("s", storage=url)
     arguments = ("worker", "--storage", url, "--study-name", "s", "--n-trials", "1")
     worker = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

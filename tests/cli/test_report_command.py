@@ -133,4 +133,4 @@ def test_an_attribute_that_is_no_json_is_one_sentence(tmp_path, make_study, comm
         connection.execute("update study_user_attributes set value_json = '[' where key = 'plan'")
     ended = command("report", "--storage", f"sqlite:///{database}")
     assert ended.code == 2
-    assert "is damaged, no JSON: Expecting value" in ended.err
+    assert "is damaged: an attribute is no JSON." in ended.err

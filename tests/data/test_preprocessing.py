@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import make_search
 from typer.testing import CliRunner
 
 from vit_ratio_opt.cli import main as cli
@@ -39,7 +40,6 @@ from vit_ratio_opt.model_files.save import save_dense, save_pruned
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.pruning.importance import taylor_importance
 from vit_ratio_opt.pruning.prune import prune
-from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.training.checks import warn_near_chance
 from vit_ratio_opt.training.recipe import Recipe
 
@@ -113,7 +113,7 @@ def test_a_data_set_is_normalised_by_values_in_range(mean, std):
 def test_a_data_set_is_normalised_by_a_value_for_each_channel():
     data = replace(load_digits(), mean=(0.5,) * 3, std=(0.5,) * 3)
     with pytest.raises(InputError, match="must have 1 values, one a channel"):
-        PruningObjective(model_of(in_chans=1, num_classes=10), data, budget=0.6)
+        make_search(model_of(in_chans=1, num_classes=10), data, budget=0.6)
 
 
 # Whose it is
@@ -244,18 +244,18 @@ def test_pruned_copies_keep_the_preprocessing(tmp_path):
 )
 def test_images_of_another_preprocessing_are_said(folder, change, clause, caplog):
     data = load_images(folder, preprocess=replace(OWN, **change))
-    PruningObjective(model_of(), data, budget=0.6)
+    make_search(model_of(), data, budget=0.6)
     assert re.search(clause, caplog.text)
     assert "(according to the test)" in caplog.text
 
 
 def test_images_of_the_models_own_preprocessing_are_not_said(folder, caplog):
     data = load_images(folder, preprocess=OWN)
-    PruningObjective(model_of(), data, budget=0.6)
+    make_search(model_of(), data, budget=0.6)
     same = load_images(folder, image_size=8, options=LoadOptions(mean=OWN.mean, std=OWN.std))
-    PruningObjective(model_of(None), same, budget=0.6)
+    make_search(model_of(None), same, budget=0.6)
     rounded = replace(OWN, mean=(0.1001, 0.2, 0.3))
-    PruningObjective(model_of(rounded), data, budget=0.6)
+    make_search(model_of(rounded), data, budget=0.6)
     assert not caplog.records
 
 
@@ -264,7 +264,7 @@ def test_images_of_the_models_own_preprocessing_are_not_said(folder, caplog):
 
 def test_a_dense_model_at_chance_is_said(caplog):
     data = load_digits()
-    objective = PruningObjective(
+    objective = make_search(
         model_of(None, in_chans=1, num_classes=10), data, budget=0.6, recipe=Recipe(epochs=0)
     )
     assert objective.dense_accuracy < 20

@@ -11,8 +11,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
-from vit_ratio_opt.runs.origin import load_objective
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.model_files.load import load_again, load_dense
 from vit_ratio_opt.model_files.save import save_dense
@@ -23,10 +23,12 @@ from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import check_fits, weights_hash
 from vit_ratio_opt.models.surgery import keep_units
 from vit_ratio_opt.pruning.calibration import calibrate
+from vit_ratio_opt.pruning.options import CalibrationOptions
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.restore import load_search
+from vit_ratio_opt.runs.options import Places, SearchOptions
+from vit_ratio_opt.search.limits import Budget
 from vit_ratio_opt.training.recipe import Recipe
 
 KINDS = [
@@ -299,16 +301,16 @@ def test_unused_weights_in_a_folder_do_no_harm(folder):
 def test_workers_find_a_hugging_face_folder(hugging_face, digits, tmp_path, url):
     changes = {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 10}
     hugging_face(KINDS[0], **changes).save_pretrained(tmp_path / "vit")
-    objective = PruningObjective(
-        load_dense(tmp_path / "vit"), digits, budget=0.6, recipe=Recipe(epochs=0),
-        calibration_images=64,
+    search = Search(
+        load_dense(tmp_path / "vit"), digits, Budget(0.6), training=Recipe(epochs=0),
+        options=SearchOptions(screen=False, calibration=CalibrationOptions(images=64)),
     )  # fmt: skip
-    create_study(objective, study_name="s", storage=url, screen=False)
-    assert load_objective("s", url).settings == objective.settings
+    search.create_study("s", storage=url)
+    assert load_search("s", url).settings == search.settings
     (tmp_path / "vit").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="There is no checkpoint"):
-        load_objective("s", url)
-    assert load_objective("s", url, checkpoint=tmp_path / "elsewhere")
+        load_search("s", url)
+    assert load_search("s", url, Places(checkpoint=tmp_path / "elsewhere"))
 
 
 @pytest.mark.parametrize(

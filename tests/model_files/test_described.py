@@ -10,16 +10,17 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.model_files.load import load_again, load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense, save_pruned
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.pruning.importance import magnitude_importance
+from vit_ratio_opt.pruning.options import CalibrationOptions
 from vit_ratio_opt.pruning.prune import prune
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.loop import run_study
-from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.options import RunOptions, SearchOptions
+from vit_ratio_opt.search.limits import Budget
 from vit_ratio_opt.training.recipe import Recipe
 
 NAME = "vit_tiny_patch16_224"
@@ -139,7 +140,7 @@ def test_what_no_file_could_hold_is_refused_before_the_search(tmp_path, digits, 
     assert not list(tmp_path.iterdir())
     if change in ("epsilon", "scale"):  # the others the objective may refuse in its own words
         with pytest.raises(InputError, match="cannot be saved"):
-            PruningObjective(model, digits, budget=0.6, checkpoints=tmp_path / "models")
+            Search(model, digits, Budget(0.6), run=RunOptions(checkpoints=tmp_path / "models"))
         assert not list(tmp_path.iterdir())
 
 
@@ -166,13 +167,14 @@ def test_a_search_with_another_classifier_leaves_files_that_load(tmp_path, digit
     arguments = {**ARGUMENTS, "img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 1000}
     model = create_model(NAME, **arguments)
     model.reset_classifier(10)
-    objective = PruningObjective(
-        model, digits, budget=0.6, recipe=Recipe(epochs=0), checkpoints=tmp_path, progress=False,
-        calibration_images=64, cache=tmp_path / "cache",
+    calibration = CalibrationOptions(images=64, cache=tmp_path / "cache")
+    search = Search(
+        model, digits, Budget(0.6), training=Recipe(epochs=0),
+        options=SearchOptions(screen=False, calibration=calibration),
+        run=RunOptions(checkpoints=tmp_path, progress=False),
     )  # fmt: skip
-    storage = optuna.storages.InMemoryStorage()
-    study = create_study(objective, study_name="s", storage=storage, screen=False)
-    run_study(study, objective, n_trials=1, explain=False)
+    study = search.create_study("s", storage=optuna.storages.InMemoryStorage())
+    search.run(study, n_trials=1, explain=False)
     (path,) = tmp_path.rglob("trial-*.safetensors")
     loaded, manifest = load_pruned(path)
     assert loaded.head.out_features == 10

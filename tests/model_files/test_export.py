@@ -12,7 +12,7 @@ import torch
 from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files import export
+from vit_ratio_opt.model_files import export, exported
 from vit_ratio_opt.model_files.export import export_model, quantize
 from vit_ratio_opt.model_files.exported import SUFFIXES, exported_accuracy, load_exported
 from vit_ratio_opt.model_files.load import load_pruned
@@ -195,9 +195,9 @@ def test_an_exporters_error_is_told_in_one_line(small, tmp_path, monkeypatch):
 
 
 def test_a_missing_package_is_told_with_its_extra(small, tmp_path, monkeypatch):
-    find = export.find_spec
+    find = exported.find_spec
     monkeypatch.setattr(
-        export, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
+        exported, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
     )
     with pytest.raises(
         InputError, match=r"^ONNX needs onnxruntime: pip install 'vit_ratio_opt\[onnx\]'\.$"

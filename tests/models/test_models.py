@@ -3,8 +3,8 @@
 Many names come to the same model at that width: the same modules, which from the same weights give
 the same outputs to the last bit. One of them then stands for all.
 
-``MODELS=docs python -m pytest tests/test_models.py`` exports them too, which takes minutes, and
-writes the table ``docs/models.md``.
+``MODELS=docs python -m pytest tests/models/test_models.py`` exports them too, which takes minutes,
+and writes the table ``docs/models.md``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 from timm.layers import AttentionRope, SwiGLU
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency import timing
 from vit_ratio_opt.latency.table import measure_latency
@@ -40,11 +41,11 @@ from vit_ratio_opt.models.vit import ParallelBlock
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import Importance, magnitude_importance
+from vit_ratio_opt.pruning.options import Both, CalibrationOptions, Structural
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.loop import run_study
-from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.options import RunOptions, SearchOptions
+from vit_ratio_opt.search.limits import Budget
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.training.evaluate import evaluate
@@ -230,8 +231,8 @@ def test_a_cascade_of_other_blocks_is_refused_before_a_study_is_made(digits, nam
         num_classes=10,
     )  # fmt: skip
     with pytest.raises(UnsupportedModelError, match="only timm's Block can leave out tokens"):
-        PruningObjective(model, digits, budget=0.6, strategy="both")
-    PruningObjective(model, digits, budget=0.6)
+        Search(model, digits, Budget(0.6), pruning=Both())
+    Search(model, digits, Budget(0.6))
 
 
 def test_whole_heads_of_mixed_heads_are_refused_before_a_study_is_made(digits) -> None:
@@ -240,7 +241,7 @@ def test_whole_heads_of_mixed_heads_are_refused_before_a_study_is_made(digits) -
         num_heads=4, num_classes=10,
     )  # fmt: skip
     with pytest.raises(UnsupportedModelError, match="none can go"):
-        PruningObjective(model, digits, budget=0.6, mhsa_unit="head")
+        Search(model, digits, Budget(0.6), pruning=Structural(unit="head"))
 
 
 def test_images_of_another_size_than_the_flops_are_counted_at_are_refused(digits) -> None:
@@ -249,9 +250,9 @@ def test_images_of_another_size_than_the_flops_are_counted_at_are_refused(digits
         num_heads=4, num_classes=10, dynamic_img_size=True,
     )  # fmt: skip
     with pytest.raises(InputError, match=r"Call `model\.set_input_size` first"):
-        PruningObjective(model, digits, budget=0.6)
+        Search(model, digits, Budget(0.6))
     model.set_input_size(8)
-    assert PruningObjective(model, digits, budget=0.6).shape.patches == 4
+    assert Search(model, digits, Budget(0.6)).pruner.shape.patches == 4
 
 
 def test_heads_that_keep_their_rank_are_searched_whole(digits, url) -> None:
@@ -260,11 +261,13 @@ def test_heads_that_keep_their_rank_are_searched_whole(digits, url) -> None:
         "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2,
         num_heads=4, num_classes=10, qk_norm=True,
     )  # fmt: skip
-    objective = PruningObjective(
-        model, digits, budget=0.6, recipe=Recipe(epochs=0), calibration_images=32, progress=False
-    )
-    study = create_study(objective, study_name="heads", storage=url)
-    run_study(study, objective, n_trials=2, say=lambda _: None, explain=False)
+    search = Search(
+        model, digits, Budget(0.6), training=Recipe(epochs=0),
+        options=SearchOptions(calibration=CalibrationOptions(images=32)),
+        run=RunOptions(progress=False),
+    )  # fmt: skip
+    study = search.create_study("heads", storage=url)
+    search.run(study, n_trials=2, say=lambda _: None, explain=False)
     for trial in study.trials:
         assert trial.user_attrs["macs_ratio"] <= 0.6
         removed = 8 - sum(heads for heads, _, _ in trial.user_attrs["blocks"])
@@ -289,12 +292,13 @@ def test_other_architectures_are_searched_trained_and_come_back_from_their_files
         ),
         dense,
     )  # fmt: skip
-    objective = PruningObjective(
-        load_dense(dense), digits, budget=0.6, recipe=Recipe(epochs=1, batch_size=128),
-        calibration_images=32, checkpoints=tmp_path, progress=False,
+    search = Search(
+        load_dense(dense), digits, Budget(0.6), training=Recipe(epochs=1, batch_size=128),
+        options=SearchOptions(screen=False, calibration=CalibrationOptions(images=32)),
+        run=RunOptions(checkpoints=tmp_path, progress=False),
     )  # fmt: skip
-    study = create_study(objective, study_name="other", storage=url, screen=False)
-    run_study(study, objective, n_trials=2, say=lambda _: None, explain=False)
+    study = search.create_study("other", storage=url)
+    search.run(study, n_trials=2, say=lambda _: None, explain=False)
     for trial in study.trials:
         assert trial.user_attrs["macs_ratio"] <= 0.6
         model, manifest = load_pruned(tmp_path / trial.user_attrs["checkpoint"])
@@ -423,7 +427,8 @@ def test_the_table_of_models_is_written(tmp_path: Path) -> None:
     lines = [
         "# Models",
         "",
-        "Written by `MODELS=docs python -m pytest tests/test_models.py`: each of these names of "
+        "Written by `MODELS=docs python -m pytest tests/models/test_models.py`: each of these "
+        "names of "
         f"timm ({timm.__version__}) was made with two narrow blocks, pruned, compared with "
         "masking, counted, saved, loaded in a fresh process and exported to ONNX, whose outputs "
         f"onnxruntime gave within 1e-4. {len(names())} names come to {len(set(twins().values()))} "

@@ -1,14 +1,12 @@
 """A family of one's own: a file like the first forty lines, and nothing of the package changes."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
 from timm.layers import Attention, Mlp, PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from vit_ratio_opt.space.geometry import RatioPair
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.model_files.load import load_pruned
@@ -22,6 +20,8 @@ from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import magnitude_importance, taylor_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.structural import StructuralSpace
 
 
 class CosineAttention(Attention):
@@ -141,7 +141,7 @@ def test_pruned_units_of_an_own_family_equal_masked_ones(model, images, masked_o
 
 @pytest.mark.parametrize("guide", ["calibration", "taylor"])
 def test_the_macs_and_parameters_of_an_own_family_are_counted(model, images, guides, guide):
-    dense = replace(shape_of(model), mhsa_unit="rank" if guide == "calibration" else "head")
+    dense = StructuralSpace(shape_of(model), "rank" if guide == "calibration" else "head")
     for ratios in ((0, 0), (0.5, 0.5), (0.75, 0.2)):
         pruned = prune(model, ratios, guides[guide])
         shape, traced = shape_of(pruned), count_macs(pruned, images[:1])

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils import prune as masks
 from torch.optim.swa_utils import AveragedModel
 
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.latency.table import measure_latency
 from vit_ratio_opt.latency.timing import time_models
@@ -28,7 +29,8 @@ from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import magnitude_importance, taylor_importance
 from vit_ratio_opt.pruning.prune import prune, prune_ranks, prune_units
 from vit_ratio_opt.pruning.reconstruct import repair
-from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.options import RunOptions
+from vit_ratio_opt.search.limits import Budget
 from vit_ratio_opt.space.shape import BlockTokens
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
@@ -43,10 +45,9 @@ def digits_vit(make_vit: MakeViT) -> VisionTransformer:
     return make_vit(img_size=8, patch_size=4, in_chans=1, num_classes=10)
 
 
-def objective(model, digits, **changes) -> PruningObjective:
-    return PruningObjective(
-        model, digits, budget=0.6, recipe=Recipe(epochs=0), progress=False, **changes
-    )
+def search(model, digits) -> Search:
+    run = RunOptions(progress=False)
+    return Search(model, digits, Budget(0.6), training=Recipe(epochs=0), run=run)
 
 
 # Modules that compute something else
@@ -229,7 +230,7 @@ def test_every_entry_refuses_a_wrapped_block(
         lambda: export_model(model, tmp_path / "model.pt2", "torch-export"),
         lambda: save_dense(model, tmp_path / "dense.safetensors", name="vit_tiny_patch16_224"),
         lambda: save_pruned(model, tmp_path / "pruned.safetensors", {}),
-        lambda: objective(digits_vit, digits),
+        lambda: search(digits_vit, digits),
     ):
         with pytest.raises(UnsupportedModelError, match=r"`blocks\.0\.forward` was replaced"):
             use()
@@ -314,8 +315,8 @@ def test_other_wrappers_are_refused_with_the_name_of_the_model_inside(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_study_uses_a_copy_in_float32_and_says_so(digits_vit, digits, caplog, dtype) -> None:
     model = digits_vit.to(dtype)
-    made = objective(model, digits)
-    assert {p.dtype for p in made.model.parameters()} == {torch.float32}
+    made = search(model, digits)
+    assert {p.dtype for p in made.dense.parameters()} == {torch.float32}
     assert {p.dtype for p in model.parameters()} == {dtype}
     assert "its copy is converted to float32" in caplog.text
 
@@ -339,7 +340,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(
         digits_vit.get_parameter(name).view(-1)[3] = value
     for use in (
         lambda: calibrate(digits_vit, [images]),
-        lambda: objective(digits_vit, digits),
+        lambda: search(digits_vit, digits),
         lambda: export_model(digits_vit, tmp_path / "model.pt2", "torch-export"),
         lambda: save_pruned(digits_vit, tmp_path / "pruned.safetensors", {}),
     ):
@@ -379,7 +380,7 @@ def test_weights_that_are_no_plain_numbers_are_refused(
 ) -> None:
     change(digits_vit)
     with pytest.raises(InputError, match=message):
-        objective(digits_vit, digits)
+        search(digits_vit, digits)
     with pytest.raises(InputError, match=message):
         calibrate(digits_vit, [images])
 
@@ -403,8 +404,8 @@ def test_frozen_weights_change_no_number(digits_vit, digits, caplog, frozen: str
     flags = [p.requires_grad for p in other.parameters()]
     recipe, models = Recipe(epochs=1, batch_size=512), []
     for model in (digits_vit, other):
-        made = objective(model, digits)
-        pruned = made.prune(made.space.max_pair)
+        made = search(model, digits)
+        pruned = made.pruner.prune(made.space.max_pair)
         finetune(pruned, digits, recipe, TrialContext(progress=False))
         models.append(pruned.state_dict())
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
@@ -427,7 +428,7 @@ def test_a_model_made_in_inference_mode_can_be_searched_and_says_why_not_measure
 ) -> None:
     with torch.inference_mode():
         model = make_vit(img_size=8, patch_size=4, in_chans=1, num_classes=10)
-    assert not any(p.is_inference() for p in objective(model, digits).model.parameters())
+    assert not any(p.is_inference() for p in search(model, digits).dense.parameters())
     with pytest.raises(InputError, match=r"made in `torch\.inference_mode"):
         calibrate(model, [torch.zeros(1, 1, 8, 8)])
     with torch.inference_mode(), pytest.raises(InputError, match=r"outside of `torch\.inference_"):
@@ -454,7 +455,7 @@ def test_the_callers_model_stays_as_it_is(
     known = calibrate(model, [batch])
     taylor_importance(model, [(batch, labels)])
     repair(prune(model, (0.5, 0.5), known), [batch], known)
-    objective(model, digits)
+    search(model, digits)
     evaluate(model, digits, digits.val.subset(torch.arange(8)))
     time_models([model])
     after = state()
@@ -496,7 +497,7 @@ def test_the_classifier_says_how_many_classes_there_are_and_what_it_costs(
     assert shape.params == sum(p.numel() for p in model.parameters())
     counted = count_macs(model, torch.zeros(1, 1, 8, 8))
     assert shape.macs == sum(macs for key, macs in counted.items() if key != "layer_norm")
-    pruned = objective(model, digits).prune((0.5, 0.5))
+    pruned = search(model, digits).pruner.prune((0.5, 0.5))
     assert shape_of(pruned).params == sum(p.numel() for p in pruned.parameters())
 
 
@@ -539,7 +540,7 @@ def test_a_model_that_cannot_classify_the_images_is_refused_before_a_study(
 ) -> None:
     change(digits_vit)
     with pytest.raises(InputError, match=message) as error:
-        objective(digits_vit, digits)
+        search(digits_vit, digits)
     assert "\n" not in str(error.value)
 
 
@@ -559,7 +560,7 @@ def test_two_outputs_of_distilled_training_are_refused(make_vit: MakeViT, digits
     )
     model.set_distilled_training(True)
     with pytest.raises(UnsupportedModelError, match="set_distilled_training"):
-        objective(model, digits)
+        search(model, digits)
 
 
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.PReLU(), nn.Tanh()], ids=str)

@@ -32,15 +32,14 @@ from vit_ratio_opt.pruning.survey import survey_attention
     ],
 )
 def test_images_that_the_model_does_not_take_are_refused(
-    tiny_vit, images, batches, message
+    tiny_vit, images, batches, message, calibration: Calibration
 ) -> None:
-    known = calibrate(tiny_vit, [images])
-    pruned = prune(tiny_vit, (0.5, 0.5), known)
+    pruned = prune(tiny_vit, (0.5, 0.5), calibration)
     before = copy.deepcopy(pruned.state_dict())
     with pytest.raises(InputError, match=message):
         calibrate(tiny_vit, batches(images))
     with pytest.raises(InputError, match=message):
-        repair(pruned, batches(images), known)
+        repair(pruned, batches(images), calibration)
     assert all(torch.equal(before[key], value) for key, value in pruned.state_dict().items())
 
 
@@ -59,13 +58,12 @@ def test_a_generator_gives_what_its_list_gives(tiny_vit, images, labels) -> None
         taylor_importance(tiny_vit, iter([]))
 
 
-def test_a_repair_with_other_images_is_refused(tiny_vit, images) -> None:
-    known = calibrate(tiny_vit, [images])
-    pruned = prune(tiny_vit, (0.5, 0.5), known)
+def test_a_repair_with_other_images_is_refused(tiny_vit, images, calibration: Calibration) -> None:
+    pruned = prune(tiny_vit, (0.5, 0.5), calibration)
     for others in (images.flip(0), images + 1, torch.randn_like(images)):
         with pytest.raises(InputError, match="the images of the calibration in their order"):
-            repair(pruned, [others], known)
-    repair(pruned, list(images.split(3)), known)  # batches may differ
+            repair(pruned, [others], calibration)
+    repair(pruned, list(images.split(3)), calibration)  # batches may differ
 
 
 def test_one_image_is_enough(tiny_vit, images) -> None:
@@ -134,12 +132,13 @@ def test_ratios_of_numpy_and_lists_are_ratios(tiny_vit) -> None:
         assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
 
-def test_sizes_that_are_no_whole_numbers_are_refused(tiny_vit, images) -> None:
-    known = calibrate(tiny_vit, [images])
+def test_sizes_that_are_no_whole_numbers_are_refused(
+    tiny_vit, images, calibration: Calibration
+) -> None:
     with pytest.raises(InputError, match="`dims` must be a whole number"):
-        prune_ranks(tiny_vit, 8.5, 16, known)
+        prune_ranks(tiny_vit, 8.5, 16, calibration)
     with pytest.raises(InputError, match="`round_to` must be at least 1"):
-        prune(tiny_vit, (0.5, 0.5), known, round_to=1.5)
+        prune(tiny_vit, (0.5, 0.5), calibration, round_to=1.5)
 
 
 @pytest.mark.parametrize("changes", [{"act_layer": "relu6"}, {"qkv_bias": False}], ids=str)
@@ -150,16 +149,17 @@ def test_a_calibration_of_another_architecture_is_refused(
         prune(tiny_vit, (0.5, 0.5), calibrate(make_vit(**changes), [images]))
 
 
-def test_a_calibration_of_other_weights_is_refused(tiny_vit, images) -> None:
-    known = calibrate(tiny_vit, [images])
-    known = Calibration.from_tensors(known.to_tensors())  # as the cache has it
-    prune(copy.deepcopy(tiny_vit).train().requires_grad_(False), (0.5, 0.5), known)
+def test_a_calibration_of_other_weights_is_refused(
+    tiny_vit, images, calibration: Calibration
+) -> None:
+    calibration = Calibration.from_tensors(calibration.to_tensors())  # as the cache has it
+    prune(copy.deepcopy(tiny_vit).train().requires_grad_(False), (0.5, 0.5), calibration)
     with torch.no_grad():
         tiny_vit.blocks[1].norm2.bias.add_(1e-3)
     with pytest.raises(InputError, match="other weights or another architecture"):
-        prune(tiny_vit, (0.5, 0.5), known)
+        prune(tiny_vit, (0.5, 0.5), calibration)
     with pytest.raises(InputError, match="other weights or another architecture"):
-        prune_ranks(tiny_vit, 8, 16, known)
+        prune_ranks(tiny_vit, 8, 16, calibration)
 
 
 def test_a_guide_of_another_kind_is_refused(tiny_vit, images) -> None:

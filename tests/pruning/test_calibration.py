@@ -12,8 +12,7 @@ from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.sizes import expected_losses
 
 
-def test_it_comes_back_from_its_tensors(tiny_vit: VisionTransformer, images: torch.Tensor) -> None:
-    calibration = calibrate(tiny_vit, [images])
+def test_it_comes_back_from_its_tensors(calibration: Calibration) -> None:
     again = Calibration.from_tensors(calibration.to_tensors())
     one, other = calibration.to_tensors(), again.to_tensors()
     assert one.keys() == other.keys()

@@ -21,6 +21,7 @@ from vit_ratio_opt.pruning.importance import (
 )
 from vit_ratio_opt.pruning.options import Structural
 from vit_ratio_opt.pruning.prune import prune
+from vit_ratio_opt.pruning.pruner import ModelPruner
 
 
 def mean_activation(model: nn.Module, batches: Sequence[Any]) -> Importance:
@@ -63,6 +64,22 @@ def test_a_criterion_of_ones_own_decides_what_is_removed(
     expected = keep_units(tiny_vit, *best).state_dict()
     assert shape_of(pruned).heads == 4
     assert all(torch.equal(tensor, expected[name]) for name, tensor in pruned.state_dict().items())
+
+
+def test_a_pruner_takes_a_criterion_and_a_study_stores_its_name(
+    tiny_vit: VisionTransformer, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    batches = [(images, labels)]
+    options = Structural(unit="head", repair=False, criterion=mean_activation)
+    pruner = ModelPruner(tiny_vit, batches, pruning=options)
+    assert pruner.identity()["criterion"] == "mean_activation"
+    expected = prune(tiny_vit, (0.5, 0.5), mean_activation(tiny_vit, batches)).state_dict()
+    pruned = pruner.prune((0.5, 0.5)).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in pruned.items())
+    other = prune(tiny_vit, (0.5, 0.5), taylor_importance(tiny_vit, batches)).state_dict()
+    assert not all(
+        torch.equal(t, other[n]) for n, t in pruned.items() if t.shape == other[n].shape
+    )
 
 
 def test_taylor_scores_are_the_default_criterion(

@@ -5,7 +5,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.models.shape import shape_of
-from vit_ratio_opt.pruning.calibration import calibrate
+from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.factorize import factorize_attention, rank_losses
 from vit_ratio_opt.pruning.prune import prune
 
@@ -66,7 +66,7 @@ def test_a_head_that_uses_two_dimensions_loses_nothing_at_rank_two(
 
 
 def test_a_lower_rank_is_the_best_that_data_weighting_gives(
-    tiny_vit: VisionTransformer, images: torch.Tensor
+    tiny_vit: VisionTransformer, images: torch.Tensor, calibration: Calibration
 ) -> None:
     """Against the same number of dimensions chosen at random, and against plain slicing."""
     dense = tiny_vit(images)
@@ -74,7 +74,6 @@ def test_a_lower_rank_is_the_best_that_data_weighting_gives(
     def error(model: VisionTransformer) -> float:
         return float((model(images) - dense).square().mean())
 
-    calibration = calibrate(tiny_vit, [images])
     with torch.no_grad():
         best = error(at_rank(tiny_vit, images, 4))
         sliced = prune(tiny_vit, (0, 0), calibration)

@@ -278,11 +278,6 @@ def test_other_allocations_are_refused(tiny_vit: VisionTransformer) -> None:
 # Ranks
 
 
-@pytest.fixture
-def calibration(tiny_vit: VisionTransformer, images: torch.Tensor) -> Calibration:
-    return calibrate(tiny_vit, [images])
-
-
 @every_allocation
 @given(mhsa=st.floats(0, 0.875), ffn=st.floats(0, 0.875))
 @settings(

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.surgery import keep_units
-from vit_ratio_opt.pruning.calibration import calibrate
+from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.least_squares import NormalEquations
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import embed, repair
@@ -59,9 +59,8 @@ def test_a_neuron_that_another_one_doubles_is_made_up_for_exactly(
 
 
 def test_nothing_pruned_is_left_as_it_is_bit_for_bit(
-    tiny_vit: VisionTransformer, images: torch.Tensor
+    tiny_vit: VisionTransformer, images: torch.Tensor, calibration: Calibration
 ) -> None:
-    calibration = calibrate(tiny_vit, [images])
     same = prune(tiny_vit, (0, 0), calibration)
     assert repair(same, [images], calibration) == []
     assert all(map(torch.equal, same.parameters(), tiny_vit.parameters()))
@@ -105,8 +104,8 @@ def test_a_model_and_images_that_the_calibration_is_not_of_are_refused(
     tiny_vit: VisionTransformer,
     make_vit: Callable[..., VisionTransformer],
     images: torch.Tensor,
+    calibration: Calibration,
 ) -> None:
-    calibration = calibrate(tiny_vit, [images])
     with pytest.raises(InputError, match=r"2 blocks of width \d+, but `pruned` has 3"):
         repair(make_vit(depth=3), [images], calibration)
     for others in ([], [images[1:]], [images, images]):

@@ -11,9 +11,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from vit_ratio_opt.cli import main as cli
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
+from vit_ratio_opt.pruning.options import CalibrationOptions
 from vit_ratio_opt.records.answer import answer_of, answer_trial, trained_trial
 from vit_ratio_opt.records.candidates import candidate_of
 from vit_ratio_opt.records.labels import below
@@ -24,13 +26,13 @@ from vit_ratio_opt.report.figures.widths import widths_figure
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.markdown import markdown_page
 from vit_ratio_opt.report.notes import study_note
-from vit_ratio_opt.report.rows import build_report, trial_rows
+from vit_ratio_opt.report.rows import build_report
 from vit_ratio_opt.report.sentences import answer_sentences, summary
 from vit_ratio_opt.report.terminal import results_table
-from vit_ratio_opt.runs.creation import create_study
+from vit_ratio_opt.report.trial_rows import trial_rows
 from vit_ratio_opt.runs.final import card_path
-from vit_ratio_opt.runs.loop import run_study
-from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.options import RunOptions, SearchOptions
+from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.training.recipe import Recipe
 
 # Of the first trial, the fixed ratio, and of the five pairs of the curve after it.
@@ -295,38 +297,39 @@ def test_every_place_names_the_same_pair_trial_and_accuracy(
     dense, digits, tmp_path, url, limit, monkeypatch
 ):
     limits = {
-        "budget": {"budget": 0.6},
-        "tolerance": {"budget": None, "tolerance": 50.0},
-        "dense model": {"budget": None, "tolerance": 0.01, "confidence": 0.99},
+        "budget": Budget(0.6),
+        "tolerance": Tolerance(50.0),
+        "dense model": Tolerance(0.01, confidence=0.99),
     }
     save_dense(dense, tmp_path / "dense.safetensors", name="vit_tiny_patch16_224", arguments={
         "img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2,
         "num_heads": 4, "mlp_ratio": 2.0, "num_classes": 10,
     })  # fmt: skip
-    objective = PruningObjective(
-        load_dense(tmp_path / "dense.safetensors"), digits,
-        recipe=Recipe(epochs=1, batch_size=256), checkpoints=tmp_path / "models",
-        calibration_images=64, progress=False, **limits[limit],
+    search = Search(
+        load_dense(tmp_path / "dense.safetensors"), digits, limits[limit],
+        training=Recipe(epochs=1, batch_size=256),
+        options=SearchOptions(screen=False, calibration=CalibrationOptions(images=64)),
+        run=RunOptions(checkpoints=tmp_path / "models", progress=False),
     )  # fmt: skip
     if limit == "dense model":  # every pair loses a point, none keeps 0.01
-        monkeypatch.setattr("vit_ratio_opt.runs.objective.finetune", lambda *a, **k: 0.0)
-    study = create_study(objective, study_name="s", storage=url, screen=False)
+        monkeypatch.setattr(search.trainer, "train", lambda model, context: 0.0)
+    study = search.create_study("s", storage=url)
     said: list[str] = []
-    run_study(study, objective, n_trials=3, say=said.append)
+    search.run(study, n_trials=3, say=said.append)
     assert study.sampler.n_trials == 3
     answer = answer_of(study)
     found = answer.found
     winner = study.sampler.answer(study)
     tests = []
-    accuracy_of_model = objective._accuracy
+    test_model = search.trainer.test
 
-    def count(model, split=None):
-        tests.append(split)
-        return accuracy_of_model(model, split)
+    def count(model):
+        tests.append(model)
+        return test_model(model)
 
-    monkeypatch.setattr(objective, "_accuracy", count)
-    accuracy = objective.test(study)
-    assert objective.test(study) == accuracy
+    monkeypatch.setattr(search.trainer, "test", count)
+    accuracy = search.test(study)
+    assert search.test(study) == accuracy
     trials = {None if found is None else found.trial.number}
     trials |= set() if answer.baseline is None else {answer.baseline.trial.number}
     assert len(tests) == 1 + len(trials - {None})  # the dense model, and each model once

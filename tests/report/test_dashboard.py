@@ -28,6 +28,7 @@ from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from optuna_dashboard._note import get_note_from_system_attrs
 from optuna_dashboard._serializer import serialize_frozen_trial
 from PIL import Image
+from support import make_search
 from typer.testing import CliRunner
 
 from vit_ratio_opt.cli import main as cli
@@ -42,9 +43,6 @@ from vit_ratio_opt.report.explainer import Explainer
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.notes import study_note, trial_note
 from vit_ratio_opt.runs.artifacts import open_artifacts
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.loop import run_study
-from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.finetune import finetune
@@ -185,12 +183,12 @@ def test_what_goes_wrong_does_not_disturb_the_search(make_study, monkeypatch, ca
 
 
 def test_a_trained_trial_has_curve_table_and_checkpoint(dense, digits, tmp_path):
-    objective = PruningObjective(
+    objective = make_search(
         dense, digits, budget=0.6, recipe=Recipe(epochs=2, batch_size=256),
         checkpoints=tmp_path / "models", calibration_images=64,
     )  # fmt: skip
-    study = create_study(objective, study_name="s", storage=f"sqlite:///{tmp_path / 's.db'}")
-    run_study(study, objective, n_trials=1, say=lambda line: None)
+    study = objective.create_study("s", storage=f"sqlite:///{tmp_path / 's.db'}")
+    objective.run(study, n_trials=1, say=lambda line: None)
     (trial,) = study.trials
     store = FileSystemArtifactStore(objective.artifacts)
     files = {}
@@ -323,13 +321,13 @@ def trained(tmp_path_factory):
     recipe = Recipe(epochs=2, batch_size=64, lr=3e-3, distillation=0)  # few of its own
     finetune(dense, load_digits(), recipe, TrialContext(progress=False))
     save_dense(dense, folder / "dense.safetensors")
-    objective = PruningObjective(
+    objective = make_search(
         load_dense(folder / "dense.safetensors"), load_digits(), budget=0.2,
         recipe=Recipe(epochs=1, batch_size=64), checkpoints=folder / "checkpoints",
     )  # fmt: skip
     url = f"sqlite:///{folder / 'study.db'}"
-    study = create_study(objective, study_name="quickstart", storage=open_storage(url))
-    run_study(study, objective, n_trials=2)
+    study = objective.create_study("quickstart", storage=open_storage(url))
+    objective.run(study, n_trials=2)
     objective.test(study)
     return url
 

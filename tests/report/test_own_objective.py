@@ -26,10 +26,11 @@ from vit_ratio_opt.report.figures.gallery import figures_of
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.markdown import markdown_page
 from vit_ratio_opt.report.notes import study_note, trial_note
-from vit_ratio_opt.report.rows import build_report, group_studies, trial_rows
+from vit_ratio_opt.report.rows import build_report, group_studies
 from vit_ratio_opt.report.sentences import answer_sentences, summary
 from vit_ratio_opt.report.terminal import results_table, trials_table
 from vit_ratio_opt.report.trial_files import trial_files
+from vit_ratio_opt.report.trial_rows import trial_rows
 from vit_ratio_opt.search.binary_search import BinarySearchSampler
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.search.plan import Proposal
@@ -127,7 +128,7 @@ def test_it_is_loaded_and_shown_everywhere(make_own, limit, records, url):
         "at most 60 % of the FLOPs" if limit == LIMITS[0] else "at most 2 points of accuracy lost"
     )
     answer = answer_of(study)
-    assert answer.found.pair == study.sampler.winner(study)
+    assert answer.found.pair == study.sampler.answer(study)
     for place, text in shown(study).items():
         assert "None" not in text.replace("None yet", ""), place
         assert "nan" not in text.lower().split(), place

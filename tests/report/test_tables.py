@@ -6,8 +6,9 @@ import pytest
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.loading import baseline_of
 from vit_ratio_opt.records.study import record_of
-from vit_ratio_opt.report.rows import TRIAL_COLUMNS, group_studies, trial_rows
+from vit_ratio_opt.report.rows import group_studies
 from vit_ratio_opt.report.sentences import summary
+from vit_ratio_opt.report.trial_rows import TRIAL_COLUMNS, trial_rows
 from vit_ratio_opt.utils.text import csv_text
 
 

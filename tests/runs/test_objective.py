@@ -9,16 +9,15 @@ import pytest
 import torch
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.trial import FixedTrial, TrialState
+from support import make_search, new_study
 
-import vit_ratio_opt.runs.objective as objective_module
+import vit_ratio_opt.training.trainer as trainer_module
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.cascade import prune_tokens
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.loop import run_study
-from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.screening import likely_best
 from vit_ratio_opt.space.costs import PARAMS
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.space.shape import BlockTokens
@@ -43,17 +42,17 @@ def make(digits, dense, tmp_path):
             "iterative": True,
             "calibration_images": 64,
         }
-        return PruningObjective(dense, digits, **{**options, **changes})
+        return make_search(dense, digits, **{**options, **changes})
 
     return make_objective
 
 
 def run_pairs(objective, url, *pairs, name="s"):
     """The study after a new process, as it were, has run these pairs."""
-    study = create_study(objective, study_name=name, storage=url, screen=False)
+    study = new_study(objective, name, storage=url, screen=False)
     for pair in pairs:
         study.enqueue_trial(pair._asdict())
-    study.optimize(objective, n_trials=len(pairs))
+    study.optimize(objective.objective, n_trials=len(pairs))
     return study
 
 
@@ -80,7 +79,7 @@ def test_macs_and_params_are_those_of_the_pair_whatever_the_parent(
 ):
     objective = make(allocation=allocation)
     largest = objective.space.max_pair
-    params = StructuralSpace(objective.shape, cost=PARAMS)
+    params = StructuralSpace(objective.pruner.shape, cost=PARAMS)
     pairs = LIGHT, RatioPair(0.26, 0.27), HEAVY, largest
     study = run_pairs(objective, url, *pairs)
     assert parents(study) == ["dense", 0, 1, 2]
@@ -95,7 +94,7 @@ def test_a_child_starts_from_its_parents_trained_weights(make, url, dense, tmp_p
     objective = make()
     study = run_pairs(objective, url, LIGHT, HALF)
     parent, _ = load_pruned(tmp_path / "models" / "trial-0000.safetensors", dense)
-    child = objective.prune(HALF, parent)
+    child = objective.pruner.prune(HALF, parent)
     # Pruning leaves the classifier as it is, so it tells whose weights these are.
     assert torch.equal(child.head.weight, parent.head.weight)
     assert not torch.equal(child.head.weight, dense.head.weight)
@@ -130,8 +129,8 @@ def test_a_new_process_finds_parents_and_gives_the_uninterrupted_trials(make, ur
 def test_another_machine_finds_parents_in_a_shared_store(make, url, tmp_path):
     (tmp_path / "shared").mkdir()
     store = FileSystemArtifactStore(tmp_path / "shared")
-    run_pairs(make(artifact_store=store, checkpoints=tmp_path / "here"), url, LIGHT)
-    study = run_pairs(make(artifact_store=store, checkpoints=tmp_path / "there"), url, HALF)
+    run_pairs(make(artifacts=store, checkpoints=tmp_path / "here"), url, LIGHT)
+    study = run_pairs(make(artifacts=store, checkpoints=tmp_path / "there"), url, HALF)
     assert parents(study) == ["dense", 0]
     kept = [name for name in os.listdir(tmp_path / "shared") if "training-state" not in name]
     assert len(kept) == 6  # of each trial a model, a curve and a table
@@ -166,7 +165,7 @@ def test_a_repeat_starts_where_the_first_trial_of_its_pair_started(make, url):
 
 def test_a_trial_over_the_tolerance_is_a_parent_too(make, url):
     objective = make(budget=None, tolerance=1.0)
-    objective.dense_accuracy = 100.0
+    objective.objective.dense_accuracy = 100.0
     study = run_pairs(objective, url, LIGHT, HALF)
     assert [trial.state for trial in study.trials] == [TrialState.PRUNED] * 2
     assert parents(study) == ["dense", 0]
@@ -174,11 +173,11 @@ def test_a_trial_over_the_tolerance_is_a_parent_too(make, url):
 
 def test_a_trial_that_kept_no_model_is_no_parent(make, url):
     objective = make()
-    study = create_study(
-        objective, study_name="s", storage=url, pruner=optuna.pruners.ThresholdPruner(lower=101)
+    study = objective.create_study(
+        "s", storage=url, pruner=optuna.pruners.ThresholdPruner(lower=101)
     )
     study.enqueue_trial(LIGHT._asdict())
-    study.optimize(objective, n_trials=1)
+    study.optimize(objective.objective, n_trials=1)
     assert study.trials[0].state == TrialState.PRUNED
     study = run_pairs(objective, url, HALF)
     assert study.trials[1].user_attrs["parent_trial"] == "dense"
@@ -186,20 +185,20 @@ def test_a_trial_that_kept_no_model_is_no_parent(make, url):
 
 def test_a_trial_outside_of_any_study_starts_dense(make):
     trial = FixedTrial(HALF._asdict())
-    make()(trial)
+    make().objective(trial)
     assert trial.user_attrs["parent_trial"] == "dense"
 
 
 def test_iterative_and_not_are_different_studies(make, url):
     run_pairs(make(), url, LIGHT)
     with pytest.raises(InputError, match="iterative is True, not False"):
-        create_study(make(iterative=False), study_name="s", storage=url)
+        make(iterative=False).create_study("s", storage=url)
 
 
-@pytest.mark.parametrize("option", ["iterative", "artifact_store"])
+@pytest.mark.parametrize("option", ["iterative", "artifacts"])
 def test_iterative_needs_a_folder_of_checkpoints(make, tmp_path, option):
     changes = {"iterative": option == "iterative"}
-    if option == "artifact_store":
+    if option == "artifacts":
         changes[option] = FileSystemArtifactStore(tmp_path)
     with pytest.raises(InputError, match="need `checkpoints`: name a folder"):
         make(checkpoints=None, **changes)
@@ -210,7 +209,7 @@ def test_iterative_needs_a_folder_of_checkpoints(make, tmp_path, option):
 def test_what_is_pruned_is_what_the_ratios_say(make, unit, repair):
     objective = make(mhsa_unit=unit, repair=repair)
     pair = RatioPair(0.5, 0.5)
-    assert shape_of(objective.prune(pair)).macs == objective.space.pruned_macs(pair)
+    assert shape_of(objective.pruner.prune(pair)).macs == objective.space.pruned_macs(pair)
 
 
 def test_repair_brings_a_pruned_model_nearer_to_the_dense_one(make, digits, dense):
@@ -220,19 +219,22 @@ def test_repair_brings_a_pruned_model_nearer_to_the_dense_one(make, digits, dens
 
     def error(**changes):
         with torch.no_grad():
-            return (make(**changes).prune(pair)(images) - dense.eval()(images)).square().mean()
+            return (
+                (make(**changes).pruner.prune(pair)(images) - dense.eval()(images)).square().mean()
+            )
 
     assert error() < 0.8 * error(repair=False)
 
 
 def test_the_likely_best_pair_costs_least_and_is_where_the_screen_begins(make):
     objective = make(budget=0.6)
-    likely = objective.likely_best()
+    likely = likely_best(objective.pruner, objective.curve)
     assert likely in objective.curve
-    assert next(iter(objective.screen())) == likely
-    assert make(budget=0.6, mhsa_unit="head").likely_best() is None
-    assert make(budget=None, tolerance=1.0).likely_best() is None
-    assert make(budget=0.6).path == ()
+    assert tuple(objective.first_pairs()["screened"][0][:2]) == likely
+    heads = make(budget=0.6, mhsa_unit="head")
+    assert likely_best(heads.pruner, heads.curve) is None
+    assert make(budget=None, tolerance=1.0, iterative=False).curve == ()
+    assert make(budget=0.6).first_pairs()["path"] == ()
 
 
 @pytest.mark.parametrize("strategy", ["structural", "cascade", "both"])
@@ -241,22 +243,22 @@ def test_a_search_with_a_tolerance_begins_on_the_path_of_least_expected_loss(mak
         options = {"budget": None, "tolerance": 5.0, "strategy": strategy, "iterative": False}
         return make(**options, **changes)
 
-    path = objective().path
+    path = objective().first_pairs()["path"]
     costs = [objective().space.macs_ratio(*pair) for pair in path]
     assert len(path) > 1
     assert costs == sorted(costs, reverse=True)
-    assert objective(fixed_ratio=True).path == ()
-    study = create_study(objective(), study_name="s", storage=url)
+    assert objective(fixed_ratio=True).first_pairs()["path"] == ()
+    study = objective().create_study("s", storage=url)
     assert [tuple(pair) for pair in study.user_attrs["path"]] == list(path)
-    study.optimize(objective(), n_trials=1)
+    study.optimize(objective().objective, n_trials=1)
     assert tuple(study.trials[0].params.values()) in path
 
 
 def test_a_calibration_is_shared_by_the_objectives_of_one_folder(make, tmp_path):
-    make(cache=tmp_path / "cache").prune(LIGHT)
+    make(cache=tmp_path / "cache").pruner.prune(LIGHT)
     (path,) = (tmp_path / "cache").iterdir()
     written = path.stat().st_mtime_ns
-    make(cache=tmp_path / "cache").prune(HALF)
+    make(cache=tmp_path / "cache").pruner.prune(HALF)
     assert path.stat().st_mtime_ns == written
 
 
@@ -280,13 +282,13 @@ def test_every_strategy_trains_keeps_and_reports_its_model(
         "iterative": False,
     }
     objective = make(**options)
-    study = create_study(objective, study_name="s", storage=url)
-    study.optimize(objective, n_trials=2)
+    study = objective.create_study("s", storage=url)
+    study.optimize(objective.objective, n_trials=2)
     for trial in study.trials:
         assert trial.state == TrialState.COMPLETE
         pair = RatioPair(*trial.params.values())
         model, manifest = load_pruned(
-            objective.checkpoints / trial.user_attrs["checkpoint"], dense
+            objective.journal.checkpoints / trial.user_attrs["checkpoint"], dense
         )
         shape = shape_of(model)
         assert shape.block_tokens
@@ -296,10 +298,10 @@ def test_every_strategy_trains_keeps_and_reports_its_model(
         assert evaluate(model, digits, digits.val) == trial.user_attrs["accuracy"]
         assert (pair.mhsa_ratio == pair.ffn_ratio) >= fixed_ratio
         assert manifest["pruned"] == strategy
-    again = create_study(make(**options), study_name="s", storage=url)
+    again = make(**options).create_study("s", storage=url)
     assert len(again.trials) == len(study.trials) > 0
     with pytest.raises(InputError, match="pruned"):
-        create_study(make(budget=0.85, iterative=False), study_name="s", storage=url)
+        make(budget=0.85, iterative=False).create_study("s", storage=url)
 
 
 def test_a_cascade_trial_may_start_from_a_parent(make, url):
@@ -315,7 +317,7 @@ def test_a_rule_with_heads_removes_heads(make):
     rule = CascadeRule(heads=True)
     objective = make(strategy="cascade", rule=rule, iterative=False)
     pair = objective.space.max_pair
-    shape = shape_of(objective.prune(pair))
+    shape = shape_of(objective.pruner.prune(pair))
     assert [block.num_heads for block in shape.blocks] == list(objective.space.heads(pair))
     assert min(block.num_heads for block in shape.blocks) < 4
     assert shape.macs == objective.space.pruned_macs(pair)
@@ -341,7 +343,7 @@ def test_settings_that_do_not_go_with_a_strategy_are_refused(make, changes, mess
 def test_a_model_with_a_cascade_is_refused(make, digits, dense):
     cut = prune_tokens(dense, [BlockTokens(5, 5, 3)] * 2)
     with pytest.raises(InputError, match="a cascade already"):
-        PruningObjective(cut, digits, budget=0.5)
+        make_search(cut, digits, budget=0.5)
     with pytest.raises(InputError, match="a cascade already"):
         calibrate(cut, [torch.zeros(2, 1, 8, 8)])
 
@@ -352,7 +354,7 @@ def test_a_model_with_a_cascade_is_refused(make, digits, dense):
 def fails_in_the_middle(monkeypatch, *errors):
     """The first trainings raise, as a device would, after their first epoch."""
     left = list(errors)
-    original = objective_module.finetune
+    original = trainer_module.finetune
 
     def finetune(model, data, recipe, context, **options):
         def once(epoch, *more):
@@ -362,11 +364,11 @@ def fails_in_the_middle(monkeypatch, *errors):
 
         return original(model, data, recipe, replace(context, report=once), **options)
 
-    monkeypatch.setattr(objective_module, "finetune", finetune)
+    monkeypatch.setattr(trainer_module, "finetune", finetune)
 
 
 def quietly(study, objective, n_trials):
-    run_study(study, objective, n_trials=n_trials, say=lambda line: None, explain=False)
+    objective.run(study, n_trials=n_trials, say=lambda line: None, explain=False)
 
 
 @pytest.fixture
@@ -378,10 +380,10 @@ def plain(make):
 def test_a_failed_trial_says_why_and_the_next_one_goes_on_from_its_last_epoch(
     plain, url, monkeypatch
 ):
-    straight = create_study(plain(), study_name="straight", storage=url)
+    straight = plain().create_study("straight", storage=url)
     quietly(straight, plain(), 1)
     fails_in_the_middle(monkeypatch, RuntimeError("CUDA error: the device is gone"))
-    study = create_study(plain(), study_name="s", storage=url)
+    study = plain().create_study("s", storage=url)
     quietly(study, plain(), 1)
     failed, resumed = study.trials
     assert failed.state == TrialState.FAIL
@@ -396,10 +398,10 @@ def test_a_failed_trial_says_why_and_the_next_one_goes_on_from_its_last_epoch(
 @pytest.mark.parametrize("strategy", ["cascade", "both"])
 def test_a_cascade_goes_on_from_its_last_epoch(plain, url, monkeypatch, strategy):
     options = {"strategy": strategy, "budget": 0.9}
-    straight = create_study(plain(**options), study_name="straight", storage=url)
+    straight = plain(**options).create_study("straight", storage=url)
     quietly(straight, plain(**options), 1)
     fails_in_the_middle(monkeypatch, RuntimeError("gone"))
-    study = create_study(plain(**options), study_name="s", storage=url)
+    study = plain(**options).create_study("s", storage=url)
     quietly(study, plain(**options), 1)
     assert study.trials[1].user_attrs["resumed_from"]["epoch"] == 1
     assert study.trials[1].value == straight.trials[0].value
@@ -409,13 +411,13 @@ def test_a_cascade_goes_on_from_its_last_epoch(plain, url, monkeypatch, strategy
 def test_a_state_that_cannot_be_read_costs_a_warning_and_the_epochs(
     plain, url, monkeypatch, tmp_path, damage, caplog
 ):
-    straight = create_study(plain(), study_name="straight", storage=url)
+    straight = plain().create_study("straight", storage=url)
     quietly(straight, plain(), 1)
     for path in (tmp_path / "models" / "artifacts").glob("[!.]*"):
         path.unlink()
     fails_in_the_middle(monkeypatch, RuntimeError("gone"))
-    study = create_study(plain(), study_name="s", storage=url)
-    study.optimize(plain(), n_trials=1, catch=RuntimeError)
+    study = plain().create_study("s", storage=url)
+    study.optimize(plain().objective, n_trials=1, catch=RuntimeError)
     (state,) = (tmp_path / "models" / "artifacts").glob("training-state-*")
     if damage == "missing":
         state.unlink()
@@ -438,10 +440,10 @@ def test_a_full_artifact_store_costs_no_training(plain, url, monkeypatch):
 
     def objective(path):
         path.mkdir(exist_ok=True)
-        return plain(artifact_store=Full(path), checkpoints=path)
+        return plain(artifacts=Full(path), checkpoints=path)
 
     path = Path(url.removeprefix("sqlite:///")).parent / "full"
-    study = create_study(objective(path), study_name="s", storage=url)
+    study = objective(path).create_study("s", storage=url)
     quietly(study, objective(path), 2)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
     assert "No space left on device" in study.trials[0].user_attrs["state_not_kept"]
@@ -449,7 +451,7 @@ def test_a_full_artifact_store_costs_no_training(plain, url, monkeypatch):
 
 def test_a_training_that_diverged_is_tried_again_with_the_next_seed(plain, url, monkeypatch):
     fails_in_the_middle(monkeypatch, TrainingDiverged("The loss is nan after step 5 of 15."))
-    study = create_study(plain(), study_name="s", storage=url)
+    study = plain().create_study("s", storage=url)
     quietly(study, plain(), 1)
     diverged, again = study.trials
     assert diverged.user_attrs["failure"].startswith("TrainingDiverged: The loss is nan")
@@ -460,12 +462,12 @@ def test_a_training_that_diverged_is_tried_again_with_the_next_seed(plain, url, 
 
 def test_a_pair_is_handed_back_however_often_its_worker_has_to_stop(plain, url, monkeypatch):
     objective = plain()
-    study = create_study(objective, study_name="s", storage=url)
+    study = objective.create_study("s", storage=url)
     for _ in range(12):  # more than failures and deaths together
-        objective.stop = lambda: True
+        objective.objective.should_stop = lambda: True
         with pytest.raises(KeyboardInterrupt):
-            study.optimize(objective, n_trials=1)
-    objective.stop = None
+            study.optimize(objective.objective, n_trials=1)
+    objective.objective.should_stop = None
     quietly(study, plain(), 1)
     assert len({tuple(trial.params.values()) for trial in study.trials}) == 1
     assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 12 + [
@@ -476,7 +478,7 @@ def test_a_pair_is_handed_back_however_often_its_worker_has_to_stop(plain, url, 
 
 def test_no_state_outlives_its_training(plain, url, tmp_path):
     objective = plain()
-    study = create_study(objective, study_name="s", storage=url)
+    study = objective.create_study("s", storage=url)
     quietly(study, objective, 3)
     left = [path.name for path in (tmp_path / "models" / "artifacts").glob("[!.]*")]
     assert len(left) == 9  # models, curves and tables
@@ -503,30 +505,30 @@ def latency_objective(make, **changes):
 
 
 def model_file(objective, trial):
-    return objective.checkpoints / trial.user_attrs["checkpoint"]
+    return objective.journal.checkpoints / trial.user_attrs["checkpoint"]
 
 
 @pytest.mark.parametrize("round_to", [1, 4])
 def test_a_budget_of_parameters_is_met(make, url, round_to):
     objective = make(cost="params", budget=0.5, round_to=round_to, recipe=Recipe(epochs=0))
-    study = create_study(objective, study_name="s", storage=url, screen=False)
-    run_study(study, objective, n_trials=2, say=lambda line: None, explain=False)
+    study = new_study(objective, "s", storage=url, screen=False)
+    objective.run(study, n_trials=2, say=lambda line: None, explain=False)
     for trial in study.trials:
-        model, manifest = load_pruned(model_file(objective, trial), objective.model)
-        share = shape_of(model).params / objective.shape.params
+        model, manifest = load_pruned(model_file(objective, trial), objective.dense)
+        share = shape_of(model).params / objective.pruner.shape.params
         assert trial.user_attrs["cost_ratio"] == manifest["cost_ratio"] == share <= 0.5
-        assert trial.user_attrs["macs_ratio"] == shape_of(model).macs / objective.shape.macs
+        assert trial.user_attrs["macs_ratio"] == shape_of(model).macs / objective.pruner.shape.macs
         assert set(trial.constraints) == {"params"}
     assert study.user_attrs["settings"]["cost"] == "params"
 
 
 def test_with_a_tolerance_the_value_is_the_share_of_the_cost(make, url):
     objective = latency_objective(make, budget=None, tolerance=99.0)
-    study = create_study(objective, study_name="s", storage=url, screen=False)
+    study = new_study(objective, "s", storage=url, screen=False)
     assert study.metric_names == ["latency of dense"]
     study.enqueue_trial(RatioPair(0.0, 0.0)._asdict())
     study.enqueue_trial(RatioPair(0.5, 0.25)._asdict())
-    study.optimize(objective, n_trials=2)
+    study.optimize(objective.objective, n_trials=2)
     nothing, half = study.trials
     assert nothing.value == nothing.user_attrs["cost_ratio"] == 1.0
     assert half.value == objective.space.cost_ratio(0.5, 0.25) < half.user_attrs["macs_ratio"]
@@ -535,19 +537,21 @@ def test_with_a_tolerance_the_value_is_the_share_of_the_cost(make, url):
 
 def test_a_pair_over_the_latency_is_pruned_before_any_training(make, url):
     objective = latency_objective(make)
-    study = create_study(objective, study_name="s", storage=url, screen=False)
+    study = new_study(objective, "s", storage=url, screen=False)
     study.enqueue_trial(RatioPair(0.25, 0.875)._asdict())
-    study.optimize(objective, n_trials=1)
+    study.optimize(objective.objective, n_trials=1)
     assert study.trials[0].state == TrialState.PRUNED
     assert study.trials[0].constraints["latency"] > 0
     assert "blocks" not in study.trials[0].user_attrs
 
 
 def test_the_best_of_a_latency_study_is_measured_when_it_is_tested(make, url, monkeypatch):
-    monkeypatch.setattr(objective_module, "time_models", lambda models, **how: [0.004, 0.0015])
+    monkeypatch.setattr(
+        "vit_ratio_opt.runs.testing.time_models", lambda models, **how: [0.004, 0.0015]
+    )
     objective = latency_objective(make)
-    study = create_study(objective, study_name="s", storage=url, screen=False)
-    run_study(study, objective, n_trials=1, say=lambda line: None, explain=False)
+    study = new_study(objective, "s", storage=url, screen=False)
+    objective.run(study, n_trials=1, say=lambda line: None, explain=False)
     objective.test(study)
     tested = study.user_attrs["tested"]
     assert (tested["dense_ms"], tested["pruned_ms"]) == (4.0, 1.5)
@@ -555,14 +559,14 @@ def test_the_best_of_a_latency_study_is_measured_when_it_is_tested(make, url, mo
 
 def test_a_resumed_study_keeps_the_latency_that_it_was_made_with(make, url):
     first = latency_objective(make)
-    create_study(first, study_name="s", storage=url, screen=False)
+    new_study(first, "s", storage=url, screen=False)
     second = latency_objective(make, latency=latency_of(first.space, fast=True))
     assert second.curve != first.curve
     assert second.settings == first.settings
-    study = create_study(second, study_name="s", storage=url, screen=False)
+    study = new_study(second, "s", storage=url, screen=False)
     assert second.curve == first.curve
-    assert second.latency == first.latency
-    run_study(study, second, n_trials=1, say=lambda line: None, explain=False)
+    assert second.space.cost.curves == first.space.cost.curves
+    second.run(study, n_trials=1, say=lambda line: None, explain=False)
     assert study.trials[0].constraints["latency"] <= 0
 
 

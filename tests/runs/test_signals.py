@@ -1,6 +1,5 @@
 import contextlib
 import ctypes
-import multiprocessing
 import os
 import signal
 import threading
@@ -41,7 +40,7 @@ LAST_SECONDS = 0.3
 
 def hang_in_c(ready):
     with stop_on_signals(LAST_SECONDS):
-        ready.set()
+        ready.touch()
         lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
         lock(mutex)
         lock(mutex)
@@ -49,7 +48,7 @@ def hang_in_c(ready):
 
 def hang_in_python(ready):
     with stop_on_signals(LAST_SECONDS):
-        ready.set()
+        ready.touch()
         while True:
             with contextlib.suppress(BaseException):
                 time.sleep(600)
@@ -57,18 +56,15 @@ def hang_in_python(ready):
 
 @pytest.mark.parametrize("hang", [hang_in_c, hang_in_python])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_second_signal_ends_a_process_that_hangs(hang, number):
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=hang, args=(ready,))
-    process.start()
-    try:
-        assert ready.wait(60)
-        os.kill(process.pid, number)
-        process.join(2 * LAST_SECONDS)
-        assert process.exitcode is None
-        os.kill(process.pid, number)
-        process.join(10)
-        assert process.exitcode == 128 + number
-    finally:
-        process.kill()
+def test_the_second_signal_ends_a_process_that_hangs(start, tmp_path, hang, number):
+    process = start(hang, tmp_path / "ready")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.join(2 * LAST_SECONDS)
+    assert process.exitcode is None
+    os.kill(process.pid, number)
+    process.join(10)
+    assert process.exitcode == 128 + number

@@ -12,11 +12,8 @@ from sqlalchemy.exc import OperationalError
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.runs import storage as storage_module
 from vit_ratio_opt.runs.connections import answer_seconds
-from vit_ratio_opt.runs.storage import (
-    check_storage_url,
-    is_temporary,
-    open_storage,
-)
+from vit_ratio_opt.runs.storage import is_temporary, open_storage
+from vit_ratio_opt.runs.storage_url import check_storage_url
 
 
 @pytest.mark.parametrize(

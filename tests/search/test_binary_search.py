@@ -1,10 +1,10 @@
 """Studies in Optuna's own style: a sampler over a space and a limit, and the user's objective."""
 
 import copy
-import multiprocessing
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import optuna
@@ -204,13 +204,12 @@ def work(url: str) -> None:
     create(BUDGET, url).optimize(objective(BUDGET), n_trials=3)
 
 
-def test_processes_may_begin_a_study_at_once(tmp_path: Path) -> None:
+def test_processes_may_begin_a_study_at_once(
+    start: Callable[..., BaseProcess], tmp_path: Path
+) -> None:
     url = f"sqlite:///{tmp_path / 's.db'}"
     create(BUDGET, url)
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(url,)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
+    workers = [start(work, url) for _ in range(2)]
     for worker in workers:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0]

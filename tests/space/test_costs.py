@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import get_args
 
@@ -8,16 +7,15 @@ import pytest
 from shapes import LATENCY, SMALL
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.space.cost_table import CostTable
 from vit_ratio_opt.space.costs import (
     MACS,
     PARAMS,
     Cost,
     CostName,
-    CostTable,
     Latency,
     cost_label,
     cost_named,
-    monotone_envelope,
 )
 from vit_ratio_opt.space.curve import budget_curve, check_budget, fixed_ratio_pair
 from vit_ratio_opt.space.pairs import RatioPair
@@ -50,17 +48,6 @@ def test_latency_lies_on_lines_between_the_knots() -> None:
 def test_latency_has_no_price_before_it_is_measured() -> None:
     with pytest.raises(InputError, match="not known before it is measured"):
         StructuralSpace(SMALL, cost=Latency(batch=4))
-
-
-def test_costs_that_rise_count_for_what_removes_less() -> None:
-    assert monotone_envelope([10, 6, 8, 3, 4, 1]) == [10, 8, 8, 4, 4, 1]
-    assert monotone_envelope([10, 12, 9]) == [10, 10, 9]
-    assert monotone_envelope([5]) == [5]
-
-
-def test_knots_fit_into_an_attribute_of_mysql() -> None:
-    knots = [[units, 10**9 - units] for units in range(129)]
-    assert len(json.dumps({"rest": 10**9, "mhsa": knots, "ffn": knots})) < 2**16
 
 
 def test_only_costs_in_closed_form_count_a_model() -> None:

@@ -94,22 +94,6 @@ def test_units_that_do_not_exist_are_refused(options, match) -> None:
         StructuralSpace(TINY, **options)
 
 
-@pytest.mark.parametrize(
-    ("mhsa", "match"),
-    [
-        (((0, 9), (20, 1)), "from 0 to 21"),
-        (((1, 9), (21, 1)), "from 0 to 21"),
-        (((0, 9), (12, 5), (10, 4), (21, 1)), "from 0 to 21"),
-        ((), "from 0 to 21"),
-        (((0, 9), (10, 3), (21, 4)), "must not rise"),
-    ],
-)
-def test_a_curve_of_another_shape_is_refused(mhsa, match) -> None:
-    curves = {"rest": 1, "mhsa": mhsa, "ffn": ((0, 9), (168, 1))}
-    with pytest.raises(InputError, match=match):
-        StructuralSpace(SMALL, cost=Latency(curves=curves))
-
-
 def test_removing_nothing_costs_all() -> None:
     for cost in (MACS, PARAMS, Latency(curves=LATENCY)):
         assert StructuralSpace(SMALL, cost=cost).cost_ratio(0.0, 0.0) == 1.0

@@ -10,11 +10,9 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
+from support import make_search
 
 import vit_ratio_opt.runs.objective as objective_module
-from vit_ratio_opt.runs.creation import create_study
-from vit_ratio_opt.runs.loop import run_study
-from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.training.recipe import Recipe
 
 
@@ -25,7 +23,7 @@ def make(digits, dense, tmp_path):
             "budget": 0.6, "recipe": Recipe(epochs=3, batch_size=256), "progress": False,
             "calibration_images": 64, "checkpoints": tmp_path / "models",
         }  # fmt: skip
-        return PruningObjective(model, digits, **{**options, **changes})
+        return make_search(model, digits, **{**options, **changes})
 
     return make_objective
 
@@ -41,12 +39,12 @@ def interrupted(objective, url, name, monkeypatch, pair=None):
 
         return original(model, data, recipe, replace(context, report=once), **options)
 
-    study = create_study(objective, study_name=name, storage=url, screen=False)
+    study = objective.create_study(name, storage=url, screen=False)
     if pair is not None:
         study.enqueue_trial(pair._asdict())
     with monkeypatch.context() as patch:
         patch.setattr(objective_module, "finetune", stops)
-        study.optimize(objective, n_trials=1, catch=RuntimeError)
+        study.optimize(objective.objective, n_trials=1, catch=RuntimeError)
     name = study.trials[0].user_attrs["training_state"]["artifact"]
     return study, Path(objective.artifacts) / name
 
@@ -61,8 +59,8 @@ def a_bit(path):
 def test_a_trial_begins_again_with_a_word_and_ends_as_if_nothing_had_been(
     make, url, monkeypatch, caplog, harm, make_dense
 ):
-    straight = create_study(make(), study_name="straight", storage=url, screen=False)
-    run_study(straight, make(), n_trials=1, say=lambda line: None, explain=False)
+    straight = make().create_study("straight", storage=url, screen=False)
+    make().run(straight, n_trials=1, say=lambda line: None, explain=False)
     study, state = interrupted(make(), url, "s", monkeypatch)
     pair = make().baseline
     if harm == "another pair":
@@ -76,7 +74,7 @@ def test_a_trial_begins_again_with_a_word_and_ends_as_if_nothing_had_been(
     else:
         shutil.copy(other, state)
     optuna.logging.enable_propagation()
-    run_study(study, make(), n_trials=1, say=lambda line: None, explain=False)
+    make().run(study, n_trials=1, say=lambda line: None, explain=False)
     optuna.logging.disable_propagation()
     failed, trial = study.trials
     assert (failed.state, trial.state) == (TrialState.FAIL, TrialState.COMPLETE)

@@ -292,7 +292,7 @@ def test_a_file_or_folder_without_permission_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_a_file_or_lies_in_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "folder"):
-        with pytest.raises(CannotWriteError, match=r"The folder .* cannot be made: "):
+        with pytest.raises(CannotWriteError, match=r"The folder .* cannot be created: "):
             check_writable_folder(folder)
 
 

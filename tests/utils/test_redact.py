@@ -1,7 +1,8 @@
 import pytest
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.runs.storage import check_storage_url, open_storage
+from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.runs.storage_url import check_storage_url
 from vit_ratio_opt.utils.failures import reason
 from vit_ratio_opt.utils.redact import redact
 

@@ -22,7 +22,12 @@ else:
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = {name: texts for name, texts in PROJECT["optional-dependencies"].items() if name != "dev"}
+DEVELOPMENT = ("test", "lint", "bench", "dev")
+EXTRAS = {
+    name: texts
+    for name, texts in PROJECT["optional-dependencies"].items()
+    if name not in DEVELOPMENT
+}
 ALWAYS = [Requirement(text) for text in PROJECT["dependencies"]]
 REQUIREMENTS = [*ALWAYS, *(Requirement(text) for texts in EXTRAS.values() for text in texts)]
 # Their private names, or what they keep in a database, are relied on.

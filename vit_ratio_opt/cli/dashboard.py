@@ -8,7 +8,8 @@ from typing import Annotated
 
 from vit_ratio_opt.cli.command import Panel, check_text, option
 from vit_ratio_opt.cli.options import HostOption, StorageOption
-from vit_ratio_opt.runs.storage import DEFAULT_STORAGE, open_storage
+from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
 from vit_ratio_opt.utils.network import check_port
 
 __all__ = ["DashboardOptions", "dashboard"]

@@ -28,7 +28,8 @@ from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.trials import accuracy_of
 from vit_ratio_opt.report.sentences import expected
 from vit_ratio_opt.runs.signals import SearchStopped
-from vit_ratio_opt.runs.storage import database_files, open_storage
+from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.runs.storage_url import database_files
 from vit_ratio_opt.utils.files import check_outputs, file_name
 
 __all__ = ["FinalOptions", "final", "make_model"]
@@ -71,7 +72,7 @@ def final(options: FinalOptions) -> None:
 
     from dataclasses import replace
 
-    from vit_ratio_opt.load_search import load_search
+    from vit_ratio_opt.restore import load_search
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.options import RunOptions
     from vit_ratio_opt.space.pairs import RatioPair

@@ -10,7 +10,7 @@ from vit_ratio_opt.cli.command import LONGEST_SECONDS, Panel, check_text, check_
 from vit_ratio_opt.data.preprocessing import LARGEST_SIDE
 from vit_ratio_opt.pruning.options import Pruning, pruning_options
 from vit_ratio_opt.runs.options import Places
-from vit_ratio_opt.runs.storage import DEFAULT_STORAGE
+from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
 from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule
 
 __all__ = [

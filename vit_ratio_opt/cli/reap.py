@@ -12,7 +12,8 @@ from vit_ratio_opt.cli.options import GraceOption, StorageOption, StudyNamesOpti
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.runs.reaping import Reaper
-from vit_ratio_opt.runs.storage import DEFAULT_STORAGE, GRACE_SECONDS, open_storage
+from vit_ratio_opt.runs.storage import GRACE_SECONDS, open_storage
+from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
 
 __all__ = ["ReapOptions", "reap"]
 

@@ -16,10 +16,12 @@ from vit_ratio_opt.cli.options import StorageOption, StudyNamesOption
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.snapshot import snapshot
-from vit_ratio_opt.report.rows import build_report, group_studies, timing_split, trial_rows
+from vit_ratio_opt.report.rows import build_report, group_studies
 from vit_ratio_opt.report.sentences import answer_sentences
 from vit_ratio_opt.report.terminal import results_table, trials_table
-from vit_ratio_opt.runs.storage import DEFAULT_STORAGE, database_files, open_storage
+from vit_ratio_opt.report.trial_rows import timing_split, trial_rows
+from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE, database_files
 from vit_ratio_opt.utils.files import check_outputs, is_plain, write_json, write_text
 from vit_ratio_opt.utils.text import csv_text, plain, short
 

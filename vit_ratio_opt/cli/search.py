@@ -12,7 +12,8 @@ from vit_ratio_opt.cli.options import chosen_pruning
 from vit_ratio_opt.cli.report import print_report
 from vit_ratio_opt.cli.search_options import SearchCommandOptions, StudyPlace, fill_in, limit_of
 from vit_ratio_opt.data.folders import check_folder
-from vit_ratio_opt.runs.storage import check_storage_url, database_files, open_storage
+from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.runs.storage_url import check_storage_url, database_files
 from vit_ratio_opt.space.costs import cost_named
 from vit_ratio_opt.space.curve import check_budget, fixed_ratio_pair
 from vit_ratio_opt.utils.files import check_outputs, check_writable_folder, is_plain, write_text

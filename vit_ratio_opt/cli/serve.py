@@ -8,7 +8,8 @@ from typing import Annotated
 from vit_ratio_opt.cli.command import Panel, option
 from vit_ratio_opt.cli.options import GraceOption, HostOption, StorageOption
 from vit_ratio_opt.runs.proxy import serve_proxy
-from vit_ratio_opt.runs.storage import DEFAULT_STORAGE, GRACE_SECONDS, GRPC_PORT
+from vit_ratio_opt.runs.storage import GRACE_SECONDS, GRPC_PORT
+from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
 
 __all__ = ["ServeOptions", "serve"]
 

@@ -116,20 +116,13 @@ def train(options: TrainOptions) -> None:
     images = _load_images(options)
     arguments = _model_arguments(options, images)
 
-    import torch
-
-    from vit_ratio_opt.data.preprocessing import remember_preprocessing
     from vit_ratio_opt.model_files.save import save_dense
-    from vit_ratio_opt.models.create import create_model
-    from vit_ratio_opt.models.device import best_device
     from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.training.context import Stopwatch, TrialContext
     from vit_ratio_opt.training.evaluate import evaluate
     from vit_ratio_opt.training.finetune import finetune
 
-    torch.manual_seed(options.seed)
-    model = create_model(_MODEL, **arguments, drop_path_rate=options.drop_path).to(best_device())
-    remember_preprocessing(model, images.preprocess)  # stored in the model's file
+    model = _new_model(options, arguments, images)
     shape = shape_of(model)
     print(
         f"{images.name}: {len(images.train)} images to train on, {len(images.val)} to validate; "
@@ -168,6 +161,20 @@ def train(options: TrainOptions) -> None:
             "seconds": round(sum(clock.seconds.values()), 1),
         }
         write_json(_description(options, recipe, arguments, images.name) | numbers, options.output)
+
+
+def _new_model(options: TrainOptions, arguments: dict[str, Any], images: Any) -> Any:
+    """Return an untrained model, on the best device, that knows its preprocessing."""
+    import torch
+
+    from vit_ratio_opt.data.preprocessing import remember_preprocessing
+    from vit_ratio_opt.models.create import create_model
+    from vit_ratio_opt.models.device import best_device
+
+    torch.manual_seed(options.seed)
+    model = create_model(_MODEL, **arguments, drop_path_rate=options.drop_path).to(best_device())
+    remember_preprocessing(model, images.preprocess)  # stored in the model's file
+    return model
 
 
 def _description(

@@ -18,7 +18,8 @@ from vit_ratio_opt.cli.options import (
 )
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.records.loading import load_studies
-from vit_ratio_opt.runs.storage import GRACE_SECONDS, database_files, open_storage
+from vit_ratio_opt.runs.storage import GRACE_SECONDS, open_storage
+from vit_ratio_opt.runs.storage_url import database_files
 from vit_ratio_opt.utils.files import check_outputs
 
 __all__ = ["WorkerCommandOptions", "worker"]

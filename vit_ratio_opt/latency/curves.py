@@ -13,7 +13,7 @@ from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.options import Allocation
 from vit_ratio_opt.pruning.sizes import predict_sizes
-from vit_ratio_opt.space.costs import monotone_envelope
+from vit_ratio_opt.space.cost_table import monotone_envelope
 from vit_ratio_opt.space.pairs import RatioPair, evenly
 from vit_ratio_opt.space.shape import BlockShape
 from vit_ratio_opt.space.units import StructuralUnits
@@ -56,9 +56,9 @@ def predict_latency(
         table's ``conditions`` and ``error``. This is what ``Latency`` of
         :mod:`vit_ratio_opt.space.costs` takes as ``curves``.
     """
-    gone = [units.removed(RatioPair(r, 0.0))[0] for r in evenly(units.mhsa_ratios, _KNOTS)]
+    removed = [units.removed(RatioPair(r, 0.0))[0] for r in evenly(units.mhsa_ratios, _KNOTS)]
     neurons = [units.removed(RatioPair(0.0, r))[1] for r in evenly(units.ffn_ratios, _KNOTS)]
-    heads, hidden = predict_sizes(units, gone, neurons, scores, allocation=allocation)
+    heads, hidden = predict_sizes(units, removed, neurons, scores, allocation=allocation)
     mhsa = monotone_envelope(
         [round(sum(table.attention_of(*size) for size in sizes)) for sizes in heads]
     )
@@ -66,28 +66,34 @@ def predict_latency(
     dense = table.rest + mhsa[0] + ffn[0]
     wanted = _CHECKED_SHARES if budget is None else [budget] * len(_CHECKED_SHARES)
     checked = _at_costs([share * dense - table.rest for share in wanted], mhsa, ffn)
-    models = [model]
-    for i, j in checked:
-        sizes = zip(heads[i], hidden[j], strict=True)
-        models.append(
-            share_weights(model, [BlockShape(*attention, size) for attention, size in sizes])
-        )
-    batch, precision = table.conditions["batch"], table.conditions["precision"]
-    whole, *taken = time_models(models, batch=batch, precision=precision)
+    blocks = [
+        [BlockShape(*attention, size) for attention, size in zip(heads[i], hidden[j], strict=True)]
+        for i, j in checked
+    ]
     saved = [
-        (1 - seconds / whole) * dense / (mhsa[0] - mhsa[i] + ffn[0] - ffn[j])
-        for (i, j), seconds in zip(checked, taken, strict=True)
+        share * dense / (mhsa[0] - mhsa[i] + ffn[0] - ffn[j])
+        for (i, j), share in zip(checked, _measure_savings(table, model, blocks), strict=True)
     ]
     kept = max(_LEAST_KEPT, min([1.0, *saved]) * (1 - min(1.0, table.error)))
     mhsa, ffn = ([round(costs[0] - kept * (costs[0] - c)) for c in costs] for costs in (mhsa, ffn))
     return {
         "rest": round(table.rest),
-        "mhsa": [list(knot) for knot in zip(gone, mhsa, strict=True)],
+        "mhsa": [list(knot) for knot in zip(removed, mhsa, strict=True)],
         "ffn": [list(knot) for knot in zip(neurons, ffn, strict=True)],
         "kept": kept,
         "error": table.error,
         **table.conditions,
     }
+
+
+def _measure_savings(
+    table: LatencyTable, model: ViT, sizes: Sequence[Sequence[BlockShape]]
+) -> list[float]:
+    """Time models with these blocks; return the shares of the dense model's time they save."""
+    models = [model, *(share_weights(model, blocks) for blocks in sizes)]
+    batch, precision = table.conditions["batch"], table.conditions["precision"]
+    whole, *taken = time_models(models, batch=batch, precision=precision)
+    return [1 - seconds / whole for seconds in taken]
 
 
 def _at_costs(

@@ -24,7 +24,7 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
             :func:`vit_ratio_opt.runs.final.finish` returns it.
         file: Name of the model's file.
     """
-    dense, recipe, lineage = manifest["dense"], manifest["recipe"], manifest["lineage"]
+    dense, recipe = manifest["dense"], manifest["recipe"]
     drop = dense["test_accuracy"] - manifest["test_accuracy"]
     training = "It was not trained after pruning."
     if recipe["epochs"]:
@@ -33,22 +33,7 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
             f"{manifest['dataset']} with AdamW at a peak learning rate of {recipe['lr']:g}, "
             f"{recipe['distillation']:.0%} of the loss being distillation from the dense model."
         )
-    origin = "Its two ratios were given by hand."
-    if lineage.get("study") is not None:
-        word = cost_label(manifest.get("cost", "macs")).word
-        limit = f"a budget of {manifest['budget']} of the {word}"
-        if manifest["budget"] is None:
-            limit = f"a tolerance of {manifest['tolerance']} points"
-        mhsa, ffn = manifest["mhsa_ratio"], manifest["ffn_ratio"]
-        origin = f"Its MHSA ratio {mhsa:.3f} and FFN ratio {ffn:.3f} are those of trial "
-        origin += f"{lineage['trial']} of study "
-        origin += f"{lineage['study']!r}, which searched within {limit}."
-        if lineage.get("search_expected") is not None:
-            origin += (
-                f" In the search the trial had {lineage['search_accuracy']:.2f} % on validation "
-                f"images, and {lineage['search_expected']:.2f} ± {lineage['search_error']:.2f} % "
-                "was expected of its pair."
-            )
+    origin = _origin(manifest)
     validation = "Validation images were held out of the training images."
     if manifest["images"].get("validation") == "test":
         validation = (
@@ -89,3 +74,26 @@ logits = model(images)  # (batch, channels, height, width), mean {mean}, std {st
 classes = manifest["classes"]
 ```
 """
+
+
+def _origin(manifest: Mapping[str, Any]) -> str:
+    """Return where the two ratios come from, in one or two sentences."""
+    lineage = manifest["lineage"]
+    if lineage.get("study") is None:
+        return "Its two ratios were given by hand."
+    word = cost_label(manifest.get("cost", "macs")).word
+    limit = f"a budget of {manifest['budget']} of the {word}"
+    if manifest["budget"] is None:
+        limit = f"a tolerance of {manifest['tolerance']} points"
+    mhsa, ffn = manifest["mhsa_ratio"], manifest["ffn_ratio"]
+    origin = (
+        f"Its MHSA ratio {mhsa:.3f} and FFN ratio {ffn:.3f} are those of trial "
+        f"{lineage['trial']} of study {lineage['study']!r}, which searched within {limit}."
+    )
+    if lineage.get("search_expected") is not None:
+        origin += (
+            f" In the search the trial had {lineage['search_accuracy']:.2f} % on validation "
+            f"images, and {lineage['search_expected']:.2f} ± {lineage['search_error']:.2f} % "
+            "was expected of its pair."
+        )
+    return origin

@@ -77,11 +77,7 @@ def export_model(
     model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     if to == "onnx" and sum(p.nbytes for p in model.state_dict().values()) >= _LARGEST_ONNX:
         raise InputError("One ONNX file holds less than 2 GB: export to 'torch-export' instead.")
-    described = {**(metadata or {}), "image_size": shape[1:]}
-    texts = {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in described.items()
-    }
+    texts = _as_texts({**(metadata or {}), "image_size": shape[1:]})
     try:
         with replacing(path) as partial:
             partial.touch()  # some exporters do not say that the folder is the problem
@@ -100,6 +96,13 @@ def export_model(
     except Exception as error:  # each exporter has its own
         raise InputError(f"The model cannot be exported to {to}: {reason(error)}") from None
     return difference
+
+
+def _as_texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in values.items()
+    }
 
 
 def image_shape(model: ViT, image_size: int | None = None) -> tuple[int, int, int]:

@@ -47,30 +47,30 @@ def infer_arguments(
             of the images, or the classifier.
     """
     if "patch_embed.proj.weight" not in state:
-        found = ", ".join(f"`{short(key, 60)}`" for key in list(state)[:2])
+        first = ", ".join(f"`{short(key, 60)}`" for key in list(state)[:2])
         raise InputError(
             f"{where} does not fit the model: it has no tensor `patch_embed.proj.weight`, as "
-            f"every ViT of timm's, but {found} ...: it is of another model than the named one."
+            f"every ViT of timm's, but {first} ...: it is of another model than the named one."
         )
     plain = isinstance(model, VisionTransformer)
-    told = _sizes(state, model)
+    found = _sizes(state, model)
     _refuse_other_kinds(where, name, state, model)
-    for key, value in told.items():
+    for key, value in found.items():
         if key in given and _pair(given[key]) != _pair(value):
             raise InputError(
                 f"{where} has {key}={value!r} by its tensors, but {key}={given[key]!r:.60} was "
                 "given: leave it out."
             )
-    width = told.get("embed_dim", model.embed_dim)
+    width = found.get("embed_dim", model.embed_dim)
     if width != usual_width and "num_heads" not in given:
         raise InputError(
             f"{where} is {width} wide, but {name} is {usual_width} wide, and tensors do not tell "
             "how many heads there are: name the model that it was made from, or give `num_heads`."
         )
     if plain:
-        told |= _parts(state, model)
-    told |= _image_size(where, state, model, {**told, **given})
-    return {key: value for key, value in told.items() if key not in given}
+        found |= _parts(state, model)
+    found |= _image_size(where, state, model, {**found, **given})
+    return {key: value for key, value in found.items() if key not in given}
 
 
 def _pair(value: Any) -> Any:
@@ -80,18 +80,18 @@ def _pair(value: Any) -> Any:
 
 def _sizes(state: Mapping[str, torch.Tensor], model: ViT) -> dict[str, Any]:
     """Return the sizes that differ from the model's."""
-    told: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     first = state.get("patch_embed.proj.weight")
     if first is not None and first.dim() == 4 and 0 not in first.shape:
         width, channels, *patch = first.shape
-        told |= {"embed_dim": width, "in_chans": channels}
-        told["patch_size"] = patch[0] if patch[0] == patch[1] else list(patch)
+        found |= {"embed_dim": width, "in_chans": channels}
+        found["patch_size"] = patch[0] if patch[0] == patch[1] else list(patch)
     head = state.get("head.weight")
     if head is not None and head.dim() == 2 and len(head):
-        told["num_classes"] = len(head)
+        found["num_classes"] = len(head)
     depth = {key.split(".")[1] for key in state if re.match(r"blocks\.\d+\.", key)}
     if depth:
-        told["depth"] = len(depth)
+        found["depth"] = len(depth)
     own = {
         "embed_dim": model.embed_dim,
         "in_chans": model.patch_embed.proj.in_channels,
@@ -99,7 +99,7 @@ def _sizes(state: Mapping[str, torch.Tensor], model: ViT) -> dict[str, Any]:
         "num_classes": getattr(model.head, "out_features", 0),
         "depth": len(model.blocks),
     }
-    return {key: value for key, value in told.items() if _pair(value) != _pair(own[key])}
+    return {key: value for key, value in found.items() if _pair(value) != _pair(own[key])}
 
 
 def _refuse_other_kinds(
@@ -139,7 +139,7 @@ def _refuse_other_kinds(
 
 def _parts(state: Mapping[str, torch.Tensor], model: VisionTransformer) -> dict[str, Any]:
     """Return arguments for the parts in which the tensors of a plain ViT and the model differ."""
-    told: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     own = model.state_dict()
     for argument, key in (
         ("qkv_bias", "blocks.0.attn.qkv.bias"),
@@ -150,27 +150,27 @@ def _parts(state: Mapping[str, torch.Tensor], model: VisionTransformer) -> dict[
         ("init_values", "blocks.0.ls1.gamma"),
     ):
         if (key in state) != (key in own):
-            told[argument] = key in state
-    if "init_values" in told:  # the values are the file's
-        told["init_values"] = 1.0 if told["init_values"] else 0.0
+            found[argument] = key in state
+    if "init_values" in found:  # the values are the file's
+        found["init_values"] = 1.0 if found["init_values"] else 0.0
     registers = _tokens(state, "reg_token")
     if registers != _tokens(own, "reg_token"):
-        told["reg_tokens"] = registers
+        found["reg_tokens"] = registers
     hidden, width = _rows(state, "blocks.0.mlp.fc1.weight"), model.embed_dim
     if type(getattr(model.blocks[0], "mlp", None)) is Mlp:
         width = len(state.get("norm.weight", state.get("fc_norm.weight", torch.empty(width))))
         if hidden and hidden / width != _rows(own, "blocks.0.mlp.fc1.weight") / model.embed_dim:
             ratio = hidden / width
-            told["mlp_ratio"] = ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
+            found["mlp_ratio"] = ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
     if any(key.startswith("attn_pool.") for key in state) != (model.attn_pool is not None):
-        told["global_pool"] = "map" if model.attn_pool is None else "token"
+        found["global_pool"] = "map" if model.attn_pool is None else "token"
     elif ("fc_norm.weight" in state) != ("fc_norm.weight" in own):
         if "fc_norm.weight" in state:  # the norm comes after the mean over the patches
-            told |= {"global_pool": "avg", "fc_norm": True}
+            found |= {"global_pool": "avg", "fc_norm": True}
         elif "norm.weight" in state:
-            told["global_pool"] = "token" if "cls_token" in state else "avg"
-            told["fc_norm"] = False
-    return told
+            found["global_pool"] = "token" if "cls_token" in state else "avg"
+            found["fc_norm"] = False
+    return found
 
 
 def _tokens(state: Mapping[str, torch.Tensor], key: str) -> int:

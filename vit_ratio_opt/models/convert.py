@@ -122,7 +122,7 @@ def to_timm(model: nn.Module) -> VisionTransformer:
         settings = parse_hugging_face_config(_MODEL, kind, source.config.to_dict())
     else:
         raise UnsupportedModelError(f"{_MODEL} is of class {kind}. {_WHAT_WORKS}")
-    state = {  # whatever place a classifier has in a sequence: the logits will tell
+    state = {  # a classifier may be at any place of a sequence: the logits are compared
         re.sub(r"^heads\.\d+\.", "heads.", key): tensor
         for key, tensor in model.state_dict().items()
     }
@@ -138,7 +138,17 @@ def to_timm(model: nn.Module) -> VisionTransformer:
 def parse_hugging_face_config(
     where: str, kind: object, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the tensors of a Hugging Face model do not say, in timm's words."""
+    """Return timm's arguments that the tensors of a Hugging Face model do not give.
+
+    Args:
+        where: The folder or the model, for messages.
+        kind: Name of the model's class in transformers.
+        config: Content of the model's ``config.json``.
+
+    Raises:
+        UnsupportedModelError: The class cannot be converted.
+        InputError: A value of the configuration is missing or out of range.
+    """
     if isinstance(kind, str) and kind.startswith("Dinov2"):
         raise UnsupportedModelError(
             f"{where} is of class {kind:.80}, which classifies the class token and the mean of "

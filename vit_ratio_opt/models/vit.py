@@ -71,7 +71,7 @@ def _parallel_block(block: Any) -> list[list[Branch]]:
 
 
 def _parallel_things_block(block: Any) -> list[list[Branch]]:
-    """Several attentions side by side, then as many FFNs."""
+    """Return the stages of several attentions side by side, then as many FFNs."""
     return [
         [
             Branch("attention", part, "attn", part.norm, part.ls, f"attns.{i}.attn")

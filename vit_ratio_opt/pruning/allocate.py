@@ -59,7 +59,7 @@ def _next_cut(size: int, removed: int, step: int) -> int:
 def cheapest_prefixes(
     losses: Sequence[torch.Tensor], removed: int, minimum: int, step: int = 1
 ) -> list[int]:
-    """Return the units to remove from each block, where units go in a given order.
+    """Return the units to remove from each block, where a block loses its units in a given order.
 
     Args:
         losses: By block, the loss that each unit adds after those before it, ``(units,)``.
@@ -234,7 +234,7 @@ def heads_choices(
 
 
 def _options(table: np.ndarray, dims: int, round_to: int) -> list[tuple[tuple[int, int], float]]:
-    """Return the best choice for each product of heads and rank; ties go to more heads."""
+    """Return the best choice for each product of heads and rank; ties prefer more heads."""
     best: dict[int, tuple[float, int, tuple[int, int]]] = {}
     for (h, r), loss in np.ndenumerate(table):
         if ((r + 1) % round_to and r + 1 < table.shape[1]) or not np.isfinite(loss):

@@ -112,7 +112,7 @@ def check_cascade(model: ViT) -> None:
 
 
 def reads_prefix_only(model: ViT) -> bool:
-    """Whether the classifier reads no patch, so that patches of the last block change nothing."""
+    """Return whether the classifier reads no patch: those of the last block change nothing."""
     return bool(model.global_pool == "token")
 
 

@@ -40,7 +40,7 @@ def count_macs(model: ViT, image: torch.Tensor) -> dict[str, int]:
 
 
 def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
-    """Q K^T and A V: ``batch * heads * queries * keys * (d_qk + d_v)``."""
+    """Return the MACs of Q K^T and A V: ``batch * heads * queries * keys * (d_qk + d_v)``."""
     query, key, value = (tensor.type().sizes() for tensor in inputs[:3])
     batch, heads, queries, dim = query
     return int(batch * heads * queries * key[2] * (dim + value[3]))

@@ -1,17 +1,16 @@
 """Criteria: how much each head and each hidden neuron matters.
 
-A criterion is any function ``(model, batches) -> Importance``, see
-:data:`vit_ratio_opt.pruning.options.Criterion`; pruning with the unit ``"head"`` removes the heads
-and neurons with the lowest scores. :func:`taylor_importance` and :func:`magnitude_importance` are
-the built-in ones.
+A criterion is any function ``(model, batches) -> Importance``, see :data:`Criterion`; pruning with
+the unit ``"head"`` removes the heads and neurons with the lowest scores.
+:func:`taylor_importance` and :func:`magnitude_importance` are the built-in ones.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +28,9 @@ from vit_ratio_opt.pruning.batches import (
     check_logits,
     check_sequence,
 )
-from vit_ratio_opt.pruning.options import Criterion
 
 __all__ = [
+    "Criterion",
     "Importance",
     "check_importance",
     "magnitude_importance",
@@ -54,6 +53,10 @@ class Importance:
 
     heads: tuple[torch.Tensor, ...]
     neurons: tuple[torch.Tensor, ...]
+
+
+Criterion: TypeAlias = Callable[[ViT, Sequence[Any]], Importance]
+"""Score heads and neurons of a model on batches of normalised images and labels."""
 
 
 def score_units(

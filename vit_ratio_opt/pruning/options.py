@@ -7,24 +7,21 @@ One of :class:`Structural` (weights), :class:`Tokens` (patches) and :class:`Both
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.space.units import MhsaUnit
 
 if TYPE_CHECKING:
-    from vit_ratio_opt.models.blocks import ViT
-    from vit_ratio_opt.pruning.importance import Importance
+    from vit_ratio_opt.pruning.importance import Criterion
 
 __all__ = [
     "Allocation",
     "Both",
     "CalibrationOptions",
-    "Criterion",
     "Pruning",
     "Structural",
     "Tokens",
@@ -35,9 +32,6 @@ __all__ = [
 Allocation = Literal["global", "energy", "uniform"]
 """How a ratio is allocated across blocks, see :func:`vit_ratio_opt.prune`."""
 
-Criterion: TypeAlias = "Callable[[ViT, Sequence[Any]], Importance]"
-"""Score heads and neurons of a model on batches of normalised images and labels."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Structural:
@@ -45,12 +39,12 @@ class Structural:
 
     Args:
         unit: What is removed from the attention. ``"rank"``: dimensions of all heads, after these
-            were factorised; neurons go whose output the remaining ones reconstruct best.
+            were factorised, and the neurons whose output the remaining ones reconstruct best.
             ``"head"``: whole heads and neurons with the lowest scores of ``criterion``.
         repair: Whether ``proj`` and ``fc2`` are refitted after pruning, see
             :func:`vit_ratio_opt.repair`.
         allocation: How each ratio is allocated across blocks, see :func:`vit_ratio_opt.prune`.
-        round_to: Ranks and neurons left in a block are multiples of this; the ratios go in such
+        round_to: Ranks and neurons left in a block are multiples of this; ratios count in such
             steps.
         criterion: Function ``(model, batches) -> Importance`` that scores heads and neurons, with
             ``unit="head"`` only; by default :func:`vit_ratio_opt.taylor_importance`. A study

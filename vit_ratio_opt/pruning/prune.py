@@ -92,8 +92,8 @@ def prune_ranks(
 ) -> ViT:
     """Return a copy of ``model`` with head dimensions and neurons removed by a calibration.
 
-    All heads that stay in a block have the same rank; a head goes whole where its dimensions lose
-    less than those of others.
+    All heads that stay in a block have the same rank; a head is removed whole where its dimensions
+    lose less than those of others.
 
     Args:
         model: Dense or pruned model.
@@ -153,7 +153,7 @@ def prune_units(
     """
     check_allocation(allocation)
     model = check_supported(model)
-    check_weights(model, finite="blocks.")  # what is cut
+    check_weights(model, finite="blocks.")
     blocks = shape_of(model).blocks
     sizes = [b.num_heads for b in blocks], [b.hidden_dim for b in blocks]
     least = MIN_MHSA_UNITS, least_neurons(round_to)
@@ -225,7 +225,7 @@ def prune_blocks(
         calibration: Calibration of this model.
     """
     model = check_supported(model)
-    check_weights(model, finite="blocks.")  # what is cut
+    check_weights(model, finite="blocks.")
     pruned = keep_units(
         model,
         [range(block.num_heads) for block in shape_of(model).blocks],

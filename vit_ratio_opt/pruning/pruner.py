@@ -26,7 +26,7 @@ from vit_ratio_opt.pruning.cascade import (
     reads_prefix_only,
     remove_cascade,
 )
-from vit_ratio_opt.pruning.importance import Importance, taylor_importance
+from vit_ratio_opt.pruning.importance import Importance, score_units
 from vit_ratio_opt.pruning.options import (
     Allocation,
     Both,
@@ -223,8 +223,7 @@ class ModelPruner:
 
     def _score(self, model: ViT) -> Importance:
         criterion = self.pruning.criterion if isinstance(self.pruning, Structural) else None
-        scores: Importance = (criterion or taylor_importance)(model, self._labelled_batches)
-        return scores
+        return score_units(model, self._labelled_batches, criterion)
 
     @property
     def _labelled_batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -286,14 +285,14 @@ class ModelPruner:
         assert isinstance(self.space, StructuralSpace)
         units, neurons = self.space.removed(pair)
         neurons -= self.shape.neurons - now.neurons
-        spread: dict[str, Any] = {"allocation": self.allocation, "round_to": self._round_to}
+        how: dict[str, Any] = {"allocation": self.allocation, "round_to": self._round_to}
         if known is not None:
             dims = units * self.space.mhsa_unit_dims
             dims -= self.shape.attention_dims - now.attention_dims
-            return prune_ranks(start, dims, neurons, known, **spread)
+            return prune_ranks(start, dims, neurons, known, **how)
         heads = units - (self.shape.heads - now.heads)
         scores = self.importance if is_dense else self._score(start)
-        return prune_units(start, heads, neurons, scores, **spread)
+        return prune_units(start, heads, neurons, scores, **how)
 
     def _with_tokens(self, model: ViT, pair: RatioPair) -> ViT:
         if isinstance(self.space, (TokenSpace, Combined)):

@@ -159,7 +159,7 @@ def _uniform_ranks(
 
 
 def even_steps(dense: StructuralUnits) -> list[int]:
-    """Return the dimensions removed together, by block, so that heads keep equal ranks or go."""
+    """Return the dimensions removed together, by block, so that heads keep equal ranks."""
     blocks = dense.shape.blocks
     if dense.shape.whole_heads:
         return [block.head_dim for block in blocks]

@@ -12,9 +12,9 @@ __all__ = ["StudySnapshot", "snapshot"]
 
 
 class StudySnapshot(Study):
-    """A study of which attributes and trials are read once, for those who only look.
+    """A study of which attributes and trials are read once, for reports.
 
-    Optuna reads both from the storage, and copies the first, at each access.
+    Optuna reads both from the storage, and copies the attributes, at each access.
 
     Args:
         study: The study.
@@ -28,13 +28,13 @@ class StudySnapshot(Study):
 
     @property
     def user_attrs(self) -> dict[str, Any]:
-        """The user attributes; not to be changed."""
+        """The user attributes, which must not be changed."""
         return self._attributes
 
     def get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Return the trials, which are not to be changed."""
+        """Return the trials, which must not be changed."""
         return [trial for trial in self._trials if states is None or trial.state in states]
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "COMPLETE",
     "DenseRecord",
     "StudyRecord",
+    "artifacts_of",
     "is_complete",
     "is_of_own_objective",
     "is_ours",
@@ -209,6 +210,13 @@ def is_complete(attributes: Mapping[str, Any]) -> bool:
     settings = attributes.get("settings")
     is_old = isinstance(settings, Mapping) and "schema_version" not in settings
     return COMPLETE in attributes or (is_old and "dense" in attributes)
+
+
+def artifacts_of(attributes: Mapping[str, Any]) -> str | None:
+    """Return the location of the artifacts of any study, damaged ones included."""
+    origin = attributes.get("origin")
+    location = origin.get("artifacts") if isinstance(origin, Mapping) else None
+    return location if isinstance(location, str) else None
 
 
 def settings_of(attributes: Mapping[str, Any]) -> StudySettings:

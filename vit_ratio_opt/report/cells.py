@@ -9,7 +9,8 @@ from optuna.study import Study
 
 from vit_ratio_opt.records.labels import ACCURACY, MetricRecord
 from vit_ratio_opt.records.study import record_of
-from vit_ratio_opt.report.rows import TRIAL_COLUMNS, build_report, trial_rows
+from vit_ratio_opt.report.rows import build_report
+from vit_ratio_opt.report.trial_rows import TRIAL_COLUMNS, trial_rows
 from vit_ratio_opt.utils.text import short
 
 __all__ = [

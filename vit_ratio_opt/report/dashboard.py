@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import webbrowser
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from threading import Timer
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,9 +17,8 @@ from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.loading import load_studies
-from vit_ratio_opt.report.rows import (
-    TRIAL_COLUMNS,
-)
+from vit_ratio_opt.records.study import artifacts_of
+from vit_ratio_opt.report.trial_rows import TRIAL_COLUMNS
 from vit_ratio_opt.utils.untrusted import check_artifact_id, is_marked
 
 if TYPE_CHECKING:
@@ -64,11 +63,13 @@ def serve_dashboard(
     def get_all_trials(study_id: int, *arguments: Any, **options: Any) -> list[FrozenTrial]:
         return [shown_trial(trial) for trial in all_trials(study_id, *arguments, **options)]
 
-    # Of this one object only: the trials that the dashboard gets to see.
+    # Only of this object, which the dashboard reads.
     setattr(backend, "get_all_trials", get_all_trials)  # noqa: B010
     print(f"optuna-dashboard at {address} (Ctrl-C stops it)", flush=True)
     if host not in _LOOPBACK:
-        print("It has no passwords: whoever reaches this address can change and delete studies.")
+        print(
+            "It has no passwords: anybody who reaches this address can change and delete studies."
+        )
     if browse and _has_windows():
         opening = Timer(1.0, webbrowser.open, [address])  # when the server answers
         opening.daemon = True
@@ -129,11 +130,10 @@ class AllArtifacts:
                 continue
 
     def _all(self, *, writable: bool = False) -> list[ArtifactStore]:
-        """Return those of studies that were made in the meantime, too."""
+        """Return the stores, with those of studies that were created in the meantime."""
         for study in self._storage.get_all_studies():
-            origin = study.user_attrs.get("origin")
-            location = origin.get("artifacts") if isinstance(origin, Mapping) else None
-            if isinstance(location, str) and location not in self._stores:
+            location = artifacts_of(study.user_attrs)
+            if location is not None and location not in self._stores:
                 try:
                     self._stores[location] = self._open(location)
                 except InputError as error:
@@ -146,10 +146,11 @@ class AllArtifacts:
 
 
 def shown_trial(trial: FrozenTrial) -> FrozenTrial:
-    """A trial for the dashboard: attributes in our order, constraints where it looks for them.
+    """Return a copy of a trial as the dashboard needs it.
 
-    Databases give attributes in any order. The dashboard's 0.21 does not know the constraints of
-    Optuna 5, and every trial would look feasible. The list of Optuna 4 is known to all releases.
+    Its attributes are in the order of :data:`TRIAL_COLUMNS`, since databases return them in any
+    order. Its constraints are also in the list of Optuna 4: optuna-dashboard 0.21 does not read
+    those of Optuna 5, so that every trial would look feasible.
     """
     shown = copy.copy(trial)
     attributes = trial.user_attrs
@@ -164,7 +165,7 @@ def shown_trial(trial: FrozenTrial) -> FrozenTrial:
 
 
 def _has_windows() -> bool:
-    """Whether a browser that opens is one beside this terminal, not in it."""
+    """Return whether this machine has a graphical browser, not one inside the terminal."""
     if sys.platform in ("darwin", "win32"):
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

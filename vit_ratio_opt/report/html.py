@@ -29,8 +29,9 @@ from vit_ratio_opt.report.cells import (
 )
 from vit_ratio_opt.report.commands import repeat_code, resume_command
 from vit_ratio_opt.report.figures.gallery import figures_of
-from vit_ratio_opt.report.rows import group_studies, timing_split
+from vit_ratio_opt.report.rows import group_studies
 from vit_ratio_opt.report.sentences import summary, title
+from vit_ratio_opt.report.trial_rows import timing_split
 from vit_ratio_opt.utils.text import short
 
 __all__ = ["html_page"]

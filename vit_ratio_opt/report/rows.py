@@ -1,4 +1,29 @@
-"""Rows of studies and of their trials, as dictionaries that all tables show."""
+"""Rows of studies, as dictionaries that all tables show.
+
+The rows of :func:`build_report` are:
+
+- ``dense``: the dense model.
+- ``fixed``: the fixed ratio's pair in a search within a budget, or the answer of a study of
+  one fixed ratio. A study whose pair and settings are those of a search is not listed again.
+- ``searched``: the answer of a search. Where it is the dense model, ``trial`` is None,
+  ``trained`` is 0 and the ratios are 0.
+
+A row is ``{name, study, strategy, mhsa_ratio, ffn_ratio, macs, macs_ratio, params, trial,
+val_accuracy, val_error, own_accuracy, trained, probability, test_accuracy, trials, seconds}``.
+Accuracies are in per cent:
+
+- ``val_accuracy`` and ``val_error``: posterior mean of the pair's validation accuracy, and its
+  standard error in percentage points; ``own_accuracy``: mean of the pair's own trainings.
+- ``trial``: the number of the trial whose model is taken; ``trained``: trainings of the pair.
+- ``probability``: within a budget, that the pair is better than the fixed ratio's of the same
+  study, else None; with a tolerance, that it keeps the tolerance.
+- ``test_accuracy``: of the model of ``trial``, None until it was tested.
+- ``trials`` and ``seconds``: of all trials of the study; in the row of a fixed ratio that a
+  search has trained, of its own trainings only.
+
+For another cost than MACs there is also ``cost_ratio``; for latency ``latency_ms``, predicted,
+and once it was tested ``measured_ms``, ``dense_ms`` and ``measured_on``.
+"""
 
 from __future__ import annotations
 
@@ -11,53 +36,21 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.answer import Answer, answer_of, answer_trial
+from vit_ratio_opt.records.answer import Answer, answer_of
 from vit_ratio_opt.records.candidates import Candidate
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import record_of
-from vit_ratio_opt.records.trial import DAMAGED, attribute, shown_attribute
-from vit_ratio_opt.records.trials import accuracy_of, finished_trials, is_ratio, tested_accuracy
-from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.records.trial import attribute
+from vit_ratio_opt.records.trials import finished_trials, tested_accuracy
 from vit_ratio_opt.utils.text import short
 
 __all__ = [
-    "TRIAL_COLUMNS",
     "answer_row",
     "build_report",
     "dense_ms",
     "group_studies",
-    "timing_split",
-    "trial_rows",
 ]
 
-TRIAL_COLUMNS = (
-    "study",
-    "trial",
-    "state",
-    "best",
-    "mhsa_ratio",
-    "ffn_ratio",
-    "macs_ratio",
-    "macs",
-    "cost_ratio",
-    "params",
-    "accuracy_pruned",
-    "accuracy",
-    "accuracy_drop",
-    "parent_trial",
-    "epochs",
-    "seconds",
-    "seed",
-    "device",
-    "checkpoint",
-    "failure",
-)
-"""The keys of :func:`trial_rows`, in the order in which they are shown everywhere."""
-
-# Columns that are no attributes of a trial.
-_COMPUTED = ("study", "trial", "state", "best", "mhsa_ratio", "ffn_ratio")
-# Parts of a trial's time that any training needs; the rest is the price of searching and pruning.
-_WORK = ("train", "evaluate", "data")
 # Settings that the studies of one table have in common.
 _SHARED = ("weights", "dataset", "validation", "trainer")
 # Settings in which a study of the fixed ratio may differ from a search that trains the same model.
@@ -84,29 +77,7 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
     """Return ``{model, dataset, seed, epochs, device, versions, rows}`` of one dense model.
 
     Beside them ``budget`` and ``tolerance``, one of which is None, ``cost`` with the word for it,
-    and ``metric``. What the studies do not store is None. Rows:
-
-    - ``dense``: the dense model.
-    - ``fixed``: the fixed ratio's pair in a search within a budget, or the answer of a study of
-      one fixed ratio. A study whose pair and settings are those of a search is not listed again.
-    - ``searched``: the answer of a search. Where it is the dense model, ``trial`` is None,
-      ``trained`` is 0 and the ratios are 0.
-
-    A row is ``{name, study, strategy, mhsa_ratio, ffn_ratio, macs, macs_ratio, params, trial,
-    val_accuracy, val_error, own_accuracy, trained, probability, test_accuracy, trials, seconds}``.
-    Accuracies are in per cent:
-
-    - ``val_accuracy`` and ``val_error``: posterior mean of the pair's validation accuracy, and its
-      standard error in percentage points; ``own_accuracy``: mean of the pair's own trainings.
-    - ``trial``: the number of the trial whose model is taken; ``trained``: trainings of the pair.
-    - ``probability``: within a budget, that the pair is better than the fixed ratio's of the same
-      study, else None; with a tolerance, that it keeps the tolerance.
-    - ``test_accuracy``: of the model of ``trial``, None until it was tested.
-    - ``trials`` and ``seconds``: of all trials of the study; in the row of a fixed ratio that a
-      search has trained, of its own trainings only.
-
-    For another cost than MACs there is also ``cost_ratio``; for latency ``latency_ms``, predicted,
-    and once it was tested ``measured_ms``, ``dense_ms`` and ``measured_on``.
+    and ``metric``. What the studies do not store is None. For the rows, see the module.
 
     Raises:
         InputError: The studies are of different dense models or data.
@@ -291,50 +262,3 @@ def _seconds(trials: Sequence[FrozenTrial]) -> float:
             seconds = duration.total_seconds()
         total += seconds or 0.0
     return round(total, 1)
-
-
-def trial_rows(study: Study) -> list[dict[str, Any]]:
-    """Return all trials in their order, each with :data:`TRIAL_COLUMNS`; None where unknown.
-
-    ``best`` marks the trial of the study's answer. An attribute of another type than this package
-    writes is the word ``damaged``.
-    """
-    study = snapshot(study)
-    best = answer_trial(study)
-    rows = []
-    for trial in study.get_trials(deepcopy=False):
-        known = {
-            name: shown_attribute(trial, name) for name in TRIAL_COLUMNS if name not in _COMPUTED
-        }
-        known |= {
-            "study": study.study_name,
-            "trial": trial.number,
-            "state": trial.state.name,
-            "best": best is not None and trial.number == best.number,
-            **{name: _ratio(trial, name) for name in RatioPair._fields},
-        }
-        if known["accuracy"] != DAMAGED:
-            known["accuracy"] = accuracy_of(trial, study)
-        rows.append({name: known[name] for name in TRIAL_COLUMNS})
-    return rows
-
-
-def _ratio(trial: FrozenTrial, name: str) -> float | str | None:
-    ratio = trial.params.get(name)
-    return ratio if ratio is None or is_ratio(ratio) else DAMAGED
-
-
-def timing_split(study: Study) -> dict[str, float]:
-    """Return shares of the complete trials' time: training, evaluation, data, everything else.
-
-    The whole is from a trial's creation to its end in the storage, so "other" has the sampler, the
-    storage, importance, surgery and checkpoints. Empty without a complete trial.
-    """
-    trials = [(trial, attribute(trial, "timing")) for trial in finished_trials(study)]
-    timed = [(trial.duration, timing) for trial, timing in trials if timing is not None]
-    whole = sum(duration.total_seconds() for duration, _ in timed if duration is not None)
-    if whole <= 0:
-        return {}
-    shares = {name: sum(timing.get(name, 0.0) for _, timing in timed) for name in _WORK}
-    shares = {name: seconds / whole for name, seconds in shares.items()}
-    return {**shares, "other": 1 - sum(shares.values())}

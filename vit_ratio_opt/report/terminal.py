@@ -13,7 +13,7 @@ from vit_ratio_opt.records.labels import MetricRecord
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.report.cells import val_text
-from vit_ratio_opt.report.rows import trial_rows
+from vit_ratio_opt.report.trial_rows import trial_rows
 from vit_ratio_opt.utils.text import plain, short
 
 __all__ = ["results_table", "trials_table"]

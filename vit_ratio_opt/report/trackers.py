@@ -1,7 +1,7 @@
-"""Callbacks that tell others of each trial: a log of JSON lines, TensorBoard.
+"""Callbacks that write each trial into a log of JSON lines or into TensorBoard.
 
-Those of optuna-integration, such as its MLflowCallback, may be given to
-:func:`~vit_ratio_opt.run_study` in the same way.
+Callbacks of optuna-integration, such as its MLflowCallback, can be given to
+:meth:`vit_ratio_opt.Search.run` in the same way.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import CannotWriteError, InputError
+from vit_ratio_opt.records.study import record_of
+from vit_ratio_opt.records.trial import TrialRecord
+from vit_ratio_opt.records.trials import has_tolerance
 from vit_ratio_opt.utils.files import (
     check_writable,
     check_writable_folder,
@@ -26,15 +29,20 @@ from vit_ratio_opt.utils.files import (
 
 __all__ = ["JsonLog", "TensorBoardLog"]
 
+# Results of a trial in TensorBoard.
+_RESULTS = (
+    *("macs_ratio", "cost_ratio", "params", "accuracy_pruned", "accuracy", "accuracy_drop"),
+)
+
 
 class JsonLog:
-    """A callback that appends one line of JSON for each trial, for whatever reads such logs.
+    """A callback that appends one line of JSON for each trial to a file.
 
     A line is ``{study, trial, state, begun, ended, values, params, constraints, user_attrs}``, the
     times in ISO 8601. Several processes may append to one file.
 
     Args:
-        path: Of the file; it is made if it is not there.
+        path: The file, which is created if it does not exist.
 
     Raises:
         InputError: The file could not be written.
@@ -46,7 +54,7 @@ class JsonLog:
         self._pipe: TextIO | None = None
 
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
-        """After each trial.
+        """Append the line of a trial.
 
         Raises:
             CannotWriteError: The file cannot be written.
@@ -72,7 +80,7 @@ class JsonLog:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[TextIO]:
-        """A file is opened for each line; a pipe stays open, or its reader would see its end."""
+        """Open a file for each line; keep a pipe open, or its reader would see its end."""
         if is_plain(self.path):
             with self.path.open("a", encoding="utf-8") as file:
                 yield file
@@ -85,11 +93,11 @@ class JsonLog:
 class TensorBoardLog:
     """A callback that writes each trial as a run of TensorBoard, through torch's SummaryWriter.
 
-    A run has the accuracy (per cent) and the loss by epoch, and the two ratios as hyper-parameters
-    with what came of them.
+    A run has the accuracy (per cent) and the loss by epoch, and the parameters of the trial as
+    hyper-parameters with its results.
 
     Args:
-        folder: Of the runs; each study has its own in it.
+        folder: The folder of the runs, in which each study has a folder.
 
     Raises:
         InputError: TensorBoard is not installed, or the folder cannot be written.
@@ -107,7 +115,7 @@ class TensorBoardLog:
         self._writer = SummaryWriter
 
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
-        """After each trial.
+        """Write the run of a trial.
 
         Raises:
             CannotWriteError: A file cannot be written.
@@ -118,18 +126,14 @@ class TensorBoardLog:
             raise CannotWriteError(f"{self.folder} cannot be written: {why_not(error)}") from None
 
     def _write(self, study: Study, trial: FrozenTrial) -> None:
-        attributes = trial.user_attrs
+        known, dense = TrialRecord.read(trial), record_of(study).dense.val_accuracy
+        drops = has_tolerance(study) and dense is not None
         run = self.folder / file_name(study.study_name) / f"trial-{trial.number:04d}"
-        dense = study.user_attrs["dense"]["val_accuracy"]
-        drops = study.user_attrs["settings"]["tolerance"] is not None
         with self._writer(str(run)) as writer:
             for epoch, value in trial.intermediate_values.items():
-                writer.add_scalar("accuracy", dense - value if drops else value, epoch)
-            for epoch, loss in enumerate(attributes.get("losses", []), start=1):
+                writer.add_scalar("accuracy", (dense or 0) - value if drops else value, epoch)
+            for epoch, loss in enumerate(known.losses or (), start=1):
                 writer.add_scalar("loss", loss, epoch)
-            names = (
-                "macs_ratio", "cost_ratio", "params", "accuracy_pruned", "accuracy",
-                "accuracy_drop",
-            )  # fmt: skip
-            results = {f"result/{n}": attributes[n] for n in names if n in attributes}
+            values = {f"result/{name}": getattr(known, name) for name in _RESULTS}
+            results = {name: value for name, value in values.items() if value is not None}
             writer.add_hparams({**trial.params, "state": trial.state.name}, results, run_name=".")

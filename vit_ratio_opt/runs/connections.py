@@ -1,8 +1,7 @@
-"""Connections to a database server that answers, is being restarted, or says nothing any more.
+"""Connect to a database server that may be restarting, or may have stopped answering.
 
-A server that acknowledges what it gets and never answers cannot be told from a busy one by TCP,
-and a limit of its own would be no help. So every wait of a client has an end, after which the
-connection is closed and the call fails.
+TCP cannot distinguish a server that acknowledges packets but never answers from a busy one. So
+every wait of a client has a limit, after which the connection is closed and the call fails.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ __all__ = [
 ]
 
 RESTART_SECONDS = 300
-"""How long a worker waits for a database or a proxy that is being restarted."""
+"""Seconds that a worker waits for a database or a proxy that is being restarted."""
 
 stopping = threading.Event()
-"""Set while this process has been asked to stop: nothing is waited for then."""
+"""Set while this process has been asked to stop: it then waits for nothing."""
 
-_FIRST_SECONDS = 10  # for a connection
-_SILENT_SECONDS = 1.5  # a server that is not there refuses at once
-_LAST_SECONDS = 10  # for any answer, once the process is to stop
-_LEAST_SECONDS, _MOST_SECONDS = 5, 60  # for any answer
+_FIRST_SECONDS = 10  # to connect
+_SILENT_SECONDS = 1.5  # a server that is down refuses a connection at once
+_LAST_SECONDS = 10  # for an answer, once the process has been asked to stop
+_LEAST_SECONDS, _MOST_SECONDS = 5, 60  # for an answer
 _GAVE_UP = "vit_ratio_opt_gave_up"
 
-# A session whose process is suspended holds its locks no longer than it may be silent.
+# The session of a suspended process must not hold its locks longer than it may be silent.
 _POSTGRESQL = """
     SELECT set_config(name, '{seconds}s', false) FROM pg_settings
     WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout') AND setting = '0'
@@ -47,33 +46,38 @@ _logger = logging.getLogger(f"optuna.{__name__}")
 
 
 def answer_seconds(grace: float) -> int:
-    """Return how long a storage may take to answer: a worker has to notice well in its grace.
+    """Return how long a storage may take to answer; a worker notices it well within its grace.
 
     Args:
-        grace: Seconds after which a trial without a heartbeat is taken for dead.
+        grace: Seconds after which a trial without a heartbeat is stale.
     """
     return int(min(max(grace / 4, _LEAST_SECONDS), _MOST_SECONDS))
 
 
 def silence_seconds(grace: float) -> float:
-    """Return how long a server that does not answer is waited for; see :func:`answer_seconds`."""
+    """Return how long to wait for a server that does not answer.
+
+    Args:
+        grace: Seconds after which a trial without a heartbeat is stale.
+    """
     return min(RESTART_SECONDS, grace / 2)
 
 
 def has_given_up(error: BaseException | None) -> bool:
-    """Whether an error of a driver came after all waiting for the server."""
+    """Return whether a driver's error was raised after all waiting for the server."""
     return getattr(error, _GAVE_UP, False)
 
 
 class Connector:
     """Opens connections to a database server, for SQLAlchemy's ``creator``.
 
-    What the URL says of timeouts and keepalives counts, and what the server's roles say.
+    Timeouts and keepalives of the URL and of the server's roles have precedence.
 
     Args:
-        url: The URL, with its driver.
-        grace: See :func:`answer_seconds` and :func:`silence_seconds`. A server that refuses
-            connections, as while it is restarted, is waited for :data:`RESTART_SECONDS`.
+        url: URL with its driver.
+        grace: Seconds after which a trial without a heartbeat is stale; determines the timeouts.
+            A server that refuses connections, as during a restart, is waited for
+            :data:`RESTART_SECONDS`.
 
     Raises:
         ImportError: The driver is not installed.
@@ -92,7 +96,7 @@ class Connector:
         self._options = {**_options(self._dialect.driver, self._seconds), **given}
         self._down_since: float | None = None
         self.is_patient = False
-        """Whether the database was there before, so that it may come back."""
+        """Whether the database has answered before, so that it may come back."""
 
     def __call__(self) -> Any:
         """Open a connection; wait for a server that was there before."""
@@ -127,11 +131,11 @@ class Connector:
 
 
 def _options(driver: str, seconds: int) -> dict[str, Any]:
-    """Return what a driver has to be told, so that no wait of its is endless."""
+    """Return the options that limit every wait of a driver."""
     first = min(_FIRST_SECONDS, seconds)
     libpq: dict[str, Any] = {
         "connect_timeout": first,
-        # Routers forget connections on which nothing is said.
+        # Routers drop idle connections.
         "keepalives_idle": max(seconds // 2, 1),
         "keepalives_interval": max(seconds // 6, 1),
         "keepalives_count": 3,
@@ -148,7 +152,7 @@ def _options(driver: str, seconds: int) -> dict[str, Any]:
 
 
 def _bounded_connection(seconds: float) -> Any:
-    """Return psycopg's class of connections, of which every wait has an end."""
+    """Return a class of psycopg connections in which every wait has a limit."""
     import psycopg
 
     class Connection(psycopg.Connection):
@@ -156,7 +160,7 @@ def _bounded_connection(seconds: float) -> Any:
             return super().wait(_answered(self, gen), *arguments, **options)
 
     def _answered(connection: psycopg.Connection, gen: Any) -> Generator[Any, Any, Any]:
-        """Pass on a generator of psycopg's until the server is silent for too long."""
+        """Run a generator of psycopg's until the server is silent for too long."""
         heard = time.monotonic()
         try:
             wanted = next(gen)

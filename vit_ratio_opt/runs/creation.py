@@ -25,7 +25,8 @@ from vit_ratio_opt._compat import METRIC_NAMES
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.study import COMPLETE, StudyRecord, is_complete
 from vit_ratio_opt.runs.processes import is_dead, process_name
-from vit_ratio_opt.runs.storage import DEFAULT_STORAGE, open_storage
+from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
 from vit_ratio_opt.runs.task import StudyTask, check_settings
 
 __all__ = ["check_study", "create_study"]

@@ -1,6 +1,6 @@
-"""Optuna's storage in a database: read in large studies, heartbeats that mean something, retries.
+"""Optuna's storage in a database, with faster reads, heartbeats of our own, and retries.
 
-The only module that reads Optuna's tables and overrides private methods of its ``RDBStorage``.
+This is the only module that reads Optuna's tables and overrides private methods of ``RDBStorage``.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import contextlib
 import functools
 import json
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import optuna
 import sqlalchemy
@@ -26,8 +26,9 @@ from vit_ratio_opt.errors import InputError
 __all__ = ["REPEATABLE", "RDBStorage"]
 
 models = tables()
+_VALUE = models.TrialValueModel
 
-# Ids that one statement may name; SQLite's limit was 999 variables for long.
+# Ids in one statement: older SQLite allows 999 variables.
 _MOST_IDS = 500
 REPEATABLE = (
     "get_study_id_from_name",
@@ -55,13 +56,13 @@ _distribution = functools.lru_cache(maxsize=256)(json_to_distribution)
 
 
 def _is_lost(error: StorageInternalError) -> bool:
-    """Whether the connection broke, so that another one may be opened."""
+    """Return whether the connection broke, so that another one may be opened."""
     cause = error.__cause__
     return isinstance(cause, DBAPIError) and cause.connection_invalidated
 
 
 def _repeated(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Repeat a call once whose connection broke."""
+    """Return a method that is called once more if its connection breaks."""
 
     @functools.wraps(method)
     def call(*arguments: Any, **options: Any) -> Any:
@@ -78,9 +79,9 @@ def _repeated(method: Callable[..., Any]) -> Callable[..., Any]:
 class RDBStorage(optuna.storages.RDBStorage):
     """Optuna's storage, with three differences.
 
-    - A call whose connection breaks is repeated on another one: no training is lost to it.
-    - What trials consist of is read without SQLAlchemy's objects, four times as fast.
-    - :meth:`heartbeats` decides alone whether its trial is alive.
+    - A call whose connection breaks is repeated on another one, so no training is lost.
+    - Trials are read without SQLAlchemy's objects, four times as fast.
+    - While :meth:`heartbeats` is active for a trial, nothing else records its heartbeats.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -89,9 +90,10 @@ class RDBStorage(optuna.storages.RDBStorage):
 
     @contextlib.contextmanager
     def heartbeats(self, trial_id: int) -> Iterator[Callable[[], None]]:
-        """Yield what records a heartbeat of a trial; until the end nothing else records one.
+        """Yield a function that alone records heartbeats of a trial.
 
-        A thread of ``study.optimize`` would do so whatever the trial does, until a write fails.
+        Otherwise a thread of ``study.optimize`` records them, whatever the trial does, until a
+        write fails.
         """
         self._watched.add(trial_id)
         try:
@@ -100,14 +102,14 @@ class RDBStorage(optuna.storages.RDBStorage):
             self._watched.discard(trial_id)
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """Record a heartbeat, unless :meth:`heartbeats` does."""
+        """Record a heartbeat, unless :meth:`heartbeats` is active for the trial."""
         if trial_id not in self._watched:
             super().record_heartbeat(trial_id)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
-        """Set the state; where the connection breaks, find out whether it was set."""
+        """Set the state; if the connection breaks, find out whether it was set."""
         try:
             return super().set_trial_state_values(trial_id, state, values)
         except StorageInternalError as error:
@@ -132,7 +134,7 @@ class RDBStorage(optuna.storages.RDBStorage):
         table = models.TrialModel
         included = {number for number in included_trial_ids if number <= trial_id_greater_than}
         chosen = [table.study_id == study_id]
-        # The last one that is known is read, too: it has to be there.
+        # The last known one is read, too, to check that it still exists.
         last = {trial_id_greater_than} if trial_id_greater_than > -1 and states is None else set()
         if len(included) > _MOST_IDS:
             chosen.append(table.trial_id >= min(included))
@@ -156,7 +158,7 @@ class RDBStorage(optuna.storages.RDBStorage):
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[Session]:
-        """A transaction that reads, with the errors of Optuna's own."""
+        """Open a transaction for reading that raises the same errors as Optuna's."""
         session = self.scoped_session()
         try:
             yield session
@@ -164,11 +166,21 @@ class RDBStorage(optuna.storages.RDBStorage):
         except sqlalchemy.exc.SQLAlchemyError as error:
             raise StorageInternalError("The trials could not be read.") from error
         finally:
-            session.close()  # rolls back what was not committed
+            session.close()  # rolls back anything that was not committed
 
 
 for _name in REPEATABLE:
     setattr(RDBStorage, _name, _repeated(getattr(optuna.storages.RDBStorage, _name)))
+
+
+class _Parts(NamedTuple):
+    """What trials consist of beside their own row, by their ids."""
+
+    params: Mapping[int, list[Any]]
+    values: Mapping[int, list[Any]]
+    reports: Mapping[int, list[Any]]
+    user_attributes: Mapping[int, list[Any]]
+    system_attributes: Mapping[int, list[Any]]
 
 
 def _frozen(
@@ -179,9 +191,9 @@ def _frozen(
     """Return Optuna's objects for rows of its table of trials.
 
     Args:
-        session: To read their parameters, values and attributes.
-        trials: The rows.
-        chosen: The conditions that chose them.
+        session: Session that reads parameters, values and attributes.
+        trials: Rows of the table of trials.
+        chosen: Conditions that chose the rows.
     """
 
     def rows(*columns: Any, by: Any = None) -> dict[int, list[Any]]:
@@ -199,40 +211,39 @@ def _frozen(
 
     if not trials:
         return []
-    param, value, step = (
-        models.TrialParamModel,
-        models.TrialValueModel,
-        models.TrialIntermediateValueModel,
-    )
+    param, step = models.TrialParamModel, models.TrialIntermediateValueModel
     users, system = models.TrialUserAttributeModel, models.TrialSystemAttributeModel
-    params = rows(param.param_name, param.param_value, param.distribution_json, by=param.param_id)
-    values = rows(value.value, value.value_type, by=value.objective)
-    reports = rows(step.step, step.intermediate_value, step.intermediate_value_type)
-    user_attributes = rows(users.key, users.value_json)
-    system_attributes = rows(system.key, system.value_json)
-    frozen = []
-    for trial in trials:
-        its = trial.trial_id
-        distributions = {name: _distribution(text) for name, _, text in params[its]}
-        frozen.append(
-            FrozenTrial(
-                number=trial.number,
-                state=trial.state,
-                value=None,
-                values=[value.stored_repr_to_value(*row) for row in values[its]] or None,
-                datetime_start=trial.datetime_start,
-                datetime_complete=trial.datetime_complete,
-                params={
-                    name: distributions[name].to_external_repr(number)
-                    for name, number, _ in params[its]
-                },
-                distributions=distributions,
-                user_attrs={key: json.loads(text) for key, text in user_attributes[its]},
-                system_attrs={key: json.loads(text) for key, text in system_attributes[its]},
-                intermediate_values={
-                    at: step.stored_repr_to_intermediate_value(*row) for at, *row in reports[its]
-                },
-                trial_id=its,
-            )
-        )
-    return frozen
+    parts = _Parts(
+        params=rows(
+            param.param_name, param.param_value, param.distribution_json, by=param.param_id
+        ),
+        values=rows(_VALUE.value, _VALUE.value_type, by=_VALUE.objective),
+        reports=rows(step.step, step.intermediate_value, step.intermediate_value_type),
+        user_attributes=rows(users.key, users.value_json),
+        system_attributes=rows(system.key, system.value_json),
+    )
+    return [_frozen_trial(trial, parts) for trial in trials]
+
+
+def _frozen_trial(trial: Any, parts: _Parts) -> FrozenTrial:
+    """Return Optuna's object for a row of its table of trials."""
+    key = trial.trial_id
+    distributions = {name: _distribution(text) for name, _, text in parts.params[key]}
+    as_report = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
+    return FrozenTrial(
+        number=trial.number,
+        state=trial.state,
+        value=None,
+        values=[_VALUE.stored_repr_to_value(*row) for row in parts.values[key]] or None,
+        datetime_start=trial.datetime_start,
+        datetime_complete=trial.datetime_complete,
+        params={
+            name: distributions[name].to_external_repr(number)
+            for name, number, _ in parts.params[key]
+        },
+        distributions=distributions,
+        user_attrs={name: json.loads(text) for name, text in parts.user_attributes[key]},
+        system_attrs={name: json.loads(text) for name, text in parts.system_attributes[key]},
+        intermediate_values={step: as_report(*row) for step, *row in parts.reports[key]},
+        trial_id=key,
+    )

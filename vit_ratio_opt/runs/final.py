@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,29 +60,18 @@ def finish(
     path = Path(path)
     check_saveable(model)
     state = path.with_name(f"{path.name}.training")
-    if trainer.recipe.epochs:
-        identity = {
-            **objective.identity_of(pair),
-            "blocks": shape_of(model).block_sizes,
-            # The weights that it begins with: two studies may have one output.
-            "start": weights_hash(model) if lineage else None,
-        }
-        with stop_on_signals() as asked_to_stop:
-            context = TrialContext(
-                seed=seed,
-                teacher=objective.pruner.dense,
-                state=state,
-                should_stop=asked_to_stop,
-                identity=identity,
-                title=path.name,
-                progress=objective.progress,
-            )
-            try:
-                accuracy = trainer.train(model, context)
-            except TrainingStopped:
-                raise SearchStopped(asked_to_stop.signal) from None
-    else:
-        accuracy = trainer.evaluate(model)
+    start = weights_hash(model) if lineage else None  # two studies may have one output
+    context = TrialContext(
+        seed=seed,
+        teacher=objective.pruner.dense,
+        state=state,
+        identity={
+            **objective.identity_of(pair), "blocks": shape_of(model).block_sizes, "start": start,
+        },
+        title=path.name,
+        progress=objective.progress,
+    )  # fmt: skip
+    accuracy = _trained(trainer, model, context)
     manifest = dict(objective.describe(pair, model, accuracy))
     manifest["dense"]["test_accuracy"] = trainer.test(objective.pruner.dense)
     manifest |= {
@@ -94,6 +83,16 @@ def finish(
     }
     save_pruned(model, path, manifest)
     write_text(model_card(manifest, path.name), card_path(path))
-    if trainer.recipe.epochs:
-        state.unlink(missing_ok=True)
+    state.unlink(missing_ok=True)
     return manifest
+
+
+def _trained(trainer: ImageTrainer, model: ViT, context: TrialContext) -> float:
+    """Train in place until the end or a signal; return the validation accuracy in per cent."""
+    if not trainer.recipe.epochs:
+        return trainer.evaluate(model)
+    with stop_on_signals() as asked_to_stop:
+        try:
+            return trainer.train(model, replace(context, should_stop=asked_to_stop))
+        except TrainingStopped:
+            raise SearchStopped(asked_to_stop.signal) from None

@@ -14,15 +14,15 @@ __all__ = ["GrpcStorageProxy"]
 
 
 class GrpcStorageProxy(optuna.storages.GrpcStorageProxy):
-    """Optuna's client, which itself waits for ever.
+    """Optuna's client of its proxy, with a deadline for each call; Optuna's waits for ever.
 
     Args:
-        host: See there.
-        port: See there.
-        grace: See :func:`~vit_ratio_opt.runs.connections.answer_seconds`.
+        host: Name or address of the proxy's machine.
+        port: Port of the proxy.
+        grace: Seconds after which a trial without a heartbeat is stale; determines the deadlines.
 
     Attributes:
-        silence_seconds: How long a proxy that does not answer is worth another try.
+        silence_seconds: Seconds for which a proxy that does not answer is worth another try.
     """
 
     def __init__(self, *, host: str, port: int, grace: float) -> None:

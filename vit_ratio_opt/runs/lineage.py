@@ -1,8 +1,8 @@
-"""What a trial may start from, and where its weights are. Never imports torch.
+"""Find and fetch what a trial may start from. Never imports torch.
 
-Either a finished trial's model (iterative pruning), which is an Optuna artifact of that trial, or
-the state in which an interrupted trial of the same pair was left. Whoever has the study's storage
-and the artifact store can go on from both, on any machine.
+That is either the model of a finished trial (iterative pruning), an Optuna artifact of that trial,
+or the training state of an interrupted trial of the same pair. Any machine with access to the
+study's storage and the artifact store can use both.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 _STATE = "training_state"
-"""User attribute of a trial: the artifact with the state of its training, and how far that is."""
+"""User attribute of a trial: the artifact with its training state, and the state's epoch."""
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 
@@ -51,16 +51,16 @@ _logger = logging.getLogger(f"optuna.{__name__}")
 def nearest_parents(
     space: PairSpace, pair: RatioPair, finished: Mapping[int, RatioPair]
 ) -> list[int]:
-    """The trials that pruned neither module more than ``pair``, nearest in MACs first.
+    """Return the trials that pruned neither module more than ``pair``, nearest in MACs first.
 
-    Of equally near ones the earliest comes first. When ``pair`` itself is among the finished ones,
-    only trials before its first are given: a repeat starts where the first one could have started,
-    so that the two differ by noise and not by how long they were trained.
+    Of equally near ones the earliest comes first. If ``pair`` itself is among the finished ones,
+    only trials before its first training are returned: a repetition starts where the first one
+    could have started, so that the two differ by noise and not by their total training.
 
     Args:
-        space: What the ratios mean.
-        pair: What is to be pruned next.
-        finished: Trial number to the pair that it pruned.
+        space: Space of the dense model.
+        pair: Pair to be pruned next.
+        finished: Pair of each finished trial, by its number.
     """
     heads, neurons = space.removed(pair)
     removed = {number: space.removed(other) for number, other in finished.items()}
@@ -79,10 +79,10 @@ def nearest_parents(
 def fetched_checkpoint(
     trial: FrozenTrial, storage: BaseStorage, store: ArtifactStore
 ) -> Iterator[Path]:
-    """A trial's checkpoint out of the artifact store, as a file for as long as the context lasts.
+    """Fetch a trial's checkpoint from the artifact store into a file that the context removes.
 
     Raises:
-        ArtifactNotFound: The trial has none, or only its entry: that is written before the bytes.
+        ArtifactNotFound: The trial has no checkpoint, or only its entry, which is written first.
     """
     # By name, because users may attach artifacts of their own to a trial in the dashboard.
     name = trial.user_attrs.get("checkpoint")
@@ -97,10 +97,10 @@ def fetched_checkpoint(
 
 
 def keep_state(trial: Trial, file: Path, store: ArtifactStore, *, epoch: int) -> None:
-    """Put the state of the trial's training into the store, in place of an earlier one.
+    """Save the state of the trial's training in the store, and remove the earlier one.
 
-    Not as one of the trial's Optuna artifacts, of which none can be removed. At every moment the
-    trial names a state that is there and whole.
+    It is no Optuna artifact of the trial, since these cannot be removed. At every moment the trial
+    names a complete state.
     """
     earlier = state_artifact(trial)
     artifact = f"training-state-{uuid.uuid4()}"
@@ -114,7 +114,7 @@ def keep_state(trial: Trial, file: Path, store: ArtifactStore, *, epoch: int) ->
 def interrupted_trials(
     trials: Iterable[FrozenTrial], pair: RatioPair, seed: int
 ) -> list[FrozenTrial]:
-    """Trials of the same training that ended before it, the one that came furthest first."""
+    """Return trials of the same pair and seed that were interrupted, the latest epoch first."""
     found = [
         trial
         for trial in trials
@@ -129,13 +129,13 @@ def interrupted_trials(
 
 
 def fetch_state(artifact: str, store: ArtifactStore, path: Path) -> bool:
-    """Write a training's state to ``path``; False, with a warning, where it cannot be had."""
+    """Write a training state to ``path``; log a warning and return False if it cannot be read."""
     try:
         with store.open_reader(artifact) as source, path.open("wb") as target:
             shutil.copyfileobj(source, target)
     except Exception as error:  # a store raises whatever its client does
         _logger.warning(
-            f"The state of a training, {artifact}, cannot be read; it begins again: "
+            f"The training state {artifact} cannot be read, so the training begins again: "
             f"{type(error).__name__}: {reason(error)}"
         )
         return False
@@ -143,15 +143,15 @@ def fetch_state(artifact: str, store: ArtifactStore, path: Path) -> bool:
 
 
 def state_artifact(trial: BaseTrial | FrozenTrial) -> str | None:
-    """Return the id of the state of the trial's training, if it has left one."""
+    """Return the artifact id of the trial's training state; None without one."""
     state = trial.user_attrs.get(_STATE)
     artifact = state.get("artifact") if isinstance(state, Mapping) else None
     return str(artifact) if is_state_id(artifact) else None
 
 
 def remove_states(artifacts: Iterable[str], store: ArtifactStore) -> None:
-    """Remove the states of trainings that are still there; nothing else."""
-    store = behind_backoff(store)  # Optuna 5.0's removes again and again, for a minute
+    """Remove training states that still exist; other artifacts are ignored."""
+    store = behind_backoff(store)  # Optuna 5.0 would retry the removal for a minute
     for artifact in filter(is_state_id, artifacts):
         with contextlib.suppress(Exception):  # a store raises whatever its client does
             store.remove(artifact)

@@ -1,4 +1,4 @@
-"""Optuna's gRPC proxy with what it lacks: someone who fails the trials of dead workers."""
+"""Serve Optuna's gRPC proxy, and fail the trials of dead workers, which Optuna's does not."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def serve_proxy(url: str, host: str, port: int, threads: int, grace: int) -> Non
     """Serve the database at ``url`` until the process ends.
 
     Args:
-        url: Of a database.
-        host: Where to listen.
-        port: Where to listen.
-        threads: Requests that are answered at once, each with a connection of its own.
-        grace: See :func:`~vit_ratio_opt.runs.storage.open_storage`.
+        url: URL of the database.
+        host: Name or address to listen on.
+        port: Port to listen on.
+        threads: Number of requests answered at a time, each with its own connection.
+        grace: Seconds after which a trial without a heartbeat is stale.
 
     Raises:
-        InputError: gRPC is not installed, the address is taken, or as ``open_storage``.
+        InputError: gRPC is not installed, the address is taken, or the database cannot be opened.
     """
     if find_spec("grpc") is None:
         raise InputError("The proxy needs gRPC: pip install 'vit_ratio_opt[grpc]'.")
-    check_port(host, port)  # gRPC would share it with another proxy
+    check_port(host, port)  # gRPC would share the port with another proxy
     backend = open_storage(url, must_exist=True, grace=grace, connections=threads + 1)
     if rdb_of(backend) is None:
         raise InputError("The proxy needs the URL of a database, not that of another proxy.")
@@ -44,9 +44,11 @@ def serve_proxy(url: str, host: str, port: int, threads: int, grace: int) -> Non
         while True:
             try:
                 for name, number in reaper.reap():
-                    print(f"study {name!r}: trial {number} was left behind", flush=True)
+                    print(
+                        f"study {name!r}: trial {number} of a dead worker was failed", flush=True
+                    )
             except Exception as error:  # the database may be restarting
-                _logger.warning(f"Dead workers could not be looked for: {type(error).__name__}")
+                _logger.warning(f"Dead workers could not be checked: {type(error).__name__}")
             threading.Event().wait(grace / BEATS_IN_GRACE)
 
     with_cache = get_storage(backend)

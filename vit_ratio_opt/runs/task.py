@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any, Literal, Protocol
 
 from optuna.samplers import BaseSampler
@@ -12,8 +11,9 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord, settings_of
 from vit_ratio_opt.search.plan import Pair
+from vit_ratio_opt.utils.versions import installed_versions
 
-__all__ = ["StudyTask", "check_settings", "package_versions", "screened_best"]
+__all__ = ["StudyTask", "check_settings", "screened_best"]
 
 # Packages whose modules may have other attributes in another version.
 _MODULE_PACKAGES = ("torch", "timm")
@@ -68,7 +68,7 @@ def check_settings(task: StudyTask, study_name: str, attributes: Mapping[str, An
         raise InputError(f"Study {study_name!r}: {error} Use another study name.") from None
     differences = stored.differences(task.settings_for(stored))
     if [text.split()[0] for text in differences] == ["architecture.modules"]:
-        versions, before = package_versions(*_MODULE_PACKAGES), attributes.get("versions")
+        versions, before = installed_versions(*_MODULE_PACKAGES), attributes.get("versions")
         if isinstance(before, Mapping) and not versions.items() <= before.items():
             return (
                 f"Study {study_name!r} was created with other versions of torch or timm. The "
@@ -80,11 +80,6 @@ def check_settings(task: StudyTask, study_name: str, attributes: Mapping[str, An
             "Use another study name, or the settings it was made with."
         )
     return None
-
-
-def package_versions(*packages: str) -> dict[str, str]:
-    """Return the installed version of each package."""
-    return {name: version(name) for name in packages}
 
 
 def screened_best(attributes: Mapping[str, Any]) -> Pair | None:

@@ -1,8 +1,8 @@
-"""One trial after the other in a process, whichever threads and studies they belong to.
+"""Run one trial at a time in a process, for all threads and studies.
 
 A training sets the random state of the process, and an objective caches what trials share. So with
-``n_jobs`` above 1 a trial waits for the ones before it, until their results are in the study: the
-search then tries what it would try with one job.
+``n_jobs`` above 1 a trial waits until the results of the trials before it are in the study: the
+search then tries the same pairs as with one job.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from optuna.trial import BaseTrial
 
 __all__ = ["own_turn"]
 
-# Optuna stores a result at once; who asks and tells by hand may never do.
+# Optuna stores a result at once; with ask and tell it may never be stored.
 _PATIENCE_SECONDS, _LOOK_SECONDS = 10.0, 0.002
 
 _changed = threading.Condition()
-_waiting: list[int] = []  # numbers of trials: the sampler serves the oldest first, too
+_waiting: list[int] = []  # trial numbers: the sampler also serves the oldest first
 _at_work: int | None = None  # a thread
-_last: tuple[optuna.Trial, int] | None = None  # with its thread
+_last: tuple[optuna.Trial, int] | None = None  # the last trial and its thread
 
 
 @contextlib.contextmanager
 def own_turn(trial: BaseTrial) -> Iterator[None]:
-    """Wait until no other trial is at work in this process, and keep others waiting."""
+    """Wait until no other trial runs in this process, and keep others waiting."""
     global _at_work, _last
     thread = threading.get_ident()
     if _at_work == thread:  # a study inside of a trial

@@ -1,1 +1,1 @@
-"""The Optuna half: plans, belief, noise, claims, sampler. It never imports torch."""
+"""Limits, plans and samplers of a search. Never imports torch."""

@@ -1,14 +1,15 @@
-"""What a few noisy trials say about the pairs that were not tried: a Gaussian process.
+"""Predict pairs that were not tried from a few noisy trials, by a Gaussian process.
 
-The prior says what pruning two modules does in general: the effects of the two ratios mostly add
-up, each grows with its ratio, smoothly. So the kernel is a constant, a line and a smooth curve in
-either ratio, and a smaller interaction of both (Duvenaud 2011, additive Gaussian processes). Each
-pair also deviates a little from this smooth function by itself, as rounding removes other units.
+The prior expresses what pruning two modules does in general: the effects of the two ratios mostly
+add up, and each grows smoothly with its ratio. So the kernel is a constant, a line and a smooth
+curve in either ratio, and a smaller interaction of both (Duvenaud 2011, additive Gaussian
+processes). Each pair also deviates a little from this smooth function, as rounding removes other
+units.
 
-Ten trials do not tell how smooth the function is, nor how noisy, and the single likeliest answer
-would be too sure of itself. So the belief is an average over a fixed grid of scales and over the
-alternatives of the noise, weighted by their likelihoods. Nothing iterates, nothing is random, and
-the same trials give the same belief on every worker.
+Ten trials determine neither the smoothness nor the noise of the function, and the single likeliest
+answer would be overconfident. So the belief is an average over a fixed grid of scales and over the
+alternatives of the noise, weighted by their likelihoods. It involves no iteration and no
+randomness, so every worker has the same belief after the same trials.
 
 Fitting n values with s alternatives costs O((27 + 8 s) n^3), a prediction of m points O(m n^2).
 """
@@ -30,8 +31,8 @@ _LENGTHS = (0.25, 0.5, 1.0)  # in units of the whole range of a ratio
 _AMPLITUDES = (0.3, 1.0, 3.0)
 _CONSTANT, _LINE, _INTERACTION = 4.0, 2.0, 0.3  # variances, the smooth curve's being 1
 _JITTER = 1e-9
-# Scales that are combined with all alternatives, components kept, and those that predict at many
-# points: the others have next to no weight.
+# Scales that are combined with all alternatives, components that are kept, and components that
+# predict at many points: the others have next to no weight.
 _SCALES, _COMPONENTS, _PREDICTING = 8, 40, 12
 
 
@@ -51,10 +52,9 @@ class Alternatives(NamedTuple):
 
 
 def fit(points: Array, values: Array, alternatives: Alternatives) -> Belief:
-    """Return a :class:`Belief`; the last ones again when the same is asked.
+    """Return a :class:`Belief`, from a small cache if the arguments are those of a recent call.
 
-    A worker that told a trial and asks for the next, or that asks for the answer too, asks the
-    same twice.
+    A worker that finishes a trial and asks for the next one, or for the answer, asks twice.
     """
     shape = (len(alternatives.log_weights), len(values))
     return _fit(points.tobytes(), values.tobytes(), shape, *(a.tobytes() for a in alternatives))
@@ -71,9 +71,9 @@ class Belief:
     """The posterior of a function on the unit square, given noisy values of it.
 
     Args:
-        points: Where the values were seen, ``(n, 2)``, n at least 1.
-        values: ``(n,)``, of the order of 1.
-        alternatives: Of the noise; variances above 0 where values may disagree.
+        points: Points of the values, ``(n, 2)``, n at least 1.
+        values: Values of the function, ``(n,)``, of the order of 1.
+        alternatives: Alternatives of the noise; variances above 0 where values may disagree.
     """
 
     def __init__(self, points: Array, values: Array, alternatives: Alternatives) -> None:
@@ -85,7 +85,7 @@ class Belief:
         variances = alternatives.noise + alternatives.own + _JITTER
         before = np.exp(alternatives.log_weights - alternatives.log_weights.max())
         expected = (before / before.sum()) @ variances
-        # All at once: these matrices are so small that a call costs more than its sums.
+        # In one batch: these matrices are so small that a call costs more than its arithmetic.
         smooth = self._prior(points, points, scales)
         first = _likelihoods(smooth, values, expected[None])[0][:, 0] + prior
         chosen = np.argsort(-first, kind="stable")[:_SCALES]
@@ -117,7 +117,7 @@ class Belief:
         """Return mean and covariance at the values' own points and then at other ``points``.
 
         Args:
-            points: Of pairs that were not tried, ``(m, 2)``, m may be 0.
+            points: Points of pairs that were not tried, ``(m, 2)``, m may be 0.
 
         Returns:
             ``(n + m,)`` and ``(n + m, n + m)``, of the average over all components.
@@ -150,12 +150,12 @@ class Belief:
         return mean, variance
 
     def outcomes(self, points: Array, unknown: Array, draws: Array) -> tuple[Array, Array, Array]:
-        """Return what would be believed if the values at ``unknown`` were known.
+        """Return the posterior that each possible outcome at ``unknown`` would give.
 
-        Only the likeliest component counts here.
+        Uses the likeliest component only.
 
         Args:
-            points: Pairs that were not tried, ``(m, 2)``.
+            points: Points of pairs that were not tried, ``(m, 2)``.
             unknown: Points whose values are still to come, ``(k, 2)``.
             draws: Standard normal numbers, ``(s, k)``: s possible outcomes.
 

@@ -1,4 +1,4 @@
-"""What a search with a tolerance believes of the pairs that were trained, and its answer.
+"""Judge the pairs that a search with a tolerance has trained, and choose its answer.
 
 The *margin* of a pair is its accuracy minus the least accuracy allowed.
 """
@@ -51,7 +51,11 @@ _SAME = 1e-4  # variance of values without noise
 class Rule(NamedTuple):
     """What the answer of a search depends on, beside what was observed.
 
-    See :class:`~vit_ratio_opt.search.tolerance.ToleranceSearch`; ``scale`` are the largest ratios.
+    Args:
+        tolerance: Largest loss of accuracy allowed, in the unit of the values.
+        scale: Largest ratios.
+        noise: Noise of one value.
+        confidence: Probability with which the answer has to keep the tolerance.
     """
 
     tolerance: float
@@ -61,7 +65,17 @@ class Rule(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The observed pairs as arrays ``(n,)`` and ``(n, 2)``, in the order of ``places``."""
+    """What was observed, as arrays in the order of ``places``.
+
+    Args:
+        margins: Margins of each pair, one for each training.
+        places: Index of each pair in the arrays.
+        pairs: The pairs, ``(n, 2)``.
+        costs: Cost of each pair, ``(n,)``.
+        means: Mean margin, ``(n,)``.
+        squares: Sum of squared deviations from the mean, ``(n,)``.
+        counts: Number of trainings, ``(n,)``.
+    """
 
     margins: dict[Pair, tuple[float, ...]]
     places: dict[Pair, int]
@@ -76,11 +90,16 @@ NOTHING = Seen({}, {}, np.empty((0, 2)), *(np.empty(0) for _ in range(4)))
 
 
 class Believed(NamedTuple):
-    """What is believed of the pairs next to the limit: arrays ``(n,)``.
+    """What is believed of the pairs next to the limit; arrays ``(n,)``.
 
-    ``chosen`` are indices into what was seen. ``loss`` and ``error`` are mean and standard error
-    of the accuracy lost, ``kept`` is the probability to keep the tolerance. Without noise there is
-    a belief, but each pair is its mean.
+    Args:
+        chosen: Indices of the pairs in :class:`Seen`.
+        loss: Expected loss of accuracy; the mean of the values without noise.
+        error: Standard error of ``loss``.
+        kept: Probability to keep the tolerance.
+        mean: Posterior mean in the units of the belief.
+        variance: Posterior variance in the units of the belief.
+        belief: The belief.
     """
 
     chosen: NDArray[np.int64]
@@ -102,13 +121,13 @@ def tolerance_answer(
     """Return the answer of the search whose :meth:`ToleranceSearch.to_json` was ``stored``.
 
     Args:
-        stored: JSON values.
+        stored: JSON values of the plan.
         observed: Margins of each pair.
-        cost: Of a pair that was observed.
-        complete: As in :meth:`ToleranceSearch.answer`.
+        cost: Function that returns the cost of an observed pair.
+        complete: Pairs with a training that was not stopped early; all by default.
 
     Returns:
-        The answer, as :meth:`ToleranceSearch.answer` gives it, and what is believed of every
+        The answer, as :meth:`ToleranceSearch.answer` returns it, and what is believed of every
         observed pair.
     """
     first, second = stored["scale"]
@@ -125,7 +144,7 @@ def tolerance_answer(
 
 
 def with_values(last: Seen, fresh: Mapping[Pair, tuple[float, ...]], cost: _Cost) -> Seen:
-    """Return what was seen, and what is new. Arrays are copied: another thread may read them."""
+    """Return what was seen with new values; arrays are copied as another thread may read them."""
     places = dict(last.places)
     added = [pair for pair in fresh if pair not in places]
     places.update((pair, len(last.places) + place) for place, pair in enumerate(added))
@@ -143,7 +162,7 @@ def with_values(last: Seen, fresh: Mapping[Pair, tuple[float, ...]], cost: _Cost
 
 
 def _offset(rule: Rule) -> float:
-    """Return what is added to the loss under the logarithm, so that gains have one, too."""
+    """Return the offset of the loss under the logarithm, so that gains have one, too."""
     return rule.tolerance + 2 * rule.noise.guess
 
 
@@ -162,9 +181,10 @@ def spread_at(seen: Seen, rule: Rule) -> Array:
 
 
 def believe(seen: Seen, rule: Rule) -> Believed:
-    """Over ``log((tolerance + c) / (loss + c))``, c of the order of the tolerance: 0 at the limit.
+    """Fit a belief over ``log((tolerance + c) / (loss + c))``, which is 0 at the limit.
 
-    Those near the limit say where it is; thousands would only cost time.
+    The offset c is of the order of the tolerance. Only pairs near the limit are used: they
+    determine where it is, and thousands would cost time.
     """
     tolerance, offset = rule.tolerance, _offset(rule)
     repeats = _repeats(seen, tolerance)
@@ -172,7 +192,7 @@ def believe(seen: Seen, rule: Rule) -> Believed:
     order = _nearest(seen)
     near = Repeats(*(array[order] for array in repeats))
     lost = np.maximum(near.losses, -offset / 2) + offset
-    # The unpruned model loses nothing, and one with everything pruned nearly everything.
+    # The dense model loses nothing, and one with everything pruned loses nearly everything.
     points = np.concatenate([seen.pairs[order] / rule.scale, [[0.0, 0.0], [1.0, 1.0]]])
     whole = tolerance + offset
     values = np.concatenate([np.log(whole / lost), [math.log(whole / offset), _EVERYTHING_PRUNED]])
@@ -235,7 +255,7 @@ def cheapest_kept(
 
 
 def estimate(seen: Seen, believed: Believed, place: int, rule: Rule) -> Estimate:
-    """Return what is believed of one pair: mean, error and own value are of its margin."""
+    """Return what is believed of one pair; mean, error and own value are margins."""
     near = np.flatnonzero(believed.chosen == place)
     if len(near):
         mean, error, kept = (
@@ -270,8 +290,8 @@ def _least(pairs: Array) -> Array:
 def passing_probability(mean: Array, variance: Array, noise: float, confidence: float) -> Array:
     """Return the probability that one more value brings a pair past the confidence.
 
-    After it, the variance is ``left`` and the mean has moved by a normal variable whose standard
-    deviation is ``move``. Without noise that is the probability that the margin is not negative.
+    After that value, the variance is ``left`` and the mean has moved by a normal variable of
+    standard deviation ``move``. Without noise this is the probability of a margin of at least 0.
     """
     left = variance * noise / (variance + noise)
     move = variance / np.sqrt(variance + noise)

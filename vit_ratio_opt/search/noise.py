@@ -31,10 +31,12 @@ _GROWTHS = ((7.0, 0.0), (1.0, -1.0))
 
 
 class Repeats(NamedTuple):
-    """What was observed of each pair, for the noise: arrays ``(pairs,)``.
+    """What was observed of each pair, as far as the noise depends on it; arrays ``(n,)``.
 
-    ``losses`` are means in points against the dense model, ``squares`` sums of squared deviations
-    from a pair's mean, ``counts`` numbers of trainings.
+    Args:
+        losses: Mean loss of each pair in points, against the dense model.
+        squares: Sum of squared deviations from the pair's mean.
+        counts: Number of trainings of the pair.
     """
 
     losses: Array
@@ -43,7 +45,13 @@ class Repeats(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """Alternatives of the noise ``(s,)``: standard deviation without loss, growth, log weight."""
+    """Alternatives of the noise; arrays ``(s,)``.
+
+    Args:
+        sigmas: Standard deviation of a value without loss.
+        growths: Loss in points at which the standard deviation is 1.4 times that.
+        log_weights: Logarithm of the weight.
+    """
 
     sigmas: Array
     growths: Array
@@ -61,8 +69,8 @@ class Noise:
     """Standard deviation of the value of one training over seeds, in the unit of the values.
 
     Args:
-        guess: For a pair that loses nothing.
-        is_known: Whether the guess is taken as it is, for every pair, whatever the repeats show.
+        guess: Standard deviation for a pair that loses nothing.
+        is_known: Whether the guess holds for every pair, even if repeated trainings contradict it.
 
     Raises:
         InputError: The guess is negative or not finite.
@@ -76,18 +84,18 @@ class Noise:
             raise InputError(f"`noise` must be at least 0, but got {self.guess!r}.")
 
     def levels(self, repeats: Repeats, *, least_loss: float, grows: bool = True) -> Levels:
-        """Return the alternatives that the repeats leave, weighted by how likely they make them.
+        """Return alternatives of the noise, weighted by their likelihood given the repeats.
 
         Args:
-            repeats: Of all pairs.
-            least_loss: Pairs that seem to lose less are as noisy as one that loses this. A small
-                loss may be luck, and must not make its own value look precise.
-            grows: Whether the noise may grow faster with the loss than is usual.
+            repeats: Losses, squares and counts of all pairs.
+            least_loss: Loss that pairs have at least, as far as the noise depends on it: a smaller
+                one may be luck, and must not make its own value look precise.
+            grows: Whether the noise may grow faster with the loss than usual.
         """
         if self.is_known or self.guess == 0:
             return Levels(np.array([self.guess]), np.array([math.inf]), np.zeros(1))
         losses = np.maximum(repeats.losses, least_loss)
-        # Only repeats tell the noise. Exact sums do not depend on the order of the pairs.
+        # Only repeats determine the noise. Exact sums do not depend on the order of the pairs.
         repeated = repeats.counts > 1
         losses, found_squares = losses[repeated], repeats.squares[repeated]
         extra = repeats.counts[repeated] - 1  # degrees of freedom
@@ -107,14 +115,14 @@ class Noise:
 
 
 def accuracy_noise(accuracy: float, images: int) -> float:
-    """Return the guess of the noise of an accuracy, in points.
+    """Return a guess of the standard deviation of an accuracy over seeds, in points.
 
-    Two trainings of one pair disagree on some images only, so their accuracies vary less than
-    those of two draws of images would: recorded was about half of that standard error.
+    Two trainings of one pair disagree on few images, so their accuracies vary less than those of
+    two draws of images: in recorded studies by about half of that standard error.
 
     Args:
-        accuracy: In per cent.
-        images: Number of images that it is measured on.
+        accuracy: Accuracy in per cent.
+        images: Number of images on which it is measured.
     """
     share = accuracy / 100
     return 50 * math.sqrt(share * (1 - share) / images)

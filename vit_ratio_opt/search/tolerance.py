@@ -48,42 +48,41 @@ class ToleranceSearch:
     margin of at least 0 with a probability of ``confidence``, in few trained trials.
 
     *Algorithm.* A :class:`~vit_ratio_opt.search.belief.Belief` over the logarithm of the accuracy
-    lost, which is nearly straight where the accuracy itself bends, gives each pair its probability
-    to keep the tolerance. Tried next is the pair with the largest expected saving: what it costs
-    less than the answer so far, times the probability that the pair will have passed the
-    confidence once it is trained (after Gardner 2014, with the cost known). That is a bisection
-    that knows how steep the ground is: it goes to where the doubt is about even, on the split
-    between the two ratios that can still win, and halves the doubt there. Pairs that were trained
-    are candidates too: training one again may bring it past the confidence. A pending pair counts
-    as both of its outcomes, weighted by the belief, so k idle workers get k different pairs.
+    lost, which is nearly straight where the accuracy itself bends, gives each pair a probability
+    to keep the tolerance. The pair with the largest expected saving is tried next: the cost that
+    it saves against the answer so far, times the probability that one training brings it past the
+    confidence (after Gardner 2014, with a known cost). This is a bisection that takes the slope
+    into account: it tries pairs that keep the tolerance with a probability of about one half, at
+    the split between the two ratios that can still be the cheapest. Trained pairs are candidates,
+    too: another training may bring one past the confidence. A pending pair counts as both of its
+    outcomes, weighted by the belief, so k idle workers get k different pairs.
 
-    Where something predicts which split is the best at each cost, these pairs are the ``path``.
-    The search first goes along it alone, like that of one ratio, then along a corridor around it,
-    each time until no trial there can be expected to save half a hundredth of the cost. Only then
-    does it ask whether the path was right.
+    Pairs that are predicted to be the best split at each cost are the ``path``. The search first
+    tries pairs on the path alone, as with one ratio, then in a corridor around it, each time until
+    no trial there is expected to save 0.005 of the cost. Only then it tries all other pairs.
 
     *The answer* is the cheapest pair that keeps the tolerance with a probability of at least
-    ``confidence``, and kept it in one of its trainings at least: that model can be taken away.
+    ``confidence``, and whose model kept it in at least one training.
 
-    *Proven, without noise and for a monotone margin.* No pair that could be the answer is ever
-    left out: a pair needs no trial if it costs at least as much as the answer so far, or prunes
-    both modules at least as much as one that failed. Each trial settles at least its own pair, so
-    the search ends; with ``resolution=0``, at the cheapest pair there is.
+    *Proven, without noise and for a monotone margin.* No pair that could be the answer is left
+    out: a pair needs no trial if it costs at least as much as the answer so far, or prunes both
+    modules at least as much as a pair that failed. Each trial settles at least its own pair, so
+    the search ends; with ``resolution=0``, it ends at the cheapest pair.
 
-    *Heuristic.* How fast that goes; and with noise, a failure by more than two standard deviations
-    counts as one.
+    *Heuristic.* The number of trials; and with noise, only a failure by more than two standard
+    deviations counts as one.
 
     A proposal costs O(candidates * observations^2), both bounded: some milliseconds.
 
     Args:
         columns: For each first ratio, rising, the second ratios to choose from, rising.
-        cost: Cost of a pair, falling in both ratios; (0, 0) costs the most.
-        tolerance: Largest loss of accuracy allowed, above 0; in the unit of the values.
+        cost: Function that returns the cost of a pair, falling in both ratios.
+        tolerance: Largest loss of accuracy allowed, above 0, in the unit of the values.
         noise: Standard deviation of one value, or what is known of it.
-        confirmations: Fresh trainings of the answer before the search ends.
+        confirmations: Number of times that the answer is trained again before the search ends.
         confidence: Probability with which the answer has to keep the tolerance.
-        resolution: The search ends when no trial can be expected to save this much.
-        path: Some of the pairs, where the search begins.
+        resolution: Cost that a trial has to be expected to save for the search to continue.
+        path: Pairs of the columns with which the search begins.
 
     Raises:
         InputError: A column is missing or out of order, a pair of the path is in none, or a number
@@ -229,9 +228,9 @@ class ToleranceSearch:
     def answer(
         self, observed: Observed, *, complete: Container[Pair] | None = None
     ) -> Estimate | None:
-        """Return the cheapest pair that keeps the tolerance with the confidence asked for.
+        """Return the cheapest pair that keeps the tolerance with the confidence.
 
-        Mean, error and own value are of the margin.
+        Its mean, error and own value are margins.
         """
         seen = self._look(observed)
         believed = believe(seen, self.rule)
@@ -239,7 +238,7 @@ class ToleranceSearch:
         return None if place is None else estimate(seen, believed, place, self.rule)
 
     def fix_ratio(self, axis: int, value: float) -> ToleranceSearch:
-        """Return the same search in one column or one row."""
+        """Return the search in one column or one row."""
         if axis == 0:
             nearest = min(self.columns, key=lambda column: abs(column[0] - value))
             columns: list[tuple[float, Sequence[float]]] = [(value, nearest[1])]
@@ -256,7 +255,7 @@ class ToleranceSearch:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the function ``tolerance_answer`` needs, as JSON values."""
+        """Return JSON values for :func:`~vit_ratio_opt.search.margins.tolerance_answer`."""
         return {
             "tolerance": self.tolerance,
             "scale": list(self._pairs.scale),
@@ -266,9 +265,9 @@ class ToleranceSearch:
         }
 
     def _look(self, observed: Observed) -> Seen:
-        """Return what was observed as arrays; from the last time, and what is new since."""
+        """Return what was observed as arrays, made from those of the last call where possible."""
         last = self._seen
-        # Margins are tuples, so the same object is the same values. The only look at every pair.
+        # Margins are tuples, so the same object has the same values: few pairs are compared.
         known = list(map(last.margins.get, observed))
         changed = itertools.compress(observed, map(operator.is_not, observed.values(), known))
         fresh = {pair: tuple(observed[pair]) for pair in changed}

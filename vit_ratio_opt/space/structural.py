@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from vit_ratio_opt.space.costs import MACS, Cost, CostTable
+from vit_ratio_opt.space.cost_table import CostTable
+from vit_ratio_opt.space.costs import MACS, Cost
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair
 from vit_ratio_opt.space.units import StructuralUnits
 

@@ -1,8 +1,7 @@
-"""Write files atomically, and name them; refuse places that cannot be written.
+"""Write files atomically, name them, and refuse places that cannot be written.
 
-An output goes *through* what is not a regular file, as a shell's ``>`` does: a pipe, a device, or
-the file that a symbolic link points to. A regular file is replaced, so that it is whole at every
-moment, and keeps its mode and owner.
+A regular file is replaced, so that it is complete at every moment, and keeps its mode and owner.
+Pipes and devices are written as by a shell's ``>``, and symbolic links are followed.
 """
 
 from __future__ import annotations
@@ -39,20 +38,20 @@ __all__ = [
 
 _MAX_NAME_BYTES = 150  # file systems allow 255, and callers append suffixes
 _MAX_SHOWN = 200
-_PROBE_BYTES = 4096  # an empty file can be made on a full disk
+_PROBE_BYTES = 4096  # an empty file can be created on a full disk
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path, *, keep_links: bool = False) -> Iterator[Path]:
-    """Yield a temporary file and put it in the place of ``path`` when the block succeeds.
+    """Yield a temporary file that replaces ``path`` when the block succeeds.
 
     When the block raises, ``path`` stays as it was and the temporary file is removed.
 
     Args:
-        path: A regular file that is replaced, or something else that is written through.
-        keep_links: Whether a file with several names (hard links) keeps them all and is
-            overwritten in place, which a crash may interrupt. Otherwise ``path`` becomes a file of
-            its own, and the other names keep the earlier content.
+        path: Regular file to replace, or a pipe or device to write.
+        keep_links: Whether a file with several names (hard links) keeps all of them and is
+            overwritten in place, which a crash may interrupt. Otherwise ``path`` becomes a new
+            file, and the other names keep the earlier content.
     """
     target = _regular(Path(path))
     if target is None:
@@ -65,7 +64,7 @@ def replacing(path: str | Path, *, keep_links: bool = False) -> Iterator[Path]:
     partial = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:12]}.partial")
     try:
         partial.touch()
-        new = partial.stat()  # as the umask says: what writes the content may be stricter
+        new = partial.stat()  # with the umask's mode; the writer of the content may be stricter
         yield partial
         before = target.stat() if target.exists() else new
         if keep_links and before.st_nlink > 1:
@@ -105,11 +104,11 @@ def write_json(content: dict[str, Any], path: str | Path) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Refuse, before any work, an output that could not be written after it.
+    """Refuse an output that cannot be written, before any work is done.
 
     Raises:
-        InputError: It is a folder, its name is not possible, its folder is missing, or it or its
-            folder may not be written.
+        InputError: The output is a folder, has an impossible name, its folder is missing, or it or
+            its folder is not writable.
     """
     shown = _shown(path)
     try:
@@ -131,15 +130,15 @@ def check_writable(path: str | Path) -> None:
 
 
 def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
-    """Refuse, before any work, outputs of one command that would destroy what is needed.
+    """Refuse outputs of a command that would overwrite its inputs or each other.
 
     Args:
-        outputs: What the command writes.
-        inputs: Files that it reads, or a database's; they need not be there.
+        outputs: Files that the command writes.
+        inputs: Files that the command reads, such as those of a database; they may be missing.
 
     Raises:
-        InputError: An output is an input or another output, whatever its name is, or see
-            :func:`check_writable`.
+        InputError: An output is the same file as an input or as another output, or cannot be
+            written.
     """
     read, written = list(inputs), list[str | Path]()
     for output in outputs:
@@ -159,16 +158,16 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -
 
 
 def check_writable_folder(folder: str | Path) -> None:
-    """Make a folder, and prove that files can be written there by one that is removed again.
+    """Create a folder, and write and remove a file there to prove that this is possible.
 
     Raises:
-        CannotWriteError: It cannot be made, or no file can be written there.
+        CannotWriteError: The folder cannot be created, or no file can be written there.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise CannotWriteError(
-            f"The folder {_shown(folder)} cannot be made: {why_not(error)}"
+            f"The folder {_shown(folder)} cannot be created: {why_not(error)}"
         ) from None
     try:
         _probe(Path(folder))
@@ -179,10 +178,10 @@ def check_writable_folder(folder: str | Path) -> None:
 
 
 def check_place(folder: str | Path) -> None:
-    """Refuse a folder that cannot be, without making it: it is a file, or lies in one.
+    """Refuse a folder that cannot be created because it is a file or lies in one.
 
     Raises:
-        InputError: With the file that is there.
+        InputError: There is a file; the message names it.
     """
     try:
         for place in (Path(folder), *Path(folder).parents):
@@ -197,7 +196,7 @@ def check_place(folder: str | Path) -> None:
 
 
 def is_plain(path: str | Path) -> bool:
-    """Whether an output is a regular file, or will be one, and not this process's own output."""
+    """Return whether an output is or will be a regular file, and not this process's output."""
     try:
         return _regular(Path(path)) is not None
     except (OSError, ValueError):
@@ -205,7 +204,7 @@ def is_plain(path: str | Path) -> bool:
 
 
 def why_not(error: Exception) -> str:
-    """Return why a file could not be written, as the end of a sentence, with what to do."""
+    """Return the end of a sentence: why a file could not be written, and what to do."""
     number = getattr(error, "errno", None)
     if number is None and (found := re.search(r"os error (\d+)", str(error))):  # safetensors'
         number = int(found[1])
@@ -230,7 +229,7 @@ def _regular(path: Path) -> Path | None:
     """Return the regular file that ``path`` is or will be, links followed; None for another kind.
 
     Raises:
-        OSError: It is a folder or something else that takes no output, or it cannot be looked at.
+        OSError: ``path`` is a folder or something else that takes no output, or not accessible.
         ValueError: The name has a null byte.
     """
     try:
@@ -256,7 +255,7 @@ def _own_output(found: os.stat_result) -> int | None:
 
 
 def _open_through(path: Path) -> BinaryIO:
-    """Open what is no regular file; this process's own output is not truncated or overtaken."""
+    """Open a pipe or device; this process's own output is flushed, and not truncated."""
     own = _own_output(path.stat())
     if own is None:
         return path.open("wb")
@@ -266,7 +265,7 @@ def _open_through(path: Path) -> BinaryIO:
 
 
 def _overwrite(target: Path, source: Path) -> None:
-    """Copy into a file that stays the same one; a full disk is noticed before it is changed."""
+    """Overwrite a file in place; a full disk is noticed before the file is changed."""
     with source.open("rb") as content, target.open("r+b") as out:
         if hasattr(os, "posix_fallocate") and source.stat().st_size:
             os.posix_fallocate(out.fileno(), 0, source.stat().st_size)
@@ -275,7 +274,7 @@ def _overwrite(target: Path, source: Path) -> None:
 
 
 def _is_same(first: str | Path, second: str | Path) -> bool:
-    """Whether two names are one file, or will be; links of both kinds are followed."""
+    """Return whether two names are or will be one file; links of both kinds are followed."""
     try:
         return os.path.realpath(first) == os.path.realpath(second) or os.path.samefile(
             first, second

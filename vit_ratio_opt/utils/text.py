@@ -1,4 +1,4 @@
-"""Format text that may come from anybody: for a terminal, Markdown and CSV."""
+"""Format untrusted text for a terminal, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SEQUENCES = re.compile(
     r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"
     r"|\x1b[ -/]*[0-~]?"
 )
-# Control, formatting (bidirectional, zero-width), surrogates: they act on the text around them.
+# Control, formatting (bidirectional, zero-width) and surrogate characters.
 _ACTIVE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _JOINER = "\u200d"  # of emoji
-# What a spreadsheet takes for a formula, unless the whole cell is a number.
+# A cell with such a beginning is a formula to a spreadsheet, unless the whole cell is a number.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>&|#~$])")
-# GitHub makes links of bare ones.
+# GitHub turns bare ones into links.
 _LINK = re.compile(r"\b(https?|ftp|mailto|www)([.:])", re.IGNORECASE)
 
 
@@ -50,15 +50,15 @@ def short(text: object, most: int = 80) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Return text that Markdown and HTML take for nothing else."""
+    """Return text that Markdown and HTML show as it is."""
     escaped = _MARKDOWN.sub(r"\\\1", " ".join(plain(text).split()))
     return _LINK.sub(r"\1\\\2", escaped)
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows that have the same columns as CSV with a header line; no rows give "".
+    """Return rows of the same columns as CSV with a header line; without rows an empty text.
 
-    A text that a spreadsheet would take for a formula begins with an apostrophe.
+    Text that a spreadsheet would take for a formula gets an apostrophe in front.
     """
     text = io.StringIO()
     if rows:

@@ -1,8 +1,8 @@
-"""Check names and folders that a database gives. Never imports torch.
+"""Check names of files and folders that come from a database. Never imports torch.
 
-A writer of a study's storage chooses its attributes. So a file that a study names is a
-generated name in a folder of ours, and a folder that a study names is used only where this package
-has marked it on this machine; any other has to be given by the user.
+Everybody who can write to a study's storage chooses its attributes. So files that a study names
+must have generated names in marked folders, and a folder that a study names is used only if this
+package has marked it on this machine. The user has to name any other folder.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _CHECKPOINT = re.compile(r"trial-\d{4,12}[\w.-]{0,150}", re.ASCII)
 
 
 def is_state_id(text: object) -> bool:
-    """Whether a text is a name that this package generates for the state of a training."""
+    """Return whether a text is a name that this package generates for a training state."""
     return is_artifact_id(text) and str(text).startswith(_STATE)
 
 
 def is_artifact_id(text: object) -> bool:
-    """Whether a text is a name that Optuna or this package generates for an artifact."""
+    """Return whether a text is a name that Optuna or this package generates for an artifact."""
     return isinstance(text, str) and _ARTIFACT.fullmatch(text) is not None
 
 
@@ -44,7 +44,7 @@ def check_artifact_id(text: object) -> str:
     """Return the id of an artifact.
 
     Raises:
-        InputError: It is no generated name, such as a path.
+        InputError: The text is no generated name, but a path, for example.
     """
     if not is_artifact_id(text):
         raise InputError(f"{short(repr(text))} is no id of an artifact: one is a UUID.")
@@ -55,7 +55,7 @@ def check_checkpoint_name(text: object) -> str:
     """Return the file name of a trial's model.
 
     Raises:
-        InputError: It is no name of ours, such as a path.
+        InputError: The text is no name of this package, but a path, for example.
     """
     if not isinstance(text, str) or not _CHECKPOINT.fullmatch(text):
         raise InputError(
@@ -65,10 +65,10 @@ def check_checkpoint_name(text: object) -> str:
 
 
 def mark_folder(folder: str | Path) -> None:
-    """Create a folder of ours, or mark one that the user has given as ours.
+    """Mark a folder as used by this package on this machine; create it if it is missing.
 
     Raises:
-        InputError: It cannot be created or written.
+        InputError: The folder cannot be created or written.
     """
     folder = Path(folder)
     try:
@@ -79,7 +79,7 @@ def mark_folder(folder: str | Path) -> None:
 
 
 def is_marked(folder: str | Path) -> bool:
-    """Whether this package has marked the folder on this machine."""
+    """Return whether this package has marked the folder on this machine."""
     try:
         return (Path(folder) / _MARK).is_file()
     except (OSError, ValueError):  # a name too long, or with NUL
@@ -87,15 +87,15 @@ def is_marked(folder: str | Path) -> bool:
 
 
 def check_marked(location: str | None, study_name: str, option: str) -> str | None:
-    """Return a folder that a study names, where it is ours.
+    """Return a folder that a study names, if it is marked.
 
     Args:
-        location: The folder, or ``s3://bucket``; None for none.
-        study_name: The study that names it.
-        option: The option by which the user can name one.
+        location: Folder, or ``s3://bucket``; None for none.
+        study_name: Name of the study.
+        option: Option with which the user can name another folder.
 
     Raises:
-        InputError: The folder is not here or not marked, or it is a bucket.
+        InputError: The folder is missing or not marked, or the location is a bucket.
     """
     if location is None or is_marked(location):
         return location
