@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from vit_ratio_opt.cli import demo, main
-from vit_ratio_opt.records.trials import finished_trials, load_studies
+from vit_ratio_opt.records.loading import load_studies
+from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.storage import open_storage
 
 
