@@ -79,18 +79,8 @@ def run_study(
         bars.show_trained(len(finished_trials(study)))
         for line in describe_start(study, n_trials):
             say(line)
-        _Loop(
-            study,
-            objective,
-            n_trials,
-            wait=wait,
-            say=say,
-            should_stop=asked_to_stop,
-            callbacks=[
-                lambda study, _: bars.show_trained(len(finished_trials(study))),
-                *callbacks,
-            ],
-        ).run()
+        loop = _Loop(study, objective, n_trials, wait=wait, say=say, should_stop=asked_to_stop)
+        loop.run([lambda study, _: bars.show_trained(len(finished_trials(study))), *callbacks])
     if asked_to_stop():
         say("Stopped; progress saved. Run the same command to resume.")
         raise SearchStopped(asked_to_stop.signal)
@@ -125,19 +115,19 @@ class _Loop:
         wait: bool,
         say: Callable[[str], None],
         should_stop: StopRequest,
-        callbacks: Sequence[Callback],
     ) -> None:
         self._study, self._objective = study, objective
         self._n_trials, self._wait, self._say = n_trials, wait, say
         self._should_stop = should_stop
-        self._callbacks = [self._report, *callbacks]
+        self._callbacks: list[Callback] = []
         self._wanted = math.inf if n_trials is None else n_trials
         # Attempts are bounded, so a pair over the budget in the queue cannot make this endless.
         self._attempts = sys.maxsize if n_trials is None else 4 * n_trials
         self._failures, self._since = 0, 0.0  # of the storage in a row
 
-    def run(self) -> None:
+    def run(self, callbacks: Sequence[Callback]) -> None:
         """Run rounds until nothing is left to do, also across failures of the storage."""
+        self._callbacks = [self._report, *callbacks]
         while self._attempts > 0 and not self._should_stop():
             try:
                 if not self._round():
