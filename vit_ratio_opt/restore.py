@@ -150,13 +150,9 @@ def _images(record: StudyRecord, places: Places) -> ImageData:
     """
     name, source = record.name, record.origin.get("data")
     if not source:
-        raise InputError(
-            f"Study {name!r} has custom images: run the script that created it."
-        )
+        raise InputError(f"Study {name!r} has custom images: run the script that created it.")
     if record.settings.trainer is not None:
-        raise InputError(
-            f"Study {name!r} has a custom trainer: run the script that created it."
-        )
+        raise InputError(f"Study {name!r} has a custom trainer: run the script that created it.")
     _check_root(source, name, places.data)
     images = load_images_again(source, root=places.data)
     validation = record.settings.validation

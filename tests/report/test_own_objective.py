@@ -193,7 +193,7 @@ def test_blocks_are_shown_where_they_are_recorded(make_own):
 def test_only_its_script_resumes_it(make_own):
     study = make_own(Budget(0.6), trials=1)
     record = StudyRecord.read("own", study.user_attrs)
-    with pytest.raises(InputError, match=r"has an objective of its own .* run the script"):
+    with pytest.raises(InputError, match=r"has a custom objective .* run the script"):
         _ = record.settings
     page = html_page([study])
     assert "vit-ratio-opt worker" not in page
