@@ -33,17 +33,17 @@ def test_a_study_of_0_1_0_gives_an_answer_within_its_limit(storage, name):
 
 @pytest.mark.parametrize("name", list(LIMITS))
 def test_a_study_of_0_1_0_goes_on(storage, name, tmp_path):
-    objective = load_again(
+    search = load_again(
         name,
         storage,
         checkpoint=DENSE,
         checkpoints=tmp_path / "models",
         artifacts=tmp_path / "artifacts",
-        progress=False,
+        run=vro.RunOptions(progress=False),
     )
-    study = vro.create_study(objective, study_name=name, storage=storage)
+    study = search.create_study(name, storage=storage)
     before = [trial.params for trial in study.trials]
-    vro.run_study(study, objective, n_trials=len(before) + 1, explain=False)
+    search.run(study, n_trials=len(before) + 1, explain=False)
     assert len(study.trials) == len(before) + 1
     added = study.trials[-1]
     assert added.state.is_finished()

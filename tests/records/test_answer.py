@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
-from support import make_search
+from support import make_search, new_study
 from typer.testing import CliRunner
 
 from vit_ratio_opt.cli import main as cli
@@ -302,30 +302,30 @@ def test_every_place_names_the_same_pair_trial_and_accuracy(
         "img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2,
         "num_heads": 4, "mlp_ratio": 2.0, "num_classes": 10,
     })  # fmt: skip
-    objective = make_search(
+    search = make_search(
         load_dense(tmp_path / "dense.safetensors"), digits,
         recipe=Recipe(epochs=1, batch_size=256), checkpoints=tmp_path / "models",
         calibration_images=64, progress=False, **limits[limit],
     )  # fmt: skip
     if limit == "dense model":  # every pair loses a point, none keeps 0.01
-        monkeypatch.setattr("vit_ratio_opt.runs.objective.finetune", lambda *a, **k: 0.0)
-    study = objective.create_study("s", storage=url, screen=False)
+        monkeypatch.setattr("vit_ratio_opt.training.trainer.finetune", lambda *a, **k: 0.0)
+    study = new_study(search, "s", storage=url, screen=False)
     said: list[str] = []
-    objective.run(study, n_trials=3, say=said.append)
+    search.run(study, n_trials=3, say=said.append)
     assert study.sampler.n_trials == 3
     answer = answer_of(study)
     found = answer.found
     winner = study.sampler.answer(study)
     tests = []
-    accuracy_of_model = objective._accuracy
+    accuracy_of_model = search.trainer.test
 
-    def count(model, split=None):
-        tests.append(split)
-        return accuracy_of_model(model, split)
+    def count(model):
+        tests.append(model)
+        return accuracy_of_model(model)
 
-    monkeypatch.setattr(objective, "_accuracy", count)
-    accuracy = objective.test(study)
-    assert objective.test(study) == accuracy
+    monkeypatch.setattr(search.trainer, "test", count)
+    accuracy = search.test(study)
+    assert search.test(study) == accuracy
     trials = {None if found is None else found.trial.number}
     trials |= set() if answer.baseline is None else {answer.baseline.trial.number}
     assert len(tests) == 1 + len(trials - {None})  # the dense model, and each model once

@@ -183,14 +183,14 @@ def test_what_goes_wrong_does_not_disturb_the_search(make_study, monkeypatch, ca
 
 
 def test_a_trained_trial_has_curve_table_and_checkpoint(dense, digits, tmp_path):
-    objective = make_search(
+    search = make_search(
         dense, digits, budget=0.6, recipe=Recipe(epochs=2, batch_size=256),
         checkpoints=tmp_path / "models", calibration_images=64,
     )  # fmt: skip
-    study = objective.create_study("s", storage=f"sqlite:///{tmp_path / 's.db'}")
-    objective.run(study, n_trials=1, say=lambda line: None)
+    study = search.create_study("s", storage=f"sqlite:///{tmp_path / 's.db'}")
+    search.run(study, n_trials=1, say=lambda line: None)
     (trial,) = study.trials
-    store = FileSystemArtifactStore(objective.artifacts)
+    store = FileSystemArtifactStore(search.journal.artifacts)
     files = {}
     for meta in get_all_artifact_meta(trial, storage=study._storage):
         with store.open_reader(meta.artifact_id) as content:
@@ -203,7 +203,7 @@ def test_a_trained_trial_has_curve_table_and_checkpoint(dense, digits, tmp_path)
     blocks = [[int(row[name]) for name in ("heads", "head_dim", "neurons")] for row in rows]
     assert blocks == trial.user_attrs["blocks"]
     assert "1 of 1 trials are trained" in get_note(study)
-    objective.test(study)
+    search.test(study)
     assert f"{study.user_attrs['tested']['accuracy']:.2f}" in get_note(study)
 
 
@@ -321,14 +321,14 @@ def trained(tmp_path_factory):
     recipe = Recipe(epochs=2, batch_size=64, lr=3e-3, distillation=0)  # few of its own
     finetune(dense, load_digits(), recipe, TrialContext(progress=False))
     save_dense(dense, folder / "dense.safetensors")
-    objective = make_search(
+    search = make_search(
         load_dense(folder / "dense.safetensors"), load_digits(), budget=0.2,
         recipe=Recipe(epochs=1, batch_size=64), checkpoints=folder / "checkpoints",
     )  # fmt: skip
     url = f"sqlite:///{folder / 'study.db'}"
-    study = objective.create_study("quickstart", storage=open_storage(url))
-    objective.run(study, n_trials=2)
-    objective.test(study)
+    study = search.create_study("quickstart", storage=open_storage(url))
+    search.run(study, n_trials=2)
+    search.test(study)
     return url
 
 

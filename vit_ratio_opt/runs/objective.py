@@ -276,9 +276,14 @@ class PruningObjective:
         """Train in place, with all ranks where there are several, and return the metric."""
         ranks = getattr(self.trainer, "ranks", None)
         if ranks is not None:
-            blocks = shape_of(model).block_sizes
             ranks.broadcast(
-                {"pair": pair, "seed": context.seed, "blocks": blocks, "artifact": artifact}
+                {
+                    "pair": pair,
+                    "seed": context.seed,
+                    "blocks": shape_of(model).block_sizes,
+                    "artifact": artifact,
+                    "precision": getattr(self.trainer, "precision", None),
+                }
             )
         try:
             with context.clock("train"):
