@@ -71,7 +71,7 @@ def forkserver() -> ForkServerContext:
         [
             *(
                 "vit_ratio_opt.cli.main",
-                "vit_ratio_opt.load_search",
+                "vit_ratio_opt.restore",
                 "vit_ratio_opt.report.dashboard",
             ),
             *("sklearn.datasets", "sklearn.model_selection", "matplotlib.pyplot"),

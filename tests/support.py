@@ -8,8 +8,8 @@ from typing import Any
 from optuna.study import Study
 
 from vit_ratio_opt.composer import Search
-from vit_ratio_opt.load_search import load_search
 from vit_ratio_opt.pruning.options import CalibrationOptions, pruning_options
+from vit_ratio_opt.restore import load_search
 from vit_ratio_opt.runs.options import Places, RunOptions, SearchOptions
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import cost_named

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import optuna
 import pytest
-from support import load_again
 
 import vit_ratio_opt as vro
+from vit_ratio_opt.runs.options import Places
 
 HERE = Path(__file__).parent
 DENSE = HERE.parent / "studies" / "results" / "quickstart_dense.safetensors"
@@ -33,14 +33,10 @@ def test_a_study_of_0_1_0_gives_an_answer_within_its_limit(storage, name):
 
 @pytest.mark.parametrize("name", list(LIMITS))
 def test_a_study_of_0_1_0_goes_on(storage, name, tmp_path):
-    search = load_again(
-        name,
-        storage,
-        checkpoint=DENSE,
-        checkpoints=tmp_path / "models",
-        artifacts=tmp_path / "artifacts",
-        run=vro.RunOptions(progress=False),
+    places = Places(
+        checkpoint=DENSE, checkpoints=tmp_path / "models", artifacts=tmp_path / "artifacts"
     )
+    search = vro.load_search(name, storage, places, vro.RunOptions(progress=False))
     study = search.create_study(name, storage=storage)
     before = [trial.params for trial in study.trials]
     search.run(study, n_trials=len(before) + 1, explain=False)

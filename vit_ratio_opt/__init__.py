@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from vit_ratio_opt.data.options import LoadOptions
     from vit_ratio_opt.data.preprocessing import Preprocessing, preprocess_of
     from vit_ratio_opt.errors import InputError, UnsupportedModelError
-    from vit_ratio_opt.load_search import load_search
     from vit_ratio_opt.model_files.export import export_model
     from vit_ratio_opt.model_files.load import load_dense, load_pruned
     from vit_ratio_opt.model_files.save import save_dense, save_pruned
     from vit_ratio_opt.models.convert import to_timm
     from vit_ratio_opt.models.create import create_model
+    from vit_ratio_opt.models.families import FAMILIES
+    from vit_ratio_opt.models.family import AttentionKind, Branch, Family
     from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.pruning.calibration import Calibration, calibrate
     from vit_ratio_opt.pruning.importance import (
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.pruning.prune import prune
     from vit_ratio_opt.pruning.reconstruct import repair
     from vit_ratio_opt.records.answer import Answer, answer_of
+    from vit_ratio_opt.restore import load_search
     from vit_ratio_opt.runs.journal import Journal
     from vit_ratio_opt.runs.objective import PruningObjective
     from vit_ratio_opt.runs.options import Places, RunOptions, SearchOptions
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.space.costs import MACS, PARAMS, Cost, Latency
     from vit_ratio_opt.space.curve import budget_curve
     from vit_ratio_opt.space.pairs import RatioPair
+    from vit_ratio_opt.space.structural import StructuralSpace
     from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule
     from vit_ratio_opt.training.context import Metric, Trainer, TrialContext
     from vit_ratio_opt.training.evaluate import evaluate
@@ -57,6 +60,13 @@ if TYPE_CHECKING:
     from vit_ratio_opt.worker import WorkerOptions, run_worker
 
 _HOMES = {
+    "space.structural": ("StructuralSpace",),
+    "models.families": ("FAMILIES",),
+    "models.family": (
+        "Family",
+        "AttentionKind",
+        "Branch",
+    ),
     "composer": ("Search",),
     "data.cifar10": ("load_cifar10",),
     "data.csv_images": ("load_csv_images",),
@@ -74,7 +84,7 @@ _HOMES = {
         "InputError",
         "UnsupportedModelError",
     ),
-    "load_search": ("load_search",),
+    "restore": ("load_search",),
     "model_files.export": ("export_model",),
     "model_files.load": (
         "load_dense",
@@ -86,7 +96,7 @@ _HOMES = {
     ),
     "models.convert": ("to_timm",),
     "models.create": ("create_model",),
-    "models.surgery": ("shape_of",),
+    "models.shape": ("shape_of",),
     "pruning.calibration": (
         "Calibration",
         "calibrate",
@@ -155,8 +165,10 @@ _OTHER_NAMES = {"image_folder": "load_image_folder"}
 
 __all__ = [
     "Answer",
+    "AttentionKind",
     "BinarySearchSampler",
     "Both",
+    "Branch",
     "Budget",
     "CP_VIT",
     "Calibration",
@@ -164,6 +176,8 @@ __all__ = [
     "CascadeRule",
     "Cost",
     "CostTable",
+    "FAMILIES",
+    "Family",
     "ImageData",
     "ImageTrainer",
     "Importance",
@@ -171,8 +185,8 @@ __all__ = [
     "Journal",
     "LATE",
     "Latency",
-    "MACS",
     "LoadOptions",
+    "MACS",
     "Metric",
     "PARAMS",
     "Places",
@@ -185,6 +199,7 @@ __all__ = [
     "Search",
     "SearchOptions",
     "Structural",
+    "StructuralSpace",
     "Tokens",
     "Tolerance",
     "Trainer",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from vit_ratio_opt.load_search import load_search
+from vit_ratio_opt.restore import load_search
 from vit_ratio_opt.runs.loop import Callback
 from vit_ratio_opt.runs.options import Places, RunOptions
 from vit_ratio_opt.runs.ranks import follow

@@ -12,10 +12,10 @@ import optuna
 import pytest
 import sqlalchemy
 import torch
-import vit_ratio_opt.runs.loop
 from PIL import Image
 from support import make_search
 
+import vit_ratio_opt.runs.loop
 from tests.chaos.conftest import ARGUMENTS, MODEL
 from vit_ratio_opt.cli.main import main
 from vit_ratio_opt.data.image_folder import load_image_folder
@@ -129,9 +129,7 @@ def test_a_study_that_is_not_there_is_named_with_those_that_are(command, study_u
     assert "no study 'S'; it has: s" in err
 
 
-def test_a_database_that_may_only_be_read_ends_the_worker(
-    postgresql, compose, command, tmp_path
-):
+def test_a_database_that_may_only_be_read_ends_the_worker(postgresql, compose, command, tmp_path):
     url = postgresql.new("readonly")
     compose().create_study("s", storage=open_storage(url))
     before = contents(url)

@@ -17,7 +17,6 @@ from rich.console import Console
 from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.cli.report import print_report
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.load_search import load_search
 from vit_ratio_opt.records.answer import answer_of, trained_trial
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.report.figures.training_curve import training_curve
@@ -27,6 +26,7 @@ from vit_ratio_opt.report.notes import study_note, trial_note
 from vit_ratio_opt.report.rows import build_report, group_studies
 from vit_ratio_opt.report.terminal import trials_table
 from vit_ratio_opt.report.trial_rows import trial_rows
+from vit_ratio_opt.restore import load_search
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.utils.text import csv_text
 

@@ -14,7 +14,6 @@ from torchvision.models import VisionTransformer as TorchvisionViT
 
 from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
-from vit_ratio_opt.load_search import load_search
 from vit_ratio_opt.model_files.load import load_again, load_dense
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models import convert
@@ -27,6 +26,7 @@ from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.options import CalibrationOptions
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.reconstruct import repair
+from vit_ratio_opt.restore import load_search
 from vit_ratio_opt.runs.options import Places, SearchOptions
 from vit_ratio_opt.search.limits import Budget
 from vit_ratio_opt.training.recipe import Recipe

@@ -8,13 +8,14 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
-from support import make_search, new_study
 from typer.testing import CliRunner
 
 from vit_ratio_opt.cli import main as cli
+from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
+from vit_ratio_opt.pruning.options import CalibrationOptions
 from vit_ratio_opt.records.answer import answer_of, answer_trial, trained_trial
 from vit_ratio_opt.records.candidates import candidate_of
 from vit_ratio_opt.records.labels import below
@@ -30,6 +31,8 @@ from vit_ratio_opt.report.sentences import answer_sentences, summary
 from vit_ratio_opt.report.terminal import results_table
 from vit_ratio_opt.report.trial_rows import trial_rows
 from vit_ratio_opt.runs.final import card_path
+from vit_ratio_opt.runs.options import RunOptions, SearchOptions
+from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.training.recipe import Recipe
 
 # Of the first trial, the fixed ratio, and of the five pairs of the curve after it.
@@ -294,22 +297,23 @@ def test_every_place_names_the_same_pair_trial_and_accuracy(
     dense, digits, tmp_path, url, limit, monkeypatch
 ):
     limits = {
-        "budget": {"budget": 0.6},
-        "tolerance": {"budget": None, "tolerance": 50.0},
-        "dense model": {"budget": None, "tolerance": 0.01, "confidence": 0.99},
+        "budget": Budget(0.6),
+        "tolerance": Tolerance(50.0),
+        "dense model": Tolerance(0.01, confidence=0.99),
     }
     save_dense(dense, tmp_path / "dense.safetensors", name="vit_tiny_patch16_224", arguments={
         "img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2,
         "num_heads": 4, "mlp_ratio": 2.0, "num_classes": 10,
     })  # fmt: skip
-    search = make_search(
-        load_dense(tmp_path / "dense.safetensors"), digits,
-        recipe=Recipe(epochs=1, batch_size=256), checkpoints=tmp_path / "models",
-        calibration_images=64, progress=False, **limits[limit],
+    search = Search(
+        load_dense(tmp_path / "dense.safetensors"), digits, limits[limit],
+        training=Recipe(epochs=1, batch_size=256),
+        options=SearchOptions(screen=False, calibration=CalibrationOptions(images=64)),
+        run=RunOptions(checkpoints=tmp_path / "models", progress=False),
     )  # fmt: skip
     if limit == "dense model":  # every pair loses a point, none keeps 0.01
-        monkeypatch.setattr("vit_ratio_opt.training.trainer.finetune", lambda *a, **k: 0.0)
-    study = new_study(search, "s", storage=url, screen=False)
+        monkeypatch.setattr(search.trainer, "train", lambda model, context: 0.0)
+    study = search.create_study("s", storage=url)
     said: list[str] = []
     search.run(study, n_trials=3, say=said.append)
     assert study.sampler.n_trials == 3
@@ -317,11 +321,11 @@ def test_every_place_names_the_same_pair_trial_and_accuracy(
     found = answer.found
     winner = study.sampler.answer(study)
     tests = []
-    accuracy_of_model = search.trainer.test
+    test_model = search.trainer.test
 
     def count(model):
         tests.append(model)
-        return accuracy_of_model(model)
+        return test_model(model)
 
     monkeypatch.setattr(search.trainer, "test", count)
     accuracy = search.test(study)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import os
 import subprocess
@@ -16,7 +15,6 @@ from optuna.storages import InMemoryStorage
 from support import load_again, make_search, new_study
 from torch import nn
 
-from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.save import save_dense
@@ -28,17 +26,16 @@ from vit_ratio_opt.runs import creation
 from vit_ratio_opt.runs.creation import check_study
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.space.tokens import CP_VIT, LATE
 from vit_ratio_opt.training.recipe import Recipe
 
 
 @pytest.fixture
 def make(digits, dense):
-    def make_objective(model=dense, data=digits, **changes):
+    def make_one(model=dense, data=digits, **changes):
         options = {"budget": 0.6, "recipe": Recipe(epochs=0), "calibration_images": 64}
         return make_search(model, data, **{**options, **changes})
 
-    return make_objective
+    return make_one
 
 
 @pytest.fixture
@@ -46,8 +43,8 @@ def impatient(monkeypatch):
     monkeypatch.setattr(creation, "_PATIENCE_SECONDS", 0.0)
 
 
-def create(objective, storage, name="s"):
-    return new_study(objective, name, storage=storage, screen=False)
+def create(search, storage, name="s"):
+    return new_study(search, name, storage=storage, screen=False)
 
 
 # What a number depends on
@@ -71,6 +68,7 @@ def _stored_changes(settings):
     absent = {
         "tolerance": 1.0, "rule": {"heads": True}, "ranges": [0.5], "by_cascade": 0.1,
         "noise": 0.3, "cost": "params", "latency_batch": 8, "pruned": "both",
+        "criterion": "mine", "trainer": {"lr": 1},
     }  # fmt: skip
     for field in fields(StudySettings):
         if field.name != "schema_version":
@@ -79,81 +77,19 @@ def _stored_changes(settings):
 
 
 def test_every_other_setting_is_refused_by_name(make):
-    storage, objective = InMemoryStorage(), make(precision="float32")
-    study = create(objective, storage)
+    storage, search = InMemoryStorage(), make(precision="float32")
+    study = create(search, storage)
     settings = study.user_attrs["settings"]
     for name, value in _stored_changes(settings):
         study.set_user_attr("settings", {**settings, name: value})
         for refusing in (
-            lambda: check_study(objective, "s", storage),
-            lambda: create(objective, storage),
+            lambda: check_study(search, "s", storage),
+            lambda: create(search, storage),
         ):
             with pytest.raises(InputError, match=rf"exists with other settings: {name}[.\[ ]"):
                 refusing()
     study.set_user_attr("settings", settings)
-    create(objective, storage)
-
-
-# Arguments of the objective: the field that each is in, and another value for it.
-IN_SETTINGS = {
-    "budget": ("budget", {"budget": 0.5}),
-    "tolerance": ("tolerance", {"budget": None, "tolerance": 2.0}),
-    "cost": ("cost", {"cost": "params"}),
-    "recipe": ("recipe.lr", {"recipe": Recipe(epochs=0, lr=0.5)}),
-    "fixed_ratio": ("strategy", {"fixed_ratio": True}),
-    "strategy": ("pruned", {"strategy": "both"}),
-    "rule": ("rule.schedule", {"strategy": "cascade", "rule": LATE}),
-    "ranges": ("ranges", {"strategy": "cascade", "rule": CP_VIT, "ranges": (0.1, 0.9)}),
-    "noise": ("noise", {"noise": 0.3}),
-    "confirmations": ("confirmations", {"confirmations": 3}),
-    "confidence": ("confidence", {"confidence": 0.9}),
-    "mhsa_unit": ("mhsa_unit", {"mhsa_unit": "head"}),
-    "repair": ("repair", {"repair": False}),
-    "allocation": ("allocation", {"allocation": "uniform"}),
-    "round_to": ("round_to", {"round_to": 2}),
-    "iterative": ("iterative", {"iterative": True, "checkpoints": "models"}),
-    "calibration_images": ("calibration_images", {"calibration_images": 32}),
-    "seed": ("seed", {"seed": 1}),
-    "precision": ("precision", {"precision": "bfloat16"}),
-}
-# Tested below, as they need other models, images or devices.
-IN_SETTINGS_TOO = {"model", "data", "latency_batch"}
-CHANGES_NO_NUMBER = {
-    "latency": "measured once and stored by the study, which every worker adopts",
-    "checkpoints": "a folder for files",
-    "artifact_store": "a place for files",
-    "cache": "a folder for measurements, found by a hash of all that they depend on",
-    "device": "the precision, which a device decides by default, is a setting",
-    "progress": "bars in a terminal",
-    "ranks": "share each batch, whose size stays the same",
-}
-
-
-def test_every_argument_is_a_setting_or_changes_no_number():
-    arguments = set(inspect.signature(Search).parameters)
-    assert arguments == {*IN_SETTINGS, *IN_SETTINGS_TOO, *CHANGES_NO_NUMBER}
-
-
-@pytest.mark.parametrize("argument", IN_SETTINGS)
-def test_an_argument_changes_its_setting(make, argument, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    field, changes = IN_SETTINGS[argument]
-    start = {}
-    if changes.get("strategy") == "cascade":
-        start = {"budget": 0.9, "strategy": "cascade"}
-        changes = {**start, **changes}
-    differences = make(**start).settings.differences(make(**changes).settings)
-    assert field in [text.split()[0].split("[")[0] for text in differences]
-
-
-def test_a_batch_of_latency_is_a_setting(make):
-    known = {"rest": 1, "mhsa": [[0, 9], [28, 0]], "ffn": [[0, 9], [126, 0]]}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Search, "search_latency", lambda self, latency: None)
-        one, eight = (
-            make(cost="latency", latency=known, latency_batch=batch).settings for batch in (1, 8)
-        )
-    assert one.differences(eight) == ["latency_batch is 1, not 8"]
+    create(search, storage)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +161,7 @@ def test_opening_a_study_does_not_change_its_plan(make):
 @pytest.mark.parametrize("confidence", [0.5, 1, 0.2, float("nan")])
 def test_a_confidence_is_a_probability_above_one_half(make, confidence):
     with pytest.raises(InputError, match=r"`confidence` must be above 0\.5 and below 1"):
-        make(confidence=confidence)
+        make(budget=None, tolerance=1.0, confidence=confidence)
 
 
 def test_a_worker_takes_the_precision_of_the_study(make):
@@ -245,8 +181,8 @@ def test_the_precision_is_that_of_training_and_evaluation(make):
     recipe = Recipe(epochs=1, batch_size=512)
     losses = []
     for precision in ("float32", "bfloat16"):
-        objective, fixed = make(recipe=recipe, precision=precision), optuna.trial.FixedTrial(trial)
-        objective(fixed)
+        search, fixed = make(recipe=recipe, precision=precision), optuna.trial.FixedTrial(trial)
+        search.objective(fixed)
         losses.append(fixed.user_attrs["losses"])
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
@@ -315,8 +251,8 @@ def test_a_worker_joins_a_study_of_version_1(url, tmp_path, digits):
         num_heads=4, num_classes=10,
     )  # fmt: skip
     save_dense(model, tmp_path / "dense.safetensors")
-    objective = make_search(model, digits, budget=0.6, recipe=Recipe(epochs=0), confirmations=2)
-    study = create(objective, url)
+    search = make_search(model, digits, budget=0.6, recipe=Recipe(epochs=0), confirmations=2)
+    study = create(search, url)
     attributes = _as_version_1(study)
     attributes["origin"] |= {"noise": 0.3, "confirmations": 2}
     optuna.delete_study(study_name="s", storage=url)
@@ -324,7 +260,11 @@ def test_a_worker_joins_a_study_of_version_1(url, tmp_path, digits):
     for key, value in attributes.items():
         old.set_user_attr(key, value)
     joined = load_again("s", url)
-    assert (joined.noise, joined.confirmations, joined.confidence) == (0.3, 2, 0.8)
+    assert (joined.options.noise, joined.options.confirmations, joined.settings.confidence) == (
+        0.3,
+        2,
+        0.8,
+    )
     create(joined, url)
 
 
@@ -361,11 +301,11 @@ class _Mortal(InMemoryStorage):
         return self._write(super().set_study_system_attr, *arguments)
 
 
-def _killed_at(storage, write, objective):
+def _killed_at(storage, write, search):
     """Whether a creation that dies at its write of this number was killed."""
     storage.writes, storage.dies_at = 0, write
     try:
-        create(objective, storage)
+        create(search, storage)
     except _KilledError:
         return True
     finally:
@@ -374,22 +314,22 @@ def _killed_at(storage, write, objective):
 
 
 def test_a_creation_that_is_killed_at_any_write_is_finished_by_the_next(make, impatient):
-    objective = make()
-    whole = create(objective, _Mortal()).user_attrs
+    search = make()
+    whole = create(search, _Mortal()).user_attrs
     first = 0
     while True:
         storage = _Mortal()
-        if not _killed_at(storage, first, objective):
+        if not _killed_at(storage, first, search):
             break
-        assert create(objective, storage).user_attrs == whole
+        assert create(search, storage).user_attrs == whole
         assert [study.study_name for study in storage.get_all_studies()] == ["s"]
         first += 1
     assert first == len(whole) + 2  # create, name of the metric, attributes
     for second in range(first + 3):  # the next one may be killed, too
         storage = _Mortal()
-        assert _killed_at(storage, 4, objective)
-        assert _killed_at(storage, second, objective)
-        assert create(objective, storage).user_attrs == whole
+        assert _killed_at(storage, 4, search)
+        assert _killed_at(storage, second, search)
+        assert create(search, storage).user_attrs == whole
         assert [study.study_name for study in storage.get_all_studies()] == ["s"]
 
 
@@ -437,7 +377,7 @@ def test_a_slow_creator_that_was_replaced_takes_over_what_is_there(make, monkeyp
     """Its writes go nowhere: the study that it claimed is gone, its number not used again."""
     storage = _Mortal()
     slow, fast = make(), make()
-    slow.dense_accuracy, fast.dense_accuracy = 11.0, 22.0
+    slow.objective.dense_accuracy, fast.objective.dense_accuracy = 11.0, 22.0
     write = storage.set_study_user_attr
 
     def overtaken(study_id, key, value):
@@ -475,19 +415,19 @@ def _race(url, index, rounds, barrier, path):
     )  # fmt: skip
     for parameter in model.parameters():
         parameter.data.zero_()
-    objectives = [
+    searches = [
         make_search(model, load_digits(), budget=budget, recipe=Recipe(epochs=0), progress=False)
         for budget in (0.6, 0.5 + index / 100)
     ]
     found = []
     for number in range(rounds):
-        objective = objectives[number % 2]
-        objective.dense_accuracy = 10.0 + index  # measured a little differently everywhere
-        objective.settings  # noqa: B018 - hashes are computed once
+        search = searches[number % 2]
+        search.objective.dense_accuracy = 10.0 + index  # measured a little differently everywhere
+        search.settings  # noqa: B018 - hashes are computed once
         barrier.wait()
         try:
-            create(objective, open_storage(url), f"round {number}")
-            found.append(objective.dense_accuracy)
+            create(search, open_storage(url), f"round {number}")
+            found.append(search.dense_accuracy)
         except InputError as error:
             found.append(str(error))
     path.write_text(json.dumps(found))

@@ -17,12 +17,13 @@ from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.data.image_folder import load_image_folder
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.model_files.card import card_path, model_card
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.records.answer import answer_trial
-from vit_ratio_opt.runs.final import card_path, finish, model_card
+from vit_ratio_opt.runs.final import finish
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe
@@ -44,9 +45,9 @@ def dense_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def searched(dense_file, tmp_path_factory):
-    """The URL of a study of two trials, and its objective."""
+    """The URL of a study of two trials, and its search."""
     folder = tmp_path_factory.mktemp("study")
-    objective = make_search(
+    search = make_search(
         load_dense(dense_file),
         load_digits(),
         budget=0.6,
@@ -56,9 +57,9 @@ def searched(dense_file, tmp_path_factory):
         progress=False,
     )
     url = f"sqlite:///{folder / 'study.db'}"
-    study = objective.create_study("digits", storage=url)
-    objective.run(study, n_trials=2, say=lambda _: None, explain=False)
-    return url, study, objective
+    study = search.create_study("digits", storage=url)
+    search.run(study, n_trials=2, say=lambda _: None, explain=False)
+    return url, study, search
 
 
 def command(*arguments: object) -> tuple[int, str]:
@@ -70,7 +71,7 @@ def command(*arguments: object) -> tuple[int, str]:
 
 
 def test_final_trains_the_best_trial_tests_it_once_and_writes_a_card(searched, tmp_path):
-    url, study, objective = searched
+    url, study, search = searched
     path = tmp_path / "final.safetensors"
     arguments = ("final", "--study-name", "digits", "--storage", url, "--epochs", 2)
     code, output = command(*arguments, "--output", path)
@@ -81,8 +82,8 @@ def test_final_trains_the_best_trial_tests_it_once_and_writes_a_card(searched, t
     assert manifest["mhsa_ratio"] == best.params["mhsa_ratio"]
     assert shape_of(model).macs == manifest["macs"] == best.user_attrs["macs"]
     assert manifest["recipe"]["epochs"] == 2
-    assert manifest["test_accuracy"] == evaluate(model, objective.data, objective.data.test)
-    assert manifest["val_accuracy"] == evaluate(model, objective.data, objective.data.val)
+    assert manifest["test_accuracy"] == evaluate(model, search.data, search.data.test)
+    assert manifest["val_accuracy"] == evaluate(model, search.data, search.data.val)
     assert set(manifest["versions"]) == {"vit_ratio_opt", "torch", "timm"}
     card = card_path(path).read_text()
     for figure in ("macs", "params"):
@@ -93,14 +94,14 @@ def test_final_trains_the_best_trial_tests_it_once_and_writes_a_card(searched, t
 
 
 def test_a_card_of_no_study_says_that_the_ratios_were_given(searched, tmp_path):
-    _, _, objective = searched
+    _, _, search = searched
     pair = RatioPair(0.5, 0.5)
     made = finish(
-        objective,
+        search.objective,
         pair,
-        objective.pruner.prune(pair),
+        search.pruner.prune(pair),
         tmp_path / "m.safetensors",
-        recipe=Recipe(epochs=0),
+        trainer=search.trainer_for(Recipe(epochs=0)),
     )
     card = model_card(made, "m.safetensors")
     assert "given by hand" in card

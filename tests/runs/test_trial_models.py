@@ -25,11 +25,13 @@ from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.models.state_dicts import weights_hash
+from vit_ratio_opt.pruning.pruner import ModelPruner
 from vit_ratio_opt.records.answer import trained_trial
 from vit_ratio_opt.runs.final import finish
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.training.trainer import ImageTrainer
 
 MODEL = "vit_tiny_patch16_224"
 ARGUMENTS = {
@@ -49,53 +51,51 @@ def dense_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(dense_file: Path, tmp_path: Path) -> Make:
-    def make_objective(**changes: Any) -> Search:
+    def make_one(**changes: Any) -> Search:
         options = {
             "budget": 0.6, "recipe": Recipe(epochs=1, batch_size=256), "progress": False,
             "calibration_images": 64, "checkpoints": tmp_path / "models",
         }  # fmt: skip
         return make_search(load_dense(dense_file), load_digits(), **{**options, **changes})
 
-    return make_objective
+    return make_one
 
 
-def run(study: Study, objective: Search, n_trials: int = 1) -> None:
-    objective.run(study, n_trials=n_trials, say=lambda line: None, explain=False)
+def run(study: Study, search: Search, n_trials: int = 1) -> None:
+    search.run(study, n_trials=n_trials, say=lambda line: None, explain=False)
 
 
-def new_study(objective: Search, url: str, name: str = "s") -> Study:
-    return support.new_study(objective, name, storage=url, screen=False)
+def new_study(search: Search, url: str, name: str = "s") -> Study:
+    return support.new_study(search, name, storage=url, screen=False)
 
 
 def assert_models_are_the_trials(
-    objective: Search, study: Study, tmp_path: Path, trials: int
+    search: Search, study: Study, tmp_path: Path, trials: int
 ) -> None:
     """What ``model_of``, ``test`` and ``final`` read is what each trial trained."""
     assert len(study.trials) == trials
     for trial in study.trials:
-        model = objective.model_of(study, trial)
+        model = search.model_of(study, trial)
         assert weights_hash(model) == trial.user_attrs["weights"]
-        found, manifest = load_pruned(
-            objective.journal.checkpoints / trial.user_attrs["checkpoint"]
-        )
+        found, manifest = load_pruned(search.journal.checkpoints / trial.user_attrs["checkpoint"])
         assert weights_hash(found) == trial.user_attrs["weights"]
         assert manifest["lineage"]["study"] == study.study_name
         path = tmp_path / f"{study.study_name}-{trial.number}.safetensors"
         pair = RatioPair(**trial.params)
-        finish(objective, pair, model, path, recipe=Recipe(epochs=0))
+        finish(search.objective, pair, model, path, trainer=search.trainer_for(Recipe(epochs=0)))
         assert weights_hash(load_pruned(path)[0]) == trial.user_attrs["weights"]
-    accuracy = objective.test(study)
+    accuracy = search.test(study)
     tested = study.user_attrs["tested"]
-    own = objective.model_of(study, study.trials[tested["trial"]])
-    assert accuracy == evaluate(own, objective.data, objective.data.test)
+    own = search.model_of(study, study.trials[tested["trial"]])
+    assert accuracy == evaluate(own, search.data, search.data.test)
 
 
 def test_two_studies_of_two_workers_each_share_a_folder_and_no_file(
     make: Make, tmp_path: Path, start_command: Callable[..., BaseProcess]
 ) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    objectives = {"a": make(noise=50.0), "b": make(noise=50.0, seed=1)}
-    studies = {name: new_study(objectives[name], url, name) for name in objectives}
+    searches = {"a": make(noise=50.0), "b": make(noise=50.0, seed=1)}
+    studies = {name: new_study(searches[name], url, name) for name in searches}
     workers = [
         start_command("worker", "--storage", url, "--study-name", name, "--n-trials", 4)
         for name in ("a", "b", "a", "b")
@@ -107,7 +107,7 @@ def test_two_studies_of_two_workers_each_share_a_folder_and_no_file(
     assert len(kept) == len(set(kept)) == 8
     assert {path.name for path in (tmp_path / "models").glob("*.safetensors")} == set(kept)
     for name, study in studies.items():
-        assert_models_are_the_trials(objectives[name], study, tmp_path, trials=4)
+        assert_models_are_the_trials(searches[name], study, tmp_path, trials=4)
 
 
 @pytest.mark.parametrize("case", ["two databases", "made again", "a copy goes on"])
@@ -135,17 +135,17 @@ def test_studies_of_one_name_share_a_folder_and_no_file(
 
 
 def test_a_study_that_was_copied_under_another_name_keeps_its_models(make: Make, url: str) -> None:
-    objective = make()
-    study = new_study(objective, url)
-    run(study, objective)
+    search = make()
+    study = new_study(search, url)
+    run(study, search)
     optuna.copy_study(
         from_study_name="s", from_storage=url, to_storage=url, to_study_name="copied"
     )
     copied = optuna.load_study(study_name="copied", storage=url)
     (trial,) = copied.trials
     for _ in ("the folder", "the artifact store"):
-        assert weights_hash(objective.model_of(copied, trial)) == trial.user_attrs["weights"]
-        (objective.journal.checkpoints / trial.user_attrs["checkpoint"]).unlink(missing_ok=True)
+        assert weights_hash(search.model_of(copied, trial)) == trial.user_attrs["weights"]
+        (search.journal.checkpoints / trial.user_attrs["checkpoint"]).unlink(missing_ok=True)
 
 
 def test_a_cascade_of_the_same_weights_and_ratios_is_not_the_trials_model(
@@ -153,102 +153,106 @@ def test_a_cascade_of_the_same_weights_and_ratios_is_not_the_trials_model(
 ) -> None:
     """Without training all cascades have the dense model's weights."""
     options = {"strategy": "cascade", "budget": 0.9, "recipe": Recipe(epochs=0)}
-    objective = make(**options)
-    study = new_study(objective, url)
-    run(study, objective)
+    search = make(**options)
+    study = new_study(search, url)
+    run(study, search)
     (trial,) = study.trials
     fewer = [[queries - 1, keys, ffn] for queries, keys, ffn in trial.user_attrs["tokens"]]
     trial.user_attrs["tokens"] = fewer  # of another rule
     with pytest.raises(InputError, match="its tokens is"):
-        objective.model_of(study, trial)
+        search.model_of(study, trial)
 
 
 def test_a_file_that_was_overwritten_in_place_is_refused_by_its_name(make: Make, url: str) -> None:
     """It is a second name of the artifact, so both hold the wrong model then."""
-    objective = make()
-    study = new_study(objective, url)
-    run(study, objective, 2)
-    first, second = (
-        objective.journal.checkpoints / t.user_attrs["checkpoint"] for t in study.trials
-    )
+    search = make()
+    study = new_study(search, url)
+    run(study, search, 2)
+    first, second = (search.journal.checkpoints / t.user_attrs["checkpoint"] for t in study.trials)
     content = bytearray(first.read_bytes())
     for damage in (second.read_bytes(), content[:-1] + bytes([content[-1] ^ 1])):
         first.write_bytes(damage)
         with pytest.raises(InputError) as refused:
-            objective.model_of(study, study.trials[0])
+            search.model_of(study, study.trials[0])
         assert str(first) in str(refused.value)
         assert f"artifact {first.name}" in str(refused.value)
         assert "/tmp" not in str(refused.value).replace(str(first), "")
-    assert weights_hash(objective.model_of(study, study.trials[1]))
+    assert weights_hash(search.model_of(study, study.trials[1]))
 
 
 def test_a_file_that_was_replaced_leaves_the_artifact_as_it_was(make: Make, url: str) -> None:
-    objective = make()
-    study = new_study(objective, url)
-    run(study, objective)
+    search = make()
+    study = new_study(search, url)
+    run(study, search)
     (trial,) = study.trials
-    path = objective.journal.checkpoints / trial.user_attrs["checkpoint"]
+    path = search.journal.checkpoints / trial.user_attrs["checkpoint"]
     pair = RatioPair(0.5, 0.5)
-    finish(objective, pair, objective.pruner.prune(pair), path, recipe=Recipe(epochs=0))
+    finish(
+        search.objective,
+        pair,
+        search.pruner.prune(pair),
+        path,
+        trainer=search.trainer_for(Recipe(epochs=0)),
+    )
     assert weights_hash(load_pruned(path)[0]) != trial.user_attrs["weights"]
-    assert weights_hash(objective.model_of(study, trial)) == trial.user_attrs["weights"]
+    assert weights_hash(search.model_of(study, trial)) == trial.user_attrs["weights"]
 
 
 def test_models_of_version_0_1_0_are_read(make: Make, url: str) -> None:
     """They had no hash in the trial, and the same name in every study."""
-    objective = make()
-    study = new_study(objective, url)
-    run(study, objective)
+    search = make()
+    study = new_study(search, url)
+    run(study, search)
     (trial,) = study.trials
     del trial.user_attrs["weights"]
     assert trial.user_attrs["checkpoint"] == "trial-0000.safetensors"
-    assert objective.model_of(study, trial)
-    objective.journal.store = None
+    assert search.model_of(study, trial)
+    search.journal.store = None
     other = make(seed=1)
     other_study = new_study(other, url, "other")
     run(other_study, other)
     shutil.copy(
-        other.checkpoints / other_study.trials[0].user_attrs["checkpoint"],
-        objective.journal.checkpoints / "trial-0000.safetensors",
+        other.journal.checkpoints / other_study.trials[0].user_attrs["checkpoint"],
+        search.journal.checkpoints / "trial-0000.safetensors",
     )
     with pytest.raises(InputError, match="its study is 'other', not 's'"):
-        objective.model_of(study, trial)
+        search.model_of(study, trial)
 
 
 def test_a_trial_without_a_model_says_why(make: Make, url: str, tmp_path: Path) -> None:
-    objective = make()
-    study = new_study(objective, url)
+    search = make()
+    study = new_study(search, url)
     study.enqueue_trial({"mhsa_ratio": 0.0, "ffn_ratio": 0.0})
-    study.optimize(objective.objective, n_trials=1)
+    study.optimize(search.objective, n_trials=1)
     study.ask()
     study.tell(study.ask(), state=TrialState.FAIL)
     study.enqueue_trial({"mhsa_ratio": 0.5, "ffn_ratio": 0.5})
     bare = make(checkpoints=None)
-    study.enqueue_trial(dict(zip(("mhsa_ratio", "ffn_ratio"), objective.curve[0], strict=True)))
+    study.enqueue_trial(dict(zip(("mhsa_ratio", "ffn_ratio"), search.curve[0], strict=True)))
     reasons = {0: "not trained to its end", 1: "not ended", 2: "failed", 3: "not ended"}
     for number, why in reasons.items():
         with pytest.raises(
             InputError, match=f"Trial {number} of study 's' kept no model: .*{why}"
         ):
-            objective.model_of(study, study.trials[number])
+            search.model_of(study, study.trials[number])
         with pytest.raises(InputError, match=f"Trial {number} of study 's' was not trained"):
             trained_trial(study, number)
-    study.optimize(bare, n_trials=2)
+    study.optimize(bare.objective, n_trials=2)
     with pytest.raises(InputError, match="its worker kept none: `checkpoints` names"):
-        objective.model_of(study, study.trials[-1])
+        search.model_of(study, study.trials[-1])
     for number in (-1, 99):
         with pytest.raises(InputError, match=f"Trial {number} of study 's' was not trained"):
             trained_trial(study, number)
 
 
 def test_a_trial_that_failed_after_its_training_has_no_model(make: Make, url: str) -> None:
-    objective = make()
-    study = new_study(objective, url)
+    search = make()
+    study = new_study(search, url)
     trial = study.ask()
-    objective(trial)
+    search.objective(trial)
     study.tell(trial, state=TrialState.FAIL)
     for refuse in (
-        lambda: objective.model_of(study, study.trials[0]),
+        lambda: search.model_of(study, study.trials[0]),
         lambda: trained_trial(study, 0),
     ):
         with pytest.raises(InputError, match="Trial 0 of study 's'"):
@@ -258,12 +262,12 @@ def test_a_trial_that_failed_after_its_training_has_no_model(make: Make, url: st
 def test_the_test_split_is_read_once(
     make: Make, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objective = make()
-    study = new_study(objective, url)
-    run(study, objective, 2)
-    accuracy = objective.test(study)
+    search = make()
+    study = new_study(search, url)
+    run(study, search, 2)
+    accuracy = search.test(study)
     read: list[object] = []
-    monkeypatch.setattr(Search, "_accuracy", lambda *a, **k: read.append(a))
+    monkeypatch.setattr(ImageTrainer, "test", lambda *a, **k: read.append(a))
     assert make().test(study) == accuracy
     assert read == []
 
@@ -272,7 +276,7 @@ def test_the_test_split_is_read_once(
 
 
 @pytest.mark.parametrize("place", ["a file", "in a file"])
-@pytest.mark.parametrize("option", ["checkpoints", "artifact_store"])
+@pytest.mark.parametrize("option", ["checkpoints", "artifacts"])
 def test_a_folder_that_cannot_be_is_refused_by_the_objective(
     make: Make, tmp_path: Path, option: str, place: str
 ) -> None:
@@ -287,17 +291,17 @@ def test_a_folder_that_cannot_be_is_refused_by_the_objective(
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
     make: Make, url: str, monkeypatch: pytest.MonkeyPatch, begin: str, name: str, tmp_path: Path
 ) -> None:
-    objective = make()
-    study = None if begin == "create_study" else new_study(objective, url)
+    search = make()
+    study = None if begin == "create_study" else new_study(search, url)
     shutil.rmtree(tmp_path / "models", ignore_errors=True)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
     monkeypatch.setattr("vit_ratio_opt.training.trainer.finetune", None)
-    monkeypatch.setattr(Search, "prune", None)
+    monkeypatch.setattr(ModelPruner, "prune", None)
     start = {
-        "create_study": lambda: new_study(objective, url),
-        "run_study": lambda: run(study, objective),
-        "optimize": lambda: study.optimize(objective.objective, n_trials=1),
+        "create_study": lambda: new_study(search, url),
+        "run_study": lambda: run(study, search),
+        "optimize": lambda: study.optimize(search.objective, n_trials=1),
     }
     with pytest.raises(CannotWriteError, match=f"The folder .*{name} cannot be created: "):
         start[begin]()
@@ -324,18 +328,18 @@ def test_a_store_that_cannot_be_written_is_no_failure_of_the_pair(
 ) -> None:
     (tmp_path / "store").mkdir()
     store = FullStore(tmp_path / "store")
-    objective = make(artifacts=store)
-    study = new_study(objective, url)
+    search = make(artifacts=store)
+    study = new_study(search, url)
     store.error = error
     for _ in range(4):  # more often than a pair may fail
         with pytest.raises(CannotWriteError, match="so its pair will be tried again: ") as raised:
-            run(study, objective)
+            run(study, search)
         assert str(error.args[-1]) in str(raised.value)
         assert len(str(raised.value).splitlines()) == 1
     assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 4  # one for each run
     assert list((tmp_path / "models").glob("*.safetensors")) == []
     store.error = None
-    run(study, objective)
+    run(study, search)
     assert len({tuple(trial.params.values()) for trial in study.trials}) == 1
     assert study.trials[-1].state == TrialState.COMPLETE
 
@@ -349,35 +353,35 @@ def test_a_store_that_cannot_be_written_is_refused_before_anything_is_trained(
         new_study(make(), url)
     store = FullStore(tmp_path / "store")
     store.error = RuntimeError("AccessDenied: not yours")
-    monkeypatch.setattr(Search, "prune", None)
-    objective = make(artifacts=store)
+    monkeypatch.setattr(ModelPruner, "prune", None)
+    search = make(artifacts=store)
     with pytest.raises(CannotWriteError, match=r"artifact store cannot be written: .*not yours"):
-        run(new_study(objective, url), objective)
+        run(new_study(search, url), search)
     storage = optuna.storages.get_storage(url)
     left = [study for study in storage.get_all_studies() if storage.get_n_trials(study._study_id)]
     assert left == []
     store.error = None
-    make(artifacts=store).prepare()
+    make(artifacts=store).check()
     assert os.listdir(tmp_path / "store") == []
 
 
 def test_a_full_disk_of_models_is_no_failure_of_the_pair(
     make: Make, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vit_ratio_opt.model_files import checkpoint
+    from vit_ratio_opt.model_files import save
 
-    objective = make()
-    study = new_study(objective, url)
+    search = make()
+    study = new_study(search, url)
 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(save, "save_file", full)
         for _ in range(4):
             with pytest.raises(CannotWriteError, match="no space is left there"):
-                run(study, objective)
-    run(study, objective)
+                run(study, search)
+    run(study, search)
     assert len({tuple(trial.params.values()) for trial in study.trials}) == 1
     assert [trial.state.name for trial in study.trials] == ["FAIL"] * 4 + ["COMPLETE"]
 
@@ -385,8 +389,8 @@ def test_a_full_disk_of_models_is_no_failure_of_the_pair(
 def test_any_error_of_the_disk_is_no_failure_of_the_pair(
     make: Make, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objective = make()
-    study = new_study(objective, url)
+    search = make()
+    study = new_study(search, url)
 
     def broken(*arguments: object, **options: object) -> None:
         raise OSError(5, "Input/output error")
@@ -395,16 +399,16 @@ def test_any_error_of_the_disk_is_no_failure_of_the_pair(
         patch.setattr("vit_ratio_opt.runs.objective.TemporaryDirectory", broken)
         for _ in range(4):
             with pytest.raises(InputError, match=r"could not go on here, .*Input/output error"):
-                run(study, objective)
-    run(study, objective)
+                run(study, search)
+    run(study, search)
     assert [trial.state.name for trial in study.trials] == ["FAIL"] * 4 + ["COMPLETE"]
 
 
 def test_enqueued_pairs_that_cannot_be_are_skipped(make: Make, url: str) -> None:
-    objective = make()
-    study = new_study(objective, url)
+    search = make()
+    study = new_study(search, url)
     for ratio in (1.5, -0.25, 7.0, float("nan"), float("inf"), "x", None, [0.5]):
         study.enqueue_trial({"mhsa_ratio": ratio, "ffn_ratio": 0.5})
     with pytest.warns(UserWarning, match="out of range"):
-        run(study, objective, 3)
+        run(study, search, 3)
     assert [t.state.name for t in study.trials] == ["PRUNED"] * 8 + ["COMPLETE"] * 3

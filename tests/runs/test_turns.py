@@ -14,6 +14,7 @@ from support import make_search, new_study
 from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.training.recipe import Recipe
 
 Make = Callable[..., Search]
@@ -21,30 +22,30 @@ Make = Callable[..., Search]
 
 @pytest.fixture
 def make(digits, dense, tmp_path) -> Make:
-    def make_objective(**changes):
+    def make_one(**changes):
         options = {
             "budget": 0.6, "recipe": Recipe(epochs=1, batch_size=256), "progress": False,
             "calibration_images": 64, "checkpoints": tmp_path / "models",
         }  # fmt: skip
         return make_search(dense, digits, **{**options, **changes})
 
-    return make_objective
+    return make_one
 
 
 def results(study):
     return sorted((*t.params.values(), t.user_attrs["seed"], t.value) for t in study.trials)
 
 
-def quietly(study, objective, n_trials):
-    objective.run(study, n_trials=n_trials, say=lambda line: None, explain=False)
+def quietly(study, search, n_trials):
+    search.run(study, n_trials=n_trials, say=lambda line: None, explain=False)
 
 
 def test_several_jobs_give_the_trials_of_one(make: Make, url) -> None:
     studies = []
     for n_jobs in (1, 4):
-        objective = make()
-        study = new_study(objective, f"{n_jobs}", storage=url, screen=False)
-        study.optimize(objective.objective, n_trials=6, n_jobs=n_jobs)
+        search = make()
+        study = new_study(search, f"{n_jobs}", storage=url, screen=False)
+        study.optimize(search.objective, n_trials=6, n_jobs=n_jobs)
         studies.append(study)
     assert results(studies[0]) == results(studies[1])
 
@@ -57,7 +58,7 @@ def test_an_objective_serves_two_studies_by_turns(make: Make, url) -> None:
     )
     for n_trials in (1, 2):
         for study in studies.values():
-            study.optimize(shared, n_trials=1)
+            study.optimize(shared.objective, n_trials=1)
             assert len(study.trials) == n_trials
             dense = study.user_attrs["dense"]["val_accuracy"]
             attributes = study.trials[-1].user_attrs
@@ -65,7 +66,7 @@ def test_an_objective_serves_two_studies_by_turns(make: Make, url) -> None:
     assert [t.value for t in studies["one"].trials] == [t.value for t in studies["two"].trials]
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
 def test_a_copy_of_an_objective_goes_on_as_itself(make: Make, url, duplicate) -> None:
     straight = new_study(make(), "straight", storage=url, screen=False)
     quietly(straight, make(), 2)
@@ -90,11 +91,11 @@ def test_a_copy_of_an_objective_goes_on_as_itself(make: Make, url, duplicate) ->
 def test_a_study_of_another_direction_is_refused_at_the_first_trial(
     make: Make, url, monkeypatch, limits, directions, wanted, storage, sampler
 ) -> None:
-    objective = make(**limits)
+    search = make(**limits)
     monkeypatch.setattr("vit_ratio_opt.training.trainer.finetune", None)
     chosen = None
     if sampler == "binary":
-        chosen = PlanSampler(objective.search_space, objective.plan())
+        chosen = PlanSampler(ratio_distributions(search.space), search.plan({}))
     study = optuna.create_study(
         directions=directions, sampler=chosen, study_name="s",
         storage=None if storage == "memory" else url,
@@ -102,9 +103,9 @@ def test_a_study_of_another_direction_is_refused_at_the_first_trial(
     if storage == "loaded":
         study = optuna.load_study(study_name="s", storage=url, sampler=chosen)
     with pytest.raises(InputError, match=f"create it with `direction='{wanted}'`"):
-        study.optimize(objective.objective, n_trials=3)
+        study.optimize(search.objective, n_trials=3)
     with pytest.raises(InputError, match=f"create it with `direction='{wanted}'`"):
-        objective.run(study, n_trials=3)
+        search.run(study, n_trials=3)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL]
 
 
@@ -120,25 +121,25 @@ def test_the_sampler_alone_refuses_another_direction(make: Make, limits, directi
     """With an objective of the user's own, that returns what ours does."""
     ours = make(**limits)
     study = optuna.create_study(
-        directions=directions, sampler=PlanSampler(ours.search_space, ours.plan())
+        directions=directions, sampler=PlanSampler(ratio_distributions(ours.space), ours.plan({}))
     )
 
     def objective(trial):
-        for name, distribution in ours.search_space.items():
+        for name, distribution in ratio_distributions(ours.space).items():
             trial.suggest_float(name, distribution.low, distribution.high)
         return 0.0
 
     with pytest.raises(ValueError, match=r"direction|multi-objective"):
-        study.optimize(objective.objective, n_trials=1)
+        study.optimize(objective, n_trials=1)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL]
 
 
 def test_a_study_that_optuna_created_in_the_right_direction_is_searched(make: Make, url) -> None:
-    objective = make()
+    search = make()
     optuna.create_study(study_name="s", storage=url, direction="maximize")
-    sampler = PlanSampler(objective.search_space, objective.plan())
+    sampler = PlanSampler(ratio_distributions(search.space), search.plan({}))
     study = optuna.load_study(study_name="s", storage=url, sampler=sampler)
-    study.optimize(objective.objective, n_trials=2)
+    study.optimize(search.objective, n_trials=2)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
 
 
@@ -147,7 +148,7 @@ def test_a_loaded_study_of_other_settings_is_refused_at_the_first_trial(make: Ma
     other = make(seed=1)
     study = optuna.load_study(study_name="s", storage=url)
     with pytest.raises(InputError, match="seed is 0, not 1"):
-        study.optimize(other, n_trials=1)
+        study.optimize(other.objective, n_trials=1)
     with pytest.raises(InputError, match="seed is 0, not 1"):
         other.run(study, n_trials=1)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL]

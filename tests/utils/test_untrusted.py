@@ -15,12 +15,12 @@ from optuna.trial import TrialState, create_trial
 from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.load_search import load_search
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.pruning.options import CalibrationOptions
 from vit_ratio_opt.report.dashboard import AllArtifacts
+from vit_ratio_opt.restore import load_search
 from vit_ratio_opt.runs.artifacts import ArtifactFolder, artifact_location, open_artifacts
 from vit_ratio_opt.runs.lineage import interrupted_trials, remove_states, state_artifact
 from vit_ratio_opt.runs.options import Places, RunOptions, SearchOptions

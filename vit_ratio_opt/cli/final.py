@@ -72,7 +72,7 @@ def final(options: FinalOptions) -> None:
 
     from dataclasses import replace
 
-    from vit_ratio_opt.load_search import load_search
+    from vit_ratio_opt.restore import load_search
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.options import RunOptions
     from vit_ratio_opt.space.pairs import RatioPair

@@ -53,11 +53,11 @@ class Journal:
         checkpoints: Folder of the pruned models; none are kept without it.
         artifacts: Where models and training states are uploaded: a folder, ``s3://bucket``, or a
             store of Optuna's. By default the folder ``artifacts`` of ``checkpoints``.
-        attach: Return files to attach to a trained trial.
 
     Attributes:
         artifacts: Location of the store, None where there is none or it was given as an object.
         store: The artifact store.
+        attach: Return files to attach to a trained trial; None for none.
         beat_seconds: Seconds between the signs of life of a running trial; by default what the
             storage says.
 
@@ -69,8 +69,6 @@ class Journal:
         self,
         checkpoints: str | Path | None = None,
         artifacts: ArtifactStore | str | Path | None = None,
-        *,
-        attach: Attach | None = None,
     ) -> None:
         self.checkpoints = None if checkpoints is None else Path(checkpoints)
         if self.checkpoints is not None:
@@ -86,7 +84,7 @@ class Journal:
             artifacts = open_artifacts(self.artifacts)
         self.store: ArtifactStore | None = artifacts
         self.beat_seconds: float | None = None
-        self._attach = attach
+        self.attach: Attach | None = None
         self._spent_states: list[str] = []
         self._store_is_checked = False
 
@@ -180,11 +178,11 @@ class Journal:
 
     def attach_files(self, trial: BaseTrial) -> None:
         """Attach the files for people who look at the trial; a failure costs a warning only."""
-        if self._attach is None or self.store is None or not isinstance(trial, optuna.Trial):
+        if self.attach is None or self.store is None or not isinstance(trial, optuna.Trial):
             return
         frozen = trial.storage.get_trial(trial._trial_id)
         try:
-            files = self._attach(trial.study, frozen)
+            files = self.attach(trial.study, frozen)
             with TemporaryDirectory() as folder:
                 for name, content in files.items():
                     path = Path(folder, name)

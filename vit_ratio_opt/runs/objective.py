@@ -71,12 +71,15 @@ class PruningObjective:
             module more, and from the dense model where there is none. The pairs on the curve of
             one budget have no such parents.
         seed: Seed of the first training of each pair.
-        admit: Called before each trial with its study, None outside of any; raises an InputError
-            for a study that this objective does not fit. By default the direction is checked.
+
+    Raises:
+        InputError: A smaller value of the trainer's metric is better.
 
     Attributes:
         should_stop: Asked before each step of a training; True ends the trial with
             KeyboardInterrupt, and its pair is requeued.
+        admit: Called before each trial with its study; raises an InputError for a study that this
+            objective does not fit. The direction is always checked.
         describe: Return what the file of a pruned model says about it.
         progress: Progress bars of the search, or whether to show bars.
     """
@@ -91,8 +94,12 @@ class PruningObjective:
         fixed_ratio: bool = False,
         iterative: bool = False,
         seed: int = 0,
-        admit: Callable[[Study | None], None] | None = None,
     ) -> None:
+        if not trainer.metric.larger_is_better:
+            raise InputError(
+                f"A smaller {trainer.metric.name!r} is better, but a metric is maximised: give a "
+                "trainer whose metric is larger for better models, such as the negative."
+            )
         self.pruner = pruner
         self.trainer = trainer
         self.limit = limit
@@ -103,7 +110,7 @@ class PruningObjective:
         self.should_stop: Callable[[], bool] | None = None
         self.describe: Callable[[RatioPair, ViT, float], Mapping[str, Any]] = self._describe
         self.progress: SearchProgress | bool | None = None
-        self._admit = admit
+        self.admit: Callable[[Study], None] | None = None
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
@@ -139,8 +146,8 @@ class PruningObjective:
         """
         if study is not None:
             check_direction(study, self.direction)
-            if self._admit is not None:
-                self._admit(study)
+            if self.admit is not None:
+                self.admit(study)
         self.journal.check_writable()
 
     def identity_of(self, pair: RatioPair) -> dict[str, Any]:

@@ -2,19 +2,11 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import optuna
 import pytest
-import torch
-from PIL import Image
-from support import load_again, make_search
+from support import load_again, make_search, new_study
 
 from vit_ratio_opt.data.digits import load_digits
-from vit_ratio_opt.data.image_folder import load_image_folder
-from vit_ratio_opt.data.load import load_again as load_images_again
-from vit_ratio_opt.data.load import load_images
-from vit_ratio_opt.data.options import LoadOptions
-from vit_ratio_opt.data.stored import study_images
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.latency import timing as latency_module
 from vit_ratio_opt.model_files.load import load_again as load_model_again
@@ -54,7 +46,7 @@ def dense_file(tmp_path):
         {"budget": 0.6, "round_to": 4, "allocation": "energy", "iterative": True, "seed": 3},
     ],
 )
-def test_a_study_gives_its_objective_back(dense_file, tmp_path, url, options):
+def test_a_study_gives_its_search_back(dense_file, tmp_path, url, options):
     made = make_search(
         load_dense(dense_file),
         load_digits(),
@@ -77,10 +69,10 @@ def test_a_study_gives_its_objective_back(dense_file, tmp_path, url, options):
 
 
 def test_a_worker_takes_the_studys_word_for_the_dense_accuracy(dense_file, url):
-    objective = make_search(
+    search = make_search(
         load_dense(dense_file), load_digits(), budget=0.6, recipe=Recipe(epochs=0)
     )
-    study = objective.create_study("s", storage=url)
+    study = search.create_study("s", storage=url)
     dense = study.user_attrs["dense"]
     study.set_user_attr("dense", {**dense, "val_accuracy": dense["val_accuracy"] + 1})
     again = load_again("s", url)
@@ -114,11 +106,8 @@ def test_a_pruned_model_is_found_again_with_the_dense_one_it_came_from(dense_fil
 def test_a_model_of_no_file_is_asked_for(url, tmp_path):
     model = create_model(MODEL, **ARGUMENTS)
     assert source_of(model) is None
-    create_study(
-        make_search(model, load_digits(), budget=0.6, recipe=Recipe(epochs=0)),
-        study_name="s",
-        storage=url,
-    )
+    made = make_search(model, load_digits(), budget=0.6, recipe=Recipe(epochs=0))
+    made.create_study("s", storage=url)
     with pytest.raises(InputError, match="where its dense model is: give --checkpoint"):
         load_again("s", url)
     path = tmp_path / "model.safetensors"
@@ -128,64 +117,20 @@ def test_a_model_of_no_file_is_asked_for(url, tmp_path):
 
 
 def test_a_study_of_another_version_is_one_sentence(dense_file, url):
-    objective = make_search(
+    search = make_search(
         load_dense(dense_file), load_digits(), budget=0.6, recipe=Recipe(epochs=0)
     )
-    study = objective.create_study("s", storage=url)
+    study = search.create_study("s", storage=url)
     settings = study.user_attrs["settings"]
     study.set_user_attr("settings", {**settings, "recipe": {**settings["recipe"], "new": 1}})
     with pytest.raises(InputError, match="another version of vit_ratio_opt"):
         load_again("s", url)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    random = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for label in "ab":
-            (tmp_path / "images" / split / label).mkdir(parents=True)
-            for index in range(10):
-                pixels = random.integers(0, 255, (8, 8, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "images" / split / label / f"{index}.png")
-    return tmp_path / "images"
-
-
-@pytest.mark.parametrize(
-    "load",
-    [
-        lambda folder: load_digits(seed=2, val_fraction=0.3),
-        lambda folder: load_image_folder(folder, image_size=6, validation="test", seed=4),
-        lambda folder: load_images(
-            folder, options=LoadOptions(mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))
-        ),
-    ],
-)
-def test_images_are_loaded_again_as_they_were(folder, load):
-    data = load(folder)
-    again = load_images_again(json.loads(json.dumps(data.source)))
-    assert again.fingerprint == data.fingerprint
-    assert (again.mean, again.std, again.validation) == (data.mean, data.std, data.validation)
-    assert again.image_shape == data.image_shape
-
-
-@pytest.mark.parametrize(
-    ("source", "root", "message"),
-    [
-        ({}, None, "come from one of"),
-        ({"loader": "os.system"}, None, "not from 'os.system'"),
-        ({"loader": "digits"}, "x", "leave --data out"),
-        ({"loader": "digits", "new": 1}, None, "cannot be loaded from its stored source"),
-    ],
-)
-def test_other_sources_of_images_are_refused(source, root, message):
-    with pytest.raises(InputError, match=message):
-        load_images_again(source, root=root)
-
-
 @pytest.mark.parametrize("source", [{}, {"checkpoint": "x"}, {"pruned": "x"}])
 def test_other_sources_of_models_are_refused(source):
     with pytest.raises(InputError, match="as the study says"):
-        load_again(source)
+        load_model_again(source)
 
 
 def test_a_study_that_is_not_there_is_refused(url):
@@ -201,51 +146,6 @@ def test_a_study_that_is_not_there_is_refused(url):
 def test_a_device_that_is_not_there_is_one_sentence(dense_file, device):
     with pytest.raises(InputError, match=f"`device` must be one of this machine.*'{device}'"):
         make_search(load_dense(dense_file), load_digits(), budget=0.6, device=device)
-
-
-# The images of a pruned model's study
-
-
-def test_a_pruned_model_finds_the_test_images_of_its_study(dense_file, tmp_path):
-    data = load_digits(seed=5, val_fraction=0.3)
-    objective = make_search(
-        load_dense(dense_file), data, budget=0.6, recipe=Recipe(epochs=0),
-        calibration_images=64, checkpoints=tmp_path / "models",
-    )  # fmt: skip
-    objective(optuna.trial.FixedTrial({"mhsa_ratio": 0.5, "ffn_ratio": 0.5}))
-    _, manifest = load_pruned(tmp_path / "models" / "trial-0000.safetensors")
-    assert torch.equal(study_images(manifest).test.indices, data.test.indices)
-
-
-@pytest.mark.parametrize("validation", ["train", "test"])
-@pytest.mark.parametrize("version", ["earlier", "now"])
-def test_the_splits_of_a_folder_come_back_wherever_it_is(folder, tmp_path, validation, version):
-    options = {"image_size": 8, "validation": validation, "seed": 3}
-    data = load_image_folder(folder, **options, options=LoadOptions(mean=(0.1, 0.2, 0.3)))
-    manifest = {
-        "classes": list(data.classes), "mean": list(data.mean), "std": list(data.std),
-        "dataset": data.name, "validation": data.fingerprint, "seed": 3,
-    }  # fmt: skip
-    if version == "now":
-        manifest["images"] = {**data.source, "root": None}
-    moved = folder.rename(tmp_path / "moved")
-    again = study_images(json.loads(json.dumps(manifest)), moved, image_size=8)
-    assert torch.equal(again.test.indices, data.test.indices)
-    assert (again.mean, again.validation) == (data.mean, validation)
-    with pytest.raises(InputError, match="Accuracy is measured, not assumed: give --data"):
-        study_images(manifest)
-    for changed, sentence in (
-        ({"validation": "abc"}, r"another validation split \(\w+\) than .* had \(abc\)"),
-        ({"classes": ["b", "a"]}, "The classes of moved are not those"),
-        ({"images": ["odd"]}, "damaged manifest"),
-        ({"images": {"loader": "pickle"}}, "not from 'pickle'"),
-    ):
-        with pytest.raises(InputError, match=sentence):
-            study_images({**manifest, **changed}, moved, image_size=8)
-
-
-def test_without_a_study_all_test_images_are_the_test_split(folder):
-    assert len(study_images({}, folder, image_size=8).test) == 20
 
 
 def test_a_worker_on_another_device_searches_the_same_pairs(
@@ -267,13 +167,13 @@ def test_a_worker_on_another_device_searches_the_same_pairs(
         load_dense(dense_file), load_digits(), budget=0.6, cost="latency", latency_batch=2,
         recipe=Recipe(epochs=0), calibration_images=64, checkpoints=tmp_path / "models",
     )  # fmt: skip
-    study = made.create_study("s", storage=url, screen=False)
+    study = new_study(made, "s", storage=url, screen=False)
     json.dumps(study.user_attrs)
     device(slow=0.1)
     again = load_again("s", url)
     assert again.curve == made.curve
     assert again.settings == made.settings
-    assert again.latency == made.latency
+    assert again.cost == made.cost
     joined = again.create_study("s", storage=url)
     assert joined.sampler.nothing_left(joined) is None
     own = make_search(
@@ -284,16 +184,16 @@ def test_a_worker_on_another_device_searches_the_same_pairs(
 
 
 def test_a_model_that_computes_something_else_is_refused(dense_file, tmp_path, url):
-    objective = make_search(
+    search = make_search(
         load_dense(dense_file),
         load_digits(),
         budget=0.6,
         recipe=Recipe(epochs=0),
         calibration_images=64,
     )
-    objective.create_study("s", storage=url, screen=False)
+    new_study(search, "s", storage=url, screen=False)
     other = load_dense(dense_file, act_layer="relu6")
     save_dense(other, tmp_path / "other.safetensors")
-    assert weights_hash(other) == objective.settings.weights
+    assert weights_hash(other) == search.settings.weights
     with pytest.raises(InputError, match=r"computes something else \(activations"):
         load_again("s", url, checkpoint=tmp_path / "other.safetensors")

@@ -7,6 +7,7 @@ import sys
 
 import optuna
 import pytest
+import support
 import timm
 from optuna.trial import TrialState
 from support import make_search
@@ -23,6 +24,7 @@ from vit_ratio_opt.report.trial_rows import timing_split
 from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.space.curve import fixed_ratio_pair
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.recipe import Recipe
@@ -30,7 +32,7 @@ from vit_ratio_opt.training.recipe import Recipe
 
 @pytest.fixture
 def make(digits, dense, tmp_path):
-    def make_objective(**changes):
+    def make_one(**changes):
         options = {
             "budget": 0.6,
             "recipe": Recipe(epochs=1, batch_size=256),
@@ -39,7 +41,16 @@ def make(digits, dense, tmp_path):
         }
         return make_search(dense, digits, **{**options, **changes})
 
-    return make_objective
+    return make_one
+
+
+def new_study(search, name, **options):
+    """Without a look before any training."""
+    return support.new_study(search, name, screen=False, **options)
+
+
+def run(search, study, n_trials):
+    search.run(study, n_trials, say=lambda line: None, explain=False)
 
 
 def pairs(study):
@@ -47,9 +58,9 @@ def pairs(study):
 
 
 def test_every_trial_has_the_designed_attributes(make, url):
-    objective = make()
-    study = objective.create_study("s", storage=url)
-    objective.run(study, n_trials=1, say=lambda line: None, explain=False)
+    search = make()
+    study = new_study(search, "s", storage=url)
+    run(search, study, 1)
     (trial,) = study.trials
     designed = [
         "macs_ratio", "macs", "params", "accuracy_pruned", "accuracy_drop", "parent_trial",
@@ -58,17 +69,17 @@ def test_every_trial_has_the_designed_attributes(make, url):
     assert set(designed) <= set(trial.user_attrs)
     assert trial.user_attrs["macs_ratio"] <= 0.6
     assert trial.constraints == {"flops": trial.user_attrs["macs_ratio"] - 0.6}
-    assert trial.user_attrs["accuracy_drop"] == objective.dense_accuracy - trial.value
+    assert trial.user_attrs["accuracy_drop"] == search.dense_accuracy - trial.value
     assert trial.intermediate_values == {1: trial.value}
     assert study.metric_names == ["accuracy"]
 
 
 def test_resumed_study_gives_the_trials_of_an_uninterrupted_one(make, url):
-    straight = make().create_study("straight", storage=url)
-    make().run(straight, n_trials=4, say=lambda line: None, explain=False)
+    straight = new_study(make(), "straight", storage=url)
+    run(make(), straight, 4)
     said = []
     for n_trials in (2, 4):
-        study = make().create_study("resumed", storage=url)
+        study = new_study(make(), "resumed", storage=url)
         make().run(study, n_trials=n_trials, say=said.append)
     assert pairs(study) == pairs(straight)
     assert [t.value for t in study.trials] == [t.value for t in straight.trials]
@@ -77,11 +88,11 @@ def test_resumed_study_gives_the_trials_of_an_uninterrupted_one(make, url):
 
 
 def test_pair_over_budget_is_pruned_before_training(make, url, monkeypatch):
-    objective = make()
-    study = objective.create_study("s", storage=url)
+    search = make()
+    study = new_study(search, "s", storage=url)
     study.enqueue_trial({"mhsa_ratio": 0.0, "ffn_ratio": 0.0})
-    monkeypatch.setattr("vit_ratio_opt.runs.objective.finetune", None)
-    study.optimize(objective.objective, n_trials=1)
+    monkeypatch.setattr("vit_ratio_opt.training.trainer.finetune", None)
+    study.optimize(search.objective, n_trials=1)
     (trial,) = study.trials
     assert trial.state == TrialState.PRUNED
     assert trial.constraints["flops"] == pytest.approx(0.4)
@@ -91,43 +102,43 @@ def test_pair_over_budget_is_pruned_before_training(make, url, monkeypatch):
 
 
 def test_an_optuna_pruner_stops_a_trial_after_an_epoch(make, url):
-    objective = make(recipe=Recipe(epochs=2, batch_size=256))
+    search = make(recipe=Recipe(epochs=2, batch_size=256))
     pruner = optuna.pruners.ThresholdPruner(lower=101)
-    study = objective.create_study("s", storage=url, pruner=pruner)
-    objective.run(study, n_trials=1, say=lambda line: None, explain=False)
+    study = new_study(search, "s", storage=url, pruner=pruner)
+    run(search, study, 1)
     assert study.trials[0].state == TrialState.PRUNED
     assert list(study.trials[0].intermediate_values) == [1]
     assert (
-        list((objective.journal.checkpoints / "artifacts").glob("[!.]*")) == []
+        list((search.journal.checkpoints / "artifacts").glob("[!.]*")) == []
     )  # nothing to go on from
 
 
 def test_other_settings_are_refused_and_the_study_stays_as_it_was(make, url):
-    make().create_study("s", storage=url)
+    new_study(make(), "s", storage=url)
     before = optuna.load_study(study_name="s", storage=url).user_attrs
     with pytest.raises(InputError, match=r"budget is 0\.6, not 0\.5"):
-        make(budget=0.5).create_study("s", storage=url)
+        new_study(make(budget=0.5), "s", storage=url)
     optuna.create_study(study_name="foreign", storage=url).set_user_attr("mine", 1)
     with pytest.raises(InputError, match="not made by vit_ratio_opt"):
-        make().create_study("foreign", storage=url)
+        new_study(make(), "foreign", storage=url)
     assert optuna.load_study(study_name="s", storage=url).user_attrs == before
 
 
 def test_trial_of_a_killed_process_is_failed_and_its_pair_tried_again(make, url):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    objective = make()
-    study = objective.create_study("s", storage=url)
+    search = make()
+    study = new_study(search, "s", storage=url)
     workers = {dead.pid: True, os.getpid(): False}
     for process in workers:
         trial = study.ask()
         trial.set_user_attr("worker", process_name(process))
-        for name, distribution in objective.search_space.items():
+        for name, distribution in ratio_distributions(search.space).items():
             trial.suggest_float(name, distribution.low, distribution.high)
     said = []
-    objective.run(study, n_trials=1, say=said.append)  # that one is running elsewhere
+    search.run(study, n_trials=1, say=said.append)  # that one is running elsewhere
     assert said[-1] == "1 trial(s) of other workers are still running"
-    objective.run(study, n_trials=2, say=said.append)
+    search.run(study, n_trials=2, say=said.append)
     states = [trial.state for trial in study.trials]
     assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.COMPLETE]
     assert study.trials[2].params == study.trials[0].params
@@ -135,23 +146,23 @@ def test_trial_of_a_killed_process_is_failed_and_its_pair_tried_again(make, url)
 
 
 def test_fixed_ratio_has_one_pair_and_stops_by_itself(make, url):
-    objective = make(fixed_ratio=True)
-    study = objective.create_study("f", storage=url)
+    search = make(fixed_ratio=True)
+    study = new_study(search, "f", storage=url)
     said = []
-    objective.run(study, n_trials=5, say=said.append)
+    search.run(study, n_trials=5, say=said.append)
     ((mhsa, ffn),) = pairs(study)
     assert mhsa == ffn
     assert "nothing is left" in said[-2]
     assert said[-1].startswith("The answer is trial 0, ")
-    objective.run(study, n_trials=5, say=said.append)
+    search.run(study, n_trials=5, say=said.append)
     assert len(study.trials) == 1
 
 
 def test_with_a_tolerance_the_cheapest_pair_that_keeps_it_is_best(make, url):
-    objective = make(budget=None, tolerance=2.0)
-    study = objective.create_study("t", storage=url)
+    search = make(budget=None, tolerance=2.0)
+    study = new_study(search, "t", storage=url)
     said = []
-    objective.run(study, n_trials=5, say=said.append)
+    search.run(study, n_trials=5, say=said.append)
     assert study.metric_names == ["FLOPs of dense"]
     assert len(finished_trials(study)) == 5
     for trial in study.trials:
@@ -172,12 +183,12 @@ def test_with_a_tolerance_the_cheapest_pair_that_keeps_it_is_best(make, url):
 
 
 def test_the_answer_of_a_tolerance_study_goes_by_all_trainings_of_a_pair(make, url):
-    objective = make(budget=None, tolerance=2.0, noise=0.1)
-    study = objective.create_study("t", storage=url)
+    search = make(budget=None, tolerance=2.0, noise=0.1)
+    study = new_study(search, "t", storage=url)
     for macs_ratio, drop in ((0.5, 1.9), (0.5, 2.3), (0.6, 1.7), (0.6, 1.6), (0.7, 0.1)):
         study.enqueue_trial({"mhsa_ratio": 0.25, "ffn_ratio": 1 - macs_ratio})
         trial = study.ask()
-        for name, distribution in objective.search_space.items():
+        for name, distribution in ratio_distributions(search.space).items():
             trial.suggest_float(name, distribution.low, distribution.high)
         for name, value in (("accuracy_drop", drop), ("macs_ratio", macs_ratio)):
             trial.set_user_attr(name, value)
@@ -194,20 +205,20 @@ def test_the_answer_of_a_tolerance_study_goes_by_all_trainings_of_a_pair(make, u
 
 
 def test_new_study_goes_on_from_the_fixed_ratio_to_the_best_pair_of_the_screen(make, url):
-    objective = make()
-    study = objective.create_study("s", storage=url)
+    search = make()
+    study = search.create_study("s", storage=url)
     seen = {(m, f): accuracy for m, f, accuracy in study.user_attrs["screened"]}
     assert len(seen) > 2
-    assert set(seen) <= set(objective.curve)
+    assert set(seen) <= set(search.curve)
     best = max(seen, key=seen.get)
     again = make().create_study("s", storage=url)
     assert again.user_attrs["screened"] == study.user_attrs["screened"]
     said = []
-    objective.run(again, n_trials=1, say=said.append)
-    assert tuple(again.trials[0].params.values()) == objective.baseline
-    assert f"begins with the fixed ratio {objective.baseline[0]:.3f}" in said[0]
+    search.run(again, n_trials=1, say=said.append)
+    assert tuple(again.trials[0].params.values()) == search.baseline
+    assert f"begins with the fixed ratio {search.baseline[0]:.3f}" in said[0]
     assert "before any training" in said[1]
-    objective.run(again, n_trials=2, say=said.append)
+    search.run(again, n_trials=2, say=said.append)
     assert tuple(again.trials[1].params.values()) == best
     assert again.trials[1].user_attrs["accuracy_pruned"] == seen[best]
 
@@ -219,7 +230,7 @@ def test_a_study_whose_maker_was_killed_in_the_screen_gets_one_from_the_next(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "screen", killed)
+        patch.setattr(Search, "first_pairs", killed)
         with pytest.raises(KeyboardInterrupt):
             make().create_study("s", storage=url)
     study = make().create_study("s", storage=url)
@@ -228,17 +239,17 @@ def test_a_study_whose_maker_was_killed_in_the_screen_gets_one_from_the_next(
 
 
 def test_without_a_screen_the_search_begins_at_the_fixed_ratio(make, url):
-    objective = make()
-    study = objective.create_study("s", storage=url, screen=False)
-    objective.run(study, n_trials=1, say=lambda line: None, explain=False)
+    search = make()
+    study = new_study(search, "s", storage=url)
+    run(search, study, 1)
     assert study.user_attrs["screened"] == []
-    assert RatioPair(*study.trials[0].params.values()) == fixed_ratio_pair(objective.space, 0.6)
+    assert RatioPair(*study.trials[0].params.values()) == fixed_ratio_pair(search.space, 0.6)
 
 
-@pytest.mark.parametrize("limits", [{}, {"budget": 0.6, "tolerance": 1.0}])
-def test_one_limit_is_needed(dense, digits, limits):
-    with pytest.raises(InputError, match="either `budget`"):
-        make_search(dense, digits, **limits)
+@pytest.mark.parametrize("limit", [None, 0.6, "0.6"])
+def test_a_limit_is_needed(dense, digits, limit):
+    with pytest.raises(InputError, match=r"`limit` must be a Budget or a Tolerance, but got"):
+        Search(dense, digits, limit)
 
 
 @pytest.mark.parametrize("tolerance", [0, -1, 100, float("nan")])
@@ -248,12 +259,12 @@ def test_tolerance_is_in_points(dense, digits, tolerance):
 
 
 def test_pair_that_is_trained_again_takes_the_next_seed(make, url):
-    objective = make(seed=3)
-    study = objective.create_study("s", storage=url)
-    pair = objective.curve[0]._asdict()
+    search = make(seed=3)
+    study = new_study(search, "s", storage=url)
+    pair = search.curve[0]._asdict()
     study.enqueue_trial(pair)
     study.enqueue_trial(pair)
-    study.optimize(objective.objective, n_trials=3)
+    study.optimize(search.objective, n_trials=3)
     assert [trial.user_attrs["seed"] for trial in study.trials] == [3, 4, 3]
     assert study.trials[0].value != study.trials[1].value
     twice = [trial for trial in study.trials if trial.params == pair]
@@ -263,10 +274,10 @@ def test_pair_that_is_trained_again_takes_the_next_seed(make, url):
 
 
 def test_surplus_trial_ends_before_any_training(make, url):
-    objective = make(fixed_ratio=True)
-    study = objective.create_study("f", storage=url)
-    study.optimize(objective.objective, n_trials=1)
-    study.optimize(objective.objective, n_trials=1)
+    search = make(fixed_ratio=True)
+    study = new_study(search, "f", storage=url)
+    study.optimize(search.objective, n_trials=1)
+    study.optimize(search.objective, n_trials=1)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
     assert "seconds" not in study.trials[1].user_attrs
 
@@ -274,12 +285,12 @@ def test_surplus_trial_ends_before_any_training(make, url):
 def test_report_has_the_three_rows_and_the_time_split(make, url):
     storage = open_storage(url)
     for name, fixed in (("fixed", True), ("searched", False)):
-        objective = make(fixed_ratio=fixed)
-        study = objective.create_study(name, storage=storage)
-        assert objective.test(study) is None
-        objective.run(study, n_trials=2, say=lambda line: None, explain=False)
-        accuracy = objective.test(study)
-        assert objective.test(study) == accuracy
+        search = make(fixed_ratio=fixed)
+        study = search.create_study(name, storage=storage)
+        assert search.test(study) is None
+        run(search, study, 2)
+        accuracy = search.test(study)
+        assert search.test(study) == accuracy
     report = build_report(load_studies(storage))
     names = [(row["name"], row["study"]) for row in report["rows"]]
     assert names == [("dense", None), ("fixed", "searched"), ("searched", "searched")]
@@ -290,7 +301,7 @@ def test_report_has_the_three_rows_and_the_time_split(make, url):
     assert searched["own_accuracy"] == answer.found.trial.value
     assert fixed["trial"] == 0
     assert fixed["test_accuracy"] == study.user_attrs["tested"]["baseline"]["accuracy"]
-    assert dense["macs"] == objective.pruner.shape.macs
+    assert dense["macs"] == search.pruner.shape.macs
     assert set(report) >= {"model", "dataset", "seed", "epochs", "device", "versions"}
     split = timing_split(study)
     assert sum(split.values()) == pytest.approx(1)
@@ -298,45 +309,45 @@ def test_report_has_the_three_rows_and_the_time_split(make, url):
 
 
 def test_final_test_needs_the_checkpoint(make, url):
-    objective = make(checkpoints=None)
-    study = objective.create_study("s", storage=url)
-    objective.run(study, n_trials=1, say=lambda line: None, explain=False)
+    search = make(checkpoints=None)
+    study = new_study(search, "s", storage=url)
+    run(search, study, 1)
     with pytest.raises(InputError, match="checkpoints"):
-        objective.test(study)
+        search.test(study)
 
 
 def test_a_file_of_another_study_is_not_taken_for_the_trials_model(make, url, tmp_path):
     """Someone has copied it there; or a version that gave both studies the same names has."""
     store = tmp_path / "store"
     first, second = make(), make(artifacts=store, seed=1)
-    for name, objective in (("other", first), ("s", second)):
-        study = objective.create_study(name, storage=url, screen=False)
-        objective.run(study, n_trials=1, say=lambda line: None, explain=False)
+    for name, search in (("other", first), ("s", second)):
+        study = new_study(search, name, storage=url)
+        run(search, study, 1)
     (trial,) = study.trials
-    path = second.checkpoints / trial.user_attrs["checkpoint"]
+    path = second.journal.checkpoints / trial.user_attrs["checkpoint"]
     kept = path.read_bytes()
-    assert weights_hash(second.model_of(trial, study)) == trial.user_attrs["weights"]
+    assert weights_hash(second.model_of(study, trial)) == trial.user_attrs["weights"]
     other = optuna.load_study(study_name="other", storage=url)
-    first.artifact_store = None
-    shutil.copy(path, first.checkpoints / other.trials[0].user_attrs["checkpoint"])
+    first.journal.store = None
+    shutil.copy(path, first.journal.checkpoints / other.trials[0].user_attrs["checkpoint"])
     with pytest.raises(InputError, match=r"not the model of trial 0 of study 'other': its study"):
-        first.model_of(other.trials[0], other)
+        first.model_of(other, other.trials[0])
     for damage in (None, b"damaged"):
         path.unlink() if damage is None else path.write_bytes(damage)
-        assert weights_hash(second.model_of(trial, study)) == trial.user_attrs["weights"]
+        assert weights_hash(second.model_of(study, trial)) == trial.user_attrs["weights"]
     path.write_bytes(kept)
     shutil.rmtree(store)
-    assert second.model_of(trial, study)
+    assert second.model_of(study, trial)
     trial.set_user_attr("weights", "of another training")
     with pytest.raises(InputError, match=r"its weights is .* It is not in the artifact store"):
-        second.model_of(trial, study)
+        second.model_of(study, trial)
 
 
 @pytest.mark.parametrize("n_trials", [0, -3])
 def test_fewer_than_one_trial_is_refused(make, url, n_trials):
-    objective = make()
+    search = make()
     with pytest.raises(InputError, match="at least 1"):
-        run_study(objective.create_study("s", storage=url), objective, n_trials=n_trials)
+        run_study(new_study(search, "s", storage=url), search.objective, n_trials=n_trials)
 
 
 def test_objective_refuses_data_that_does_not_fit(digits, dense):
@@ -360,12 +371,12 @@ def test_a_study_that_is_deleted_under_a_worker_ends_it_in_one_sentence(make, ur
     def delete(*_):
         optuna.delete_study(study_name="s", storage=open_storage(url))
 
-    objective, said = make(), []
-    study = objective.create_study("s", storage=url, screen=False)
+    search, said = make(), []
+    study = new_study(search, "s", storage=url)
     callbacks = [delete] if when == "between trials" else []
     if callbacks == []:
-        prune = objective.prune
-        objective.prune = lambda *arguments: (delete(), prune(*arguments))[1]
+        prune = search.pruner.prune
+        search.pruner.prune = lambda *arguments: (delete(), prune(*arguments))[1]
     with pytest.raises(InputError, match="'s' was deleted while this worker was at work on it"):
-        objective.run(study, n_trials=3, say=said.append, callbacks=callbacks, explain=False)
+        search.run(study, n_trials=3, say=said.append, callbacks=callbacks, explain=False)
     assert not any(record.exc_info for record in caplog.records)

@@ -22,6 +22,7 @@ from vit_ratio_opt.pruning.options import (
     CalibrationOptions,
     Pruning,
     Structural,
+    Tokens,
     pruning_options,
 )
 from vit_ratio_opt.records.loading import load_studies
@@ -31,7 +32,7 @@ from vit_ratio_opt.runs.options import Places, RunOptions, SearchOptions
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import Cost, Latency, cost_named
-from vit_ratio_opt.space.tokens import CascadeRule
+from vit_ratio_opt.space.tokens import CP_VIT, CascadeRule
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.text import short
 from vit_ratio_opt.utils.untrusted import check_marked, is_marked
@@ -202,9 +203,12 @@ def _pruning(settings: StudySettings) -> Pruning:
             f"The study has a criterion of the user's own, {settings.criterion!r}: run the script "
             "that made it."
         )
+    rule = None if settings.rule is None else CascadeRule(**settings.rule)
+    if settings.pruned == "cascade":  # the other options are not for it, whatever is stored
+        return Tokens(rule=rule or CP_VIT, ranges=settings.ranges)
     pruning = pruning_options(
         settings.pruned,
-        rule=None if settings.rule is None else CascadeRule(**settings.rule),
+        rule=rule,
         unit=cast(Any, settings.mhsa_unit),
         repair=settings.repair,
         allocation=cast(Any, settings.allocation),

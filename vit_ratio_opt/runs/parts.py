@@ -1,0 +1,185 @@
+"""The parts of a search, made from a dense model, its data and options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.model_files.described import check_saveable
+from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.copies import copy_for_training
+from vit_ratio_opt.models.device import Precision, model_device, precision_of, resolve_device
+from vit_ratio_opt.models.shape import check_all_tokens
+from vit_ratio_opt.pruning.options import Pruning, Structural
+from vit_ratio_opt.pruning.pruner import Batch, ModelPruner
+from vit_ratio_opt.runs.fit import check_fit, check_logits
+from vit_ratio_opt.runs.images import calibration_batches
+from vit_ratio_opt.runs.journal import Journal
+from vit_ratio_opt.runs.objective import PruningObjective
+from vit_ratio_opt.runs.options import RunOptions, SearchOptions
+from vit_ratio_opt.runs.pricing import measured
+from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.space.costs import MACS, Cost, Latency, cost_named
+from vit_ratio_opt.space.curve import (
+    curve_and_baseline,
+    fixed_ratio_pair,
+)
+from vit_ratio_opt.space.pairs import PairSpace, RatioPair
+from vit_ratio_opt.training.checks import warn_near_chance, warn_of_other_preprocessing
+from vit_ratio_opt.training.context import Trainer
+from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.training.trainer import ImageTrainer
+
+__all__ = ["SearchParts"]
+
+
+class SearchParts:
+    """Pruner, trainer, journal and objective that fit each other; see ``vit_ratio_opt.Search``.
+
+    Attributes:
+        dense: Copy of the dense model, on the device of the trainer.
+        data: The data set; None where only calibration batches were given.
+        pruner: Prunes the dense model.
+        trainer: Trains and evaluates.
+        journal: Writes trials.
+        objective: Runs trials.
+        curve: The pairs that use up the budget; empty with a tolerance.
+        baseline: The pair of one fixed ratio within the budget, where there is one.
+    """
+
+    def __init__(
+        self,
+        dense: ViT,
+        data: ImageData | Iterable[Batch],
+        limit: Budget | Tolerance,
+        *,
+        cost: str | Cost = "macs",
+        pruning: Pruning | None = None,
+        training: Recipe | Trainer | None = None,
+        options: SearchOptions | None = None,
+        run: RunOptions | None = None,
+    ) -> None:
+        if not isinstance(limit, (Budget, Tolerance)):
+            raise InputError(
+                f"`limit` must be a Budget or a Tolerance, but got {limit!r:.80}: give "
+                "vro.Budget(0.6), for example."
+            )
+        self.limit = limit
+        self.options = options or SearchOptions()
+        self.run_options = run or RunOptions()
+        self.cost = cost_named(cost) if isinstance(cost, str) else cost
+        pruning = pruning or Structural()
+        self.cost.check(strategy=pruning.name, iterative=self.options.iterative)
+        _check_iterative(self.options, pruning, self.run_options)
+        self.data = data if isinstance(data, ImageData) else None
+        dense = check_all_tokens(dense)
+        if self.data is not None:
+            check_fit(dense, self.data)
+            warn_of_other_preprocessing(dense, self.data)
+        if self.run_options.checkpoints is not None:
+            check_saveable(dense)
+        self.trainer = self._trainer(training)
+        device = getattr(self.trainer, "device", None) or resolve_device(self.run_options.device)
+        # A copy, so that nothing that the caller does later changes it.
+        self.dense = copy_for_training(dense).to(device)
+        if self.data is not None:
+            check_logits(self.dense, self.data)
+        self.pruner = ModelPruner(
+            self.dense,
+            self._calibration_batches if isinstance(data, ImageData) else data,
+            pruning=pruning,
+            cost=MACS if isinstance(self.cost, Latency) else self.cost,
+            calibration=self.options.calibration,
+            seed=self.options.seed,
+        )
+        self.curve: tuple[RatioPair, ...] = ()
+        self.baseline: RatioPair | None = None
+        self._price(self.cost)
+        self.journal = Journal(self.run_options.checkpoints, self.run_options.artifacts)
+        self.objective = PruningObjective(
+            self.pruner,
+            self.trainer,
+            limit,
+            self.journal,
+            fixed_ratio=self.options.fixed_ratio,
+            iterative=self.options.iterative,
+            seed=self.options.seed,
+        )
+        self.objective.progress = self.run_options.progress
+
+    @property
+    def space(self) -> PairSpace:
+        """The pairs of ratios that there are, with their costs."""
+        return self.pruner.space
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """Direction of the study."""
+        return self.objective.direction
+
+    @property
+    def dense_accuracy(self) -> float:
+        """Metric of the dense model on the validation data; a warning where it is at chance."""
+        if "dense_accuracy" not in vars(self.objective) and self.data is not None:
+            warn_near_chance(self.objective.dense_accuracy, self.data)
+        return self.objective.dense_accuracy
+
+    @property
+    def precision(self) -> Precision:
+        """The precision in which models are evaluated and timed."""
+        precision: Precision | None = getattr(self.trainer, "precision", None)
+        return precision or precision_of(self.pruner.device)
+
+    def _trainer(self, training: Recipe | Trainer | None) -> Trainer:
+        if training is not None and not isinstance(training, Recipe):
+            return training
+        if self.data is None:
+            raise InputError(
+                "Training by a recipe needs `data` with labels, such as `load_image_folder` "
+                "returns: give one, or a trainer of your own as `training`."
+            )
+        return ImageTrainer(
+            self.data,
+            training or Recipe(),
+            device=self.run_options.device,
+            precision=self.run_options.precision,
+            ranks=self.run_options.ranks,
+        )
+
+    def _price(self, cost: Cost) -> None:
+        budget = self.limit.share if isinstance(self.limit, Budget) else None
+        if isinstance(cost, Latency) and cost.curves is None:
+            shown = self.run_options.progress
+            cost = measured(
+                cost, self.pruner, budget=budget, precision=self.precision, progress=shown
+            )
+        self.pruner.price(cost)
+        if budget is None:
+            return
+        if self.options.fixed_ratio:
+            self.curve = (fixed_ratio_pair(self.space, budget),)
+        else:
+            self.curve, self.baseline = curve_and_baseline(self.space, budget)
+
+    def _calibration_batches(self) -> list[Batch]:
+        assert self.data is not None
+        return list(calibration_batches(self.data, **self._images()))
+
+    def _images(self) -> dict[str, Any]:
+        """Return how many training images calibrate, and which."""
+        options = self.options
+        return {
+            "images": options.calibration.images,
+            "seed": options.seed,
+            "device": model_device(self.dense),
+        }
+
+
+def _check_iterative(options: SearchOptions, pruning: Pruning, run: RunOptions) -> None:
+    """Refuse what trials that start from other trials' models cannot do."""
+    if options.iterative and run.checkpoints is None:
+        raise InputError("`iterative` and `artifacts` need `checkpoints`: name a folder.")
+    if options.iterative and not isinstance(pruning, Structural) and pruning.rule.heads:
+        raise InputError("`iterative` does not go with a rule that removes heads.")

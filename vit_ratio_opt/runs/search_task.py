@@ -1,0 +1,247 @@
+"""What the study of a search stores, how it is resumed, and how its pairs are planned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from optuna.study import Study
+
+from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.create import source_of
+from vit_ratio_opt.models.device import Precision
+from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.records.settings import StudySettings
+from vit_ratio_opt.records.study import StudyRecord
+from vit_ratio_opt.runs.images import other_batches
+from vit_ratio_opt.runs.parts import SearchParts
+from vit_ratio_opt.runs.screening import likely_path, screen
+from vit_ratio_opt.runs.task import check_settings, screened_best
+from vit_ratio_opt.search.binary_search import BinarySearchSampler
+from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.search.noise import Noise, accuracy_noise
+from vit_ratio_opt.search.tolerance import ToleranceSearch
+from vit_ratio_opt.space.costs import Latency
+from vit_ratio_opt.space.curve import (
+    cost_saved,
+)
+from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.training.progress import show_waiting
+from vit_ratio_opt.training.trainer import ImageTrainer
+from vit_ratio_opt.utils.versions import installed_versions
+
+__all__ = ["SearchTask"]
+
+
+# Points of noise that are assumed of a metric about which nothing is known.
+_UNKNOWN_NOISE = 0.5
+
+
+class SearchTask(SearchParts):
+    """A search as :mod:`vit_ratio_opt.runs.creation` needs it: a ``StudyTask``."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.objective.admit = self._admit
+        self.objective.describe = self.describe
+
+    @property
+    def metric_name(self) -> str:
+        """Name of the value of a trial, for optuna-dashboard."""
+        if isinstance(self.limit, Tolerance):
+            return f"{self.space.cost.word} of dense"
+        return self.trainer.metric.name
+
+    @property
+    def settings(self) -> StudySettings:
+        """Everything on which the numbers of a trial depend; a study stores one such value."""
+        is_built_in = isinstance(self.trainer, ImageTrainer)
+        identity = self.trainer.identity()
+        options, limit = self.options, self.limit
+        return StudySettings(
+            strategy="fixed" if options.fixed_ratio else "searched",
+            budget=limit.share if isinstance(limit, Budget) else None,
+            tolerance=limit.points if isinstance(limit, Tolerance) else None,
+            confidence=getattr(limit, "confidence", Tolerance(1.0).confidence),
+            noise=options.noise,
+            confirmations=options.confirmations,
+            iterative=options.iterative,
+            **self.pruner.identity(),
+            **(identity if is_built_in else {"trainer": identity}),
+        )
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What :func:`vit_ratio_opt.load_search` needs beside the settings, as JSON values."""
+        folder = self.journal.checkpoints
+        return {
+            "model": source_of(self.dense),
+            "data": {} if self.data is None else self.data.source,
+            "checkpoints": None if folder is None else str(folder.resolve()),
+            "artifacts": self.journal.artifacts,
+        }
+
+    def describe(self, pair: RatioPair, model: ViT, accuracy: float) -> dict[str, Any]:
+        """Return what the file of a pruned model says about it, as JSON values."""
+        shape, dense, settings = shape_of(model), self.pruner.shape, self.settings.to_json()
+        del settings["architecture"]  # a file has its own, of the pruned model
+        described = {
+            **pair._asdict(),
+            "macs_ratio": shape.macs / dense.macs,
+            "macs": shape.macs,
+            "params": shape.params,
+            "val_accuracy": accuracy,
+            "dense": {
+                "macs": dense.macs, "params": dense.params, "val_accuracy": self.dense_accuracy,
+            },
+        }  # fmt: skip
+        if self.data is not None:
+            described |= {
+                "classes": self.data.classes,
+                "mean": self.data.mean,
+                "std": self.data.std,
+                # How to have the same splits elsewhere; where the images are is left open.
+                "images": {
+                    key: None if key == "root" else value
+                    for key, value in self.data.source.items()
+                },
+            }
+        return {**described, **settings}
+
+    def check(self) -> None:
+        """Raise an InputError if models cannot be kept here."""
+        self.objective.check()
+
+    def settings_for(self, stored: StudySettings) -> StudySettings:
+        """Return the settings that this search has in a study with stored ones.
+
+        The study decides the precision where none was given, and which of the two hashes of the
+        validation split is compared.
+        """
+        changes: dict[str, Any] = {}
+        is_given = getattr(self.trainer, "is_precision_given", True)
+        if stored.precision is not None and not is_given:
+            changes["precision"] = stored.precision
+        hashed = stored.validation
+        if self.data is not None and hashed is not None and self.data.has_fingerprint(hashed):
+            changes["validation"] = hashed
+        return replace(self.settings, **changes)
+
+    def new_attributes(self) -> dict[str, Any]:
+        """Compute all attributes that a new study stores, in the order of writing."""
+        shape, cost, metric = self.pruner.shape, self.space.cost, self.trainer.metric
+        begins = self.first_pairs()
+        attributes = {
+            "settings": self.settings.to_json(),
+            "versions": installed_versions(),
+            "device": getattr(self.trainer, "device_name", str(self.pruner.device)),
+            "saved": cost_saved(self.space),
+            "cost": {"name": cost.name, "word": cost.word, "constraint": cost.constraint},
+            "metric": {
+                "name": metric.name,
+                "unit": metric.unit,
+                "larger_is_better": metric.larger_is_better,
+            },
+            "origin": self.origin,
+            **begins,
+            "dense": {
+                "macs": shape.macs,
+                "params": shape.params,
+                "val_accuracy": self.dense_accuracy,
+                "blocks": shape.block_sizes,
+                "tokens": shape.tokens,
+            },
+        }
+        if isinstance(cost, Latency):
+            attributes["latency"] = cost.curves
+        return {**attributes, "plan": self.plan(attributes).to_json()}
+
+    def missing_attributes(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """Compute what version 0.1.0 has not stored in a study that it was killed in."""
+        missing = {} if "origin" in attributes else {"origin": self.origin}
+        if not {"screened", "path"} <= attributes.keys():
+            with show_waiting(
+                "looking at pairs before any training", enabled=self.run_options.progress
+            ):
+                looked = self.first_pairs()
+            missing |= {key: value for key, value in looked.items() if key not in attributes}
+        # Version 0.1.0 stored a curve at the most, and answered otherwise than its sampler.
+        if "noise_is_known" not in attributes.get("plan", {}):
+            missing["plan"] = self.plan({**attributes, **missing}).to_json()
+        return missing
+
+    def adopt(self, record: StudyRecord) -> None:
+        """Adopt precision, latency and dense accuracy of a study.
+
+        Another machine may count an image more or less, or need another time for a pair, and
+        would search in another way.
+
+        Raises:
+            InputError: The latency is of another model.
+        """
+        precision = self.settings_for(record.settings).precision
+        if precision is not None and isinstance(self.trainer, ImageTrainer):
+            self.trainer.precision = cast(Precision, precision)
+        cost, latency = self.space.cost, record.latency
+        if isinstance(cost, Latency) and latency is not None and latency != cost.curves:
+            self._price(replace(cost, curves=latency))
+        if record.dense.val_accuracy is not None:
+            self.objective.dense_accuracy = record.dense.val_accuracy
+        self.journal.mark_folders()
+
+    def sampler(self, attributes: Mapping[str, Any]) -> BinarySearchSampler:
+        """Return the sampler of a study with these attributes."""
+        return BinarySearchSampler(self.space, self.plan(attributes), seed=self.options.seed)
+
+    def plan(self, attributes: Mapping[str, Any]) -> BudgetSearch | ToleranceSearch:
+        """Return the plan of a study that begins where these attributes say."""
+        options, noise = self.options, Noise(self._expected_noise, is_known=False)
+        if options.noise is not None:
+            noise = Noise(options.noise)
+        return self.limit.plan(
+            self.space,
+            noise=noise,
+            confirmations=options.confirmations,
+            dense=self.dense_accuracy,
+            start=screened_best(attributes),
+            path=[(first, second) for first, second in attributes.get("path", ())],
+            fixed_ratio=options.fixed_ratio,
+        )
+
+    def first_pairs(self) -> dict[str, Any]:
+        """Look at pairs before any training: where a new study begins, as it stores it.
+
+        Returns:
+            ``screened``: within a budget, ratios and accuracy of the pairs that were evaluated
+            without training. ``path``: with a tolerance, the likeliest pair at each cost.
+        """
+        screened: dict[tuple[float, float], float] = {}
+        path: tuple[tuple[float, float], ...] = ()
+        options, shown = self.options, self.run_options.progress
+        with show_waiting("looking at pairs before any training", enabled=shown):
+            _ = self.dense_accuracy
+            if options.screen and isinstance(self.limit, Budget):
+                screened = screen(self.pruner, self.trainer.evaluate, self.curve)
+            elif options.screen and not options.fixed_ratio and self.data is not None:
+                images = other_batches(self.data, **self._images())
+                path = likely_path(self.pruner, images, self.precision)
+        return {"screened": [[*pair, value] for pair, value in screened.items()], "path": path}
+
+    @property
+    def _expected_noise(self) -> float:
+        """Standard deviation of the metric over seeds, in points, before any training."""
+        if self.data is None:
+            return _UNKNOWN_NOISE
+        return accuracy_noise(self.dense_accuracy, len(self.data.val))
+
+    def _admit(self, study: Study | None) -> None:
+        """Refuse a study of other settings; adopt what it has measured.
+
+        A study that ``optuna.create_study`` made stores no settings, and none are compared.
+        """
+        if study is not None and "settings" in study.user_attrs:
+            attributes = study.user_attrs
+            check_settings(self, study.study_name, attributes)
+            self.adopt(StudyRecord.read(study.study_name, attributes))
