@@ -1,133 +1,63 @@
-"""Which module may import which: read from the source, imports inside functions included."""
+"""What import-linter (`make lint`) does not check: private modules of others, and sizes."""
 
 import ast
-import sys
-from collections import deque
 from collections.abc import Iterator
-from functools import cache
-from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = "vit_ratio_opt"
-TORCH = {"torch", "torchvision", "timm", "fvcore", "safetensors.torch"}
-# What shows or runs a study: `records` is below all of these.
-ABOVE_RECORDS = {"report", "runs", "cli"}
-# Circles that are still there. A module that leaves its circle leaves this set.
-KNOTS: set[str] = set()
+PACKAGE = Path(__file__).parents[1] / "vit_ratio_opt"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# Storages of Optuna's with other waits, which cannot be made of its public parts; and `_compat`,
+# which is there for private names.
+STORAGES = {"runs/database.py", "runs/grpc_client.py", "runs/proxy.py", "_compat.py"}
 
 
-def _module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
 
 
-PATHS = {_module_name(path): path for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
+def functions_of(path: Path) -> Iterator[ast.FunctionDef]:
+    nodes = ast.walk(ast.parse(path.read_text(), str(path)))
+    return (node for node in nodes if isinstance(node, ast.FunctionDef))
 
 
-def _is_type_checking(node: ast.AST) -> bool:
-    guards = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
-    return isinstance(node, ast.If) and ast.unparse(node.test) in guards
-
-
-def _import_statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, (ast.Import, ast.ImportFrom)):
-            yield child
-        elif _is_type_checking(child):
-            for statement in child.orelse:
-                yield from _import_statements(ast.Module([statement], []))
-        else:
-            yield from _import_statements(child)
-
-
-def _with_parents(module: str) -> set[str]:
-    """A module and the packages whose ``__init__`` runs before it."""
-    parts = module.split(".")
-    return {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
-
-
-@cache
-def imports_of(module: str) -> frozenset[str]:
-    """Modules that a module imports, at any place: full names in the package, and others."""
-    path = PATHS[module]
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    found: set[str] = set()
-    for statement in _import_statements(ast.parse(path.read_text(), str(path))):
-        if isinstance(statement, ast.Import):
-            for alias in statement.names:
-                found |= _with_parents(alias.name)
-        else:
-            source = "." * statement.level + (statement.module or "")
-            source = resolve_name(source, package)
-            found |= _with_parents(source)
-            found |= {f"{source}.{a.name}" for a in statement.names} & PATHS.keys()
-    return frozenset(found - _with_parents(module))
-
-
-def find_path(start: str, goals: set[str]) -> list[str]:
-    """Shortest chain of imports from a module to one of the goals; empty if there is none."""
-    came_from: dict[str, str] = {}
-    queue = deque([start])
-    while queue:
-        module = queue.popleft()
-        for imported in sorted(imports_of(module)) if module in PATHS else ():
-            if imported in goals:
-                chain = [imported, module]
-                while chain[-1] != start:
-                    chain.append(came_from[chain[-1]])
-                return chain[::-1]
-            if imported not in came_from:
-                came_from[imported] = module
-                queue.append(imported)
-    return []
-
-
-def _inside(folder: str) -> list[str]:
-    found = [name for name in PATHS if f"{name}.".startswith(f"{PACKAGE}.{folder}.")]
-    assert found, f"{PACKAGE}/{folder} is not there"
-    return found
-
-
-def _names(modules: set[str]) -> set[str]:
-    return {f"{PACKAGE}.{module}" for module in modules}
-
-
-@pytest.mark.parametrize("module", [m for m in PATHS if m not in _names(KNOTS)])
-def test_no_circle_of_imports(module: str) -> None:
-    circle = find_path(module, {module})
-    assert not circle, f"circle of imports: {' -> '.join(circle)}"
-
-
-def test_utils_import_the_standard_library_and_errors_only() -> None:
-    allowed = {PACKAGE, f"{PACKAGE}.errors", *_inside("utils")}
-    for module in _inside("utils"):
-        others = {
-            name
-            for name in imports_of(module) - allowed
-            if name.partition(".")[0] not in sys.stdlib_module_names | {"packaging"}
-        }
-        assert not others, f"{module} imports {', '.join(sorted(others))}"
-
-
-# Each is a storage of Optuna's with other waits, and cannot be made of its public parts.
-STORAGES = {"runs.database", "runs.grpc_client", "runs.proxy"}
-
-
-@pytest.mark.parametrize("module", [m for m in PATHS if m not in _names(STORAGES)])
-def test_no_module_imports_a_private_module_of_others(module: str) -> None:
+@pytest.mark.parametrize("path", [f for f in FILES if name_of(f) not in STORAGES], ids=name_of)
+def test_no_file_imports_a_private_module_of_others(path: Path) -> None:
     """Any release may rename it; `_compat` has what there is no public way for."""
-    private = {name for name in imports_of(module) - PATHS.keys() if "._" in name}
-    assert not private, f"{module} imports {', '.join(sorted(private))}"
+    imported = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imported += [f"{node.module}.{alias.name}" for alias in node.names]
+    private = [name for name in imported if "._" in name and "__" not in name]
+    assert not [name for name in private if not name.startswith(PACKAGE.name)]
 
 
-@pytest.mark.parametrize(
-    ("folder", "forbidden"),
-    [("records", TORCH | _names(ABOVE_RECORDS)), ("search", TORCH)],
-)
-def test_records_and_search_never_reach(folder: str, forbidden: set[str]) -> None:
-    for module in _inside(folder):
-        chain = find_path(module, forbidden)
-        assert not chain, f"{folder} must not import {chain[-1]}: {' -> '.join(chain)}"
+def test_no_file_is_above_400_lines_and_the_median_at_most_200() -> None:
+    lengths = {name_of(path): len(path.read_text().splitlines()) for path in FILES}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+    assert sorted(lengths.values())[len(lengths) // 2] <= 200
+
+
+def test_no_function_is_above_60_lines() -> None:
+    long = {
+        f"{name_of(path)}:{function.name}": length
+        for path in FILES
+        for function in functions_of(path)
+        if (length := function.end_lineno - function.lineno + 1) > 60  # type: ignore[operator]
+    }
+    assert long == {}
+
+
+def test_no_function_has_more_than_eight_parameters() -> None:
+    many = {}
+    for path in FILES:
+        for function in functions_of(path):
+            arguments = function.args
+            names = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
+            count = len(names) + len(arguments.kwonlyargs) - (names[:1] in (["self"], ["cls"]))
+            if count > 8:
+                many[f"{name_of(path)}:{function.name}"] = count
+    assert many == {}

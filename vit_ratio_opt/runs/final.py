@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,57 +33,42 @@ def finish(
     seed: int = 0,
     lineage: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune a pruned model, test it once, and write it with its card.
-
-    A training that is stopped leaves its state beside ``path``: the same call resumes it.
+    """Fine-tune a pruned model, test it once, and write it with its card; resume if stopped.
 
     Args:
         objective: Objective of the dense model.
         pair: Ratios of the model.
         model: The pruned model, on the objective's device; it is trained in place.
-        path: Safetensors file of the model; the card is the Markdown file of the same name.
+        path: Safetensors file of the model, with its card in the Markdown file of this name.
         trainer: Trains the model by its recipe; no epochs leave the model as it is.
         seed: Random seed of the training.
-        lineage: Where the model comes from, as JSON values. With ``search_accuracy`` (per cent, of
-            its trial), ``search_expected`` and ``search_error`` (of its pair) the card has the
-            accuracies of the search.
+        lineage: Where the model comes from, as JSON values: study, trial and its
+            ``search_accuracy`` in per cent, ``search_expected`` and ``search_error`` of its pair.
 
     Returns:
-        What the file says: what ``objective.describe`` returns, with ``test_accuracy``,
-        ``dense["test_accuracy"]``, ``test_images``, ``recipe``, ``training_seed`` and ``lineage``.
+        What ``objective.describe`` returns, with ``test_accuracy``, also of ``dense``,
+        ``test_images``, ``recipe``, ``training_seed`` and ``lineage``.
 
     Raises:
-        InputError: A file cannot be written, or a state beside it is of another training.
+        InputError: A file cannot be written, or the state is of another training.
         TrainingDiverged: The loss is NaN or infinite.
         SearchStopped: A signal ended the training; its state is saved.
     """
-    path = Path(path)
     check_saveable(model)
+    path = Path(path)
     state = path.with_name(f"{path.name}.training")
-    if trainer.recipe.epochs:
-        identity = {
-            **objective.identity_of(pair),
-            "blocks": shape_of(model).block_sizes,
-            # The weights that it begins with: two studies may have one output.
-            "start": weights_hash(model) if lineage else None,
-        }
-        with stop_on_signals() as asked_to_stop:
-            context = TrialContext(
-                seed=seed,
-                teacher=objective.pruner.dense,
-                state=state,
-                should_stop=asked_to_stop,
-                identity=identity,
-                title=path.name,
-                progress=objective.progress,
-            )
-            try:
-                accuracy = trainer.train(model, context)
-            except TrainingStopped:
-                raise SearchStopped(asked_to_stop.signal) from None
-    else:
-        accuracy = trainer.evaluate(model)
-    manifest = dict(objective.describe(pair, model, accuracy))
+    start = weights_hash(model) if lineage else None  # two studies may have one output
+    own = {"blocks": shape_of(model).block_sizes, "start": start}
+    context = TrialContext(
+        seed=seed,
+        teacher=objective.pruner.dense,
+        state=state,
+        identity={**objective.identity_of(pair), **own},
+        title=path.name,
+        progress=objective.progress,
+    )
+    accuracy = _trained(trainer, model, context)
+    manifest = {**objective.describe(pair, model, accuracy)}
     manifest["dense"]["test_accuracy"] = trainer.test(objective.pruner.dense)
     manifest |= {
         "test_accuracy": trainer.test(model),
@@ -97,3 +82,14 @@ def finish(
     if trainer.recipe.epochs:
         state.unlink(missing_ok=True)
     return manifest
+
+
+def _trained(trainer: ImageTrainer, model: ViT, context: TrialContext) -> float:
+    """Train in place until the end or a signal; return the validation accuracy in per cent."""
+    if not trainer.recipe.epochs:
+        return trainer.evaluate(model)
+    with stop_on_signals() as asked_to_stop:
+        try:
+            return trainer.train(model, replace(context, should_stop=asked_to_stop))
+        except TrainingStopped:
+            raise SearchStopped(asked_to_stop.signal) from None

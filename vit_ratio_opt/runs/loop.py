@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -69,37 +70,37 @@ def run_study(
     objective.check(study)
     if isinstance(study.sampler, PlanSampler):
         study.sampler.n_trials = n_trials
-    shown = objective.progress
-    enabled = None if shown is None else bool(shown)
-    with stop_on_signals() as asked_to_stop, SearchProgress(n_trials, enabled=enabled) as bars:
-        objective.should_stop, objective.progress = asked_to_stop, bars
-
-        def count(study: Study, trial: FrozenTrial) -> None:
-            bars.show_trained(len(finished_trials(study)))
-
-        try:
-            bars.show_trained(len(finished_trials(study)))
-            for line in describe_start(study, n_trials):
-                say(line)
-            loop = _Loop(
-                study,
-                objective,
-                n_trials,
-                wait=wait,
-                say=say,
-                should_stop=asked_to_stop,
-                callbacks=[count, *callbacks],
-            )
-            loop.run()
-        except KeyboardInterrupt:
-            if not asked_to_stop():
-                raise
-        finally:
-            objective.should_stop, objective.progress = None, shown
-            objective.journal.discard_spent_states()
+    shown = None if objective.progress is None else bool(objective.progress)
+    with (
+        stop_on_signals() as asked_to_stop,
+        SearchProgress(n_trials, enabled=shown) as bars,
+        _steered(objective, asked_to_stop, bars),
+    ):
+        bars.show_trained(len(finished_trials(study)))
+        for line in describe_start(study, n_trials):
+            say(line)
+        loop = _Loop(study, objective, n_trials, wait=wait, say=say, should_stop=asked_to_stop)
+        loop.run([lambda study, _: bars.show_trained(len(finished_trials(study))), *callbacks])
     if asked_to_stop():
         say("Stopped; progress saved. Run the same command to resume.")
         raise SearchStopped(asked_to_stop.signal)
+
+
+@contextlib.contextmanager
+def _steered(
+    objective: PruningObjective, should_stop: StopRequest, bars: SearchProgress
+) -> Iterator[None]:
+    """Have trainings ask ``should_stop`` and show their progress in the bars of the search."""
+    shown = objective.progress
+    objective.should_stop, objective.progress = should_stop, bars
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not should_stop():
+            raise
+    finally:
+        objective.should_stop, objective.progress = None, shown
+        objective.journal.discard_spent_states()
 
 
 class _Loop:
@@ -114,19 +115,19 @@ class _Loop:
         wait: bool,
         say: Callable[[str], None],
         should_stop: StopRequest,
-        callbacks: Sequence[Callback],
     ) -> None:
         self._study, self._objective = study, objective
         self._n_trials, self._wait, self._say = n_trials, wait, say
         self._should_stop = should_stop
-        self._callbacks = [self._report, *callbacks]
+        self._callbacks: list[Callback] = []
         self._wanted = math.inf if n_trials is None else n_trials
         # Attempts are bounded, so a pair over the budget in the queue cannot make this endless.
         self._attempts = sys.maxsize if n_trials is None else 4 * n_trials
         self._failures, self._since = 0, 0.0  # of the storage in a row
 
-    def run(self) -> None:
+    def run(self, callbacks: Sequence[Callback]) -> None:
         """Run rounds until nothing is left to do, also across failures of the storage."""
+        self._callbacks = [self._report, *callbacks]
         while self._attempts > 0 and not self._should_stop():
             try:
                 if not self._round():
