@@ -34,7 +34,7 @@ from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import Cost, Latency, cost_named
 from vit_ratio_opt.space.tokens import CP_VIT, CascadeRule
 from vit_ratio_opt.training.recipe import Recipe
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 from vit_ratio_opt.utils.untrusted import check_marked, is_marked
 
 __all__ = ["load_search"]
@@ -171,8 +171,8 @@ def _check_root(source: Mapping[str, Any], study_name: str, data: str | Path | N
         return
     if not isinstance(root, str) or not root or "\0" in root or not Path(root).is_dir():
         raise InputError(
-            f"Study {short(study_name)!r} has its images in {short(root)!r}, which is no folder "
-            "here: give --data."
+            f"Study {shorten(study_name)!r} has its images in {shorten(root)!r}, which is no "
+            "folder here: give --data."
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from vit_ratio_opt.restore import load_search
 from vit_ratio_opt.runs.loop import Callback
 from vit_ratio_opt.runs.options import Places, RunOptions
-from vit_ratio_opt.runs.ranks import follow
+from vit_ratio_opt.runs.ranks import join_trainings
 from vit_ratio_opt.runs.storage import BEATS_IN_GRACE, GRACE_SECONDS, open_storage
 from vit_ratio_opt.training.distributed import Ranks, RanksBroken
 
@@ -60,7 +60,7 @@ def run_worker(options: WorkerOptions, *, say: Callable[[str], None] = print) ->
     search = load_search(options.study_name, backend, options.places, run)
     search.journal.beat_seconds = options.grace / BEATS_IN_GRACE
     if ranks is not None and ranks.rank > 0:
-        follow(search.objective)
+        join_trainings(search.objective)
         ranks.leave()
         return
     is_group_whole = True

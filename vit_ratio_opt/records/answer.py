@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.candidates import Candidate, estimate_pairs
-from vit_ratio_opt.records.labels import ACCURACY, MACS, CostRecord, MetricRecord, below
+from vit_ratio_opt.records.labels import ACCURACY, MACS, CostRecord, MetricRecord, format_below
 from vit_ratio_opt.records.snapshot import StudySnapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trial import attribute
@@ -162,7 +162,7 @@ class Answer:
         if self.confidence is not None and other.probability < self.confidence:
             return (
                 f"{best} is cheaper, but its pair ({expected}) keeps the tolerance with a "
-                f"probability of only {below(other.probability, self.confidence)}, and "
+                f"probability of only {format_below(other.probability, self.confidence)}, and "
                 f"{self.confidence:g} is required."
             )
         if self.confidence is not None:

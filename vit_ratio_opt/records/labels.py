@@ -8,10 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.typed import shorten, typed
+from vit_ratio_opt.records.typed import check_type, shorten_repr
 from vit_ratio_opt.space.costs import cost_label
 
-__all__ = ["ACCURACY", "CHANGE", "MACS", "CostRecord", "LimitRecord", "MetricRecord", "below"]
+__all__ = [
+    "ACCURACY",
+    "CHANGE",
+    "MACS",
+    "CostRecord",
+    "LimitRecord",
+    "MetricRecord",
+    "format_below",
+]
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,7 @@ class LimitRecord:
         return f"at most {self.tolerance:g} points of accuracy lost"
 
 
-def below(value: float, limit: float) -> str:
+def format_below(value: float, limit: float) -> str:
     """Return a number with as many digits as it takes to be below a limit."""
     digits = next((n for n in range(2, 6) if round(value, n) < limit), 6)
     return f"{value:.{digits}f}"
@@ -179,8 +187,10 @@ _LARGER = {"larger_is_better": bool}
 
 def _entries(key: str, stored: object, hints: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(stored, Mapping):
-        raise InputError(f"The attribute `{key}` must be a JSON object, but is {shorten(stored)}.")
+        raise InputError(
+            f"The attribute `{key}` must be a JSON object, but is {shorten_repr(stored)}."
+        )
     return {
-        name: typed(f"`{name}` of the attribute `{key}`", stored.get(name), hint)
+        name: check_type(f"`{name}` of the attribute `{key}`", stored.get(name), hint)
         for name, hint in hints.items()
     }

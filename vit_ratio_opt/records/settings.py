@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.typed import shorten, typed, without_none
+from vit_ratio_opt.records.typed import check_type, shorten_repr, without_none
 
 __all__ = ["SCHEMA_VERSION", "StudySettings"]
 
@@ -131,9 +131,9 @@ class StudySettings:
             InputError: A field is missing, unknown or of another type, or the version is newer.
         """
         if not isinstance(stored, Mapping):
-            raise InputError(f"Settings must be a JSON object, but are {shorten(stored)}.")
+            raise InputError(f"Settings must be a JSON object, but are {shorten_repr(stored)}.")
         values = {"schema_version": 1, **stored}
-        version = typed("`schema_version` of the settings", values["schema_version"], int)
+        version = check_type("`schema_version` of the settings", values["schema_version"], int)
         if version > SCHEMA_VERSION:
             raise InputError(
                 f"Settings of schema version {version} are of a newer vit_ratio_opt, and this one "
@@ -152,7 +152,7 @@ class StudySettings:
             hints |= {name: without_none(hints[name]) for name in _OF_IMAGES}
         return cls(
             **{
-                name: typed(f"`{name}` of the settings", values[name], hint)
+                name: check_type(f"`{name}` of the settings", values[name], hint)
                 for name, hint in hints.items()
             }
         )
@@ -201,4 +201,4 @@ def _differences(name: str, ours: Any, theirs: Any) -> list[str]:
         pairs = enumerate(zip(ours, theirs, strict=True))
         index, (first, second) = next((i, p) for i, p in pairs if p[0] != p[1])
         return _differences(f"{name}[{index}]", first, second)
-    return [f"{name} is {shorten(ours)}, not {shorten(theirs)}"]
+    return [f"{name} is {shorten_repr(ours)}, not {shorten_repr(theirs)}"]

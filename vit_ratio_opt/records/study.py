@@ -27,7 +27,7 @@ __all__ = [
     "StudyRecord",
     "artifacts_of",
     "is_complete",
-    "is_of_own_objective",
+    "has_custom_objective",
     "is_ours",
     "record_of",
     "settings_of",
@@ -133,7 +133,7 @@ class StudyRecord:
                 "it again."
             )
         try:
-            settings = None if is_of_own_objective(attributes) else settings_of(attributes)
+            settings = None if has_custom_objective(attributes) else settings_of(attributes)
             check_attributes(attributes, settings, is_old=settings is not None and not is_new)
         except InputError as error:
             raise InputError(
@@ -191,12 +191,12 @@ class StudyRecord:
 
 def is_ours(attributes: Mapping[str, Any]) -> bool:
     """Return whether the study of these attributes was created by this package."""
-    return bool({"settings", "dense", COMPLETE} & attributes.keys()) or is_of_own_objective(
+    return bool({"settings", "dense", COMPLETE} & attributes.keys()) or has_custom_objective(
         attributes
     )
 
 
-def is_of_own_objective(attributes: Mapping[str, Any]) -> bool:
+def has_custom_objective(attributes: Mapping[str, Any]) -> bool:
     """Return whether a sampler of this package searches a custom objective."""
     return {"plan", "limit"} <= attributes.keys() and "settings" not in attributes
 

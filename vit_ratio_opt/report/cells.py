@@ -11,7 +11,7 @@ from vit_ratio_opt.records.labels import ACCURACY, MetricRecord
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.report.rows import build_report
 from vit_ratio_opt.report.trial_rows import TRIAL_COLUMNS, trial_rows
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
 __all__ = [
     "Cells",
@@ -133,7 +133,7 @@ def cell(value: Any, digits: int | None = None) -> str:
         return "-"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return f"{value:,.{digits}f}" if digits is not None else f"{value:,}"
-    return short(value, 200)
+    return shorten(value, 200)
 
 
 def searched_first(group: Sequence[Study]) -> list[Study]:

@@ -42,7 +42,7 @@ from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trial import attribute
 from vit_ratio_opt.records.trials import finished_trials, tested_accuracy
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
 __all__ = [
     "answer_row",
@@ -123,7 +123,7 @@ def _check_comparable(studies: Sequence[Study]) -> None:
         if len(values) > 1:
             raise InputError(
                 f"Studies in one report must be of one model and data set, but differ in {name}: "
-                f"{', '.join(map(short, sorted(values)))}. Name the studies."
+                f"{', '.join(map(shorten, sorted(values)))}. Name the studies."
             )
 
 

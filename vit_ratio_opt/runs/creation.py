@@ -89,7 +89,7 @@ def create_study(
         if not is_there:
             if new is None:
                 task.check()
-                new = _stored(task)
+                new = _stored_attributes(task)
             if _find(backend, study_name) != study_id:  # another process was faster
                 continue
             if study_id is None:
@@ -152,7 +152,7 @@ def _wait_for_mark(storage: BaseStorage, study_id: int) -> bool:
 # Writing
 
 
-def _stored(task: StudyTask) -> dict[str, Any]:
+def _stored_attributes(task: StudyTask) -> dict[str, Any]:
     """Return what a new study stores, as JSON gives it back."""
     stored: dict[str, Any] = json.loads(json.dumps({**task.new_attributes(), COMPLETE: True}))
     return stored

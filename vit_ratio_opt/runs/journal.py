@@ -22,7 +22,7 @@ from vit_ratio_opt.runs.heartbeats import record_heartbeats
 from vit_ratio_opt.runs.lineage import keep_state, remove_states, state_artifact
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.trial_models import check_has_model, keep_model, read_model
-from vit_ratio_opt.runs.turns import own_turn
+from vit_ratio_opt.runs.turns import take_turn
 from vit_ratio_opt.search.claims import requeue
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.files import check_place, check_writable_folder
@@ -127,7 +127,7 @@ class Journal:
         alive: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if isinstance(trial, optuna.Trial):
             alive = record_heartbeats(trial._trial_id, trial.storage, every=self.beat_seconds)
-        with alive, own_turn(trial), self._recording_failures(trial):
+        with alive, take_turn(trial), self._recording_failures(trial):
             self.discard_spent_states()
             yield
 

@@ -74,7 +74,7 @@ def run_study(
     with (
         stop_on_signals() as asked_to_stop,
         SearchProgress(n_trials, enabled=shown) as bars,
-        _steered(objective, asked_to_stop, bars),
+        _steer_trainings(objective, asked_to_stop, bars),
     ):
         bars.show_trained(len(finished_trials(study)))
         for line in describe_start(study, n_trials):
@@ -87,7 +87,7 @@ def run_study(
 
 
 @contextlib.contextmanager
-def _steered(
+def _steer_trainings(
     objective: PruningObjective, should_stop: StopRequest, bars: SearchProgress
 ) -> Iterator[None]:
     """Have trainings ask ``should_stop`` and show their progress in the bars of the search."""
@@ -134,7 +134,7 @@ class _Loop:
                     return
                 self._failures = 0
             except Exception as error:
-                if not self._survives(error):
+                if not self._retry_after(error):
                     return
 
     def _round(self) -> bool:
@@ -147,7 +147,7 @@ class _Loop:
         if len(finished_trials(study)) >= self._wanted:
             return False
         why = self._nothing_left()
-        if why is None and self._room() > 0:
+        if why is None and self._trials_left() > 0:
             self._attempts -= keep_optimizing(
                 study,
                 self._objective,
@@ -166,7 +166,7 @@ class _Loop:
             self._say(f"{len(others)} trial(s) of other workers are still running")
         return False
 
-    def _survives(self, error: Exception) -> bool:
+    def _retry_after(self, error: Exception) -> bool:
         """Wait after a failure of the storage that may pass; return whether to go on.
 
         Raises:
@@ -188,7 +188,7 @@ class _Loop:
         requeue_own_trials(self._study)
         return True
 
-    def _room(self) -> float:
+    def _trials_left(self) -> float:
         """Return how many more trials may begin."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return self._wanted - len(finished_trials(self._study)) - len(running)
@@ -202,7 +202,7 @@ class _Loop:
     def _report(self, study: Study, trial: FrozenTrial) -> None:
         self._failures = 0
         self._say(describe_trial(study, trial, self._n_trials))
-        if self._room() <= 0 or self._should_stop():
+        if self._trials_left() <= 0 or self._should_stop():
             study.stop()
 
 

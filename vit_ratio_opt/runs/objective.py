@@ -172,7 +172,7 @@ class PruningObjective:
         with TemporaryDirectory() as folder:
             state = None if self.journal.store is None else Path(folder, "state.safetensors")
             context = self._context(trial, suggestion.pair, seed, state, clock)
-            model, accuracy = self._trained(trial, suggestion.pair, context, earlier)
+            model, accuracy = self._train_or_resume(trial, suggestion.pair, context, earlier)
         cost_ratio = self._record_size(trial, suggestion, model)
         write_trial(trial, accuracy=accuracy, accuracy_drop=self.dense_accuracy - accuracy)
         with clock("checkpoint"):
@@ -223,7 +223,7 @@ class PruningObjective:
             progress=self.progress,
         )
 
-    def _trained(
+    def _train_or_resume(
         self,
         trial: BaseTrial,
         pair: RatioPair,
@@ -234,7 +234,7 @@ class PruningObjective:
         is_resumable = context.state is not None and self._epochs != 0
         for interrupted in earlier if is_resumable else ():
             try:
-                resumed = self._resumed(trial, pair, context, interrupted)
+                resumed = self._resume_training(trial, pair, context, interrupted)
             except (LookupError, TypeError, ValueError) as error:
                 if "resumed_from" in trial.user_attrs:
                     raise
@@ -258,7 +258,7 @@ class PruningObjective:
             accuracy = self._train(trial, model, pair, context)
         return model, accuracy
 
-    def _resumed(
+    def _resume_training(
         self, trial: BaseTrial, pair: RatioPair, context: TrialContext, interrupted: FrozenTrial
     ) -> tuple[ViT, float] | None:
         """Return model and metric of a training that was resumed; None without its state."""

@@ -19,7 +19,7 @@ from vit_ratio_opt.runs.images import calibration_batches
 from vit_ratio_opt.runs.journal import Journal
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.options import RunOptions, SearchOptions
-from vit_ratio_opt.runs.pricing import measured
+from vit_ratio_opt.runs.pricing import measure_curves
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import MACS, Cost, Latency, cost_named
 from vit_ratio_opt.space.curve import (
@@ -152,7 +152,7 @@ class SearchParts:
         budget = self.limit.share if isinstance(self.limit, Budget) else None
         if isinstance(cost, Latency) and cost.curves is None:
             shown = self.run_options.progress
-            cost = measured(
+            cost = measure_curves(
                 cost, self.pruner, budget=budget, precision=self.precision, progress=shown
             )
         self.pruner.price(cost)

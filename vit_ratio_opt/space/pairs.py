@@ -21,7 +21,7 @@ __all__ = [
     "RatioPair",
     "as_pair",
     "check_pair",
-    "evenly",
+    "pick_evenly",
     "removed_units",
 ]
 
@@ -158,7 +158,7 @@ def check_pair(space: PairRange, pair: RatioPair) -> None:
             )
 
 
-def evenly(ratios: Sequence[float], points: int) -> list[float]:
+def pick_evenly(ratios: Sequence[float], points: int) -> list[float]:
     """Return at most ``points`` of the ratios, evenly spaced, with the first and the last."""
     steps = min(points, len(ratios)) - 1
     return [ratios[round(i * (len(ratios) - 1) / max(1, steps))] for i in range(steps + 1)]

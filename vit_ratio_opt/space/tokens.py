@@ -127,7 +127,7 @@ class TokenSpace(PairSpace):
     @cached_property
     def mhsa_ratios(self) -> tuple[float, ...]:
         """0, 1, 2, ... patches in each block on average, as shares of all."""
-        return tuple(units / self.dense.patches for units in range(len(self._left_out)))
+        return tuple(units / self.dense.patches for units in range(len(self._patches_left_out)))
 
     @property
     def ffn_ratios(self) -> tuple[float, ...]:
@@ -155,7 +155,7 @@ class TokenSpace(PairSpace):
     def tokens(self, pair: RatioPair) -> tuple[BlockTokens, ...]:
         """Return the tokens that each block works on; raises as :meth:`removed` does."""
         total = self.dense.tokens
-        attention, ffn = (self._left_out[units] for units in self.removed(pair))
+        attention, ffn = (self._patches_left_out[units] for units in self.removed(pair))
         return tuple(
             BlockTokens(
                 total - out,
@@ -169,7 +169,7 @@ class TokenSpace(PairSpace):
         """Return the heads that each block keeps; raises as :meth:`removed` does."""
         kept = [block.num_heads for block in self.dense.blocks]
         if self.rule.heads:
-            out, patches = self._left_out[self.removed(pair)[0]], self.dense.patches
+            out, patches = self._patches_left_out[self.removed(pair)[0]], self.dense.patches
             kept = [heads - heads * n // patches for heads, n in zip(kept, out, strict=True)]
         return tuple(kept)
 
@@ -184,10 +184,10 @@ class TokenSpace(PairSpace):
     def pruned_macs(self, pair: RatioPair) -> int:
         """Return the MACs after pruning by ``pair``; raises as :meth:`removed` does."""
         mhsa, ffn = self.removed(pair)
-        return self.macs - self._saved[0][mhsa] - self._saved[1][ffn]
+        return self.macs - self._saved_macs[0][mhsa] - self._saved_macs[1][ffn]
 
     @cached_property
-    def _saved(self) -> tuple[list[int], list[int]]:
+    def _saved_macs(self) -> tuple[list[int], list[int]]:
         """MACs that attention and FFN save, by units; neither depends on the other."""
         ratios = self.mhsa_ratios
         return (
@@ -196,7 +196,7 @@ class TokenSpace(PairSpace):
         )
 
     @cached_property
-    def _left_out(self) -> tuple[tuple[int, ...], ...]:
+    def _patches_left_out(self) -> tuple[tuple[int, ...], ...]:
         """By units, the patches that each block leaves out."""
         depth, most = len(self.dense.blocks), self.dense.patches - 1
         late = self.rule.schedule == "late"
