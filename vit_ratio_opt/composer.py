@@ -96,7 +96,7 @@ class Search(SearchTask):
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of the built-in trainer.
+        """Return the recipe of the built-in trainer.
 
         Raises:
             InputError: The search has a custom trainer.

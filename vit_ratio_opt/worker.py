@@ -17,17 +17,21 @@ __all__ = ["WorkerOptions", "run_worker"]
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """What a worker needs to know beside the study.
+    """Options of a worker, beside what the study stores.
 
     Args:
         study_name: Name of the study.
         storage: URL of the storage.
-        n_trials: Trained trials of the study in all; None until nothing is left to learn.
-        places: Where models and images are on this machine.
-        device: Device of the models; a GPU by default, if there is one.
-        wait: Whether to stay while other workers are at work, and take over what they leave.
-        grace: Seconds without a sign of life until a running trial is tried again.
-        callbacks: Called after each trial of this worker.
+        n_trials: Number of trained trials of the study, those of other workers included; None runs
+            until nothing is left to learn.
+        places: Places of models and images on this machine.
+        device: Device of the models, such as ``"cuda:0"``; a GPU by default, if there is one.
+        wait: Whether to wait while other workers run trials, and retry the pairs of workers that
+            die.
+        grace: Seconds without a heartbeat after which a running trial is stale and its pair is
+            requeued.
+        callbacks: Functions called after each trial of this worker, as callbacks of
+            ``study.optimize``.
     """
 
     study_name: str
@@ -41,14 +45,14 @@ class WorkerOptions:
 
 
 def run_worker(options: WorkerOptions, *, say: Callable[[str], None] = print) -> None:
-    """Take trials from a study until it is done.
+    """Run trials of a study until it is done.
 
     The study stores everything a worker needs. Under ``torchrun`` all processes share the training
     of each trial.
 
     Args:
-        options: The study, and what is different on this machine.
-        say: Called with each line of text.
+        options: Name and storage of the study, and the options of this worker.
+        say: Function called with each line of text.
 
     Raises:
         InputError: The study cannot be joined, see :func:`~vit_ratio_opt.load_search`.

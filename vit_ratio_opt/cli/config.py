@@ -63,7 +63,7 @@ def read_config(path: Path, options: type) -> dict[str, Any]:
 
 
 def use_config(ctx: typer.Context, path: Path | None, options: type) -> Path | None:
-    """Take the defaults of a command from a TOML file; for the callback of an eager option.
+    """Set the defaults of a command from a TOML file; a callback of an eager option.
 
     Raises:
         InputError: See :func:`read_config`.
@@ -143,7 +143,7 @@ def _value_types(options: type) -> dict[str, type]:
 
 
 def _fits(value: Any, kind: type) -> bool:
-    """Whether a TOML value is of a type; integers are numbers, booleans are not."""
+    """Return whether a TOML value is of a type; integers are numbers, booleans are not."""
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
     return isinstance(value, (int, float) if kind is float else kind)

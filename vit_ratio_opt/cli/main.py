@@ -113,7 +113,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _repair_streams() -> None:
-    """Have streams that exist, and take every name whatever the terminal's encoding is."""
+    """Replace closed streams, and escape characters that the terminal's encoding lacks."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the process that has started this one
@@ -137,5 +137,5 @@ def _leave(code: int) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point of ``vit-ratio-opt``."""
+    """Run ``vit-ratio-opt``."""
     run_command(app)

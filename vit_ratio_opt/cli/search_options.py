@@ -163,7 +163,7 @@ class StudyPlace:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the study's models; no two names share one."""
+        """Return the folder of the study's models; no two names share one."""
         return self.folder / "checkpoints" / file_name(self.study_name)
 
 

@@ -1,4 +1,4 @@
-"""``vit-ratio-opt worker``: take trials of a study."""
+"""``vit-ratio-opt worker``: run trials of a study."""
 
 from __future__ import annotations
 

@@ -65,24 +65,24 @@ class Answer:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the answer is the fixed ratio's pair."""
+        """Return whether the answer is the fixed ratio's pair."""
         return self.baseline is not None and self.found == self.baseline
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether the answer was trained more than once; the dense model needs no confirmation."""
+        """Return whether the answer was trained more than once; True for the dense model."""
         return self.found is None or self.found.trained > 1
 
     @property
     def accuracy(self) -> float:
-        """Expected validation accuracy of the answer in per cent."""
+        """Return the expected validation accuracy of the answer in per cent."""
         if self.found is not None:
             return self.found.accuracy
         return 0.0 if self.dense_accuracy is None else self.dense_accuracy
 
     @property
     def error(self) -> float:
-        """Standard error of :attr:`accuracy` in percentage points."""
+        """Return the standard error of :attr:`accuracy` in percentage points."""
         return 0.0 if self.found is None else self.found.error
 
     def bind(self, loader: Callable[[FrozenTrial], Any]) -> Answer:
@@ -146,7 +146,7 @@ class Answer:
 
     @property
     def why_not_best(self) -> str | None:
-        """Why the answer's trial is not Optuna's best one, in a sentence; None where it is."""
+        """Return a sentence why the answer's trial is not Optuna's best one; None where it is."""
         other, trial, found = self.best_candidate, self.best_trial, self.found
         if trial is None:
             return None

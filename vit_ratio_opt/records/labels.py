@@ -77,28 +77,28 @@ class MetricRecord:
 
     @property
     def label(self) -> str:
-        """The name in sentences, such as ``validation accuracy``."""
+        """Return the name in sentences, such as ``validation accuracy``."""
         return self.name if self.name == "value" else f"validation {self.name}"
 
     @property
     def title(self) -> str:
-        """The name at the beginning of a sentence."""
+        """Return the name at the beginning of a sentence."""
         name = self.name
         return f"{name[:1].upper()}{name[1:]}" if name.islower() else name
 
     @property
     def heading(self) -> str:
-        """The short name in tables, such as ``val %``."""
+        """Return the short name in tables, such as ``val %``."""
         return f"val {self.unit}" if self == ACCURACY else self.name
 
     @property
     def axis(self) -> str:
-        """The name on an axis, such as ``validation accuracy, %``."""
+        """Return the name on an axis, such as ``validation accuracy, %``."""
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
     @property
     def points(self) -> str:
-        """The unit of a difference, with a space before it."""
+        """Return the unit of a difference, with a space before it."""
         return " points" if self.unit == "%" else f" {self.unit}".rstrip()
 
     def text(self, value: float, *, error: float | None = None) -> str:

@@ -159,7 +159,7 @@ class StudySettings:
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Fields that the version which stored the settings did not record."""
+        """Return the fields that the version which stored the settings did not record."""
         if self.schema_version >= SCHEMA_VERSION:
             return ()
         return tuple(name for name in _NEW_IN_2 if getattr(self, name) is None)

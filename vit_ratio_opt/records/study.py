@@ -144,7 +144,7 @@ class StudyRecord:
 
     @property
     def settings(self) -> StudySettings:
-        """Everything on which the numbers of the study's trials depend.
+        """Return everything on which the numbers of the study's trials depend.
 
         Raises:
             InputError: The study has a custom objective.
@@ -158,32 +158,32 @@ class StudyRecord:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the study searches one fixed ratio for both modules."""
+        """Return whether the study searches one fixed ratio for both modules."""
         return self.optional_settings is not None and self.optional_settings.strategy == "fixed"
 
     @property
     def model(self) -> str | None:
-        """Timm's name of the dense model."""
+        """Return timm's name of the dense model."""
         return None if self.optional_settings is None else self.optional_settings.model
 
     @property
     def dataset(self) -> str | None:
-        """Name of the data set."""
+        """Return the name of the data set."""
         return None if self.optional_settings is None else self.optional_settings.dataset
 
     @property
     def pruned(self) -> str:
-        """What is pruned: ``"structural"``, ``"cascade"`` or ``"both"``."""
+        """Return what is pruned: ``"structural"``, ``"cascade"`` or ``"both"``."""
         return "structural" if self.optional_settings is None else self.optional_settings.pruned
 
     @property
     def limit_text(self) -> str:
-        """The limit in words, such as ``at most 60 % of the FLOPs``."""
+        """Return the limit in words, such as ``at most 60 % of the FLOPs``."""
         return "no limit" if self.limit is None else self.limit.text(self.cost.word)
 
     @property
     def has_tolerance(self) -> bool:
-        """Whether the study minimises the cost within a tolerance."""
+        """Return whether the study minimises the cost within a tolerance."""
         if self.limit is not None and self.limit.other is not None:
             return "tolerance" in (self.plan or {})
         return self.limit is not None and self.limit.tolerance is not None

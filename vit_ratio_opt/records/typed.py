@@ -79,7 +79,7 @@ def _converted(value: Any, hint: Any) -> Any:
 
 
 def _is_json(value: Any) -> bool:
-    """Whether a value is of JSON's types, with finite numbers only."""
+    """Return whether a value is of JSON's types, with finite numbers only."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and _is_json(part) for key, part in value.items())
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""One trial: a pair of ratios in, the value of a pruned and trained model out."""
+"""Run one trial: from a pair of ratios to the value of a pruned and trained model."""
 
 from __future__ import annotations
 
@@ -114,12 +114,12 @@ class PruningObjective:
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
-        """Direction of the study: the metric within a budget, or the cost within a tolerance."""
+        """Return the direction of the study: of the metric (budget) or the cost (tolerance)."""
         return "minimize" if isinstance(self.limit, Tolerance) else "maximize"
 
     @cached_property
     def dense_accuracy(self) -> float:
-        """Metric of the dense model on the validation data."""
+        """Return the metric of the dense model on the validation data."""
         return self.trainer.evaluate(self.pruner.dense)
 
     def __call__(self, trial: BaseTrial) -> float:
@@ -310,7 +310,7 @@ class PruningObjective:
 
     @property
     def _epochs(self) -> int | None:
-        """Epochs of a training, where the trainer says so."""
+        """Return the number of epochs of a training, where the trainer says so."""
         epochs: int | None = getattr(self.trainer, "epochs", None)
         return epochs
 

@@ -111,24 +111,24 @@ class SearchParts:
 
     @property
     def space(self) -> PairSpace:
-        """The pairs of ratios that there are, with their costs."""
+        """Return the search space: all pairs of ratios, with their costs."""
         return self.pruner.space
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
-        """Direction of the study."""
+        """Return the direction of the study."""
         return self.objective.direction
 
     @property
     def dense_accuracy(self) -> float:
-        """Metric of the dense model on the validation data; a warning where it is at chance."""
+        """Return the dense model's metric on the validation data; warn if it is near chance."""
         if "dense_accuracy" not in vars(self.objective) and self.data is not None:
             warn_near_chance(self.objective.dense_accuracy, self.data)
         return self.objective.dense_accuracy
 
     @property
     def precision(self) -> Precision:
-        """The precision in which models are evaluated and timed."""
+        """Return the precision in which models are evaluated and timed."""
         precision: Precision | None = getattr(self.trainer, "precision", None)
         return precision or precision_of(self.pruner.device)
 

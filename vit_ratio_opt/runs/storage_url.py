@@ -116,7 +116,7 @@ def _add_driver(url: URL) -> URL:
 
 
 def _remember_secrets(url: URL) -> None:
-    """Have :func:`redact` know what a driver's messages may repeat."""
+    """Remember the secrets of a URL, so that :func:`redact` finds them in messages."""
     values = [value for key, value in _entries(url.query) if key not in ("host", "port")]
     for value in [*values, *([str(url.password)] if url.password else [])]:
         remember_secret(value)

@@ -101,7 +101,7 @@ class PlanSampler(BaseSampler):
 
     @property
     def plan(self) -> Plan:
-        """The plan whose pairs are proposed."""
+        """Return the plan whose pairs are proposed."""
         return self._plan
 
     def next_proposal(self, study: Study) -> Proposal:

@@ -125,12 +125,12 @@ class ToleranceSearch:
 
     @property
     def columns(self) -> tuple[tuple[float, tuple[float, ...]], ...]:
-        """For each first ratio, rising, the second ratios to choose from, rising."""
+        """Return for each first ratio, rising, the second ratios to choose from, rising."""
         return self._pairs.columns
 
     @property
     def path(self) -> tuple[Pair, ...]:
-        """The pairs where the search begins."""
+        """Return the pairs where the search begins."""
         return self._pairs.path
 
     def cost(self, first: float, second: float) -> float:
@@ -139,7 +139,7 @@ class ToleranceSearch:
 
     @property
     def limits(self) -> tuple[Pair, Pair]:
-        """The columns' corners."""
+        """Return the columns' corners."""
         seconds = [second for _, column in self.columns for second in (column[0], column[-1])]
         return (self.columns[0][0], min(seconds)), (self.columns[-1][0], max(seconds))
 

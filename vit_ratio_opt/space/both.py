@@ -57,7 +57,7 @@ class Combined(PairSpace):
 
     @property
     def dense(self) -> ViTShape:
-        """Shape of the dense model."""
+        """Return the shape of the dense model."""
         return self.cascade.dense
 
     @cached_property
@@ -66,23 +66,23 @@ class Combined(PairSpace):
 
     @property
     def macs(self) -> int:
-        """MACs of the dense model."""
+        """Return the MACs of the dense model."""
         return self.dense.macs
 
     @property
     def minimum(self) -> str:
-        """The minimum that every block keeps, in words."""
+        """Return the minimum that every block keeps, in words."""
         neurons = least_neurons(self.round_to)
         return f"1 head, {self.round_to} rank(s), {neurons} neurons and 1 patch"
 
     @cached_property
     def mhsa_ratios(self) -> tuple[float, ...]:
-        """Whole per cents, up to the largest that leaves every block its minimum."""
+        """Return whole per cents, up to the largest that leaves every block its minimum."""
         return self._realisable(0)
 
     @cached_property
     def ffn_ratios(self) -> tuple[float, ...]:
-        """Whole per cents, up to the largest that leaves every block its minimum."""
+        """Return whole per cents, up to the largest that leaves every block its minimum."""
         return self._realisable(1)
 
     def _realisable(self, module: int) -> tuple[float, ...]:

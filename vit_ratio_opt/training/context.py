@@ -151,7 +151,7 @@ class Trainer(Protocol):
 
     @property
     def metric(self) -> Metric:
-        """What :meth:`evaluate` and :meth:`train` return; a class attribute is enough."""
+        """Return what :meth:`evaluate` and :meth:`train` return; a class attribute is enough."""
 
     def identity(self) -> dict[str, Any]:
         """Return JSON values that must be equal for two results to be comparable.
