@@ -16,6 +16,7 @@ from typer.rich_utils import rich_format_error
 
 from vit_ratio_opt.cli.command import command_of
 from vit_ratio_opt.cli.dashboard import dashboard
+from vit_ratio_opt.cli.demo import demo
 from vit_ratio_opt.cli.export import export
 from vit_ratio_opt.cli.final import final
 from vit_ratio_opt.cli.prune import prune
@@ -38,7 +39,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 # By the panel of `--help`.
 COMMANDS: dict[str, tuple[Callable[[Any], None], ...]] = {
-    "Search": (search, train),
+    "Search": (search, train, demo),
     "Look at studies": (report, dashboard),
     "Run workers": (worker, ray, serve, reap),
     "Make models": (prune, final, export),
