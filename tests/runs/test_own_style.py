@@ -286,8 +286,6 @@ def test_another_identity_of_a_trainer_is_another_study(task, url):
     with pytest.raises(InputError, match=r"other settings: trainer\.lr is 0\.05, not 0\.1"):
         compose(task, Mine(task, lr=0.1)).create_study("s", storage=url)
     with pytest.raises(InputError, match="a trainer of the user's own: run the script"):
-        InputError, match=r"a trainer of the user's own: run the script that made it"
-    ):
         vro.load_search("s", url)
 
 
