@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from optuna.storages import InMemoryStorage
 from support import new_study
 
 import vit_ratio_opt as vro
@@ -53,7 +54,7 @@ def test_another_rank_trains_the_same_model_in_the_precision_of_rank_0(dense):
         vro.Search(dense, images, vro.Budget(0.6), training=Recorder(Group(rank, jobs), precision))
         for rank, precision in enumerate(("bfloat16", "float32"))
     )
-    study = new_study(first, "s", storage="sqlite://", screen=False)
+    study = new_study(first, "s", storage=InMemoryStorage(), screen=False)
     study.optimize(first.objective, n_trials=2)
     follow(second.objective)
     assert len(second.trainer.given) == 2
