@@ -70,6 +70,7 @@ def load_search(
     record = StudyRecord.read(study_name, study.user_attrs)
     settings = record.settings
     # Before any work.
+    _check_not_own(record)
     checkpoints, artifacts = _folders(record, places)
     run = replace(
         run,
@@ -95,6 +96,23 @@ def load_search(
             f"Study {study_name!r} was made by another version of vit_ratio_opt "
             f"({record.versions.get('vit_ratio_opt')}): {error} does not fit."
         ) from None
+
+
+def _check_not_own(record: StudyRecord) -> None:
+    """Refuse a study of which only the script that made it has all parts.
+
+    Raises:
+        InputError: The study has a trainer or images of the user's own.
+    """
+    if record.settings.trainer is not None:
+        own = "a trainer"
+    elif not record.origin.get("data"):
+        own = "images"
+    else:
+        return
+    raise InputError(
+        f"Study {record.name!r} has {own} of the user's own: run the script that made it."
+    )
 
 
 def _folders(record: StudyRecord, places: Places) -> tuple[Any, Any]:
@@ -148,15 +166,7 @@ def _images(record: StudyRecord, places: Places) -> ImageData:
     Raises:
         InputError: They are not where the study says, or they are other images.
     """
-    name, source = record.name, record.origin.get("data")
-    if not source:
-        raise InputError(
-            f"Study {name!r} has images of the user's own: run the script that made it."
-        )
-    if record.settings.trainer is not None:
-        raise InputError(
-            f"Study {name!r} has a trainer of the user's own: run the script that made it."
-        )
+    name, source = record.name, record.origin["data"]
     _check_root(source, name, places.data)
     images = load_images_again(source, root=places.data)
     validation = record.settings.validation

@@ -88,7 +88,7 @@ def dense_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_objective(dense_file: Path, tmp_path: Path) -> Callable[..., Search]:
+def compose(dense_file: Path, tmp_path: Path) -> Callable[..., Search]:
     def make(**changes: object) -> Search:
         options = {
             "recipe": Recipe(epochs=1, batch_size=64),
@@ -102,13 +102,13 @@ def make_objective(dense_file: Path, tmp_path: Path) -> Callable[..., Search]:
 
 
 @pytest.fixture
-def undisturbed(make_objective: Callable[..., Search], tmp_path: Path) -> Callable[..., Study]:
+def undisturbed(compose: Callable[..., Search], tmp_path: Path) -> Callable[..., Study]:
     """The study as one worker has it that nobody disturbs."""
 
     def run(n_trials: int | None = None, **changes: object) -> Study:
-        objective = make_objective(checkpoints=tmp_path / "undisturbed", **changes)
-        study = objective.create_study("alone", storage=InMemoryStorage())
-        objective.run(study, n_trials=n_trials, say=lambda line: None, explain=False)
+        search = compose(checkpoints=tmp_path / "undisturbed", **changes)
+        study = search.create_study("alone", storage=InMemoryStorage())
+        search.run(study, n_trials=n_trials, say=lambda line: None, explain=False)
         return study
 
     return run

@@ -12,10 +12,10 @@ import optuna
 import pytest
 import sqlalchemy
 import torch
-import vit_ratio_opt.runs.study
 from PIL import Image
 from support import make_search
 
+import vit_ratio_opt.runs.loop
 from tests.chaos.conftest import ARGUMENTS, MODEL
 from vit_ratio_opt.cli.main import main
 from vit_ratio_opt.data.image_folder import load_image_folder
@@ -48,9 +48,9 @@ def command(monkeypatch, capfd, caplog):
 
 
 @pytest.fixture
-def study_url(make_objective, tmp_path):
+def study_url(compose, tmp_path):
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    make_objective(recipe=Recipe(epochs=1)).create_study("s", storage=url)
+    compose(recipe=Recipe(epochs=1)).create_study("s", storage=url)
     return url
 
 
@@ -129,11 +129,9 @@ def test_a_study_that_is_not_there_is_named_with_those_that_are(command, study_u
     assert "no study 'S'; it has: s" in err
 
 
-def test_a_database_that_may_only_be_read_ends_the_worker(
-    postgresql, make_objective, command, tmp_path
-):
+def test_a_database_that_may_only_be_read_ends_the_worker(postgresql, compose, command, tmp_path):
     url = postgresql.new("readonly")
-    make_objective().create_study("s", storage=open_storage(url))
+    compose().create_study("s", storage=open_storage(url))
     before = contents(url)
     read_only = f"{url}&options=-c%20default_transaction_read_only%3Don"
     code, err, _ = command("worker", "--storage", read_only, "--study-name", "s")
@@ -145,15 +143,15 @@ def test_a_database_that_may_only_be_read_ends_the_worker(
 
 def work_on_a_full_disk(command_line, url, size):
     """No file of this process may become larger than ``size``, as if the disk ended there."""
-    vit_ratio_opt.runs.study._WAIT_SECONDS = 0.01
+    vit_ratio_opt.runs.loop._WAIT_SECONDS = 0.01
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     command_line("worker", "--storage", url, "--study-name", "s")
 
 
-def test_a_database_that_is_full_ends_the_worker(make_objective, start, command_line, tmp_path):
+def test_a_database_that_is_full_ends_the_worker(compose, start, command_line, tmp_path):
     file = tmp_path / "study.db"
     url = f"sqlite:///{file}"
-    make_objective(recipe=Recipe(epochs=0)).create_study("s", storage=url)
+    compose(recipe=Recipe(epochs=0)).create_study("s", storage=url)
     before = contents(url)
     worker = start(work_on_a_full_disk, command_line, url, file.stat().st_size)
     worker.join(120)
@@ -215,11 +213,11 @@ def test_a_worker_with_other_images_is_refused_and_one_with_the_same_elsewhere_i
     dense = tmp_path / "dense.safetensors"
     save_dense(create_model(MODEL, **arguments), dense, name=MODEL, arguments=arguments)
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    objective = make_search(
+    search = make_search(
         load_dense(dense), load_image_folder(here), budget=0.6, recipe=Recipe(epochs=1),
         checkpoints=tmp_path / "models", calibration_images=8,
     )  # fmt: skip
-    objective.create_study("s", storage=url)
+    search.create_study("s", storage=url)
     before = contents(url)
     worker = ("worker", "--storage", url, "--study-name", "s", "--n-trials", "1")
     code, err, _ = command(*worker, "--data", str(other))
@@ -255,15 +253,15 @@ def test_reaping_through_a_proxy_is_refused(command, monkeypatch):
 
 
 def test_a_password_is_found_in_no_output_log_or_attribute(
-    postgresql, make_objective, command, caplog, tmp_path
+    postgresql, compose, command, caplog, tmp_path
 ):
     postgresql.server.psql(
         f"DO $$ BEGIN CREATE ROLE secretive SUPERUSER LOGIN PASSWORD '{SECRET}'; "
         "EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
     )
     url = postgresql.new("secrets").replace("postgres:@", f"secretive:{SECRET}@")
-    objective = make_objective(recipe=Recipe(epochs=1, batch_size=256))
-    objective.create_study("s", storage=open_storage(url))
+    search = compose(recipe=Recipe(epochs=1, batch_size=256))
+    search.create_study("s", storage=open_storage(url))
     code, _, everything = command(
         "worker", "--storage", url, "--study-name", "s", "--n-trials", "2"
     )
@@ -304,16 +302,16 @@ def test_a_password_may_come_from_pgpass(postgresql, monkeypatch, tmp_path):
     assert psycopg
 
 
-def test_the_whole_path_reads_no_pickle(make_objective, command, tmp_path, monkeypatch):
+def test_the_whole_path_reads_no_pickle(compose, command, tmp_path, monkeypatch):
     for module, names in ((pickle, ("load", "loads", "Unpickler")), (torch, ("load", "save"))):
         for name in names:
             monkeypatch.setattr(module, name, None)
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    objective = make_objective(recipe=Recipe(epochs=1, batch_size=256), iterative=True)
-    study = objective.create_study("s", storage=url)
-    objective.run(study, n_trials=1, say=lambda line: None)
+    search = compose(recipe=Recipe(epochs=1, batch_size=256), iterative=True)
+    study = search.create_study("s", storage=url)
+    search.run(study, n_trials=1, say=lambda line: None)
     assert command("worker", "--storage", url, "--study-name", "s", "--n-trials", "2")[0] == 0
     (study,) = load_studies(open_storage(url), ["s"])
     assert len(study.trials) == 2
-    assert objective.test(study) is not None
+    assert search.test(study) is not None
     assert command("report", "--storage", url)[0] == 0

@@ -111,10 +111,10 @@ def test_a_frozen_connection_is_replaced_and_its_call_repeated(frozen_database, 
 
 @pytest.mark.parametrize("where", ["opening", "creation"])
 def test_a_study_that_is_created_on_a_frozen_database_is_one_sentence(
-    frozen_database, make_objective, where
+    frozen_database, compose, where
 ):
     _, url, proxy = frozen_database(f"at{where}")
-    objective = make_objective()
+    search = compose()
     storage = open_storage(url, grace=8)
     if where == "opening":
         proxy.frozen.set()
@@ -124,7 +124,7 @@ def test_a_study_that_is_created_on_a_frozen_database_is_one_sentence(
     proxy.freeze_at = b"INSERT INTO studies"
     started = time.monotonic()
     with pytest.raises(optuna.exceptions.StorageInternalError) as error:
-        new_study(objective, "s", storage=storage, screen=False)
+        new_study(search, "s", storage=storage, screen=False)
     assert is_storage_error(error.value)
     assert "time" in reason(error.value) or "no answer" in reason(error.value)
     assert time.monotonic() - started < 60
@@ -136,11 +136,11 @@ def test_a_study_that_is_created_on_a_frozen_database_is_one_sentence(
     ids=["ask", "training", "result"],
 )
 def test_a_worker_whose_database_freezes_ends_and_another_takes_its_pair(
-    frozen_database, make_objective, undisturbed, start_command, tmp_path, statement
+    frozen_database, compose, undisturbed, start_command, tmp_path, statement
 ):
     direct, url, proxy = frozen_database(f"freeze{sum(statement)}")
     recipe = Recipe(epochs=2, batch_size=64)
-    study = make_objective(recipe=recipe).create_study("s", storage=direct)
+    study = compose(recipe=recipe).create_study("s", storage=direct)
     arguments = ("--study-name", "s", "--n-trials", "2", "--grace", "8")
     first = start_command("worker", "--storage", url, *arguments)
     wait_for(lambda: finished_trials(study))
@@ -163,12 +163,12 @@ def test_a_worker_whose_database_freezes_ends_and_another_takes_its_pair(
 
 
 def test_a_worker_whose_proxy_freezes_ends_and_its_trial_is_handed_on(
-    make_objective, start_command, free_port, tmp_path
+    compose, start_command, free_port, tmp_path
 ):
     pytest.importorskip("grpc")
     database, port = f"sqlite:///{tmp_path / 'study.db'}", free_port()
     recipe = Recipe(epochs=400, batch_size=64)
-    study = make_objective(recipe=recipe).create_study("s", storage=database)
+    study = compose(recipe=recipe).create_study("s", storage=database)
     serve = ("serve", "--storage", database, "--port", str(port), "--grace", "4")
     server = start_command(*serve)
     log = tmp_path / "log"
@@ -212,11 +212,11 @@ def test_a_file_that_is_locked_for_ever_is_one_sentence(tmp_path):
 
 
 def test_two_signals_end_a_worker_whose_database_is_frozen(
-    frozen_database, make_objective, start_command, tmp_path
+    frozen_database, compose, start_command, tmp_path
 ):
     direct, url, proxy = frozen_database("signals")
     recipe = Recipe(epochs=400, batch_size=64)
-    study = make_objective(recipe=recipe).create_study("s", storage=direct)
+    study = compose(recipe=recipe).create_study("s", storage=direct)
     worker = start_command("worker", "--storage", url, "--study-name", "s", "--n-trials", "1")
     wait_for(lambda: study.trials and study.trials[0].intermediate_values)
     proxy.frozen.set()

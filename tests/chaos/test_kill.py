@@ -25,10 +25,10 @@ def pair_of(trial):
 
 
 def test_a_search_survives_kills_and_two_restarts_of_its_database(
-    postgresql, make_objective, undisturbed, start_command, tmp_path
+    postgresql, compose, undisturbed, start_command, tmp_path
 ):
     url = postgresql.new("kills")
-    study = make_objective().create_study("s", storage=open_storage(url))
+    study = compose().create_study("s", storage=open_storage(url))
     arguments = ("worker", "--storage", url, "--study-name", "s", "--grace", "10")
     dice, workers = random.Random(0), [start_command(*arguments) for _ in range(4)]
     kills, restarts, next_kill = 0, 0, time.monotonic() + 2
@@ -55,14 +55,14 @@ def test_a_search_survives_kills_and_two_restarts_of_its_database(
     assert [trial.number for trial in trials] == list(range(len(trials)))
     assert not any(trial.state == TrialState.RUNNING for trial in trials)
     trained = Counter(pair_of(trial) for trial in finished_trials(study))
-    objective = make_objective()
-    assert trained.keys() == {*objective.curve, objective.baseline}
+    search = compose()
+    assert trained.keys() == {*search.curve, search.baseline}
     assert trained.keys() == {pair_of(trial) for trial in finished_trials(alone)}
     assert max(trained.values()) <= 2  # as the search allows
     unfinished = [trial for trial in trials if trial not in finished_trials(study)]
     assert all(t.state == TrialState.FAIL or SURPLUS in t.system_attrs for t in unfinished)
     # Which pairs are trained again depends on the order in which workers end.
-    again = objective.create_study("s", storage=open_storage(url))
+    again = search.create_study("s", storage=open_storage(url))
     assert pair_of(answer_trial(study)) == again.sampler.answer(again)
     ours, theirs = (
         {
@@ -78,11 +78,11 @@ def test_a_search_survives_kills_and_two_restarts_of_its_database(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_trial_goes_on_and_ends_as_if_nothing_had_been(
-    make_objective, undisturbed, start_command, tmp_path, number
+    compose, undisturbed, start_command, tmp_path, number
 ):
     recipe = Recipe(epochs=8, batch_size=64)
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    study = make_objective(recipe=recipe).create_study("s", storage=url)
+    study = compose(recipe=recipe).create_study("s", storage=url)
     arguments = ("worker", "--storage", url, "--study-name", "s", "--n-trials", "1")
     worker = start_command(*arguments)
 
@@ -100,7 +100,7 @@ def test_an_interrupted_trial_goes_on_and_ends_as_if_nothing_had_been(
     if number == signal.SIGTERM:
         assert interrupted.state == TrialState.FAIL
         assert interrupted.user_attrs["failure"].startswith("TrainingStopped: stopped after step")
-        assert "with nothing lost" in (tmp_path / "log").read_text()
+        assert "Stopped; progress saved" in (tmp_path / "log").read_text()
     worker = start_command(*arguments)
     worker.join(180)
     assert worker.exitcode == 0

@@ -66,13 +66,13 @@ def bucket(monkeypatch):
 
 
 def test_a_killed_worker_behind_the_proxy_is_reaped_and_another_machine_goes_on_from_the_bucket(
-    serve, bucket, make_objective, undisturbed, start_command, tmp_path, monkeypatch
+    serve, bucket, compose, undisturbed, start_command, tmp_path, monkeypatch
 ):
     location, client = bucket
     recipe = Recipe(epochs=8, batch_size=64)
     database = f"sqlite:///{tmp_path / 'study.db'}"
     url, _ = serve(_made(database))
-    study = make_objective(recipe=recipe, artifacts=location).create_study("s",
+    study = compose(recipe=recipe, artifacts=location).create_study("s",
         storage=open_storage(url),
     )  # fmt: skip
     arguments = f"worker --storage {url} --study-name s --n-trials 1 --grace 3".split()
@@ -91,8 +91,8 @@ def test_a_killed_worker_behind_the_proxy_is_reaped_and_another_machine_goes_on_
     assert study.trials[1].user_attrs["resumed_from"]["epoch"] >= 1
     expected = undisturbed(n_trials=1, recipe=recipe).trials[0]
     assert study.trials[1].value == expected.value
-    objective = make_objective(recipe=recipe, artifacts=location, checkpoints=tmp_path / "third")
-    assert objective.test(study) is not None  # its model comes from the bucket
+    search = compose(recipe=recipe, artifacts=location, checkpoints=tmp_path / "third")
+    assert search.test(study) is not None  # its model comes from the bucket
     kept = [item["Key"] for item in client.list_objects_v2(Bucket="models")["Contents"]]
     assert len(kept) == 3  # model, curve and table
     assert not any(name.startswith("training-state") for name in kept)
@@ -116,11 +116,11 @@ def test_a_living_worker_behind_the_proxy_is_not_reaped_and_a_silent_one_is(serv
 
 
 def test_a_worker_outlives_a_restart_of_the_proxy(
-    serve, make_objective, undisturbed, start_command, tmp_path
+    serve, compose, undisturbed, start_command, tmp_path
 ):
     database = f"sqlite:///{tmp_path / 'study.db'}"
     url, server = serve(_made(database))
-    study = make_objective().create_study("s", storage=open_storage(database))
+    study = compose().create_study("s", storage=open_storage(database))
     worker = start_command(
         *("worker", "--storage", url, "--study-name", "s", "--n-trials", "5", "--grace", "3")
     )
@@ -162,9 +162,9 @@ def test_an_orphan_of_another_machine_is_reaped_after_its_grace(postgresql, monk
 
 
 @pytest.mark.parametrize("location", ["s3://bucket/folder", "gs://bucket", "http://host"])
-def test_artifacts_elsewhere_are_refused(make_objective, location):
+def test_artifacts_elsewhere_are_refused(compose, location):
     with pytest.raises(ValueError, match="kept in a folder or in s3://bucket"):
-        make_objective(artifacts=location)
+        compose(artifacts=location)
 
 
 def test_a_folder_of_artifacts_need_not_be_there(tmp_path):

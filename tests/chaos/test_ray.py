@@ -50,12 +50,12 @@ def exit_code(driver, log, timeout):
         raise AssertionError(log.read_text()) from None
 
 
-def test_a_search_outlives_one_of_two_nodes(cluster, make_objective, undisturbed, tmp_path):
+def test_a_search_outlives_one_of_two_nodes(cluster, compose, undisturbed, tmp_path):
     second = cluster.add_node(num_cpus=1, num_gpus=0)
     cluster.wait_for_nodes()
     options = {"recipe": Recipe(epochs=2, batch_size=64), "budget": 0.26}
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    study = make_objective(**options).create_study("s", storage=url)
+    study = compose(**options).create_study("s", storage=url)
     log = tmp_path / "log"
     with log.open("w") as file:
         driver = drive(cluster, url, file, "--workers", "2", "--gpus-per-worker", "0")
@@ -88,10 +88,10 @@ def test_a_search_outlives_one_of_two_nodes(cluster, make_objective, undisturbed
     ],
 )
 def test_what_the_cluster_cannot_do_is_one_sentence(
-    cluster, make_objective, tmp_path, arguments, message
+    cluster, compose, tmp_path, arguments, message
 ):
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    make_objective().create_study("s", storage=url)
+    compose().create_study("s", storage=url)
     log = tmp_path / "log"
     with log.open("w") as file:
         driver = drive(cluster, url, file, *arguments)

@@ -47,11 +47,11 @@ def slurm(tmp_path):
 
 
 def test_a_slurm_task_that_is_preempted_is_requeued_and_one_that_is_done_is_not(
-    slurm, make_objective, tmp_path
+    slurm, compose, tmp_path
 ):
     url = f"sqlite:///{tmp_path / 'study.db'}"
     recipe = Recipe(epochs=5, batch_size=64)
-    study = make_objective(recipe=recipe).create_study("s", storage=url)
+    study = compose(recipe=recipe).create_study("s", storage=url)
     task = slurm(url, "s", "--n-trials", "1")
     deadline = time.monotonic() + 180
     while not (study.trials and study.trials[0].intermediate_values):
@@ -75,7 +75,7 @@ def test_a_slurm_task_that_was_asked_for_something_wrong_is_not_requeued(slurm, 
 
 
 def test_the_kubernetes_job_runs_a_worker_and_fails_for_good_where_the_user_is_needed(
-    make_objective, start_command, tmp_path, monkeypatch
+    compose, start_command, tmp_path, monkeypatch
 ):
     job = yaml.safe_load((RECIPES / "kubernetes.yaml").read_text())
     pod = job["spec"]["template"]["spec"]
@@ -85,7 +85,7 @@ def test_the_kubernetes_job_runs_a_worker_and_fails_for_good_where_the_user_is_n
     assert container["command"] == ["vit-ratio-opt", "worker"]
     assert [variable["name"] for variable in container["env"]] == ["OPTUNA_STORAGE"]
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    study = make_objective(recipe=Recipe(epochs=1)).create_study("s", storage=url)
+    study = compose(recipe=Recipe(epochs=1)).create_study("s", storage=url)
 
     def run(storage):
         monkeypatch.setenv("OPTUNA_STORAGE", storage)

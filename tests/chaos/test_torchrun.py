@@ -12,11 +12,11 @@ from vit_ratio_opt.training.recipe import Recipe
 
 
 def test_two_processes_share_each_trial_and_give_one_workers_study(
-    make_objective, undisturbed, start_pair, command_line, tmp_path
+    compose, undisturbed, start_pair, command_line, tmp_path
 ):
     recipe = Recipe(epochs=2, batch_size=64)
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    study = make_objective(recipe=recipe).create_study("s", storage=url)
+    study = compose(recipe=recipe).create_study("s", storage=url)
     arguments = ("worker", "--storage", url, "--study-name", "s", "--n-trials", "2")
     for process in start_pair(command_line, *arguments):
         process.join(120)
@@ -31,11 +31,11 @@ def test_two_processes_share_each_trial_and_give_one_workers_study(
 
 
 def test_a_preempted_group_hands_its_trial_back_and_goes_on(
-    make_objective, start_pair, command_line, tmp_path
+    compose, start_pair, command_line, tmp_path
 ):
     recipe = Recipe(epochs=6, batch_size=64)
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    study = make_objective(recipe=recipe).create_study("s", storage=url)
+    study = compose(recipe=recipe).create_study("s", storage=url)
     arguments = ("worker", "--storage", url, "--study-name", "s", "--n-trials", "1")
     worker = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -264,11 +264,11 @@ def test_images_of_the_models_own_preprocessing_are_not_said(folder, caplog):
 
 def test_a_dense_model_at_chance_is_said(caplog):
     data = load_digits()
-    objective = make_search(
+    search = make_search(
         model_of(None, in_chans=1, num_classes=10), data, budget=0.6, recipe=Recipe(epochs=0)
     )
-    assert objective.dense_accuracy < 20
-    assert objective.dense_accuracy
+    assert search.dense_accuracy < 20
+    assert search.dense_accuracy
     assert caplog.text.count("is no better than guessing") == 1
     for hint in ("classes are in the model's order (0, 1, 2", "mean (0.287)", "right checkpoint"):
         assert hint in caplog.text

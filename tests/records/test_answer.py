@@ -404,13 +404,14 @@ def test_an_answer_is_read_in_a_few_lines(make_study):
 
 
 def test_an_answer_loads_the_model_of_its_trial(make_study):
-    answer = answer_of(make_study(planned=True, accuracies=ANOTHER_IS_BEST))
+    study = make_study(planned=True, accuracies=ANOTHER_IS_BEST)
+    answer = answer_of(study)
     with pytest.raises(InputError, match=r"use `Search.answer\(study\)`"):
         answer.load_model()
-    bound = answer.bind(lambda trial: f"model of {trial.number}")
+    bound = answer.bind(study, lambda trial: f"model of {trial.number}")
     assert bound.load_model() == "model of 3"
     assert bound == answer
     assert repr(bound) == repr(answer)
     none = make_study(budget=None, planned=True, accuracies=(77.0,) * 6)
     with pytest.raises(InputError, match="is the dense model"):
-        answer_of(none).bind(lambda trial: None).load_model()
+        answer_of(none).bind(none, lambda trial: None).load_model()

@@ -139,6 +139,17 @@ def test_it_is_loaded_and_shown_everywhere(make_own, limit, records, url):
     assert len(finished_trials(study)) == 6
 
 
+@pytest.mark.parametrize("limit", LIMITS)
+def test_before_any_trial_there_is_no_answer_and_no_gap(make_own, limit):
+    study = make_own(limit, trials=1)
+    for trial in study.get_trials(deepcopy=False):
+        trial.state, trial.values = TrialState.FAIL, None
+    for place, text in shown(study).items():
+        assert "None" not in text, place
+    assert answer_sentences(study) == ["There is no answer yet: no trial was trained."]
+    assert "study own" in shown(study)["terminal"]
+
+
 def test_a_metric_of_ones_own_has_its_name_and_no_unit(make_own):
     study = make_own(Budget(0.6), metric=lambda pair: accuracy_at(pair) / 100)
     study.set_metric_names(["mIoU"])
@@ -146,6 +157,10 @@ def test_a_metric_of_ones_own_has_its_name_and_no_unit(make_own):
     found = answer_of(study).found
     assert f"{found.accuracy:.4g} ± {found.error:.4g} validation mIoU is expected" in text
     assert "%" not in text.replace("% of the FLOPs", "")
+    fixed = answer_of(study).baseline.accuracy
+    if not answer_of(study).is_baseline:
+        gain = float(f"{found.accuracy:.4g}") - float(f"{fixed:.4g}")
+        assert f"that is {gain:+.4g}, and the answer is better" in text
     assert "| mIoU |" in markdown_page([study])
     assert "mIoU" in figures_of([study])[0].layout.title.text
 

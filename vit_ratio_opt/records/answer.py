@@ -48,6 +48,7 @@ class Answer:
         cost: What the budget is a share of, or what is minimised.
         metric: What trials are measured by.
         loader: Return the pruned model of a trial, see :meth:`bind`.
+        study: The study, see :meth:`bind`.
     """
 
     found: Candidate | None
@@ -62,6 +63,7 @@ class Answer:
     cost: CostRecord = MACS
     metric: MetricRecord = ACCURACY
     loader: Callable[[FrozenTrial], Any] | None = field(default=None, compare=False)
+    study: Study | None = field(default=None, compare=False)
 
     @property
     def is_baseline(self) -> bool:
@@ -85,13 +87,14 @@ class Answer:
         """Standard error of :attr:`accuracy` in percentage points."""
         return 0.0 if self.found is None else self.found.error
 
-    def bind(self, loader: Callable[[FrozenTrial], Any]) -> Answer:
-        """Return the answer with a function that :meth:`load_model` calls.
+    def bind(self, study: Study, loader: Callable[[FrozenTrial], Any]) -> Answer:
+        """Return the answer with its study and a function that :meth:`load_model` calls.
 
         Args:
+            study: The study, for :meth:`vit_ratio_opt.Search.test`.
             loader: Return the pruned model of a trial.
         """
-        return replace(self, loader=loader)
+        return replace(self, study=study, loader=loader)
 
     def load_model(self) -> Any:
         """Return the pruned and fine-tuned model of the answer, as a timm model.

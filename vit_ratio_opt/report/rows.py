@@ -74,7 +74,7 @@ def group_studies(studies: Sequence[Study]) -> list[list[Study]]:
 
 
 def build_report(studies: Sequence[Study]) -> dict[str, Any]:
-    """Return ``{model, dataset, seed, epochs, device, versions, rows}`` of one dense model.
+    """Return ``{studies, model, dataset, seed, epochs, device, versions, rows}`` of one model.
 
     Beside them ``budget`` and ``tolerance``, one of which is None, ``cost`` with the word for it,
     and ``metric``. What the studies do not store is None. For the rows, see the module.
@@ -97,6 +97,7 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
         rows.append(answer_row(study, answer))
     recipe = None if settings is None else settings.recipe
     report = {
+        "studies": [study.study_name for study in studies],
         "model": first.model,
         "dataset": first.dataset,
         "seed": None if settings is None else settings.seed,

@@ -167,7 +167,8 @@ def _comparison(study: Study, answer: Answer, studies: Sequence[Study]) -> list[
         ]
     if baseline is not None and answer.found is not None:
         # The difference of the two printed figures, as a reader would subtract them.
-        gain = round(answer.found.accuracy, 2) - round(baseline.accuracy, 2)
+        number = answer.metric.number
+        gain = float(number(answer.found.accuracy)) - float(number(baseline.accuracy))
         return [
             f"Against the fixed ratio {baseline.pair[0]:.3f} of the same study (trial "
             f"{baseline.trial.number}, {expected(baseline, answer.metric)} expected) that is "

@@ -24,7 +24,7 @@ def results_table(report: dict[str, Any]) -> Table:
     rows, metric = report["rows"], MetricRecord.from_json(report["metric"])
     has_cost = any("cost_ratio" in row for row in rows)
     shares = f"FLOPs and {report['cost_word']}" if has_cost else "FLOPs"
-    about = f"study {short(rows[-1]['study'])}" if report["model"] is None else report["model"]
+    about = report["model"] or f"study {', '.join(map(short, report['studies']))}"
     about += "" if report["dataset"] is None else f" on {short(report['dataset'])}"
     columns: dict[str, list[str]] = {
         "": [row["name"] for row in rows],

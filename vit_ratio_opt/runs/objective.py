@@ -170,7 +170,8 @@ class PruningObjective:
             _ = self.dense_accuracy
         earlier = interrupted_trials(trials, suggestion.pair, seed)
         with TemporaryDirectory() as folder:
-            state = None if self.journal.store is None else Path(folder, "state.safetensors")
+            # No suffix: a trainer of one's own chooses the format, and torch.load goes by it.
+            state = None if self.journal.store is None else Path(folder, "state")
             context = self._context(trial, suggestion.pair, seed, state, clock)
             model, accuracy = self._trained(trial, suggestion.pair, context, earlier)
         cost_ratio = self._record_size(trial, suggestion, model)

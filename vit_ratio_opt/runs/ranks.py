@@ -44,7 +44,7 @@ def _train(
     with TemporaryDirectory() as folder:
         state = None
         if job["artifact"] is not None and store is not None:
-            state = Path(folder) / "state.safetensors"
+            state = Path(folder) / "state"
             fetch_state(job["artifact"], store, state)
         context = TrialContext(
             seed=job["seed"],

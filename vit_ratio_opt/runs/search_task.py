@@ -173,13 +173,19 @@ class SearchTask(SearchParts):
         return missing
 
     def adopt(self, record: StudyRecord) -> None:
+        """Adopt what a study has measured, and mark the folders that it may name.
+
+        Raises:
+            InputError: The latency is of another model, or a folder cannot be written.
+        """
+        self._adopt_measured(record)
+        self.journal.mark_folders()
+
+    def _adopt_measured(self, record: StudyRecord) -> None:
         """Adopt precision, latency and dense accuracy of a study.
 
         Another machine may count an image more or less, or need another time for a pair, and
         would search in another way.
-
-        Raises:
-            InputError: The latency is of another model.
         """
         precision = self.settings_for(record.settings).precision
         if precision is not None and isinstance(self.trainer, ImageTrainer):
@@ -189,7 +195,6 @@ class SearchTask(SearchParts):
             self._price(replace(cost, curves=latency))
         if record.dense.val_accuracy is not None:
             self.objective.dense_accuracy = record.dense.val_accuracy
-        self.journal.mark_folders()
 
     def sampler(self, attributes: Mapping[str, Any]) -> BinarySearchSampler:
         """Return the sampler of a study with these attributes."""
@@ -244,4 +249,4 @@ class SearchTask(SearchParts):
         if study is not None and "settings" in study.user_attrs:
             attributes = study.user_attrs
             check_settings(self, study.study_name, attributes)
-            self.adopt(StudyRecord.read(study.study_name, attributes))
+            self._adopt_measured(StudyRecord.read(study.study_name, attributes))

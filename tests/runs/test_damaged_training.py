@@ -1,4 +1,4 @@
-"""States of trainings that are damaged, or of something else."""
+"""A trial whose saved training state is damaged, or of something else, begins again."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
-from support import make_search
+from support import make_search, new_study
 
-import vit_ratio_opt.runs.objective as objective_module
+import vit_ratio_opt.training.trainer as trainer_module
 from vit_ratio_opt.training.recipe import Recipe
 
 
 @pytest.fixture
 def make(digits, dense, tmp_path):
-    def make_objective(model=dense, **changes):
+    def make_one(model=dense, **changes):
         options = {
             "budget": 0.6, "recipe": Recipe(epochs=3, batch_size=256), "progress": False,
             "calibration_images": 64, "checkpoints": tmp_path / "models",
         }  # fmt: skip
         return make_search(model, digits, **{**options, **changes})
 
-    return make_objective
+    return make_one
 
 
-def interrupted(objective, url, name, monkeypatch, pair=None):
+def interrupted(search, url, name, monkeypatch, pair=None):
     """A study with a trial that ended after its first epoch, and the file of its state."""
-    original = objective_module.finetune
+    original = trainer_module.finetune
 
     def stops(model, data, recipe, context, **options):
         def once(*values):
@@ -39,14 +39,14 @@ def interrupted(objective, url, name, monkeypatch, pair=None):
 
         return original(model, data, recipe, replace(context, report=once), **options)
 
-    study = objective.create_study(name, storage=url, screen=False)
+    study = new_study(search, name, storage=url, screen=False)
     if pair is not None:
         study.enqueue_trial(pair._asdict())
     with monkeypatch.context() as patch:
-        patch.setattr(objective_module, "finetune", stops)
-        study.optimize(objective.objective, n_trials=1, catch=RuntimeError)
+        patch.setattr(trainer_module, "finetune", stops)
+        study.optimize(search.objective, n_trials=1, catch=RuntimeError)
     name = study.trials[0].user_attrs["training_state"]["artifact"]
-    return study, Path(objective.artifacts) / name
+    return study, Path(search.journal.artifacts) / name
 
 
 def a_bit(path):
@@ -59,7 +59,7 @@ def a_bit(path):
 def test_a_trial_begins_again_with_a_word_and_ends_as_if_nothing_had_been(
     make, url, monkeypatch, caplog, harm, make_dense
 ):
-    straight = make().create_study("straight", storage=url, screen=False)
+    straight = new_study(make(), "straight", storage=url, screen=False)
     make().run(straight, n_trials=1, say=lambda line: None, explain=False)
     study, state = interrupted(make(), url, "s", monkeypatch)
     pair = make().baseline

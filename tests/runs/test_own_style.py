@@ -1,0 +1,348 @@
+"""Studies with a training loop of the user's own: in Optuna's style, and as a trainer."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.study import Study
+from optuna.trial import TrialState
+from support import new_study
+from torch import nn
+
+import vit_ratio_opt as vro
+from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.records.answer import answer_of
+from vit_ratio_opt.records.trials import finished_trials
+from vit_ratio_opt.report.html import html_page
+from vit_ratio_opt.report.notes import study_note, trial_note
+from vit_ratio_opt.report.rows import build_report
+from vit_ratio_opt.report.trial_rows import trial_rows
+from vit_ratio_opt.utils.text import csv_text
+
+LIMIT = vro.Budget(0.6)
+
+
+def make_dense() -> nn.Module:
+    torch.manual_seed(0)
+    return vro.create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2,
+        num_heads=4, mlp_ratio=2.0, num_classes=10,
+    )  # fmt: skip
+
+
+class Task:
+    """Images on this device, and a training loop that knows nothing of this package."""
+
+    def __init__(self) -> None:
+        data, cpu = vro.load_digits(), torch.device("cpu")
+        few = data.train.subset(torch.arange(256))
+        self.train_batches = list(data.batches(few, 64, cpu))
+        self.val_batches = list(data.batches(data.val, 512, cpu))
+
+    def accuracy(self, model: nn.Module) -> float:
+        model.eval()
+        with torch.inference_mode():
+            right = [(model(x).argmax(1) == y).float() for x, y in self.val_batches]
+        return 100 * float(torch.cat(right).mean())
+
+    def train(self, model: nn.Module, lr: float) -> float:
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        model.train()
+        for x, y in self.train_batches:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        return self.accuracy(model)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return Task()
+
+
+@pytest.fixture(scope="module")
+def pruner(task) -> vro.Pruner:
+    return vro.Pruner(make_dense(), task.train_batches[:1])
+
+
+# In Optuna's style
+
+
+def open_study(pruner: vro.Pruner, url: str, limit: Any = LIMIT, name: str = "own") -> Study:
+    """The second example of the README, which creates its study or goes on with it."""
+    return optuna.create_study(
+        study_name=name,
+        direction=limit.direction,
+        sampler=vro.BinarySearchSampler(pruner.space, limit),
+        storage=url,
+        load_if_exists=True,
+    )
+
+
+def make_objective(pruner: vro.Pruner, task: Task) -> Any:
+    def objective(trial: optuna.Trial) -> float:
+        model = pruner.suggest(trial, LIMIT)
+        return task.train(model, lr=trial.suggest_float("lr", 1e-3, 1e-1, log=True))
+
+    return objective
+
+
+def pairs_of(study: Study) -> list[tuple[float, float]]:
+    return [(t.params["mhsa_ratio"], t.params["ffn_ratio"]) for t in study.trials]
+
+
+@pytest.fixture(scope="module")
+def own(pruner, task, tmp_path_factory) -> Study:
+    """A study of four trials in two runs of the script."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('own') / 'study.db'}"
+    for _ in range(2):
+        study = open_study(pruner, url)
+        study.optimize(make_objective(pruner, task), n_trials=2)
+    return study
+
+
+def test_an_objective_of_ones_own_is_searched_and_resumed(own, pruner):
+    assert [trial.state for trial in own.trials] == [TrialState.COMPLETE] * 4
+    assert len(set(pairs_of(own))) == 4
+    assert len({trial.params["lr"] for trial in own.trials}) == 4
+    for trial in own.trials:
+        pair = vro.RatioPair(trial.params["mhsa_ratio"], trial.params["ffn_ratio"])
+        model = pruner.prune(pair)
+        assert trial.user_attrs["macs"] == vro.shape_of(model).macs
+        assert trial.user_attrs["params"] == vro.shape_of(model).params
+        assert trial.user_attrs["macs_ratio"] <= 0.6
+        assert trial.constraints["flops"] <= 0
+    first = vro.RatioPair(*pairs_of(own)[0])
+    assert first.mhsa_ratio == pytest.approx(first.ffn_ratio, abs=0.05)  # the fixed ratio
+
+
+def test_its_answer_is_that_of_its_sampler_and_shown_everywhere(own):
+    answer = answer_of(own)
+    assert answer.found.pair == own.sampler.answer(own)
+    assert "% of the FLOPs" in str(answer)
+    rows = build_report([own])["rows"]
+    assert [row["name"] for row in rows] == ["dense", "fixed", "searched"]
+    assert rows[-1]["trial"] == answer.found.trial.number
+    (page, note) = html_page([own]), study_note(own)
+    for text in (page, note):
+        assert f"trial {answer.found.trial.number}" in text
+        assert "None" not in text.replace("None yet", "")
+    assert "lr" in trial_note(own, own.trials[0])
+    header, *lines = csv_text(trial_rows(own)).splitlines()
+    assert {"mhsa_ratio", "ffn_ratio", "macs", "params"} <= set(header.split(","))
+    assert len(lines) == 4
+
+
+def test_a_pair_over_the_budget_ends_before_anything_is_pruned(pruner, task, url, monkeypatch):
+    study = open_study(pruner, url)
+    study.enqueue_trial({"mhsa_ratio": 0.0, "ffn_ratio": 0.0})
+    monkeypatch.setattr(pruner, "prune", None)
+    study.optimize(make_objective(pruner, task), n_trials=1)
+    (trial,) = study.trials
+    assert trial.state == TrialState.PRUNED
+    assert trial.constraints["flops"] == pytest.approx(0.4)
+    assert "lr" not in trial.params
+    assert finished_trials(study) == []
+
+
+def _run_script(url: str, trials: int) -> None:
+    task = Task()
+    pruner = vro.Pruner(make_dense(), task.train_batches[:1])
+    open_study(pruner, url).optimize(make_objective(pruner, task), n_trials=trials)
+
+
+def test_two_processes_repeat_no_pair(start, pruner, url, tmp_path):
+    open_study(pruner, url)
+    processes = [start(_run_script, url, 3) for _ in range(2)]
+    for process in processes:
+        process.join(180)
+        assert process.exitcode == 0, (tmp_path / "log").read_text()[-2000:]
+    study = open_study(pruner, url)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 6
+    assert len(set(pairs_of(study))) == 6
+    assert answer_of(study).found.pair == study.sampler.answer(study)
+
+
+@pytest.mark.parametrize("loss", [0.5, 10.0])
+def test_with_a_tolerance_a_result_is_the_cost_or_pruned(pruner, url, loss):
+    limit = vro.Tolerance(2.0)
+
+    def objective(trial):
+        model = pruner.suggest(trial, limit)
+        assert vro.shape_of(model).macs == trial.user_attrs["macs"]
+        return pruner.result(trial, limit, accuracy=80.0 - loss, dense_accuracy=80.0)
+
+    study = open_study(pruner, url, limit)
+    study.optimize(objective, n_trials=2)
+    for trial in study.trials:
+        assert trial.user_attrs["accuracy"] == 80.0 - loss
+        assert trial.user_attrs["accuracy_drop"] == loss
+        assert trial.constraints["accuracy_drop"] == loss - 2.0
+        if loss > 2.0:
+            assert trial.state == TrialState.PRUNED
+        else:
+            assert trial.value == trial.user_attrs["macs_ratio"]
+    answer = answer_of(study)
+    assert (answer.found is None) == (loss > 2.0)
+    assert "Tolerance" not in html_page([study])
+    assert "2 points" in study_note(study)
+
+
+def test_within_a_budget_a_result_is_the_accuracy(pruner, url):
+    study = open_study(pruner, url)
+    trial = study.ask()
+    pruner.suggest(trial, LIMIT)
+    assert pruner.result(trial, LIMIT, accuracy=70.0, dense_accuracy=80.0) == 70.0
+    assert trial.user_attrs["accuracy_drop"] == 10.0
+
+
+# A trainer of one's own in a search
+
+
+class Mine:
+    """A trainer that imports nothing of this package but the class of its metric."""
+
+    metric = vro.Metric("mean recall", "points")
+    device = torch.device("cpu")
+
+    def __init__(self, task: Task, lr: float = 0.05, epochs: int = 2) -> None:
+        self.task, self.lr, self.epochs = task, lr, epochs
+        self.stop_after: int | None = None
+        self.trained: list[tuple[int, ...]] = []
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": "mine", "lr": self.lr}
+
+    def evaluate(self, model: nn.Module) -> float:
+        return self.task.accuracy(model)
+
+    def train(self, model: nn.Module, context: vro.TrialContext) -> float:
+        torch.manual_seed(context.seed)
+        first = 1
+        if context.state is not None and context.state.exists():
+            saved = torch.load(context.state, weights_only=True)
+            model.load_state_dict(saved["model"])
+            first = saved["epoch"] + 1
+            context.on_resume()
+        self.trained.append(tuple(range(first, self.epochs + 1)))
+        for epoch in range(first, self.epochs + 1):
+            value = self.task.train(model, self.lr)
+            if context.state is not None:
+                torch.save({"model": model.state_dict(), "epoch": epoch}, context.state)
+            context.report(epoch, value, 1.0 / epoch)
+            if epoch == self.stop_after:
+                raise KeyboardInterrupt
+        return value
+
+
+def compose(task: Task, trainer: Any, folder: Any = None, limit: Any = LIMIT) -> vro.Search:
+    return vro.Search(
+        make_dense(),
+        task.train_batches[:1],
+        limit,
+        training=trainer,
+        run=vro.RunOptions(checkpoints=folder, progress=False),
+    )
+
+
+def run(search: vro.Search, study: Study, n_trials: int) -> list[str]:
+    said: list[str] = []
+    search.run(study, n_trials, say=said.append)
+    return said
+
+
+def test_a_trainer_of_ones_own_is_searched_resumed_and_reported(task, tmp_path, url):
+    search = compose(task, Mine(task), tmp_path / "models")
+    study = search.create_study("s", storage=url)
+    run(search, study, 1)
+    again = compose(task, Mine(task), tmp_path / "models")
+    study = again.create_study("s", storage=url)
+    said = run(again, study, 3)
+    assert any("1 of 3 trials are done" in line for line in said)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
+    assert len(set(pairs_of(study))) == 3
+    assert study.trials[0].intermediate_values.keys() == {1, 2}
+    assert study.trials[0].user_attrs["losses"] == [1.0, 0.5]
+    assert study.metric_names == ["mean recall"]
+    assert study.user_attrs["settings"]["trainer"] == {"name": "mine", "lr": 0.05}
+    answer = again.answer(study)
+    model = answer.load_model()
+    found = answer.found.trial
+    assert task.accuracy(model) == pytest.approx(found.user_attrs["accuracy"])
+    for text in (html_page([study]), study_note(study), str(answer), " ".join(said)):
+        assert "mean recall" in text
+        assert "None" not in text.replace("None yet", "")
+    rows = build_report([study])["rows"]
+    assert rows[-1]["trial"] == found.number
+    assert len(trial_rows(study)) == 3
+
+
+def test_another_identity_of_a_trainer_is_another_study(task, url):
+    compose(task, Mine(task)).create_study("s", storage=url)
+    with pytest.raises(InputError, match=r"other settings: trainer\.lr is 0\.05, not 0\.1"):
+        compose(task, Mine(task, lr=0.1)).create_study("s", storage=url)
+    with pytest.raises(InputError, match="a trainer of the user's own: run the script"):
+        vro.load_search("s", url)
+
+
+def test_a_trainers_own_state_is_kept_and_resumed(task, tmp_path, url):
+    whole = compose(task, Mine(task), tmp_path / "whole")
+    straight = new_study(whole, "straight", storage=url, screen=False)
+    straight.optimize(whole.objective, n_trials=1)
+    trainer = Mine(task)
+    trainer.stop_after = 1
+    search = compose(task, trainer, tmp_path / "models")
+    study = new_study(search, "s", storage=url, screen=False)
+    with pytest.raises(KeyboardInterrupt):
+        study.optimize(search.objective, n_trials=1)
+    trainer.stop_after = None
+    study.optimize(search.objective, n_trials=1)
+    stopped, resumed = study.trials
+    assert stopped.state == TrialState.FAIL
+    assert resumed.user_attrs["resumed_from"] == {"trial": 0, "epoch": 1}
+    assert trainer.trained == [(1, 2), (2,)]
+    assert resumed.value == straight.trials[0].value
+    assert resumed.intermediate_values == straight.trials[0].intermediate_values
+    assert resumed.user_attrs["losses"] == [1.0, 0.5]
+
+
+def test_the_test_images_of_a_trainer_are_its_own(task, tmp_path, url):
+    trainer = Mine(task)
+    search = compose(task, trainer, tmp_path / "models")
+    study = new_study(search, "s", storage=url, screen=False)
+    run(search, study, 1)
+    with pytest.raises(InputError, match=r"no test data: give it a method `test\(model\)`"):
+        search.test(study)
+    counted = itertools.count(40)
+    trainer.test = lambda model: next(counted)  # type: ignore[attr-defined]
+    dense, answer = 40.0, 41.0
+    assert search.test(study) == answer
+    assert search.test(study) == answer
+    assert study.user_attrs["tested"]["dense"] == dense
+
+
+def test_with_a_tolerance_a_trainer_is_asked_for_what_is_lost(task, url):
+    search = compose(task, Mine(task, epochs=0), limit=vro.Tolerance(5.0))
+    study = new_study(search, "s", storage=url, screen=False)
+    run(search, study, 2)
+    dense = task.accuracy(search.dense)
+    assert search.dense_accuracy == dense
+    for trial in study.trials:
+        assert trial.user_attrs["accuracy_drop"] == dense - trial.user_attrs["accuracy"]
+
+
+def test_a_metric_that_is_better_when_smaller_is_refused(task):
+    class Loss(Mine):
+        metric = vro.Metric("loss", larger_is_better=False)
+
+    with pytest.raises(InputError, match="A smaller 'loss' is better, but a metric is maximised"):
+        compose(task, Loss(task))
+
+
+def test_a_recipe_needs_images_with_labels(task):
+    with pytest.raises(InputError, match="Training by a recipe needs `data` with labels"):
+        compose(task, vro.Recipe())
