@@ -41,14 +41,14 @@ class Search(SearchTask):
     Args:
         dense: The dense, fine-tuned ViT. It is copied, not changed. The copy is in float32, and
             none of its weights are frozen.
-        data: Images of training, validation and test. With a trainer of one's own this may also be
+        data: Images of training, validation and test. With a custom trainer this may also be
             an iterable of calibration batches, normalised and on the device of ``dense``.
         limit: :class:`~vit_ratio_opt.Budget` or :class:`~vit_ratio_opt.Tolerance`.
         cost: What a budget is a share of: ``"macs"``, ``"params"``, ``"latency"`` or a cost
             object.
         pruning: What is pruned: :class:`~vit_ratio_opt.Structural` by default.
-        training: How models are fine-tuned: a :class:`~vit_ratio_opt.Recipe`, or a trainer of
-            one's own.
+        training: How models are fine-tuned: a :class:`~vit_ratio_opt.Recipe`, or a custom
+            :class:`~vit_ratio_opt.Trainer`.
         options: How pairs are searched.
         run: Where and on what the search runs here.
 
@@ -97,13 +97,13 @@ class Search(SearchTask):
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of the built-in trainer.
+        """Return the recipe of the built-in trainer.
 
         Raises:
-            InputError: The trainer is the user's own.
+            InputError: The search has a custom trainer.
         """
         if not isinstance(self.trainer, ImageTrainer):
-            raise InputError("A trainer of your own has no recipe: train with it.")
+            raise InputError("A custom trainer has no recipe: call its own `train`.")
         return self.trainer.recipe
 
     def trainer_for(self, recipe: Recipe) -> ImageTrainer:

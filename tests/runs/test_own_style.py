@@ -286,7 +286,7 @@ def test_another_identity_of_a_trainer_is_another_study(task, url):
     compose(task, Mine(task)).create_study("s", storage=url)
     with pytest.raises(InputError, match=r"other settings: trainer\.lr is 0\.05, not 0\.1"):
         compose(task, Mine(task, lr=0.1)).create_study("s", storage=url)
-    with pytest.raises(InputError, match="a trainer of the user's own: run the script"):
+    with pytest.raises(InputError, match="a custom trainer: run the script"):
         vro.load_search("s", url)
 
 

@@ -10,7 +10,7 @@ from support import new_study
 import vit_ratio_opt as vro
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.runs.ranks import follow
+from vit_ratio_opt.runs.ranks import join_trainings
 
 
 class Group:
@@ -56,10 +56,10 @@ def test_another_rank_trains_the_same_model_in_the_precision_of_rank_0(dense):
     )
     study = new_study(first, "s", storage=InMemoryStorage(), screen=False)
     study.optimize(first.objective, n_trials=2)
-    follow(second.objective)
+    join_trainings(second.objective)
     assert len(second.trainer.given) == 2
     assert second.trainer.given == first.trainer.given
     assert second.trainer.precision == "bfloat16"
     assert weights_hash(second.dense) == weights_hash(first.dense)
-    with pytest.raises(InputError, match="Only ranks other than 0 follow"):
-        follow(first.objective)
+    with pytest.raises(InputError, match="Rank 0 runs the study"):
+        join_trainings(first.objective)

@@ -398,7 +398,7 @@ def test_any_error_of_the_disk_is_no_failure_of_the_pair(
     with monkeypatch.context() as patch:
         patch.setattr("vit_ratio_opt.runs.objective.TemporaryDirectory", broken)
         for _ in range(4):
-            with pytest.raises(InputError, match=r"could not go on here, .*Input/output error"):
+            with pytest.raises(InputError, match=r"cannot continue here, .*Input/output error"):
                 run(study, search)
     run(study, search)
     assert [trial.state.name for trial in study.trials] == ["FAIL"] * 4 + ["COMPLETE"]

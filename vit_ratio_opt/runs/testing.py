@@ -41,12 +41,12 @@ def test_answer(study: Study, answer: Answer, objective: PruningObjective) -> fl
     tested = dict(known)
     if answer.found is not None:
         trial = answer.found.trial
-        tested |= {"trial": trial.number, "accuracy": _tested(study, objective, trial, known)}
+        tested |= {"trial": trial.number, "accuracy": _test_once(study, objective, trial, known)}
         if isinstance(objective.pruner.space.cost, Latency):
             tested |= _latency(study, objective, trial)
     baseline = answer.baseline
     if baseline is not None and baseline.trial.state == TrialState.COMPLETE:
-        accuracy = _tested(study, objective, baseline.trial, known)
+        accuracy = _test_once(study, objective, baseline.trial, known)
         tested["baseline"] = {"trial": baseline.trial.number, "accuracy": accuracy}
     if tested != before:
         write_study(study, tested=tested)
@@ -60,7 +60,7 @@ def _test(objective: PruningObjective, model: Any) -> float:
     return float(test(model))
 
 
-def _tested(
+def _test_once(
     study: Study, objective: PruningObjective, trial: FrozenTrial, known: dict[str, Any]
 ) -> float:
     """Return the test accuracy of a trial's model; measure it only where it is not known."""
