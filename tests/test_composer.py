@@ -147,7 +147,10 @@ def test_without_a_folder_for_models_the_answer_says_so(digits, dense):
 Case = tuple[str, dict[str, Any], dict[str, Any]]
 TOKENS, BOTH = {"limit": vro.Budget(0.9)}, {"pruning": vro.Both()}
 RANGES = (0.25, 0.75)
-CURVES = {"rest": 1, "mhsa": [[0, 9], [14, 0]], "ffn": [[0, 9], [112, 0]]}
+CURVES = {
+    "rest": 1, "mhsa": [[0, 9], [14, 0]], "ffn": [[0, 9], [112, 0]], "error": 0.0,
+    "device": "cpu", "batch": 1, "threads": 1,
+}  # fmt: skip
 
 
 def pruned(name: str, changed: Any, **start: Any) -> Case:
@@ -310,7 +313,7 @@ def test_a_field_is_in_the_settings_and_comes_back_with_the_search(composed, kin
     storage = InMemoryStorage()
     new_study(search, "s", storage=storage, screen=False)
     if (kind, name) in NOT_LOADED:
-        with pytest.raises(InputError, match="criterion of the user's own"):
+        with pytest.raises(InputError, match="custom criterion"):
             vro.load_search("s", storage)
         return
     again = vro.load_search("s", storage)

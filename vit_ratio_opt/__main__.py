@@ -6,7 +6,7 @@ import signal
 
 
 def main() -> None:
-    """Entry point of ``vit-ratio-opt``, which Ctrl-C ends without a traceback from the start."""
+    """Run ``vit-ratio-opt``; Ctrl-C ends it without a traceback from the start."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     from vit_ratio_opt.cli.main import main as run
 

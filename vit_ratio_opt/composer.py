@@ -15,6 +15,7 @@ from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.pruning.options import Pruning
 from vit_ratio_opt.pruning.pruner import Batch
 from vit_ratio_opt.records.answer import Answer, answer_of
+from vit_ratio_opt.records.study import write_study
 from vit_ratio_opt.report.explainer import Explainer
 from vit_ratio_opt.report.sentences import answer_sentences
 from vit_ratio_opt.report.trial_files import trial_files
@@ -40,14 +41,14 @@ class Search(SearchTask):
     Args:
         dense: The dense, fine-tuned ViT. It is copied, not changed. The copy is in float32, and
             none of its weights are frozen.
-        data: Images of training, validation and test. With a trainer of one's own this may also be
+        data: Images of training, validation and test. With a custom trainer this may also be
             an iterable of calibration batches, normalised and on the device of ``dense``.
         limit: :class:`~vit_ratio_opt.Budget` or :class:`~vit_ratio_opt.Tolerance`.
         cost: What a budget is a share of: ``"macs"``, ``"params"``, ``"latency"`` or a cost
             object.
         pruning: What is pruned: :class:`~vit_ratio_opt.Structural` by default.
-        training: How models are fine-tuned: a :class:`~vit_ratio_opt.Recipe`, or a trainer of
-            one's own.
+        training: How models are fine-tuned: a :class:`~vit_ratio_opt.Recipe`, or a custom
+            :class:`~vit_ratio_opt.Trainer`.
         options: How pairs are searched.
         run: Where and on what the search runs here.
 
@@ -96,13 +97,13 @@ class Search(SearchTask):
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of the built-in trainer.
+        """Return the recipe of the built-in trainer.
 
         Raises:
-            InputError: The trainer is the user's own.
+            InputError: The search has a custom trainer.
         """
         if not isinstance(self.trainer, ImageTrainer):
-            raise InputError("A trainer of your own has no recipe: train with it.")
+            raise InputError("A custom trainer has no recipe: call its own `train`.")
         return self.trainer.recipe
 
     def trainer_for(self, recipe: Recipe) -> ImageTrainer:
@@ -187,27 +188,41 @@ class Search(SearchTask):
         answer = answer_of(study)
         if answer is None:
             return None
-        return answer.bind(lambda trial: self.model_of(study, trial))
+        return answer.bind(study, lambda trial: self.model_of(study, trial))
 
-    def test(self, study: Study) -> float | None:
-        """Return the test accuracy of the answer of a study, in per cent; None without an answer.
+    def test(self, what: Study | Answer) -> float | None:
+        """Return the test accuracy of an answer in per cent; None without an answer.
 
         The test split is read once for each model: the study keeps the accuracies.
+
+        Args:
+            what: A study, whose answer is tested, or an answer of :meth:`answer`.
 
         Raises:
             InputError: No models were kept, the file of the model is gone, or the trainer has no
                 test data.
         """
+        answer = self.answer(what) if isinstance(what, Study) else what
+        study = what if isinstance(what, Study) else what.study
+        if answer is None:
+            return None
+        if study is None:
+            raise InputError("This answer does not know its study: use `Search.answer(study)`.")
         before = study.user_attrs.get("tested")
-        accuracy = test_answer(study, self.objective)
+        accuracy = test_answer(study, answer, self.objective)
         if study.user_attrs.get("tested") != before:
-            if self.data is not None and self.data.validation == "test":
-                sizes = len(self.data.val), len(self.data.test)
-                dense = self.dense_accuracy, study.user_attrs["tested"]["dense"]
-                whole = (sizes[0] * dense[0] + sizes[1] * dense[1]) / sum(sizes)
-                study.set_user_attr("dense_full_test_accuracy", round(whole, 4))
+            self._record_whole_test(study)
             Explainer(getattr(study.sampler, "n_trials", None)).refresh(study)
         return accuracy
+
+    def _record_whole_test(self, study: Study) -> None:
+        """Record the dense accuracy on both halves of a test split that also validates."""
+        if self.data is None or self.data.validation != "test":
+            return
+        sizes = len(self.data.val), len(self.data.test)
+        dense = self.dense_accuracy, study.user_attrs["tested"]["dense"]
+        whole = (sizes[0] * dense[0] + sizes[1] * dense[1]) / sum(sizes)
+        write_study(study, dense_full_test_accuracy=round(whole, 4))
 
     def model_of(self, study: Study, trial: FrozenTrial) -> ViT:
         """Return the pruned model of a trial, on the device of the search.

@@ -1,4 +1,4 @@
-"""Make the search of a study again, on any machine, from what the study stores: JSON only."""
+"""Restore the search of a study on any machine, from the JSON values that the study stores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import Cost, Latency, cost_named
 from vit_ratio_opt.space.tokens import CP_VIT, CascadeRule
 from vit_ratio_opt.training.recipe import Recipe
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 from vit_ratio_opt.utils.untrusted import check_marked, is_marked
 
 __all__ = ["load_search"]
@@ -46,30 +46,33 @@ def load_search(
     places: Places | None = None,
     run: RunOptions | None = None,
 ) -> Search:
-    """Return the search of a study, as its creator had it.
+    """Return the search of a study, with the options of its creator.
 
-    The dense weights and the validation split must be the same, which hashes show; where they are
-    may differ from machine to machine. An Optuna pruner is not part of it.
+    The dense weights and the validation split must have the hashes that the study stores; their
+    places may differ from machine to machine. An Optuna pruner is not part of the search.
 
-    A writer of the storage chooses what the study says. The folders that it names for models and
-    artifacts are therefore used only if this package has used them on this machine; other folders,
-    and buckets, have to be given.
+    Every writer of the storage can change the study. So the folders that it names for models and
+    artifacts are used only if this package has used them on this machine; give all other folders,
+    and buckets, in ``places``.
 
     Args:
         study_name: Name of the study.
         storage: The storage, or its URL.
-        places: Where models and images are on this machine.
-        run: Device, precision, progress and ranks; its folders are those of ``places``.
+        places: Places of models and images on this machine; by default those in the study.
+        run: Device, precision, progress and ranks of the search; its folders are not used, see
+            ``places``.
 
     Raises:
-        InputError: The storage has no such study, the study does not say where its model or its
-            images are, these differ, or it names a folder that was not used on this machine.
+        InputError: The storage has no such study, the study has custom images or a custom trainer,
+            the model or the images are missing or differ from those of the study, or the study
+            names a folder that was not used on this machine.
     """
     places, run = places or Places(), run or RunOptions()
     (study,) = load_studies(open_storage(storage, must_exist=True), [study_name])
     record = StudyRecord.read(study_name, study.user_attrs)
     settings = record.settings
     # Before any work.
+    _check_no_custom_parts(record)
     checkpoints, artifacts = _folders(record, places)
     run = replace(
         run,
@@ -92,9 +95,24 @@ def load_search(
         )
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"Study {study_name!r} was made by another version of vit_ratio_opt "
+            f"Study {study_name!r} was created by another version of vit_ratio_opt "
             f"({record.versions.get('vit_ratio_opt')}): {error} does not fit."
         ) from None
+
+
+def _check_no_custom_parts(record: StudyRecord) -> None:
+    """Refuse a study with parts that only the script that created it has.
+
+    Raises:
+        InputError: The study has a custom trainer or custom images.
+    """
+    if record.settings.trainer is not None:
+        part = "a custom trainer"
+    elif not record.origin.get("data"):
+        part = "custom images"
+    else:
+        return
+    raise InputError(f"Study {record.name!r} has {part}: run the script that created it.")
 
 
 def _folders(record: StudyRecord, places: Places) -> tuple[Any, Any]:
@@ -117,12 +135,12 @@ def _dense_model(record: StudyRecord, places: Places) -> ViT:
     """Load the dense model of a study.
 
     Raises:
-        InputError: It is not where the study says, or it is another model.
+        InputError: The model is not at the place in the study, or it is another model.
     """
     name, settings, source = record.name, record.settings, record.origin.get("model")
     if source is None and places.checkpoint is None:
         raise InputError(
-            f"Study {name!r} does not say where its dense model is: give --checkpoint."
+            f"Study {name!r} does not store the place of its dense model: give --checkpoint."
         )
     model = load_model_again(
         source or {"arguments": {}}, checkpoint=places.checkpoint, start=places.start
@@ -130,7 +148,7 @@ def _dense_model(record: StudyRecord, places: Places) -> ViT:
     if weights_hash(model) != settings.weights:
         raise InputError(
             f"The dense model here has other weights ({weights_hash(model)}) than study "
-            f"{name!r} was made with ({settings.weights}): give --checkpoint."
+            f"{name!r} was created with ({settings.weights}): give --checkpoint."
         )
     found, recorded = architecture_of(model), settings.architecture or {}
     other = sorted(key for key in found.keys() & recorded.keys() if found[key] != recorded[key])
@@ -146,24 +164,16 @@ def _images(record: StudyRecord, places: Places) -> ImageData:
     """Load the images of a study.
 
     Raises:
-        InputError: They are not where the study says, or they are other images.
+        InputError: The images are not at the place in the study, or they are other images.
     """
-    name, source = record.name, record.origin.get("data")
-    if not source:
-        raise InputError(
-            f"Study {name!r} has images of the user's own: run the script that made it."
-        )
-    if record.settings.trainer is not None:
-        raise InputError(
-            f"Study {name!r} has a trainer of the user's own: run the script that made it."
-        )
+    name, source = record.name, record.origin["data"]
     _check_root(source, name, places.data)
     images = load_images_again(source, root=places.data)
     validation = record.settings.validation
     if validation is None or not images.has_fingerprint(validation):
         raise InputError(
             f"The images here give another validation split ({images.fingerprint}) than study "
-            f"{name!r} was made with ({validation}): give --data."
+            f"{name!r} was created with ({validation}): give --data."
         )
     return images
 
@@ -175,12 +185,12 @@ def _check_root(source: Mapping[str, Any], study_name: str, data: str | Path | N
         return
     if not isinstance(root, str) or not root or "\0" in root or not Path(root).is_dir():
         raise InputError(
-            f"Study {short(study_name)!r} has its images in {short(root)!r}, which is no folder "
-            "here: give --data."
+            f"Study {shorten(study_name)!r} has its images in {shorten(root)!r}, which is no "
+            "folder here: give --data."
         )
 
 
-# The options of a search, from the settings that it was stored as
+# Options of a search from its stored settings.
 
 
 def _limit(settings: StudySettings) -> Budget | Tolerance:
@@ -200,8 +210,8 @@ def _cost(record: StudyRecord) -> Cost:
 def _pruning(settings: StudySettings) -> Pruning:
     if settings.criterion is not None:
         raise InputError(
-            f"The study has a criterion of the user's own, {settings.criterion!r}: run the script "
-            "that made it."
+            f"The study has the custom criterion {settings.criterion!r}: run the script that "
+            "created it."
         )
     rule = None if settings.rule is None else CascadeRule(**settings.rule)
     if settings.pruned == "cascade":  # the other options are not for it, whatever is stored

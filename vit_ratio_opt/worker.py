@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from vit_ratio_opt.restore import load_search
 from vit_ratio_opt.runs.loop import Callback
 from vit_ratio_opt.runs.options import Places, RunOptions
-from vit_ratio_opt.runs.ranks import follow
+from vit_ratio_opt.runs.ranks import join_trainings
 from vit_ratio_opt.runs.storage import BEATS_IN_GRACE, GRACE_SECONDS, open_storage
 from vit_ratio_opt.training.distributed import Ranks, RanksBroken
 
@@ -17,17 +17,21 @@ __all__ = ["WorkerOptions", "run_worker"]
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """What a worker needs to know beside the study.
+    """Options of a worker, beside what the study stores.
 
     Args:
         study_name: Name of the study.
         storage: URL of the storage.
-        n_trials: Trained trials of the study in all; None until nothing is left to learn.
-        places: Where models and images are on this machine.
-        device: Device of the models; a GPU by default, if there is one.
-        wait: Whether to stay while other workers are at work, and take over what they leave.
-        grace: Seconds without a sign of life until a running trial is tried again.
-        callbacks: Called after each trial of this worker.
+        n_trials: Number of trained trials of the study, those of other workers included; None runs
+            until nothing is left to learn.
+        places: Places of models and images on this machine.
+        device: Device of the models, such as ``"cuda:0"``; a GPU by default, if there is one.
+        wait: Whether to wait while other workers run trials, and retry the pairs of workers that
+            die.
+        grace: Seconds without a heartbeat after which a running trial is stale and its pair is
+            requeued.
+        callbacks: Functions called after each trial of this worker, as callbacks of
+            ``study.optimize``.
     """
 
     study_name: str
@@ -41,14 +45,14 @@ class WorkerOptions:
 
 
 def run_worker(options: WorkerOptions, *, say: Callable[[str], None] = print) -> None:
-    """Take trials from a study until it is done.
+    """Run trials of a study until it is done.
 
     The study stores everything a worker needs. Under ``torchrun`` all processes share the training
     of each trial.
 
     Args:
-        options: The study, and what is different on this machine.
-        say: Called with each line of text.
+        options: Name and storage of the study, and the options of this worker.
+        say: Function called with each line of text.
 
     Raises:
         InputError: The study cannot be joined, see :func:`~vit_ratio_opt.load_search`.
@@ -60,7 +64,7 @@ def run_worker(options: WorkerOptions, *, say: Callable[[str], None] = print) ->
     search = load_search(options.study_name, backend, options.places, run)
     search.journal.beat_seconds = options.grace / BEATS_IN_GRACE
     if ranks is not None and ranks.rank > 0:
-        follow(search.objective)
+        join_trainings(search.objective)
         ranks.leave()
         return
     is_group_whole = True

@@ -241,7 +241,7 @@ def test_a_study_of_images_of_the_users_own_says_so(command, study_url):
     study.set_user_attr("origin", {**study.user_attrs["origin"], "data": {}})
     code, err, _ = command("worker", "--storage", study_url, "--study-name", "s")
     assert code == 2
-    assert "images of the user's own" in err
+    assert "custom images" in err
 
 
 def test_reaping_through_a_proxy_is_refused(command, monkeypatch):

@@ -75,7 +75,7 @@ def test_a_pruned_model_finds_the_test_images_of_its_study(dense, tmp_path):
         calibration_images=64, checkpoints=tmp_path / "models",
     )  # fmt: skip
     search.objective(optuna.trial.FixedTrial({"mhsa_ratio": 0.5, "ffn_ratio": 0.5}))
-    _, manifest = load_pruned(tmp_path / "models" / "trial-0000.safetensors")
+    _, manifest = load_pruned(tmp_path / "models" / "trial-0000.safetensors", dense)
     assert torch.equal(study_images(manifest).test.indices, data.test.indices)
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from vit_ratio_opt.data.preprocessing import Preprocessing, preprocess_of
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.model_files.folders import read_preprocessing
 from vit_ratio_opt.model_files.load import load_again, load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense, save_pruned
 from vit_ratio_opt.models.create import source_of
@@ -277,3 +278,17 @@ def test_a_config_of_timm_passes_the_allow_list(hub, changes, message):
     with pytest.raises(InputError, match=message) as error:
         load_dense(hub[0])
     assert len(str(error.value)) < 700
+
+
+def test_normalisation_of_a_hugging_face_folder_is_used(tmp_path):
+    config = tmp_path / "preprocessor_config.json"
+    assert read_preprocessing(tmp_path, (8, 8)) is None
+    (tmp_path / "a.file").touch()
+    assert read_preprocessing(tmp_path / "a.file", (8, 8)) is None
+    config.write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    known = read_preprocessing(tmp_path, (8, 8))
+    assert (known.mean, known.std) == ((0.5,) * 3, (0.25,) * 3)
+    for damaged in ("[]", "{", '{"image_mean": 3, "image_std": "x"}', os.devnull):
+        config.write_text(damaged)
+        with pytest.raises(InputError, match="image_mean"):
+            read_preprocessing(tmp_path, (8, 8))

@@ -18,7 +18,7 @@ from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.pruning.options import CalibrationOptions
 from vit_ratio_opt.records.answer import answer_of, answer_trial, trained_trial
 from vit_ratio_opt.records.candidates import candidate_of
-from vit_ratio_opt.records.labels import below
+from vit_ratio_opt.records.labels import format_below
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.report.figures.accuracy import accuracy_figure
 from vit_ratio_opt.report.figures.path import path_figure
@@ -233,8 +233,8 @@ def test_another_training_of_the_same_pair_is_no_other_answer(make_study):
 
 
 def test_a_number_below_the_confidence_is_not_rounded_to_it(make_study):
-    assert below(0.7996, 0.8) == "0.7996"
-    assert below(0.74, 0.8) == "0.74"
+    assert format_below(0.7996, 0.8) == "0.7996"
+    assert format_below(0.74, 0.8) == "0.74"
 
 
 # Other studies
@@ -404,13 +404,14 @@ def test_an_answer_is_read_in_a_few_lines(make_study):
 
 
 def test_an_answer_loads_the_model_of_its_trial(make_study):
-    answer = answer_of(make_study(planned=True, accuracies=ANOTHER_IS_BEST))
+    study = make_study(planned=True, accuracies=ANOTHER_IS_BEST)
+    answer = answer_of(study)
     with pytest.raises(InputError, match=r"use `Search.answer\(study\)`"):
         answer.load_model()
-    bound = answer.bind(lambda trial: f"model of {trial.number}")
+    bound = answer.bind(study, lambda trial: f"model of {trial.number}")
     assert bound.load_model() == "model of 3"
     assert bound == answer
     assert repr(bound) == repr(answer)
     none = make_study(budget=None, planned=True, accuracies=(77.0,) * 6)
     with pytest.raises(InputError, match="is the dense model"):
-        answer_of(none).bind(lambda trial: None).load_model()
+        answer_of(none).bind(none, lambda trial: None).load_model()

@@ -1,4 +1,4 @@
-"""Studies in Optuna's own style: the sampler, an objective of the user's own, no settings.
+"""Studies in Optuna's own style: the sampler, a custom objective, no settings.
 
 What the objective did not record is left out everywhere: no "None", no traceback.
 """
@@ -58,7 +58,7 @@ def accuracy_at(pair):
 
 @pytest.fixture
 def make_own():
-    """A study that an objective of the user's own has run, which records what it is told to."""
+    """A study that a custom objective has run and recorded."""
 
     def make(limit, *, storage=None, name="own", metric=accuracy_at, records=(), trials=6):
         def objective(trial):
@@ -139,13 +139,28 @@ def test_it_is_loaded_and_shown_everywhere(make_own, limit, records, url):
     assert len(finished_trials(study)) == 6
 
 
+@pytest.mark.parametrize("limit", LIMITS)
+def test_before_any_trial_there_is_no_answer_and_no_gap(make_own, limit):
+    study = make_own(limit, trials=1)
+    for trial in study.get_trials(deepcopy=False):
+        trial.state, trial.values = TrialState.FAIL, None
+    for place, text in shown(study).items():
+        assert "None" not in text, place
+    assert answer_sentences(study) == ["There is no answer yet: no trial was trained."]
+    assert "study own" in shown(study)["terminal"]
+
+
 def test_a_metric_of_ones_own_has_its_name_and_no_unit(make_own):
     study = make_own(Budget(0.6), metric=lambda pair: accuracy_at(pair) / 100)
     study.set_metric_names(["mIoU"])
     text = " ".join(summary(study))
     found = answer_of(study).found
-    assert f"{found.accuracy:.4g} ± {found.error:.4g} validation mIoU is expected" in text
+    assert f"{found.accuracy:.4g} validation mIoU is expected" in text
     assert "%" not in text.replace("% of the FLOPs", "")
+    fixed = answer_of(study).baseline.accuracy
+    if not answer_of(study).is_baseline:
+        gain = float(f"{found.accuracy:.4g}") - float(f"{fixed:.4g}")
+        assert f"that is {gain:+.4g}, and the answer is better" in text
     assert "| mIoU |" in markdown_page([study])
     assert "mIoU" in figures_of([study])[0].layout.title.text
 
@@ -193,7 +208,7 @@ def test_blocks_are_shown_where_they_are_recorded(make_own):
 def test_only_its_script_resumes_it(make_own):
     study = make_own(Budget(0.6), trials=1)
     record = StudyRecord.read("own", study.user_attrs)
-    with pytest.raises(InputError, match=r"has an objective of its own .* run the script"):
+    with pytest.raises(InputError, match=r"has a custom objective .* run the script"):
         _ = record.settings
     page = html_page([study])
     assert "vit-ratio-opt worker" not in page

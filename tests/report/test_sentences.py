@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vit_ratio_opt.records.answer import answer_of
+from vit_ratio_opt.records.labels import ACCURACY
 from vit_ratio_opt.records.loading import baseline_of
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.report.sentences import summary
@@ -17,7 +18,8 @@ def test_the_summary_has_the_figures_of_the_answer_and_what_it_saves(make_study,
     assert record_of(study).limit_text in looked_for
     assert "80.00 %" in looked_for
     assert found.startswith(f"The answer is trial {best.number}, MHSA ratio ")
-    assert f"{answer.accuracy:.2f} ± {answer.error:.2f} % validation accuracy is expected" in found
+    shown = ACCURACY.text(answer.accuracy, error=answer.error)
+    assert f"{shown} validation accuracy is expected" in found
     assert f"{100 * best.user_attrs['macs_ratio']:.1f} % of the FLOPs" in found
     assert "study one" in saved
     assert "1.000 times the FLOPs" in saved

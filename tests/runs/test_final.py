@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -216,18 +215,3 @@ def test_what_prune_cannot_do_is_one_sentence(colour_file, images, tmp_path, arg
     assert code == 2
     assert message in output
     assert not list(tmp_path.iterdir())
-
-
-def test_normalisation_of_a_hugging_face_folder_is_used(tmp_path, colour_file):
-    from vit_ratio_opt.model_files.folders import folder_preprocessing
-
-    config = tmp_path / "preprocessor_config.json"
-    assert folder_preprocessing(tmp_path, (8, 8)) is None
-    assert folder_preprocessing(colour_file, (8, 8)) is None
-    config.write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
-    known = folder_preprocessing(tmp_path, (8, 8))
-    assert (known.mean, known.std) == ((0.5,) * 3, (0.25,) * 3)
-    for damaged in ("[]", "{", '{"image_mean": 3, "image_std": "x"}', os.devnull):
-        config.write_text(damaged)
-        with pytest.raises(InputError, match="image_mean"):
-            folder_preprocessing(tmp_path, (8, 8))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from optuna.artifacts import upload_artifact
 
 from vit_ratio_opt.runs.artifacts import ArtifactFolder
-from vit_ratio_opt.runs.lineage import fetched_checkpoint, nearest_parents
+from vit_ratio_opt.runs.lineage import fetch_checkpoint, nearest_parents
 from vit_ratio_opt.space.curve import budget_curve
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.space.shape import BlockShape, ViTShape
@@ -106,7 +106,7 @@ def uploaded(tmp_path):
 
 def test_the_checkpoint_is_found_among_other_artifacts(uploaded):
     study, store, _, _ = uploaded
-    with fetched_checkpoint(study.trials[0], study._storage, store) as path:
+    with fetch_checkpoint(study.trials[0], study._storage, store) as path:
         assert path.read_bytes() == b"model.safetensors"
     assert not path.exists()
 

@@ -377,6 +377,6 @@ def test_a_study_that_is_deleted_under_a_worker_ends_it_in_one_sentence(make, ur
     if callbacks == []:
         prune = search.pruner.prune
         search.pruner.prune = lambda *arguments: (delete(), prune(*arguments))[1]
-    with pytest.raises(InputError, match="'s' was deleted while this worker was at work on it"):
+    with pytest.raises(InputError, match="'s' was deleted while this worker ran its trials"):
         search.run(study, n_trials=3, say=said.append, callbacks=callbacks, explain=False)
     assert not any(record.exc_info for record in caplog.records)

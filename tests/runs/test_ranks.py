@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from optuna.storages import InMemoryStorage
 from support import new_study
 
 import vit_ratio_opt as vro
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.runs.ranks import follow
+from vit_ratio_opt.runs.ranks import join_trainings
 
 
 class Group:
@@ -53,12 +54,12 @@ def test_another_rank_trains_the_same_model_in_the_precision_of_rank_0(dense):
         vro.Search(dense, images, vro.Budget(0.6), training=Recorder(Group(rank, jobs), precision))
         for rank, precision in enumerate(("bfloat16", "float32"))
     )
-    study = new_study(first, "s", storage="sqlite://", screen=False)
+    study = new_study(first, "s", storage=InMemoryStorage(), screen=False)
     study.optimize(first.objective, n_trials=2)
-    follow(second.objective)
+    join_trainings(second.objective)
     assert len(second.trainer.given) == 2
     assert second.trainer.given == first.trainer.given
     assert second.trainer.precision == "bfloat16"
     assert weights_hash(second.dense) == weights_hash(first.dense)
-    with pytest.raises(InputError, match="Only ranks other than 0 follow"):
-        follow(first.objective)
+    with pytest.raises(InputError, match="Rank 0 runs the study"):
+        join_trainings(first.objective)

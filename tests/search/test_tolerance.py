@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.margins import (
     NOTHING,
+    add_values,
     believe,
     failed_pairs,
     tolerance_answer,
-    with_values,
 )
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair, Plan
@@ -330,7 +330,7 @@ def test_a_pair_that_may_pass_the_confidence_is_trained_again() -> None:
 def test_a_failure_within_the_noise_excludes_nothing() -> None:
     def failed(noise: float | Noise) -> int:
         plan = tolerance_plan(noise=noise)
-        return len(failed_pairs(with_values(NOTHING, {(0.25, 0.25): (-0.2,)}, cost), plan.rule))
+        return len(failed_pairs(add_values(NOTHING, {(0.25, 0.25): (-0.2,)}, cost), plan.rule))
 
     assert failed(0.3) == failed(ESTIMATED) == 0
     assert failed(0.05) == failed(0.0) == 1
@@ -425,7 +425,7 @@ def test_the_belief_is_made_from_the_pairs_next_to_the_limit() -> None:
     rng = random.Random(0)
     observed = {pair: (rng.uniform(-9, 2),) for pair in PAIRS[::2]}
     plan = tolerance_plan(noise=0.3)
-    seen = with_values(NOTHING, observed, cost)
+    seen = add_values(NOTHING, observed, cost)
     chosen = believe(seen, plan.rule).chosen
     nearest = sorted(observed, key=lambda pair: (abs(observed[pair][0]), pair))[:48]
     assert [tuple(seen.pairs[place]) for place in chosen] == nearest

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from shapes import TINY
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.space.pairs import RatioPair, as_pair, evenly, removed_units
+from vit_ratio_opt.space.pairs import RatioPair, as_pair, pick_evenly, removed_units
 from vit_ratio_opt.space.structural import StructuralSpace
 
 
@@ -56,9 +56,9 @@ def test_what_is_no_pair_is_refused(pair) -> None:
 
 def test_evenly_spaced_ratios_have_both_ends() -> None:
     ratios = [i / 100 for i in range(101)]
-    assert evenly(ratios, 3) == [0.0, 0.5, 1.0]
-    assert evenly(ratios[:2], 33) == [0.0, 0.01]
-    assert evenly([0.0], 33) == [0.0]
+    assert pick_evenly(ratios, 3) == [0.0, 0.5, 1.0]
+    assert pick_evenly(ratios[:2], 33) == [0.0, 0.01]
+    assert pick_evenly([0.0], 33) == [0.0]
 
 
 @pytest.mark.parametrize(

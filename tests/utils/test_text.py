@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from vit_ratio_opt.utils.text import csv_text, escape_markdown, plain, short
+from vit_ratio_opt.utils.text import csv_text, escape_markdown, shorten, strip_escapes
 
 
 def test_csv_has_a_header_and_quotes_cells() -> None:
@@ -11,9 +11,9 @@ def test_csv_has_a_header_and_quotes_cells() -> None:
 
 
 def test_a_long_text_is_cut_to_one_line() -> None:
-    assert short("a\n  b") == "a b"
-    assert short("x" * 80) == "x" * 80
-    assert short("x" * 81) == "x" * 79 + "…"
+    assert shorten("a\n  b") == "a b"
+    assert shorten("x" * 80) == "x" * 80
+    assert shorten("x" * 81) == "x" * 79 + "…"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_cell_of_csv_is_no_formula_and_a_number_stays_one(cell, shown):
     ],
 )
 def test_plain_text_acts_on_no_terminal(text, shown):
-    assert plain(text) == shown
+    assert strip_escapes(text) == shown
 
 
 @pytest.mark.parametrize(

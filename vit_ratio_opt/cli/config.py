@@ -15,7 +15,7 @@ import typer
 from optuna.study import Study
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,24 +46,24 @@ def read_config(path: Path, options: type) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else f"it is no TOML: {short(error)}"
-        raise InputError(f"--config {short(path, 200)} cannot be read: {why}.") from None
+        why = error.strerror if isinstance(error, OSError) else f"it is no TOML: {shorten(error)}"
+        raise InputError(f"--config {shorten(path, 200)} cannot be read: {why}.") from None
     types = {_key(name): kind for name, kind in _value_types(options).items()}
     for key, value in values.items():
         if key not in types:
             raise InputError(_unknown_key(path, key, list(types)))
         if not _fits(value, types[key]):
             raise InputError(
-                f"`{key}` in {short(path, 200)} must be {_WORDS[types[key]]}, but is "
-                f"{short(json.dumps(value, default=str))}."
+                f"`{key}` in {shorten(path, 200)} must be {_WORDS[types[key]]}, but is "
+                f"{shorten(json.dumps(value, default=str))}."
             )
     if "budget" in values and "tolerance" in values:
-        raise InputError(f"{short(path, 200)} has both `budget` and `tolerance`: remove one.")
+        raise InputError(f"{shorten(path, 200)} has both `budget` and `tolerance`: remove one.")
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 
 def use_config(ctx: typer.Context, path: Path | None, options: type) -> Path | None:
-    """Take the defaults of a command from a TOML file; for the callback of an eager option.
+    """Set the defaults of a command from a TOML file; a callback of an eager option.
 
     Raises:
         InputError: See :func:`read_config`.
@@ -143,7 +143,7 @@ def _value_types(options: type) -> dict[str, type]:
 
 
 def _fits(value: Any, kind: type) -> bool:
-    """Whether a TOML value is of a type; integers are numbers, booleans are not."""
+    """Return whether a TOML value is of a type; integers are numbers, booleans are not."""
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
@@ -152,6 +152,6 @@ def _fits(value: Any, kind: type) -> bool:
 def _unknown_key(path: Path, key: str, known: list[str]) -> str:
     nearest = difflib.get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0)
     return (
-        f"{short(path, 200)} has the unknown key {short(key)!r}: did you mean {nearest[0]!r}? "
+        f"{shorten(path, 200)} has the unknown key {shorten(key)!r}: did you mean {nearest[0]!r}? "
         "Keys are the options of --help without the leading dashes."
     )

@@ -26,7 +26,7 @@ from vit_ratio_opt.records.answer import trained_trial
 from vit_ratio_opt.records.candidates import candidate_of
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.trials import accuracy_of
-from vit_ratio_opt.report.sentences import expected
+from vit_ratio_opt.report.sentences import expected_text
 from vit_ratio_opt.runs.signals import SearchStopped
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.storage_url import database_files
@@ -101,8 +101,8 @@ def _lineage(study: Study, chosen: FrozenTrial) -> dict[str, Any]:
     if candidate is not None:
         print(
             f"trial {chosen.number}: MHSA ratio {candidate.pair[0]:.3f} and FFN ratio "
-            f"{candidate.pair[1]:.3f}, {expected(candidate)} validation accuracy expected from "
-            "the search",
+            f"{candidate.pair[1]:.3f}, {expected_text(candidate)} validation accuracy expected "
+            "from the search",
             flush=True,
         )
     return {

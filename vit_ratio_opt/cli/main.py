@@ -30,7 +30,7 @@ from vit_ratio_opt.cli.worker import worker
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.redact import redact
-from vit_ratio_opt.utils.text import plain, short
+from vit_ratio_opt.utils.text import shorten, strip_escapes
 from vit_ratio_opt.utils.versions import check_versions
 
 __all__ = ["COMMANDS", "app", "main", "run_command"]
@@ -73,7 +73,7 @@ def run_command(command: Callable[..., Any] | typer.Typer) -> NoReturn:
         code = returned if isinstance(returned, int) else 0
         sys.stdout.flush()
     except _UsageError as error:
-        error.message = plain(redact(error.message))
+        error.message = strip_escapes(redact(error.message))
         rich_format_error(error)
         code = error.exit_code
     except InputError as error:
@@ -86,7 +86,7 @@ def run_command(command: Callable[..., Any] | typer.Typer) -> NoReturn:
         if is_storage_error(error):
             code = _refuse(f"The storage cannot be used: {reason(error)}")
         elif isinstance(error, OSError) and error.errno is not None:
-            where = "" if error.filename is None else f"{short(error.filename, 200)}: "
+            where = "" if error.filename is None else f"{shorten(error.filename, 200)}: "
             code = _refuse(f"{where}{error.strerror}.")
         elif isinstance(error, JSONDecodeError):  # an attribute that is half written, say
             code = _refuse(f"What the storage or a file holds is damaged, no JSON: {error}.")
@@ -102,7 +102,7 @@ _UsageError: Any = typer.BadParameter.__mro__[2]
 
 
 def _refuse(sentence: str) -> int:
-    print(f"Error: {plain(redact(sentence))}", file=sys.stderr)
+    print(f"Error: {strip_escapes(redact(sentence))}", file=sys.stderr)
     return 2
 
 
@@ -113,7 +113,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _repair_streams() -> None:
-    """Have streams that exist, and take every name whatever the terminal's encoding is."""
+    """Replace closed streams, and escape characters that the terminal's encoding lacks."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the process that has started this one
@@ -137,5 +137,5 @@ def _leave(code: int) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point of ``vit-ratio-opt``."""
+    """Run ``vit-ratio-opt``."""
     run_command(app)

@@ -318,5 +318,5 @@ class PlaceOptions:
 
     @property
     def places(self) -> Places:
-        """The same, for the package."""
+        """Return the same, for the package."""
         return Places(**{field.name: getattr(self, field.name) for field in fields(Places)})

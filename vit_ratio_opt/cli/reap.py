@@ -49,7 +49,7 @@ def reap(options: ReapOptions) -> None:
     names = [study.study_name for study in load_studies(backend, options.study_name or ())]
     while True:
         for name, number in reaper.reap(names):
-            print(f"study {name!r}: trial {number} was left behind; its pair is free", flush=True)
+            print(f"study {name!r}: requeued trial {number} of a dead worker", flush=True)
         if options.every is None:
             return
         time.sleep(options.every)

@@ -23,7 +23,7 @@ from vit_ratio_opt.report.trial_rows import timing_split, trial_rows
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE, database_files
 from vit_ratio_opt.utils.files import check_outputs, is_plain, write_json, write_text
-from vit_ratio_opt.utils.text import csv_text, plain, short
+from vit_ratio_opt.utils.text import csv_text, shorten, strip_escapes
 
 __all__ = ["ReportOptions", "print_report", "report"]
 
@@ -76,7 +76,7 @@ def report(options: ReportOptions) -> None:
         return
     _write_files(studies, options)
     for path in filter(is_plain, written):  # a pipe's reader expects the content and nothing else
-        console.print(plain(f"written to {path}"), soft_wrap=True)
+        console.print(strip_escapes(f"written to {path}"), soft_wrap=True)
 
 
 def _write_files(studies: Sequence[Study], options: ReportOptions) -> None:
@@ -130,7 +130,7 @@ def _print_studies(studies: Sequence[Study], console: Console) -> None:
             console.print(trials_table(study))
             console.print()
             for sentence in answer_sentences(study):
-                console.print(plain(sentence))
+                console.print(strip_escapes(sentence))
             if load_config(study) is not None:
                 console.print("Its options: --toml FILE writes them, search --config takes them.")
         print_report(group, None, console)
@@ -162,7 +162,7 @@ def print_report(
         split = timing_split(study)
         if split:
             shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in split.items())
-            console.print(f"time of {short(study.study_name)!r}: {shares}", soft_wrap=True)
+            console.print(f"time of {shorten(study.study_name)!r}: {shares}", soft_wrap=True)
     if output is not None:
         write_json(built, output)
-        console.print(plain(f"rows written to {output}"), soft_wrap=True)
+        console.print(strip_escapes(f"rows written to {output}"), soft_wrap=True)

@@ -25,7 +25,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import CostName
 from vit_ratio_opt.utils.files import file_name
-from vit_ratio_opt.utils.text import plain
+from vit_ratio_opt.utils.text import strip_escapes
 
 __all__ = ["SearchCommandOptions", "StudyPlace", "fill_in", "limit_of"]
 
@@ -163,7 +163,7 @@ class StudyPlace:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the study's models; no two names share one."""
+        """Return the folder of the study's models; no two names share one."""
         return self.folder / "checkpoints" / file_name(self.study_name)
 
 
@@ -188,7 +188,7 @@ def fill_in(options: SearchCommandOptions) -> tuple[SearchCommandOptions, StudyP
         raise InputError("Give --budget or --tolerance, not both.")
     if options.budget is None and options.tolerance is None:
         options = replace(options, budget=_DEFAULT_BUDGET)
-    dataset = plain(options.data.resolve().name) or "search"
+    dataset = strip_escapes(options.data.resolve().name) or "search"
     limit = f"{options.budget}" if options.tolerance is None else f"drop{options.tolerance}"
     kinds = [
         "" if options.strategy == "structural" else f"-{options.strategy}",

@@ -1,4 +1,4 @@
-"""``vit-ratio-opt worker``: take trials of a study."""
+"""``vit-ratio-opt worker``: run trials of a study."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class WorkerCommandOptions(PlaceOptions, StudyOptions):
         bool,
         option(
             Panel.WORKERS,
-            "Wait while other workers run trials, and take over the trials of those that die.",
+            "Wait while other workers run trials, and retry the trials of workers that die.",
         ),
     ] = True
     grace: GraceOption = GRACE_SECONDS

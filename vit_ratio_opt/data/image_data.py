@@ -64,7 +64,7 @@ class ImageData:
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width.
+        """Return channels, height and width.
 
         Raises:
             InputError: ``mean`` and ``std`` have another number of channels.
@@ -75,7 +75,7 @@ class ImageData:
 
     @property
     def preprocess(self) -> Preprocessing:
-        """How the images become a model's input."""
+        """Return how the images become a model's input."""
         _, *size = self.image_shape
         options = {key: self.source.get(key, value) for key, value in _DEFAULTS_OF_0_1_0.items()}
         return Preprocessing(
@@ -90,7 +90,7 @@ class ImageData:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """Options of the loader that change pixels, except size and normalisation."""
+        """Return the options of the loader that change pixels, except size and normalisation."""
         return {
             name: value
             for name, value in self.source.items()
@@ -99,17 +99,17 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the validation split, see :meth:`Split.fingerprint`."""
+        """Return the hash of the validation split, see :meth:`Split.fingerprint`."""
         return self.val.fingerprint()
 
     @cached_property
     def training_fingerprint(self) -> str:
-        """Hash of the training split."""
+        """Return the hash of the training split."""
         return self.train.fingerprint()
 
     @cached_property
     def test_fingerprint(self) -> str:
-        """Hash of the test split."""
+        """Return the hash of the test split."""
         return self.test.fingerprint()
 
     def has_fingerprint(self, fingerprint: str) -> bool:

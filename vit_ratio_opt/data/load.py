@@ -147,6 +147,6 @@ SOURCES: dict[str, Callable[..., ImageData]] = {
 }
 """Loaders that a study may name, called with the other values of ``ImageData.source``.
 
-A loader of your own goes in here, in every process that loads its images again. Nothing else that
-a study stores is called or imported.
+Add a custom loader in every process that loads its images again. Nothing else that a study stores
+is called or imported.
 """

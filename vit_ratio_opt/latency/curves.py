@@ -14,7 +14,7 @@ from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.options import Allocation
 from vit_ratio_opt.pruning.sizes import predict_sizes
 from vit_ratio_opt.space.cost_table import monotone_envelope
-from vit_ratio_opt.space.pairs import RatioPair, evenly
+from vit_ratio_opt.space.pairs import RatioPair, pick_evenly
 from vit_ratio_opt.space.shape import BlockShape
 from vit_ratio_opt.space.units import StructuralUnits
 
@@ -56,8 +56,8 @@ def predict_latency(
         table's ``conditions`` and ``error``. This is what ``Latency`` of
         :mod:`vit_ratio_opt.space.costs` takes as ``curves``.
     """
-    removed = [units.removed(RatioPair(r, 0.0))[0] for r in evenly(units.mhsa_ratios, _KNOTS)]
-    neurons = [units.removed(RatioPair(0.0, r))[1] for r in evenly(units.ffn_ratios, _KNOTS)]
+    removed = [units.removed(RatioPair(r, 0.0))[0] for r in pick_evenly(units.mhsa_ratios, _KNOTS)]
+    neurons = [units.removed(RatioPair(0.0, r))[1] for r in pick_evenly(units.ffn_ratios, _KNOTS)]
     heads, hidden = predict_sizes(units, removed, neurons, scores, allocation=allocation)
     mhsa = monotone_envelope(
         [round(sum(table.attention_of(*size) for size in sizes)) for sizes in heads]
@@ -65,7 +65,7 @@ def predict_latency(
     ffn = monotone_envelope([round(sum(table.ffn_of(size) for size in sizes)) for sizes in hidden])
     dense = table.rest + mhsa[0] + ffn[0]
     wanted = _CHECKED_SHARES if budget is None else [budget] * len(_CHECKED_SHARES)
-    checked = _at_costs([share * dense - table.rest for share in wanted], mhsa, ffn)
+    checked = _pairs_at_costs([share * dense - table.rest for share in wanted], mhsa, ffn)
     blocks = [
         [BlockShape(*attention, size) for attention, size in zip(heads[i], hidden[j], strict=True)]
         for i, j in checked
@@ -96,7 +96,7 @@ def _measure_savings(
     return [1 - seconds / whole for seconds in taken]
 
 
-def _at_costs(
+def _pairs_at_costs(
     allowed: Sequence[float], mhsa: Sequence[int], ffn: Sequence[int]
 ) -> list[tuple[int, int]]:
     """Return a pair of knots for each allowed cost, with less and less of the attention kept."""

@@ -91,9 +91,10 @@ def _origin(manifest: Mapping[str, Any]) -> str:
         f"{lineage['trial']} of study {lineage['study']!r}, which searched within {limit}."
     )
     if lineage.get("search_expected") is not None:
+        # The error is 0 where the study knows no noise.
+        error = f" ± {lineage['search_error']:.2f}" if lineage["search_error"] else ""
         origin += (
             f" In the search the trial had {lineage['search_accuracy']:.2f} % on validation "
-            f"images, and {lineage['search_expected']:.2f} ± {lineage['search_error']:.2f} % "
-            "was expected of its pair."
+            f"images, and {lineage['search_expected']:.2f}{error} % was expected of its pair."
         )
     return origin

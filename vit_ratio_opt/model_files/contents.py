@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
 __all__ = [
     "read_safetensors",
@@ -63,7 +63,7 @@ def read_safetensors(
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"{path} is no readable checkpoint (truncated?), but a safetensors file with a "
-            f"damaged header or end: {short(error, 200)}"
+            f"damaged header or end: {shorten(error, 200)}"
         ) from None
 
 
@@ -122,16 +122,16 @@ def read_torch_file(path: Path) -> Any:
         reason = re.search(r"WeightsUnpickler error: (.+)", str(error))
         raise InputError(
             f"{path} is no readable checkpoint: it is truncated, or not written by torch.save"
-            f"{f' ({short(reason[1], 160)})' if reason else ''}."
+            f"{f' ({shorten(reason[1], 160)})' if reason else ''}."
         ) from None
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(
-            f"{path} is no readable checkpoint (truncated?): {short(error, 200)}"
+            f"{path} is no readable checkpoint (truncated?): {shorten(error, 200)}"
         ) from None
 
 
 def _unpickling_refused(path: Path, names: list[str]) -> str:
-    shown = ", ".join(short(name, 100) for name in names[:_MOST_NAMED])
+    shown = ", ".join(shorten(name, 100) for name in names[:_MOST_NAMED])
     whole = any(re.match(r"torch\.nn\.modules|timm\.|torchvision\.models", name) for name in names)
     what = "torch.load({0}, weights_only=False)"
     what += ".state_dict()" if whole else "['state_dict']"

@@ -16,7 +16,7 @@ from vit_ratio_opt.models.architecture import plain_attributes
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.create import ARCHITECTURE, create_model
 from vit_ratio_opt.models.shape import shape_of
-from vit_ratio_opt.models.state_dicts import misfit
+from vit_ratio_opt.models.state_dicts import find_misfit
 from vit_ratio_opt.models.surgery import shrink_to
 from vit_ratio_opt.pruning.cascade import CascadeBlocks, prune_tokens
 from vit_ratio_opt.space.shape import BlockShape
@@ -66,7 +66,7 @@ def describe(
             dense = create_model(name, **arguments)
             return _cut_like(model, dense) if is_cut and is_pruned else dense
 
-    return name, _adapted(model, arguments, given, rebuild)
+    return name, _adapt_arguments(model, arguments, given, rebuild)
 
 
 def _cut_like(model: ViT, dense: ViT) -> ViT:
@@ -77,7 +77,7 @@ def _cut_like(model: ViT, dense: ViT) -> ViT:
     return smaller
 
 
-def _adapted(
+def _adapt_arguments(
     model: ViT,
     arguments: Mapping[str, Any],
     given: Mapping[str, Any],
@@ -136,7 +136,7 @@ def _facts(model: ViT) -> dict[str, Any]:
 
 def _difference(model: ViT, rebuilt: ViT) -> str | None:
     """Return where two models compute something else, apart from their weights."""
-    difference = misfit(rebuilt, model.state_dict())
+    difference = find_misfit(rebuilt, model.state_dict())
     if difference is not None:
         return difference
     parts, own = (

@@ -17,7 +17,13 @@ from typing import Any
 import torch
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.exported import Format, Run, check_target, load_exported, quiet
+from vit_ratio_opt.model_files.exported import (
+    Format,
+    Run,
+    check_target,
+    load_exported,
+    silence_exporters,
+)
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.models.weights import check_weights
@@ -81,7 +87,7 @@ def export_model(
     try:
         with replacing(path) as partial:
             partial.touch()  # some exporters do not say that the folder is the problem
-            with quiet(), torch.no_grad():
+            with silence_exporters(), torch.no_grad():
                 _write(model, torch.zeros(2, *shape), partial, to, texts)
             difference = _largest_difference(model, load_exported(partial, to), shape)
             if not difference <= _MOST_DIFFERENCE:  # NaN too
@@ -153,7 +159,7 @@ def quantize(path: str | Path, output: str | Path) -> Path:
     # signed ones saturate on CPUs without VNNI. A scale for each output of a layer
     # (`per_channel`) brings the logits nearer to float32's and costs no time.
     try:
-        with replacing(output) as partial, quiet():
+        with replacing(output) as partial, silence_exporters():
             quantize_dynamic(
                 model,
                 partial,

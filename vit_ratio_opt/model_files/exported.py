@@ -24,7 +24,7 @@ __all__ = [
     "check_target",
     "exported_accuracy",
     "load_exported",
-    "quiet",
+    "silence_exporters",
 ]
 
 Format = Literal["onnx", "torch-export", "torchscript"]
@@ -73,7 +73,7 @@ def load_exported(path: str | Path, to: Format | None = None) -> Run:
         to = formats.get(path.suffix, "onnx")
         check_target(path, to)
     try:
-        with quiet():
+        with silence_exporters():
             if to == "onnx":
                 import onnxruntime
 
@@ -110,7 +110,7 @@ def exported_accuracy(path: str | Path, data: ImageData) -> float:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_exporters() -> Iterator[None]:
     """Silence the exporters' output inside the block; their errors still come through."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

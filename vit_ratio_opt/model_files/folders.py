@@ -13,7 +13,7 @@ import torch
 from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.weights import read_tensors
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
 __all__ = ["read_preprocessing", "read_config", "read_folder"]
 
@@ -56,7 +56,7 @@ def read_folder(folder: Path, weights: str | None = None) -> dict[str, torch.Ten
     """
     for name in _FILES:
         if (folder / name).is_file() or (folder / name).is_symlink():
-            return read_tensors(_inside(folder, name), weights)[0]
+            return read_tensors(_path_inside(folder, name), weights)[0]
         index = f"{name}.index.json"
         if (folder / index).is_file():
             return _shards(folder, index)
@@ -70,28 +70,29 @@ def read_folder(folder: Path, weights: str | None = None) -> dict[str, torch.Ten
 
 def _shards(folder: Path, index: str) -> dict[str, torch.Tensor]:
     where = folder / index
-    files = _json(folder, _inside(folder, index)).get("weight_map")
+    files = _json(folder, _path_inside(folder, index)).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise InputError(f"{where} is damaged: its `weight_map` must give a file for each tensor.")
     tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(files.values())):
-        shard = read_tensors(_inside(folder, name))[0]
+        shard = read_tensors(_path_inside(folder, name))[0]
         wanted = {key for key, file in files.items() if file == name}
         if set(shard) != wanted:
             odd = sorted(map(str, set(shard) ^ wanted))
             raise InputError(
                 f"{folder / name} has other tensors than {index} says, such as "
-                f"`{short(odd[0], 80)}`: a shard of another model, or not all were downloaded."
+                f"`{shorten(odd[0], 80)}`: a shard of another model, or not all were downloaded."
             )
         tensors |= shard
     return tensors
 
 
-def _inside(folder: Path, name: str) -> Path:
+def _path_inside(folder: Path, name: str) -> Path:
     """Return the path of a file of the folder, which no name and no link may lead out of."""
     if not name or name in (".", "..") or any(sign in name for sign in "/\\:\0"):
         raise InputError(
-            f"{folder} names the file {short(name)!r}, which must be a plain name of a file in it."
+            f"{folder} names the file {shorten(name)!r}, which must be a plain name of a file "
+            "in it."
         )
     path = folder / name
     home = folder.resolve()
@@ -108,7 +109,7 @@ def _inside(folder: Path, name: str) -> Path:
 
 def _json(folder: Path, path: Path) -> dict[str, Any]:
     try:
-        if _inside(folder, path.name).stat().st_size > _MOST_JSON_BYTES:
+        if _path_inside(folder, path.name).stat().st_size > _MOST_JSON_BYTES:
             raise ValueError("too long")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

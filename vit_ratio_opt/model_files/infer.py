@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
 __all__ = [
     "infer_arguments",
@@ -47,7 +47,7 @@ def infer_arguments(
             of the images, or the classifier.
     """
     if "patch_embed.proj.weight" not in state:
-        first = ", ".join(f"`{short(key, 60)}`" for key in list(state)[:2])
+        first = ", ".join(f"`{shorten(key, 60)}`" for key in list(state)[:2])
         raise InputError(
             f"{where} does not fit the model: it has no tensor `patch_embed.proj.weight`, as "
             f"every ViT of timm's, but {first} ...: it is of another model than the named one."

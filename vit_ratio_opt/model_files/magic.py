@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
 __all__ = ["detect_container"]
 
@@ -76,7 +76,7 @@ def _kind(head: bytes) -> str | None:
         and "\ufffd" not in text[:-3]
         and re.fullmatch(r"[^\x00-\x08\x0e-\x1f]+", text)
     ):
-        return f"a text file, which begins with {short(text, 60)!r}"
+        return f"a text file, which begins with {shorten(text, 60)!r}"
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return kind

@@ -18,7 +18,7 @@ from vit_ratio_opt.model_files.contents import (
     training_metadata,
 )
 from vit_ratio_opt.model_files.magic import detect_container
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
 __all__ = [
     "WEIGHTS",
@@ -90,16 +90,16 @@ def read_tensors(
     else:
         content = read_torch_file(path)
         metadata = training_metadata(content)
-    tensors = _chosen(path, content, weights)
+    tensors = _choose_set(path, content, weights)
     _check_bytes(path, tensors)
-    return _float32(path, tensors), metadata
+    return _to_float32(path, tensors), metadata
 
 
-def _chosen(path: Path, content: Any, weights: str | None) -> dict[str, torch.Tensor]:
+def _choose_set(path: Path, content: Any, weights: str | None) -> dict[str, torch.Tensor]:
     """Return the set of weights that ``weights`` chooses, or the only one."""
     found = [part for name, state in _sets(content) for part in _models(path, name, state)]
     if not found:
-        return _other(path, content)
+        return _read_other(path, content)
     averaged = {name: state for name, state in found if _is_averaged(name)}
     raw = {name: state for name, state in found if name not in averaged}
     unnamed = [] if averaged else _unnamed_averages(content)
@@ -130,7 +130,7 @@ def _chosen(path: Path, content: Any, weights: str | None) -> dict[str, torch.Te
 
 
 def _names(sets: Any) -> str:
-    return ", ".join(f"`{short(name, 60)}`" for name in list(sets)[:4])
+    return ", ".join(f"`{shorten(name, 60)}`" for name in list(sets)[:4])
 
 
 def _sets(content: Any, name: str = "", depth: int = 2) -> Iterator[tuple[str, Mapping[Any, Any]]]:
@@ -155,12 +155,12 @@ def _models(path: Path, name: str, state: Mapping[Any, Any]) -> list[tuple[str, 
         if not isinstance(value, torch.Tensor):
             raise InputError(
                 f"{path} is no readable checkpoint: it holds other things than tensors, such as "
-                f"`{short(key, 80)}`, which is of class {type(value).__name__}."
+                f"`{shorten(key, 80)}`, which is of class {type(value).__name__}."
             )
         if value.numel() == 1 and "." not in new:  # a counter, such as `n_averaged`
             continue
         if new in named:
-            raise InputError(f"{path} has two tensors of the name `{short(new, 80)}`.")
+            raise InputError(f"{path} has two tensors of the name `{shorten(new, 80)}`.")
         named[new] = value
     prefixes = {key[: match.start()] for key in named if (match := _FIRST_LAYER.search(key))}
     starts = sorted((f"{prefix}." if prefix else "" for prefix in prefixes), key=len, reverse=True)
@@ -174,9 +174,9 @@ def _models(path: Path, name: str, state: Mapping[Any, Any]) -> list[tuple[str, 
             left.append(key)
     if left:
         raise InputError(
-            f"{path} has {len(left)} tensors outside of the ViT `{short(starts[0], 60)}`, such as "
-            f"{_names(sorted(left))}: a model around a ViT cannot be pruned. Save the state dict "
-            "of a timm model with its classifier."
+            f"{path} has {len(left)} tensors outside of the ViT `{shorten(starts[0], 60)}`, such "
+            f"as {_names(sorted(left))}: a model around a ViT cannot be pruned. Save the state "
+            "dict of a timm model with its classifier."
         )
     if len(parts) == 1:
         return [(name, next(iter(parts.values())))]
@@ -207,7 +207,7 @@ def _has_tensor(value: Any, depth: int = 2) -> bool:
     return bool(iterable) and any(_has_tensor(part, depth - 1) for part in parts)
 
 
-def _other(path: Path, content: Any) -> dict[str, torch.Tensor]:
+def _read_other(path: Path, content: Any) -> dict[str, torch.Tensor]:
     """Return the tensors of a file without a known ViT; the caller names what is missing."""
     if isinstance(content, Mapping):
         content = content.get("state_dict", content.get("model", content))
@@ -218,7 +218,7 @@ def _other(path: Path, content: Any) -> dict[str, torch.Tensor]:
             while all(_OUTER.match(key) for key in state):
                 state = {_OUTER.sub("", key): value for key, value in state.items()}
             return state
-        what = ", ".join(short(key, 40) for key in odd[:_MOST_NAMED]) or "nothing"
+        what = ", ".join(shorten(key, 40) for key in odd[:_MOST_NAMED]) or "nothing"
         raise InputError(
             f"{path} is no readable checkpoint: it holds other things than tensors ({what}), and "
             "no weights of a ViT."
@@ -243,7 +243,7 @@ def _check_bytes(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         )
 
 
-def _float32(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _to_float32(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return dense, real copies that share no memory, floating-point ones in float32."""
     plain: dict[str, torch.Tensor] = {}
     others = set()
@@ -251,7 +251,7 @@ def _float32(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch
         kind = _odd_kind(tensor)
         if kind is not None:
             raise InputError(
-                f"{path} has a tensor `{short(name, 80)}` that is {kind}: save the model with "
+                f"{path} has a tensor `{shorten(name, 80)}` that is {kind}: save the model with "
                 "plain float32 tensors."
             )
         if tensor.is_floating_point():
@@ -259,7 +259,7 @@ def _float32(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch
             copied = tensor.detach().to(torch.float32, copy=True).contiguous()
             if not torch.isfinite(copied).all():
                 raise InputError(
-                    f"{path} has NaN or infinity in `{short(name, 80)}`: a training that "
+                    f"{path} has NaN or infinity in `{shorten(name, 80)}`: a training that "
                     "diverged, or numbers too large for their type."
                 )
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.families import FAMILIES
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
 __all__ = [
     "MODEL_ARGUMENTS",
@@ -63,7 +63,7 @@ def accept_arguments(where: object, arguments: Any, also: Collection[str] = ()) 
     """
     if not isinstance(arguments, Mapping):
         raise InputError(f"{where} has model arguments that are not accepted: no JSON object.")
-    unknown = sorted(short(key, 40) for key in set(arguments) - MODEL_ARGUMENTS - set(also))
+    unknown = sorted(shorten(key, 40) for key in set(arguments) - MODEL_ARGUMENTS - set(also))
     if unknown:
         raise InputError(
             f"{where} has model arguments that are not accepted: {unknown[:5]}. Only those that "

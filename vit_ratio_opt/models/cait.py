@@ -40,7 +40,7 @@ class TalkingHeads(nn.Module):
         self.attn_drop, self.proj, self.proj_drop = attn.attn_drop, attn.proj, attn.proj_drop
 
     @staticmethod
-    def mixed(layer: nn.Linear, heads: torch.Tensor) -> torch.Tensor:
+    def mix_heads(layer: nn.Linear, heads: torch.Tensor) -> torch.Tensor:
         """Return ``(batch, heads, queries, keys)`` after a layer from heads to heads."""
         mixed: torch.Tensor = layer(heads.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return mixed
@@ -51,8 +51,8 @@ class TalkingHeads(nn.Module):
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         logits = (q * self.scale) @ k.mT
-        weights = self.mixed(self.proj_l, logits).softmax(dim=-1)
-        weights = self.attn_drop(self.mixed(self.proj_w, weights))
+        weights = self.mix_heads(self.proj_l, logits).softmax(dim=-1)
+        weights = self.attn_drop(self.mix_heads(self.proj_w, weights))
         x = (weights @ v).transpose(1, 2).reshape(batch, tokens, self.attn_dim)
         out: torch.Tensor = self.proj_drop(self.proj(x))
         return out

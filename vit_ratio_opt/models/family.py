@@ -61,7 +61,7 @@ class Branch:
 
     @property
     def module(self) -> Any:
-        """The attention or the FFN."""
+        """Return the attention or the FFN."""
         return getattr(self.owner, self.attribute)
 
     def replace(self, module: nn.Module) -> None:
@@ -70,18 +70,18 @@ class Branch:
 
     @property
     def last_name(self) -> str:
-        """Name of the module's last linear layer, whose inputs are heads or neurons."""
+        """Return the name of the module's last linear layer, whose inputs are heads or neurons."""
         return "proj" if self.kind == "attention" else "fc2"
 
     @property
     def last(self) -> nn.Linear:
-        """The module's last linear layer, whose inputs are heads or neurons."""
+        """Return the module's last linear layer, whose inputs are heads or neurons."""
         layer: nn.Linear = getattr(self.module, self.last_name)
         return layer
 
     @property
     def entry(self) -> nn.Module:
-        """The module that is given the stream itself."""
+        """Return the module that is given the stream itself."""
         module: nn.Module = self.module
         return module if isinstance(self.before, nn.Identity) else self.before
 

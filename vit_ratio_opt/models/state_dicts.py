@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
-__all__ = ["check_fits", "checksum", "misfit", "weights_hash"]
+__all__ = ["check_fits", "checksum", "find_misfit", "weights_hash"]
 
 _MOST_NAMED = 3
 
@@ -38,19 +38,19 @@ def check_fits(model: nn.Module, state: Mapping[str, torch.Tensor], where: str |
     Raises:
         InputError: They do not fit; the message names the first of them.
     """
-    difference = misfit(model, state)
+    difference = find_misfit(model, state)
     if difference is not None:
         hint = " It may be of another model than the named one." if "missing" in difference else ""
         raise InputError(f"{where} does not fit the model: {difference}.{hint}")
 
 
-def misfit(model: nn.Module, state: Mapping[str, torch.Tensor]) -> str | None:
+def find_misfit(model: nn.Module, state: Mapping[str, torch.Tensor]) -> str | None:
     """Return how tensors differ from a model's, as part of a sentence; None where they fit."""
     own = model.state_dict()
     missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing or extra:
         return ", ".join(
-            f"{len(names)} tensors {verb} {[short(name, 80) for name in names[:_MOST_NAMED]]}"
+            f"{len(names)} tensors {verb} {[shorten(name, 80) for name in names[:_MOST_NAMED]]}"
             for names, verb in ((missing, "are missing"), (extra, "are not the model's"))
             if names
         )

@@ -174,7 +174,7 @@ def _put(module: nn.Module, name: str, value: torch.Tensor) -> None:
 
 
 def _resize(linear: nn.Linear, rows: int, columns: int) -> None:
-    """Give a layer weights of another shape, all zero."""
+    """Replace the weights of a layer by zeros of another shape."""
     weight = linear.weight
     linear.weight = nn.Parameter(weight.new_zeros(rows, columns), weight.requires_grad)
     if linear.bias is not None:

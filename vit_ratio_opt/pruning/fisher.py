@@ -38,7 +38,7 @@ class BranchCost:
 
     @property
     def effective_tokens(self) -> float:
-        """Number of equally weighted tokens that are worth as much as the weighted ones."""
+        """Return the effective number of tokens: equally weighted ones of the same worth."""
         return _effective_samples(self.weights)
 
 

@@ -96,7 +96,7 @@ class NormalEquations:
 
     @property
     def target_square(self) -> float:
-        """Weighted sum of squares of all targets."""
+        """Return the weighted sum of squares of all targets."""
         return sum(total for _, _, total in self.halves)
 
     def _fit(self, half: _Sums, start: torch.Tensor, ridge: float) -> torch.Tensor:

@@ -66,7 +66,7 @@ class BlockMoments:
 
     @property
     def images(self) -> int:
-        """Number of images seen so far."""
+        """Return the number of images seen so far."""
         return self._batch.stop
 
     def hooks(self) -> list[RemovableHandle]:

@@ -84,12 +84,12 @@ class Structural:
 
     @property
     def name(self) -> Strategy:
-        """The word that a study stores and ``--strategy`` takes."""
+        """Return the word that a study stores and ``--strategy`` takes."""
         return "structural"
 
     @property
     def criterion_name(self) -> str | None:
-        """Name of the criterion that a study stores; None for the built-in choice."""
+        """Return the name of the criterion that a study stores; None for the built-in choice."""
         if self.criterion is None:
             return None
         name: str | None = getattr(self.criterion, "name", None)
@@ -114,7 +114,7 @@ class Tokens:
 
     @property
     def name(self) -> Strategy:
-        """The word that a study stores and ``--strategy`` takes."""
+        """Return the word that a study stores and ``--strategy`` takes."""
         return "cascade"
 
 
@@ -152,7 +152,7 @@ class Both:
 
     @property
     def name(self) -> Strategy:
-        """The word that a study stores and ``--strategy`` takes."""
+        """Return the word that a study stores and ``--strategy`` takes."""
         return "both"
 
 

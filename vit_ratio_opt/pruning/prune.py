@@ -162,7 +162,7 @@ def prune_units(
     for index, (name, removed) in enumerate((("heads", heads), ("neurons", neurons))):
         _check_removed(name, removed, sizes[index], [least[index]] * len(blocks))
     keep = [
-        [sorted(_ranked(score)[count:]) for score, count in zip(kind, counts, strict=True)]
+        [sorted(_rank_units(score)[count:]) for score, count in zip(kind, counts, strict=True)]
         for kind, counts in (
             (scores[0], allocate_scores(scores[0], heads, least[0], 1, allocation)),
             (scores[1], allocate_scores(scores[1], neurons, least[1], round_to, allocation)),
@@ -276,7 +276,7 @@ def _check_removed(name: str, removed: int, sizes: list[int], minimums: list[int
         )
 
 
-def _ranked(score: torch.Tensor) -> list[int]:
+def _rank_units(score: torch.Tensor) -> list[int]:
     """Return unit indices from the lowest to the highest score."""
     order: list[int] = torch.argsort(score, stable=True).tolist()
     return order

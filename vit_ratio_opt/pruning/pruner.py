@@ -102,7 +102,7 @@ class ModelPruner:
 
     @property
     def device(self) -> torch.device:
-        """The device of the dense model."""
+        """Return the device of the dense model."""
         return model_device(self.dense)
 
     def price(self, cost: Cost) -> None:
@@ -178,7 +178,7 @@ class ModelPruner:
 
     @cached_property
     def calibration(self) -> Calibration:
-        """Moments and factors of the dense model, computed once or read from the cache."""
+        """Return moments and factors of the dense model, computed once or read from the cache."""
         folder = self.calibration_options.cache
         return cached_calibration(
             self.dense,
@@ -189,12 +189,12 @@ class ModelPruner:
 
     @cached_property
     def importance(self) -> Importance:
-        """Scores of the heads and neurons of the dense model, computed once."""
+        """Return the scores of the heads and neurons of the dense model, computed once."""
         return self._score(self.dense)
 
     @cached_property
     def survey(self) -> AttentionSurvey:
-        """What the attention of the dense model does on some of the images, computed once."""
+        """Return statistics of the dense model's attention on some images, computed once."""
         wanted, images = _SURVEYED, []
         for batch in self._image_batches:
             images.append(batch[:wanted])
@@ -205,7 +205,7 @@ class ModelPruner:
 
     @cached_property
     def batches(self) -> list[Batch]:
-        """The calibration batches, with no more images than the options allow."""
+        """Return the calibration batches, with no more images than the options allow."""
         given = self._images() if callable(self._images) else self._images
         check_sequence("images", given)
         left, batches = self.calibration_options.images, []
@@ -249,12 +249,12 @@ class ModelPruner:
 
     @property
     def allocation(self) -> Allocation:
-        """How each ratio is allocated across blocks."""
+        """Return how each ratio is allocated across blocks."""
         return self.pruning.allocation if isinstance(self.pruning, Structural) else "global"
 
     @property
     def _tokens(self) -> TokenSpace | None:
-        """The space of the tokens that are left out, alone or beside weights."""
+        """Return the space of the tokens that are left out, alone or beside weights."""
         space = self.space.cascade if isinstance(self.space, Combined) else self.space
         return space if isinstance(space, TokenSpace) else None
 
@@ -306,7 +306,7 @@ class ModelPruner:
 
     @cached_property
     def _model_identity(self) -> dict[str, Any]:
-        """The settings that hash the dense model."""
+        """Return the settings that hash the dense model."""
         return {
             "model": str(getattr(self.dense, "default_cfg", {}).get("architecture", "custom")),
             "weights": weights_hash(self.dense),

@@ -80,7 +80,7 @@ def repair(
             for number, branch in enumerate(stage):
                 target, weights = _target(calibration.blocks[branch.index], branch.kind)
                 goals = torch.split(target.to(device), sizes)
-                wanted = _missing(goals, now, tails, sampled, number)
+                wanted = _missing_output(goals, now, tails, sampled, number)
                 scale = sum(_square(goal, weights.to(goal)) for goal in torch.split(target, sizes))
                 refitted = tails[number].refit(sampled[number], wanted, weights.to(device), scale)
                 if refitted is not None:
@@ -125,7 +125,7 @@ def _target(block: BlockCalibration, kind: str) -> tuple[torch.Tensor, torch.Ten
     return block.attention_target, block.attention_weights
 
 
-def _missing(
+def _missing_output(
     goals: Sequence[torch.Tensor],
     streams: Sequence[torch.Tensor],
     tails: Sequence[_Tail],
@@ -229,7 +229,7 @@ class _Tail:
         equations = NormalEquations(self.layer.bias is not None)
         before = 0.0
         for x, added in zip(inputs, wanted, strict=True):
-            equations.add(x, self._before_scale(x, added), weights.to(x))
+            equations.add(x, self._undo_scale(x, added), weights.to(x))
             before += _square(added - self.add(x), weights.to(x))
         if before <= _ROUNDING * scale:
             return None
@@ -244,7 +244,7 @@ class _Tail:
             return None
         return refitted
 
-    def _before_scale(self, inputs: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    def _undo_scale(self, inputs: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
         """Return what the last layer has to give for the branch to add ``added``."""
         after: Any = self._after
         scale: torch.Tensor | None

@@ -90,7 +90,7 @@ def survey_attention(model: ViT, batches: Iterable[torch.Tensor]) -> AttentionSu
     # Rounded, so that two machines that differ in the last bits make the same cascade of it.
     return AttentionSurvey(
         tuple(round(value / images / uniform, 2) for value in ranges.tolist()),
-        tuple(_cumulative([own / images for own in heads])),
+        tuple(_add_up([own / images for own in heads])),
     )
 
 
@@ -101,7 +101,7 @@ def _patch_distances(model: ViT) -> torch.Tensor:
     return torch.cdist(places, places)
 
 
-def _cumulative(scores: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+def _add_up(scores: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Yield the sums of the scores of all blocks up to each; blocks may have fewer heads."""
     total = torch.zeros(0, dtype=torch.float64)
     for own in scores:

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.candidates import Candidate, estimate_pairs
-from vit_ratio_opt.records.labels import ACCURACY, MACS, CostRecord, MetricRecord, below
+from vit_ratio_opt.records.labels import ACCURACY, MACS, CostRecord, MetricRecord, format_below
 from vit_ratio_opt.records.snapshot import StudySnapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trial import attribute
@@ -48,6 +48,7 @@ class Answer:
         cost: What the budget is a share of, or what is minimised.
         metric: What trials are measured by.
         loader: Return the pruned model of a trial, see :meth:`bind`.
+        study: The study, see :meth:`bind`.
     """
 
     found: Candidate | None
@@ -62,36 +63,38 @@ class Answer:
     cost: CostRecord = MACS
     metric: MetricRecord = ACCURACY
     loader: Callable[[FrozenTrial], Any] | None = field(default=None, compare=False)
+    study: Study | None = field(default=None, compare=False)
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the answer is the fixed ratio's pair."""
+        """Return whether the answer is the fixed ratio's pair."""
         return self.baseline is not None and self.found == self.baseline
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether the answer was trained more than once; the dense model needs no confirmation."""
+        """Return whether the answer was trained more than once; True for the dense model."""
         return self.found is None or self.found.trained > 1
 
     @property
     def accuracy(self) -> float:
-        """Expected validation accuracy of the answer in per cent."""
+        """Return the expected validation accuracy of the answer in per cent."""
         if self.found is not None:
             return self.found.accuracy
         return 0.0 if self.dense_accuracy is None else self.dense_accuracy
 
     @property
     def error(self) -> float:
-        """Standard error of :attr:`accuracy` in percentage points."""
+        """Return the standard error of :attr:`accuracy` in percentage points."""
         return 0.0 if self.found is None else self.found.error
 
-    def bind(self, loader: Callable[[FrozenTrial], Any]) -> Answer:
-        """Return the answer with a function that :meth:`load_model` calls.
+    def bind(self, study: Study, loader: Callable[[FrozenTrial], Any]) -> Answer:
+        """Return the answer with its study and a function that :meth:`load_model` calls.
 
         Args:
+            study: The study, for :meth:`vit_ratio_opt.Search.test`.
             loader: Return the pruned model of a trial.
         """
-        return replace(self, loader=loader)
+        return replace(self, study=study, loader=loader)
 
     def load_model(self) -> Any:
         """Return the pruned and fine-tuned model of the answer, as a timm model.
@@ -146,7 +149,7 @@ class Answer:
 
     @property
     def why_not_best(self) -> str | None:
-        """Why the answer's trial is not Optuna's best one, in a sentence; None where it is."""
+        """Return a sentence why the answer's trial is not Optuna's best one; None where it is."""
         other, trial, found = self.best_candidate, self.best_trial, self.found
         if trial is None:
             return None
@@ -162,7 +165,7 @@ class Answer:
         if self.confidence is not None and other.probability < self.confidence:
             return (
                 f"{best} is cheaper, but its pair ({expected}) keeps the tolerance with a "
-                f"probability of only {below(other.probability, self.confidence)}, and "
+                f"probability of only {format_below(other.probability, self.confidence)}, and "
                 f"{self.confidence:g} is required."
             )
         if self.confidence is not None:

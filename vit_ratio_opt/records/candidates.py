@@ -64,7 +64,7 @@ class Candidate:
 
     @property
     def trained(self) -> int:
-        """How often the pair was trained to the end, not stopped early by an Optuna pruner."""
+        """Return the number of trainings that no Optuna pruner stopped early."""
         return sum(
             trial.state == TrialState.COMPLETE or attribute(trial, "accuracy") is not None
             for trial in self.trials
@@ -72,7 +72,7 @@ class Candidate:
 
     @property
     def own_accuracy(self) -> float:
-        """Mean validation accuracy of the pair's own trainings in per cent."""
+        """Return the mean validation accuracy of the pair's own trainings in per cent."""
         return fmean(self.own_accuracies)
 
     def value_of(self, trial: FrozenTrial) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.labels import CostRecord, LimitRecord, MetricRecord
 from vit_ratio_opt.records.settings import StudySettings
-from vit_ratio_opt.records.typed import shorten, typed
+from vit_ratio_opt.records.typed import check_type, shorten_repr
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.space.pairs import RatioPair
@@ -83,7 +83,7 @@ def check_attributes(
 
     Args:
         attributes: The user attributes of the study.
-        settings: The settings among them; None in a study of an objective of the user's own,
+        settings: The settings among them; None in a study of a custom objective,
             which stores ``plan`` and ``limit`` and as much of the rest as it likes.
         is_old: Whether the study is one of version 0.1.0, whose plans are smaller.
 
@@ -126,13 +126,15 @@ def attribute_of(attributes: Mapping[str, Any], key: str) -> Any:
 
 def _check(key: str, value: Any, *, is_partial: bool) -> None:
     if key in _OTHERS:
-        typed(f"The attribute `{key}`", value, _OTHERS[key])
+        check_type(f"The attribute `{key}`", value, _OTHERS[key])
         return
     if not isinstance(value, Mapping):
-        raise InputError(f"The attribute `{key}` must be a JSON object, but is {shorten(value)}.")
+        raise InputError(
+            f"The attribute `{key}` must be a JSON object, but is {shorten_repr(value)}."
+        )
     for name, hint in _ENTRIES[key].items():
         if name in value or not is_partial or key not in ("dense", "plan"):
-            typed(f"`{name}` of the attribute `{key}`", value.get(name), hint)
+            check_type(f"`{name}` of the attribute `{key}`", value.get(name), hint)
 
 
 def _check_meaning(attributes: Mapping[str, Any]) -> None:
@@ -179,7 +181,7 @@ def _check_plan(
         InputError: An entry is missing, or contradicts limit or settings.
     """
     if limit.other is not None and not {"curve", "tolerance"} & plan.keys():
-        return  # a search of the user's own
+        return  # a custom search
     is_budget = "curve" in plan if limit.other is not None else limit.tolerance is None
     entries = ["noise", "noise_is_known"]
     entries += ["curve", "baseline", "start", "confirmations", "dense"] if is_budget else []
@@ -193,14 +195,14 @@ def _check_plan(
     for name, value in wanted.items():
         if plan[name] != value and value is not None:
             raise InputError(
-                f"`{name}` of the attribute `plan` is {shorten(plan[name])}, but that of the "
-                f"settings {shorten(value)}."
+                f"`{name}` of the attribute `plan` is {shorten_repr(plan[name])}, but that of the "
+                f"settings {shorten_repr(value)}."
             )
     if is_budget:
         BudgetSearch.from_json(plan)
     elif plan["scale"] is None or not min(plan["scale"]) > 0:
         raise InputError(
             f"`scale` of the attribute `plan` must be two numbers above 0, but is "
-            f"{shorten(plan['scale'])}."
+            f"{shorten_repr(plan['scale'])}."
         )
     Noise(plan["noise"])

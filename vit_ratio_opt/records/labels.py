@@ -8,10 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.typed import shorten, typed
+from vit_ratio_opt.records.typed import check_type, shorten_repr
 from vit_ratio_opt.space.costs import cost_label
 
-__all__ = ["ACCURACY", "CHANGE", "MACS", "CostRecord", "LimitRecord", "MetricRecord", "below"]
+__all__ = [
+    "ACCURACY",
+    "CHANGE",
+    "MACS",
+    "CostRecord",
+    "LimitRecord",
+    "MetricRecord",
+    "format_below",
+]
 
 
 @dataclass(frozen=True)
@@ -69,38 +77,41 @@ class MetricRecord:
 
     @property
     def label(self) -> str:
-        """The name in sentences, such as ``validation accuracy``."""
+        """Return the name in sentences, such as ``validation accuracy``."""
         return self.name if self.name == "value" else f"validation {self.name}"
 
     @property
     def title(self) -> str:
-        """The name at the beginning of a sentence."""
+        """Return the name at the beginning of a sentence."""
         name = self.name
         return f"{name[:1].upper()}{name[1:]}" if name.islower() else name
 
     @property
     def heading(self) -> str:
-        """The short name in tables, such as ``val %``."""
+        """Return the short name in tables, such as ``val %``."""
         return f"val {self.unit}" if self == ACCURACY else self.name
 
     @property
     def axis(self) -> str:
-        """The name on an axis, such as ``validation accuracy, %``."""
+        """Return the name on an axis, such as ``validation accuracy, %``."""
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
     @property
     def points(self) -> str:
-        """The unit of a difference, with a space before it."""
+        """Return the unit of a difference, with a space before it."""
         return " points" if self.unit == "%" else f" {self.unit}".rstrip()
 
     def text(self, value: float, *, error: float | None = None) -> str:
-        """Return a value with its unit, and with its standard error if there is one."""
-        shown = f"{self.number(value)}" + ("" if error is None else f" ± {self.number(error)}")
-        return f"{shown} {self.unit}".rstrip()
+        """Return a value with its unit, and with its standard error if that is known."""
+        return f"{self.number(value, error=error)} {self.unit}".rstrip()
 
-    def number(self, value: float) -> str:
-        """Return a value without its unit."""
-        return f"{value:.2f}" if self.unit == "%" else f"{value:.4g}"
+    def number(self, value: float, *, error: float | None = None) -> str:
+        """Return a value without its unit, and with its standard error if that is known.
+
+        The error is 0 where the study knows no noise, as in studies of version 0.1.0.
+        """
+        shown = f"{value:.2f}" if self.unit == "%" else f"{value:.4g}"
+        return f"{shown} ± {self.number(error)}" if error else shown
 
     def gain(self, difference: float) -> str:
         """Return a difference of two values with its sign and unit."""
@@ -126,7 +137,7 @@ class LimitRecord:
         budget: Largest share of the dense model's cost.
         tolerance: Largest loss of accuracy, in percentage points.
         confidence: Probability with which the answer has to keep the tolerance.
-        other: Name of the class of a limit, or of a search, of the user's own.
+        other: Name of the class of a custom limit or search.
         cost: Name of the cost, where the sampler has written it.
         macs: MACs of the dense model, where the sampler has written them.
     """
@@ -165,7 +176,7 @@ class LimitRecord:
         return f"at most {self.tolerance:g} points of accuracy lost"
 
 
-def below(value: float, limit: float) -> str:
+def format_below(value: float, limit: float) -> str:
     """Return a number with as many digits as it takes to be below a limit."""
     digits = next((n for n in range(2, 6) if round(value, n) < limit), 6)
     return f"{value:.{digits}f}"
@@ -176,8 +187,10 @@ _LARGER = {"larger_is_better": bool}
 
 def _entries(key: str, stored: object, hints: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(stored, Mapping):
-        raise InputError(f"The attribute `{key}` must be a JSON object, but is {shorten(stored)}.")
+        raise InputError(
+            f"The attribute `{key}` must be a JSON object, but is {shorten_repr(stored)}."
+        )
     return {
-        name: typed(f"`{name}` of the attribute `{key}`", stored.get(name), hint)
+        name: check_type(f"`{name}` of the attribute `{key}`", stored.get(name), hint)
         for name, hint in hints.items()
     }

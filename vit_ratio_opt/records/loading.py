@@ -14,7 +14,7 @@ from optuna.study import Study
 from vit_ratio_opt._compat import study_names
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.study import StudyRecord, is_ours, record_of
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
 __all__ = ["baseline_of", "fixed_studies", "load_studies"]
 
@@ -41,9 +41,9 @@ def load_studies(storage: BaseStorage, names: Sequence[str] = ()) -> list[Study]
     records: dict[str, StudyRecord] = {}
     for name in names:
         if name not in attributes:
-            known = ", ".join(map(short, sorted(attributes)[:_MOST_NAMES])) or "none"
+            known = ", ".join(map(shorten, sorted(attributes)[:_MOST_NAMES])) or "none"
             known += ", …" if len(attributes) > _MOST_NAMES else ""
-            raise InputError(f"The storage has no study {short(name)!r}; it has: {known}.")
+            raise InputError(f"The storage has no study {shorten(name)!r}; it has: {known}.")
         records[name] = _read(name, attributes[name])
     damaged: list[InputError] = []
     for name, stored in () if names else attributes.items():
@@ -86,8 +86,8 @@ def _attributes_of_all(storage: BaseStorage) -> dict[str, Mapping[str, Any] | No
 def _read(name: str, attributes: Mapping[str, Any] | None) -> StudyRecord:
     if attributes is None:
         raise InputError(
-            f"Study {short(name)!r} is damaged: an attribute is no JSON. Restore the database, or "
-            "use another study name."
+            f"Study {shorten(name)!r} is damaged: an attribute is no JSON. Restore the database, "
+            "or use another study name."
         )
     return StudyRecord.read(name, attributes)
 

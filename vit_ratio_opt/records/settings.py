@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.typed import shorten, typed, without_none
+from vit_ratio_opt.records.typed import check_type, shorten_repr, without_none
 
 __all__ = ["SCHEMA_VERSION", "StudySettings"]
 
@@ -45,7 +45,7 @@ class StudySettings:
         ranges: Attention range of each block, for a rule that depends on it.
         by_cascade: Share of the saving that leaving out tokens has to bring.
         criterion: Name of the criterion by which units are scored; None for the built-in one.
-        trainer: Identity of a trainer of the user's own; None for this package's training, which
+        trainer: Identity of a custom trainer; None for this package's training, which
             the fields from ``dataset`` to ``recipe`` and ``precision`` describe.
         model: timm's name of the dense model.
         weights: Hash of the weights of the dense model.
@@ -131,9 +131,9 @@ class StudySettings:
             InputError: A field is missing, unknown or of another type, or the version is newer.
         """
         if not isinstance(stored, Mapping):
-            raise InputError(f"Settings must be a JSON object, but are {shorten(stored)}.")
+            raise InputError(f"Settings must be a JSON object, but are {shorten_repr(stored)}.")
         values = {"schema_version": 1, **stored}
-        version = typed("`schema_version` of the settings", values["schema_version"], int)
+        version = check_type("`schema_version` of the settings", values["schema_version"], int)
         if version > SCHEMA_VERSION:
             raise InputError(
                 f"Settings of schema version {version} are of a newer vit_ratio_opt, and this one "
@@ -152,14 +152,14 @@ class StudySettings:
             hints |= {name: without_none(hints[name]) for name in _OF_IMAGES}
         return cls(
             **{
-                name: typed(f"`{name}` of the settings", values[name], hint)
+                name: check_type(f"`{name}` of the settings", values[name], hint)
                 for name, hint in hints.items()
             }
         )
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Fields that the version which stored the settings did not record."""
+        """Return the fields that the version which stored the settings did not record."""
         if self.schema_version >= SCHEMA_VERSION:
             return ()
         return tuple(name for name in _NEW_IN_2 if getattr(self, name) is None)
@@ -201,4 +201,4 @@ def _differences(name: str, ours: Any, theirs: Any) -> list[str]:
         pairs = enumerate(zip(ours, theirs, strict=True))
         index, (first, second) = next((i, p) for i, p in pairs if p[0] != p[1])
         return _differences(f"{name}[{index}]", first, second)
-    return [f"{name} is {shorten(ours)}, not {shorten(theirs)}"]
+    return [f"{name} is {shorten_repr(ours)}, not {shorten_repr(theirs)}"]

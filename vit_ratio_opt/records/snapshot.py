@@ -28,7 +28,7 @@ class StudySnapshot(Study):
 
     @property
     def user_attrs(self) -> dict[str, Any]:
-        """The user attributes, which must not be changed."""
+        """Return the user attributes, which must not be changed."""
         return self._attributes
 
     def get_trials(

@@ -27,7 +27,7 @@ __all__ = [
     "StudyRecord",
     "artifacts_of",
     "is_complete",
-    "is_of_own_objective",
+    "has_custom_objective",
     "is_ours",
     "record_of",
     "settings_of",
@@ -68,17 +68,16 @@ class DenseRecord:
 class StudyRecord:
     """What a study stores.
 
-    A study of :class:`~vit_ratio_opt.Search` stores everything. A study of an objective of the
-    user's own, with :class:`~vit_ratio_opt.BinarySearchSampler`, has no settings, and of the rest
-    what was recorded.
+    A study of :class:`~vit_ratio_opt.Search` stores everything. A study of a custom objective with
+    :class:`~vit_ratio_opt.BinarySearchSampler` has no settings, and of the rest what was recorded.
 
     Args:
         name: Name of the study.
         limit: Budget or tolerance; None where nothing about it is stored.
         cost: What the budget is a share of, or what is minimised with a tolerance.
         metric: What trials are measured by.
-        optional_settings: Everything on which the numbers of its trials depend; None for an
-            objective of the user's own.
+        optional_settings: Everything on which the numbers of its trials depend; None for a
+            custom objective.
         dense: Size and accuracy of the dense model.
         versions: Version of each package that created the study.
         device: Name of the device that created the study.
@@ -134,7 +133,7 @@ class StudyRecord:
                 "it again."
             )
         try:
-            settings = None if is_of_own_objective(attributes) else settings_of(attributes)
+            settings = None if has_custom_objective(attributes) else settings_of(attributes)
             check_attributes(attributes, settings, is_old=settings is not None and not is_new)
         except InputError as error:
             raise InputError(
@@ -145,46 +144,46 @@ class StudyRecord:
 
     @property
     def settings(self) -> StudySettings:
-        """Everything on which the numbers of the study's trials depend.
+        """Return everything on which the numbers of the study's trials depend.
 
         Raises:
-            InputError: The study has an objective of the user's own.
+            InputError: The study has a custom objective.
         """
         if self.optional_settings is None:
             raise InputError(
-                f"Study {self.name!r} has an objective of its own and stores no settings: run the "
+                f"Study {self.name!r} has a custom objective and stores no settings: run the "
                 "script that created it."
             )
         return self.optional_settings
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the study searches one fixed ratio for both modules."""
+        """Return whether the study searches one fixed ratio for both modules."""
         return self.optional_settings is not None and self.optional_settings.strategy == "fixed"
 
     @property
     def model(self) -> str | None:
-        """Timm's name of the dense model."""
+        """Return timm's name of the dense model."""
         return None if self.optional_settings is None else self.optional_settings.model
 
     @property
     def dataset(self) -> str | None:
-        """Name of the data set."""
+        """Return the name of the data set."""
         return None if self.optional_settings is None else self.optional_settings.dataset
 
     @property
     def pruned(self) -> str:
-        """What is pruned: ``"structural"``, ``"cascade"`` or ``"both"``."""
+        """Return what is pruned: ``"structural"``, ``"cascade"`` or ``"both"``."""
         return "structural" if self.optional_settings is None else self.optional_settings.pruned
 
     @property
     def limit_text(self) -> str:
-        """The limit in words, such as ``at most 60 % of the FLOPs``."""
+        """Return the limit in words, such as ``at most 60 % of the FLOPs``."""
         return "no limit" if self.limit is None else self.limit.text(self.cost.word)
 
     @property
     def has_tolerance(self) -> bool:
-        """Whether the study minimises the cost within a tolerance."""
+        """Return whether the study minimises the cost within a tolerance."""
         if self.limit is not None and self.limit.other is not None:
             return "tolerance" in (self.plan or {})
         return self.limit is not None and self.limit.tolerance is not None
@@ -192,13 +191,13 @@ class StudyRecord:
 
 def is_ours(attributes: Mapping[str, Any]) -> bool:
     """Return whether the study of these attributes was created by this package."""
-    return bool({"settings", "dense", COMPLETE} & attributes.keys()) or is_of_own_objective(
+    return bool({"settings", "dense", COMPLETE} & attributes.keys()) or has_custom_objective(
         attributes
     )
 
 
-def is_of_own_objective(attributes: Mapping[str, Any]) -> bool:
-    """Return whether a sampler of this package searches an objective of the user's own."""
+def has_custom_objective(attributes: Mapping[str, Any]) -> bool:
+    """Return whether a sampler of this package searches a custom objective."""
     return {"plan", "limit"} <= attributes.keys() and "settings" not in attributes
 
 

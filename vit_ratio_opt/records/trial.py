@@ -10,7 +10,7 @@ from typing import Any, Literal
 from optuna.trial import BaseTrial, FrozenTrial
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.typed import typed, without_none
+from vit_ratio_opt.records.typed import check_type, without_none
 
 __all__ = ["DAMAGED", "TrialRecord", "attribute", "shown_attribute", "write_trial"]
 
@@ -111,7 +111,7 @@ def _read(attributes: Mapping[str, Any], name: str) -> Any:
         is_right = type(value) is hint or (hint is float and type(value) is int)
         return value if is_right and (hint is str or abs(value) < _TOO_LARGE) else None
     try:
-        return typed(name, value, hint)
+        return check_type(name, value, hint)
     except InputError:
         return None
 

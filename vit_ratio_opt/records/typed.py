@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["shorten", "typed", "without_none"]
+__all__ = ["shorten_repr", "check_type", "without_none"]
 
 _LONGEST = 80  # characters of a value in a message
 _LARGEST = sys.float_info.max
 _MISFIT = object()
 
 
-def typed(what: str, value: Any, hint: Any) -> Any:
+def check_type(what: str, value: Any, hint: Any) -> Any:
     """Return a JSON value as the type that ``hint`` names, with tuples for lists.
 
     Args:
@@ -32,7 +32,7 @@ def typed(what: str, value: Any, hint: Any) -> Any:
     found = _converted(value, hint)
     if found is _MISFIT:
         wanted = hint.__name__ if type(hint) is type else str(hint).replace("typing.", "")
-        raise InputError(f"{what} must be {wanted}, but is {shorten(value)}.")
+        raise InputError(f"{what} must be {wanted}, but is {shorten_repr(value)}.")
     return found
 
 
@@ -42,7 +42,7 @@ def without_none(hint: Any) -> Any:
     return options[0] if len(options) == 1 else typing.Union[tuple(options)]  # noqa: UP007
 
 
-def shorten(value: object) -> str:
+def shorten_repr(value: object) -> str:
     """Return the ``repr`` of a value, cut where it is long."""
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
@@ -79,7 +79,7 @@ def _converted(value: Any, hint: Any) -> Any:
 
 
 def _is_json(value: Any) -> bool:
-    """Whether a value is of JSON's types, with finite numbers only."""
+    """Return whether a value is of JSON's types, with finite numbers only."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and _is_json(part) for key, part in value.items())
     if isinstance(value, (list, tuple)):

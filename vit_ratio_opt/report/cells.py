@@ -11,7 +11,7 @@ from vit_ratio_opt.records.labels import ACCURACY, MetricRecord
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.report.rows import build_report
 from vit_ratio_opt.report.trial_rows import TRIAL_COLUMNS, trial_rows
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
 __all__ = [
     "Cells",
@@ -99,12 +99,12 @@ def trial_cells(study: Study) -> Cells:
 
 
 def val_text(row: Mapping[str, Any], metric: MetricRecord) -> str | None:
-    """Return the metric of a row, with its standard error where it is of a pair."""
+    """Return the metric of a row, with its standard error where that is known."""
     if row["val_accuracy"] is None:
         return None
     if row["trial"] is None:
         return metric.number(row["val_accuracy"])
-    return f"{metric.number(row['val_accuracy'])} ± {metric.number(row['val_error'])}"
+    return metric.number(row["val_accuracy"], error=row["val_error"])
 
 
 def row_cells(
@@ -133,7 +133,7 @@ def cell(value: Any, digits: int | None = None) -> str:
         return "-"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return f"{value:,.{digits}f}" if digits is not None else f"{value:,}"
-    return short(value, 200)
+    return shorten(value, 200)
 
 
 def searched_first(group: Sequence[Study]) -> list[Study]:

@@ -16,7 +16,7 @@ __all__ = ["repeat_code", "resume_command", "storage_url"]
 def resume_command(study: Study, storage: str | None) -> str | None:
     """Return the command that resumes a study on any machine that reaches its storage.
 
-    None for a study with an objective of the user's own, which only its script can resume.
+    None for a study with a custom objective, which only its script can resume.
 
     Args:
         study: The study.

@@ -11,7 +11,7 @@ from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.report.cells import Cells, results_cells, searched_first, trial_cells
 from vit_ratio_opt.report.rows import group_studies
 from vit_ratio_opt.report.sentences import summary
-from vit_ratio_opt.utils.text import escape_markdown, short
+from vit_ratio_opt.utils.text import escape_markdown, shorten
 
 __all__ = ["code", "code_block", "markdown_page", "markdown_table"]
 
@@ -46,7 +46,7 @@ def _title(study: Study) -> str:
 
 def code(text: object) -> str:
     """Return a user's text as Markdown code, in which no character has a meaning."""
-    line = short(text).replace("|", "\\|")
+    line = shorten(text).replace("|", "\\|")
     fence = "`"
     while fence in line:
         fence += "`"
@@ -70,4 +70,4 @@ def code_block(text: str) -> str:
     fence = "```"
     while fence in text:
         fence += "`"
-    return f"{fence}\n{short(text, 1000)}\n{fence}"
+    return f"{fence}\n{shorten(text, 1000)}\n{fence}"

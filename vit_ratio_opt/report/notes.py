@@ -19,7 +19,7 @@ from vit_ratio_opt.report.markdown import code, code_block, markdown_table
 from vit_ratio_opt.report.sentences import summary
 from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.space.pairs import RatioPair
-from vit_ratio_opt.utils.text import escape_markdown, short
+from vit_ratio_opt.utils.text import escape_markdown, shorten
 
 __all__ = ["study_note", "trial_note"]
 
@@ -140,7 +140,7 @@ def _training(study: Study, trial: FrozenTrial, known: TrialRecord) -> str | Non
 def _parameter(name: str, value: object) -> str:
     """Return the value of a parameter: a ratio with three digits after the point."""
     if not isinstance(value, (int, float)) or not abs(value) < 1e9:
-        return short(value, 20)
+        return shorten(value, 20)
     return f"{value:.3f}" if name in RatioPair._fields else f"{value:.3g}"
 
 

@@ -42,7 +42,7 @@ from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trial import attribute
 from vit_ratio_opt.records.trials import finished_trials, tested_accuracy
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
 __all__ = [
     "answer_row",
@@ -60,8 +60,7 @@ _OF_THE_SEARCH = ("schema_version", "strategy", "noise", "confirmations", "confi
 def group_studies(studies: Sequence[Study]) -> list[list[Study]]:
     """Return studies in groups of the same dense model and images, one for each table.
 
-    A study of an objective of the user's own does not store what it has in common with others: it
-    is a group of its own.
+    A study of a custom objective stores no settings to compare: it is a group of its own.
     """
     groups: defaultdict[tuple[str, ...], list[Study]] = defaultdict(list)
     for study in studies:
@@ -74,7 +73,7 @@ def group_studies(studies: Sequence[Study]) -> list[list[Study]]:
 
 
 def build_report(studies: Sequence[Study]) -> dict[str, Any]:
-    """Return ``{model, dataset, seed, epochs, device, versions, rows}`` of one dense model.
+    """Return ``{studies, model, dataset, seed, epochs, device, versions, rows}`` of one model.
 
     Beside them ``budget`` and ``tolerance``, one of which is None, ``cost`` with the word for it,
     and ``metric``. What the studies do not store is None. For the rows, see the module.
@@ -97,6 +96,7 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
         rows.append(answer_row(study, answer))
     recipe = None if settings is None else settings.recipe
     report = {
+        "studies": [study.study_name for study in studies],
         "model": first.model,
         "dataset": first.dataset,
         "seed": None if settings is None else settings.seed,
@@ -124,7 +124,7 @@ def _check_comparable(studies: Sequence[Study]) -> None:
         if len(values) > 1:
             raise InputError(
                 f"Studies in one report must be of one model and data set, but differ in {name}: "
-                f"{', '.join(map(short, sorted(values)))}. Name the studies."
+                f"{', '.join(map(shorten, sorted(values)))}. Name the studies."
             )
 
 
@@ -258,7 +258,7 @@ def _seconds(trials: Sequence[FrozenTrial]) -> float:
     total = 0.0
     for trial in trials:
         seconds, duration = attribute(trial, "seconds"), trial.duration
-        if seconds is None and duration is not None:  # of an objective of the user's own
+        if seconds is None and duration is not None:  # of a custom objective
             seconds = duration.total_seconds()
         total += seconds or 0.0
     return round(total, 1)

@@ -15,9 +15,9 @@ from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import StudyRecord, record_of
 from vit_ratio_opt.records.trials import finished_trials, tested_accuracy
 from vit_ratio_opt.report.rows import answer_row, dense_ms
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
-__all__ = ["answer_sentences", "expected", "summary", "title"]
+__all__ = ["answer_sentences", "expected_text", "summary", "title"]
 
 # Accuracies of single trainings that a sentence lists.
 _MOST_VALUES = 4
@@ -27,8 +27,10 @@ def title(study: Study) -> str:
     """Return the dense model and the data set of a study, or the name of the study."""
     record = record_of(study)
     if record.model is None:
-        return f"study {short(record.name)}"
-    return short(record.model) + ("" if record.dataset is None else f" on {short(record.dataset)}")
+        return f"study {shorten(record.name)}"
+    return shorten(record.model) + (
+        "" if record.dataset is None else f" on {shorten(record.dataset)}"
+    )
 
 
 def summary(study: Study, studies: Sequence[Study] = ()) -> list[str]:
@@ -108,13 +110,16 @@ def answer_sentences(study: Study) -> list[str]:
     return [
         f"The answer is trial {found.trial.number}, {pair}{reason}. It has "
         f"{100 * found.cost_ratio:.1f} % of the {answer.cost.word}, and "
-        f"{expected(found, metric)} {metric.label} is expected; {_trainings(found, metric)}.",
+        f"{expected_text(found, metric)} {metric.label} is expected; {_trainings(found, metric)}.",
         *why,
     ]
 
 
-def expected(found: Candidate, metric: MetricRecord = ACCURACY) -> str:
-    """Return the posterior mean and its standard error, such as ``95.31 ± 0.42 %``."""
+def expected_text(found: Candidate, metric: MetricRecord = ACCURACY) -> str:
+    """Return the posterior mean and its standard error, such as ``95.31 ± 0.42 %``.
+
+    The error is left out where the study knows no noise.
+    """
     return metric.text(found.accuracy, error=found.error)
 
 
@@ -167,10 +172,11 @@ def _comparison(study: Study, answer: Answer, studies: Sequence[Study]) -> list[
         ]
     if baseline is not None and answer.found is not None:
         # The difference of the two printed figures, as a reader would subtract them.
-        gain = round(answer.found.accuracy, 2) - round(baseline.accuracy, 2)
+        number = answer.metric.number
+        gain = float(number(answer.found.accuracy)) - float(number(baseline.accuracy))
         return [
             f"Against the fixed ratio {baseline.pair[0]:.3f} of the same study (trial "
-            f"{baseline.trial.number}, {expected(baseline, answer.metric)} expected) that is "
+            f"{baseline.trial.number}, {expected_text(baseline, answer.metric)} expected) that is "
             f"{answer.metric.gain(gain)}, and the answer is better with a probability of "
             f"{answer.found.probability:.2f}."
         ]
@@ -191,13 +197,13 @@ def _against_study(record: StudyRecord, answer: Answer, other: Study, compared: 
     cost_ratio = 1.0 if answer.found is None else answer.found.cost_ratio
     if fixed is None:
         return (
-            f"The study of one fixed ratio, {short(other.study_name)}, has the dense model as its "
-            f"answer: the answer here needs {cost_ratio:.3f} times its {word}."
+            f"The study of one fixed ratio, {shorten(other.study_name)}, has the dense model as "
+            f"its answer: the answer here needs {cost_ratio:.3f} times its {word}."
         )
     share = cost_ratio / fixed.cost_ratio
     against = (
-        f"Against one fixed ratio of {fixed.pair[0]:.3f} (study {short(other.study_name)}, trial "
-        f"{fixed.trial.number}, {expected(fixed, answer.metric)} expected)"
+        f"Against one fixed ratio of {fixed.pair[0]:.3f} (study {shorten(other.study_name)}, "
+        f"trial {fixed.trial.number}, {expected_text(fixed, answer.metric)} expected)"
     )
     if record.has_tolerance:
         return f"{against} the answer needs {share:.3f} times the {word}."
@@ -235,7 +241,7 @@ def _measurements(study: Study, answer: Answer) -> list[str]:
 
 def _conditions(latency: Mapping[str, Any]) -> str:
     """Return the dense model's predicted latency and the error of the prediction."""
-    device = short(latency["device"])
+    device = shorten(latency["device"])
     if device == "cpu":
         device += f" with {latency['threads']} thread(s)"
     return (

@@ -14,7 +14,7 @@ from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.report.cells import val_text
 from vit_ratio_opt.report.trial_rows import trial_rows
-from vit_ratio_opt.utils.text import plain, short
+from vit_ratio_opt.utils.text import shorten, strip_escapes
 
 __all__ = ["results_table", "trials_table"]
 
@@ -24,8 +24,8 @@ def results_table(report: dict[str, Any]) -> Table:
     rows, metric = report["rows"], MetricRecord.from_json(report["metric"])
     has_cost = any("cost_ratio" in row for row in rows)
     shares = f"FLOPs and {report['cost_word']}" if has_cost else "FLOPs"
-    about = f"study {short(rows[-1]['study'])}" if report["model"] is None else report["model"]
-    about += "" if report["dataset"] is None else f" on {short(report['dataset'])}"
+    about = report["model"] or f"study {', '.join(map(shorten, report['studies']))}"
+    about += "" if report["dataset"] is None else f" on {shorten(report['dataset'])}"
     columns: dict[str, list[str]] = {
         "": [row["name"] for row in rows],
         "trial": [_trial(row) for row in rows],
@@ -40,7 +40,7 @@ def results_table(report: dict[str, Any]) -> Table:
     }
     columns = {name: cells for name, cells in columns.items() if cells}
     look: dict[str, Any] = {"box": SIMPLE, "padding": (0, 1, 0, 0), "show_edge": False}
-    heading = f"{plain(short(about, 120))}, {shares} as a share of dense"
+    heading = f"{strip_escapes(shorten(about, 120))}, {shares} as a share of dense"
     table = Table(title=Text(heading), title_justify="left", **look)
     for name in columns:
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
@@ -75,7 +75,7 @@ def trials_table(study: Study) -> Text:
     columns = {name: _aligned(name, cells) for name, cells in columns.items()}
     heading, *lines = (" ".join(cells) for cells in zip(*columns.values(), strict=True))
     text = Text(no_wrap=True, overflow="ellipsis", end="")
-    text.append(f"study {short(study.study_name)!r} (*: the answer)\n", style="italic")
+    text.append(f"study {shorten(study.study_name)!r} (*: the answer)\n", style="italic")
     text.append(f"{heading}\n", style="bold")
     text.append(f"{'-' * len(heading)}\n")
     for line, row in zip(lines, rows, strict=True):

@@ -114,7 +114,7 @@ class ArtifactFolder(FileSystemArtifactStore):
         super().remove(check_artifact_id(artifact_id))
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Link or copy a file, or write a stream, as an artifact."""
+        """Store a file as a link or copy, or a stream as a file, under the id of an artifact."""
         check_artifact_id(artifact_id)
         self._folder.mkdir(parents=True, exist_ok=True)
         file = getattr(content_body, "name", None)  # what comes over the network has none

@@ -157,9 +157,9 @@ def _bounded_connection(seconds: float) -> Any:
 
     class Connection(psycopg.Connection):
         def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
-            return super().wait(_answered(self, gen), *arguments, **options)
+            return super().wait(_wait_for_answer(self, gen), *arguments, **options)
 
-    def _answered(connection: psycopg.Connection, gen: Any) -> Generator[Any, Any, Any]:
+    def _wait_for_answer(connection: psycopg.Connection, gen: Any) -> Generator[Any, Any, Any]:
         """Run a generator of psycopg's until the server is silent for too long."""
         heard = time.monotonic()
         try:

@@ -1,4 +1,4 @@
-"""What the objective needs of a pruner and of a journal; for the trainer see training.context."""
+"""Protocols of the objective's pruner and journal; for the trainer see training.context."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class PrunerProtocol(Protocol):
 
     Attributes:
         dense: The dense model.
-        shape: Its sizes.
-        space: The pairs of ratios that there are, with their costs.
+        shape: Sizes of the dense model.
+        space: Search space: all pairs of ratios, with their costs.
     """
 
     dense: ViT
@@ -36,19 +36,19 @@ class PrunerProtocol(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Device of the models."""
+        """Return the device of the models."""
 
     def prune(self, pair: RatioPair, parent: ViT | None = None) -> ViT:
         """Return the pruned, untrained model of a pair, from a parent or the dense model."""
 
     def expected_loss(self, pair: RatioPair) -> float | None:
-        """Return an estimate of what a pair loses, to compare pairs by; None without any."""
+        """Return the estimated loss of a pair, for comparisons; None without an estimate."""
 
     def rebuild(self, pair: RatioPair, blocks: Sequence[Sequence[int]]) -> ViT:
-        """Return a model of these sizes, whose weights are yet to be read."""
+        """Return a model with the sizes in ``blocks``; its weights are loaded later."""
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings of a study that are about model, pruning and cost."""
+        """Return the settings of a study that identify model, pruning and cost."""
 
 
 class JournalProtocol(Protocol):
@@ -64,7 +64,7 @@ class JournalProtocol(Protocol):
         """Raise a CannotWriteError if models or states cannot be kept."""
 
     def trial(self, trial: BaseTrial) -> AbstractContextManager[None]:
-        """Give signs of life while a trial runs, and record why it failed."""
+        """Record heartbeats while a trial runs, and why it failed."""
 
     def fail(self, trial: BaseTrial, error: BaseException) -> None:
         """Record why a trial failed."""
@@ -73,7 +73,7 @@ class JournalProtocol(Protocol):
         """Keep the model of a trial."""
 
     def attach_files(self, trial: BaseTrial) -> None:
-        """Attach files for people who look at the trial."""
+        """Attach files to the trial."""
 
     def model_of(self, trial: FrozenTrial, study: Study, dense: ViT) -> ViT:
         """Return the pruned model of a trial."""
@@ -82,7 +82,7 @@ class JournalProtocol(Protocol):
         """Keep the training state in ``file``."""
 
     def spend_states(self, *trials: BaseTrial | FrozenTrial) -> None:
-        """Remember states that are not needed once the result of their trial is stored."""
+        """Mark training states for removal once the results of their trials are stored."""
 
     def discard_spent_states(self) -> None:
         """Remove the states of trainings that have ended."""

@@ -1,7 +1,7 @@
 """Create a study, or open it again, so that any number of processes may try at once.
 
 All that a study stores is computed first. Its unique name is the claim; settings are written first
-and a mark last. A process that comes second waits for the mark, compares the settings and adopts
+and a mark last. A second process waits for the mark, compares the settings and adopts
 what is stored. A creation without a mark was interrupted: it is deleted and made again.
 """
 
@@ -31,7 +31,7 @@ from vit_ratio_opt.runs.task import StudyTask, check_settings
 
 __all__ = ["check_study", "create_study"]
 
-# A creation that writes nothing for so long was interrupted.
+# A creation that writes nothing for this time was interrupted.
 _PATIENCE_SECONDS, _LOOK_SECONDS = 10.0, 0.05
 _MOST_CLAIMS = 20
 _PLACEHOLDER = re.compile(r"placeholder of (.+) [0-9a-f-]{36}")
@@ -89,7 +89,7 @@ def create_study(
         if not is_there:
             if new is None:
                 task.check()
-                new = _stored(task)
+                new = _stored_attributes(task)
             if _find(backend, study_name) != study_id:  # another process was faster
                 continue
             if study_id is None:
@@ -125,7 +125,7 @@ def _attributes(storage: BaseStorage, study_id: int) -> dict[str, Any] | None:
 
 
 def _is_empty(storage: BaseStorage, study_id: int) -> bool:
-    """Whether nothing is stored in the study, as after an interrupted creation."""
+    """Return whether nothing is stored in the study, as after an interrupted creation."""
     try:
         notes = set(storage.get_study_system_attrs(study_id)) - {METRIC_NAMES}
         return not (
@@ -152,7 +152,7 @@ def _wait_for_mark(storage: BaseStorage, study_id: int) -> bool:
 # Writing
 
 
-def _stored(task: StudyTask) -> dict[str, Any]:
+def _stored_attributes(task: StudyTask) -> dict[str, Any]:
     """Return what a new study stores, as JSON gives it back."""
     stored: dict[str, Any] = json.loads(json.dumps({**task.new_attributes(), COMPLETE: True}))
     return stored
@@ -242,7 +242,7 @@ def _load(
 
 
 def _adopt(task: StudyTask, study: Study) -> None:
-    """Have the search adopt what a complete study stores, and give the study its sampler.
+    """Adopt in the search what a complete study stores, and set the study's sampler.
 
     Raises:
         InputError: The study has other settings, or is damaged.

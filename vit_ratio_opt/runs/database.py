@@ -61,7 +61,7 @@ def _is_lost(error: StorageInternalError) -> bool:
     return isinstance(cause, DBAPIError) and cause.connection_invalidated
 
 
-def _repeated(method: Callable[..., Any]) -> Callable[..., Any]:
+def _repeat_if_lost(method: Callable[..., Any]) -> Callable[..., Any]:
     """Return a method that is called once more if its connection breaks."""
 
     @functools.wraps(method)
@@ -123,7 +123,7 @@ class RDBStorage(optuna.storages.RDBStorage):
                 raise
             return True
 
-    @_repeated
+    @_repeat_if_lost
     def _get_trials(
         self,
         study_id: int,
@@ -154,7 +154,7 @@ class RDBStorage(optuna.storages.RDBStorage):
                 )
             trials = [trial for trial in trials if trial.trial_id not in last - included]
             # Attributes after states: those of a finished trial are complete.
-            return _frozen(session, trials, chosen)
+            return _frozen_trials(session, trials, chosen)
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[Session]:
@@ -170,7 +170,7 @@ class RDBStorage(optuna.storages.RDBStorage):
 
 
 for _name in REPEATABLE:
-    setattr(RDBStorage, _name, _repeated(getattr(optuna.storages.RDBStorage, _name)))
+    setattr(RDBStorage, _name, _repeat_if_lost(getattr(optuna.storages.RDBStorage, _name)))
 
 
 class _Parts(NamedTuple):
@@ -183,7 +183,7 @@ class _Parts(NamedTuple):
     system_attributes: Mapping[int, list[Any]]
 
 
-def _frozen(
+def _frozen_trials(
     session: Session,
     trials: Sequence[Any],
     chosen: Sequence[sqlalchemy.ColumnElement[bool]],

@@ -67,7 +67,7 @@ def finish(
         title=path.name,
         progress=objective.progress,
     )
-    accuracy = _trained(trainer, model, context)
+    accuracy = _train(trainer, model, context)
     manifest = {**objective.describe(pair, model, accuracy)}
     manifest["dense"]["test_accuracy"] = trainer.test(objective.pruner.dense)
     manifest |= {
@@ -84,7 +84,7 @@ def finish(
     return manifest
 
 
-def _trained(trainer: ImageTrainer, model: ViT, context: TrialContext) -> float:
+def _train(trainer: ImageTrainer, model: ViT, context: TrialContext) -> float:
     """Train in place until the end or a signal; return the validation accuracy in per cent."""
     if not trainer.recipe.epochs:
         return trainer.evaluate(model)

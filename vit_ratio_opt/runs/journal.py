@@ -1,4 +1,4 @@
-"""Write trials: signs of life, failures, models, training states and attached files."""
+"""Write trials: heartbeats, failures, models, training states and attached files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vit_ratio_opt.runs.heartbeats import record_heartbeats
 from vit_ratio_opt.runs.lineage import keep_state, remove_states, state_artifact
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.trial_models import check_has_model, keep_model, read_model
-from vit_ratio_opt.runs.turns import own_turn
+from vit_ratio_opt.runs.turns import take_turn
 from vit_ratio_opt.search.claims import requeue
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.files import check_place, check_writable_folder
@@ -39,11 +39,11 @@ _NO_FAILURE_OF_A_PAIR = (InputError, KeyboardInterrupt, OSError)
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
 Attach = Callable[[Study, FrozenTrial], Mapping[str, bytes]]
-"""Return the files of a trained trial, by name, for people who look at it."""
+"""Return the files to attach to a trained trial, by name."""
 
 
 class Journal:
-    """Write trials and what they leave behind.
+    """Write trials: heartbeats, failures, models, training states and attached files.
 
     With ``checkpoints``, the training state is saved in the artifact store after each epoch, and
     in the middle of one when the training is asked to stop. A later trial of the same pair and
@@ -58,8 +58,8 @@ class Journal:
         artifacts: Location of the store, None where there is none or it was given as an object.
         store: The artifact store.
         attach: Return files to attach to a trained trial; None for none.
-        beat_seconds: Seconds between the signs of life of a running trial; by default what the
-            storage says.
+        beat_seconds: Seconds between the heartbeats of a running trial; by default those of the
+            storage.
 
     Raises:
         InputError: ``artifacts`` is given without ``checkpoints``, or a place cannot be used.
@@ -118,7 +118,7 @@ class Journal:
 
     @contextlib.contextmanager
     def trial(self, trial: BaseTrial) -> Iterator[None]:
-        """Give signs of life while a trial runs, and record why it failed.
+        """Record heartbeats while a trial runs, and why it failed.
 
         Raises:
             InputError: The operating system failed; the pair is requeued.
@@ -127,7 +127,7 @@ class Journal:
         alive: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if isinstance(trial, optuna.Trial):
             alive = record_heartbeats(trial._trial_id, trial.storage, every=self.beat_seconds)
-        with alive, own_turn(trial), self._recording_failures(trial):
+        with alive, take_turn(trial), self._recording_failures(trial):
             self.discard_spent_states()
             yield
 
@@ -147,7 +147,7 @@ class Journal:
                     requeue(trial)
             if is_stored and isinstance(error, OSError):
                 raise InputError(
-                    f"Trial {trial.number} could not go on here, so its pair will be tried again: "
+                    f"Trial {trial.number} cannot continue here, so its pair is requeued: "
                     f"{reason(error)}"
                 ) from error
             raise
@@ -157,7 +157,7 @@ class Journal:
         write_trial(trial, failure=f"{type(error).__name__}: {reason(error)}")
 
     def keep_model(self, trial: BaseTrial, model: ViT, manifest: Mapping[str, Any]) -> None:
-        """Write the model of a trial, upload it, and attach the files for people.
+        """Write the model of a trial, upload it, and attach files to the trial.
 
         Raises:
             CannotWriteError: The folder or the store cannot be written.
@@ -177,7 +177,7 @@ class Journal:
         write_trial(trial, checkpoint=name, weights=weights_hash(model))
 
     def attach_files(self, trial: BaseTrial) -> None:
-        """Attach the files for people who look at the trial; a failure costs a warning only."""
+        """Attach files to the trial; a failure costs a warning only."""
         if self.attach is None or self.store is None or not isinstance(trial, optuna.Trial):
             return
         frozen = trial.storage.get_trial(trial._trial_id)
@@ -231,7 +231,7 @@ class Journal:
             _logger.warning(f"The state of trial {trial.number} was not kept: {text}")
 
     def spend_states(self, *trials: BaseTrial | FrozenTrial) -> None:
-        """Remember states that are not needed once the result of their trial is stored."""
+        """Mark training states for removal once the results of their trials are stored."""
         states = map(state_artifact, trials)
         self._spent_states += [artifact for artifact in states if artifact is not None]
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "fetch_state",
-    "fetched_checkpoint",
+    "fetch_checkpoint",
     "interrupted_trials",
     "keep_state",
     "nearest_parents",
@@ -76,7 +76,7 @@ def nearest_parents(
 
 
 @contextlib.contextmanager
-def fetched_checkpoint(
+def fetch_checkpoint(
     trial: FrozenTrial, storage: BaseStorage, store: ArtifactStore
 ) -> Iterator[Path]:
     """Fetch a trial's checkpoint from the artifact store into a file that the context removes.

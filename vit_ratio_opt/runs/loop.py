@@ -28,7 +28,7 @@ __all__ = ["Callback", "run_study"]
 Callback = Callable[[Study, FrozenTrial], None]
 """Called after each trial of this process, as a callback of ``study.optimize``."""
 
-# Seconds between two looks at what other workers do.
+# Seconds between two reads of the trials of other workers.
 _WAIT_SECONDS = 2.0
 
 
@@ -55,8 +55,8 @@ def run_study(
         study: A study with the sampler of the search.
         objective: The objective of the same search.
         n_trials: Trained trials in all, at least 1; None until nothing is left to learn.
-        wait: Whether to wait for the trials of other workers when there is nothing to begin, and
-            to take over the pairs of those that die.
+        wait: Whether to wait for the trials of other workers when no trial can begin, and to retry
+            the pairs of workers that die.
         say: Called with each line of text: one for each trial.
         callbacks: Called after each trial of this process.
 
@@ -74,7 +74,7 @@ def run_study(
     with (
         stop_on_signals() as asked_to_stop,
         SearchProgress(n_trials, enabled=shown) as bars,
-        _steered(objective, asked_to_stop, bars),
+        _steer_trainings(objective, asked_to_stop, bars),
     ):
         bars.show_trained(len(finished_trials(study)))
         for line in describe_start(study, n_trials):
@@ -87,10 +87,10 @@ def run_study(
 
 
 @contextlib.contextmanager
-def _steered(
+def _steer_trainings(
     objective: PruningObjective, should_stop: StopRequest, bars: SearchProgress
 ) -> Iterator[None]:
-    """Have trainings ask ``should_stop`` and show their progress in the bars of the search."""
+    """Set the stop request and the progress bars of all trainings inside the block."""
     shown = objective.progress
     objective.should_stop, objective.progress = should_stop, bars
     try:
@@ -134,20 +134,20 @@ class _Loop:
                     return
                 self._failures = 0
             except Exception as error:
-                if not self._survives(error):
+                if not self._retry_after(error):
                     return
 
     def _round(self) -> bool:
-        """Run trials as long as there are any to begin; return whether to look again later."""
+        """Run trials while any can begin; return whether another round may follow."""
         study = self._study
         for number in fail_dead_trials(study):
-            self._say(f"trial {number} was left by a killed process; its pair is tried again")
+            self._say(f"trial {number} of a killed process failed; its pair is requeued")
         if self._wait:
             fail_stale_trials(study)
         if len(finished_trials(study)) >= self._wanted:
             return False
         why = self._nothing_left()
-        if why is None and self._room() > 0:
+        if why is None and self._trials_left() > 0:
             self._attempts -= keep_optimizing(
                 study,
                 self._objective,
@@ -166,11 +166,11 @@ class _Loop:
             self._say(f"{len(others)} trial(s) of other workers are still running")
         return False
 
-    def _survives(self, error: Exception) -> bool:
-        """Wait after a failure of the storage that may pass; return whether to go on.
+    def _retry_after(self, error: Exception) -> bool:
+        """Wait after a temporary failure of the storage; return whether to continue.
 
         Raises:
-            Exception: ``error``, where it is no such failure.
+            Exception: ``error``, where it is no temporary failure of the storage.
             InputError: The study was deleted.
         """
         if not is_storage_error(error):
@@ -178,7 +178,7 @@ class _Loop:
             raise error
         self._since = self._since if self._failures else time.monotonic()
         self._failures += 1
-        if self._should_stop():  # the heartbeat gives its trial to another worker
+        if self._should_stop():  # without heartbeats, another worker gets the pair
             return False
         lasted = time.monotonic() - self._since
         if not is_temporary(error, self._study._storage, self._failures, lasted):
@@ -188,7 +188,7 @@ class _Loop:
         requeue_own_trials(self._study)
         return True
 
-    def _room(self) -> float:
+    def _trials_left(self) -> float:
         """Return how many more trials may begin."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return self._wanted - len(finished_trials(self._study)) - len(running)
@@ -202,12 +202,12 @@ class _Loop:
     def _report(self, study: Study, trial: FrozenTrial) -> None:
         self._failures = 0
         self._say(describe_trial(study, trial, self._n_trials))
-        if self._room() <= 0 or self._should_stop():
+        if self._trials_left() <= 0 or self._should_stop():
             study.stop()
 
 
 def _refuse_deleted(study: Study) -> None:
-    """Say why nothing can be written any more.
+    """Raise if the study was deleted.
 
     Raises:
         InputError: The study was deleted.
@@ -216,5 +216,5 @@ def _refuse_deleted(study: Study) -> None:
         study._storage.get_study_user_attrs(study._study_id)
     except KeyError:
         raise InputError(
-            f"Study {study.study_name!r} was deleted while this worker was at work on it."
+            f"Study {study.study_name!r} was deleted while this worker ran its trials."
         ) from None

@@ -1,4 +1,4 @@
-"""One trial: a pair of ratios in, the value of a pruned and trained model out."""
+"""Run one trial: from a pair of ratios to the value of a pruned and trained model."""
 
 from __future__ import annotations
 
@@ -114,12 +114,12 @@ class PruningObjective:
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
-        """Direction of the study: the metric within a budget, or the cost within a tolerance."""
+        """Return the direction of the study: of the metric (budget) or the cost (tolerance)."""
         return "minimize" if isinstance(self.limit, Tolerance) else "maximize"
 
     @cached_property
     def dense_accuracy(self) -> float:
-        """Metric of the dense model on the validation data."""
+        """Return the metric of the dense model on the validation data."""
         return self.trainer.evaluate(self.pruner.dense)
 
     def __call__(self, trial: BaseTrial) -> float:
@@ -170,9 +170,10 @@ class PruningObjective:
             _ = self.dense_accuracy
         earlier = interrupted_trials(trials, suggestion.pair, seed)
         with TemporaryDirectory() as folder:
-            state = None if self.journal.store is None else Path(folder, "state.safetensors")
+            # No suffix: a trainer of one's own chooses the format, and torch.load goes by it.
+            state = None if self.journal.store is None else Path(folder, "state")
             context = self._context(trial, suggestion.pair, seed, state, clock)
-            model, accuracy = self._trained(trial, suggestion.pair, context, earlier)
+            model, accuracy = self._train_or_resume(trial, suggestion.pair, context, earlier)
         cost_ratio = self._record_size(trial, suggestion, model)
         write_trial(trial, accuracy=accuracy, accuracy_drop=self.dense_accuracy - accuracy)
         with clock("checkpoint"):
@@ -223,7 +224,7 @@ class PruningObjective:
             progress=self.progress,
         )
 
-    def _trained(
+    def _train_or_resume(
         self,
         trial: BaseTrial,
         pair: RatioPair,
@@ -234,7 +235,7 @@ class PruningObjective:
         is_resumable = context.state is not None and self._epochs != 0
         for interrupted in earlier if is_resumable else ():
             try:
-                resumed = self._resumed(trial, pair, context, interrupted)
+                resumed = self._resume_training(trial, pair, context, interrupted)
             except (LookupError, TypeError, ValueError) as error:
                 if "resumed_from" in trial.user_attrs:
                     raise
@@ -258,7 +259,7 @@ class PruningObjective:
             accuracy = self._train(trial, model, pair, context)
         return model, accuracy
 
-    def _resumed(
+    def _resume_training(
         self, trial: BaseTrial, pair: RatioPair, context: TrialContext, interrupted: FrozenTrial
     ) -> tuple[ViT, float] | None:
         """Return model and metric of a training that was resumed; None without its state."""
@@ -310,7 +311,7 @@ class PruningObjective:
 
     @property
     def _epochs(self) -> int | None:
-        """Epochs of a training, where the trainer says so."""
+        """Return the number of epochs of a training, where the trainer says so."""
         epochs: int | None = getattr(self.trainer, "epochs", None)
         return epochs
 

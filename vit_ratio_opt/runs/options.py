@@ -65,7 +65,7 @@ class RunOptions:
             the device.
         progress: Whether to show progress bars; None shows them in a terminal only.
         ranks: Processes that share the training of each trial. Rank 0 runs the study, the others
-            call :meth:`Search.follow`.
+            call :func:`vit_ratio_opt.runs.ranks.join_trainings`.
     """
 
     checkpoints: str | Path | None = None

@@ -19,7 +19,7 @@ from vit_ratio_opt.runs.images import calibration_batches
 from vit_ratio_opt.runs.journal import Journal
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.options import RunOptions, SearchOptions
-from vit_ratio_opt.runs.pricing import measured
+from vit_ratio_opt.runs.pricing import measure_curves
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import MACS, Cost, Latency, cost_named
 from vit_ratio_opt.space.curve import (
@@ -111,24 +111,24 @@ class SearchParts:
 
     @property
     def space(self) -> PairSpace:
-        """The pairs of ratios that there are, with their costs."""
+        """Return the search space: all pairs of ratios, with their costs."""
         return self.pruner.space
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
-        """Direction of the study."""
+        """Return the direction of the study."""
         return self.objective.direction
 
     @property
     def dense_accuracy(self) -> float:
-        """Metric of the dense model on the validation data; a warning where it is at chance."""
+        """Return the dense model's metric on the validation data; warn if it is near chance."""
         if "dense_accuracy" not in vars(self.objective) and self.data is not None:
             warn_near_chance(self.objective.dense_accuracy, self.data)
         return self.objective.dense_accuracy
 
     @property
     def precision(self) -> Precision:
-        """The precision in which models are evaluated and timed."""
+        """Return the precision in which models are evaluated and timed."""
         precision: Precision | None = getattr(self.trainer, "precision", None)
         return precision or precision_of(self.pruner.device)
 
@@ -138,7 +138,7 @@ class SearchParts:
         if self.data is None:
             raise InputError(
                 "Training by a recipe needs `data` with labels, such as `load_image_folder` "
-                "returns: give one, or a trainer of your own as `training`."
+                "returns: give that, or a custom trainer as `training`."
             )
         return ImageTrainer(
             self.data,
@@ -152,7 +152,7 @@ class SearchParts:
         budget = self.limit.share if isinstance(self.limit, Budget) else None
         if isinstance(cost, Latency) and cost.curves is None:
             shown = self.run_options.progress
-            cost = measured(
+            cost = measure_curves(
                 cost, self.pruner, budget=budget, precision=self.precision, progress=shown
             )
         self.pruner.price(cost)

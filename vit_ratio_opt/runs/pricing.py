@@ -14,10 +14,10 @@ from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.training.progress import show_waiting
 from vit_ratio_opt.utils.caching import default_cache
 
-__all__ = ["measured"]
+__all__ = ["measure_curves"]
 
 
-def measured(
+def measure_curves(
     cost: Latency,
     pruner: ModelPruner,
     *,

@@ -44,9 +44,7 @@ def serve_proxy(url: str, host: str, port: int, threads: int, grace: int) -> Non
         while True:
             try:
                 for name, number in reaper.reap():
-                    print(
-                        f"study {name!r}: trial {number} of a dead worker was failed", flush=True
-                    )
+                    print(f"study {name!r}: requeued trial {number} of a dead worker", flush=True)
             except Exception as error:  # the database may be restarting
                 _logger.warning(f"Dead workers could not be checked: {type(error).__name__}")
             threading.Event().wait(grace / BEATS_IN_GRACE)

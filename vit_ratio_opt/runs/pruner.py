@@ -1,4 +1,4 @@
-"""Prune within an objective of one's own, in Optuna's usual style."""
+"""Prune within a custom objective, in Optuna's usual style."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Pruner"]
 
 
 class Pruner(ModelPruner):
-    """Prune a dense ViT in trials of an objective of one's own.
+    """Prune a dense ViT in the trials of a custom objective.
 
     Args:
         dense: The dense, fine-tuned ViT. It is copied; the copy is in float32 and on the same

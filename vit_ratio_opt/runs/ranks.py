@@ -16,18 +16,20 @@ from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrainingDiverged, TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
 
-__all__ = ["follow"]
+__all__ = ["join_trainings"]
 
 
-def follow(objective: PruningObjective) -> None:
-    """Take part in the trainings of rank 0 until it has no more; for every other rank.
+def join_trainings(objective: PruningObjective) -> None:
+    """Train together with rank 0 until it has no more trials; for all other ranks.
 
     Raises:
         InputError: The trainer has no ranks, or this is rank 0.
     """
     ranks: Ranks | None = getattr(objective.trainer, "ranks", None)
     if ranks is None or ranks.rank == 0:
-        raise InputError("Only ranks other than 0 follow.")
+        raise InputError(
+            "Rank 0 runs the study: call `join_trainings` in the other processes only."
+        )
     with stop_on_signals() as asked_to_stop:
         while (job := ranks.broadcast()) is not None:
             _train(objective, job, asked_to_stop)
@@ -44,7 +46,7 @@ def _train(
     with TemporaryDirectory() as folder:
         state = None
         if job["artifact"] is not None and store is not None:
-            state = Path(folder) / "state.safetensors"
+            state = Path(folder) / "state"
             fetch_state(job["artifact"], store, state)
         context = TrialContext(
             seed=job["seed"],

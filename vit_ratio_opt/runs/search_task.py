@@ -49,14 +49,14 @@ class SearchTask(SearchParts):
 
     @property
     def metric_name(self) -> str:
-        """Name of the value of a trial, for optuna-dashboard."""
+        """Return the name of the value of a trial, for optuna-dashboard."""
         if isinstance(self.limit, Tolerance):
             return f"{self.space.cost.word} of dense"
         return self.trainer.metric.name
 
     @property
     def settings(self) -> StudySettings:
-        """Everything on which the numbers of a trial depend; a study stores one such value."""
+        """Return everything on which the results of trials depend, as a study stores it."""
         is_built_in = isinstance(self.trainer, ImageTrainer)
         identity = self.trainer.identity()
         options, limit = self.options, self.limit
@@ -74,7 +74,7 @@ class SearchTask(SearchParts):
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What :func:`vit_ratio_opt.load_search` needs beside the settings, as JSON values."""
+        """Return JSON values that :func:`vit_ratio_opt.load_search` needs beside the settings."""
         folder = self.journal.checkpoints
         return {
             "model": source_of(self.dense),
@@ -84,7 +84,7 @@ class SearchTask(SearchParts):
         }
 
     def describe(self, pair: RatioPair, model: ViT, accuracy: float) -> dict[str, Any]:
-        """Return what the file of a pruned model says about it, as JSON values."""
+        """Return the manifest of a pruned model, as JSON values."""
         shape, dense, settings = shape_of(model), self.pruner.shape, self.settings.to_json()
         del settings["architecture"]  # a file has its own, of the pruned model
         described = {
@@ -102,7 +102,7 @@ class SearchTask(SearchParts):
                 "classes": self.data.classes,
                 "mean": self.data.mean,
                 "std": self.data.std,
-                # How to have the same splits elsewhere; where the images are is left open.
+                # How to load the same splits elsewhere; the place of the images is left open.
                 "images": {
                     key: None if key == "root" else value
                     for key, value in self.data.source.items()
@@ -159,15 +159,15 @@ class SearchTask(SearchParts):
         return {**attributes, "plan": self.plan(attributes).to_json()}
 
     def missing_attributes(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """Compute what version 0.1.0 has not stored in a study that it was killed in."""
+        """Compute the attributes that a killed process of version 0.1.0 did not store."""
         missing = {} if "origin" in attributes else {"origin": self.origin}
         if not {"screened", "path"} <= attributes.keys():
             with show_waiting(
-                "looking at pairs before any training", enabled=self.run_options.progress
+                "evaluating pairs before any training", enabled=self.run_options.progress
             ):
                 looked = self.first_pairs()
             missing |= {key: value for key, value in looked.items() if key not in attributes}
-        # Version 0.1.0 stored a curve at the most, and answered otherwise than its sampler.
+        # Version 0.1.0 stored only a curve, and its answer did not come from its sampler's plan.
         if "noise_is_known" not in attributes.get("plan", {}):
             missing["plan"] = self.plan({**attributes, **missing}).to_json()
         return missing
@@ -184,8 +184,7 @@ class SearchTask(SearchParts):
     def _adopt_measured(self, record: StudyRecord) -> None:
         """Adopt precision, latency and dense accuracy of a study.
 
-        Another machine may count an image more or less, or need another time for a pair, and
-        would search in another way.
+        Another machine may measure another accuracy or latency, and would then search other pairs.
         """
         precision = self.settings_for(record.settings).precision
         if precision is not None and isinstance(self.trainer, ImageTrainer):
@@ -201,7 +200,7 @@ class SearchTask(SearchParts):
         return BinarySearchSampler(self.space, self.plan(attributes), seed=self.options.seed)
 
     def plan(self, attributes: Mapping[str, Any]) -> BudgetSearch | ToleranceSearch:
-        """Return the plan of a study that begins where these attributes say."""
+        """Return the plan of a study with these attributes."""
         options, noise = self.options, Noise(self._expected_noise, is_known=False)
         if options.noise is not None:
             noise = Noise(options.noise)
@@ -216,7 +215,7 @@ class SearchTask(SearchParts):
         )
 
     def first_pairs(self) -> dict[str, Any]:
-        """Look at pairs before any training: where a new study begins, as it stores it.
+        """Evaluate pairs before any training; return where a new study begins, as it stores it.
 
         Returns:
             ``screened``: within a budget, ratios and accuracy of the pairs that were evaluated
@@ -225,7 +224,7 @@ class SearchTask(SearchParts):
         screened: dict[tuple[float, float], float] = {}
         path: tuple[tuple[float, float], ...] = ()
         options, shown = self.options, self.run_options.progress
-        with show_waiting("looking at pairs before any training", enabled=shown):
+        with show_waiting("evaluating pairs before any training", enabled=shown):
             _ = self.dense_accuracy
             if options.screen and isinstance(self.limit, Budget):
                 screened = screen(self.pruner, self.trainer.evaluate, self.curve)
@@ -236,13 +235,13 @@ class SearchTask(SearchParts):
 
     @property
     def _expected_noise(self) -> float:
-        """Standard deviation of the metric over seeds, in points, before any training."""
+        """Return a guess of the metric's standard deviation over seeds, in points."""
         if self.data is None:
             return _UNKNOWN_NOISE
         return accuracy_noise(self.dense_accuracy, len(self.data.val))
 
     def _admit(self, study: Study | None) -> None:
-        """Refuse a study of other settings; adopt what it has measured.
+        """Refuse a study with other settings; adopt its measurements.
 
         A study that ``optuna.create_study`` made stores no settings, and none are compared.
         """

@@ -46,7 +46,7 @@ def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
                     f"{redact(url)!r} must name a host and a port, such as grpc://host:13000."
                 )
             return parsed
-        parsed = _with_driver(parsed)
+        parsed = _add_driver(parsed)
         parsed.get_dialect()
     except sqlalchemy.exc.NoSuchModuleError:
         raise InputError(f"The storage URL {redact(url)!r} names an unknown database.") from None
@@ -105,18 +105,18 @@ def database_files(url: str) -> list[Path]:
     return [Path(f"{parsed.database}{end}") for end in ("", "-journal", "-wal", "-shm")]
 
 
-def _with_driver(url: URL) -> URL:
+def _add_driver(url: URL) -> URL:
     """Add psycopg 3 or PyMySQL to a URL without a driver, unless only the usual ones exist."""
     for backend, (ours, default) in _DRIVERS.items():
         if url.drivername == backend and (find_spec(ours) or not find_spec(default)):
             return url.set(drivername=f"{backend}+{ours}")
     if url.drivername == "mariadb":
-        return _with_driver(url.set(drivername="mysql"))
+        return _add_driver(url.set(drivername="mysql"))
     return url
 
 
 def _remember_secrets(url: URL) -> None:
-    """Have :func:`redact` know what a driver's messages may repeat."""
+    """Remember the secrets of a URL, so that :func:`redact` finds them in messages."""
     values = [value for key, value in _entries(url.query) if key not in ("host", "port")]
     for value in [*values, *([str(url.password)] if url.password else [])]:
         remember_secret(value)

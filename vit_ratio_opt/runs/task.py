@@ -24,11 +24,11 @@ class StudyTask(Protocol):
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
-        """Direction of the study."""
+        """Return the direction of the study."""
 
     @property
     def metric_name(self) -> str:
-        """Name of the value of a trial, for optuna-dashboard."""
+        """Return the name of the value of a trial, for optuna-dashboard."""
 
     def check(self) -> None:
         """Raise an InputError if trials cannot be run or kept here."""

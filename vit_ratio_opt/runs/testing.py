@@ -9,7 +9,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.latency.timing import time_models
-from vit_ratio_opt.records.answer import answer_of
+from vit_ratio_opt.records.answer import Answer
+from vit_ratio_opt.records.study import write_study
 from vit_ratio_opt.records.trials import tested_accuracy
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.space.costs import Latency
@@ -17,8 +18,8 @@ from vit_ratio_opt.space.costs import Latency
 __all__ = ["test_answer"]
 
 
-def test_answer(study: Study, objective: PruningObjective) -> float | None:
-    """Return the test accuracy of the answer of a study in per cent; None without an answer.
+def test_answer(study: Study, answer: Answer, objective: PruningObjective) -> float:
+    """Return the test accuracy of an answer of a study in per cent.
 
     The model of the answer's trial is tested, and that of the fixed ratio's trial where a search
     within a budget has trained it. With the dense model as the answer, only that is tested. Each
@@ -30,9 +31,6 @@ def test_answer(study: Study, objective: PruningObjective) -> float | None:
         InputError: The trainer has no test data, no models were kept, or the file of a model is
             gone.
     """
-    answer = answer_of(study)
-    if answer is None:
-        return None
     before = study.user_attrs.get("tested", {})
     dense = tested_accuracy(study, None)
     if dense is None:
@@ -43,15 +41,15 @@ def test_answer(study: Study, objective: PruningObjective) -> float | None:
     tested = dict(known)
     if answer.found is not None:
         trial = answer.found.trial
-        tested |= {"trial": trial.number, "accuracy": _tested(study, objective, trial, known)}
+        tested |= {"trial": trial.number, "accuracy": _test_once(study, objective, trial, known)}
         if isinstance(objective.pruner.space.cost, Latency):
             tested |= _latency(study, objective, trial)
     baseline = answer.baseline
     if baseline is not None and baseline.trial.state == TrialState.COMPLETE:
-        accuracy = _tested(study, objective, baseline.trial, known)
+        accuracy = _test_once(study, objective, baseline.trial, known)
         tested["baseline"] = {"trial": baseline.trial.number, "accuracy": accuracy}
     if tested != before:
-        study.set_user_attr("tested", tested)
+        write_study(study, tested=tested)
     return float(tested.get("accuracy", dense))
 
 
@@ -62,7 +60,7 @@ def _test(objective: PruningObjective, model: Any) -> float:
     return float(test(model))
 
 
-def _tested(
+def _test_once(
     study: Study, objective: PruningObjective, trial: FrozenTrial, known: dict[str, Any]
 ) -> float:
     """Return the test accuracy of a trial's model; measure it only where it is not known."""
@@ -73,7 +71,7 @@ def _tested(
         model = objective.journal.model_of(trial, study, dense).to(objective.pruner.device)
         accuracies[number] = _test(objective, model)
         # At once: the file of another model may be gone.
-        study.set_user_attr("tested", {**study.user_attrs.get("tested", {}), **known})
+        write_study(study, tested={**study.user_attrs.get("tested", {}), **known})
     return accuracies[number]
 
 

@@ -24,7 +24,7 @@ from vit_ratio_opt.model_files.save import save_pruned
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import weights_hash
-from vit_ratio_opt.runs.lineage import fetched_checkpoint
+from vit_ratio_opt.runs.lineage import fetch_checkpoint
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 from vit_ratio_opt.utils.untrusted import check_checkpoint_name
@@ -148,7 +148,7 @@ def read_artifact(
         InputError: What is there is damaged, or the model of another trial.
     """
     name = trial.user_attrs["checkpoint"]
-    with fetched_checkpoint(trial, storage, store) as path:
+    with fetch_checkpoint(trial, storage, store) as path:
         return _read(path, f"The artifact {name}", trial, study_name, dense)
 
 

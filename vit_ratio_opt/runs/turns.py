@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import optuna
 from optuna.trial import BaseTrial
 
-__all__ = ["own_turn"]
+__all__ = ["take_turn"]
 
 # Optuna stores a result at once; with ask and tell it may never be stored.
 _PATIENCE_SECONDS, _LOOK_SECONDS = 10.0, 0.002
@@ -27,7 +27,7 @@ _last: tuple[optuna.Trial, int] | None = None  # the last trial and its thread
 
 
 @contextlib.contextmanager
-def own_turn(trial: BaseTrial) -> Iterator[None]:
+def take_turn(trial: BaseTrial) -> Iterator[None]:
     """Wait until no other trial runs in this process, and keep others waiting."""
     global _at_work, _last
     thread = threading.get_ident()

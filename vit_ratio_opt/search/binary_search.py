@@ -32,8 +32,8 @@ class BinarySearchSampler(PlanSampler):
         space: Space of the dense model, such as ``pruner.space``.
         limit: :class:`~vit_ratio_opt.Budget` in a study that maximises the accuracy;
             :class:`~vit_ratio_opt.Tolerance` in one that minimises the cost, whose trials set the
-            constraint ``accuracy_drop`` to the accuracy lost minus the tolerance; a limit or a
-            plan of your own.
+            constraint ``accuracy_drop`` to the accuracy lost minus the tolerance; or a
+            custom limit or plan.
         noise: Standard deviation of the accuracy over seeds; by default that of the limit's
             ``plan`` method.
         confirmations: Number of times that the answer is trained again before the search ends.

@@ -91,17 +91,17 @@ class BudgetSearch:
 
     @property
     def curve(self) -> tuple[Pair, ...]:
-        """The pairs that use up the budget."""
+        """Return the pairs that use up the budget."""
         return self._curve.pairs
 
     @property
     def baseline(self) -> Pair | None:
-        """The pair to begin with and to beat."""
+        """Return the pair to begin with and to beat."""
         return self._curve.baseline
 
     @property
     def limits(self) -> tuple[Pair, Pair]:
-        """The curve's ends (and the baseline), as the smallest and the largest of either ratio."""
+        """Return the smallest and the largest of either ratio on the curve and in the baseline."""
         pairs = self.curve if self.baseline is None else (*self.curve, self.baseline)
         firsts, seconds = [first for first, _ in pairs], [second for _, second in pairs]
         return (min(firsts), min(seconds)), (max(firsts), max(seconds))

@@ -260,7 +260,7 @@ def refuse_surplus(trial: Trial | FixedTrial) -> None:
 
 
 def requeue(trial: Trial | FixedTrial) -> None:
-    """Have the trial's pair tried again, however often, although the trial will end FAIL.
+    """Requeue the pair of a trial that will end FAIL; the failure does not count for the pair.
 
     Call it in an objective whose worker has to stop through no fault of the pair.
     """

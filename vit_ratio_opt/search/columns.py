@@ -93,14 +93,14 @@ class Columns:
         for (first, seconds), cheaper in zip(self.columns, self._cheaper(limit), strict=True):
             least_failed = failed[failed[:, 0] <= first, 1].min(initial=math.inf)
             hopeless = bisect.bisect_left(seconds, least_failed)
-            pairs += [(first, second) for second in _evenly(seconds[cheaper:hopeless], rows)]
+            pairs += [(first, second) for second in _pick_evenly(seconds[cheaper:hopeless], rows)]
         return self._priced(pairs)
 
     def _candidates(self, columns: Sequence[int], around: Pair | None) -> tuple[Array, Array]:
         """Return pairs ``(n, 2)`` and costs ``(n,)`` of some columns, evenly thinned."""
-        kept = _evenly(columns, _COLUMNS if around is None else 9)
+        kept = _pick_evenly(columns, _COLUMNS if around is None else 9)
         if all(len(self.columns[index][1]) == 1 for index in columns):
-            kept = _evenly(columns, _CANDIDATES)
+            kept = _pick_evenly(columns, _CANDIDATES)
         rows = max(2, _CANDIDATES // len(kept))
         pairs = []
         for index in kept:
@@ -112,7 +112,7 @@ class Columns:
                 place = min(near, key=lambda i: abs(seconds[i] - around[1]))
                 reach = -(-len(seconds) // (_CANDIDATES // _COLUMNS))
                 chosen = seconds[max(0, place - reach) : place + reach + 1]
-            pairs += [(first, second) for second in _evenly(chosen, rows)]
+            pairs += [(first, second) for second in _pick_evenly(chosen, rows)]
         return self._priced(pairs)
 
     def _priced(self, pairs: Sequence[Pair]) -> tuple[Array, Array]:
@@ -140,7 +140,7 @@ def as_array(pairs: Sequence[Pair]) -> Array:
     return np.array(pairs, dtype=np.float64).reshape(-1, 2)
 
 
-def _evenly(items: Sequence[_T], most: int) -> list[_T]:
+def _pick_evenly(items: Sequence[_T], most: int) -> list[_T]:
     """Return at most ``most`` of the items, evenly, the first and the last among them."""
     if len(items) <= most:
         return list(items)

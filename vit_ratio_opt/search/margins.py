@@ -38,7 +38,7 @@ __all__ = [
     "passing_probability",
     "spread_at",
     "tolerance_answer",
-    "with_values",
+    "add_values",
 ]
 
 _Cost = Callable[[float, float], float]
@@ -136,14 +136,14 @@ def tolerance_answer(
     values = {pair: tuple(margins) for pair, margins in observed.items() if margins}
     if not values:
         return None, {}
-    seen = with_values(NOTHING, values, cost)
+    seen = add_values(NOTHING, values, cost)
     believed = believe(seen, rule)
     estimates = {p: estimate(seen, believed, i, rule) for p, i in seen.places.items()}
     place = cheapest_kept(seen, believed, rule, complete)
     return None if place is None else estimates[as_pair(seen.pairs[place])], estimates
 
 
-def with_values(last: Seen, fresh: Mapping[Pair, tuple[float, ...]], cost: _Cost) -> Seen:
+def add_values(last: Seen, fresh: Mapping[Pair, tuple[float, ...]], cost: _Cost) -> Seen:
     """Return what was seen with new values; arrays are copied as another thread may read them."""
     places = dict(last.places)
     added = [pair for pair in fresh if pair not in places]
@@ -189,7 +189,7 @@ def believe(seen: Seen, rule: Rule) -> Believed:
     tolerance, offset = rule.tolerance, _offset(rule)
     repeats = _repeats(seen, tolerance)
     levels = rule.noise.levels(repeats, least_loss=tolerance)
-    order = _nearest(seen)
+    order = _nearest_pairs(seen)
     near = Repeats(*(array[order] for array in repeats))
     lost = np.maximum(near.losses, -offset / 2) + offset
     # The dense model loses nothing, and one with everything pruned loses nearly everything.
@@ -226,7 +226,7 @@ def _kept_alone(seen: Seen, rule: Rule) -> Array:
     return normal_cdf(seen.means * np.sqrt(seen.counts) / spread_at(seen, rule))
 
 
-def _nearest(seen: Seen) -> NDArray[np.int64]:
+def _nearest_pairs(seen: Seen) -> NDArray[np.int64]:
     """Return the indices of the pairs next to the limit, the nearest first."""
     apart = np.abs(seen.means)
     near = np.arange(len(apart))
@@ -275,10 +275,10 @@ def estimate(seen: Seen, believed: Believed, place: int, rule: Rule) -> Estimate
 def failed_pairs(seen: Seen, rule: Rule) -> Array:
     """Return the smallest of the pairs that failed by more than two standard deviations."""
     doubt = 2 * spread_at(seen, rule) / np.sqrt(seen.counts)
-    return _least(seen.pairs[seen.means < -doubt])
+    return _minimal_pairs(seen.pairs[seen.means < -doubt])
 
 
-def _least(pairs: Array) -> Array:
+def _minimal_pairs(pairs: Array) -> Array:
     """Return the pairs that exceed no other in both ratios, rising."""
     ordered = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
     lowest = np.minimum.accumulate(ordered[:, 1])

@@ -69,11 +69,11 @@ class Plan(Protocol):
 
     @property
     def constraint(self) -> str | None:
-        """Name of the trials' constraint that holds a value; None for the objective's value."""
+        """Return the constraint that holds a trial's value; None for the objective's value."""
 
     @property
     def limits(self) -> tuple[Pair, Pair]:
-        """Smallest and largest of either ratio that the plan may propose, as two pairs."""
+        """Return the smallest and the largest ratios that the plan may propose, as two pairs."""
 
     def propose(
         self,

@@ -51,7 +51,7 @@ class PlanSampler(BaseSampler):
         search_space: The two parameters of a pair, in the plan's order. The objective must suggest
             them with these distributions.
         plan: :class:`~vit_ratio_opt.search.budget.BudgetSearch`,
-            :class:`~vit_ratio_opt.search.tolerance.ToleranceSearch`, or a plan of your own.
+            :class:`~vit_ratio_opt.search.tolerance.ToleranceSearch`, or a custom plan.
         independent_sampler: Sampler of all other parameters of the objective; random by default.
         seed: Random seed of the default independent sampler.
         n_trials: Number of trained trials that the study is to have. An eighth of them, rounded
@@ -101,7 +101,7 @@ class PlanSampler(BaseSampler):
 
     @property
     def plan(self) -> Plan:
-        """The plan whose pairs are proposed."""
+        """Return the plan whose pairs are proposed."""
         return self._plan
 
     def next_proposal(self, study: Study) -> Proposal:

@@ -18,13 +18,13 @@ from vit_ratio_opt.search.margins import (
     Believed,
     Rule,
     Seen,
+    add_values,
     as_pair,
     believe,
     cheapest_kept,
     estimate,
     failed_pairs,
     passing_probability,
-    with_values,
 )
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Array, Estimate, Observed, Pair, Proposal, as_noise
@@ -125,12 +125,12 @@ class ToleranceSearch:
 
     @property
     def columns(self) -> tuple[tuple[float, tuple[float, ...]], ...]:
-        """For each first ratio, rising, the second ratios to choose from, rising."""
+        """Return for each first ratio, rising, the second ratios to choose from, rising."""
         return self._pairs.columns
 
     @property
     def path(self) -> tuple[Pair, ...]:
-        """The pairs where the search begins."""
+        """Return the pairs where the search begins."""
         return self._pairs.path
 
     def cost(self, first: float, second: float) -> float:
@@ -139,7 +139,7 @@ class ToleranceSearch:
 
     @property
     def limits(self) -> tuple[Pair, Pair]:
-        """The columns' corners."""
+        """Return the columns' corners."""
         seconds = [second for _, column in self.columns for second in (column[0], column[-1])]
         return (self.columns[0][0], min(seconds)), (self.columns[-1][0], max(seconds))
 
@@ -172,21 +172,21 @@ class ToleranceSearch:
                 believed.belief, pairs, costs, limit, pending, excluded, failed
             )
 
-        again, gain = self._again(seen, believed, limit, {*pending, *blocked})
-        best, saving = self._along_path(promising)
+        again, gain = self._best_repetition(seen, believed, limit, {*pending, *blocked})
+        best, saving = self._best_near_path(promising)
         if best is not None and saving > _PATH_RESOLUTION:
             if again is not None and gain > saving:
                 return _once_more(again, gain)
             where = "on" if best in self.path else "near"
             return Proposal(best, f"expected to save {saving:.4f} of the cost {where} the path")
-        best, saving = self._anywhere(promising, limit, failed)
+        best, saving = self._best_anywhere(promising, limit, failed)
         if again is not None and gain > max(saving, self.resolution):
             return _once_more(again, gain)
         if best is not None and saving > self.resolution:
             return Proposal(best, f"expected to save {saving:.4f} of the cost")
         return self._confirm(answer, 0 if answer is None else len(observed[answer]), pending)
 
-    def _along_path(self, promising: _Promising) -> _Promise:
+    def _best_near_path(self, promising: _Promising) -> _Promise:
         """Return the most promising pair on the path, else in the corridor around it."""
         pairs = self._pairs
         if not pairs.path:
@@ -199,7 +199,7 @@ class ToleranceSearch:
                 best, saving = finer if finer[1] > saving else (best, saving)
         return best, saving
 
-    def _anywhere(self, promising: _Promising, limit: float, failed: Array) -> _Promise:
+    def _best_anywhere(self, promising: _Promising, limit: float, failed: Array) -> _Promise:
         """Return the most promising of all pairs."""
         best, saving = promising(*self._pairs.thinned)
         if best is not None:
@@ -275,10 +275,10 @@ class ToleranceSearch:
         if seen_again < len(last.margins) or not all(fresh.values()):  # of another study
             last, fresh = NOTHING, {p: tuple(values) for p, values in observed.items() if values}
         if fresh:
-            self._seen = last = with_values(last, fresh, self.cost)
+            self._seen = last = add_values(last, fresh, self.cost)
         return last
 
-    def _again(
+    def _best_repetition(
         self, seen: Seen, believed: Believed, limit: float, off: Collection[Pair]
     ) -> tuple[Pair | None, float]:
         """Return the trained pair that may pass the confidence and saves most, and how much."""

@@ -57,7 +57,7 @@ class Combined(PairSpace):
 
     @property
     def dense(self) -> ViTShape:
-        """Shape of the dense model."""
+        """Return the shape of the dense model."""
         return self.cascade.dense
 
     @cached_property
@@ -66,30 +66,31 @@ class Combined(PairSpace):
 
     @property
     def macs(self) -> int:
-        """MACs of the dense model."""
+        """Return the MACs of the dense model."""
         return self.dense.macs
 
     @property
     def minimum(self) -> str:
-        """The minimum that every block keeps, in words."""
+        """Return the minimum that every block keeps, in words."""
         neurons = least_neurons(self.round_to)
         return f"1 head, {self.round_to} rank(s), {neurons} neurons and 1 patch"
 
     @cached_property
     def mhsa_ratios(self) -> tuple[float, ...]:
-        """Whole per cents, up to the largest that leaves every block its minimum."""
+        """Return whole per cents, up to the largest that leaves every block its minimum."""
         return self._realisable(0)
 
     @cached_property
     def ffn_ratios(self) -> tuple[float, ...]:
-        """Whole per cents, up to the largest that leaves every block its minimum."""
+        """Return whole per cents, up to the largest that leaves every block its minimum."""
         return self._realisable(1)
 
     def _realisable(self, module: int) -> tuple[float, ...]:
         """Return the ratios that leave a module enough MACs for every block's minimum."""
         return tuple(
             itertools.takewhile(
-                lambda ratio: self._least(ratio)[module] <= self._left(ratio)[module], _PER_CENT
+                lambda ratio: self._least_macs(ratio)[module] <= self._macs_left(ratio)[module],
+                _PER_CENT,
             )
         )
 
@@ -105,24 +106,24 @@ class Combined(PairSpace):
     def tokens(self, pair: RatioPair) -> tuple[BlockTokens, ...]:
         """Return the tokens that each block works on; raises as :meth:`removed` does."""
         mhsa, ffn = (_PER_CENT[units] for units in self.removed(pair))
-        return self.cascade.tokens(RatioPair(self._by_cascade(mhsa), self._by_cascade(ffn)))
+        return self.cascade.tokens(RatioPair(self._cascade_ratio(mhsa), self._cascade_ratio(ffn)))
 
     def module_macs(self, pair: RatioPair) -> tuple[int, int]:
         """Return the most MACs of attention and FFN; raises as :meth:`removed` does."""
         mhsa, ffn = (_PER_CENT[units] for units in self.removed(pair))
-        return self._left(mhsa)[0], self._left(ffn)[1]
+        return self._macs_left(mhsa)[0], self._macs_left(ffn)[1]
 
     def pruned_macs(self, pair: RatioPair) -> int:
         """Return the most MACs after pruning by ``pair``; raises as :meth:`removed` does."""
         return self.dense.fixed_macs + sum(self.module_macs(pair))
 
-    def _left(self, ratio: float) -> tuple[int, int]:
+    def _macs_left(self, ratio: float) -> tuple[int, int]:
         """Return the MACs of attention and FFN that ``ratio`` leaves."""
         dense = self.dense
         attention, ffn = dense.attention_dims * dense.dim_macs, dense.neurons * dense.neuron_macs
         return attention - math.ceil(ratio * attention), ffn - math.ceil(ratio * ffn)
 
-    def _by_cascade(self, ratio: float) -> float:
+    def _cascade_ratio(self, ratio: float) -> float:
         """Return the ratio of the cascade that takes its part of ``ratio``."""
         ratios = self.cascade.mhsa_ratios
         free = min(ratio, self.cascade.free_ratio)
@@ -130,9 +131,9 @@ class Combined(PairSpace):
         # Rounded down, so that no token with an effect is left out while ratios are free.
         return ratios[bisect.bisect_right(ratios, asked + 1e-9) - 1]
 
-    def _least(self, ratio: float) -> tuple[int, int]:
+    def _least_macs(self, ratio: float) -> tuple[int, int]:
         """Return the MACs of attention and FFN with every block at its minimum."""
-        share = self._by_cascade(ratio)
+        share = self._cascade_ratio(ratio)
         tokens = self.cascade.tokens(RatioPair(share, share))
         attention = ffn = 0
         least = least_neurons(self.round_to)

@@ -1,4 +1,4 @@
-"""The costs of structural pruning: MACs, parameters, latency, or an object of the user's own.
+"""The costs of structural pruning: MACs, parameters, latency, or a custom object.
 
 The costs of pairs in MACs and parameters are known in closed form. Latency is measured, see
 :mod:`vit_ratio_opt.latency.curves`, and a study stores it, so that all workers search the same

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.space.pairs import SLACK, PairSpace, RatioPair, evenly
+from vit_ratio_opt.space.pairs import SLACK, PairSpace, RatioPair, pick_evenly
 
 __all__ = [
     "budget_curve",
@@ -157,7 +157,7 @@ def cost_saved(space: PairSpace, points: int = 33) -> dict[str, list[list[float]
     """
     saved = {}
     for axis, name in enumerate(RatioPair._fields):
-        chosen = evenly((space.mhsa_ratios, space.ffn_ratios)[axis], points)
+        chosen = pick_evenly((space.mhsa_ratios, space.ffn_ratios)[axis], points)
         pairs = [RatioPair(r, 0.0) if axis == 0 else RatioPair(0.0, r) for r in chosen]
         saved[name] = [
             [round(ratio, 6), round(1 - space.pruned_cost(pair) / space.dense_cost, 6)]

@@ -21,7 +21,7 @@ __all__ = [
     "RatioPair",
     "as_pair",
     "check_pair",
-    "evenly",
+    "pick_evenly",
     "removed_units",
 ]
 
@@ -52,15 +52,15 @@ class CostLabel(Protocol):
 
     @property
     def name(self) -> str:
-        """Name in the settings of a study and on the command line, such as ``"macs"``."""
+        """Return the name in settings and on the command line, such as ``"macs"``."""
 
     @property
     def word(self) -> str:
-        """Name in sentences and figures, as in "60 % of the FLOPs"."""
+        """Return the name in sentences and figures, as in "60 % of the FLOPs"."""
 
     @property
     def constraint(self) -> str:
-        """Name of the constraint that a budget of this cost sets in a trial."""
+        """Return the name of the constraint that a budget of this cost sets in a trial."""
 
 
 class PairRange(Protocol):
@@ -68,11 +68,11 @@ class PairRange(Protocol):
 
     @property
     def max_pair(self) -> RatioPair:
-        """The largest MHSA ratio and the largest FFN ratio."""
+        """Return the largest MHSA ratio and the largest FFN ratio."""
 
     @property
     def minimum(self) -> str:
-        """The minimum that every block keeps, in words."""
+        """Return the minimum that every block keeps, in words."""
 
 
 class PairSpace(PairRange, Protocol):
@@ -83,23 +83,23 @@ class PairSpace(PairRange, Protocol):
 
     @property
     def cost(self) -> CostLabel:
-        """What :attr:`dense_cost` and :meth:`pruned_cost` count."""
+        """Return what :attr:`dense_cost` and :meth:`pruned_cost` count."""
 
     @property
     def macs(self) -> int:
-        """MACs of the dense model."""
+        """Return the MACs of the dense model."""
 
     @property
     def mhsa_ratios(self) -> tuple[float, ...]:
-        """Every MHSA ratio that removes another number of units, rising from 0."""
+        """Return every MHSA ratio that removes another number of units, rising from 0."""
 
     @property
     def ffn_ratios(self) -> tuple[float, ...]:
-        """Every FFN ratio that removes another number of units, rising from 0."""
+        """Return every FFN ratio that removes another number of units, rising from 0."""
 
     @property
     def max_pair(self) -> RatioPair:
-        """The largest ratios that leave every block its minimum."""
+        """Return the largest ratios that leave every block its minimum."""
         return RatioPair(self.mhsa_ratios[-1], self.ffn_ratios[-1])
 
     def removed(self, pair: RatioPair) -> tuple[int, int]:
@@ -118,7 +118,7 @@ class PairSpace(PairRange, Protocol):
 
     @property
     def dense_cost(self) -> int:
-        """Cost of the dense model."""
+        """Return the cost of the dense model."""
         return self.macs
 
     def pruned_cost(self, pair: RatioPair) -> int:
@@ -158,7 +158,7 @@ def check_pair(space: PairRange, pair: RatioPair) -> None:
             )
 
 
-def evenly(ratios: Sequence[float], points: int) -> list[float]:
+def pick_evenly(ratios: Sequence[float], points: int) -> list[float]:
     """Return at most ``points`` of the ratios, evenly spaced, with the first and the last."""
     steps = min(points, len(ratios)) - 1
     return [ratios[round(i * (len(ratios) - 1) / max(1, steps))] for i in range(steps + 1)]

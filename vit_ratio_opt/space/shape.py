@@ -103,42 +103,42 @@ class ViTShape:
 
     @property
     def block_sizes(self) -> list[list[int]]:
-        """The blocks as JSON: heads, their dimensions and hidden neurons of each block."""
+        """Return the blocks as JSON: heads, their dimensions and hidden neurons of each block."""
         return [[b.num_heads, b.head_dim, b.hidden_dim] for b in self.blocks]
 
     @cached_property
     def tokens(self) -> int:
-        """Length N of the sequence."""
+        """Return the length N of the sequence."""
         return self.patches + self.prefix_tokens
 
     @cached_property
     def heads(self) -> int:
-        """Heads in all blocks."""
+        """Return the heads in all blocks."""
         return sum(block.num_heads for block in self.blocks)
 
     @cached_property
     def attention_dims(self) -> int:
-        """Dimensions of all heads in all blocks."""
+        """Return the dimensions of all heads in all blocks."""
         return sum(block.num_heads * block.head_dim for block in self.blocks)
 
     @cached_property
     def neurons(self) -> int:
-        """Hidden neurons in all blocks."""
+        """Return the hidden neurons in all blocks."""
         return sum(block.hidden_dim for block in self.blocks)
 
     @property
     def dim_macs(self) -> int:
-        """MACs of one dimension of one head where blocks work on all tokens."""
+        """Return the MACs of one dimension of one head where blocks work on all tokens."""
         return 4 * self.tokens * self.embed_dim + 2 * self.tokens**2
 
     @property
     def neuron_macs(self) -> int:
-        """MACs of one hidden neuron where blocks work on all tokens."""
+        """Return the MACs of one hidden neuron where blocks work on all tokens."""
         return (1 + self.fc1_rows) * self.tokens * self.embed_dim
 
     @property
     def fixed_macs(self) -> int:
-        """MACs that no ratio changes: patch embedding, :attr:`other_macs` and classifiers."""
+        """Return the MACs that no ratio changes: embedding, :attr:`other_macs` and classifiers."""
         embed = self.patches * self.patch_dim * self.embed_dim
         return (
             embed
@@ -148,7 +148,7 @@ class ViTShape:
 
     @cached_property
     def macs(self) -> int:
-        """MACs of one image."""
+        """Return the MACs of one image."""
         if not self.block_tokens:
             attention = self.attention_dims * self.dim_macs
             return self.fixed_macs + attention + self.neurons * self.neuron_macs
@@ -170,16 +170,16 @@ class ViTShape:
 
     @property
     def params(self) -> int:
-        """Parameters of the model."""
+        """Return the parameters of the model."""
         attention = self.attention_dims * self.dim_params + self.heads * self.head_params
         return self.fixed_params + attention + self.neurons * self.neuron_params
 
     @property
     def dim_params(self) -> int:
-        """Parameters of one dimension of one head."""
+        """Return the parameters of one dimension of one head."""
         return 3 * (self.embed_dim + self.qkv_bias) + self.embed_dim
 
     @property
     def neuron_params(self) -> int:
-        """Parameters of one hidden neuron."""
+        """Return the parameters of one hidden neuron."""
         return self.embed_dim + self.fc1_rows * (self.embed_dim + self.fc1_bias)

@@ -46,7 +46,7 @@ class StructuralSpace(StructuralUnits, PairSpace):
 
     @property
     def macs(self) -> int:
-        """MACs of the dense model."""
+        """Return the MACs of the dense model."""
         return self.shape.macs
 
     def pruned_macs(self, pair: RatioPair) -> int:
@@ -60,7 +60,7 @@ class StructuralSpace(StructuralUnits, PairSpace):
 
     @cached_property
     def dense_cost(self) -> int:
-        """Cost of the dense model."""
+        """Return the cost of the dense model."""
         return self._prices.fixed + self._by_units[0][0] + self._by_units[1][0]
 
     def pruned_cost(self, pair: RatioPair) -> int:

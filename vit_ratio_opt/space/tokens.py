@@ -116,27 +116,27 @@ class TokenSpace(PairSpace):
 
     @property
     def macs(self) -> int:
-        """MACs of the dense model."""
+        """Return the MACs of the dense model."""
         return self.dense.macs
 
     @property
     def minimum(self) -> str:
-        """The minimum that every block keeps, in words."""
+        """Return the minimum that every block keeps, in words."""
         return "1 patch in the attention and in the FFN"
 
     @cached_property
     def mhsa_ratios(self) -> tuple[float, ...]:
-        """0, 1, 2, ... patches in each block on average, as shares of all."""
-        return tuple(units / self.dense.patches for units in range(len(self._left_out)))
+        """Return 0, 1, 2, ... patches in each block on average, as shares of all."""
+        return tuple(units / self.dense.patches for units in range(len(self._patches_left_out)))
 
     @property
     def ffn_ratios(self) -> tuple[float, ...]:
-        """The MHSA ratios: attention and FFN leave out the same numbers at the same ratio."""
+        """Return the MHSA ratios, since attention and FFN have the same numbers of patches."""
         return self.mhsa_ratios
 
     @property
     def free_ratio(self) -> float:
-        """The ratio up to which leaving out patches changes no output."""
+        """Return the ratio up to which leaving out patches changes no output."""
         if self.rule.schedule == "rising" or not self.class_only:
             return 0.0
         depth = len(self.dense.blocks)
@@ -155,7 +155,7 @@ class TokenSpace(PairSpace):
     def tokens(self, pair: RatioPair) -> tuple[BlockTokens, ...]:
         """Return the tokens that each block works on; raises as :meth:`removed` does."""
         total = self.dense.tokens
-        attention, ffn = (self._left_out[units] for units in self.removed(pair))
+        attention, ffn = (self._patches_left_out[units] for units in self.removed(pair))
         return tuple(
             BlockTokens(
                 total - out,
@@ -169,7 +169,7 @@ class TokenSpace(PairSpace):
         """Return the heads that each block keeps; raises as :meth:`removed` does."""
         kept = [block.num_heads for block in self.dense.blocks]
         if self.rule.heads:
-            out, patches = self._left_out[self.removed(pair)[0]], self.dense.patches
+            out, patches = self._patches_left_out[self.removed(pair)[0]], self.dense.patches
             kept = [heads - heads * n // patches for heads, n in zip(kept, out, strict=True)]
         return tuple(kept)
 
@@ -184,11 +184,11 @@ class TokenSpace(PairSpace):
     def pruned_macs(self, pair: RatioPair) -> int:
         """Return the MACs after pruning by ``pair``; raises as :meth:`removed` does."""
         mhsa, ffn = self.removed(pair)
-        return self.macs - self._saved[0][mhsa] - self._saved[1][ffn]
+        return self.macs - self._saved_macs[0][mhsa] - self._saved_macs[1][ffn]
 
     @cached_property
-    def _saved(self) -> tuple[list[int], list[int]]:
-        """MACs that attention and FFN save, by units; neither depends on the other."""
+    def _saved_macs(self) -> tuple[list[int], list[int]]:
+        """Return the MACs that attention and FFN save, by units; neither depends on the other."""
         ratios = self.mhsa_ratios
         return (
             [self.macs - self.shape(RatioPair(ratio, 0.0)).macs for ratio in ratios],
@@ -196,8 +196,8 @@ class TokenSpace(PairSpace):
         )
 
     @cached_property
-    def _left_out(self) -> tuple[tuple[int, ...], ...]:
-        """By units, the patches that each block leaves out."""
+    def _patches_left_out(self) -> tuple[tuple[int, ...], ...]:
+        """Return by units, the patches that each block leaves out."""
         depth, most = len(self.dense.blocks), self.dense.patches - 1
         late = self.rule.schedule == "late"
         weights = [float(index**2 if late else index) for index in range(depth)]

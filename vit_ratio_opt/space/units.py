@@ -64,7 +64,7 @@ class StructuralUnits:
 
     @property
     def mhsa_unit(self) -> MhsaUnit:
-        """The unit of the MHSA ratio.
+        """Return the unit of the MHSA ratio.
 
         It is a head in models that only lose whole heads, and a rank in models that keep all of
         their heads, whatever :attr:`unit` is.
@@ -75,7 +75,7 @@ class StructuralUnits:
 
     @cached_property
     def mhsa_units(self) -> int:
-        """Heads, or ranks, in all blocks."""
+        """Return the heads, or ranks, in all blocks."""
         return sum(self._mhsa_units_by_block)
 
     @property
@@ -86,12 +86,12 @@ class StructuralUnits:
 
     @property
     def neurons(self) -> int:
-        """Hidden neurons in all blocks."""
+        """Return the hidden neurons in all blocks."""
         return self.shape.neurons
 
     @cached_property
     def steps(self) -> tuple[int, int]:
-        """Heads, or ranks, and neurons that are removed together, because of ``round_to``.
+        """Return the heads, or ranks, and the neurons that ``round_to`` removes together.
 
         Ranks are removed in the smallest steps that come to a whole number of heads of
         ``round_to`` dimensions, which is also what every block keeps at least. Not every sum of
@@ -107,21 +107,21 @@ class StructuralUnits:
 
     @cached_property
     def mhsa_ratios(self) -> tuple[float, ...]:
-        """Every ratio that removes another number of heads, or ranks, rising from 0."""
+        """Return every ratio that removes another number of heads, or ranks, rising from 0."""
         step = self.steps[0]
         most = sum(max(0, size - step) for size in self._mhsa_units_by_block)
         return tuple(units / self.mhsa_units for units in range(0, most + 1, step))
 
     @cached_property
     def ffn_ratios(self) -> tuple[float, ...]:
-        """Every ratio that removes another number of neurons, rising from 0."""
+        """Return every ratio that removes another number of neurons, rising from 0."""
         least, step = least_neurons(self.round_to), self.steps[1]
         most = sum(max(0, block.hidden_dim - least) for block in self.shape.blocks)
         return tuple(neurons / self.neurons for neurons in range(0, most + 1, step))
 
     @property
     def max_pair(self) -> RatioPair:
-        """The largest ratios that leave every block its minimum."""
+        """Return the largest ratios that leave every block its minimum."""
         return RatioPair(self.mhsa_ratios[-1], self.ffn_ratios[-1])
 
     def removed(self, pair: RatioPair) -> tuple[int, int]:
@@ -139,7 +139,7 @@ class StructuralUnits:
 
     @cached_property
     def mhsa_unit_dims(self) -> int:
-        """Head dimensions in one head, or one rank.
+        """Return the head dimensions in one head, or one rank.
 
         Raises:
             InputError: They differ from block to block, so that a ratio does not fix the MACs.
@@ -156,12 +156,12 @@ class StructuralUnits:
 
     @property
     def mhsa_unit_macs(self) -> int:
-        """MACs of one head, or one rank; raises as :attr:`mhsa_unit_dims` does."""
+        """Return the MACs of one head, or one rank; raises as :attr:`mhsa_unit_dims` does."""
         return self.mhsa_unit_dims * self.shape.dim_macs
 
     @property
     def mhsa_unit_params(self) -> int:
-        """Parameters of one head, or one rank; raises as :attr:`mhsa_unit_dims` does.
+        """Return the parameters of one head, or one rank; raises as :attr:`mhsa_unit_dims` does.
 
         Removing ranks may save more than this where heads have parameters of their own, because
         some heads are removed whole.
@@ -178,5 +178,5 @@ class StructuralUnits:
 
     @property
     def minimum(self) -> str:
-        """The minimum that every block keeps, in words."""
+        """Return the minimum that every block keeps, in words."""
         return f"{MIN_MHSA_UNITS} {self.mhsa_unit} and {least_neurons(self.round_to)} neurons"

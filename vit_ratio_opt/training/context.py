@@ -1,6 +1,6 @@
 """The contract between a search and a training loop: what a loop is given and what it reports.
 
-A training loop of one's own is a class with a metric and three methods, see :class:`Trainer`. It
+A custom training loop is a class with a metric and three methods, see :class:`Trainer`. It
 needs no import of this package and knows nothing of Optuna.
 """
 
@@ -151,7 +151,7 @@ class Trainer(Protocol):
 
     @property
     def metric(self) -> Metric:
-        """What :meth:`evaluate` and :meth:`train` return; a class attribute is enough."""
+        """Return what :meth:`evaluate` and :meth:`train` return; a class attribute is enough."""
 
     def identity(self) -> dict[str, Any]:
         """Return JSON values that must be equal for two results to be comparable.

@@ -103,7 +103,7 @@ class TrainingProgress:
 
     @property
     def enabled(self) -> bool:
-        """Whether the bars are visible; what they show need not be computed otherwise."""
+        """Return whether the bars are visible; what they show need not be computed otherwise."""
         return not self.bars.disable
 
     def skip(self, steps: int) -> None:

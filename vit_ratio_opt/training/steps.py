@@ -89,7 +89,7 @@ class Optimization:
 
     @property
     def parts(self) -> dict[str, Any]:
-        """What has to be saved to resume the training."""
+        """Return what has to be saved to resume the training."""
         parts = {"model": self._model, "optimizer": self._optimizer, "scaler": self._scaler}
         return parts if self.average is None else {**parts, "average": self.average}
 

@@ -75,12 +75,12 @@ class ImageTrainer:
 
     @property
     def device_name(self) -> str:
-        """Name of the device, such as ``"NVIDIA H100"``."""
+        """Return the name of the device, such as ``"NVIDIA H100"``."""
         return device_name(self.device)
 
     @property
     def epochs(self) -> int:
-        """Epochs of each training."""
+        """Return the number of epochs of each training."""
         return self.recipe.epochs
 
     def with_recipe(self, recipe: Recipe) -> ImageTrainer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
 __all__ = ["check_port"]
 
@@ -25,4 +25,4 @@ def check_port(host: str, port: int) -> None:
             probe.bind(address)
     except (OSError, UnicodeError, ValueError) as error:  # the last two: of a name that is none
         why = getattr(error, "strerror", None) or "this is no name of a machine"
-        raise InputError(f"Cannot listen on {short(host)}:{port}: {why}.") from None
+        raise InputError(f"Cannot listen on {shorten(host)}:{port}: {why}.") from None

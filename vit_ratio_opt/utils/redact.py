@@ -73,7 +73,7 @@ def _without_secrets(scheme: str, rest: str) -> str:
 
 
 def remember_secret(value: str) -> None:
-    """Have :func:`redact` strike out a secret that a driver's message may repeat.
+    """Remember a secret, so that :func:`redact` removes it from the messages of drivers.
 
     Args:
         value: The secret; one of less than four characters is ignored.

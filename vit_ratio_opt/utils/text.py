@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["csv_text", "escape_markdown", "plain", "short"]
+__all__ = ["csv_text", "escape_markdown", "strip_escapes", "shorten"]
 
 # ESC [ ... letter, ESC ] ... BEL or ESC \, and their forms of one character (ECMA-48).
 _SEQUENCES = re.compile(
@@ -28,7 +28,7 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>&|#~$])")
 _LINK = re.compile(r"\b(https?|ftp|mailto|www)([.:])", re.IGNORECASE)
 
 
-def plain(text: object) -> str:
+def strip_escapes(text: object) -> str:
     """Return ``text`` without escape sequences and characters that act on the text around them.
 
     Line breaks and tabs stay.
@@ -43,15 +43,15 @@ def plain(text: object) -> str:
     )
 
 
-def short(text: object, most: int = 80) -> str:
+def shorten(text: object, most: int = 80) -> str:
     """Return ``text`` as one plain line of at most ``most`` characters; longer ones end in "…"."""
-    line = " ".join(plain(str(text)[: 20 * most]).split())
+    line = " ".join(strip_escapes(str(text)[: 20 * most]).split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def escape_markdown(text: str) -> str:
     """Return text that Markdown and HTML show as it is."""
-    escaped = _MARKDOWN.sub(r"\\\1", " ".join(plain(text).split()))
+    escaped = _MARKDOWN.sub(r"\\\1", " ".join(strip_escapes(text).split()))
     return _LINK.sub(r"\1\\\2", escaped)
 
 
@@ -71,7 +71,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return value
-    cell = plain(value).replace("\n", " ")
+    cell = strip_escapes(value).replace("\n", " ")
     # A spreadsheet may read full-width signs as plain ones.
     if not unicodedata.normalize("NFKC", cell).lstrip(" ").startswith(_FORMULA):
         return cell

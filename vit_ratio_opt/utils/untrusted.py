@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
 __all__ = [
     "check_artifact_id",
@@ -47,7 +47,7 @@ def check_artifact_id(text: object) -> str:
         InputError: The text is no generated name, but a path, for example.
     """
     if not is_artifact_id(text):
-        raise InputError(f"{short(repr(text))} is no id of an artifact: one is a UUID.")
+        raise InputError(f"{shorten(repr(text))} is no id of an artifact: one is a UUID.")
     return str(text)
 
 
@@ -59,7 +59,7 @@ def check_checkpoint_name(text: object) -> str:
     """
     if not isinstance(text, str) or not _CHECKPOINT.fullmatch(text):
         raise InputError(
-            f"{short(repr(text))} is no name of a trial's model, such as trial-0000.safetensors."
+            f"{shorten(repr(text))} is no name of a trial's model, such as trial-0000.safetensors."
         )
     return text
 
@@ -101,10 +101,10 @@ def check_marked(location: str | None, study_name: str, option: str) -> str | No
         return location
     if "://" not in location and not os.path.isdir(location):
         raise InputError(
-            f"Study {short(study_name)!r} names the folder {short(location)!r}, which is not on "
-            f"this machine: if you have moved it, or want another one, give it with {option}."
+            f"Study {shorten(study_name)!r} names the folder {shorten(location)!r}, which is not "
+            f"on this machine: if you have moved it, or want another one, give it with {option}."
         )
     raise InputError(
-        f"Study {short(study_name)!r} names {short(location)!r}, which vit_ratio_opt has not "
+        f"Study {shorten(study_name)!r} names {shorten(location)!r}, which vit_ratio_opt has not "
         f"used on this machine: if you trust it, give it with {option}."
     )

@@ -21,8 +21,8 @@ from vit_ratio_opt.report.figures.style import (
     MOST_POINTS,
     as_label,
     colour_of,
-    finished,
-    thinned,
+    finish_figure,
+    thin_trials,
 )
 
 __all__ = ["accuracy_figure"]
@@ -59,7 +59,7 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
         if answer is not None:
             _add_answer(figure, answer, cost_of, colour_of(index))
     _add_dense_and_limits(figure, studies, cost)
-    return finished(
+    return finish_figure(
         figure,
         f"{metric.title} against {cost.word} (star: answer, square: fixed ratio, dotted: limit)",
         x=f"{cost.word}, share of the dense model's",
@@ -73,7 +73,7 @@ def _add_trials(figure: go.Figure, study: Study, cost_of: _CostOf, colour: str) 
     name = as_label(study.study_name)
     trials = [t for t in finished_trials(study) if accuracy_of(t, study) is not None]
     frontier = _frontier(study, trials, cost_of)
-    drawn = thinned(trials, frontier)
+    drawn = thin_trials(trials, frontier)
     for label, symbol, wanted in _MARKERS:
         chosen = [trial for trial in drawn if trial.state == wanted]
         if not chosen:

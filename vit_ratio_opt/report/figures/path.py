@@ -26,9 +26,9 @@ from vit_ratio_opt.report.figures.style import (
     INK,
     SHADE,
     as_label,
-    finished,
-    spread_out,
-    thinned,
+    finish_figure,
+    pick_evenly,
+    thin_trials,
 )
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair
@@ -56,7 +56,7 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
     study = snapshot(study)
     figure = make_subplots(rows=2, cols=1, row_heights=[0.65, 0.35], vertical_spacing=100 / height)
     trials = finished_trials(study)
-    drawn = thinned(trials, [])
+    drawn = thin_trials(trials, [])
     _add_equal_cost(figure, study)
     _add_curve(figure, study)
     _add_path(figure, study, drawn)
@@ -65,7 +65,7 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
     figure.update_yaxes(title_text="FFN ratio", row=1, col=1)
     figure.update_xaxes(title_text="trained trials", row=2, col=1)
     figure.update_layout(showlegend=height > _LOW)
-    return finished(figure, "Path of the search", x="MHSA ratio", height=height)
+    return finish_figure(figure, "Path of the search", x="MHSA ratio", height=height)
 
 
 def _add_equal_cost(figure: go.Figure, study: Study) -> None:
@@ -98,7 +98,7 @@ def _add_curve(figure: go.Figure, study: Study) -> None:
     curve = (record.plan or {}).get("curve")
     if curve is None:
         return
-    drawn = spread_out(curve, _MOST_MOMENTS)
+    drawn = pick_evenly(curve, _MOST_MOMENTS)
     figure.add_scatter(
         x=[mhsa_ratio for mhsa_ratio, _ in drawn],
         y=[ffn_ratio for _, ffn_ratio in drawn],

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial
 
-from vit_ratio_opt.utils.text import short
+from vit_ratio_opt.utils.text import shorten
 
 __all__ = [
     "COLOURS",
@@ -19,9 +19,9 @@ __all__ = [
     "SHADE",
     "as_label",
     "colour_of",
-    "finished",
-    "spread_out",
-    "thinned",
+    "finish_figure",
+    "pick_evenly",
+    "thin_trials",
 ]
 
 # Okabe and Ito's, which the colour-blind tell apart; the greys are legible on white and on black.
@@ -33,13 +33,13 @@ _GRID, _CLEAR = "rgba(128,128,128,0.25)", "rgba(0,0,0,0)"
 _T = TypeVar("_T")
 
 
-def thinned(trials: Sequence[FrozenTrial], needed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def thin_trials(trials: Sequence[FrozenTrial], needed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Return at most some hundred of the trials, evenly over the search, with those needed."""
-    kept = {trial.number for trial in [*needed, *spread_out(trials, MOST_POINTS)]}
+    kept = {trial.number for trial in [*needed, *pick_evenly(trials, MOST_POINTS)]}
     return [trial for trial in trials if trial.number in kept]
 
 
-def spread_out(values: Sequence[_T], most: int) -> list[_T]:
+def pick_evenly(values: Sequence[_T], most: int) -> list[_T]:
     """Return at most ``most`` of the values, evenly, with the first and the last."""
     if len(values) <= most:
         return list(values)
@@ -53,10 +53,10 @@ def colour_of(index: int) -> str:
 
 def as_label(name: object) -> str:
     """Return a user's text as a label: plotly would take some tags in it as markup."""
-    return html.escape(short(name, 40), quote=False)
+    return html.escape(shorten(name, 40), quote=False)
 
 
-def finished(
+def finish_figure(
     figure: go.Figure, title: str, *, x: str = "", y: str = "", height: int = 440
 ) -> go.Figure:
     """Return the figure with the look that all figures share, legible on light and dark pages.

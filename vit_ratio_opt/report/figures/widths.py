@@ -12,7 +12,7 @@ from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trials import block_rows
-from vit_ratio_opt.report.figures.style import COLOURS, as_label, finished
+from vit_ratio_opt.report.figures.style import COLOURS, as_label, finish_figure
 
 __all__ = ["widths_figure"]
 
@@ -54,7 +54,7 @@ def widths_figure(studies: Sequence[Study]) -> go.Figure:
     figure.update_yaxes(range=[0, 100], title_text="left, %")
     figure.update_xaxes(dtick=1)
     figure.update_xaxes(title_text="block", row=rows, col=1)
-    return finished(figure, "Blocks of the answer's model", height=200 + 180 * rows)
+    return finish_figure(figure, "Blocks of the answer's model", height=200 + 180 * rows)
 
 
 def _series(blocks: Sequence[dict[str, int]]) -> dict[str, _Bars]:
