@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from support import make_search
 
 from vit_ratio_opt.composer import Search
-from vit_ratio_opt.data.digits import load_digits
+from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
@@ -50,13 +50,13 @@ def dense_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make(dense_file: Path, tmp_path: Path) -> Make:
+def make(dense_file: Path, digits: ImageData, tmp_path: Path) -> Make:
     def make_one(**changes: Any) -> Search:
         options = {
             "budget": 0.6, "recipe": Recipe(epochs=1, batch_size=256), "progress": False,
             "calibration_images": 64, "checkpoints": tmp_path / "models",
         }  # fmt: skip
-        return make_search(load_dense(dense_file), load_digits(), **{**options, **changes})
+        return make_search(load_dense(dense_file), digits, **{**options, **changes})
 
     return make_one
 
