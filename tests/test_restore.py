@@ -138,7 +138,7 @@ def test_a_study_that_is_not_there_is_refused(url):
     optuna.create_study(study_name="foreign", storage=storage)
     with pytest.raises(InputError, match="no study 's'"):
         load_again("s", storage)
-    with pytest.raises(InputError, match="not made by vit_ratio_opt"):
+    with pytest.raises(InputError, match="not created by vit_ratio_opt"):
         load_again("foreign", storage)
 
 

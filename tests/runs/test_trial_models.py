@@ -332,7 +332,7 @@ def test_a_store_that_cannot_be_written_is_no_failure_of_the_pair(
     study = new_study(search, url)
     store.error = error
     for _ in range(4):  # more often than a pair may fail
-        with pytest.raises(CannotWriteError, match="so its pair will be tried again: ") as raised:
+        with pytest.raises(CannotWriteError, match="so its pair is requeued: ") as raised:
             run(study, search)
         assert str(error.args[-1]) in str(raised.value)
         assert len(str(raised.value).splitlines()) == 1
