@@ -147,7 +147,10 @@ def test_without_a_folder_for_models_the_answer_says_so(digits, dense):
 Case = tuple[str, dict[str, Any], dict[str, Any]]
 TOKENS, BOTH = {"limit": vro.Budget(0.9)}, {"pruning": vro.Both()}
 RANGES = (0.25, 0.75)
-CURVES = {"rest": 1, "mhsa": [[0, 9], [14, 0]], "ffn": [[0, 9], [112, 0]]}
+CURVES = {
+    "rest": 1, "mhsa": [[0, 9], [14, 0]], "ffn": [[0, 9], [112, 0]], "error": 0.0,
+    "device": "cpu", "batch": 1, "threads": 1,
+}  # fmt: skip
 
 
 def pruned(name: str, changed: Any, **start: Any) -> Case:

@@ -6,9 +6,8 @@ import optuna
 import pytest
 from support import load_again, make_search, new_study
 
-from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.latency import timing as latency_module
+from vit_ratio_opt.latency import timing
 from vit_ratio_opt.model_files.load import load_again as load_model_again
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
@@ -33,11 +32,13 @@ def dense_file(tmp_path):
     return path
 
 
+LOOKED_AT = [{"budget": 0.6}, {"tolerance": 2.0, "noise": 0.3, "confirmations": 2}]
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {"budget": 0.6},
-        {"tolerance": 2.0, "noise": 0.3, "confirmations": 2},
+        *LOOKED_AT,
         {"budget": 0.6, "fixed_ratio": True, "mhsa_unit": "head", "repair": False},
         {"budget": 0.9, "strategy": "cascade"},
         {"budget": 0.6, "cost": "params"},
@@ -46,16 +47,17 @@ def dense_file(tmp_path):
         {"budget": 0.6, "round_to": 4, "allocation": "energy", "iterative": True, "seed": 3},
     ],
 )
-def test_a_study_gives_its_search_back(dense_file, tmp_path, url, options):
+def test_a_study_gives_its_search_back(digits, dense_file, tmp_path, url, options):
     made = make_search(
         load_dense(dense_file),
-        load_digits(),
+        digits,
         recipe=Recipe(epochs=0, lr=1e-4),
         calibration_images=64,
         checkpoints=tmp_path / "models",
         **options,
     )
-    study = made.create_study("s", storage=url)
+    # A look without training takes seconds: one within a budget and one with a tolerance.
+    study = new_study(made, "s", storage=url, screen=options in LOOKED_AT)
     json.dumps(study.user_attrs)
     again = load_again("s", url)
     assert again.settings == made.settings
@@ -68,11 +70,9 @@ def test_a_study_gives_its_search_back(dense_file, tmp_path, url, options):
     assert joined.trials[0].state.is_finished()
 
 
-def test_a_worker_takes_the_studys_word_for_the_dense_accuracy(dense_file, url):
-    search = make_search(
-        load_dense(dense_file), load_digits(), budget=0.6, recipe=Recipe(epochs=0)
-    )
-    study = search.create_study("s", storage=url)
+def test_a_worker_takes_the_studys_word_for_the_dense_accuracy(digits, dense_file, url):
+    search = make_search(load_dense(dense_file), digits, budget=0.6, recipe=Recipe(epochs=0))
+    study = new_study(search, "s", storage=url, screen=False)
     dense = study.user_attrs["dense"]
     study.set_user_attr("dense", {**dense, "val_accuracy": dense["val_accuracy"] + 1})
     again = load_again("s", url)
@@ -80,16 +80,18 @@ def test_a_worker_takes_the_studys_word_for_the_dense_accuracy(dense_file, url):
     assert again.dense_accuracy == dense["val_accuracy"] + 1
 
 
-def test_a_pruned_model_is_found_again_with_the_dense_one_it_came_from(dense_file, tmp_path, url):
+def test_a_pruned_model_is_found_again_with_the_dense_one_it_came_from(
+    digits, dense_file, tmp_path, url
+):
     options = {"recipe": Recipe(epochs=0), "calibration_images": 64}
     first = make_search(
-        load_dense(dense_file), load_digits(), budget=0.6, checkpoints=tmp_path / "m", **options
+        load_dense(dense_file), digits, budget=0.6, checkpoints=tmp_path / "m", **options
     )
-    study = first.create_study("first", storage=url)
+    study = new_study(first, "first", storage=url, screen=False)
     first.run(study, n_trials=1, say=lambda line: None, explain=False)
     start, _ = load_pruned(tmp_path / "m" / "trial-0000.safetensors", load_dense(dense_file))
-    second = make_search(start, load_digits(), budget=0.8, **options)
-    second.create_study("second", storage=url)
+    second = make_search(start, digits, budget=0.8, **options)
+    new_study(second, "second", storage=url, screen=False)
     assert load_again("second", open_storage(url)).settings == second.settings
     moved = dense_file.rename(tmp_path / "moved.safetensors")
     with pytest.raises(InputError, match="no checkpoint"):
@@ -103,11 +105,11 @@ def test_a_pruned_model_is_found_again_with_the_dense_one_it_came_from(dense_fil
         load_again("first", open_storage(url), checkpoint=moved, start=moved)
 
 
-def test_a_model_of_no_file_is_asked_for(url, tmp_path):
+def test_a_model_of_no_file_is_asked_for(digits, url, tmp_path):
     model = create_model(MODEL, **ARGUMENTS)
     assert source_of(model) is None
-    made = make_search(model, load_digits(), budget=0.6, recipe=Recipe(epochs=0))
-    made.create_study("s", storage=url)
+    made = make_search(model, digits, budget=0.6, recipe=Recipe(epochs=0))
+    new_study(made, "s", storage=url, screen=False)
     with pytest.raises(InputError, match="where its dense model is: give --checkpoint"):
         load_again("s", url)
     path = tmp_path / "model.safetensors"
@@ -116,11 +118,9 @@ def test_a_model_of_no_file_is_asked_for(url, tmp_path):
     assert weights_hash(load_model_again(source_of(model))) == weights_hash(model)
 
 
-def test_a_study_of_another_version_is_one_sentence(dense_file, url):
-    search = make_search(
-        load_dense(dense_file), load_digits(), budget=0.6, recipe=Recipe(epochs=0)
-    )
-    study = search.create_study("s", storage=url)
+def test_a_study_of_another_version_is_one_sentence(digits, dense_file, url):
+    search = make_search(load_dense(dense_file), digits, budget=0.6, recipe=Recipe(epochs=0))
+    study = new_study(search, "s", storage=url, screen=False)
     settings = study.user_attrs["settings"]
     study.set_user_attr("settings", {**settings, "recipe": {**settings["recipe"], "new": 1}})
     with pytest.raises(InputError, match="another version of vit_ratio_opt"):
@@ -138,18 +138,18 @@ def test_a_study_that_is_not_there_is_refused(url):
     optuna.create_study(study_name="foreign", storage=storage)
     with pytest.raises(InputError, match="no study 's'"):
         load_again("s", storage)
-    with pytest.raises(InputError, match="not made by vit_ratio_opt"):
+    with pytest.raises(InputError, match="not created by vit_ratio_opt"):
         load_again("foreign", storage)
 
 
 @pytest.mark.parametrize("device", ["nosuch", "cuda:99"])
-def test_a_device_that_is_not_there_is_one_sentence(dense_file, device):
+def test_a_device_that_is_not_there_is_one_sentence(digits, dense_file, device):
     with pytest.raises(InputError, match=f"`device` must be one of this machine.*'{device}'"):
-        make_search(load_dense(dense_file), load_digits(), budget=0.6, device=device)
+        make_search(load_dense(dense_file), digits, budget=0.6, device=device)
 
 
 def test_a_worker_on_another_device_searches_the_same_pairs(
-    dense_file, tmp_path, url, monkeypatch
+    digits, dense_file, tmp_path, url, monkeypatch
 ):
     def device(slow: float):
         """One on which heads, or neurons, take their time."""
@@ -159,12 +159,12 @@ def test_a_worker_on_another_device_searches_the_same_pairs(
             seconds = 1e-4 + slow * shape.attention_dims + (1 - slow) * shape.neurons
             return [1e-6 * seconds] * count
 
-        monkeypatch.setattr(latency_module, "_runs", runs)
+        monkeypatch.setattr(timing, "time_runs", runs)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache-{slow}"))
 
     device(slow=0.9)
     made = make_search(
-        load_dense(dense_file), load_digits(), budget=0.6, cost="latency", latency_batch=2,
+        load_dense(dense_file), digits, budget=0.6, cost="latency", latency_batch=2,
         recipe=Recipe(epochs=0), calibration_images=64, checkpoints=tmp_path / "models",
     )  # fmt: skip
     study = new_study(made, "s", storage=url, screen=False)
@@ -173,20 +173,20 @@ def test_a_worker_on_another_device_searches_the_same_pairs(
     again = load_again("s", url)
     assert again.curve == made.curve
     assert again.settings == made.settings
-    assert again.cost == made.cost
+    assert again.space.cost == made.space.cost
     joined = again.create_study("s", storage=url)
     assert joined.sampler.nothing_left(joined) is None
     own = make_search(
-        load_dense(dense_file), load_digits(), budget=0.6, cost="latency", latency_batch=2,
+        load_dense(dense_file), digits, budget=0.6, cost="latency", latency_batch=2,
         recipe=Recipe(epochs=0), calibration_images=64,
     )  # fmt: skip
     assert own.curve != made.curve  # so that it does matter
 
 
-def test_a_model_that_computes_something_else_is_refused(dense_file, tmp_path, url):
+def test_a_model_that_computes_something_else_is_refused(digits, dense_file, tmp_path, url):
     search = make_search(
         load_dense(dense_file),
-        load_digits(),
+        digits,
         budget=0.6,
         recipe=Recipe(epochs=0),
         calibration_images=64,

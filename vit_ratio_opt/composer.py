@@ -1,4 +1,4 @@
-"""A search from a dense model and its data, with notes and figures for people who watch it."""
+"""Search the pruning ratios of a dense model: the parts, the study, notes and figures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["Search"]
 
 
 class Search(SearchTask):
-    """A search of the two pruning ratios of a dense ViT.
+    """Search of the two pruning ratios of a dense ViT.
 
     Args:
         dense: The dense, fine-tuned ViT. It is copied, not changed. The copy is in float32, and
@@ -46,16 +46,17 @@ class Search(SearchTask):
         limit: :class:`~vit_ratio_opt.Budget` or :class:`~vit_ratio_opt.Tolerance`.
         cost: What a budget is a share of: ``"macs"``, ``"params"``, ``"latency"`` or a cost
             object.
-        pruning: What is pruned: :class:`~vit_ratio_opt.Structural` by default.
-        training: How models are fine-tuned: a :class:`~vit_ratio_opt.Recipe`, or a custom
+        pruning: Weights, patches or both: :class:`~vit_ratio_opt.Structural` (weights) by default,
+            :class:`~vit_ratio_opt.Tokens` or :class:`~vit_ratio_opt.Both`.
+        training: Fine-tuning of the pruned models: a :class:`~vit_ratio_opt.Recipe`, or a custom
             :class:`~vit_ratio_opt.Trainer`.
-        options: How pairs are searched.
-        run: Where and on what the search runs here.
+        options: Options that change which pairs are trained.
+        run: Folders, device, precision and processes of this run.
 
     Attributes:
-        pruner: Prunes the dense model; ``pruner.space`` has the pairs.
-        trainer: Trains and evaluates.
-        objective: For ``study.optimize``.
+        pruner: Prunes the dense model; ``pruner.space`` is the search space.
+        trainer: Trains and evaluates the pruned models.
+        objective: Objective function for ``study.optimize``.
         curve: The pairs that use up the budget; empty with a tolerance.
         baseline: The pair of one fixed ratio within the budget, where there is one.
 
@@ -142,21 +143,24 @@ class Search(SearchTask):
         callbacks: Sequence[Callback] = (),
         explain: bool = True,
     ) -> None:
-        """Run until the study has ``n_trials`` trained trials, those of earlier runs included.
+        """Run trials until the study has ``n_trials`` trained ones, with those of earlier runs.
 
         See :func:`vit_ratio_opt.runs.loop.run_study` for workers, signals and failures.
 
         Args:
-            study: From :meth:`create_study`.
-            n_trials: Trained trials in all; None until nothing is left to learn.
-            wait: Whether to wait for the trials of other workers when there is nothing to begin.
-            say: Called with each line of text: one for each trial, and the answer at the end.
-            callbacks: Called after each trial of this process, as callbacks of ``study.optimize``.
-            explain: Whether notes and figures for optuna-dashboard are kept in the study.
+            study: Study that :meth:`create_study` returned.
+            n_trials: Number of trained trials of the study, those of other workers included; None
+                runs until nothing is left to learn.
+            wait: Whether to wait for the trials of other workers when no trial can begin.
+            say: Function called with each line of text: one for each trial, and the answer at the
+                end.
+            callbacks: Functions called after each trial of this process, as callbacks of
+                ``study.optimize``.
+            explain: Whether to write notes and figures for optuna-dashboard into the study.
 
         Raises:
-            InputError: ``n_trials`` is below 1, the study is another search's, or a model cannot
-                be kept.
+            InputError: ``n_trials`` is below 1, the study belongs to another search, or a model
+                cannot be saved.
             SearchStopped: A signal ended the search; running it again resumes it.
         """
         explainer = Explainer(n_trials) if explain else None
@@ -181,9 +185,9 @@ class Search(SearchTask):
                 say(sentence)
 
     def answer(self, study: Study) -> Answer | None:
-        """Return the answer of a study, whose ``load_model()`` loads the pruned model.
+        """Return the answer of a study; None before any trial was trained.
 
-        None before any trial was trained.
+        ``answer.load_model()`` returns the pruned and fine-tuned model.
         """
         answer = answer_of(study)
         if answer is None:
@@ -199,8 +203,8 @@ class Search(SearchTask):
             what: A study, whose answer is tested, or an answer of :meth:`answer`.
 
         Raises:
-            InputError: No models were kept, the file of the model is gone, or the trainer has no
-                test data.
+            InputError: The trials kept no models, the file of the model is missing, or the trainer
+                has no test data.
         """
         answer = self.answer(what) if isinstance(what, Study) else what
         study = what if isinstance(what, Study) else what.study
@@ -228,6 +232,6 @@ class Search(SearchTask):
         """Return the pruned model of a trial, on the device of the search.
 
         Raises:
-            InputError: The trial left no model, or it is neither here nor in the store.
+            InputError: The trial kept no model, or its file is neither here nor in the store.
         """
         return self.journal.model_of(trial, study, self.dense).to(self.pruner.device)

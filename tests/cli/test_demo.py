@@ -17,7 +17,7 @@ def shown(tmp_path_factory) -> Path:
     """The folder of a demo of few trials."""
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "TRIALS", 4)
+        patch.setattr(demo, "TRIALS", (4, 3))
         patch.setattr(sys, "argv", ["vit-ratio-opt", "demo", "--folder", str(folder)])
         with pytest.raises(SystemExit) as stop:
             main.main()
@@ -46,7 +46,7 @@ def test_the_demo_writes_table_report_and_studies(shown):
 
 
 def test_a_second_demo_repeats_no_trial_and_shows_the_same(shown, command, monkeypatch):
-    monkeypatch.setattr(demo, "TRIALS", 4)
+    monkeypatch.setattr(demo, "TRIALS", (4, 3))
     before, numbers = json.loads((shown / "demo.json").read_text()), _numbers(shown)
     ended = command("demo", "--folder", shown)
     assert ended.code == 0, ended.err

@@ -70,7 +70,7 @@ def test_unknown_and_foreign_studies_are_refused(tmp_path, command):
     for names, message in (
         (["nope"], "it has: foreign"),
         (["foreign"], "was not made by"),
-        ([], "has no study made by"),
+        ([], "has no study created by"),
     ):
         options = [part for name in names for part in ("--study-name", name)]
         for name in ("report", "dashboard")[: 1 + len(names)]:

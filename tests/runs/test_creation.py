@@ -369,7 +369,7 @@ def test_an_empty_study_is_finished_and_one_of_somebody_else_is_refused(make, im
             foreign.ask()
         else:
             storage.set_study_system_attr(foreign._study_id, "dashboard:note", "mine")
-        with pytest.raises(InputError, match="not made by vit_ratio_opt"):
+        with pytest.raises(InputError, match="not created by vit_ratio_opt"):
             create(make(), storage, name)
 
 

@@ -119,7 +119,7 @@ def test_other_settings_are_refused_and_the_study_stays_as_it_was(make, url):
     with pytest.raises(InputError, match=r"budget is 0\.6, not 0\.5"):
         new_study(make(budget=0.5), "s", storage=url)
     optuna.create_study(study_name="foreign", storage=url).set_user_attr("mine", 1)
-    with pytest.raises(InputError, match="not made by vit_ratio_opt"):
+    with pytest.raises(InputError, match="not created by vit_ratio_opt"):
         new_study(make(), "foreign", storage=url)
     assert optuna.load_study(study_name="s", storage=url).user_attrs == before
 

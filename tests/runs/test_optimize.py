@@ -20,7 +20,7 @@ def test_optimize_goes_on_after_another_worker_failed_its_trial(url):
     states = [trial.state for trial in study.trials]
     assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
     assert len(said) == 1
-    assert "took this one for dead" in said[0]
+    assert "considered this one dead" in said[0]
 
 
 def test_optimize_goes_on_after_its_trial_was_failed_while_it_wrote_to_it(url):

@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from optuna.storages import InMemoryStorage
 from optuna.study import Study
 from optuna.trial import TrialState
 from support import new_study
@@ -72,13 +73,13 @@ def pruner(task) -> vro.Pruner:
 # In Optuna's style
 
 
-def open_study(pruner: vro.Pruner, url: str, limit: Any = LIMIT, name: str = "own") -> Study:
+def open_study(pruner: vro.Pruner, storage: Any, limit: Any = LIMIT, name: str = "own") -> Study:
     """The second example of the README, which creates its study or goes on with it."""
     return optuna.create_study(
         study_name=name,
         direction=limit.direction,
         sampler=vro.BinarySearchSampler(pruner.space, limit),
-        storage=url,
+        storage=storage,
         load_if_exists=True,
     )
 
@@ -137,8 +138,8 @@ def test_its_answer_is_that_of_its_sampler_and_shown_everywhere(own):
     assert len(lines) == 4
 
 
-def test_a_pair_over_the_budget_ends_before_anything_is_pruned(pruner, task, url, monkeypatch):
-    study = open_study(pruner, url)
+def test_a_pair_over_the_budget_ends_before_anything_is_pruned(pruner, task, monkeypatch):
+    study = open_study(pruner, InMemoryStorage())
     study.enqueue_trial({"mhsa_ratio": 0.0, "ffn_ratio": 0.0})
     monkeypatch.setattr(pruner, "prune", None)
     study.optimize(make_objective(pruner, task), n_trials=1)
@@ -168,7 +169,7 @@ def test_two_processes_repeat_no_pair(start, pruner, url, tmp_path):
 
 
 @pytest.mark.parametrize("loss", [0.5, 10.0])
-def test_with_a_tolerance_a_result_is_the_cost_or_pruned(pruner, url, loss):
+def test_with_a_tolerance_a_result_is_the_cost_or_pruned(pruner, loss):
     limit = vro.Tolerance(2.0)
 
     def objective(trial):
@@ -176,7 +177,7 @@ def test_with_a_tolerance_a_result_is_the_cost_or_pruned(pruner, url, loss):
         assert vro.shape_of(model).macs == trial.user_attrs["macs"]
         return pruner.result(trial, limit, accuracy=80.0 - loss, dense_accuracy=80.0)
 
-    study = open_study(pruner, url, limit)
+    study = open_study(pruner, InMemoryStorage(), limit)
     study.optimize(objective, n_trials=2)
     for trial in study.trials:
         assert trial.user_attrs["accuracy"] == 80.0 - loss
@@ -192,8 +193,8 @@ def test_with_a_tolerance_a_result_is_the_cost_or_pruned(pruner, url, loss):
     assert "2 points" in study_note(study)
 
 
-def test_within_a_budget_a_result_is_the_accuracy(pruner, url):
-    study = open_study(pruner, url)
+def test_within_a_budget_a_result_is_the_accuracy(pruner):
+    study = open_study(pruner, InMemoryStorage())
     trial = study.ask()
     pruner.suggest(trial, LIMIT)
     assert pruner.result(trial, LIMIT, accuracy=70.0, dense_accuracy=80.0) == 70.0

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from support import make_search
 
 from vit_ratio_opt.composer import Search
-from vit_ratio_opt.data.digits import load_digits
+from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
@@ -50,13 +50,13 @@ def dense_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make(dense_file: Path, tmp_path: Path) -> Make:
+def make(dense_file: Path, digits: ImageData, tmp_path: Path) -> Make:
     def make_one(**changes: Any) -> Search:
         options = {
             "budget": 0.6, "recipe": Recipe(epochs=1, batch_size=256), "progress": False,
             "calibration_images": 64, "checkpoints": tmp_path / "models",
         }  # fmt: skip
-        return make_search(load_dense(dense_file), load_digits(), **{**options, **changes})
+        return make_search(load_dense(dense_file), digits, **{**options, **changes})
 
     return make_one
 
@@ -332,7 +332,7 @@ def test_a_store_that_cannot_be_written_is_no_failure_of_the_pair(
     study = new_study(search, url)
     store.error = error
     for _ in range(4):  # more often than a pair may fail
-        with pytest.raises(CannotWriteError, match="so its pair will be tried again: ") as raised:
+        with pytest.raises(CannotWriteError, match="so its pair is requeued: ") as raised:
             run(study, search)
         assert str(error.args[-1]) in str(raised.value)
         assert len(str(raised.value).splitlines()) == 1

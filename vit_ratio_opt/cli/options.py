@@ -76,8 +76,8 @@ GraceOption = Annotated[
     int,
     option(
         Panel.WORKERS,
-        "Seconds without a heartbeat after which a running trial counts as dead and its pair is "
-        "tried again. Give all workers of a study the same value.",
+        "Seconds without a heartbeat after which a running trial is stale and its pair is "
+        "requeued. Give all workers of a study the same value.",
         min=2,
         max=LONGEST_SECONDS,
     ),

@@ -38,9 +38,9 @@ class ReapOptions:
 
 
 def reap(options: ReapOptions) -> None:
-    """Fail the running trials of dead workers, so that their pairs are tried again.
+    """Fail the running trials of dead workers, so that their pairs are requeued.
 
-    Workers and `serve` do this by themselves.
+    Workers and `serve` do this without this command.
     """
     backend = open_storage(options.storage, must_exist=True, grace=options.grace)
     if rdb_of(backend) is None:

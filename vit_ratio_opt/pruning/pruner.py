@@ -64,14 +64,14 @@ class ModelPruner:
         dense: The dense model, in evaluation mode; it is neither changed nor copied.
         images: Calibration batches on the model's device, or a function that returns them when
             they are needed first. Labels are needed for importance scores (unit ``"head"``) only.
-        pruning: What is pruned, and how.
-        cost: What a budget is a share of.
-        calibration: How many images are used at the most, and where the calibration is cached.
+        pruning: Weights, patches or both, and how they are removed.
+        cost: Cost that a budget limits.
+        calibration: Largest number of images of the calibration, and folder of its cache.
         seed: Random seed of the calibration.
 
     Attributes:
-        space: The pairs of ratios that there are, with their costs.
-        shape: The sizes of the dense model.
+        space: Search space: all pairs of ratios, with their costs.
+        shape: Sizes of the dense model.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned in this way.
@@ -106,7 +106,7 @@ class ModelPruner:
         return model_device(self.dense)
 
     def price(self, cost: Cost) -> None:
-        """Count another cost from now on, such as a latency that has been measured.
+        """Replace the cost of the search space, for example by a measured latency.
 
         Raises:
             InputError: The cost does not go with what is pruned, or is of another model.
@@ -136,10 +136,10 @@ class ModelPruner:
         return self._with_tokens(pruned, pair)
 
     def rebuild(self, pair: RatioPair, blocks: Sequence[Sequence[int]]) -> ViT:
-        """Return a model of these sizes whose weights are yet to be read.
+        """Return a model with the sizes in ``blocks``; its weights are loaded later.
 
         Args:
-            pair: The ratios, which say the tokens of a cascade.
+            pair: Ratios of the model, which determine the tokens of a cascade.
             blocks: Heads, their dimensions and hidden neurons of each block.
         """
         model = shrink_to(self.dense, [BlockShape(*block) for block in blocks])
@@ -157,7 +157,7 @@ class ModelPruner:
         return float(attention[units * self.space.mhsa_unit_dims] + ffn[neurons])
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings of a study that are about the model, its pruning and its cost."""
+        """Return the settings of a study that identify the model, its pruning and its cost."""
         tokens = self._tokens
         return {
             "pruned": self.pruning.name,

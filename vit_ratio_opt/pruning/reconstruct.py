@@ -1,4 +1,4 @@
-"""Reconstruction: refit what is left after pruning to give what the dense model gave.
+"""Reconstruction: refit the remaining weights to reproduce the outputs of the dense model.
 
 ``proj`` and ``fc2`` are refitted by least squares, block by block, on the stream of the pruned
 model, so that a block also corrects the errors of the blocks before it.

@@ -53,7 +53,7 @@ def load_studies(storage: BaseStorage, names: Sequence[str] = ()) -> list[Study]
         except InputError as error:
             damaged.append(error)
     if not records:
-        raise (damaged or [InputError("The storage has no study made by vit_ratio_opt.")])[0]
+        raise (damaged or [InputError("The storage has no study created by vit_ratio_opt.")])[0]
     for reason in damaged:
         _logger.warning(f"{reason} It is left out.")
     ours = sorted(records.values(), key=lambda record: not record.is_fixed)

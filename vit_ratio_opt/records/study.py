@@ -124,7 +124,7 @@ class StudyRecord:
                 or an attribute is missing or of another type.
         """
         if not is_ours(attributes):
-            raise InputError(f"Study {name!r} was not made by vit_ratio_opt.")
+            raise InputError(f"Study {name!r} was not created by vit_ratio_opt.")
         stored = attributes.get("settings")
         is_new = isinstance(stored, Mapping) and "schema_version" in stored
         if is_new and not is_complete(attributes):

@@ -1,4 +1,4 @@
-"""Whether a study fits an objective: checked before each trial costs anything."""
+"""Check that a study fits an objective, before the work of each trial."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optuna's storage in a database, with faster reads, heartbeats of our own, and retries.
+"""Optuna's storage in a database, with faster reads, this package's heartbeats, and retries.
 
 This is the only module that reads Optuna's tables and overrides private methods of ``RDBStorage``.
 """

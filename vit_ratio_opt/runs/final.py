@@ -1,4 +1,4 @@
-"""Train the model that is taken away, test it once, and write it with its card."""
+"""Train the final model, test it once, and write it with its card."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def finish(
         pair: Ratios of the model.
         model: The pruned model, on the objective's device; it is trained in place.
         path: Safetensors file of the model, with its card in the Markdown file of this name.
-        trainer: Trains the model by its recipe; no epochs leave the model as it is.
+        trainer: Trainer whose recipe is used; with 0 epochs the model stays unchanged.
         seed: Random seed of the training.
-        lineage: Where the model comes from, as JSON values: study, trial and its
+        lineage: Origin of the model, as JSON values: study, trial and its
             ``search_accuracy`` in per cent, ``search_expected`` and ``search_error`` of its pair.
 
     Returns:
-        What ``objective.describe`` returns, with ``test_accuracy``, also of ``dense``,
+        The manifest of ``objective.describe``, with ``test_accuracy``, also of ``dense``,
         ``test_images``, ``recipe``, ``training_seed`` and ``lineage``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Whether a dense model and a data set fit together: checked before anything is computed."""
+"""Check that a dense model and a data set fit together, before any computation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["check_fit", "check_logits"]
 
 
 def check_fit(model: ViT, data: ImageData) -> None:
-    """Refuse images or classes that the model was not made for.
+    """Refuse images or classes that the model does not take.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
@@ -51,7 +51,7 @@ def check_logits(model: ViT, data: ImageData) -> None:
     """Refuse a model that gives no finite logits for two images of the training split.
 
     Raises:
-        InputError: With what is wrong with them.
+        InputError: The model raises an error, or a logit is NaN or infinite.
     """
     two = data.train.subset(torch.arange(min(2, len(data.train))))
     images, _ = next(data.batches(two, 2, model_device(model)))

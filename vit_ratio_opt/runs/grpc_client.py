@@ -14,7 +14,7 @@ __all__ = ["GrpcStorageProxy"]
 
 
 class GrpcStorageProxy(optuna.storages.GrpcStorageProxy):
-    """Optuna's client of its proxy, with a deadline for each call; Optuna's waits for ever.
+    """Optuna's client of its proxy, with a deadline for each call; Optuna's own waits forever.
 
     Args:
         host: Name or address of the proxy's machine.
@@ -22,7 +22,7 @@ class GrpcStorageProxy(optuna.storages.GrpcStorageProxy):
         grace: Seconds after which a trial without a heartbeat is stale; determines the deadlines.
 
     Attributes:
-        silence_seconds: Seconds for which a proxy that does not answer is worth another try.
+        silence_seconds: Seconds for which a proxy that does not answer is retried.
     """
 
     def __init__(self, *, host: str, port: int, grace: float) -> None:

@@ -1,4 +1,4 @@
-"""Training images that a dense model is calibrated and looked at with."""
+"""Training images for the calibration and the screening of a dense model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def other_batches(
 
     Args:
         data: The data set.
-        images: Number of images that calibrate, and of those that are returned, at the most.
+        images: Number of calibration images, and largest number of returned images.
         seed: Random seed of the shuffling.
         device: Device of the batches.
     """

@@ -50,14 +50,14 @@ class Journal:
     seed resumes from it on any machine.
 
     Args:
-        checkpoints: Folder of the pruned models; none are kept without it.
-        artifacts: Where models and training states are uploaded: a folder, ``s3://bucket``, or a
-            store of Optuna's. By default the folder ``artifacts`` of ``checkpoints``.
+        checkpoints: Folder of the pruned models; None saves no models.
+        artifacts: Store of models and training states: a folder, ``s3://bucket``, or a store of
+            Optuna's. By default the folder ``artifacts`` of ``checkpoints``.
 
     Attributes:
-        artifacts: Location of the store, None where there is none or it was given as an object.
-        store: The artifact store.
-        attach: Return files to attach to a trained trial; None for none.
+        artifacts: Location of the store; None without a store or for one given as an object.
+        store: The artifact store; None without one.
+        attach: Function that returns files to attach to a trained trial; None for no files.
         beat_seconds: Seconds between the heartbeats of a running trial; by default those of the
             storage.
 
@@ -193,13 +193,13 @@ class Journal:
         except Exception as error:  # a store raises whatever its client does
             if is_storage_error(error):
                 raise
-            _logger.warning(f"Trial {trial.number} has no figures: {reason(error)}")
+            _logger.warning(f"Trial {trial.number} has no attached files: {reason(error)}")
 
     def model_of(self, trial: FrozenTrial, study: Study, dense: ViT) -> ViT:
         """Return the pruned model of a trial, from this machine's folder or from the store.
 
         Raises:
-            InputError: The trial left no model, neither place has it, or there are no
+            InputError: The trial kept no model, neither place has it, or there are no
                 ``checkpoints``.
         """
         check_has_model(trial, study.study_name)
@@ -228,7 +228,7 @@ class Journal:
                 raise
             text = f"{type(error).__name__}: {reason(error)}"
             write_trial(trial, state_not_kept=text)
-            _logger.warning(f"The state of trial {trial.number} was not kept: {text}")
+            _logger.warning(f"The training state of trial {trial.number} was not saved: {text}")
 
     def spend_states(self, *trials: BaseTrial | FrozenTrial) -> None:
         """Mark training states for removal once the results of their trials are stored."""

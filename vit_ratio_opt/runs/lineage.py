@@ -1,4 +1,4 @@
-"""Find and fetch what a trial may start from. Never imports torch.
+"""Find and fetch the model or the training state that a trial may start from. Never imports torch.
 
 That is either the model of a finished trial (iterative pruning), an Optuna artifact of that trial,
 or the training state of an interrupted trial of the same pair. Any machine with access to the

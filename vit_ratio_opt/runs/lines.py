@@ -1,4 +1,4 @@
-"""The lines that a running search prints: where it begins, and one for each trial."""
+"""Describe the start of a search and each trial in a line of text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def describe_start(study: Study, n_trials: int | None) -> Iterator[str]:
 
     Args:
         study: The study.
-        n_trials: Trained trials that it is to have in all, if that is known.
+        n_trials: Number of trained trials at the end of the search; None if unknown.
     """
     done = len(finished_trials(study))
     if done:
@@ -49,7 +49,7 @@ def describe_trial(study: Study, trial: FrozenTrial, n_trials: int | None) -> st
     Args:
         study: The study of the trial.
         trial: The trial.
-        n_trials: Trained trials that the study is to have in all, if that is known.
+        n_trials: Number of trained trials at the end of the search; None if unknown.
     """
     attributes = trial.user_attrs
     ratios = "  ".join(f"{name} {value:.3f}" for name, value in trial.params.items())

@@ -45,7 +45,7 @@ def run_study(
 
     Any number of processes, on any machines that reach the storage, may do so at the same time.
     Trials that a killed process of this machine left running are failed first, so that their pairs
-    are tried again. The ``failure`` attribute of a failed trial says why it failed.
+    are requeued. The attribute ``failure`` of a failed trial has the reason.
 
     On SIGTERM or Ctrl-C the training state is saved after the current step, the pair is requeued,
     and the search ends; the next worker of the pair resumes the training. The second signal ends

@@ -64,24 +64,24 @@ class PruningObjective:
     Args:
         pruner: Prunes the dense model.
         trainer: Trains and evaluates the pruned models.
-        limit: The budget or the tolerance.
+        limit: Budget or tolerance of the search.
         journal: Writes trials, models and training states.
         fixed_ratio: Whether both ratios have to be equal, as in the baseline.
         iterative: Whether each trial starts from the nearest finished trial that pruned neither
             module more, and from the dense model where there is none. The pairs on the curve of
             one budget have no such parents.
-        seed: Seed of the first training of each pair.
+        seed: Random seed of the first training of each pair.
 
     Raises:
         InputError: A smaller value of the trainer's metric is better.
 
     Attributes:
-        should_stop: Asked before each step of a training; True ends the trial with
+        should_stop: Function called before each step of a training; True ends the trial with
             KeyboardInterrupt, and its pair is requeued.
-        admit: Called before each trial with its study; raises an InputError for a study that this
-            objective does not fit. The direction is always checked.
-        describe: Return what the file of a pruned model says about it.
-        progress: Progress bars of the search, or whether to show bars.
+        admit: Function called with the study before each trial; it raises an InputError for a
+            study of another search. The direction is always checked.
+        describe: Function that returns the manifest of a pruned model.
+        progress: Progress bars of the search, or whether to show progress bars.
     """
 
     def __init__(
@@ -135,10 +135,10 @@ class PruningObjective:
             return self._run(trial)
 
     def check(self, study: Study | None = None) -> None:
-        """Check, before any work, that trials of a study can be run and kept here.
+        """Check, before any work, that trials of a study can be run and saved here.
 
         Args:
-            study: The study; None for a trial outside of any.
+            study: The study; None for a trial without a study.
 
         Raises:
             InputError: The study has another direction or other settings.
@@ -151,7 +151,7 @@ class PruningObjective:
         self.journal.check_writable()
 
     def identity_of(self, pair: RatioPair) -> dict[str, Any]:
-        """Return the JSON values that a saved training state must have been saved with."""
+        """Return the JSON values that identify the training of a pair in its saved state."""
         known = self.pruner.identity()
         pruning = {name: known[name] for name in _STARTS_FROM}
         pruning["iterative"] = self.iterative
@@ -316,7 +316,7 @@ class PruningObjective:
         return epochs
 
     def _parent(self, trial: BaseTrial, pair: RatioPair) -> tuple[FrozenTrial | None, ViT | None]:
-        """Return the trial to start from and its model; None for the dense model."""
+        """Return the parent trial and its model; None for the dense model."""
         if not self.iterative or not isinstance(trial, optuna.Trial):
             return None, None
         return find_parent(trial, pair, self.pruner, self.journal.store)
@@ -337,7 +337,7 @@ class PruningObjective:
             write_trial(trial, tokens=[list(counts) for counts in shape.block_tokens])
 
     def _record_size(self, trial: BaseTrial, planned: Suggestion, model: ViT) -> float:
-        """Record the size that the model came out with; return its share of the dense cost."""
+        """Record the sizes of the pruned model; return its share of the dense cost."""
         dense, shape, cost = self.pruner.shape, shape_of(model), self.pruner.space.cost
         if shape.macs == planned.macs:
             return planned.cost_ratio

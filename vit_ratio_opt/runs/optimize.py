@@ -62,7 +62,7 @@ def keep_optimizing(
                 if not _trial_was_finished(error):
                     raise
                 say(
-                    "another worker took this one for dead and failed its trial: the result is "
+                    "another worker considered this one dead and failed its trial: the result is "
                     "dropped; continuing"
                 )
     finally:

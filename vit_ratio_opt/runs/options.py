@@ -1,4 +1,4 @@
-"""Options of a search: how pairs are searched, where the search runs, where its files are."""
+"""Options of a search: choice of the pairs, place and device of the run, places of the files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ __all__ = ["Places", "RunOptions", "SearchOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """How pairs are searched. Trials depend on all of these.
+    """Options that change which pairs are trained, and the results of trials.
 
     Args:
-        fixed_ratio: Search the baseline instead: one ratio for both modules.
-        noise: Standard deviation of the accuracy over seeds, in points, taken as it is. By default
-            it is estimated: from half the standard error that the size of the validation split
-            gives, and from pairs that were trained several times.
+        fixed_ratio: Whether to search the baseline instead: one ratio for both modules.
+        noise: Standard deviation of the accuracy over seeds, in percentage points; a given value
+            is not corrected. By default the noise is estimated: from half the standard error that
+            the size of the validation split gives, and from pairs that were trained several
+            times.
         confirmations: Number of times that the best pair is trained again before the search ends.
-        screen: Whether a new study begins with the best pair of a look without training, or with
-            a tolerance along a path of likely pairs.
+        screen: Whether to evaluate pruned models without training before the first trial. A search
+            within a budget then begins at the best pair, one with a tolerance on the path of the
+            best pairs.
         iterative: Whether each trial starts from the nearest finished trial that pruned neither
             module more.
         seed: Random seed of calibration and fine-tuning.
@@ -52,16 +54,17 @@ class SearchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where and on what a search runs here. But for the precision, no result depends on these.
+    """Folders, device, precision and processes of a run. Only the precision changes results.
 
     Args:
-        checkpoints: Folder of the pruned models; none are kept without it.
-        artifacts: Where models and states of interrupted trainings are uploaded to and read from:
-            a folder, ``s3://bucket``, or any store of Optuna's. By default the folder
-            ``artifacts`` of ``checkpoints``.
-        device: Device of models and images; a GPU by default, if there is one.
-        precision: ``"float32"``, ``"bfloat16"`` or ``"float16"``, in which models are trained,
-            evaluated and timed. By default that of the study, and of a new study the usual one of
+        checkpoints: Folder of the pruned models; None saves no models.
+        artifacts: Store of models and training states that workers share: a folder,
+            ``s3://bucket``, or any store of Optuna's. By default the folder ``artifacts`` of
+            ``checkpoints``.
+        device: Device of models and images, such as ``"cuda:0"``; a GPU by default, if there is
+            one.
+        precision: ``"float32"``, ``"bfloat16"`` or ``"float16"``, of training, evaluation
+            and timing. By default the precision of the study, for a new study the usual one of
             the device.
         progress: Whether to show progress bars; None shows them in a terminal only.
         ranks: Processes that share the training of each trial. Rank 0 runs the study, the others
@@ -78,14 +81,14 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where the parts of a study are on this machine; by default where the study says.
+    """Places of a study's files on this machine; by default those that the study stores.
 
     Args:
-        checkpoint: The dense model.
-        start: The pruned model that the study begins with, if it does.
+        checkpoint: File or folder of the dense model.
+        start: File of the pruned model that the study started from, if it did.
         data: Folder of the images.
-        artifacts: Folder or ``s3://bucket`` that all workers share.
-        checkpoints: Folder for the models of this worker.
+        artifacts: Folder or ``s3://bucket`` for models and training states of all workers.
+        checkpoints: Folder for the pruned models of this worker.
     """
 
     checkpoint: str | Path | None = None

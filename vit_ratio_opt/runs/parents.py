@@ -32,13 +32,13 @@ def find_parent(
     A trial whose model cannot be read is passed over, with a warning.
 
     Args:
-        trial: The trial that is to start from the model.
-        pair: Its pair.
-        pruner: Knows the space and the dense model.
+        trial: Trial that starts from the model.
+        pair: Pair of that trial.
+        pruner: Pruner with the search space and the dense model.
         store: The artifact store with the models.
 
     Returns:
-        None and None where the dense model is to be started from.
+        The trial and its model; None and None if the trial starts from the dense model.
     """
     if store is None:
         return None, None
@@ -47,7 +47,7 @@ def find_parent(
     for number in nearest_parents(pruner.space, pair, pairs):
         parent = by_number[number]
         if parent.user_attrs.get("checkpoint") is None:
-            continue  # ended early by a pruner: it kept no model
+            continue  # a pruner ended it early: it kept no model
         try:
             name, storage = trial.study.study_name, trial.storage
             model = read_artifact(parent, name, storage, pruner.dense, store)

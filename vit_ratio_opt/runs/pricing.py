@@ -25,16 +25,16 @@ def measure_curves(
     precision: Precision,
     progress: bool | None = None,
 ) -> Latency:
-    """Return the cost with its curves: what each pair takes on the pruner's device.
+    """Return the cost with the latency curves of all pairs on the pruner's device.
 
     The table of block sizes is read from the cache where it was measured before.
 
     Args:
-        cost: The latency of a batch.
+        cost: Latency of a batch, not measured yet.
         pruner: Prunes structurally; its space is priced in another cost.
-        budget: Share of the dense model's latency that is looked for; None for any.
-        precision: In which models are timed.
-        progress: Whether to show that something is measured; None shows it in a terminal only.
+        budget: Largest share of the dense model's latency; None without a budget.
+        precision: Precision in which models are timed.
+        progress: Whether to show a spinner; None shows it in a terminal only.
     """
     space, folder = pruner.space, pruner.calibration_options.cache
     assert isinstance(space, StructuralSpace)  # `Latency.check` refuses other strategies

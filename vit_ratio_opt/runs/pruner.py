@@ -30,9 +30,9 @@ class Pruner(ModelPruner):
             device.
         images: Calibration images: batches ``(batch, channels, height, width)``, normalised as
             for training, on the model's device, alone or with their labels.
-        pruning: What is pruned: :class:`~vit_ratio_opt.Structural` by default.
-        cost: What a budget is a share of; multiply-adds by default.
-        calibration: How many of the images are used, and where the calibration is cached.
+        pruning: Weights, patches or both; :class:`~vit_ratio_opt.Structural` by default.
+        cost: Cost that a budget limits; multiply-adds by default.
+        calibration: Number of images of the calibration, and folder of its cache.
         seed: Random seed of the calibration.
 
     Raises:
@@ -67,11 +67,11 @@ class Pruner(ModelPruner):
     def suggest(self, trial: BaseTrial, limit: Budget | Tolerance) -> ViT:
         """Suggest both ratios of a trial and return the pruned, untrained model.
 
-        The trial's attributes say what the model costs, so that reports can show it.
+        The cost of the model is recorded in the trial, so that reports can show it.
 
         Args:
             trial: The trial, whose sampler proposes the pair.
-            limit: With a budget, a pair over it ends the trial before anything is pruned.
+            limit: Limit of the search. A pair over a budget ends the trial before any pruning.
 
         Raises:
             TrialPruned: The pair is over the budget or not in the space, or the sampler has
@@ -100,7 +100,7 @@ class Pruner(ModelPruner):
         that is left, in a study that is minimised.
 
         Args:
-            trial: The trial.
+            trial: Trial whose model was trained.
             limit: The limit of the search.
             accuracy: Accuracy of the trained model, in per cent.
             dense_accuracy: Accuracy of the dense model on the same images, in per cent.
@@ -119,7 +119,7 @@ class Pruner(ModelPruner):
         return float(attributes.get("cost_ratio", attributes["macs_ratio"]))
 
     def _describe_study(self, study: Study) -> None:
-        """Record once what a reader of the study needs about the dense model."""
+        """Record the sizes and costs of the dense model in the study, once."""
         if "dense" in study.user_attrs:
             return
         shape, cost = self.shape, self.space.cost

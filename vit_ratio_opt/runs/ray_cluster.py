@@ -1,4 +1,4 @@
-"""Start workers on a Ray cluster; Ray starts those again that are lost with a node."""
+"""Start workers on a Ray cluster; Ray restarts workers that are lost with a node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fail the RUNNING trials of dead workers, so that their pairs are tried again."""
+"""Fail the RUNNING trials of dead workers, so that their pairs are requeued."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Reaper", "fail_dead_trials", "fail_stale_trials", "requeue_own_trial
 
 
 class Reaper:
-    """Fails the RUNNING trials of dead workers, so that their pairs are tried again.
+    """Fail the RUNNING trials of dead workers, so that their pairs are requeued.
 
     Run it regularly beside the database: workers behind a proxy cannot do this themselves.
 
@@ -35,7 +35,7 @@ class Reaper:
         self._beats: dict[int, Any] = {}
 
     def reap(self, names: Sequence[str] = ()) -> list[tuple[str, int]]:
-        """Check the studies of these names, or all, once.
+        """Check the named studies, or all studies, once.
 
         Returns:
             Study name and number of each trial that was failed.

@@ -1,4 +1,4 @@
-"""Resume an interrupted training: what an earlier trial of the same pair and seed left."""
+"""Resume the training of an earlier, interrupted trial of the same pair and seed."""
 
 from __future__ import annotations
 

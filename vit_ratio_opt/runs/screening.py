@@ -1,4 +1,4 @@
-"""Look at pairs before any training: where a search begins."""
+"""Evaluate pairs before any training, to choose where a search begins."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vit_ratio_opt.space.pairs import RatioPair
 
 __all__ = ["likely_best", "likely_path", "screen"]
 
-# Levels of cost at which the best pair is looked for, and pairs of a path.
+# Levels of cost at which the best pair is searched, and pairs of a path.
 _LEVELS, _PATH_PAIRS = 6, 64
 
 
 def likely_best(pruner: PrunerProtocol, curve: Sequence[RatioPair]) -> RatioPair | None:
-    """Return the pair of a curve with the least expected loss; None where nothing is expected.
+    """Return the pair of a curve with the least estimated loss; None without estimates.
 
-    Nothing is pruned for it.
+    No model is pruned.
     """
     losses = {pair: loss for pair in curve if (loss := pruner.expected_loss(pair)) is not None}
     return min(losses, key=losses.__getitem__, default=None)
@@ -42,11 +42,11 @@ def screen(
 
     Args:
         pruner: Prunes the dense model.
-        evaluate: Return the metric of a model on the validation split.
+        evaluate: Function that returns the metric of a model on the validation split.
         curve: The pairs that use up the budget.
 
     Returns:
-        The value of each pair that was looked at; nothing where there is no choice.
+        The value of each evaluated pair; empty where the curve has no choice.
     """
     if len(curve) < 2:
         return {}
@@ -68,10 +68,10 @@ def likely_path(
     Args:
         pruner: Prunes the dense model.
         batches: Normalised images on the device of the model.
-        precision: In which models are evaluated.
+        precision: Precision in which models are evaluated.
 
     Returns:
-        Pairs of falling cost.
+        Pairs in the order of decreasing cost.
     """
     agreement = _agreement(pruner, batches, precision)
     space = pruner.space

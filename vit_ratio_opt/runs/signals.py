@@ -30,7 +30,7 @@ class SearchStopped(SystemExit):
 
 
 class StopRequest:
-    """Tells whether a signal has asked this process to stop.
+    """Request to stop this process, which a signal makes.
 
     Attributes:
         signal: Number of the signal; 0 before one came.

@@ -1,4 +1,4 @@
-"""Open storages by URL, and tell how long a failing one is worth another try."""
+"""Open storages by URL, and decide how long a failing one is retried."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _grpc_status(error: BaseException) -> str | None:
 def is_temporary(
     error: BaseException, storage: BaseStorage, failures: int, seconds: float
 ) -> bool:
-    """Return whether a storage that has failed is worth another try.
+    """Return whether to retry a storage that has failed.
 
     Each new connection has already waited for a database that does not answer; the caller has to
     wait for a proxy.

@@ -35,9 +35,9 @@ def suggest_pair(
 
     Args:
         trial: The trial, whose sampler proposes the pair.
-        space: The pairs that there are.
-        limit: A :class:`~vit_ratio_opt.Budget` is checked here, since costs are known before any
-            training. Other limits are not checked.
+        space: Search space.
+        limit: Limit of the search. A :class:`~vit_ratio_opt.Budget` is checked here, since costs
+            are known before any training; other limits are not.
         fixed_ratio: Whether both ratios have to be equal.
 
     Raises:
@@ -53,7 +53,7 @@ def suggest_pair(
         raise optuna.TrialPruned(f"One ratio for both modules is searched, not {tuple(pair)}.")
     try:
         check_pair(space, pair)
-    except InputError as error:  # enqueued by hand: no reason to end the search
+    except InputError as error:  # a user enqueued it, so the search continues
         raise optuna.TrialPruned(str(error)) from None
     macs, cost_ratio = space.pruned_macs(pair), space.cost_ratio(*pair)
     write_trial(trial, macs_ratio=macs / space.macs, macs=macs)

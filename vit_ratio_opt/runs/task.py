@@ -1,4 +1,4 @@
-"""What a search has to know for its study to be created, resumed and checked."""
+"""The protocol of a search whose study is created, resumed and checked."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class StudyTask(Protocol):
         """Compute all attributes that a new study stores, in the order of writing."""
 
     def missing_attributes(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """Compute what an earlier version of this package has not stored in a study."""
+        """Compute the attributes that an earlier version of this package did not store."""
 
     def adopt(self, record: StudyRecord) -> None:
-        """Adopt what a study has measured, since another machine measures something else."""
+        """Adopt the measurements of a study, because another machine measures other values."""
 
     def sampler(self, attributes: Mapping[str, Any]) -> BaseSampler:
         """Return the sampler of a study with these attributes."""
@@ -60,7 +60,8 @@ def check_settings(task: StudyTask, study_name: str, attributes: Mapping[str, An
     """
     if "settings" not in attributes:
         raise InputError(
-            f"The storage has a study {study_name!r} not made by vit_ratio_opt: use another name."
+            f"The storage has a study {study_name!r} not created by vit_ratio_opt: use another "
+            "name."
         )
     try:
         stored = settings_of(attributes)
@@ -77,7 +78,7 @@ def check_settings(task: StudyTask, study_name: str, attributes: Mapping[str, An
     if differences:
         raise InputError(
             f"Study {study_name!r} exists with other settings: {'; '.join(differences)}. "
-            "Use another study name, or the settings it was made with."
+            "Use another study name, or the settings of the study."
         )
     return None
 

@@ -1,4 +1,4 @@
-"""The models that trials leave, in a folder and in the store of artifacts.
+"""The models of trials, in a folder and in the artifact store.
 
 Any number of studies, workers and databases may share a folder: no name is given twice, and what
 is read is compared with the trial.
@@ -42,7 +42,7 @@ def keep_model(
     trial: BaseTrial,
     store: ArtifactStore | None,
 ) -> str:
-    """Write the model of a trial, and upload it; no file is left where that fails.
+    """Write the model of a trial and upload it; remove the file if the upload fails.
 
     Returns:
         The name of the file: ``trial-0003.safetensors``, or a longer one where another study's
@@ -62,8 +62,8 @@ def keep_model(
             path.unlink(missing_ok=True)
         if isinstance(error, (InputError, OSError)) and not is_storage_error(error):
             raise CannotWriteError(
-                f"The model of trial {trial.number} was not kept, so its pair will be tried "
-                f"again: {reason(error)}"
+                f"The model of trial {trial.number} was not saved, so its pair is requeued: "
+                f"{reason(error)}"
             ) from error
         raise
     return path.name
@@ -88,7 +88,7 @@ def _upload(path: Path, trial: optuna.Trial, store: ArtifactStore) -> None:
 
 
 def check_has_model(trial: FrozenTrial, study_name: str) -> None:
-    """Refuse a trial that left no model.
+    """Refuse a trial that kept no model.
 
     Raises:
         InputError: With the reason.
@@ -120,7 +120,7 @@ def read_model(
     """Return the model of a trial from the folder, else from the store.
 
     Raises:
-        InputError: The trial left no model, or neither place has it.
+        InputError: The trial kept no model, or neither place has it.
     """
     check_has_model(trial, study_name)
     path = folder / check_checkpoint_name(trial.user_attrs["checkpoint"])
@@ -144,8 +144,8 @@ def read_artifact(
     """Return the model of a trial from the store.
 
     Raises:
-        ArtifactNotFound: The trial has none there.
-        InputError: What is there is damaged, or the model of another trial.
+        ArtifactNotFound: The trial has no model in the store.
+        InputError: The artifact is damaged, or it is the model of another trial.
     """
     name = trial.user_attrs["checkpoint"]
     with fetch_checkpoint(trial, storage, store) as path:

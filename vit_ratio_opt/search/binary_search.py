@@ -22,9 +22,9 @@ __all__ = ["BinarySearchSampler"]
 
 
 class BinarySearchSampler(PlanSampler):
-    """Searches MHSA ratio and FFN ratio within a limit; other parameters are sampled as usual.
+    """Search MHSA ratio and FFN ratio within a limit; sample other parameters as usual.
 
-    Any number of processes may run trials of one study, and a study resumes where it was left: all
+    Any number of processes may run trials of one study, and a study resumes where it stopped: all
     state is in the study's trials. The first trial writes into the study what a reader needs to
     find and show its answer: the user attributes ``plan``, ``limit``, ``saved`` and ``versions``.
 
@@ -34,12 +34,12 @@ class BinarySearchSampler(PlanSampler):
             :class:`~vit_ratio_opt.Tolerance` in one that minimises the cost, whose trials set the
             constraint ``accuracy_drop`` to the accuracy lost minus the tolerance; or a
             custom limit or plan.
-        noise: Standard deviation of the accuracy over seeds; by default that of the limit's
-            ``plan`` method.
+        noise: Standard deviation of the accuracy over seeds, in percentage points; by default
+            that of the limit's ``plan`` method.
         confirmations: Number of times that the answer is trained again before the search ends.
         independent_sampler: Sampler of all other parameters; random by default.
         seed: Random seed of the default independent sampler.
-        n_trials: Number of trained trials that the study is to have, an eighth of which are kept
+        n_trials: Number of trained trials at the end of the study, an eighth of which are kept
             to confirm the answer; None while the number is unknown.
 
     Raises:
@@ -86,9 +86,9 @@ class BinarySearchSampler(PlanSampler):
             self._described = key
 
     def _describe(self, study: Study) -> None:
-        """Write what a reader of the study needs, unless it is there.
+        """Write the attributes that a reader of the study needs, unless the study has them.
 
-        Processes that do so at the same time write the same. ``plan`` is written last.
+        Processes that write at the same time write equal values. ``plan`` is written last.
 
         Raises:
             InputError: The study has another limit.

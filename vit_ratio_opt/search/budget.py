@@ -24,7 +24,7 @@ _NODE_WEIGHTS = _NODE_WEIGHTS / _NODE_WEIGHTS.sum()
 
 
 class BudgetSearch:
-    """Maximises along a curve of pairs by bracketing the maximum and halving the bracket.
+    """Search the maximum on a curve of pairs: bracket it and halve the bracket.
 
     *Statement.* A budget leaves a curve, from the smallest first ratio to the largest. The
     accuracy along it is close to unimodal: at either end, one module is pruned to its minimum.
@@ -63,7 +63,7 @@ class BudgetSearch:
         baseline: Pair that is tried first and has to be beaten, on the curve or within the
             budget; none by default.
         start: Pair of the curve that is tried next; where it crosses the diagonal by default.
-        noise: Standard deviation of one value, or what is known of it.
+        noise: Standard deviation of one value, or a :class:`~vit_ratio_opt.search.noise.Noise`.
         confirmations: Number of times that the best pair is trained again before the search ends.
         dense: Value of the dense model, from which losses are counted; the best value by default.
 
@@ -171,7 +171,7 @@ class BudgetSearch:
         return believed.estimate(chosen)
 
     def estimates(self, observed: Observed) -> dict[Pair, Estimate]:
-        """Return what is believed of every observed pair within the budget."""
+        """Return the estimate of every observed pair within the budget."""
         believed = self._believe(observed)
         if believed is None:
             return {}

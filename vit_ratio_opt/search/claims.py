@@ -1,4 +1,4 @@
-"""Read from a study's trials what they say to its sampler: values, claims and failures."""
+"""Read from a study's trials what its sampler needs: values, claims and failures."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ REQUEUED = "vit_ratio_opt:handed_back"
 """System attribute of a trial that ends FAIL only because its worker has to stop."""
 
 MAX_FAILURES = 3
-"""Failures (out of memory, NaN) after which a pair is not tried again."""
+"""Failures (out of memory, NaN) after which a pair is not retried."""
 
 MAX_DEATHS = 10
-"""Workers that died with a pair after which it is not tried again: one death says little."""
+"""Dead workers after which their pair is not retried: one death may have another cause."""
 
 
 class Ending(NamedTuple):
@@ -64,7 +64,7 @@ class Ending(NamedTuple):
 
 
 class View(NamedTuple):
-    """What a study's trials say at one moment.
+    """State of a study's trials at one moment.
 
     Args:
         observed: Values of each pair, one for each training.
@@ -101,7 +101,7 @@ class TrialReader:
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without what was read: a copy reads for itself."""
+        """Return the state without the trials that were read: a copy reads them again."""
         return {"_names": self._names, "_constraint": self._constraint}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ class TrialReader:
     def read(
         self, study: Study, *, asking: FrozenTrial | None = None, ending: Ending | None = None
     ) -> View:
-        """Return what the study's trials say now.
+        """Return the current state of the study's trials.
 
         Args:
             study: The study.
@@ -136,7 +136,7 @@ class TrialReader:
                 continue
             known.timed_out.update(trial.system_attrs.get(TIMED_OUT, ()))
             if is_surplus(trial):
-                continue  # it repeats a pair that others have
+                continue  # it repeats a pair of another trial
             pair = self._pair_of(trial)
             if pair is not None:
                 pending.add(pair)
@@ -154,7 +154,7 @@ class TrialReader:
         )
 
     def _read_finished(self, study: Study, sign: float) -> tuple[_Finished, list[FrozenTrial]]:
-        """Return what finished trials say, as a copy to add to, and the trials that are left."""
+        """Return a copy of the state of finished trials, and the trials that are not in it."""
         with self._lock:
             trials = study.get_trials(deepcopy=False)
             places = self._finished.unread(trials)
@@ -192,7 +192,7 @@ class TrialReader:
         return (first, second) if first == first and second == second else None  # nor NaN
 
     def _count(self, known: _Finished, trial: FrozenTrial, ending: Ending, sign: float) -> None:
-        """Add a trial that has ended, or is about to, to what is known."""
+        """Add a trial that has ended, or is about to, to the state."""
         known.timed_out.update(trial.system_attrs.get(TIMED_OUT, ()))
         pair, state = self._pair_of(trial), ending.state
         if pair is None or (is_surplus(trial) and state != TrialState.COMPLETE):
@@ -219,7 +219,7 @@ def value_of(
     constraint: str | None,
     sign: float,
 ) -> float | None:
-    """Return what a search learns from a trial, to be maximised; None for nothing.
+    """Return the value that a search observes in a trial, to be maximised; None for no value.
 
     Args:
         trial: The trial.
@@ -275,7 +275,7 @@ class _Failures(NamedTuple):
 
 @dataclass
 class _Finished:
-    """What finished trials say.
+    """Values and failures of the finished trials of a study.
 
     Args:
         read: The trial objects that the storage returned, in its order, and None for a trial that
@@ -295,7 +295,7 @@ class _Finished:
     timed_out: set[int] = field(default_factory=set)
 
     def often_failed(self) -> set[Pair]:
-        """Return the pairs that failed too often to be tried again."""
+        """Return the pairs that failed too often to be retried."""
         return {
             pair
             for pair, (failures, deaths) in self.failures.items()

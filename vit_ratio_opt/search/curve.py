@@ -1,4 +1,4 @@
-"""The curve of pairs that a budget leaves, and what is believed of the pairs within the budget."""
+"""The curve of pairs that a budget leaves, and the estimates of the pairs within the budget."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Curve:
 
 
 class Believed(NamedTuple):
-    """What is believed of the observed pairs within a budget.
+    """Posterior of the observed pairs within a budget.
 
     Args:
         pairs: The pairs, those nearest to the start first.
@@ -144,7 +144,7 @@ class Believed(NamedTuple):
             difference, error = self.difference(best, index)
             if index != best and difference < _TIE * error:
                 equals.append(index)
-        # The first of what is left equal is the nearest to the start.
+        # Of pairs that are equal in all of this, the first is the nearest to the start.
         chosen = max(equals, key=lambda i: (self.counts[i], self.own[i], -i))
         fixed = next((i for i in allowed if self.pairs[i] == self.baseline), None)
         if fixed is not None and self.mean[chosen] <= self.mean[fixed]:
@@ -152,7 +152,7 @@ class Believed(NamedTuple):
         return chosen
 
     def estimate(self, index: int) -> Estimate:
-        """Return what is believed of one pair."""
+        """Return the estimate of one pair."""
         probability = 0.5
         if self.baseline in self.pairs and self.pairs[index] != self.baseline:
             fixed = self.pairs.index(self.baseline)
@@ -174,7 +174,7 @@ class Believed(NamedTuple):
 def believe(
     curve: Curve, observed: Observed, noise: Noise, dense: float | None = None
 ) -> Believed | None:
-    """Return what the values say of the pairs within the budget; None without any.
+    """Return the posterior of the pairs within the budget; None without observed pairs.
 
     Args:
         curve: The pairs that use up the budget.

@@ -25,7 +25,7 @@ _NOISE_SHARE = 0.25
 
 
 class Limit(Protocol):
-    """What the pairs of a search have to keep: a :class:`Budget`, a :class:`Tolerance`, or yours.
+    """Limit of a search: a :class:`Budget`, a :class:`Tolerance`, or a custom class.
 
     ``plan`` may take the options ``noise`` and ``confirmations``, and those of
     :meth:`Budget.plan` that it can use; it must accept the others.
@@ -71,12 +71,13 @@ class Budget:
 
         Args:
             space: Space of the dense model.
-            noise: Standard deviation of the accuracy over seeds, or what is known of it; None
+            noise: Standard deviation of the accuracy over seeds, in percentage points, or a
+                :class:`~vit_ratio_opt.search.noise.Noise`; None
                 takes every accuracy as exact.
             confirmations: Number of times that the best pair is trained again.
             dense: Accuracy of the dense model; the highest accuracy observed by default.
             start: Pair of the curve that is tried after the fixed ratio.
-            path: Not used; for a :class:`Tolerance`.
+            path: Accepted for a :class:`Tolerance`; a budget ignores it.
             fixed_ratio: Whether to search the baseline instead, one ratio for both modules.
 
         Raises:
@@ -152,8 +153,8 @@ class Tolerance:
                 known of it; None guesses a quarter of the tolerance and corrects it by the
                 trainings of a pair.
             confirmations: Number of times that the answer is trained again.
-            dense: Not used; for a :class:`Budget`.
-            start: Not used; for a :class:`Budget`.
+            dense: Accepted for a :class:`Budget`; a tolerance ignores it.
+            start: Accepted for a :class:`Budget`; a tolerance ignores it.
             path: Pairs with which the search begins, the likeliest ones at each cost.
             fixed_ratio: Whether to search the baseline instead, one ratio for both modules.
 

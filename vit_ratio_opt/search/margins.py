@@ -49,7 +49,7 @@ _SAME = 1e-4  # variance of values without noise
 
 
 class Rule(NamedTuple):
-    """What the answer of a search depends on, beside what was observed.
+    """Parameters on which the answer of a search depends, beside the observed values.
 
     Args:
         tolerance: Largest loss of accuracy allowed, in the unit of the values.
@@ -65,7 +65,7 @@ class Rule(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What was observed, as arrays in the order of ``places``.
+    """Observed values, as arrays in the order of ``places``.
 
     Args:
         margins: Margins of each pair, one for each training.
@@ -90,7 +90,7 @@ NOTHING = Seen({}, {}, np.empty((0, 2)), *(np.empty(0) for _ in range(4)))
 
 
 class Believed(NamedTuple):
-    """What is believed of the pairs next to the limit; arrays ``(n,)``.
+    """Posterior of the pairs next to the limit; arrays ``(n,)``.
 
     Args:
         chosen: Indices of the pairs in :class:`Seen`.
@@ -127,7 +127,7 @@ def tolerance_answer(
         complete: Pairs with a training that was not stopped early; all by default.
 
     Returns:
-        The answer, as :meth:`ToleranceSearch.answer` returns it, and what is believed of every
+        The answer, as :meth:`ToleranceSearch.answer` returns it, and the estimate of every
         observed pair.
     """
     first, second = stored["scale"]
@@ -144,7 +144,7 @@ def tolerance_answer(
 
 
 def add_values(last: Seen, fresh: Mapping[Pair, tuple[float, ...]], cost: _Cost) -> Seen:
-    """Return what was seen with new values; arrays are copied as another thread may read them."""
+    """Return the observations with new values; arrays are copied, as other threads read them."""
     places = dict(last.places)
     added = [pair for pair in fresh if pair not in places]
     places.update((pair, len(last.places) + place) for place, pair in enumerate(added))
@@ -255,7 +255,7 @@ def cheapest_kept(
 
 
 def estimate(seen: Seen, believed: Believed, place: int, rule: Rule) -> Estimate:
-    """Return what is believed of one pair; mean, error and own value are margins."""
+    """Return the estimate of one pair; mean, error and own value are margins."""
     near = np.flatnonzero(believed.chosen == place)
     if len(near):
         mean, error, kept = (

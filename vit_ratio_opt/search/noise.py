@@ -1,4 +1,4 @@
-"""How much the value of one training varies from seed to seed, from a guess and from repeats.
+"""Estimate how much the value of one training varies over seeds, from a guess and repeats.
 
 The guess is updated by every pair that was trained more than once: the variance has a conjugate
 (scaled inverse chi-squared) prior around the guess, and the repeats of all pairs are pooled. The
@@ -31,7 +31,7 @@ _GROWTHS = ((7.0, 0.0), (1.0, -1.0))
 
 
 class Repeats(NamedTuple):
-    """What was observed of each pair, as far as the noise depends on it; arrays ``(n,)``.
+    """Observations of each pair on which the noise depends; arrays ``(n,)``.
 
     Args:
         losses: Mean loss of each pair in points, against the dense model.

@@ -1,4 +1,4 @@
-"""What a plan is: from what was observed to the pair to try next and to the answer so far.
+"""The protocol of a plan: from observed values to the next pair and to the current answer.
 
 Two plans search pairs of ratios ``(first, second)``, each in [0, 1),
 of known cost:
@@ -37,14 +37,14 @@ _OWN_DEVIATIONS = (0.0, 0.5, 1.0)
 
 
 class Proposal(NamedTuple):
-    """A pair and why it is tried; without a pair, why nothing is left to learn."""
+    """Pair and the reason to try it; without a pair, the reason why the search ends."""
 
     pair: Pair | None
     why: str
 
 
 class Estimate(NamedTuple):
-    """What is believed of a pair that was trained.
+    """Estimate of the value of a trained pair.
 
     Args:
         pair: The pair.
@@ -65,7 +65,7 @@ class Estimate(NamedTuple):
 
 
 class Plan(Protocol):
-    """What a :class:`~vit_ratio_opt.search.sampler.PlanSampler` asks for pairs."""
+    """Search that a :class:`~vit_ratio_opt.search.sampler.PlanSampler` asks for pairs."""
 
     @property
     def constraint(self) -> str | None:
@@ -96,7 +96,7 @@ class Plan(Protocol):
     def answer(
         self, observed: Observed, *, complete: Container[Pair] | None = None
     ) -> Estimate | None:
-        """Return the answer so far, or None when nothing observed will do.
+        """Return the current answer; None if no observed pair is acceptable.
 
         Args:
             observed: Values of each pair, one for each training.

@@ -32,7 +32,7 @@ _logger = get_logger(f"optuna.{__name__}")
 
 
 class PlanSampler(BaseSampler):
-    """Proposes the pairs of a plan: two monotone parameters of known cost.
+    """Sampler that proposes the pairs of a plan: two monotone parameters of known cost.
 
     Everything comes from the study's trials at each call, so a search continues in any process
     that opens the storage. COMPLETE trials count with their value, trials PRUNED by an Optuna
@@ -54,7 +54,7 @@ class PlanSampler(BaseSampler):
             :class:`~vit_ratio_opt.search.tolerance.ToleranceSearch`, or a custom plan.
         independent_sampler: Sampler of all other parameters of the objective; random by default.
         seed: Random seed of the default independent sampler.
-        n_trials: Number of trained trials that the study is to have. An eighth of them, rounded
+        n_trials: Number of trained trials at the end of the study. An eighth of them, rounded
             down, is kept to confirm the answer: the last one of eight, the last two of sixteen.
             None while the number is unknown.
         claim_seconds: Seconds to wait for an older running trial to claim a pair.
@@ -238,7 +238,7 @@ class PlanSampler(BaseSampler):
             # Two trials that read the same, because one had timed out but came, may have claimed
             # the same pair. The one that wrote last sees it here, and takes another pair.
             if gave_way:
-                # A trial that has read the claim given up here may be about to claim this pair,
+                # A trial that has read the claim withdrawn here may be about to claim this pair,
                 # and will not read again.
                 now, _ = self._wait_for_claims(study, trial, younger=True)
             else:
@@ -251,10 +251,10 @@ class PlanSampler(BaseSampler):
     def _is_in_turn(self, trial: FrozenTrial, view: View) -> bool:
         """Return whether no other trial can have claimed the pair of ``trial`` after ``view``.
 
-        Another trial would have to read before the claim was written, so without waiting for it.
-        It was there at ``view``, and had not claimed; or it came later, and this trial had timed
-        out for a trial that was there or had the time to wait. What goes unnoticed is only a
-        computer that is suspended in this very moment together with its clock.
+        Such a trial has read the study before this claim was written, without waiting for it. It
+        was RUNNING at ``view`` without a claim; or it began later, after this trial had timed out
+        for a trial at ``view`` or after the time to wait. Only a computer that is suspended at
+        this moment together with its clock is not noticed.
         """
         others = view.unclaimed or view.queued or trial.number in view.timed_out
         return not others and time.monotonic() - view.taken < self._claim_seconds

@@ -39,7 +39,7 @@ _PATH_RESOLUTION = 0.005  # of the cost, that a trial on the path or near it has
 
 
 class ToleranceSearch:
-    """Minimises a known cost over the pairs whose margin is not negative.
+    """Search the cheapest pair whose margin is not negative.
 
     The *margin* of a pair is its accuracy minus the least accuracy allowed; that of the unpruned
     pair (0, 0) is the tolerance.
@@ -76,9 +76,9 @@ class ToleranceSearch:
 
     Args:
         columns: For each first ratio, rising, the second ratios to choose from, rising.
-        cost: Function that returns the cost of a pair, falling in both ratios.
+        cost: Function that returns the cost of a pair, which decreases with both ratios.
         tolerance: Largest loss of accuracy allowed, above 0, in the unit of the values.
-        noise: Standard deviation of one value, or what is known of it.
+        noise: Standard deviation of one value, or a :class:`~vit_ratio_opt.search.noise.Noise`.
         confirmations: Number of times that the answer is trained again before the search ends.
         confidence: Probability with which the answer has to keep the tolerance.
         resolution: Cost that a trial has to be expected to save for the search to continue.
@@ -120,7 +120,7 @@ class ToleranceSearch:
         self._draws = np.concatenate([draws, -draws])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without what was observed: a copy reads for itself."""
+        """Return the state without observations: a copy reads them again."""
         return vars(self) | {"_seen": NOTHING}
 
     @property
