@@ -21,6 +21,8 @@ EXECUTED = ["README.md", "docs/python.md", "docs/extending.md"]
 NOT_RUN = "# Not run by the tests: "
 # What makes the examples quick; everything else runs as it stands.
 TINY = {
+    "size=64),\n": "size=64),\n    options=vro.SearchOptions(screen=False),\n",
+    "SearchOptions(seed=0)": "SearchOptions(screen=False)",
     "epochs=2": "epochs=1",
     "n_trials=8": "n_trials=2",
     "n_trials=12": "n_trials=3",
