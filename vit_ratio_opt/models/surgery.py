@@ -151,7 +151,7 @@ def resize_attention(attn: Any, num_heads: int, head_dim: int) -> Any:
 
 
 def copy_head_entries(source: Any, target: Any, heads: Sequence[int]) -> None:
-    """Copy the entries of ``source`` for each of ``heads``, such as biases, but no dimensions.
+    """Copy the parameters and buffers of ``heads`` that have an entry for each head.
 
     Args:
         source: The attention that is read.
