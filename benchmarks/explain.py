@@ -143,7 +143,8 @@ def _filled(url: str, mode: str, trials: int) -> Study:
         "settings": {
             "strategy": "searched", "budget": budget, "tolerance": tolerance, "model": "deit_s",
             "weights": "", "dataset": "made up", "validation": "", "recipe": {"epochs": 3},
-            "seed": 0,
+            "seed": 0, "iterative": False, "mhsa_unit": "rank", "repair": True,
+            "allocation": "global", "round_to": 1, "calibration_images": 512,
         },
         "versions": {},
         "device": "none",

@@ -173,7 +173,7 @@ def test_a_worker_on_another_device_searches_the_same_pairs(
     again = load_again("s", url)
     assert again.curve == made.curve
     assert again.settings == made.settings
-    assert again.cost == made.cost
+    assert again.space.cost == made.space.cost
     joined = again.create_study("s", storage=url)
     assert joined.sampler.nothing_left(joined) is None
     own = make_search(

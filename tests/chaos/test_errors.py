@@ -117,7 +117,7 @@ def test_a_storage_that_cannot_be_reached_is_one_sentence(
 
 def test_nothing_behind_a_proxys_address_is_one_sentence(command, monkeypatch):
     pytest.importorskip("grpc")
-    monkeypatch.setattr("vit_ratio_opt.runs.storage._FIRST_SECONDS", 0.5)
+    monkeypatch.setattr("vit_ratio_opt.runs.connections._FIRST_SECONDS", 0.5)
     code, err, _ = command("worker", "--storage", "grpc://127.0.0.1:1", "--study-name", "s")
     assert code == 2
     assert "Nothing answers at grpc://127.0.0.1:1: start `vit-ratio-opt serve` there" in err

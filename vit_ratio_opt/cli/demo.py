@@ -116,7 +116,7 @@ def _search(options: DemoOptions, file: Path) -> list[dict[str, Any]]:
             dense, data, limit, pruning=pruning, training=recipe, options=how, run=run
         )
         study = search.create_study(f"demo-{name}", storage=storage)
-        search.run(study, TRIALS[epochs], say=lambda _: None)
+        search.run(study, TRIALS[epochs], say=lambda _: None, explain=False)
         search.test(study)
         answer = search.answer(study)
         assert answer is not None  # no trial fails
