@@ -110,7 +110,7 @@ def test_a_model_of_no_file_is_asked_for(digits, url, tmp_path):
     assert source_of(model) is None
     made = make_search(model, digits, budget=0.6, recipe=Recipe(epochs=0))
     new_study(made, "s", storage=url, screen=False)
-    with pytest.raises(InputError, match="where its dense model is: give --checkpoint"):
+    with pytest.raises(InputError, match="the place of its dense model: give --checkpoint"):
         load_again("s", url)
     path = tmp_path / "model.safetensors"
     save_dense(model, path, name=MODEL, arguments=ARGUMENTS)
