@@ -129,7 +129,7 @@ def test_a_study_of_another_version_is_one_sentence(digits, dense_file, url):
 
 @pytest.mark.parametrize("source", [{}, {"checkpoint": "x"}, {"pruned": "x"}])
 def test_other_sources_of_models_are_refused(source):
-    with pytest.raises(InputError, match="as the study says"):
+    with pytest.raises(InputError, match="from its place in the study"):
         load_model_again(source)
 
 
