@@ -327,3 +327,14 @@ def test_no_module_hides_a_public_name():
     modules = [module.name for module in pkgutil.iter_modules(vro.__path__)]
     assert set(vro.__all__).isdisjoint(modules)
     assert all(hasattr(vro, name) for name in vro.__all__)
+
+
+def test_without_a_word_models_are_kept_beside_a_sqlite_database(digits, dense, tmp_path):
+    search = vro.Search(dense, digits, vro.Budget(0.6), training=vro.Recipe(epochs=0))
+    study = search.create_study("a study", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    search.run(study, 1, say=lambda line: None, explain=False)
+    answer = search.answer(study)
+    assert vro.shape_of(answer.load_model()).macs == answer.found.trial.user_attrs["macs"]
+    assert search.test(answer) == search.test(study)
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert answer.found.trial.user_attrs["checkpoint"] in [path.name for path in folder.iterdir()]

@@ -110,7 +110,7 @@ def test_a_model_of_no_file_is_asked_for(digits, url, tmp_path):
     assert source_of(model) is None
     made = make_search(model, digits, budget=0.6, recipe=Recipe(epochs=0))
     new_study(made, "s", storage=url, screen=False)
-    with pytest.raises(InputError, match="where its dense model is: give --checkpoint"):
+    with pytest.raises(InputError, match="the place of its dense model: give --checkpoint"):
         load_again("s", url)
     path = tmp_path / "model.safetensors"
     save_dense(model, path, name=MODEL, arguments=ARGUMENTS)
@@ -129,7 +129,7 @@ def test_a_study_of_another_version_is_one_sentence(digits, dense_file, url):
 
 @pytest.mark.parametrize("source", [{}, {"checkpoint": "x"}, {"pruned": "x"}])
 def test_other_sources_of_models_are_refused(source):
-    with pytest.raises(InputError, match="as the study says"):
+    with pytest.raises(InputError, match="from its place in the study"):
         load_model_again(source)
 
 

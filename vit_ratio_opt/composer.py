@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.pruning.options import Pruning
 from vit_ratio_opt.pruning.pruner import Batch
@@ -24,13 +25,14 @@ from vit_ratio_opt.runs.loop import Callback, run_study
 from vit_ratio_opt.runs.options import RunOptions, SearchOptions
 from vit_ratio_opt.runs.search_task import SearchTask
 from vit_ratio_opt.runs.signals import SearchStopped
-from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
+from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE, database_files
 from vit_ratio_opt.runs.testing import test_answer
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import Cost
 from vit_ratio_opt.training.context import Trainer
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.trainer import ImageTrainer
+from vit_ratio_opt.utils.files import file_name
 
 __all__ = ["Search"]
 
@@ -95,6 +97,7 @@ class Search(SearchTask):
             run=run,
         )
         self.journal.attach = trial_files
+        self._has_default_folder = run is None
 
     @property
     def recipe(self) -> Recipe:
@@ -131,6 +134,12 @@ class Search(SearchTask):
             InputError: The storage cannot be used, or it has a study of this name with other
                 settings.
         """
+        if self._has_default_folder and isinstance(storage, str):
+            files = database_files(storage)
+            if files and files[0].name not in ("None", ":memory:"):
+                check_saveable(self.dense)
+                folder = files[0].parent / "checkpoints" / file_name(study_name)
+                self.journal.keep_in(folder)
         return create_study(self, study_name=study_name, storage=storage, pruner=pruner)
 
     def run(

@@ -69,7 +69,7 @@ def test_unknown_and_foreign_studies_are_refused(tmp_path, command):
     optuna.create_study(study_name="foreign", storage=url)
     for names, message in (
         (["nope"], "it has: foreign"),
-        (["foreign"], "was not made by"),
+        (["foreign"], "was not created by"),
         ([], "has no study created by"),
     ):
         options = [part for name in names for part in ("--study-name", name)]

@@ -209,17 +209,17 @@ def test_given_arguments_are_checked_when_a_model_is_saved(tmp_path):
         ({"model": NAME, "arguments": {"norm_layer": ["x" * 99]}}, "not accepted"),
         ({"model": NAME, "arguments": [1]}, "not accepted"),
         ({"model": NAME, "arguments": None}, "not accepted"),
-        ({"model": NAME}, "as the study says"),
-        ({"checkpoint": 3, "arguments": {}}, "as the study says|no checkpoint"),
+        ({"model": NAME}, "from its place in the study"),
+        ({"checkpoint": 3, "arguments": {}}, "from its place in the study|no checkpoint"),
         (
             {"checkpoint": "x", "name": NAME, "weights": 3, "arguments": {}},
             "no checkpoint|weights",
         ),
         ({"checkpoint": "x", "arguments": {"scriptable": True}}, "not accepted"),
-        ({"pruned": "x"}, "as the study says"),
-        ({"pruned": "x", "dense": [1]}, "as the study says|cannot"),
-        ([], "as the study says"),
-        ("x", "as the study says"),
+        ({"pruned": "x"}, "from its place in the study"),
+        ({"pruned": "x", "dense": [1]}, "from its place in the study|cannot"),
+        ([], "from its place in the study"),
+        ("x", "from its place in the study"),
     ],
 )
 def test_a_row_of_a_database_passes_the_allow_list_of_files(monkeypatch, source, message):

@@ -77,7 +77,7 @@ def test_pruned_models_come_back_from_their_files_alone(images, assert_comes_bac
 def test_a_pruned_model_of_unknown_descent_needs_its_dense_one(tmp_path, tiny_vit):
     path = tmp_path / "pruned.safetensors"
     save_pruned(prune(tiny_vit, (0.5, 0.5), magnitude_importance(tiny_vit)), path, {})
-    with pytest.raises(InputError, match="does not say what it was pruned from"):
+    with pytest.raises(InputError, match="does not name the dense model"):
         load_pruned(path)
     assert load_pruned(path, tiny_vit)
 

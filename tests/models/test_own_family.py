@@ -169,7 +169,7 @@ def test_a_pruned_model_of_an_own_family_comes_back_with_its_dense_model(
     save_pruned(pruned, tmp_path / "pruned.safetensors", {})
     loaded, _ = load_pruned(tmp_path / "pruned.safetensors", copy.deepcopy(model))
     assert torch.equal(loaded(images), pruned(images))
-    with pytest.raises(InputError, match="does not say what it was pruned from"):
+    with pytest.raises(InputError, match="does not name the dense model"):
         load_pruned(tmp_path / "pruned.safetensors")
 
 

@@ -36,7 +36,7 @@ def test_the_note_of_a_failed_trial_says_why(make_study):
 def test_a_study_without_a_sampler_of_ours_has_a_note(make_study):
     study = make_study()
     study.sampler = optuna.samplers.RandomSampler()
-    assert "what its sampler proposes" in study_note(study)
+    assert "the pair that its sampler proposes" in study_note(study)
 
 
 def test_a_password_is_in_no_note(make_study, tmp_path):

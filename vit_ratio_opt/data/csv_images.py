@@ -48,7 +48,7 @@ def load_csv_images(
 
     Args:
         root: Folder with the images and any of the three files.
-        preprocess: How the model's images are resized, cropped and normalised, see
+        preprocess: Preprocessing of the model's images: size, crop and normalisation, see
             :func:`vit_ratio_opt.data.preprocessing.preprocess_of`. Without it, CIFAR-10's
             normalisation is assumed, with a warning.
         image_size: Pixels of a side, or height and width, to which images are resized and

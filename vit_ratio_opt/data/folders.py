@@ -20,7 +20,7 @@ __all__ = [
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 """Splits, and the names that a folder or a table of each may have."""
 
-# Left by operating systems and archives; names that begin with a dot are hidden as well.
+# Files of operating systems and archives; names that begin with a dot are hidden as well.
 _LITTER = {
     *("__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
     *("$recycle.bin", "system volume information", "lost+found"),

@@ -29,7 +29,7 @@ _DEFAULTS_OF_0_1_0 = {
 
 @dataclass(frozen=True)
 class ImageData:
-    """A training, a validation and a test split, and how their images become a model's input.
+    """Training, validation and test split, with the normalisation of their images.
 
     Args:
         name: Name of the data set in studies and reports.
@@ -40,7 +40,7 @@ class ImageData:
         mean: Mean of each channel, for pixels in [0, 1].
         std: Standard deviation of each channel, for pixels in [0, 1].
         flip: Whether a mirrored image keeps its label; digits do not.
-        validation: Whether ``val`` was taken from the training or the test images, or was given.
+        validation: Origin of ``val``: ``"train"`` or ``"test"`` images, or given ``"val"`` images.
         source: JSON values from which :func:`~vit_ratio_opt.data.load.load_again` loads the data
             set elsewhere: ``loader`` and its arguments. Empty if that is not possible.
 
@@ -75,7 +75,7 @@ class ImageData:
 
     @property
     def preprocess(self) -> Preprocessing:
-        """Return how the images become a model's input."""
+        """Return the preprocessing of the images."""
         _, *size = self.image_shape
         options = {key: self.source.get(key, value) for key, value in _DEFAULTS_OF_0_1_0.items()}
         return Preprocessing(

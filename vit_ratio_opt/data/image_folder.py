@@ -52,7 +52,7 @@ def load_image_folder(
 
     Args:
         root: Folder with ``train`` and ``test``, ``val`` or both.
-        preprocess: How the model's images are resized, cropped and normalised, see
+        preprocess: Preprocessing of the model's images: size, crop and normalisation, see
             :func:`vit_ratio_opt.data.preprocessing.preprocess_of`. Without it, CIFAR-10's
             normalisation is assumed, with which version 0.1.0 trained, with a warning.
         image_size: Pixels of a side, or height and width, to which images are resized and

@@ -43,8 +43,8 @@ def read_image(
 
     Args:
         path: The file. Its content decides its format, not its suffix.
-        exif_rotation: Whether a photograph is turned as its EXIF data says. torchvision and timm
-            do not turn it, so models were usually trained with unturned photographs.
+        exif_rotation: Whether a photograph is rotated by its EXIF orientation. torchvision and
+            timm do not rotate it, so models were usually trained without the rotation.
         fast: Whether a JPEG may be returned at an eighth of its size, to test if it is readable.
 
     Raises:

@@ -41,7 +41,7 @@ def load_images(
 
     Args:
         root: Folder of the images.
-        preprocess: How the model's images are resized, cropped and normalised.
+        preprocess: Preprocessing of the model's images: size, crop and normalisation.
         image_size: Pixels of a side, or height and width; by default that of ``preprocess``, else
             the shorter side of the first image.
         validation: Images from which the validation split is taken; see
@@ -119,7 +119,7 @@ def load_again(source: Mapping[str, Any], *, root: str | Path | None = None) -> 
         return SOURCES[name](**stored)
     except (KeyError, TypeError) as error:  # an option of another version
         raise InputError(
-            f"The study's images cannot be loaded from its stored source: {error}."
+            f"The images of the study cannot be loaded from its stored source: {error}."
         ) from None
 
 

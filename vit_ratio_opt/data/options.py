@@ -16,7 +16,7 @@ _PREPROCESSING = ("mean", "std", "image_size", "interpolation", "crop", "squash"
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """Options of a loader that are rarely needed.
+    """Options of a loader of images that are rarely needed.
 
     Args:
         mean: Mean of each channel, for pixels in [0, 1]; that of ``preprocess`` by default.
@@ -24,8 +24,8 @@ class LoadOptions:
         val_fraction: Share of the training images that validates if the validation split is taken
             from them, in (0, 1).
         flip: Whether a mirrored image keeps its label.
-        exif_rotation: Whether photographs are turned as their EXIF data says; torchvision and
-            timm do not turn them.
+        exif_rotation: Whether photographs are rotated by their EXIF orientation; torchvision and
+            timm do not rotate them.
         skip_damaged: Whether images that cannot be read are left out, instead of refusing all.
         memory_limit: Decoded images above this many bytes stay on disk.
     """

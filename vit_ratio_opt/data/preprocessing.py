@@ -1,4 +1,4 @@
-"""How images become the input that a model was trained with: size, crop and normalisation.
+"""The preprocessing of images for a model: size, crop and normalisation.
 
 Preprocessing belongs to the model. It comes from the file's metadata, Hugging Face's
 ``preprocessor_config.json`` or timm's ``pretrained_cfg``. If none of these is known, it is
@@ -49,7 +49,7 @@ _PREPROCESSING = "vit_ratio_opt_preprocessing"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a model's images are resized, cropped and normalised.
+    """Preprocessing of a model's images: size, crop and normalisation.
 
     Args:
         mean: Mean of each channel, of pixels in [0, 1].
@@ -58,7 +58,7 @@ class Preprocessing:
         interpolation: One of :data:`INTERPOLATIONS`.
         crop: Share of the resized shorter side that the centre crop keeps, in (0, 1]; timm's
             ``crop_pct``.
-        origin: Where these values come from, for messages.
+        origin: Origin of the values, for messages.
         is_assumed: Whether it is unknown that the model was trained with these values.
         squash: Whether the whole image is resized to ``image_size`` and loses its proportions, as
             by Hugging Face's ViT processor, instead of keeping them and cutting off the rest.

@@ -38,7 +38,7 @@ _HASHED = 256
 
 @dataclass(frozen=True)
 class Split:
-    """Some images of a data set.
+    """Part of the images of a data set.
 
     Args:
         dataset: Yields ``(uint8 tensor (channels, height, width), label)``.

@@ -1,4 +1,4 @@
-"""The images of a pruned model's study, loaded again from what the model's file says."""
+"""Load the images of a pruned model's study again, from the manifest in the model's file."""
 
 from __future__ import annotations
 

@@ -37,8 +37,7 @@ def cached_latency(
     A table with an error above 10 % is warned about and not stored.
 
     Args:
-        model: See :func:`~vit_ratio_opt.latency.table.measure_latency`; only the sizes of its
-            weights count.
+        model: Dense or pruned model without a cascade; only the sizes of its weights count.
         folder: Folder of the files, for any number of models and devices.
         batch: Images in a batch.
         round_to: Ranks and neurons left in a block are multiples of this.

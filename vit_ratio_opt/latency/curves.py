@@ -46,7 +46,7 @@ def predict_latency(
         table: Latency table of the dense model.
         model: The dense model, on the device.
         units: Units of the dense model.
-        scores: What decides which units are removed, see :func:`vit_ratio_opt.prune`.
+        scores: Calibration or importance that chooses the units, see :func:`vit_ratio_opt.prune`.
         allocation: How ratios are allocated across blocks.
         budget: Share of the dense model's time that the study searches for.
 

@@ -1,4 +1,4 @@
-"""A model card in Markdown: what a pruned model is, where it comes from and how good it is."""
+"""Write a model card in Markdown: the pruned model, its origin and its accuracy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
     """Return a model card in Markdown, with the front matter that Hugging Face's hub reads.
 
     Args:
-        manifest: What the model's file says, with test accuracies, recipe and lineage, as
+        manifest: Manifest of the model's file, with test accuracies, recipe and lineage, as
             :func:`vit_ratio_opt.runs.final.finish` returns it.
         file: Name of the model's file.
     """
@@ -77,7 +77,7 @@ classes = manifest["classes"]
 
 
 def _origin(manifest: Mapping[str, Any]) -> str:
-    """Return where the two ratios come from, in one or two sentences."""
+    """Return the origin of the two ratios, in one or two sentences."""
     lineage = manifest["lineage"]
     if lineage.get("study") is None:
         return "Its two ratios were given by hand."

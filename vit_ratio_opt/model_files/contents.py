@@ -1,4 +1,4 @@
-"""Read what a checkpoint file holds, without unpickling.
+"""Read the content of a checkpoint file, without unpickling.
 
 ``torch.load(weights_only=True)`` builds tensors and plain containers only. For the few classes of
 plain values that training scripts store beside the weights (``Namespace``, numpy scalars, paths,
@@ -68,7 +68,7 @@ def read_safetensors(
 
 
 class _StandIn:
-    """An inert object in place of one of a foreign class; it keeps the attributes."""
+    """Inert object in place of an object of a foreign class; it keeps the attributes."""
 
     def __init__(self, *args: Any) -> None:
         self.values: dict[Any, Any] = {}
@@ -137,7 +137,7 @@ def _unpickling_refused(path: Path, names: list[str]) -> str:
     what += ".state_dict()" if whole else "['state_dict']"
     return (
         f"{path} is no readable checkpoint: it holds objects of {shown}, which only unpickling "
-        "could read, and that would run code of the file. Only if you trust whoever wrote it, "
+        "could read, and that would run code of the file. Only if you trust its author, "
         "save the weights alone where it was made: "
         f"`torch.save({what.format(repr(path.name))}, 'weights.pth')`."
     )

@@ -81,14 +81,14 @@ def load_pruned(path: str | Path, dense: ViT | None = None) -> tuple[ViT, dict[s
 
     Raises:
         InputError: The file is missing, damaged, of another format, does not fit ``dense``, or
-            does not say what it was pruned from.
+            does not name its dense model.
     """
     path = Path(path)
     state, metadata = read_tensors(path)
     manifest = read_manifest(path, metadata)
     stored = metadata.get("checksum")
     if stored is not None and stored != checksum(state, metadata["manifest"]):
-        raise InputError(f"{path} is damaged: what it holds is not what was written.")
+        raise InputError(f"{path} is damaged: its content differs from what was written.")
 
     def cut(whole: ViT) -> ViT:
         smaller = shrink_to(whole, manifest.blocks)
@@ -136,7 +136,8 @@ def load_again(
     """Load a model again, perhaps from files that have been moved.
 
     Args:
-        source: What :func:`~vit_ratio_opt.models.create.source_of` gave for the model.
+        source: JSON values that :func:`~vit_ratio_opt.models.create.source_of` returned for the
+            model.
         checkpoint: The file or folder of the dense model; by default the one in ``source``.
         start: The file of the pruned model that ``source`` begins with; by default the one in
             ``source``.
@@ -167,4 +168,6 @@ def load_again(
             )
         return create_model(name, pretrained=True, **arguments)
     except (AttributeError, KeyError, TypeError) as error:  # written by another version
-        raise InputError(f"The dense model cannot be loaded as the study says: {error}.") from None
+        raise InputError(
+            f"The dense model cannot be loaded from its place in the study: {error}."
+        ) from None

@@ -1,4 +1,4 @@
-"""Detect what a file is by its first bytes, and say what to do if it holds no weights."""
+"""Detect the format of a file by its first bytes, and suggest a remedy if it has no weights."""
 
 from __future__ import annotations
 

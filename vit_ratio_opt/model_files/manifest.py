@@ -24,7 +24,7 @@ class Manifest(NamedTuple):
         content: The object as it is in the file.
         blocks: The sizes of every block.
         tokens: The tokens of every block of a cascade; None without a cascade.
-        scores: What makes a patch of a cascade informative.
+        scores: Score by which patches of a cascade are informative.
     """
 
     content: dict[str, Any]
@@ -43,7 +43,9 @@ class Manifest(NamedTuple):
         """
         stored = self.content.get("architecture")
         if not isinstance(stored, dict):
-            raise InputError(f"{path} does not say what it was pruned from: give the dense model.")
+            raise InputError(
+                f"{path} does not name the dense model that it was pruned from: give it."
+            )
         name = accept_name(path, stored.get("timm_name"))
         return name, accept_arguments(path, stored.get("timm_kwargs", {}))
 

@@ -68,7 +68,7 @@ def save_dense(
     if name is None:
         known = getattr(model, ARCHITECTURE, None) or {}
         if not known:
-            raise InputError("Nothing says which timm model this is: give its name.")
+            raise InputError("The timm model is unknown: give its `name`.")
     name, arguments = describe(model, known, given, is_pruned=False)
     metadata = {"timm_name": name, "timm_kwargs": json.dumps(arguments)}
     preprocessing = fit_preprocessing("The model", model, preprocessing or preprocess_of(model))

@@ -1,4 +1,4 @@
-"""Describe what a model computes apart from its weights, as JSON values to compare."""
+"""Describe the structure of a model without its weights, as JSON values to compare."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SAMPLED = 64  # values of each tensor
 
 
 def architecture_of(model: ViT) -> dict[str, Any]:
-    """Return what two models must have in common, beside weights, to give the same outputs.
+    """Return the values that two models of equal outputs have in common, beside the weights.
 
     It is read from the modules, so it does not matter how the model was made, saved or moved.
 

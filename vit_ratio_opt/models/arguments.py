@@ -17,7 +17,7 @@ __all__ = [
     "accept_name",
 ]
 
-# A file may not choose where weights come from, only what the model looks like.
+# A file may not choose the origin of weights, only the structure of the model.
 _SHARED = {
     *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth"),
     *("num_heads", "mlp_ratio", "qkv_bias", "init_values", "act_layer", "norm_layer", "norm_eps"),
@@ -28,7 +28,7 @@ TRAINING_ARGUMENTS = {
     *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"),
     *("drop_path_rate", "weight_init", "fix_init"),
 }
-"""timm's arguments that files may give beside these; they change the training alone."""
+"""Further arguments of timm that files may give; they change the training alone."""
 
 _LARGEST = 10**9
 _LONGEST = 64
@@ -36,7 +36,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def accept_name(where: object, name: object) -> str:
-    """Return a model's name if it has nothing fetched.
+    """Return a model's name if it downloads nothing.
 
     Args:
         where: The file or the study that gives the name, for messages.
@@ -51,7 +51,7 @@ def accept_name(where: object, name: object) -> str:
 
 
 def accept_arguments(where: object, arguments: Any, also: Collection[str] = ()) -> dict[str, Any]:
-    """Return arguments that only say what a model looks like.
+    """Return arguments that only describe the structure of a model.
 
     Args:
         where: The file or the study that gives them, for messages.

@@ -1,4 +1,4 @@
-"""Find the residual branches of a model, and what its heads and neurons are made of."""
+"""Find the residual branches of a model, and the layers of its heads and neurons."""
 
 from __future__ import annotations
 

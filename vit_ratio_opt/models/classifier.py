@@ -1,4 +1,4 @@
-"""Measure what a model's classifier returns and costs, also where it was replaced."""
+"""Measure the outputs and the cost of a model's classifier, also where it was replaced."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def convert_state(
     All sizes come from the tensors, so a file cannot ask for more memory than they take.
 
     Args:
-        where: What holds the tensors, for messages.
+        where: Source of the tensors, for messages.
         state: The tensors, in torchvision's or Hugging Face's names.
         settings: timm's arguments that tensors do not give; they replace those that tensors give.
 
@@ -207,7 +207,7 @@ def rename_tensors(where: str, state: Mapping[str, torch.Tensor]) -> dict[str, t
     """Return torchvision's or Hugging Face's tensors in timm's names.
 
     Args:
-        where: What holds the tensors, for messages.
+        where: Source of the tensors, for messages.
         state: The tensors.
 
     Raises:
@@ -239,7 +239,7 @@ def infer_sizes(where: str, state: Mapping[str, torch.Tensor], size: Any) -> dic
     """Return timm's arguments that tensors give.
 
     Args:
-        where: What holds the tensors, for messages.
+        where: Source of the tensors, for messages.
         state: The tensors, in timm's names.
         size: Image size in pixels, one number or height and width; None for square images of the
             size that the positions are for.

@@ -43,7 +43,7 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Vi
 
     Raises:
         InputError: The name is unknown, an argument does not fit or names a file, or the weights
-            cannot be had.
+            cannot be loaded.
         UnsupportedModelError: The model exists but cannot be pruned.
     """
     _refuse_files(name, arguments)

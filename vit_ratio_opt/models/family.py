@@ -41,7 +41,7 @@ class Branch:
     """A residual branch of one block: it adds ``after(module(before(stream)))`` to the stream.
 
     Args:
-        kind: What the module is.
+        kind: Kind of the module: attention or FFN.
         owner: The module that holds the attention or FFN.
         attribute: Name of the attention or FFN in ``owner``.
         before: Module that the stream passes through first, such as a norm.
@@ -93,7 +93,7 @@ the next stage reads the stream to which they have all been added."""
 
 @dataclass(frozen=True)
 class AttentionKind:
-    """How the heads of one class of attention can be cut.
+    """Description of a class of attention: how its heads can be cut.
 
     Heads are ``softmax(scale * q k' + bias) v`` unless ``whole_heads`` is set: then a head may
     compute anything from its own queries, keys and values.
@@ -106,7 +106,8 @@ class AttentionKind:
             that counts heads.
         mixers: Names of two linear layers from heads to heads, before and after the softmax. No
             head can be removed then.
-        bias: Returns what is added to the logits, ``(1, heads, tokens, tokens)``, or None.
+        bias: Function that returns the term added to the logits, ``(1, heads, tokens, tokens)``,
+            or None.
     """
 
     whole_heads: bool = False
@@ -137,24 +138,26 @@ def _no_macs(model: Any, tokens: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What distinguishes the models of one class. Classes are compared exactly.
+    """Description of the models of one class. Classes are compared exactly.
 
     Args:
         blocks: Classes of blocks, each with the function that finds its branches.
         attentions: Classes of attention, each with how its heads can be cut.
         ffns: Classes of FFN, each with the linear layers that neurons are made of and how many
-            rows of the layer a neuron has; several rows stand in as many equal parts of the layer.
+            rows of the layer a neuron has; several rows are in different equal parts of the layer.
         separate: Classes of blocks or attention that cannot be cut, each with a function that
             makes the replacement, which has the same weights in separate layers. It returns None
             for a module that cannot be replaced.
         classifiers: Names of the model's classifiers.
-        prefix_tokens: Returns the number of tokens before the patches in the blocks.
-        late_tokens: Tokens that join after the blocks.
-        other_macs: Returns the MACs of parts that this family has beside the embedding, the
-            blocks and the classifiers, given the model and the number of tokens in the blocks.
-        counted: How the names of parameters begin that ``other_macs`` counts.
-        refusals: Yields the place and the description of each part that cannot be pruned.
-        arguments: timm's arguments that say what these models look like, beside those that
+        prefix_tokens: Function that returns the number of tokens before the patches in the blocks.
+        late_tokens: Number of tokens that join after the blocks.
+        other_macs: Function that returns the MACs of parts that this family has beside the
+            embedding, the blocks and the classifiers, given the model and the number of tokens in
+            the blocks.
+        counted: Prefixes of the names of the parameters that ``other_macs`` counts.
+        refusals: Function that yields the place and the description of each part that cannot be
+            pruned.
+        arguments: timm's arguments that describe these models, beside those that
             families share. Files may give them.
     """
 
@@ -182,8 +185,8 @@ def two_stages(
 
     Args:
         block: The block.
-        attention: What stands before and after ``attn``.
-        ffn: What stands before and after ``mlp``.
+        attention: Modules before and after ``attn``.
+        ffn: Modules before and after ``mlp``.
     """
     return [
         [Branch("attention", block, "attn", *attention)],

@@ -29,9 +29,9 @@ def parse_timm_config(
 
     Args:
         config: The configuration.
-        model: Gives the size of the images and the number of channels.
-        origin: Where the configuration comes from, for messages.
-        is_assumed: Whether the model may have been trained with other images than these.
+        model: Model with the size of the images and the number of channels.
+        origin: Origin of the configuration, for messages.
+        is_assumed: Whether the model may have been trained with another preprocessing.
 
     Returns:
         None where the configuration gives none, or one for another number of channels.
@@ -74,8 +74,8 @@ def remember_timm_config(model: ViT, *, origin: str, is_assumed: bool = False) -
 
     Args:
         model: The model.
-        origin: Where the configuration comes from, for messages.
-        is_assumed: Whether the model may have been trained with other images than these.
+        origin: Origin of the configuration, for messages.
+        is_assumed: Whether the model may have been trained with another preprocessing.
 
     Raises:
         InputError: The configuration is damaged.
@@ -90,7 +90,7 @@ def remember(where: object, model: ViT, known: Preprocessing | None) -> None:
     """Remember a model's preprocessing, for images of the model's size.
 
     Args:
-        where: What gives the preprocessing, for messages.
+        where: Source of the preprocessing, for messages.
         model: The model.
         known: The preprocessing; None changes nothing.
 
@@ -108,7 +108,7 @@ def fit_preprocessing(
     """Return the preprocessing for images of the model's size, which may have been changed.
 
     Args:
-        where: What gives the preprocessing, for messages.
+        where: Source of the preprocessing, for messages.
         model: The model.
         known: The preprocessing, or None.
 

@@ -33,7 +33,7 @@ def check_fits(model: nn.Module, state: Mapping[str, torch.Tensor], where: str |
     Args:
         model: The model.
         state: The tensors.
-        where: What holds the tensors, for the message.
+        where: Source of the tensors, for the message.
 
     Raises:
         InputError: They do not fit; the message names the first of them.

@@ -74,7 +74,7 @@ def check_supported(model: Any) -> ViT:
 
 
 def _check_parts(model: Any, family: Family) -> None:
-    """Check what stands around the blocks."""
+    """Check the parts outside of the blocks."""
     if not len(model.blocks):
         raise UnsupportedModelError("A model without blocks has nothing to prune.")
     if type(model.patch_embed) is not PatchEmbed:
@@ -156,7 +156,7 @@ def _check_activation(name: str, act: nn.Module, like: torch.Tensor) -> None:
 
 
 def _check_matrices(model: Any, counted: tuple[str, ...]) -> None:
-    """Refuse matrices that are in no known place: nothing says what they cost."""
+    """Refuse matrices in unknown places, whose cost is unknown."""
     known: set[str] = set()
     for attention, ffn in branches(model):
         kind = attention_kind(attention.module)

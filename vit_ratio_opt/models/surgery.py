@@ -1,4 +1,4 @@
-"""Cut timm ViTs exactly. No policy: the caller says which heads and neurons stay.
+"""Cut timm ViTs exactly. No policy: the caller chooses the heads and neurons to keep.
 
 A block with fewer heads or neurons is still the timm block it was, only smaller, since timm 1.0.23
 keeps ``num_heads``, ``head_dim`` and ``attn_dim`` apart from the width. So no forward is patched,
@@ -151,7 +151,7 @@ def resize_attention(attn: Any, num_heads: int, head_dim: int) -> Any:
 
 
 def copy_head_entries(source: Any, target: Any, heads: Sequence[int]) -> None:
-    """Copy what ``source`` has for each of ``heads`` beside their dimensions, such as biases.
+    """Copy the parameters and buffers of ``heads`` that have an entry for each head.
 
     Args:
         source: The attention that is read.

@@ -75,7 +75,7 @@ def _check_class(kind: type[nn.Module]) -> None:
 
 
 def _renames_only(hook: Any) -> bool:
-    """Return whether a hook is the one that torch's removed ``weight_norm`` leaves behind.
+    """Return whether a hook is the one that torch's ``weight_norm`` keeps after its removal.
 
     It renames tensors of old state dicts as they are loaded, and has no handle.
     """

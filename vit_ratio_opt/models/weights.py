@@ -48,7 +48,7 @@ def _shared(first: str, second: str) -> str:
 
 
 def _named_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield what a file of the model holds, by name; a tensor with two names is yielded twice."""
+    """Yield the tensors of the model's file by name; a tensor with two names is yielded twice."""
     yield from model.named_parameters(remove_duplicate=False)
     for name, module in model.named_modules(remove_duplicate=False):
         for key, buffer in module._buffers.items():

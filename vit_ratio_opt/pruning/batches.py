@@ -1,4 +1,4 @@
-"""Batches of images that a caller gives: check that the model can take them."""
+"""Check that a model can take the batches of images that a caller gives."""
 
 from __future__ import annotations
 

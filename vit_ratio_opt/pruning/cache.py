@@ -32,10 +32,10 @@ def cached_calibration(
     A damaged file, or a folder that cannot be written, costs a warning and a new calibration.
 
     Args:
-        model: See :func:`vit_ratio_opt.calibrate`.
-        images: See :func:`vit_ratio_opt.calibrate`.
+        model: The dense model, in float32.
+        images: Normalised batches ``(batch, channels, height, width)``, on the model's device.
         folder: Folder of the files, for any number of models.
-        seed: See :func:`vit_ratio_opt.calibrate`.
+        seed: Random seed of the calibration.
     """
     key = _key(model, images, seed)
     return read_or_compute(

@@ -1,4 +1,4 @@
-"""What a model computes on a few training images, measured once and used for every pair of ratios.
+"""Measure a model on a few training images, once for all pairs of ratios.
 
 Losses are estimates of one quantity, so blocks and modules can be compared: the Kullback-Leibler
 divergence of the pruned model's class probabilities from the dense model's, in nats, to second

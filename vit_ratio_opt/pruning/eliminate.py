@@ -1,4 +1,4 @@
-"""Which hidden neurons the remaining ones reconstruct best.
+"""Order the hidden neurons of a block by how well the remaining ones reconstruct them.
 
 Optimal brain surgeon (Hassibi 1993) for whole columns of fc2, as in ZipLM (Kurtic 2023): the
 neuron goes whose removal adds the least loss when the others are refitted, one after the other.

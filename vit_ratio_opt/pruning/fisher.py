@@ -1,4 +1,4 @@
-"""Fisher information: what an error in the output of a branch costs.
+"""Fisher information: the loss that an error in the output of a branch causes.
 
 An error e in what a branch adds to the residual stream costs ``e' F e / 2`` nats, where F is the
 mean of ``g g'`` over the gradients g of the log-likelihood of labels drawn from the model itself.

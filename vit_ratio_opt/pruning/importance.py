@@ -1,4 +1,4 @@
-"""Criteria: how much each head and each hidden neuron matters.
+"""Criteria that score each head and each hidden neuron.
 
 A criterion is any function ``(model, batches) -> Importance``, see :data:`Criterion`; pruning with
 the unit ``"head"`` removes the heads and neurons with the lowest scores.
@@ -41,7 +41,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Importance:
-    """Scores of heads and neurons, higher for what matters more, on the CPU.
+    """Scores of heads and neurons on the CPU, higher for more important units.
 
     Scores of one kind are compared across blocks, so a criterion has to bring all blocks to one
     scale.
@@ -71,7 +71,7 @@ def score_units(
             default.
 
     Raises:
-        InputError: The criterion returned something else, or scores that do not fit the model.
+        InputError: The criterion returned no Importance, or scores that do not fit the model.
     """
     importance = (criterion or taylor_importance)(model, batches)
     if not isinstance(importance, Importance):
@@ -208,7 +208,7 @@ def magnitude_importance(model: ViT, batches: Iterable[Any] = (), *, p: int = 2)
 
     Args:
         model: Dense or pruned model.
-        batches: Not used: weights alone decide.
+        batches: Accepted for other criteria; norms need no images.
         p: 1 for the L1 norm, 2 for the L2 norm.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Second moments of what a block computes on the calibration images."""
+"""Second moments of the activations of a block on the calibration images."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class Tokens:
     """Leave out patches, image by image, and keep all weights.
 
     Args:
-        rule: Which patches are left out, and in which blocks.
+        rule: Rule that chooses the patches to leave out in each block.
         ranges: How far the attention of each block reaches, for a rule that depends on it;
             measured on the calibration images by default.
     """
@@ -123,12 +123,12 @@ class Both:
     """Remove weights and leave out patches; a ratio is a share of the MACs of a module.
 
     Args:
-        rule: Which patches are left out, and in which blocks.
+        rule: Rule that chooses the patches to leave out in each block.
         repair: Whether ``proj`` and ``fc2`` are refitted after pruning, see
             :func:`vit_ratio_opt.repair`.
         round_to: Ranks and neurons left in a block are multiples of this.
         by_cascade: Share of the saving, in logarithms, that leaving out patches brings, in [0, 1];
-            see :class:`~vit_ratio_opt.space.cascade.Combined`.
+            see :class:`~vit_ratio_opt.space.both.Combined`.
         ranges: How far the attention of each block reaches, for a rule that depends on it;
             measured on the calibration images by default.
 
@@ -165,7 +165,7 @@ class CalibrationOptions:
     """Training images that importance, factors and repair are computed from.
 
     Args:
-        images: Number of training images.
+        images: Number of training images of the calibration.
         cache: Folder in which calibrations are kept for all trials and workers; the user's cache
             folder by default.
 
@@ -195,13 +195,15 @@ def pruning_options(
 
     Args:
         strategy: ``"structural"``, ``"cascade"`` or ``"both"``.
-        rule: See :class:`Tokens` and :class:`Both`; their own default where it is None.
-        unit: See :class:`Structural`.
-        repair: See :class:`Structural`.
-        allocation: See :class:`Structural`.
-        round_to: See :class:`Structural`.
-        by_cascade: See :class:`Both`; its own default where it is None.
-        criterion: See :class:`Structural`.
+        rule: Rule by which :class:`Tokens` or :class:`Both` leave out patches; None for their
+            default.
+        unit: Unit that :class:`Structural` removes from the attention.
+        repair: Whether ``proj`` and ``fc2`` are refitted after pruning.
+        allocation: How each ratio is allocated across blocks.
+        round_to: Number of which ranks and neurons left in a block are multiples.
+        by_cascade: Share of the saving that :class:`Both` takes from patches; None for its
+            default.
+        criterion: Function that scores heads and neurons; None for the built-in one.
 
     Raises:
         InputError: The strategy is unknown, or an option is not for it.

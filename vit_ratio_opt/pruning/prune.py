@@ -45,7 +45,7 @@ def prune(
         model: A supported timm ViT.
         pair: ``(mhsa_ratio, ffn_ratio)``, the fractions of the attention and of all hidden neurons
             to remove. Counts are rounded up, so the MACs never exceed what the ratios ask for.
-        scores: What decides which units are removed. A :class:`Calibration` of this model gives
+        scores: Scores that choose the units to remove. A :class:`Calibration` of this model gives
             its heads a lower rank, see :mod:`vit_ratio_opt.pruning.factorize`; the MHSA ratio then
             counts ranks, one dimension of every head of a block, or whole heads where queries and
             keys have norms and cannot be factorised. An :class:`Importance` removes whole heads,

@@ -132,7 +132,7 @@ def _missing_output(
     inputs: Sequence[Sequence[torch.Tensor]],
     number: int,
 ) -> list[torch.Tensor]:
-    """Return what one of the parallel branches has to add for the streams to reach the goals.
+    """Return the output that a parallel branch has to add for the streams to reach the goals.
 
     Args:
         goals: Streams that are wanted after the branches, by batch.
@@ -220,7 +220,7 @@ class _Tail:
 
         Returns:
             The squared error before and after as a share of the target's square; None where there
-            is nothing to correct, or no better layer was found.
+            is nothing to correct, or no layer is better.
         """
         after = self._after
         is_affine = isinstance(after, nn.LayerNorm) and None not in (after.weight, after.bias)
@@ -245,7 +245,7 @@ class _Tail:
         return refitted
 
     def _undo_scale(self, inputs: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
-        """Return what the last layer has to give for the branch to add ``added``."""
+        """Return the output of the last layer with which the branch adds ``added``."""
         after: Any = self._after
         scale: torch.Tensor | None
         if isinstance(after, nn.LayerNorm):  # with the mean and spread that the layer gives now

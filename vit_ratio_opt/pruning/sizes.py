@@ -49,7 +49,7 @@ def predict_sizes(
         dense: Units of the dense model.
         units: Several numbers of heads, or ranks, to remove from all blocks together.
         neurons: Several numbers of hidden neurons to remove from all blocks together.
-        scores: What decides which units are removed, see :func:`~vit_ratio_opt.prune`.
+        scores: Calibration or importance that chooses the units, see :func:`~vit_ratio_opt.prune`.
         allocation: How the numbers are allocated across blocks.
 
     Returns:

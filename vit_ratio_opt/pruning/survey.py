@@ -87,7 +87,7 @@ def survey_attention(model: ViT, batches: Iterable[torch.Tensor]) -> AttentionSu
     if not images:
         raise InputError("The survey of the attention needs at least one image.")
     uniform = distances.mean().item()
-    # Rounded, so that two machines that differ in the last bits make the same cascade of it.
+    # Rounded, so that two machines that differ in the last bits choose the same cascade.
     return AttentionSurvey(
         tuple(round(value / images / uniform, 2) for value in ranges.tolist()),
         tuple(_add_up([own / images for own in heads])),

@@ -1,4 +1,4 @@
-"""The answer of a study: which pair, how good, and better than one ratio for both modules?
+"""The answer of a study: its best pair, with estimate and comparison to the fixed ratio.
 
 It is computed here alone. Terminal, report, notes, page, figures, model card, ``test`` and
 ``final`` show what :func:`answer_of` returns. The sampler confirms the same pair, by the same
@@ -27,11 +27,11 @@ __all__ = ["Answer", "answer_of", "answer_trial", "trained_trial"]
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Answer:
-    """What a study has found so far. ``print(answer)`` shows it in a few lines.
+    """Answer of a study: its best pair so far. ``print(answer)`` shows it in a few lines.
 
     Args:
-        found: The pair of the answer; None where it is the dense model, since no pair keeps the
-            tolerance with the confidence asked for yet.
+        found: Pair of the answer; None where the answer is the dense model, because no pair keeps
+            the tolerance with the confidence yet.
         dense_accuracy: Validation accuracy of the dense model in per cent; None where the study
             does not store it.
         baseline: The fixed ratio's pair in the same study; None where the study has none, or has
@@ -45,9 +45,9 @@ class Answer:
             answer's and its pair has an estimate.
         best_trial: Optuna's ``study.best_trial``, where it is not the answer's.
         study_name: Name of the study.
-        cost: What the budget is a share of, or what is minimised.
-        metric: What trials are measured by.
-        loader: Return the pruned model of a trial, see :meth:`bind`.
+        cost: Cost that the budget limits, or that is minimised within a tolerance.
+        metric: Metric of the trials.
+        loader: Function that returns the pruned model of a trial, see :meth:`bind`.
         study: The study, see :meth:`bind`.
     """
 
@@ -92,7 +92,7 @@ class Answer:
 
         Args:
             study: The study, for :meth:`vit_ratio_opt.Search.test`.
-            loader: Return the pruned model of a trial.
+            loader: Function that returns the pruned model of a trial.
         """
         return replace(self, study=study, loader=loader)
 
@@ -100,8 +100,8 @@ class Answer:
         """Return the pruned and fine-tuned model of the answer, as a timm model.
 
         Raises:
-            InputError: The answer is the dense model, its trial left no model, or the answer does
-                not know where models are.
+            InputError: The answer is the dense model, its trial kept no model, or the answer has
+                no loader.
         """
         if self.found is None:
             raise InputError(
@@ -110,7 +110,7 @@ class Answer:
             )
         if self.loader is None:
             raise InputError(
-                f"This answer does not know where the models of study {self.study_name!r} are: "
+                f"This answer has no access to the models of study {self.study_name!r}: "
                 "use `Search.answer(study)`, or load the file of the trial with `load_pruned`."
             )
         return self.loader(self.found.trial)
@@ -178,7 +178,7 @@ class Answer:
         single = f"the {level}est" if is_best else f"an equally {level}"
         return (
             f"{best} has {single} single value, {self.metric.text(value)}, but its pair "
-            f"({expected}) is not the answer: a single value owes something to chance."
+            f"({expected}) is not the answer: a single value also depends on chance."
         )
 
 

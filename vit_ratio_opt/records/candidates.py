@@ -1,4 +1,4 @@
-"""What the trials of a study say of the pairs that were trained."""
+"""Estimate the accuracies of the trained pairs from the trials of a study."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ _Values = Mapping[Pair, tuple[float, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A pair that was trained, with the estimate of its accuracy.
+    """Trained pair with the estimate of its accuracy.
 
     Args:
         pair: MHSA ratio and FFN ratio.
-        trial: The trial whose model can be taken away: the first complete one of the pair.
+        trial: Trial whose model represents the pair: its first complete one.
         trials: All trials that trained the pair, the first one first.
         cost_ratio: Share of the dense model's cost that is left.
         accuracy: Posterior mean of the validation accuracy in per cent.
@@ -98,7 +98,7 @@ class Estimates:
         baseline: The fixed ratio's pair, where the search begins with it.
         confidence: Probability with which the answer has to keep the tolerance; None within a
             budget.
-        metric: What trials are measured by.
+        metric: Metric of the trials.
     """
 
     best: Pair | None
@@ -189,7 +189,7 @@ def estimate_pairs(study: Study) -> Estimates | None:
 def _values(
     study: Study, constraint: str | None, sign: float
 ) -> tuple[dict[Pair, list[FrozenTrial]], dict[Pair, tuple[float, ...]]]:
-    """Return the trials of each pair, and what a search learns from them."""
+    """Return the trials of each pair, and the values that a search observes in them."""
     trials: defaultdict[Pair, list[FrozenTrial]] = defaultdict(list)
     values: defaultdict[Pair, tuple[float, ...]] = defaultdict(tuple)
     for trial in finished_trials(study):

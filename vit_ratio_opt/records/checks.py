@@ -1,4 +1,4 @@
-"""Check everything that is read of the attributes of a study."""
+"""Check the attributes of a study before they are used."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def check_attributes(
     Args:
         attributes: The user attributes of the study.
         settings: The settings among them; None in a study of a custom objective,
-            which stores ``plan`` and ``limit`` and as much of the rest as it likes.
+            which stores ``plan`` and ``limit`` and any part of the rest.
         is_old: Whether the study is one of version 0.1.0, whose plans are smaller.
 
     Raises:
@@ -138,10 +138,10 @@ def _check(key: str, value: Any, *, is_partial: bool) -> None:
 
 
 def _check_meaning(attributes: Mapping[str, Any]) -> None:
-    """Refuse values of the right types that mean nothing.
+    """Refuse values of the right types that are empty or 0.
 
     Raises:
-        InputError: With the first of them.
+        InputError: A value is empty or 0.
     """
     saved = attributes.get("saved")
     if saved is not None and not all(saved.get(name) for name in RatioPair._fields):

@@ -1,4 +1,4 @@
-"""What a study calls its cost, its metric and its limit."""
+"""Names of the cost, the metric and the limit of a study."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class CostRecord:
-    """What a budget is a share of, and what a search with a tolerance minimises.
+    """Cost that a budget limits and that a search with a tolerance minimises.
 
     Args:
         name: The name in settings and on the command line, such as ``"macs"``.
@@ -38,7 +38,7 @@ class CostRecord:
 
     @classmethod
     def named(cls, name: str) -> CostRecord:
-        """Return the record of a cost of this package; any other is called by its name."""
+        """Return the record of a built-in cost; a custom cost has its name as word."""
         label = cost_label(name)
         return cls(label.name, label.word, label.constraint)
 
@@ -54,7 +54,7 @@ class CostRecord:
 
 @dataclass(frozen=True)
 class MetricRecord:
-    """What a trial is measured by.
+    """Metric of the trials of a study.
 
     Args:
         name: The name in sentences and tables.

@@ -26,8 +26,8 @@ _logger = logging.getLogger(f"optuna.{__name__}")
 def load_studies(storage: BaseStorage, names: Sequence[str] = ()) -> list[Study]:
     """Load the named studies, or every study that this package created; searched ones come last.
 
-    Of all studies, damaged and unfinished ones are left out, with a warning each, unless no other
-    is left.
+    Without names, damaged and unfinished studies are left out with a warning, unless there are no
+    others.
 
     Args:
         storage: The storage of the studies.

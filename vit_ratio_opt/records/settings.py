@@ -31,7 +31,7 @@ _OF_IMAGES = ("dataset", "validation", "recipe")
 
 @dataclass(frozen=True, kw_only=True)
 class StudySettings:
-    """What must be equal for two trials to be comparable. A study stores one such value.
+    """Settings that must be equal for two trials to be comparable. A study stores one such value.
 
     Args:
         schema_version: Version of the stored form.
@@ -49,7 +49,7 @@ class StudySettings:
             the fields from ``dataset`` to ``recipe`` and ``precision`` describe.
         model: timm's name of the dense model.
         weights: Hash of the weights of the dense model.
-        architecture: What the dense model computes apart from its weights, see
+        architecture: Structure of the dense model without its weights, see
             :func:`vit_ratio_opt.models.architecture.architecture_of`.
         dataset: Name of the data set.
         training: Hash of the training split.

@@ -66,7 +66,7 @@ class DenseRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:
-    """What a study stores.
+    """Attributes of a study.
 
     A study of :class:`~vit_ratio_opt.Search` stores everything. A study of a custom objective with
     :class:`~vit_ratio_opt.BinarySearchSampler` has no settings, and of the rest what was recorded.
@@ -74,8 +74,8 @@ class StudyRecord:
     Args:
         name: Name of the study.
         limit: Budget or tolerance; None where nothing about it is stored.
-        cost: What the budget is a share of, or what is minimised with a tolerance.
-        metric: What trials are measured by.
+        cost: Cost that the budget limits, or that is minimised within a tolerance.
+        metric: Metric of the trials.
         optional_settings: Everything on which the numbers of its trials depend; None for a
             custom objective.
         dense: Size and accuracy of the dense model.
@@ -235,8 +235,7 @@ def settings_of(attributes: Mapping[str, Any]) -> StudySettings:
 def record_of(study: Study) -> StudyRecord:
     """Return the record of any study, without the checks of :meth:`StudyRecord.read`.
 
-    A study that somebody else created, with an objective of this package or with none, has a
-    record in which nearly everything is missing.
+    The record of a study that another program created has few fields that are not None.
     """
     computed = study.computed if isinstance(study, StudySnapshot) else {}
     if "record" not in computed:

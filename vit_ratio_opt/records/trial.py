@@ -24,7 +24,7 @@ _Sizes = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """What a trial stores. A field is None where the trial lacks it, or has another type there.
+    """Attributes of a trial. A field is None where the trial lacks it or has another type.
 
     A field is a user attribute of the same name. Ratios and costs are shares of the dense model's,
     accuracies are in per cent, differences of accuracy in percentage points.

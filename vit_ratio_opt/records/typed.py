@@ -22,7 +22,7 @@ def check_type(what: str, value: Any, hint: Any) -> Any:
     """Return a JSON value as the type that ``hint`` names, with tuples for lists.
 
     Args:
-        what: The name of the value, for the message.
+        what: Name of the value, for the message.
         value: The value.
         hint: A plain type, a union, ``Literal``, a tuple or ``dict[str, Any]``.
 

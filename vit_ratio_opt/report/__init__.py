@@ -1,1 +1,1 @@
-"""What people look at: tables, figures, pages, notes. It reads records only."""
+"""Tables, figures, pages and notes of studies. It reads records only."""

@@ -45,13 +45,13 @@ def serve_dashboard(
         storage: The storage of the studies.
         host: Host name or address on which the server listens.
         port: Port on which the server listens.
-        open_artifacts: Return the artifact store at a location, which is a folder or
+        open_artifacts: Function that returns the artifact store at a location: a folder or
             ``s3://bucket``.
         study_name: Name of the study that the printed address opens; by default that of the list
             of studies.
         browse: Whether to open a browser, where this machine has a graphical one.
     """
-    from optuna_dashboard import run_server  # a search needs none of it
+    from optuna_dashboard import run_server  # a search does not need the dashboard
 
     backend = get_storage(storage)  # with a cache
     address = f"http://{host}:{port}/dashboard"
@@ -68,7 +68,7 @@ def serve_dashboard(
     print(f"optuna-dashboard at {address} (Ctrl-C stops it)", flush=True)
     if host not in _LOOPBACK:
         print(
-            "It has no passwords: anybody who reaches this address can change and delete studies."
+            "It has no passwords: anyone who reaches this address can change and delete studies."
         )
     if browse and _has_windows():
         opening = Timer(1.0, webbrowser.open, [address])  # when the server answers
@@ -85,7 +85,7 @@ class AllArtifacts:
 
     Args:
         storage: The storage of the studies.
-        open_artifacts: Return the artifact store at a location.
+        open_artifacts: Function that returns the artifact store at a location.
     """
 
     def __init__(

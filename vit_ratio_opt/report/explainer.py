@@ -34,7 +34,7 @@ _logger = logging.getLogger(f"optuna.{__name__}")
 
 
 class Explainer:
-    """A callback of ``study.optimize`` that keeps the dashboard's notes and figures up to date.
+    """Callback of ``study.optimize`` that updates the notes and figures of the dashboard.
 
     Each trial gets its note at once. The study's note and figures take longer the more trials
     there are: they are written again when 200 times the time has passed that writing them took
@@ -44,8 +44,8 @@ class Explainer:
     An error here is a warning and never stops the search.
 
     Args:
-        n_trials: Number of trained trials that the search is to have; None where it is open.
-        clock: Return the time in seconds.
+        n_trials: Number of trained trials at the end of the search; None if unknown.
+        clock: Function that returns the time in seconds.
     """
 
     def __init__(

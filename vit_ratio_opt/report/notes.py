@@ -28,12 +28,12 @@ _MOST_SPARKS = 40
 
 
 def study_note(study: Study, others: Sequence[Study] = (), *, n_trials: int | None = None) -> str:
-    """Return the note of a study in Markdown: answer, aim, progress, what comes next and why.
+    """Return the note of a study in Markdown: answer, aim, progress, the next pair and why.
 
     Args:
-        study: The study, with its own sampler, which proposes what comes next.
+        study: The study, with its own sampler, which proposes the next pair.
         others: Studies of one fixed ratio, one of which may be its baseline.
-        n_trials: Number of trained trials that the search is to have.
+        n_trials: Number of trained trials at the end of the search; None if unknown.
     """
     study = snapshot(study)
     baseline = baseline_of(study, others)
@@ -103,7 +103,7 @@ def _headline(record: StudyRecord, known: TrialRecord, trial: FrozenTrial) -> st
 def _next(study: Study) -> str:
     sampler = study.sampler
     if not isinstance(sampler, PlanSampler):
-        return "what its sampler proposes."
+        return "the pair that its sampler proposes."
     proposal = sampler.next_proposal(study)
     if proposal.pair is None:
         return f"nothing, {proposal.why}."

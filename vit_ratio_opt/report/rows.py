@@ -75,8 +75,8 @@ def group_studies(studies: Sequence[Study]) -> list[list[Study]]:
 def build_report(studies: Sequence[Study]) -> dict[str, Any]:
     """Return ``{studies, model, dataset, seed, epochs, device, versions, rows}`` of one model.
 
-    Beside them ``budget`` and ``tolerance``, one of which is None, ``cost`` with the word for it,
-    and ``metric``. What the studies do not store is None. For the rows, see the module.
+    The report also has ``budget`` and ``tolerance``, one of which is None, ``cost`` and its word,
+    and ``metric``. A value that the studies do not store is None. The module describes the rows.
 
     Raises:
         InputError: The studies are of different dense models or data.

@@ -34,12 +34,12 @@ def title(study: Study) -> str:
 
 
 def summary(study: Study, studies: Sequence[Study] = ()) -> list[str]:
-    """Return the study in sentences: what is searched, the answer, what the answer saves.
+    """Return the study in sentences: the aim, the answer, the saving of the answer.
 
     Args:
         study: The study.
-        studies: Studies among which there may be one of the fixed ratio, for a study that has not
-            trained the fixed ratio itself.
+        studies: Studies of the same storage. One of the fixed ratio is the baseline of a study
+            that has not trained the fixed ratio itself.
     """
     study = snapshot(study)
     answer = answer_of(study)

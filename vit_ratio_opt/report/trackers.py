@@ -36,7 +36,7 @@ _RESULTS = (
 
 
 class JsonLog:
-    """A callback that appends one line of JSON for each trial to a file.
+    """Callback that appends one line of JSON for each trial to a file.
 
     A line is ``{study, trial, state, begun, ended, values, params, constraints, user_attrs}``, the
     times in ISO 8601. Several processes may append to one file.
@@ -91,7 +91,7 @@ class JsonLog:
 
 
 class TensorBoardLog:
-    """A callback that writes each trial as a run of TensorBoard, through torch's SummaryWriter.
+    """Callback that writes each trial as a run of TensorBoard, with torch's SummaryWriter.
 
     A run has the accuracy (per cent) and the loss by epoch, and the parameters of the trial as
     hyper-parameters with its results.

@@ -1,4 +1,4 @@
-"""Files that are attached to a trained trial, for people who look at it."""
+"""Files that are attached to a trained trial: training curve and sizes of blocks."""
 
 from __future__ import annotations
 

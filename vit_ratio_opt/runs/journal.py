@@ -70,6 +70,17 @@ class Journal:
         checkpoints: str | Path | None = None,
         artifacts: ArtifactStore | str | Path | None = None,
     ) -> None:
+        self.beat_seconds: float | None = None
+        self.attach: Attach | None = None
+        self._spent_states: list[str] = []
+        self.keep_in(checkpoints, artifacts)
+
+    def keep_in(
+        self,
+        checkpoints: str | Path | None,
+        artifacts: ArtifactStore | str | Path | None = None,
+    ) -> None:
+        """Keep models and states in other places than before; see the class for the arguments."""
         self.checkpoints = None if checkpoints is None else Path(checkpoints)
         if self.checkpoints is not None:
             check_place(self.checkpoints)
@@ -83,9 +94,6 @@ class Journal:
                 check_place(self.artifacts)
             artifacts = open_artifacts(self.artifacts)
         self.store: ArtifactStore | None = artifacts
-        self.beat_seconds: float | None = None
-        self.attach: Attach | None = None
-        self._spent_states: list[str] = []
         self._store_is_checked = False
 
     @property

@@ -72,8 +72,7 @@ class Budget:
         Args:
             space: Space of the dense model.
             noise: Standard deviation of the accuracy over seeds, in percentage points, or a
-                :class:`~vit_ratio_opt.search.noise.Noise`; None
-                takes every accuracy as exact.
+                :class:`~vit_ratio_opt.search.noise.Noise`; None takes every accuracy as exact.
             confirmations: Number of times that the best pair is trained again.
             dense: Accuracy of the dense model; the highest accuracy observed by default.
             start: Pair of the curve that is tried after the fixed ratio.

@@ -1,1 +1,1 @@
-"""What a pair of ratios is, and what it costs. Standard library only."""
+"""Pairs of ratios, search spaces and costs. Standard library only."""

@@ -1,7 +1,7 @@
-"""Tables of what pairs of structural pruning cost.
+"""Tables of the costs of pairs of structural pruning.
 
-The cost of a pair is a sum of three integers: what no pruning changes, what the attention costs
-by the units that are removed from it, and what the FFN costs by the neurons that are removed.
+The cost of a pair is a sum of three integers: the constant cost, the cost of the attention by its
+removed units, and the cost of the FFN by its removed neurons.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _line(units: int, saved: int) -> Knots:
 def _interpolate(knots: Knots) -> list[int]:
     """Return the costs by removed units, from 0 to all, rounded up between the knots."""
     costs = [knots[0][1]]
-    for (first, dearer), (last, cheaper) in itertools.pairwise(knots):
-        span, saved = last - first, dearer - cheaper
-        costs += [dearer - saved * step // span for step in range(1, span + 1)]
+    for (first, cost), (last, next_cost) in itertools.pairwise(knots):
+        span, saved = last - first, cost - next_cost
+        costs += [cost - saved * step // span for step in range(1, span + 1)]
     return costs

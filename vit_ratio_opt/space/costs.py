@@ -64,11 +64,11 @@ class Cost(CostLabel, Protocol):
         """Refuse a search that this cost cannot be used in.
 
         Args:
-            strategy: What is pruned: ``"structural"``, ``"cascade"`` or ``"both"``.
+            strategy: Strategy of the search: ``"structural"``, ``"cascade"`` or ``"both"``.
             iterative: Whether trials start from the models of other trials.
 
         Raises:
-            InputError: With the reason.
+            InputError: The search does not support this cost; the message has the reason.
         """
         _check_structural(self, strategy, "its price is known for structural pruning only")
 
@@ -166,7 +166,7 @@ class Latency(Cost):
         """Refuse a search in which latency is not predicted.
 
         Raises:
-            InputError: With the reason.
+            InputError: The search does not support this cost; the message has the reason.
         """
         why = "the latency of a model that leaves out tokens is not predicted"
         _check_structural(self, strategy, why)
@@ -203,7 +203,7 @@ class _Label:
 
 
 def cost_label(name: str) -> CostLabel:
-    """Return how the cost with a name is called; for reading the settings of a study.
+    """Return the label of the cost with a name, for reading the settings of a study.
 
     The word and the constraint of a cost that is not built in are its name.
     """

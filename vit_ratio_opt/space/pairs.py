@@ -1,7 +1,7 @@
 """A pair of pruning ratios, and the protocol of the pairs that a strategy has.
 
 A strategy is a way of pruning: structural pruning, leaving out tokens, or both. It decides what
-the two ratios of a pair remove, and what is left of the model's cost.
+the two ratios of a pair remove, and the remaining cost of the model.
 """
 
 from __future__ import annotations
@@ -76,14 +76,14 @@ class PairRange(Protocol):
 
 
 class PairSpace(PairRange, Protocol):
-    """The pairs that a strategy has, what each of them removes and what it costs.
+    """Search space of a strategy: its pairs, their removed units and their costs.
 
     The cost of a space is MACs unless it overrides ``dense_cost`` and ``pruned_cost``.
     """
 
     @property
     def cost(self) -> CostLabel:
-        """Return what :attr:`dense_cost` and :meth:`pruned_cost` count."""
+        """Return the cost that :attr:`dense_cost` and :meth:`pruned_cost` count."""
 
     @property
     def macs(self) -> int:

@@ -48,7 +48,7 @@ class BlockTokens(NamedTuple):
     """Numbers of tokens of one image that a block works on, prefix tokens included."""
 
     queries: int
-    """Tokens that attend; the attention changes only these."""
+    """Tokens that attend (queries); the attention changes no others."""
     keys: int
     """Tokens that are attended to."""
     ffn: int
@@ -57,7 +57,7 @@ class BlockTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class ViTShape:
-    """Everything about a ViT that its MACs and parameters depend on.
+    """Sizes of a ViT on which its MACs and parameters depend.
 
     Args:
         patches: Patch tokens of one image.

@@ -1,4 +1,4 @@
-"""The pairs of structural pruning: what they remove from a model, and what they cost."""
+"""The search space of structural pruning: removed units and cost of each pair."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["StructuralSpace"]
 
 @dataclass(frozen=True)
 class StructuralSpace(StructuralUnits, PairSpace):
-    """The pairs of structural pruning.
+    """Search space of structural pruning.
 
     Args:
         shape: Shape of the dense model.
@@ -23,7 +23,7 @@ class StructuralSpace(StructuralUnits, PairSpace):
             the one that the model allows.
         round_to: Ranks and hidden neurons that are left in a block are multiples of this number
             wherever some are removed.
-        cost: What pairs cost.
+        cost: Cost of the pairs.
 
     Raises:
         InputError: ``unit`` or ``round_to`` is no such value, or ``cost`` cannot price the units

@@ -1,7 +1,7 @@
 """The pairs of a token cascade: blocks that leave out more and more tokens.
 
-Here is how many tokens each block leaves out; :mod:`vit_ratio_opt.pruning.cascade` decides which
-tokens of an image these are.
+This module counts the tokens that each block leaves out; :mod:`vit_ratio_opt.pruning.cascade`
+chooses them for each image.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ Scores = Literal["max", "mean", "class"]
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeRule:
-    """How tokens are left out. The defaults follow CP-ViT (Song et al. 2022) as we read it.
+    """Rule by which tokens are left out. The defaults follow CP-ViT (Song et al. 2022).
 
     Args:
-        schedule: How the share of left-out patches rises from block to block. ``"rising"``: from
+        schedule: Increase of the share of left-out patches from block to block. ``"rising"``: from
             none in the first block, in proportion to the block's index. ``"late"``: in proportion
             to the square of the index; where the classifier reads only the class token, the
             patches of the last block are left out first, because they change no output.
         by_range: Whether a block's share is also in proportion to how far its attention reaches,
             measured on calibration images.
-        left_out: What a left-out patch is excluded from in the attention. ``"tokens"``: it is
-            neither query nor key. ``"queries"``: it does not attend, but others attend to it.
-        scores: Which score makes a patch informative.
+        left_out: Part of the attention from which a left-out patch is excluded. ``"tokens"``: it
+            is neither query nor key. ``"queries"``: it does not attend, but others attend to it.
+        scores: Score by which patches are informative.
         heads: Whether the least informative heads are removed as well: the same share of them as
             of the patches, rounded down; those with the least attention, for all images alike.
 
@@ -87,8 +87,8 @@ class TokenSpace(PairSpace):
 
     Args:
         dense: Shape of the dense model.
-        rule: How tokens are left out.
-        ranges: By block, how far the attention reaches; needed with ``rule.by_range``.
+        rule: Rule by which tokens are left out.
+        ranges: Attention range of each block; needed with ``rule.by_range``.
         class_only: Whether the classifier reads prefix tokens only.
 
     Raises:

@@ -42,7 +42,7 @@ class TrainingStopped(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Metric:
-    """What a trainer measures.
+    """Metric that a trainer measures.
 
     Args:
         name: Name in reports, such as ``"accuracy"``.
@@ -108,24 +108,24 @@ def _never_stop() -> bool:
 
 @dataclass
 class TrialContext:
-    """What a training loop is given for one model. The defaults suit a training of its own.
+    """Arguments of a training loop for one model. The defaults suit a training without a search.
 
     Args:
-        seed: Fixes everything random in the training.
+        seed: Random seed of everything in the training.
         teacher: The dense model, for distillation, on the device of the trained model.
-        report: Called after each epoch. It may raise an exception, such as
+        report: Function called after each epoch. It may raise an exception, such as
             ``optuna.TrialPruned``, to end the training.
-        should_stop: Asked before each step. If it returns True, the loop saves its state and
-            raises :class:`TrainingStopped`.
-        on_resume: Called after a saved state was loaded, before the training continues.
+        should_stop: Function called before each step. If it returns True, the loop saves its state
+            and raises :class:`TrainingStopped`.
+        on_resume: Function called after a saved state was loaded, before the training continues.
         state: File of the saved state, written after each epoch. If it exists, the training
             resumes from it. None saves nothing.
         identity: JSON values that identify the training, such as the pair of ratios. A saved state
             with another identity is refused.
-        clock: Measures the seconds of ``train``, ``data`` and ``evaluate``.
+        clock: Stopwatch of the seconds of ``train``, ``data`` and ``evaluate``.
         title: Title of the progress bar.
-        progress: Progress bars of the search, or whether to show bars; None shows them in a
-            terminal only.
+        progress: Progress bars of the search, or whether to show progress bars; None shows them in
+            a terminal only.
     """
 
     seed: int = 0
@@ -142,7 +142,7 @@ class TrialContext:
 
 @runtime_checkable
 class Trainer(Protocol):
-    """A training loop and its metric: what a search needs to know about a task.
+    """Training loop and metric of a task, for a search.
 
     A search also uses these attributes of a trainer that has them: ``device`` (of the models),
     ``device_name``, ``precision``, ``epochs`` (of each training), ``ranks``, and ``test(model)``,
@@ -151,7 +151,7 @@ class Trainer(Protocol):
 
     @property
     def metric(self) -> Metric:
-        """Return what :meth:`evaluate` and :meth:`train` return; a class attribute is enough."""
+        """Return the metric of :meth:`evaluate` and :meth:`train`; a class attribute is enough."""
 
     def identity(self) -> dict[str, Any]:
         """Return JSON values that must be equal for two results to be comparable.

@@ -39,9 +39,9 @@ def predict(
     The model runs in evaluation mode; afterwards each module has its mode of before.
 
     Args:
-        model: Returns class logits.
+        model: Model that returns class logits.
         data: Data set of the images.
-        split: The images.
+        split: Split of ``data`` that is evaluated.
         precision: Precision of the forward passes; by default the usual one of the model's device.
     """
     outputs = _outputs(model, data, split, precision)
@@ -62,9 +62,9 @@ def evaluate(
     whose logits are not finite counts as wrong, with a logged warning.
 
     Args:
-        model: Returns class logits.
+        model: Model that returns class logits.
         data: Data set of the images.
-        split: The images.
+        split: Split of ``data`` that is evaluated.
         ranks: Processes that share the images; all of them have to call this function.
         precision: Precision of the forward passes; by default the usual one of the model's device.
 

@@ -33,17 +33,17 @@ def finetune(
     that does not fit into memory is processed in two or more parts, with the same gradients.
 
     Args:
-        model: Returns class logits. Weights that are frozen (``requires_grad`` is False) stay
-            unchanged.
-        data: Trains on ``data.train``, validates on ``data.val`` after each epoch.
-        recipe: The hyperparameters.
+        model: Model that returns class logits. Weights that are frozen (``requires_grad`` is
+            False) stay unchanged.
+        data: Data set; training on ``data.train``, validation on ``data.val`` after each epoch.
+        recipe: Hyperparameters of the training.
         context: Seed, callbacks and file of the saved state, which is kept in the end. A resumed
             training ends with the same weights on the same machine.
         teacher: The dense model, for distillation, on the device of ``model``; by default the
             context's. Or its logits for every image of ``data.train``, see
             :func:`~vit_ratio_opt.training.evaluate.predict`, if images are neither augmented nor
             mixed: then it need not run again.
-        mix: Applied to the normalised images and the labels of each batch. It may return class
+        mix: Function of the normalised images and the labels of each batch. It may return class
             probabilities for the labels, as torchvision's MixUp and CutMix do.
         precision: Precision of forward passes; by default the usual one of the model's device.
         ranks: Processes that share each batch of ``recipe.batch_size``, so that their number

@@ -91,7 +91,7 @@ class TrainingState:
 
         Raises:
             InputError: The file is damaged, or of another training or another model. Parts may
-                have changed before that was found.
+                have changed before the error.
         """
         path = self.path
         if not path.exists():

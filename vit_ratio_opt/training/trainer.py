@@ -31,7 +31,7 @@ _MAX_LOGITS = 2**26
 
 
 class ImageTrainer:
-    """Trains on ``data.train`` and returns top-1 accuracies in per cent.
+    """Trainer on ``data.train`` that returns top-1 accuracies in per cent.
 
     Attributes:
         metric: Top-1 accuracy in per cent.
@@ -95,7 +95,7 @@ class ImageTrainer:
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return what a study stores about the data and the training, by ``StudySettings``' names.
+        """Return the settings of data and training, by the names of ``StudySettings``.
 
         Two results are comparable if all of it is equal.
         """
@@ -130,11 +130,12 @@ class ImageTrainer:
         """Move ``model`` to the device, train it in place and return its validation accuracy.
 
         Args:
-            model: Returns class logits.
+            model: Model that returns class logits.
             context: Seed, teacher, callbacks and file of the saved state.
 
         Raises:
-            InputError: See :func:`~vit_ratio_opt.training.finetune.finetune`.
+            InputError: The saved state is of another training, or logits or frozen weights do not
+                fit.
             TrainingDiverged: The loss is NaN or infinite.
             TrainingStopped: The context asked to stop.
         """
@@ -152,7 +153,7 @@ class ImageTrainer:
         )
 
     def teacher_of(self, model: nn.Module) -> nn.Module | torch.Tensor | None:
-        """Return what a training is distilled from: logits if that is possible, else ``model``.
+        """Return the teacher of a training: logits if that is possible, else ``model``.
 
         Logits are computed once for all trials: computing them takes longer than training a small
         pruned model. None if the recipe does not distill.

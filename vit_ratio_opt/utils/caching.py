@@ -38,16 +38,17 @@ def read_or_compute(
     compute: Callable[[], T],
     write: Callable[[T, Path], None],
 ) -> T:
-    """Return what ``path`` holds, or compute and store it.
+    """Return the content of ``path``, or compute and store it.
 
     A damaged file, or a folder that cannot be written, costs a warning and the computation.
 
     Args:
         path: The file; its folder is created.
-        read: Return the content of an existing file. OSError, KeyError, TypeError and ValueError
-            mean that the file is damaged.
-        compute: Return the content where there is none.
-        write: Write the content to a file. OSError and ValueError mean that this is impossible.
+        read: Function that returns the content of an existing file. OSError, KeyError, TypeError
+            and ValueError mean that the file is damaged.
+        compute: Function that returns the content where there is no file.
+        write: Function that writes the content to a file. OSError and ValueError mean that this
+            is impossible.
     """
     if os.path.exists(path):
         try:

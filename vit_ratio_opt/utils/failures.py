@@ -1,4 +1,4 @@
-"""Say in one line why something failed, and tell failures of the storage from all others.
+"""Say in one line why something failed, and distinguish failures of the storage from all others.
 
 Exceptions of Optuna, SQLAlchemy and gRPC are known by the names of their classes, so that nothing
 has to be installed or imported for it.
@@ -30,7 +30,7 @@ def reason(error: BaseException) -> str:
 
 
 def is_storage_error(error: BaseException) -> bool:
-    """Return whether the storage failed, and not what was asked of it: it may soon be back."""
+    """Return whether the storage itself failed, so that a later call may succeed."""
     return storage_error(error) is not None
 
 

@@ -209,7 +209,7 @@ def why_not(error: Exception) -> str:
     if number is None and (found := re.search(r"os error (\d+)", str(error))):  # safetensors'
         number = int(found[1])
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return "no space is left there. Free some, and run the same again."
+        return "no space is left there. Free some space and run the same command again."
     if number in (errno.EACCES, errno.EPERM):
         return "no permission."
     lines = (getattr(error, "strerror", None) or str(error)).splitlines()

@@ -1,6 +1,6 @@
 """Check names of files and folders that come from a database. Never imports torch.
 
-Everybody who can write to a study's storage chooses its attributes. So files that a study names
+Every writer of a storage can change the attributes of its studies. So files that a study names
 must have generated names in marked folders, and a folder that a study names is used only if this
 package has marked it on this machine. The user has to name any other folder.
 """

@@ -36,8 +36,8 @@ def check_versions() -> None:
     pip installs both: ``pip install timm==1.0.20`` only complains. The check takes 10 ms.
 
     Raises:
-        InputError: A dependency is older than this package's lower bound, so that nobody knows
-            what would fail or go wrong.
+        InputError: A dependency is older than this package's lower bound, with which
+            this package is not tested.
     """
     old: list[tuple[str, str]] = []
     new: list[tuple[str, str]] = []

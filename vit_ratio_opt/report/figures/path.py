@@ -45,9 +45,10 @@ _Interval = tuple[list[int], list[float], list[float]]
 def path_figure(study: Study, *, height: int = 680) -> go.Figure:
     """Return the path of a search, and below it the interval that was still open.
 
-    Above, the trials in their order over lines of equal cost. Below, what was open after each
-    trial: within a budget the part of the budget curve that has the best pair, with a tolerance
-    the costs between the largest model that lost too much and the smallest that did not.
+    The upper half shows the trials in their order over lines of equal cost. The lower half shows
+    the open interval after each trial: within a budget the part of the budget curve that has the
+    best pair, with a tolerance the costs between the largest model that lost too much and the
+    smallest that did not.
 
     Args:
         study: The study.
@@ -155,7 +156,7 @@ def _add_answer(figure: go.Figure, study: Study) -> None:
 def _add_interval(
     figure: go.Figure, study: Study, trials: Sequence[FrozenTrial], drawn: Sequence[FrozenTrial]
 ) -> None:
-    """Add what was still open after each trial, and the trials, to the lower half."""
+    """Add the open interval after each trial, and the trials, to the lower half."""
     if has_tolerance(study):
         unit = f"{record_of(study).cost.word} of dense"
         values = [cost_ratio_of(trial) for trial in drawn]
@@ -194,7 +195,7 @@ def _add_interval(
 
 
 def _open_ratios(study: Study, trials: Sequence[FrozenTrial]) -> _Interval:
-    """Return numbers of trials, and the MHSA ratios between which the best pair then lay."""
+    """Return numbers of trials, and after each the MHSA ratios on either side of the best pair."""
     record = record_of(study)
     if (record.plan or {}).get("curve") is None:
         return [], [], []
@@ -216,7 +217,7 @@ def _open_ratios(study: Study, trials: Sequence[FrozenTrial]) -> _Interval:
 
 
 def _open_costs(trials: Sequence[FrozenTrial]) -> _Interval:
-    """Return numbers of trials, and the shares of the cost between which the answer then lay.
+    """Return numbers of trials, and after each the cost shares on either side of the answer.
 
     Nothing is open above the cheapest trial that kept the tolerance. The most expensive one below
     it that lost more proves nothing about other pairs of its cost, but shows where the limit is.

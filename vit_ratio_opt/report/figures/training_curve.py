@@ -19,10 +19,10 @@ def training_curve(
     """Return accuracy and loss by epoch as a PNG, from before fine-tuning on.
 
     Args:
-        trial: The trial, with what it has reported so far.
+        trial: The trial with its reports so far.
         dense_accuracy: Accuracy of the dense model, in per cent.
         drops: Whether the trial reports points lost, as with a tolerance, or the accuracy.
-        metric: What trials are measured by.
+        metric: Metric of the trials.
     """
     from matplotlib.figure import Figure  # takes half a second to import
     from matplotlib.ticker import MaxNLocator

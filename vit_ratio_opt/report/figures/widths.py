@@ -20,7 +20,7 @@ _Bars = tuple[list[float], list[str]]
 
 
 def widths_figure(studies: Sequence[Study]) -> go.Figure:
-    """Return what is left of each block in the answer's model, in per cent of dense.
+    """Return the sizes of the blocks of the answer's model, in per cent of the dense model.
 
     Attention is heads times their dimensions. With a cascade there are also the tokens that
     attend, and those in the FFN.
@@ -58,7 +58,7 @@ def widths_figure(studies: Sequence[Study]) -> go.Figure:
 
 
 def _series(blocks: Sequence[dict[str, int]]) -> dict[str, _Bars]:
-    """Return by the name of a series what is left of each block in per cent, and a text for it."""
+    """Return the size of each block in per cent and a text for it, by the name of the series."""
     series: dict[str, _Bars] = {}
 
     def add(name: str, share: float, text: str) -> None:
