@@ -44,7 +44,8 @@ class Manifest(NamedTuple):
         stored = self.content.get("architecture")
         if not isinstance(stored, dict):
             raise InputError(
-                f"{path} does not name the dense model that it was pruned from: give it."
+                f"{path} does not name the dense model that it was pruned from: give the "
+                "dense model."
             )
         name = accept_name(path, stored.get("timm_name"))
         return name, accept_arguments(path, stored.get("timm_kwargs", {}))
