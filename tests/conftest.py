@@ -2,7 +2,6 @@ import math
 import multiprocessing
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,13 +15,13 @@ import pytest
 import timm
 import torch
 from optuna.trial import TrialState
-from safetensors.torch import load_file, save_file
+from processes import load_all, run_alone, run_command_line
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.data.image_data import ImageData
-from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.model_files.save import save_pruned
 from vit_ratio_opt.models.blocks import branches
 from vit_ratio_opt.models.separate import separate
@@ -90,7 +89,7 @@ def start(forkserver: ForkServerContext, tmp_path: Path) -> Iterator[Callable[..
         function: Callable[..., None], *arguments: Any, **environment: str
     ) -> BaseProcess:
         process = forkserver.Process(
-            target=_alone,
+            target=run_alone,
             args=(os.environ | environment, str(tmp_path / "log"), function, arguments),
         )
         process.start()
@@ -101,22 +100,6 @@ def start(forkserver: ForkServerContext, tmp_path: Path) -> Iterator[Callable[..
     for process in started:
         process.kill()
         process.join()
-
-
-def _alone(
-    environment: dict[str, str],
-    log: str,
-    function: Callable[..., None],
-    arguments: tuple[Any, ...],
-) -> None:
-    os.environ.clear()  # the server's is that of the first test that had it started
-    os.environ.update(environment)
-    with open(log, "a", buffering=1) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        torch.set_num_threads(1)
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        function(*arguments)
 
 
 @pytest.fixture(scope="session")
@@ -147,14 +130,7 @@ def start_pair(
 @pytest.fixture(scope="session")
 def command_line() -> Callable[..., None]:
     """``vit-ratio-opt`` with some arguments, for ``start`` and ``start_pair``."""
-    return _command_line
-
-
-def _command_line(*arguments: object) -> None:
-    from vit_ratio_opt.cli.main import main
-
-    sys.argv = ["vit-ratio-opt", *map(str, arguments)]
-    main()
+    return run_command_line
 
 
 @pytest.fixture
@@ -175,23 +151,13 @@ def assert_comes_back(start: Callable[..., BaseProcess], tmp_path: Path) -> Call
             with torch.no_grad():
                 expected = {"images": images[name], "logits": model(images[name])}
             save_file(expected, tmp_path / f"{name}.expected")
-        process = start(_load_all, tmp_path)
+        process = start(load_all, tmp_path)
         process.join(120)
         said = (tmp_path / "log").read_text()
         assert process.exitcode == 0, said[-2000:]
         assert said.split() == sorted(models)
 
     return check
-
-
-def _load_all(folder: Path) -> None:
-    for path in sorted(folder.glob("*.safetensors")):
-        model, manifest = load_pruned(path)
-        expected = load_file(path.with_suffix(".expected"))
-        with torch.no_grad():
-            assert torch.equal(model(expected["images"]), expected["logits"]), path
-        assert not model.training
-        print(manifest["name"])
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What many tests compose: a search from options by their names in settings."""
+"""What many tests compose: searches from options by their names in settings."""
 
 from __future__ import annotations
 
