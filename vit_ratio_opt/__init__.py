@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.data.preprocessing import Preprocessing, preprocess_of
     from vit_ratio_opt.errors import InputError, UnsupportedModelError
     from vit_ratio_opt.model_files.export import export_model
-    from vit_ratio_opt.model_files.load import load_dense, load_pruned
+    from vit_ratio_opt.model_files.load import load_demo_model, load_dense, load_pruned
     from vit_ratio_opt.model_files.save import save_dense, save_pruned
     from vit_ratio_opt.models.convert import to_timm
     from vit_ratio_opt.models.create import create_model
@@ -87,6 +87,8 @@ _HOMES = {
     "restore": ("load_search",),
     "model_files.export": ("export_model",),
     "model_files.load": (
+        "load_demo_model",
+        "load_demo_model",
         "load_dense",
         "load_pruned",
     ),
@@ -217,6 +219,7 @@ __all__ = [
     "load_cifar10",
     "load_csv_images",
     "load_datasets",
+    "load_demo_model",
     "load_dense",
     "load_digits",
     "load_image_folder",

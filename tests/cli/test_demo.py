@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vit_ratio_opt.cli import demo, main
+from vit_ratio_opt.model_files.load import DEMO_MODEL
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.storage import open_storage
@@ -66,5 +67,5 @@ def test_a_folder_with_the_demo_of_another_seed_is_refused(shown, command):
 
 
 def test_the_dense_model_is_in_the_package():
-    assert demo.DENSE.is_file()
-    assert demo.DENSE.stat().st_size < 1_000_000
+    assert DEMO_MODEL.is_file()
+    assert DEMO_MODEL.stat().st_size < 1_000_000

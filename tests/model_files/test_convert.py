@@ -173,7 +173,7 @@ def test_an_epsilon_that_is_none_is_refused(norm_eps):
 
 
 def test_only_a_model_of_this_package_is_saved_without_its_name(tmp_path, tiny_vit):
-    with pytest.raises(InputError, match="give its name"):
+    with pytest.raises(InputError, match=r"give its `?name"):
         save_dense(tiny_vit, tmp_path / "dense.safetensors")
 
 

@@ -15,10 +15,8 @@ from vit_ratio_opt.cli.command import Panel, option
 from vit_ratio_opt.cli.options import SeedOption
 from vit_ratio_opt.utils.files import check_writable_folder, write_json, write_text
 
-__all__ = ["DENSE", "POINTS", "SHARE", "TRIALS", "DemoOptions", "demo"]
+__all__ = ["POINTS", "SHARE", "TRIALS", "DemoOptions", "demo"]
 
-# It has seen the training images of the split of seed 0.
-DENSE = Path(__file__).with_name("demo_dense.safetensors")
 _MODEL = "vit_tiny_patch16_224"
 _ARGUMENTS: dict[str, Any] = {
     "img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 64, "depth": 4,
@@ -53,7 +51,7 @@ def demo(options: DemoOptions) -> None:
     """
     started = time.perf_counter()
     check_writable_folder(options.folder)
-    rows = _search(options, _dense_file(options))
+    rows = _search(options)
     sentence = _sentence(rows)
     console = Console(markup=False, highlight=False)
     console.print(_table(rows), f"\n{sentence}", soft_wrap=True)
@@ -63,14 +61,17 @@ def demo(options: DemoOptions) -> None:
     write_json(found, options.folder / "demo.json")
 
 
-def _dense_file(options: DemoOptions) -> Path:
-    """Return the file of the dense model; train it first with ``--train``."""
-    path = options.folder / f"dense-seed{options.seed}.safetensors" if options.train else DENSE
+def _dense_model(options: DemoOptions) -> Any:
+    """Return the packaged dense model; with ``--train`` one that is trained once."""
+    import vit_ratio_opt as vro
+
+    if not options.train:
+        return vro.load_demo_model()
+    path = options.folder / f"dense-seed{options.seed}.safetensors"
     if path.exists():
-        return path
+        return vro.load_dense(path)
     import torch
 
-    import vit_ratio_opt as vro
     from vit_ratio_opt.data.preprocessing import remember_preprocessing
 
     data = vro.load_digits(seed=options.seed)
@@ -83,17 +84,18 @@ def _dense_file(options: DemoOptions) -> Path:
     )  # fmt: skip
     vro.finetune(model, data, recipe, vro.TrialContext(seed=options.seed, title="dense"))
     vro.save_dense(model, path, name=_MODEL, arguments=_ARGUMENTS)
-    return path
+    return model
 
 
-def _search(options: DemoOptions, file: Path) -> list[dict[str, Any]]:
+def _search(options: DemoOptions) -> list[dict[str, Any]]:
     """Run or resume the four studies, write the report, and return the rows of the table."""
     print("loading torch ...", flush=True)
     import vit_ratio_opt as vro
     from vit_ratio_opt.records.trials import tested_accuracy
     from vit_ratio_opt.report.html import html_page
 
-    data, dense = vro.load_digits(seed=options.seed if options.train else 0), vro.load_dense(file)
+    dense = _dense_model(options)
+    data = vro.load_digits(seed=options.seed if options.train else 0)
     storage = f"sqlite:///{options.folder / 'study.db'}"
     tolerance, patches = vro.Tolerance(POINTS), vro.Tokens()
     searches: dict[str, tuple[vro.Tolerance | vro.Budget, vro.Tokens | vro.Both]] = {

@@ -23,7 +23,17 @@ from vit_ratio_opt.models.state_dicts import check_fits, checksum
 from vit_ratio_opt.models.surgery import shrink_to
 from vit_ratio_opt.pruning.cascade import prune_tokens
 
-__all__ = ["load_again", "load_dense", "load_model", "load_pruned"]
+__all__ = [
+    "DEMO_MODEL",
+    "load_again",
+    "load_demo_model",
+    "load_dense",
+    "load_model",
+    "load_pruned",
+]
+
+DEMO_MODEL = Path(__file__).with_name("demo_dense.safetensors")
+"""A small ViT for scikit-learn's digits, trained on the images of ``load_digits(seed=0)``."""
 
 
 def load_dense(
@@ -171,3 +181,8 @@ def load_again(
         raise InputError(
             f"The dense model cannot be loaded from its place in the study: {error}."
         ) from None
+
+
+def load_demo_model() -> ViT:
+    """Return a small dense ViT for ``load_digits()``, which the package carries."""
+    return load_dense(DEMO_MODEL)
