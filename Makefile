@@ -13,6 +13,9 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 LOWEST_PYTHON ?= python3.10
 LOWEST := .venv-lowest
 
+# The files of `make test-chaos`.
+CHAOS ?= tests/chaos
+
 .PHONY: demo test test-chaos test-lowest coverage dashboard lint format
 
 demo: $(USER)  ## search the two ratios of a small ViT on digits, beside one fixed ratio
@@ -22,7 +25,7 @@ test: $(READY)  ## the tests, without those in chaos/
 	$(PYTEST) --ignore tests/chaos
 
 test-chaos: $(READY)  ## killed processes, frozen databases, full disks, a Ray cluster
-	$(PYTEST) tests/chaos
+	$(PYTEST) $(CHAOS)
 
 test-lowest: $(LOWEST)/.ready  ## the tests with the oldest releases that pyproject.toml allows: 7 GB
 	$(LOWEST)/bin/python -m pip check
