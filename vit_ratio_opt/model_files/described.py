@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -60,51 +60,16 @@ def describe(
         InputError: No arguments give the model; the message says where it differs.
     """
     name, arguments = known["timm_name"], {**known["timm_kwargs"], **given}
-
-    def rebuild(arguments: Mapping[str, Any], is_cut: bool) -> ViT:
-        with torch.device("meta"):
+    with torch.device("meta"):  # nothing is allocated
+        dense = create_model(name, **arguments)
+        changes = _changes(model, dense, given)
+        if changes:
+            arguments |= changes
             dense = create_model(name, **arguments)
-            return _cut_like(model, dense) if is_cut and is_pruned else dense
-
-    return name, _adapt_arguments(model, arguments, given, rebuild)
-
-
-def _cut_like(model: ViT, dense: ViT) -> ViT:
-    sizes = [BlockShape(*block) for block in shape_of(model).block_sizes]
-    smaller = shrink_to(dense, sizes)
-    if isinstance(model.blocks, CascadeBlocks):
-        smaller = prune_tokens(smaller, model.blocks.block_tokens, scores=model.blocks.scores)
-    return smaller
-
-
-def _adapt_arguments(
-    model: ViT,
-    arguments: Mapping[str, Any],
-    given: Mapping[str, Any],
-    rebuild: Callable[[Mapping[str, Any], bool], ViT],
-) -> dict[str, Any]:
-    """Return the arguments with which ``rebuild`` gives ``model``, apart from its weights.
-
-    Args:
-        model: Dense or pruned model.
-        arguments: The arguments that the model was made with.
-        given: Arguments that must not be changed.
-        rebuild: Makes, of arguments, the dense model (``False``) or one of ``model``'s block
-            shapes (``True``); on the meta device, so that nothing is allocated.
-
-    Raises:
-        InputError: No arguments give the model; the message says where it differs.
-    """
-    before, now = _facts(rebuild(arguments, False)), _facts(model)
-    changes = {key: now[key] for key in now if now[key] != before.get(key) and key not in given}
-    if "global_pool" in changes:  # timm's default for `fc_norm` depends on it
-        changes |= {key: value for key, value in now.items() if key.endswith("fc_norm")}
-    arguments = {**arguments, **changes}
-    dense = rebuild(arguments, False)
-    if len(model.blocks) == len(dense.blocks):
-        difference = _difference(model, rebuild(arguments, True))
-    else:
-        difference = f"it has {len(model.blocks)} blocks instead of {len(dense.blocks)}"
+        if len(model.blocks) == len(dense.blocks):
+            difference = _difference(model, _cut_like(model, dense) if is_pruned else dense)
+        else:
+            difference = f"it has {len(model.blocks)} blocks instead of {len(dense.blocks)}"
     if difference is not None:
         if re.match(r"`blocks\.\d+\.(attn|mlp)\..*has shape", difference):
             difference += " (a pruned model is written with `save_pruned`)"
@@ -113,7 +78,31 @@ def _adapt_arguments(
             f"of timm's: {difference}. Save it before the change, or make the change by timm's "
             "arguments."
         )
-    return arguments
+    return name, arguments
+
+
+def _cut_like(model: ViT, dense: ViT) -> ViT:
+    """Return a copy of the dense model with the block shapes and tokens of a pruned one."""
+    sizes = [BlockShape(*block) for block in shape_of(model).block_sizes]
+    smaller = shrink_to(dense, sizes)
+    if isinstance(model.blocks, CascadeBlocks):
+        smaller = prune_tokens(smaller, model.blocks.block_tokens, scores=model.blocks.scores)
+    return smaller
+
+
+def _changes(model: ViT, dense: ViT, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments, but for ``given`` ones, that were changed after the model was made.
+
+    Args:
+        model: The model as it is now.
+        dense: The model as its arguments make it.
+        given: Arguments that must not be changed.
+    """
+    before, now = _facts(dense), _facts(model)
+    changes = {key: now[key] for key in now if now[key] != before.get(key) and key not in given}
+    if "global_pool" in changes:  # timm's default for `fc_norm` depends on it
+        changes |= {key: value for key, value in now.items() if key.endswith("fc_norm")}
+    return changes
 
 
 def _facts(model: ViT) -> dict[str, Any]:
