@@ -22,12 +22,12 @@ from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.admission import check_direction
 from vit_ratio_opt.runs.contracts import JournalProtocol, PrunerProtocol
 from vit_ratio_opt.runs.lineage import fetch_state, interrupted_trials, state_artifact
+from vit_ratio_opt.runs.outcome import record_cost, record_sizes, trial_value
 from vit_ratio_opt.runs.parents import find_parent
 from vit_ratio_opt.runs.resume import copy_progress, next_seed
-from vit_ratio_opt.runs.suggest import Suggestion, suggest_pair
+from vit_ratio_opt.runs.suggest import suggest_pair
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.pairs import RatioPair
-from vit_ratio_opt.space.shape import ViTShape
 from vit_ratio_opt.training.context import (
     Stopwatch,
     Trainer,
@@ -80,7 +80,8 @@ class PruningObjective:
             KeyboardInterrupt, and its pair is requeued.
         admit: Function called with the study before each trial; it raises an InputError for a
             study of another search. The direction is always checked.
-        describe: Function that returns the manifest of a pruned model.
+        describe: Function that returns the manifest of a pruned model; :meth:`describe_model` by
+            default.
         progress: Progress bars of the search, or whether to show progress bars.
     """
 
@@ -108,7 +109,7 @@ class PruningObjective:
         self.iterative = iterative
         self.seed = seed
         self.should_stop: Callable[[], bool] | None = None
-        self.describe: Callable[[RatioPair, ViT, float], Mapping[str, Any]] = self._describe
+        self.describe: Callable[[RatioPair, ViT, float], Mapping[str, Any]] = self.describe_model
         self.progress: SearchProgress | bool | None = None
         self.admit: Callable[[Study], None] | None = None
 
@@ -174,8 +175,11 @@ class PruningObjective:
             state = None if self.journal.store is None else Path(folder, "state")
             context = self._context(trial, suggestion.pair, seed, state, clock)
             model, accuracy = self._train_or_resume(trial, suggestion.pair, context, earlier)
-        cost_ratio = self._record_size(trial, suggestion, model)
-        write_trial(trial, accuracy=accuracy, accuracy_drop=self.dense_accuracy - accuracy)
+        cost_ratio = record_cost(
+            trial, suggestion, space, dense=self.pruner.shape, pruned=shape_of(model)
+        )
+        drop = self.dense_accuracy - accuracy
+        write_trial(trial, accuracy=accuracy, accuracy_drop=drop)
         with clock("checkpoint"):
             manifest = dict(self.describe(suggestion.pair, model, accuracy))
             if space.cost.name != "macs":
@@ -191,7 +195,7 @@ class PruningObjective:
             timing={name: round(seconds, 4) for name, seconds in clock.seconds.items()},
         )
         self.journal.spend_states(trial, *earlier)
-        return self._value(trial, accuracy, cost_ratio)
+        return trial_value(trial, self.limit, accuracy=accuracy, drop=drop, cost_ratio=cost_ratio)
 
     def _context(
         self, trial: BaseTrial, pair: RatioPair, seed: int, state: Path | None, clock: Stopwatch
@@ -322,56 +326,14 @@ class PruningObjective:
         return find_parent(trial, pair, self.pruner, self.journal.store)
 
     def _record_pruned(self, trial: BaseTrial, model: ViT, parent: FrozenTrial | None) -> None:
-        shape = shape_of(model)
+        record_sizes(trial, shape_of(model))
         before = 0 if parent is None else parent.user_attrs.get("total_epochs", 0)
         epochs = {} if self._epochs is None else {"total_epochs": before + self._epochs}
-        write_trial(
-            trial,
-            params=shape.params,
-            blocks=shape.block_sizes,
-            parent_trial="dense" if parent is None else parent.number,
-            losses=[],
-            **epochs,
-        )
-        if shape.block_tokens:
-            write_trial(trial, tokens=[list(counts) for counts in shape.block_tokens])
+        number = "dense" if parent is None else parent.number
+        write_trial(trial, parent_trial=number, losses=[], **epochs)
 
-    def _record_size(self, trial: BaseTrial, planned: Suggestion, model: ViT) -> float:
-        """Record the sizes of the pruned model; return its share of the dense cost."""
-        dense, shape, cost = self.pruner.shape, shape_of(model), self.pruner.space.cost
-        if shape.macs == planned.macs:
-            return planned.cost_ratio
-        # Not every size is possible, so a model may come out smaller. The search compares pairs
-        # by what they are planned to cost.
-        write_trial(
-            trial,
-            planned_cost_ratio=planned.cost_ratio,
-            macs_ratio=shape.macs / dense.macs,
-            macs=shape.macs,
-        )
-        count: Callable[[ViTShape], int | None] = getattr(cost, "count", lambda shape: None)
-        left, whole = count(shape), count(dense)
-        if left is None or whole is None:
-            return planned.cost_ratio
-        if cost.name != "macs":
-            write_trial(trial, cost_ratio=left / whole)
-        return left / whole
-
-    def _value(self, trial: BaseTrial, accuracy: float, cost_ratio: float) -> float:
-        """Return the value of the trial.
-
-        Raises:
-            TrialPruned: The loss is over the tolerance.
-        """
-        if not isinstance(self.limit, Tolerance):
-            return accuracy
-        drop = self.dense_accuracy - accuracy
-        trial.set_constraint("accuracy_drop", drop - self.limit.points)
-        if drop > self.limit.points:
-            raise optuna.TrialPruned(f"{drop:.2f} points lost, over {self.limit.points}.")
-        return cost_ratio
-
-    def _describe(self, pair: RatioPair, model: ViT, accuracy: float) -> dict[str, Any]:
+    def describe_model(self, pair: RatioPair, model: ViT, accuracy: float) -> dict[str, Any]:
+        """Return the ratios, the size and the accuracy of a pruned model, for its manifest."""
         dense, shape = self.pruner.shape, shape_of(model)
         return {
             **pair._asdict(),

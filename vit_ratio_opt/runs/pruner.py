@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import optuna
 from optuna.study import Study
@@ -15,6 +14,7 @@ from vit_ratio_opt.models.shape import check_all_tokens, shape_of
 from vit_ratio_opt.pruning.options import CalibrationOptions, Pruning
 from vit_ratio_opt.pruning.pruner import Batch, ModelPruner
 from vit_ratio_opt.records.trial import write_trial
+from vit_ratio_opt.runs.outcome import record_cost, record_sizes, trial_value
 from vit_ratio_opt.runs.suggest import suggest_pair
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import MACS, Cost
@@ -82,13 +82,8 @@ class Pruner(ModelPruner):
         suggestion = suggest_pair(trial, self.space, limit)
         model = self.prune(suggestion.pair)
         shape = shape_of(model)
-        sizes: dict[str, Any] = {"params": shape.params, "blocks": shape.block_sizes}
-        if shape.block_tokens:
-            sizes["tokens"] = [list(counts) for counts in shape.block_tokens]
-        if shape.macs != suggestion.macs:  # not every size is possible: the model is smaller
-            sizes["planned_cost_ratio"] = suggestion.cost_ratio
-            sizes |= {"macs": shape.macs, "macs_ratio": shape.macs / self.shape.macs}
-        write_trial(trial, **sizes)
+        record_sizes(trial, shape)
+        record_cost(trial, suggestion, self.space, dense=self.shape, pruned=shape)
         return model
 
     def result(
@@ -110,13 +105,9 @@ class Pruner(ModelPruner):
         """
         drop = dense_accuracy - accuracy
         write_trial(trial, accuracy=accuracy, accuracy_drop=drop)
-        if isinstance(limit, Budget):
-            return accuracy
-        trial.set_constraint("accuracy_drop", drop - limit.points)
-        if drop > limit.points:
-            raise optuna.TrialPruned(f"{drop:.2f} points lost, over {limit.points}.")
         attributes = trial.user_attrs
-        return float(attributes.get("cost_ratio", attributes["macs_ratio"]))
+        cost_ratio = attributes.get("cost_ratio", attributes["macs_ratio"])
+        return trial_value(trial, limit, accuracy=accuracy, drop=drop, cost_ratio=cost_ratio)
 
     def _describe_study(self, study: Study) -> None:
         """Record the sizes and costs of the dense model in the study, once."""

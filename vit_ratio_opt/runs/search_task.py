@@ -11,7 +11,6 @@ from optuna.study import Study
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.create import source_of
 from vit_ratio_opt.models.device import Precision
-from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.runs.images import other_batches
@@ -85,14 +84,10 @@ class SearchTask(SearchParts):
 
     def describe(self, pair: RatioPair, model: ViT, accuracy: float) -> dict[str, Any]:
         """Return the manifest of a pruned model, as JSON values."""
-        shape, dense, settings = shape_of(model), self.pruner.shape, self.settings.to_json()
+        dense, settings = self.pruner.shape, self.settings.to_json()
         del settings["architecture"]  # a file has its own, of the pruned model
         described = {
-            **pair._asdict(),
-            "macs_ratio": shape.macs / dense.macs,
-            "macs": shape.macs,
-            "params": shape.params,
-            "val_accuracy": accuracy,
+            **self.objective.describe_model(pair, model, accuracy),
             "dense": {
                 "macs": dense.macs, "params": dense.params, "val_accuracy": self.dense_accuracy,
             },

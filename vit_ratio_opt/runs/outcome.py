@@ -1,0 +1,83 @@
+"""Record what a pruned model costs, and turn its accuracy into the value of its trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import optuna
+from optuna.trial import BaseTrial
+
+from vit_ratio_opt.records.trial import write_trial
+from vit_ratio_opt.runs.suggest import Suggestion
+from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.space.pairs import PairSpace
+from vit_ratio_opt.space.shape import ViTShape
+
+__all__ = ["record_cost", "record_sizes", "trial_value"]
+
+
+def record_sizes(trial: BaseTrial, shape: ViTShape) -> None:
+    """Record the sizes of the blocks of a pruned model."""
+    write_trial(trial, params=shape.params, blocks=shape.block_sizes)
+    if shape.block_tokens:
+        write_trial(trial, tokens=[list(counts) for counts in shape.block_tokens])
+
+
+def record_cost(
+    trial: BaseTrial, planned: Suggestion, space: PairSpace, *, dense: ViTShape, pruned: ViTShape
+) -> float:
+    """Record the cost of a pruned model; return its share of the dense model's cost.
+
+    Not every size is possible, so a model may come out smaller than planned. The search compares
+    pairs by what they are planned to cost.
+
+    Args:
+        trial: Trial of the pair.
+        planned: The pair, with its planned cost.
+        space: Search space.
+        dense: Shape of the dense model.
+        pruned: Shape of the pruned model.
+    """
+    if pruned.macs == planned.macs:
+        return planned.cost_ratio
+    write_trial(
+        trial,
+        planned_cost_ratio=planned.cost_ratio,
+        macs_ratio=pruned.macs / dense.macs,
+        macs=pruned.macs,
+    )
+    count: Callable[[ViTShape], int | None] = getattr(space.cost, "count", lambda shape: None)
+    left, whole = count(pruned), count(dense)
+    if left is None or whole is None:
+        return planned.cost_ratio
+    if space.cost.name != "macs":
+        write_trial(trial, cost_ratio=left / whole)
+    return left / whole
+
+
+def trial_value(
+    trial: BaseTrial,
+    limit: Budget | Tolerance,
+    *,
+    accuracy: float,
+    drop: float,
+    cost_ratio: float,
+) -> float:
+    """Return the value of a trial: the accuracy (budget) or the cost that is left (tolerance).
+
+    Args:
+        trial: The trial.
+        limit: Limit of the search.
+        accuracy: Accuracy of the trained model.
+        drop: Accuracy that was lost against the dense model.
+        cost_ratio: Share of the dense model's cost.
+
+    Raises:
+        TrialPruned: The loss is over the tolerance.
+    """
+    if not isinstance(limit, Tolerance):
+        return accuracy
+    trial.set_constraint("accuracy_drop", drop - limit.points)
+    if drop > limit.points:
+        raise optuna.TrialPruned(f"{drop:.2f} points lost, over {limit.points}.")
+    return cost_ratio
