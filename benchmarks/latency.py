@@ -1,8 +1,8 @@
-"""How well does the table foretell the time of a pruned model, and does a search keep a budget?
+"""How well does the table predict the time of a pruned model, and does a search keep a budget?
 
-Question: by how much is the foretold latency of a pruned model off, as a share of the dense one's,
-which is what a budget is about? And does the best model of a search with a latency budget take no
-longer than that?
+Question: by how much is the predicted latency of a pruned model off, as a share of the dense
+one's, which is what a budget is about? And does the best model of a search with a latency budget
+take no longer than that?
 
 Method: a table as ``Search(..., cost="latency")`` measures it, then models of random shapes,
 different heads, ranks and neurons in every block, at several levels of MACs, timed afterwards,
@@ -10,7 +10,7 @@ each between two runs of the dense model, the median of seven to ten turns. The 
 that of its share of the dense model's time. The search is of ``--budget`` on CIFAR-10, without
 fine-tuning; its best model and the dense one are timed in turns again.
 
-    python benchmarks/latency.py foretell [--checkpoint FILE] [--batch 1] [--threads 1]
+    python benchmarks/latency.py predict [--checkpoint FILE] [--batch 1] [--threads 1]
     python benchmarks/latency.py search --data DIR --checkpoint FILE [--budget 0.7] [--batch 1]
     python benchmarks/latency.py show
 
@@ -61,14 +61,14 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 
 @app.command()
-def foretell(
+def predict(
     model: Annotated[str, typer.Option(help="A timm ViT.")] = "deit_small_patch16_224",
     checkpoint: Checkpoint = None,
     batch: Batch = 1,
     threads: Threads = 1,
     shapes: Annotated[int, typer.Option(min=1, help="Random shapes that are timed.")] = 30,
 ) -> None:
-    """Foretold against measured, for random shapes."""
+    """Predicted against measured, for random shapes."""
     torch.set_num_threads(threads)
     dense = timm.create_model(model) if checkpoint is None else load_dense(checkpoint)
     dense = dense.eval().to(best_device())
@@ -83,22 +83,22 @@ def foretell(
     rows = [
         {
             "macs_ratio": round(shape_of(smaller).macs / shape.macs, 4),
-            "foretold": round(table.predict(blocks) / whole, 4),
+            "predicted": round(table.predict(blocks) / whole, 4),
             "measured": round(taken / dense_seconds, 4),
         }
         for blocks, smaller, taken in zip(drawn, pruned, seconds, strict=True)
     ]
-    errors = sorted(abs(row["foretold"] / row["measured"] - 1) for row in rows)
+    errors = sorted(abs(row["predicted"] / row["measured"] - 1) for row in rows)
     _keep(
         {
-            "kind": "foretell",
+            "kind": "predict",
             "model": model if checkpoint is None else checkpoint.stem,
             "batch": batch,
             **_machine(table.conditions),
             "table_seconds": round(table_seconds, 1),
             "table_error": round(table.error, 4),
             "dense_ms": round(1e3 * dense_seconds, 3),
-            "dense_foretold_ms": round(whole / 1e6, 3),
+            "dense_predicted_ms": round(whole / 1e6, 3),
             "median_error": round(statistics.median(errors), 4),
             "p90_error": round(errors[int(0.9 * (len(errors) - 1) + 0.5)], 4),
             "shapes": rows,
@@ -150,7 +150,7 @@ def search(
             "mhsa_ratio": best.params["mhsa_ratio"],
             "ffn_ratio": best.params["ffn_ratio"],
             "macs_ratio": round(best.user_attrs["macs_ratio"], 4),
-            "foretold": round(best.user_attrs["cost_ratio"], 4),
+            "predicted": round(best.user_attrs["cost_ratio"], 4),
             "measured": round(tested["pruned_ms"] / tested["dense_ms"], 4),
             "dense_ms": tested["dense_ms"],
             "pruned_ms": tested["pruned_ms"],
@@ -167,18 +167,18 @@ def show() -> None:
     print("| model | batch | threads | table, s | median error | 90th percentile | dense, ms |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
-        if row["kind"] == "foretell":
+        if row["kind"] == "predict":
             print(
                 f"| {row['model']} | {row['batch']} | {row['threads']} | {row['table_seconds']} "
                 f"| {100 * row['median_error']:.1f} % | {100 * row['p90_error']:.1f} % "
                 f"| {row['dense_ms']:.1f} |"
             )
-    print("\n| model | batch | budget | foretold | measured | FLOPs | test % | dense % |")
+    print("\n| model | batch | budget | predicted | measured | FLOPs | test % | dense % |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         if row["kind"] == "search":
             print(
-                f"| {row['model']} | {row['batch']} | {row['budget']} | {row['foretold']:.3f} "
+                f"| {row['model']} | {row['batch']} | {row['budget']} | {row['predicted']:.3f} "
                 f"| {row['measured']:.3f} | {row['macs_ratio']:.3f} | {row['test_accuracy']:.2f} "
                 f"| {row['dense_test_accuracy']:.2f} |"
             )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.pruning.options import Pruning
-from vit_ratio_opt.pruning.pruner import Batch
 from vit_ratio_opt.records.answer import Answer, answer_of
 from vit_ratio_opt.records.study import write_study
 from vit_ratio_opt.report.explainer import Explainer
@@ -22,14 +19,10 @@ from vit_ratio_opt.report.sentences import answer_sentences
 from vit_ratio_opt.report.trial_files import trial_files
 from vit_ratio_opt.runs.creation import create_study
 from vit_ratio_opt.runs.loop import Callback, run_study
-from vit_ratio_opt.runs.options import RunOptions, SearchOptions
 from vit_ratio_opt.runs.search_task import SearchTask
 from vit_ratio_opt.runs.signals import SearchStopped
 from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE, database_files
 from vit_ratio_opt.runs.testing import test_answer
-from vit_ratio_opt.search.limits import Budget, Tolerance
-from vit_ratio_opt.space.costs import Cost
-from vit_ratio_opt.training.context import Trainer
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.trainer import ImageTrainer
 from vit_ratio_opt.utils.files import file_name
@@ -74,30 +67,9 @@ class Search(SearchTask):
         >>> print(search.answer(study))
     """
 
-    def __init__(
-        self,
-        dense: ViT,
-        data: ImageData | Iterable[Batch],
-        limit: Budget | Tolerance,
-        *,
-        cost: str | Cost = "macs",
-        pruning: Pruning | None = None,
-        training: Recipe | Trainer | None = None,
-        options: SearchOptions | None = None,
-        run: RunOptions | None = None,
-    ) -> None:
-        super().__init__(
-            dense,
-            data,
-            limit,
-            cost=cost,
-            pruning=pruning,
-            training=training,
-            options=options,
-            run=run,
-        )
+    def _connect(self) -> None:
+        super()._connect()
         self.journal.attach = trial_files
-        self._has_default_folder = run is None
 
     @property
     def recipe(self) -> Recipe:
@@ -134,9 +106,9 @@ class Search(SearchTask):
             InputError: The storage cannot be used, or it has a study of this name with other
                 settings.
         """
-        if self._has_default_folder and isinstance(storage, str):
+        if self.is_run_default and isinstance(storage, str):
             files = database_files(storage)
-            if files and files[0].name not in ("None", ":memory:"):
+            if files:
                 check_saveable(self.dense)
                 folder = files[0].parent / "checkpoints" / file_name(study_name)
                 self.journal.keep_in(folder)

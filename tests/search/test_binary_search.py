@@ -17,6 +17,7 @@ from optuna.testing.pytest_samplers import (
     SingleOnlySamplerTestCase,
 )
 from optuna.trial import FrozenTrial, Trial, TrialState
+from spaces import whole_head_space
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import answer_of
@@ -27,21 +28,9 @@ from vit_ratio_opt.search.limits import Budget, Limit, Tolerance
 from vit_ratio_opt.search.plan import Plan
 from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.search.space import ratio_distributions
-from vit_ratio_opt.space.shape import BlockShape, ViTShape
 from vit_ratio_opt.space.structural import StructuralSpace
 
-SPACE = StructuralSpace(
-    ViTShape(
-        patches=64,
-        prefix_tokens=1,
-        patch_dim=48,
-        embed_dim=64,
-        num_classes=10,
-        blocks=(BlockShape(num_heads=8, head_dim=8, hidden_dim=64),) * 3,
-        fixed_params=0,
-    ),
-    unit="head",
-)
+SPACE = whole_head_space(hidden_dim=64, blocks=3)
 BUDGET, TOLERANCE = Budget(0.65), Tolerance(2.0)
 LIMITS = [BUDGET, TOLERANCE]
 DENSE = 90.0

@@ -2,27 +2,15 @@ import math
 
 import numpy as np
 import pytest
+from spaces import whole_head_space
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.limits import Budget, Tolerance, plan_of
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.space.curve import budget_curve, fixed_ratio_pair
 from vit_ratio_opt.space.pairs import RatioPair
-from vit_ratio_opt.space.shape import BlockShape, ViTShape
-from vit_ratio_opt.space.structural import StructuralSpace
 
-SPACE = StructuralSpace(
-    ViTShape(
-        patches=64,
-        prefix_tokens=1,
-        patch_dim=48,
-        embed_dim=64,
-        num_classes=10,
-        blocks=(BlockShape(num_heads=8, head_dim=8, hidden_dim=128),) * 4,
-        fixed_params=0,
-    ),
-    unit="head",
-)
+SPACE = whole_head_space(hidden_dim=128, blocks=4)
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, math.nan, math.inf, "0.6", None])

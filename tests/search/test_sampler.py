@@ -14,6 +14,7 @@ from optuna.testing.pytest_samplers import (
     SingleOnlySamplerTestCase,
 )
 from optuna.trial import FrozenTrial, Trial, TrialState
+from spaces import whole_head_space
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.budget import BudgetSearch
@@ -23,22 +24,9 @@ from vit_ratio_opt.search.plan import Proposal
 from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.space.curve import budget_curve, fixed_ratio_pair
 from vit_ratio_opt.space.pairs import RatioPair
-from vit_ratio_opt.space.shape import BlockShape, ViTShape
-from vit_ratio_opt.space.structural import StructuralSpace
 
 SPACE = {name: FloatDistribution(0, 1) for name in RatioPair._fields}
-PAIRS = StructuralSpace(
-    ViTShape(
-        patches=64,
-        prefix_tokens=1,
-        patch_dim=48,
-        embed_dim=64,
-        num_classes=10,
-        blocks=(BlockShape(num_heads=8, head_dim=8, hidden_dim=128),) * 4,
-        fixed_params=0,
-    ),
-    unit="head",
-)
+PAIRS = whole_head_space(hidden_dim=128, blocks=4)
 CURVE = budget_curve(PAIRS, 0.65)
 POSITIONS = {pair: position for position, pair in enumerate(CURVE)}
 PEAK = 5

@@ -18,6 +18,7 @@ from optuna.pruners import MedianPruner
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
+from spaces import whole_head_space
 
 from vit_ratio_opt.search import claims
 from vit_ratio_opt.search.budget import BudgetSearch
@@ -27,21 +28,8 @@ from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.curve import budget_curve, pair_columns
 from vit_ratio_opt.space.pairs import RatioPair
-from vit_ratio_opt.space.shape import BlockShape, ViTShape
-from vit_ratio_opt.space.structural import StructuralSpace
 
-PAIRS = StructuralSpace(
-    ViTShape(
-        patches=64,
-        prefix_tokens=1,
-        patch_dim=48,
-        embed_dim=64,
-        num_classes=10,
-        blocks=(BlockShape(num_heads=8, head_dim=8, hidden_dim=64),) * 3,
-        fixed_params=0,
-    ),
-    unit="head",
-)
+PAIRS = whole_head_space(hidden_dim=64, blocks=3)
 SPACE = {name: FloatDistribution(0, 1) for name in RatioPair._fields}
 CURVE = budget_curve(PAIRS, 0.65)
 TOLERANCE = 2.0

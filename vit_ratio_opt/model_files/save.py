@@ -17,9 +17,7 @@ from vit_ratio_opt.model_files.described import describe
 from vit_ratio_opt.model_files.manifest import PRUNED_FORMAT
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.create import ARCHITECTURE, SOURCE
-from vit_ratio_opt.models.preprocess import (
-    fit_preprocessing,
-)
+from vit_ratio_opt.models.preprocess import fit_preprocessing
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import checksum
 from vit_ratio_opt.models.supported import check_supported

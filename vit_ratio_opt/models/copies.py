@@ -12,9 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
-from vit_ratio_opt.models.blocks import (
-    ViT,
-)
+from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.weights import check_full_precision, check_weights
 from vit_ratio_opt.utils.failures import reason
 

@@ -10,6 +10,7 @@ from typing import Any
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.typed import check_type, shorten_repr
 from vit_ratio_opt.space.costs import cost_label
+from vit_ratio_opt.space.pairs import CostLabel
 
 __all__ = [
     "ACCURACY",
@@ -39,8 +40,12 @@ class CostRecord:
     @classmethod
     def named(cls, name: str) -> CostRecord:
         """Return the record of a built-in cost; a custom cost has its name as word."""
-        label = cost_label(name)
-        return cls(label.name, label.word, label.constraint)
+        return cls.of(cost_label(name))
+
+    @classmethod
+    def of(cls, cost: CostLabel) -> CostRecord:
+        """Return the record of a cost."""
+        return cls(cost.name, cost.word, cost.constraint)
 
     @classmethod
     def from_json(cls, stored: object) -> CostRecord:

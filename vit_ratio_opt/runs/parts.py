@@ -22,10 +22,7 @@ from vit_ratio_opt.runs.options import RunOptions, SearchOptions
 from vit_ratio_opt.runs.pricing import measure_curves
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import MACS, Cost, Latency, cost_named
-from vit_ratio_opt.space.curve import (
-    curve_and_baseline,
-    fixed_ratio_pair,
-)
+from vit_ratio_opt.space.curve import curve_and_baseline, fixed_ratio_pair
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair
 from vit_ratio_opt.training.checks import warn_near_chance, warn_of_other_preprocessing
 from vit_ratio_opt.training.context import Trainer
@@ -69,6 +66,7 @@ class SearchParts:
         self.limit = limit
         self.options = options or SearchOptions()
         self.run_options = run or RunOptions()
+        self.is_run_default = run is None
         self.cost = cost_named(cost) if isinstance(cost, str) else cost
         pruning = pruning or Structural()
         self.cost.check(strategy=pruning.name, iterative=self.options.iterative)
@@ -108,6 +106,10 @@ class SearchParts:
             seed=self.options.seed,
         )
         self.objective.progress = self.run_options.progress
+        self._connect()
+
+    def _connect(self) -> None:
+        """Connect the parts to the classes above, at the end of the constructor."""
 
     @property
     def space(self) -> PairSpace:

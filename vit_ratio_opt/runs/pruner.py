@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 
 import optuna
 from optuna.study import Study
@@ -13,6 +14,8 @@ from vit_ratio_opt.models.copies import copy_for_training
 from vit_ratio_opt.models.shape import check_all_tokens, shape_of
 from vit_ratio_opt.pruning.options import CalibrationOptions, Pruning
 from vit_ratio_opt.pruning.pruner import Batch, ModelPruner
+from vit_ratio_opt.records.labels import CostRecord
+from vit_ratio_opt.records.study import write_study
 from vit_ratio_opt.records.trial import write_trial
 from vit_ratio_opt.runs.outcome import record_cost, record_sizes, trial_value
 from vit_ratio_opt.runs.suggest import suggest_pair
@@ -113,8 +116,10 @@ class Pruner(ModelPruner):
         """Record the sizes and costs of the dense model in the study, once."""
         if "dense" in study.user_attrs:
             return
-        shape, cost = self.shape, self.space.cost
-        label = {"name": cost.name, "word": cost.word, "constraint": cost.constraint}
-        study.set_user_attr("cost", label)
+        shape = self.shape
         sizes = {"blocks": shape.block_sizes, "tokens": shape.tokens}
-        study.set_user_attr("dense", {"macs": shape.macs, "params": shape.params, **sizes})
+        write_study(
+            study,
+            cost=asdict(CostRecord.of(self.space.cost)),
+            dense={"macs": shape.macs, "params": shape.params, **sizes},
+        )

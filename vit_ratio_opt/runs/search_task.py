@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 from optuna.study import Study
@@ -11,6 +11,7 @@ from optuna.study import Study
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.create import source_of
 from vit_ratio_opt.models.device import Precision
+from vit_ratio_opt.records.labels import CostRecord
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.runs.images import other_batches
@@ -23,9 +24,7 @@ from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.search.noise import Noise, accuracy_noise
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.costs import Latency
-from vit_ratio_opt.space.curve import (
-    cost_saved,
-)
+from vit_ratio_opt.space.curve import cost_saved
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.progress import show_waiting
 from vit_ratio_opt.training.trainer import ImageTrainer
@@ -41,8 +40,8 @@ _UNKNOWN_NOISE = 0.5
 class SearchTask(SearchParts):
     """A search as :mod:`vit_ratio_opt.runs.creation` needs it: a ``StudyTask``."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def _connect(self) -> None:
+        super()._connect()
         self.objective.admit = self._admit
         self.objective.describe = self.describe
 
@@ -63,7 +62,7 @@ class SearchTask(SearchParts):
             strategy="fixed" if options.fixed_ratio else "searched",
             budget=limit.share if isinstance(limit, Budget) else None,
             tolerance=limit.points if isinstance(limit, Tolerance) else None,
-            confidence=getattr(limit, "confidence", Tolerance(1.0).confidence),
+            confidence=getattr(limit, "confidence", Tolerance.confidence),
             noise=options.noise,
             confirmations=options.confirmations,
             iterative=options.iterative,
@@ -133,7 +132,7 @@ class SearchTask(SearchParts):
             "versions": installed_versions(),
             "device": getattr(self.trainer, "device_name", str(self.pruner.device)),
             "saved": cost_saved(self.space),
-            "cost": {"name": cost.name, "word": cost.word, "constraint": cost.constraint},
+            "cost": asdict(CostRecord.of(cost)),
             "metric": {
                 "name": metric.name,
                 "unit": metric.unit,
@@ -157,11 +156,8 @@ class SearchTask(SearchParts):
         """Compute the attributes that a killed process of version 0.1.0 did not store."""
         missing = {} if "origin" in attributes else {"origin": self.origin}
         if not {"screened", "path"} <= attributes.keys():
-            with show_waiting(
-                "evaluating pairs before any training", enabled=self.run_options.progress
-            ):
-                looked = self.first_pairs()
-            missing |= {key: value for key, value in looked.items() if key not in attributes}
+            begins = self.first_pairs()
+            missing |= {key: value for key, value in begins.items() if key not in attributes}
         # Version 0.1.0 stored only a curve, and its answer did not come from its sampler's plan.
         if "noise_is_known" not in attributes.get("plan", {}):
             missing["plan"] = self.plan({**attributes, **missing}).to_json()
@@ -235,12 +231,12 @@ class SearchTask(SearchParts):
             return _UNKNOWN_NOISE
         return accuracy_noise(self.dense_accuracy, len(self.data.val))
 
-    def _admit(self, study: Study | None) -> None:
+    def _admit(self, study: Study) -> None:
         """Refuse a study with other settings; adopt its measurements.
 
         A study that ``optuna.create_study`` made stores no settings, and none are compared.
         """
-        if study is not None and "settings" in study.user_attrs:
+        if "settings" in study.user_attrs:
             attributes = study.user_attrs
             check_settings(self, study.study_name, attributes)
             self._adopt_measured(StudyRecord.read(study.study_name, attributes))

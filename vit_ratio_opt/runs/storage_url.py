@@ -95,12 +95,12 @@ def _has_studies(file: Path) -> bool:
 
 
 def database_files(url: str) -> list[Path]:
-    """Return the files that SQLite may keep for a URL; none for other databases and texts."""
+    """Return the files that SQLite may keep for a URL; none for other databases."""
     try:
         parsed = sqlalchemy.engine.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):
         return []
-    if parsed.get_backend_name() != "sqlite":
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         return []
     return [Path(f"{parsed.database}{end}") for end in ("", "-journal", "-wal", "-shm")]
 
