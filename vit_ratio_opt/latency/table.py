@@ -26,7 +26,7 @@ from vit_ratio_opt.latency.timing import image_shape, share_weights, time_models
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import Precision, model_device, precision_of
-from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.shape import read_shape
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.models.surgery import resize_model
 from vit_ratio_opt.models.weights import check_weights
@@ -148,7 +148,7 @@ def measure_latency(
     model = check_supported(model)
     check_weights(model)
     known = timing_conditions(model, batch=batch, round_to=round_to, precision=precision)
-    dense = StructuralUnits(shape_of(model), round_to=round_to)
+    dense = StructuralUnits(read_shape(model), round_to=round_to)
     blocks = dense.shape.blocks
     depth = len(blocks)
     most = BlockShape(
@@ -187,7 +187,7 @@ def _error_of(
     table: LatencyTable, model: ViT, batch: int, round_to: int, precision: Precision | None
 ) -> float:
     """Return the median relative error of predictions for some random blocks."""
-    shape, draw = shape_of(model), random.Random(0)
+    shape, draw = read_shape(model), random.Random(0)
     checked = [random_blocks(shape, draw, round_to=round_to) for _ in range(_CHECKED)]
     models = [share_weights(model, blocks) for blocks in [shape.blocks, *checked]]
     dense, *pruned = time_models(models, batch=batch, precision=precision)

@@ -18,7 +18,7 @@ from vit_ratio_opt.model_files.manifest import PRUNED_FORMAT
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.create import ARCHITECTURE, SOURCE
 from vit_ratio_opt.models.preprocess import fit_preprocessing
-from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.shape import read_shape
 from vit_ratio_opt.models.state_dicts import checksum
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.models.weights import check_weights
@@ -94,7 +94,7 @@ def save_pruned(model: ViT, path: str | Path, manifest: Mapping[str, Any]) -> No
     model = check_supported(model)
     check_weights(model)
     own: dict[str, Any] = {
-        "blocks": shape_of(model).block_sizes,
+        "blocks": read_shape(model).block_sizes,
         "versions": {package: version(package) for package in _PACKAGES},
     }
     known = getattr(model, ARCHITECTURE, None)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.shape import read_shape
 from vit_ratio_opt.models.supported import check_supported
 
 __all__ = ["architecture_of", "fingerprint_of", "plain_attributes"]
@@ -36,7 +36,7 @@ def architecture_of(model: ViT) -> dict[str, Any]:
         module.
     """
     model = check_supported(model)
-    shape = shape_of(model)
+    shape = read_shape(model)
     modules = list(model.named_modules())
     activations = {repr(module) for name, module in modules if name.endswith(".act")}
     digest = hashlib.sha256()

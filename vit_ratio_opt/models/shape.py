@@ -23,7 +23,7 @@ from vit_ratio_opt.models.family import linear_macs
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.space.shape import BlockShape, ViTShape
 
-__all__ = ["check_all_tokens", "shape_of"]
+__all__ = ["check_all_tokens", "read_shape", "shape_of"]
 
 
 def shape_of(model: ViT) -> ViTShape:
@@ -32,7 +32,11 @@ def shape_of(model: ViT) -> ViTShape:
     Raises:
         UnsupportedModelError: The model cannot be pruned.
     """
-    model = check_supported(model)
+    return read_shape(check_supported(model))
+
+
+def read_shape(model: ViT) -> ViTShape:
+    """Return the shape of a model that :func:`check_supported` has returned."""
     family = FAMILIES[type(model)]
     pairs = [(attention.module, ffn.module) for attention, ffn in branches(model)]
     first, first_mlp = pairs[0]
@@ -84,7 +88,7 @@ def check_all_tokens(model: ViT) -> ViT:
         InputError: The model has a cascade.
     """
     model = check_supported(model)
-    if shape_of(model).block_tokens:
+    if read_shape(model).block_tokens:
         raise InputError("The model has a cascade already: start from the one without.")
     return model
 

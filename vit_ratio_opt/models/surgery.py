@@ -17,7 +17,7 @@ from torch import nn
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.blocks import ViT, attention_kind, branches, input_layers
 from vit_ratio_opt.models.copies import copy_model
-from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.shape import read_shape
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.space.shape import BlockShape
 
@@ -54,7 +54,7 @@ def keep_units(
         InputError: The lists do not fit the blocks.
     """
     model = check_supported(model)
-    shape = shape_of(model)
+    shape = read_shape(model)
     for name, kept, sizes in (
         ("heads", heads, [block.num_heads for block in shape.blocks]),
         ("neurons", neurons, [block.hidden_dim for block in shape.blocks]),
@@ -89,7 +89,7 @@ def shrink_to(model: ViT, shapes: Sequence[BlockShape]) -> ViT:
         InputError: A block of ``shapes`` is larger than the block of ``model``.
     """
     model = check_supported(model)
-    dense_shape = shape_of(model)
+    dense_shape = read_shape(model)
     dense = dense_shape.blocks
     if len(dense) != len(shapes):
         raise InputError(f"The model has {len(dense)} blocks, but {len(shapes)} shapes are given.")

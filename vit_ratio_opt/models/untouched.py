@@ -12,6 +12,10 @@ from vit_ratio_opt.errors import UnsupportedModelError
 
 __all__ = ["check_untouched", "join_path"]
 
+# What every module has: none of these names is a method of a class.
+_FIELDS = frozenset(vars(nn.Module()))
+_HOOKS = tuple(key for key in vars(nn.Module()) if key.endswith("_hooks"))
+
 
 def check_untouched(model: nn.Module) -> None:
     """Refuse modules that may compute something else than their class says.
@@ -20,31 +24,35 @@ def check_untouched(model: nn.Module) -> None:
         UnsupportedModelError: With the name of a module that has a function of its own instead of
             its class's, a hook, or parametrised weights.
     """
+    kinds = set()
     for name, module in model.named_modules():
         _check_module(name, module)
-    for kind in {type(module) for module in model.modules()}:
+        kinds.add(type(module))
+    for kind in kinds:
         _check_class(kind)
 
 
 def _check_module(name: str, module: nn.Module) -> None:
-    kind, own, code = type(module), vars(module), _as_code(name)
+    kind, own = type(module), vars(module)
     if "_orig_mod" in own["_modules"]:
         raise UnsupportedModelError(
-            f"`{name}` is compiled: put back `{code}._orig_mod`, and compile what pruning gives."
+            f"`{name}` is compiled: put back `{_as_code(name)}._orig_mod`, and compile what "
+            "pruning gives."
         )
-    replaced = next((key for key in own if callable(getattr(kind, key, None))), None)
+    added = (key for key in own if key not in _FIELDS)
+    replaced = next((key for key in added if callable(getattr(kind, key, None))), None)
     if replaced is not None:
         raise UnsupportedModelError(
             f"`{join_path(name, replaced)}` was replaced by another function, so the model may "
-            f"compute something else than its class says: `del {code}.{replaced}` puts the "
-            "class's own back."
+            f"compute something else than its class says: `del {_as_code(name)}.{replaced}` puts "
+            "the class's own back."
         )
     if "parametrizations" in own["_modules"]:
         raise UnsupportedModelError(
             f"`{name}` has parametrised weights: call `torch.nn.utils.parametrize."
-            f"remove_parametrizations({code}, 'weight')` first."
+            f"remove_parametrizations({_as_code(name)}, 'weight')` first."
         )
-    hooks = (hook for key in own if key.endswith("_hooks") for hook in own[key].values())
+    hooks = (hook for key in _HOOKS if key in own for hook in own[key].values())
     hook = next((hook for hook in hooks if not _renames_only(hook)), None)
     if hook is not None:
         raise UnsupportedModelError(_describe_hook(name, hook))

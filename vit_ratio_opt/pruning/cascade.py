@@ -33,7 +33,7 @@ from torch import nn
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.copies import copy_model
-from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.shape import read_shape
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.pruning.attention import attend
 from vit_ratio_opt.space.shape import BlockTokens
@@ -66,7 +66,7 @@ def prune_tokens(model: ViT, tokens: Sequence[BlockTokens], *, scores: Scores = 
         InputError: ``tokens`` or ``scores`` do not fit the model, or it drops patches in training.
     """
     model = check_supported(model)
-    shape = shape_of(model)
+    shape = read_shape(model)
     if scores not in get_args(Scores):
         raise InputError(f"`scores` must be one of {get_args(Scores)}, but got {scores!r}.")
     if scores == "class" and model.cls_token is None:

@@ -10,7 +10,7 @@ import torch
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.architecture import fingerprint_of
 from vit_ratio_opt.models.blocks import ViT, branches
-from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.shape import read_shape
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.models.surgery import ALL_HEADS, keep_units
 from vit_ratio_opt.models.weights import check_weights
@@ -71,7 +71,7 @@ def prune(
             "`calibrate(model, images)` gives one."
         )
     unit: MhsaUnit = "head" if isinstance(scores, Importance) else "rank"
-    dense = StructuralUnits(shape_of(model), unit, round_to)
+    dense = StructuralUnits(read_shape(model), unit, round_to)
     units, neurons = dense.removed(as_pair(pair))
     if isinstance(scores, Importance):
         if dense.shape.all_heads and units:
@@ -108,7 +108,7 @@ def prune_ranks(
         InputError: A number, the calibration or ``allocation`` do not fit.
     """
     model = check_supported(model)
-    dense = StructuralUnits(shape_of(model), "rank", round_to)
+    dense = StructuralUnits(read_shape(model), "rank", round_to)
     blocks = dense.shape.blocks
     check_allocation(allocation)
     _check_calibration(model, calibration)
@@ -154,7 +154,7 @@ def prune_units(
     check_allocation(allocation)
     model = check_supported(model)
     check_weights(model, finite="blocks.")
-    blocks = shape_of(model).blocks
+    blocks = read_shape(model).blocks
     sizes = [b.num_heads for b in blocks], [b.hidden_dim for b in blocks]
     least = MIN_MHSA_UNITS, least_neurons(round_to)
     check_importance(model, importance)
@@ -198,7 +198,7 @@ def prune_to_macs(
             calibration is of another model.
     """
     model = check_supported(model)
-    shape = shape_of(model)
+    shape = read_shape(model)
     _check_calibration(model, calibration)
     heads, neurons = sizes_within_macs(
         calibration,
@@ -228,7 +228,7 @@ def prune_blocks(
     check_weights(model, finite="blocks.")
     pruned = keep_units(
         model,
-        [range(block.num_heads) for block in shape_of(model).blocks],
+        [range(block.num_heads) for block in read_shape(model).blocks],
         [
             sorted(block.neuron_order[count:].tolist())
             for block, count in zip(calibration.blocks, neurons, strict=True)
@@ -254,7 +254,7 @@ def _check_calibration(model: ViT, calibration: object) -> None:
         (*block.factors.value_losses.shape, len(block.neuron_order))
         for block in calibration.blocks
     ]
-    if fits != [(b.num_heads, b.head_dim, b.hidden_dim) for b in shape_of(model).blocks]:
+    if fits != [(b.num_heads, b.head_dim, b.hidden_dim) for b in read_shape(model).blocks]:
         raise InputError("The calibration is not of this model: its blocks have other shapes.")
     if calibration.model is not None and not calibration.model.equal(fingerprint_of(model)):
         raise InputError(

@@ -18,7 +18,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT, stages
 from vit_ratio_opt.models.device import evaluating
 from vit_ratio_opt.models.family import Branch
-from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.models.shape import read_shape
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.models.weights import check_full_precision as check_precision
 from vit_ratio_opt.models.weights import check_weights
@@ -98,7 +98,7 @@ def _check_match(pruned: ViT, images: Sequence[torch.Tensor], calibration: objec
             f"`calibration` must be a Calibration, but is a {type(calibration).__name__}: "
             "`calibrate(dense, images)` gives one."
         )
-    shape, blocks = shape_of(pruned), calibration.blocks
+    shape, blocks = read_shape(pruned), calibration.blocks
     width = blocks[0].attention_target.shape[2]
     if (len(blocks), width) != (len(shape.blocks), shape.embed_dim):
         raise InputError(

@@ -58,12 +58,7 @@ class SearchParts:
         options: SearchOptions | None = None,
         run: RunOptions | None = None,
     ) -> None:
-        if not isinstance(limit, (Budget, Tolerance)):
-            raise InputError(
-                f"`limit` must be a Budget or a Tolerance, but got {limit!r:.80}: give "
-                "vro.Budget(0.6), for example."
-            )
-        self.limit = limit
+        self.limit = _check_limit(limit)
         self.options = options or SearchOptions()
         self.run_options = run or RunOptions()
         self.is_run_default = run is None
@@ -177,6 +172,15 @@ class SearchParts:
             "seed": options.seed,
             "device": model_device(self.dense),
         }
+
+
+def _check_limit(limit: Budget | Tolerance) -> Budget | Tolerance:
+    if not isinstance(limit, (Budget, Tolerance)):
+        raise InputError(
+            f"`limit` must be a Budget or a Tolerance, but got {limit!r:.80}: give "
+            "vro.Budget(0.6), for example."
+        )
+    return limit
 
 
 def _check_iterative(options: SearchOptions, pruning: Pruning, run: RunOptions) -> None:
