@@ -37,9 +37,13 @@ def check_type(what: str, value: Any, hint: Any) -> Any:
     return found
 
 
-@functools.cache
 def field_types(kind: type) -> Mapping[str, Any]:
     """Return the type of each field of a class; evaluated once, as this takes a millisecond."""
+    return _field_types(kind)
+
+
+@functools.cache
+def _field_types(kind: type) -> Mapping[str, Any]:
     return types.MappingProxyType(typing.get_type_hints(kind))
 
 
