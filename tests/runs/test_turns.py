@@ -21,13 +21,15 @@ Make = Callable[..., Search]
 
 
 @pytest.fixture
-def make(digits, dense, tmp_path) -> Make:
+def make(few_digits, dense, tmp_path) -> Make:
     def make_one(**changes):
         options = {
-            "budget": 0.6, "recipe": Recipe(epochs=1, batch_size=256), "progress": False,
+            "budget": 0.6, "recipe": Recipe(epochs=1, batch_size=128), "progress": False,
             "calibration_images": 64, "checkpoints": tmp_path / "models",
         }  # fmt: skip
-        return make_search(dense, digits, **{**options, **changes})
+        search = make_search(dense, few_digits, **{**options, **changes})
+        search.journal.attach = None  # drawing a training takes longer than the training
+        return search
 
     return make_one
 
@@ -50,9 +52,9 @@ def test_several_jobs_give_the_trials_of_one(make: Make, url) -> None:
     assert results(studies[0]) == results(studies[1])
 
 
-def test_an_objective_serves_two_studies_by_turns(make: Make, url) -> None:
+def test_an_objective_serves_two_studies_by_turns(make: Make, memory) -> None:
     shared, names = make(), ("one", "two")
-    studies = {name: new_study(shared, name, storage=url, screen=False) for name in names}
+    studies = {name: new_study(shared, name, storage=memory, screen=False) for name in names}
     studies["two"].set_user_attr(
         "dense", {**studies["two"].user_attrs["dense"], "val_accuracy": 50.0}
     )
