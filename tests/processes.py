@@ -6,19 +6,33 @@ have that name.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
+import sqlalchemy
 import torch
 from safetensors.torch import load_file
 
 from vit_ratio_opt.model_files.load import load_pruned
 
 __all__ = ["load_all", "run_alone", "run_command_line"]
+
+
+@sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
+def _skip_waiting_for_the_disk(connection: Any, _: Any) -> None:
+    """SQLite waits for the disk at each commit, against a loss of power, which no test has.
+
+    A process that is killed loses nothing without it: the system has its writes.
+    """
+    if isinstance(connection, sqlite3.Connection):
+        with contextlib.suppress(sqlite3.Error):  # a file that is none of SQLite's
+            connection.execute("PRAGMA synchronous=OFF")
 
 
 def run_alone(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import optuna
 import pytest
@@ -130,12 +129,12 @@ def test_a_new_process_finds_parents_and_gives_the_uninterrupted_trials(make, ur
     assert [t.value for t in resumed.trials] == [t.value for t in straight.trials]
 
 
-def test_another_machine_finds_parents_in_a_shared_store(make, url, tmp_path):
+def test_another_machine_finds_parents_in_a_shared_store(make, memory, tmp_path):
     (tmp_path / "shared").mkdir()
     store = FileSystemArtifactStore(tmp_path / "shared")
-    run_pairs(make(artifacts=store, checkpoints=tmp_path / "here", attach=True), url, LIGHT)
+    run_pairs(make(artifacts=store, checkpoints=tmp_path / "here", attach=True), memory, LIGHT)
     there = make(artifacts=store, checkpoints=tmp_path / "there", attach=True)
-    study = run_pairs(there, url, HALF)
+    study = run_pairs(there, memory, HALF)
     assert parents(study) == ["dense", 0]
     kept = [name for name in os.listdir(tmp_path / "shared") if "training-state" not in name]
     assert len(kept) == 6  # of each trial a model, a curve and a table
@@ -384,12 +383,12 @@ def plain(make):
 
 
 def test_a_failed_trial_says_why_and_the_next_one_goes_on_from_its_last_epoch(
-    plain, url, monkeypatch
+    plain, memory, monkeypatch
 ):
-    straight = new_study(plain(), "straight", storage=url, screen=False)
+    straight = new_study(plain(), "straight", storage=memory, screen=False)
     quietly(straight, plain(), 1)
     fails_in_the_middle(monkeypatch, RuntimeError("CUDA error: the device is gone"))
-    study = new_study(plain(), "s", storage=url, screen=False)
+    study = new_study(plain(), "s", storage=memory, screen=False)
     quietly(study, plain(), 1)
     failed, resumed = study.trials
     assert failed.state == TrialState.FAIL
@@ -437,7 +436,7 @@ def test_a_state_that_cannot_be_read_costs_a_warning_and_the_epochs(
     assert study.trials[1].user_attrs["losses"] == straight.trials[0].user_attrs["losses"]
 
 
-def test_a_full_artifact_store_costs_no_training(plain, url, monkeypatch):
+def test_a_full_artifact_store_costs_no_training(plain, memory, tmp_path):
     class Full(FileSystemArtifactStore):
         def write(self, artifact_id, content_body):
             if artifact_id.startswith("training-state"):
@@ -448,8 +447,8 @@ def test_a_full_artifact_store_costs_no_training(plain, url, monkeypatch):
         path.mkdir(exist_ok=True)
         return plain(artifacts=Full(path), checkpoints=path)
 
-    path = Path(url.removeprefix("sqlite:///")).parent / "full"
-    study = objective(path).create_study("s", storage=url)
+    path = tmp_path / "full"
+    study = objective(path).create_study("s", storage=memory)
     quietly(study, objective(path), 2)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
     assert "No space left on device" in study.trials[0].user_attrs["state_not_kept"]
@@ -563,13 +562,13 @@ def test_the_best_of_a_latency_study_is_measured_when_it_is_tested(make, memory,
     assert (tested["dense_ms"], tested["pruned_ms"]) == (4.0, 1.5)
 
 
-def test_a_resumed_study_keeps_the_latency_that_it_was_made_with(make, url):
+def test_a_resumed_study_keeps_the_latency_that_it_was_made_with(make, memory):
     first = latency_objective(make)
-    new_study(first, "s", storage=url, screen=False)
+    new_study(first, "s", storage=memory, screen=False)
     second = latency_objective(make, latency=latency_of(first.space, fast=True))
     assert second.curve != first.curve
     assert second.settings == first.settings
-    study = new_study(second, "s", storage=url, screen=False)
+    study = new_study(second, "s", storage=memory, screen=False)
     assert second.curve == first.curve
     assert second.space.cost.curves == first.space.cost.curves
     second.run(study, n_trials=1, say=lambda line: None, explain=False)

@@ -94,23 +94,23 @@ def assert_models_are_the_trials(
 
 
 def test_two_studies_of_two_workers_each_share_a_folder_and_no_file(
-    make: Make, tmp_path: Path, start_command: Callable[..., BaseProcess]
+    make: Make, digits: ImageData, tmp_path: Path, start_command: Callable[..., BaseProcess]
 ) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    searches = {"a": make(noise=50.0), "b": make(noise=50.0, seed=1)}
+    searches = {"a": make(digits, noise=50.0), "b": make(digits, noise=50.0, seed=1)}
     studies = {name: new_study(searches[name], url, name) for name in searches}
     workers = [
-        start_command("worker", "--storage", url, "--study-name", name, "--n-trials", 4)
+        start_command("worker", "--storage", url, "--study-name", name, "--n-trials", 2)
         for name in ("a", "b", "a", "b")
     ]
     for worker in workers:
         worker.join(180)
         assert worker.exitcode == 0, (tmp_path / "log").read_text()[-2000:]
     kept = [trial.user_attrs["checkpoint"] for study in studies.values() for trial in study.trials]
-    assert len(kept) == len(set(kept)) == 8
+    assert len(kept) == len(set(kept)) == 4
     assert {path.name for path in (tmp_path / "models").glob("*.safetensors")} == set(kept)
     for name, study in studies.items():
-        assert_models_are_the_trials(searches[name], study, tmp_path, trials=4)
+        assert_models_are_the_trials(searches[name], study, tmp_path, trials=2)
 
 
 @pytest.mark.parametrize("case", ["two databases", "made again", "a copy goes on"])
