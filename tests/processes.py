@@ -6,33 +6,20 @@ have that name.
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import os
-import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
-import sqlalchemy
 import torch
 from safetensors.torch import load_file
 
 from vit_ratio_opt.model_files.load import load_pruned
 
-__all__ = ["load_all", "run_alone", "run_command_line"]
-
-
-@sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
-def _skip_waiting_for_the_disk(connection: Any, _: Any) -> None:
-    """SQLite waits for the disk at each commit, against a loss of power, which no test has.
-
-    A process that is killed loses nothing without it: the system has its writes.
-    """
-    if isinstance(connection, sqlite3.Connection):
-        with contextlib.suppress(sqlite3.Error):  # a file that is none of SQLite's
-            connection.execute("PRAGMA synchronous=OFF")
+__all__ = ["import_without_dashboard", "load_all", "run_alone", "run_command_line"]
 
 
 def run_alone(
@@ -56,6 +43,15 @@ def run_command_line(*arguments: object) -> None:
 
     sys.argv = ["vit-ratio-opt", *map(str, arguments)]
     main()
+
+
+def import_without_dashboard() -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "vit_ratio_opt"]:
+        del sys.modules[name]
+    sys.modules["optuna_dashboard"] = None  # type: ignore[assignment]
+    for name in ("cli.main", "report.explainer", "composer"):
+        importlib.import_module(f"vit_ratio_opt.{name}")
+    print("imported")
 
 
 def load_all(folder: Path) -> None:
