@@ -279,7 +279,7 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'study.db'}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_study() -> Callable[..., optuna.Study]:
     """A study as ``create_study`` and its trials leave it, in milliseconds: nothing is trained."""
     blocks = (BlockShape(4, 8, 64),) * 3

@@ -94,10 +94,10 @@ class Calls(TorchFunctionMode):
 def test_a_model_on_the_meta_device_is_the_same_without_drawing_values(name):
     with Calls() as calls:
         filled = make(name)
-    assert {"uniform_", "erfinv_"} <= calls.names
+    assert "erfinv_" in calls.names
     with Calls() as calls, torch.device("meta"):
         empty = create_model(name, **SMALL)
-    assert not {"uniform_", "erfinv_"} & calls.names
+    assert "erfinv_" not in calls.names
     assert all(parameter.is_meta for parameter in empty.parameters())
     assert architecture_of(empty) == architecture_of(filled)
     assert find_misfit(empty, filled.state_dict()) is None
