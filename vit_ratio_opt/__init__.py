@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.model_files.export import export_model
     from vit_ratio_opt.model_files.load import load_demo_model, load_dense, load_pruned
     from vit_ratio_opt.model_files.save import save_dense, save_pruned
+    from vit_ratio_opt.models.adapters import merge_adapters
     from vit_ratio_opt.models.convert import to_timm
     from vit_ratio_opt.models.create import create_model
     from vit_ratio_opt.models.families import FAMILIES
@@ -96,6 +97,7 @@ _HOMES = {
         "save_dense",
         "save_pruned",
     ),
+    "models.adapters": ("merge_adapters",),
     "models.convert": ("to_timm",),
     "models.create": ("create_model",),
     "models.shape": ("shape_of",),
@@ -227,6 +229,7 @@ __all__ = [
     "load_pruned",
     "load_search",
     "magnitude_importance",
+    "merge_adapters",
     "preprocess_of",
     "prune",
     "repair",
