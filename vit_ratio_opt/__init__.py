@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.models.create import create_model
     from vit_ratio_opt.models.families import FAMILIES
     from vit_ratio_opt.models.family import AttentionKind, Branch, Family
+    from vit_ratio_opt.models.larger import replace_encoder
     from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.pruning.calibration import Calibration, calibrate
     from vit_ratio_opt.pruning.importance import (
@@ -100,6 +101,7 @@ _HOMES = {
     "models.adapters": ("merge_adapters",),
     "models.convert": ("to_timm",),
     "models.create": ("create_model",),
+    "models.larger": ("replace_encoder",),
     "models.shape": ("shape_of",),
     "pruning.calibration": (
         "Calibration",
@@ -233,6 +235,7 @@ __all__ = [
     "preprocess_of",
     "prune",
     "repair",
+    "replace_encoder",
     "run_worker",
     "save_dense",
     "save_pruned",

@@ -94,7 +94,7 @@ def _check_parts(model: Any, family: Family) -> None:
 
 
 def _check_blocks(model: Any, family: Family) -> None:
-    for index, block in enumerate(model.blocks):
+    for index, block in enumerate(model.blocks.children()):
         kinds = {type(block), type(getattr(block, "attn", None))}
         known = {*family.blocks, *family.attentions}
         if not kinds.isdisjoint(family.separate.keys() - known):
