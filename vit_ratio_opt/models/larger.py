@@ -50,7 +50,7 @@ def replace_encoder(model: _Model, pruned: ViT, name: str | None = None) -> _Mod
         is_outside = path != name and not path.startswith(f"{name}.")
         if is_outside and id(module) in inside:
             raise InputError(
-                f"`{path}` is a part of the encoder `{name}` under a second name, so it would stay "
+                f"`{path}` is a part of the encoder `{name}` under a second name, and would stay "
                 "dense: use it through the encoder only."
             )
     if not any(parameter.requires_grad for parameter in encoder.parameters()):
