@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -73,7 +73,7 @@ def _encoder_name(model: nn.Module, name: str | None) -> str:
     """
     if type(model) in FAMILIES:
         raise InputError("The model is an encoder itself: use the pruned one as it is.")
-    found = [path for path, module in model.named_modules() if type(module) in FAMILIES]
+    found: list[str] = [path for path, module in model.named_modules() if type(module) in FAMILIES]
     if name is not None:
         if name not in found:
             raise InputError(
@@ -88,7 +88,7 @@ def _encoder_name(model: nn.Module, name: str | None) -> str:
     return found[0]
 
 
-def _check_replaces(encoder: nn.Module, pruned: ViT) -> None:
+def _check_replaces(encoder: Any, pruned: ViT) -> None:
     """Refuse an encoder that gives other features than the dense one."""
     shape = shape_of(pruned)
     if shape.block_tokens:
