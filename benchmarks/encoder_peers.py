@@ -136,7 +136,8 @@ def _local_scores(model: ViT, images: torch.Tensor, seed: int) -> Importance:
 
 def _evolve(loss: Callable[[np.ndarray], float], start: np.ndarray, seed: int) -> np.ndarray:
     """Return the best weights of a few generations of xNES (Glasmachers 2010)."""
-    optimizer, tried = XNES(mean=start, sigma=1.0, seed=seed), []
+    optimizer = XNES(mean=start, sigma=1.0, seed=seed)
+    tried: list[tuple[np.ndarray, float]] = []
     while len(tried) < _EVALUATIONS:
         generation = [optimizer.ask() for _ in range(optimizer.population_size)]
         told = [(weights, loss(weights)) for weights in generation[: _EVALUATIONS - len(tried)]]
