@@ -117,7 +117,8 @@ def _refuse_other_kinds(
     if "head.weight" not in state and "head.weight" in own and state.keys() < own.keys():
         raise InputError(
             f"{where} has no classifier (`head.weight`): it was saved without one, or is of no "
-            "timm model. Give the checkpoint of a model that was trained to classify."
+            "timm model. Give the checkpoint of a model that was trained to classify, or load it "
+            "as an encoder, with `num_classes=0`."
         )
     if "head_dist.weight" in state and not hasattr(model, "head_dist"):
         raise InputError(
