@@ -1,7 +1,8 @@
 """Two ways to prune an encoder without labels that are not ours, written from their papers.
 
 SnapViT (Simoncini 2025, arXiv 2510.17700, NeurIPS 2025) ranks whole heads and neurons once, by
-self-supervised gradients times weights of blocks that an evolution finds; nothing is repaired.
+self-supervised gradients times weights of blocks that an evolution finds. Its optional correction
+of weights, SparseGPT's, is left out: the ranking is what is compared.
 CORP (Zhang 2026, arXiv 2602.05243) removes neurons, and dimensions of queries and keys, by their
 energy, and folds a ridge regression of what goes on what stays into the weights.
 
