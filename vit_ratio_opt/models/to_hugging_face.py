@@ -142,10 +142,9 @@ def _smaller_config(
     size = list(model.patch_embed.img_size)
     changes: dict[str, Any] = {
         "image_size": size[0] if size[0] == size[1] else size,
-        "num_hidden_layers": len(model.blocks),
         "num_attention_heads": block.num_heads,
     }
-    if block.num_heads * block.head_dim != width:
+    if "head_dim" in settings or block.num_heads * block.head_dim != width:
         changes["head_dim"] = block.head_dim
     if "intermediate_size" in settings:
         changes["intermediate_size"] = block.hidden_dim
