@@ -168,15 +168,14 @@ def test_the_classifier_of_a_file_is_left_out_where_none_is_wanted(tmp_path: Pat
     save_dense(model, path)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     images = images_for(model, 2)
+    expected = model.forward_head(model.forward_features(images), pre_logits=True)
     sizes = {"num_heads": 4, "name": "vit_tiny_patch16_224"}
     for loaded in (
         load_dense(path, num_classes=0),
         load_dense(tmp_path / "weights.pth", num_classes=0, **sizes),
     ):
         assert shape_of(loaded).num_classes == 0
-        assert torch.equal(
-            loaded(images), model.forward_head(model.forward_features(images), True)
-        )
+        assert torch.equal(loaded(images), expected)
 
 
 def test_a_file_without_a_classifier_says_how_to_load_it(tmp_path: Path) -> None:

@@ -87,11 +87,11 @@ def parse_hugging_face_config(
     ):
         if not right:
             raise InputError(f"{where} has {key} {value!r:.80}, which must be {rule}.")
-    width, dims = config.get("hidden_size"), config.get("head_dim")
-    if dims is not None and type(width) is int and dims != width // heads:
+    dims, number = config.get("head_dim"), int(heads or 0)
+    if dims is not None and (type(dims) is not int or dims * number != config.get("hidden_size")):
         raise InputError(
-            f"{where} has head_dim {dims!r:.80}, which no dense timm model of its width has: it was "
-            "pruned. Load the timm model that it was made from, with `load_pruned`."
+            f"{where} has head_dim {dims!r:.80}, which no dense timm model of its width has: load "
+            "the timm model that it was made from, with `load_pruned`."
         )
     settings = {
         "num_heads": heads,
