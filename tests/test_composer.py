@@ -215,6 +215,7 @@ CASES: dict[type, dict[str, Case]] = {
             "epochs": 1, "batch_size": 64, "lr": 0.5, "weight_decay": 0.5, "warmup": 0.5,
             "clip_norm": 0.5, "distillation": 0.25, "temperature": 4.0, "ema": 0.5,
             "layer_decay": 0.5, "augment": True,
+            "label_smoothing": 0.1, "class_weights": "balanced", "metric": "macro_f1",
         }.items()
     },
     vro.CalibrationOptions: {
