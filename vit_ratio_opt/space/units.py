@@ -7,7 +7,6 @@ instead of removed whole.
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -15,6 +14,7 @@ from typing import Literal, get_args
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.space.pairs import RatioPair, check_pair, removed_units
 from vit_ratio_opt.space.shape import BlockShape, ViTShape
+from vit_ratio_opt.utils.checks import check_count
 
 __all__ = ["MIN_MHSA_UNITS", "MIN_NEURONS", "MhsaUnit", "StructuralUnits", "least_neurons"]
 
@@ -55,12 +55,7 @@ class StructuralUnits:
     def __post_init__(self) -> None:
         if self.unit not in get_args(MhsaUnit):
             raise InputError(f"`unit` must be 'head' or 'rank', but got {self.unit!r:.80}.")
-        try:
-            is_valid = operator.index(self.round_to) >= 1
-        except TypeError:  # no whole number
-            is_valid = False
-        if not is_valid:
-            raise InputError(f"`round_to` must be at least 1, but got {self.round_to!r:.80}.")
+        check_count("round_to", self.round_to)
 
     @property
     def mhsa_unit(self) -> MhsaUnit:
