@@ -52,7 +52,7 @@ def check_number(name: str, value: Any, rule: str, *, least: float, most: float)
     Raises:
         InputError: ``value`` is no finite number, or out of range.
     """
-    is_number = isinstance(value, Real) and type(value) is not bool
+    is_number = not isinstance(value, bool) and isinstance(value, Real)
     number = float(value) if is_number else math.nan
     if not (least <= number <= most) or number == math.inf:
         raise InputError(f"`{name}` must be {rule}, but got {value!r:.80}.")
