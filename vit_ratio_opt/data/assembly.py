@@ -14,7 +14,11 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.items import check_classes, check_labels, count_shared_images
 from vit_ratio_opt.data.options import LoadOptions
-from vit_ratio_opt.data.preprocessing import Preprocessing, resolve_preprocessing
+from vit_ratio_opt.data.preprocessing import (
+    Preprocessing,
+    resolve_preprocessing,
+    warn_if_assumed,
+)
 from vit_ratio_opt.data.reading import AsUint8, Files, find_first_image, read_all
 from vit_ratio_opt.data.splits import (
     Split,
@@ -74,6 +78,7 @@ def assemble(
     check_labels(name, classes, {_TITLES[split]: part.labels for split, part in read.items()})
     train, val, test = split_in_three(read, validation, options.val_fraction, seed)
     _warn_of_shared_images(name, read)
+    warn_if_assumed(name, resolved)  # after all errors, which it would only obscure
     return ImageData(
         name,
         train,

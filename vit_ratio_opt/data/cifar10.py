@@ -15,6 +15,7 @@ from vit_ratio_opt.data.preprocessing import (
     CIFAR10_STD,
     Preprocessing,
     resolve_preprocessing,
+    warn_if_assumed,
 )
 from vit_ratio_opt.data.splits import (
     Split,
@@ -71,6 +72,7 @@ def load_cifar10(
     resolved = resolve_preprocessing(
         "cifar10", (3, 32, 32), preprocess, mean=options.mean, std=options.std
     )
+    warn_if_assumed("cifar10", resolved)
     source = {
         "loader": "cifar10",
         "root": str(Path(root).resolve()),

@@ -22,8 +22,8 @@ from vit_ratio_opt.records.trials import has_tolerance
 from vit_ratio_opt.utils.files import (
     check_writable,
     check_writable_folder,
-    file_name,
     is_plain,
+    named_folder,
     why_not,
 )
 
@@ -128,7 +128,7 @@ class TensorBoardLog:
     def _write(self, study: Study, trial: FrozenTrial) -> None:
         known, dense = TrialRecord.read(trial), record_of(study).dense.val_accuracy
         drops = has_tolerance(study) and dense is not None
-        run = self.folder / file_name(study.study_name) / f"trial-{trial.number:04d}"
+        run = named_folder(self.folder, study.study_name) / f"trial-{trial.number:04d}"
         with self._writer(str(run)) as writer:
             for epoch, value in trial.intermediate_values.items():
                 writer.add_scalar("accuracy", (dense or 0) - value if drops else value, epoch)

@@ -7,6 +7,7 @@ instead of removed whole.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -16,7 +17,14 @@ from vit_ratio_opt.space.pairs import RatioPair, check_pair, removed_units
 from vit_ratio_opt.space.shape import BlockShape, ViTShape
 from vit_ratio_opt.utils.checks import check_count
 
-__all__ = ["MIN_MHSA_UNITS", "MIN_NEURONS", "MhsaUnit", "StructuralUnits", "least_neurons"]
+__all__ = [
+    "MIN_MHSA_UNITS",
+    "MIN_NEURONS",
+    "MhsaUnit",
+    "StructuralUnits",
+    "describe_least",
+    "least_neurons",
+]
 
 MhsaUnit = Literal["head", "rank"]
 """What ``mhsa_ratio`` counts: whole heads, or one dimension of every head of a block."""
@@ -174,4 +182,19 @@ class StructuralUnits:
     @property
     def minimum(self) -> str:
         """Return the minimum that every block keeps, in words."""
-        return f"{MIN_MHSA_UNITS} {self.mhsa_unit} and {least_neurons(self.round_to)} neurons"
+        hidden = [block.hidden_dim for block in self.shape.blocks]
+        mhsa = describe_least(self.steps[0], self._mhsa_units_by_block, self.mhsa_unit)
+        return f"{mhsa} and {describe_least(least_neurons(self.round_to), hidden, 'neuron')}"
+
+
+def describe_least(least: int, sizes: Sequence[int], unit: str) -> str:
+    """Return the units that every block keeps, in words: all of them where no block has more.
+
+    Args:
+        least: Number of units that every block keeps, if it has them.
+        sizes: Units of each block of the dense model.
+        unit: Name of one unit.
+    """
+    if least >= max(sizes):
+        return f"all {unit}s"
+    return f"{least} {unit}" if least == 1 else f"{least} {unit}s"
