@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchvision.datasets import CIFAR10
@@ -73,7 +74,7 @@ def load_cifar10(
         "cifar10", (3, 32, 32), preprocess, mean=options.mean, std=options.std
     )
     warn_if_assumed("cifar10", resolved)
-    source = {
+    source: dict[str, Any] = {
         "loader": "cifar10",
         "root": str(Path(root).resolve()),
         "validation": validation,
@@ -82,15 +83,10 @@ def load_cifar10(
         "mean": list(resolved.mean),
         "std": list(resolved.std),
     }
+    if not options.flip:
+        source["flip"] = False
     return ImageData(
-        "cifar10",
-        *splits,
-        classes,
-        resolved.mean,
-        resolved.std,
-        options.flip,
-        validation,
-        source if options.flip else {**source, "flip": False},
+        "cifar10", *splits, classes, resolved.mean, resolved.std, options.flip, validation, source
     )
 
 
