@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.space.pairs import RatioPair
     from vit_ratio_opt.space.structural import StructuralSpace
     from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule
-    from vit_ratio_opt.training.context import Metric, Trainer, TrialContext
+    from vit_ratio_opt.training.context import Trainer, TrialContext
     from vit_ratio_opt.training.evaluate import evaluate
     from vit_ratio_opt.training.finetune import finetune
     from vit_ratio_opt.training.recipe import Recipe

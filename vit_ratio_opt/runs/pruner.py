@@ -21,6 +21,7 @@ from vit_ratio_opt.runs.outcome import record_cost, record_sizes, trial_value
 from vit_ratio_opt.runs.suggest import suggest_pair
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import MACS, Cost
+from vit_ratio_opt.space.metric import ACCURACY, Metric
 
 __all__ = ["Pruner"]
 
@@ -90,27 +91,34 @@ class Pruner(ModelPruner):
         return model
 
     def result(
-        self, trial: BaseTrial, limit: Budget | Tolerance, accuracy: float, dense_accuracy: float
+        self,
+        trial: BaseTrial,
+        limit: Budget | Tolerance,
+        value: float,
+        dense_value: float,
+        *,
+        metric: Metric = ACCURACY,
     ) -> float:
-        """Record the accuracy of a trained model and return the value of the trial.
+        """Record the metric of a trained model and return the value of the trial.
 
-        Within a budget that is the accuracy itself. With a tolerance it is the share of the cost
+        Within a budget that is the metric itself. With a tolerance it is the share of the cost
         that is left, in a study that is minimised.
 
         Args:
             trial: Trial whose model was trained.
             limit: The limit of the search.
-            accuracy: Accuracy of the trained model, in per cent.
-            dense_accuracy: Accuracy of the dense model on the same images, in per cent.
+            value: Metric of the trained model, the accuracy in per cent by default.
+            dense_value: Metric of the dense model on the same images.
+            metric: Name, unit and direction of the metric, as the sampler has them.
 
         Raises:
             TrialPruned: The model loses more than the tolerance.
         """
-        drop = dense_accuracy - accuracy
-        write_trial(trial, accuracy=accuracy, accuracy_drop=drop)
+        loss = metric.loss(dense_value, value)
+        write_trial(trial, metric=metric, accuracy=value, accuracy_drop=loss)
         attributes = trial.user_attrs
         cost_ratio = attributes.get("cost_ratio", attributes["macs_ratio"])
-        return trial_value(trial, limit, accuracy=accuracy, drop=drop, cost_ratio=cost_ratio)
+        return trial_value(trial, limit, metric, value=value, loss=loss, cost_ratio=cost_ratio)
 
     def _describe_study(self, study: Study) -> None:
         """Record the sizes and costs of the dense model in the study, once."""

@@ -15,6 +15,7 @@ from vit_ratio_opt.search.plan import Plan
 from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.space.curve import cost_saved
+from vit_ratio_opt.space.metric import ACCURACY, Metric
 from vit_ratio_opt.space.pairs import PairSpace
 from vit_ratio_opt.utils.versions import installed_versions
 
@@ -30,12 +31,13 @@ class BinarySearchSampler(PlanSampler):
 
     Args:
         space: Space of the dense model, such as ``pruner.space``.
-        limit: :class:`~vit_ratio_opt.Budget` in a study that maximises the accuracy;
+        limit: :class:`~vit_ratio_opt.Budget` in a study of the metric;
             :class:`~vit_ratio_opt.Tolerance` in one that minimises the cost, whose trials set the
-            constraint ``accuracy_drop`` to the accuracy lost minus the tolerance; or a
-            custom limit or plan.
-        noise: Standard deviation of the accuracy over seeds, in percentage points; by default
-            that of the limit's ``plan`` method.
+            constraint ``metric.constraint`` to the loss minus the tolerance; or a custom limit or
+            plan.
+        metric: Name, unit and direction of the values; the accuracy in per cent by default.
+        noise: Standard deviation of the metric over seeds, in its unit; by default that of the
+            metric, or of the limit's ``plan`` method.
         confirmations: Number of times that the answer is trained again before the search ends.
         independent_sampler: Sampler of all other parameters; random by default.
         seed: Random seed of the default independent sampler.
@@ -55,13 +57,16 @@ class BinarySearchSampler(PlanSampler):
         space: PairSpace,
         limit: Limit | Plan,
         *,
+        metric: Metric | None = None,
         noise: float | Noise | None = None,
         confirmations: int = 1,
         independent_sampler: BaseSampler | None = None,
         seed: int | None = None,
         n_trials: int | None = None,
     ) -> None:
-        plan = plan_of(limit, space, noise=noise, confirmations=confirmations)
+        known = metric or ACCURACY
+        noise = known.noise if noise is None else noise
+        plan = plan_of(limit, space, noise=noise, confirmations=confirmations, metric=known)
         super().__init__(
             ratio_distributions(space),
             plan,
@@ -70,6 +75,7 @@ class BinarySearchSampler(PlanSampler):
             n_trials=n_trials,
         )
         self._limit = _limit_json(limit, space)
+        self._metric = metric
         self._space = space
         self._described: tuple[int, int] | None = None
 
@@ -106,6 +112,8 @@ class BinarySearchSampler(PlanSampler):
         study.set_user_attr("limit", self._limit)
         study.set_user_attr("versions", installed_versions())
         study.set_user_attr("saved", cost_saved(self._space))
+        if self._metric is not None and "metric" not in stored:
+            study.set_user_attr("metric", self._metric.to_json())
         study.set_user_attr("plan", plan_json())
 
 

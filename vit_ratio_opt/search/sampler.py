@@ -195,14 +195,15 @@ class PlanSampler(BaseSampler):
     def _check_study(self, study: Study, trial: FrozenTrial) -> None:
         """Refuse a study that would take the worst pair for the best.
 
-        A plan with a constraint minimises a cost. A plan that knows the dense model's accuracy
-        maximises accuracies; without it, either direction is possible.
+        A plan with a constraint minimises a cost. A plan that knows the dense model's value knows
+        the direction of the metric; without it, either direction is possible.
         """
         wanted = None
         if self._plan.constraint is not None:
             wanted = StudyDirection.MINIMIZE
         elif getattr(self._plan, "dense", None) is not None:
-            wanted = StudyDirection.MAXIMIZE
+            is_larger = getattr(self._plan, "larger_is_better", True)
+            wanted = StudyDirection.MAXIMIZE if is_larger else StudyDirection.MINIMIZE
         if wanted is not None and study.direction != wanted:
             raise InputError(
                 f"Study {study.study_name!r} has direction {study.direction.name.lower()!r}, but "

@@ -17,7 +17,8 @@ from vit_ratio_opt.models.device import (
     precision_of,
     resolve_device,
 )
-from vit_ratio_opt.training.context import Metric, TrialContext
+from vit_ratio_opt.space.metric import ACCURACY
+from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.evaluate import evaluate, predict
 from vit_ratio_opt.training.finetune import finetune
@@ -53,7 +54,7 @@ class ImageTrainer:
         InputError: This machine has no such device, or the precision is unknown.
     """
 
-    metric = Metric("accuracy", "%")
+    metric = ACCURACY
 
     def __init__(
         self,
