@@ -362,7 +362,7 @@ def test_the_smallest_value_is_the_best_where_smaller_is_better(task, url):
     said = " ".join(run(search, study, 4))
     assert study.direction == StudyDirection.MINIMIZE
     screened = {(first, second): value for first, second, value in study.user_attrs["screened"]}
-    assert pairs_of(study)[1] == min(screened, key=screened.__getitem__)
+    assert min(screened, key=screened.__getitem__) in pairs_of(study)[:2]
     answer = search.answer(study)
     best = min(trial.value for trial in study.trials)
     assert answer.found.own_accuracies[0] == pytest.approx(best)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from vit_ratio_opt.data.preprocessing import Preprocessing, check_channels, to_floats
 from vit_ratio_opt.data.splits import Split, Validation
 
-__all__ = ["ImageData"]
+__all__ = ["ImageData", "Task"]
+
+Task = Literal["single-label", "multi-label", "regression"]
+"""What the labels of a data set are."""
 
 # Keys of `ImageData.source` that change no pixel, or are settings of their own.
 _NO_PREPROCESSING = {
@@ -43,6 +46,9 @@ class ImageData:
         validation: Origin of ``val``: ``"train"`` or ``"test"`` images, or given ``"val"`` images.
         source: JSON values from which :func:`~vit_ratio_opt.data.load.load_again` loads the data
             set elsewhere: ``loader`` and its arguments. Empty if that is not possible.
+        task: Task of the labels: ``"single-label"`` has int64 labels ``(images,)``,
+            ``"multi-label"`` float32 labels ``(images, classes)`` of 0 and 1, and
+            ``"regression"`` float32 targets ``(images, targets)``, which ``classes`` names.
 
     Raises:
         InputError: ``mean`` or ``std`` are not of pixels in [0, 1].
@@ -58,6 +64,7 @@ class ImageData:
     flip: bool = True
     validation: Validation = "train"
     source: dict[str, Any] = field(default_factory=dict)
+    task: Task = "single-label"
 
     def __post_init__(self) -> None:
         Preprocessing(to_floats(self.mean), to_floats(self.std), (1, 1))
