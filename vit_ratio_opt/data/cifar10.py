@@ -9,7 +9,7 @@ from torchvision.datasets import CIFAR10
 
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.data.image_data import ImageData
-from vit_ratio_opt.data.options import LoadOptions
+from vit_ratio_opt.data.options import LoadOptions, check_class_folders
 from vit_ratio_opt.data.preprocessing import (
     CIFAR10_MEAN,
     CIFAR10_STD,
@@ -60,6 +60,7 @@ def load_cifar10(
             "`exif_rotation` and `skip_damaged` are for image files, but CIFAR-10 has none: leave "
             "them out."
         )
+    check_class_folders(options, "CIFAR-10")
     if not download:
         check_folder(root)
     validation = validation or "train"
