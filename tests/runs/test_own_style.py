@@ -391,3 +391,55 @@ def test_a_tolerance_is_in_the_unit_of_a_metric_that_is_better_when_smaller(task
 def test_a_recipe_needs_images_with_labels(task):
     with pytest.raises(InputError, match="Training by a recipe needs `data` with labels"):
         compose(task, vro.Recipe())
+
+
+def test_a_study_that_would_call_the_worst_pair_the_best_is_refused(pruner):
+    study = optuna.create_study(sampler=vro.BinarySearchSampler(pruner.space, LIMIT))
+    with pytest.raises(InputError, match=r"direction 'minimize'.* `direction='maximize'`"):
+        study.optimize(lambda trial: float(pruner.suggest(trial, LIMIT) is None), n_trials=1)
+    others = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    with pytest.raises(InputError, match="a smaller value is better, give"):
+        pruner.suggest(others.ask(), LIMIT)
+
+
+def test_a_loss_is_minimised_where_the_metric_says_so(pruner):
+    metric = vro.Metric("loss", larger_is_better=False, noise=0.01)
+    sampler = vro.BinarySearchSampler(pruner.space, LIMIT, metric=metric)
+    study = optuna.create_study(sampler=sampler)
+
+    def objective(trial):
+        pruner.suggest(trial, LIMIT)
+        value = abs(trial.params["mhsa_ratio"] - 0.3)
+        return pruner.result(trial, LIMIT, value, 0.0)
+
+    study.optimize(objective, n_trials=8)
+    found = answer_of(study).found
+    assert found.pair == study.sampler.answer(study)
+    assert abs(found.pair[0] - 0.3) < 0.1
+    assert found.accuracy < 0.1
+    assert "validation loss expected" in str(answer_of(study))
+
+
+def test_another_learning_rate_is_no_certainty(pruner):
+    """Two trainings of a pair that differ by points leave doubts about all pairs."""
+    study = open_study(pruner, InMemoryStorage())
+    values = iter([93.0, 97.0, 90.0, 96.5, 96.0, 92.0])
+
+    def objective(trial):
+        pruner.suggest(trial, LIMIT)
+        return next(values)
+
+    study.optimize(objective, n_trials=2)
+    best = study.best_params
+    study.enqueue_trial(best)
+    study.optimize(objective, n_trials=2)
+    answer = answer_of(study)
+    assert answer.found.error > 0.5
+    assert 0.5 < answer.found.probability < 0.99
+
+
+def test_an_accuracy_as_a_fraction_is_warned_about(pruner, caplog):
+    study = open_study(pruner, InMemoryStorage())
+    optuna.logging.enable_propagation()
+    study.optimize(lambda trial: 0.0 * len(pruner.suggest(trial, LIMIT).blocks) + 0.9, n_trials=1)
+    assert "The first value is 0.9: an accuracy is expected in per cent" in caplog.text

@@ -25,6 +25,7 @@ from vit_ratio_opt.search.binary_search import BinarySearchSampler
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.claims import refuse_surplus
 from vit_ratio_opt.search.limits import Budget, Limit, Tolerance, direction_of
+from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Plan
 from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.search.space import ratio_distributions
@@ -89,7 +90,8 @@ class TestOptunaKitOfASpace(
 @pytest.mark.parametrize("limit", LIMITS)
 def test_search_is_that_of_the_limits_plan(limit: Limit) -> None:
     ours = create(limit)
-    plan = limit.plan(SPACE, confirmations=1)
+    guess = Noise(0.5, is_known=False) if isinstance(limit, Budget) else None
+    plan = limit.plan(SPACE, confirmations=1, noise=guess)
     theirs = optuna.create_study(
         direction=direction_of(limit),
         sampler=PlanSampler(ratio_distributions(SPACE), plan, seed=0),
@@ -183,7 +185,7 @@ def test_a_study_of_the_wrong_direction_is_refused() -> None:
     study = optuna.create_study(
         sampler=BinarySearchSampler(SPACE, TOLERANCE), direction="maximize"
     )
-    with pytest.raises(InputError, match="needs 'minimize'"):
+    with pytest.raises(InputError, match="create it with `direction='minimize'`"):
         study.optimize(objective(TOLERANCE), n_trials=1)
     assert study.user_attrs == {}
 

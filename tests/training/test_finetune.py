@@ -11,7 +11,6 @@ import torch
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.training.context import (
-from vit_ratio_opt.training.losses import TaskLoss
     Stopwatch,
     TrainingDiverged,
     TrainingStopped,
@@ -19,6 +18,7 @@ from vit_ratio_opt.training.losses import TaskLoss
 )
 from vit_ratio_opt.training.evaluate import evaluate, predict
 from vit_ratio_opt.training.finetune import finetune
+from vit_ratio_opt.training.losses import TaskLoss
 from vit_ratio_opt.training.recipe import Recipe
 
 

@@ -19,13 +19,13 @@ from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.records.trial import write_trial
 from vit_ratio_opt.records.trials import finished_trials
-from vit_ratio_opt.runs.admission import check_direction
 from vit_ratio_opt.runs.contracts import JournalProtocol, PrunerProtocol
 from vit_ratio_opt.runs.lineage import fetch_state, interrupted_trials, state_artifact
 from vit_ratio_opt.runs.outcome import record_cost, record_sizes, trial_value
 from vit_ratio_opt.runs.parents import find_parent
 from vit_ratio_opt.runs.resume import copy_progress, next_seed
 from vit_ratio_opt.runs.suggest import suggest_pair
+from vit_ratio_opt.search.direction import check_direction
 from vit_ratio_opt.search.limits import Budget, Tolerance, direction_of
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import (

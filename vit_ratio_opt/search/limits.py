@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.direction import Direction
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair, Plan
 from vit_ratio_opt.search.tolerance import ToleranceSearch
@@ -17,9 +18,7 @@ from vit_ratio_opt.space.curve import curve_and_baseline, fixed_ratio_pair, pair
 from vit_ratio_opt.space.metric import ACCURACY, Metric
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair
 
-__all__ = ["Budget", "Direction", "Limit", "Tolerance", "direction_of", "plan_of"]
-
-Direction = Literal["maximize", "minimize"]
+__all__ = ["Budget", "Limit", "Tolerance", "direction_of", "plan_of"]
 
 # Standard deviation of the metric over seeds, as a share of the tolerance, where nothing is
 # known of it: trainings of a pair correct it.
