@@ -44,11 +44,10 @@ def load_cifar10(
     Args:
         root: Folder with ``cifar-10-batches-py``.
         preprocess: Mean and standard deviation of the model; CIFAR-10's own by default.
-        validation: Images from which the validation split is taken: ``"train"``, the default, for
-            a fraction of the training images, or ``"test"`` for one half of the test images.
+        validation: Origin of the validation split: a fraction of the training images
+            (``"train"``, the default), or half of the test images (``"test"``).
         seed: Random seed of the stratified split.
-        download: Whether to download the images if they are missing; by default only if the
-            folder ``root`` exists.
+        download: Whether to download missing images; by default if the folder ``root`` exists.
         options: Mean, standard deviation, and share of validation images.
 
     Raises:

@@ -45,34 +45,27 @@ def load_csv_images(
     they are named for. Files that have no class in common were made for few-shot learning, such
     as Mini-ImageNet's (Vinyals 2016): for classification all images are pooled and split by class.
 
-    With ``options=LoadOptions(task="multi-label", label_key=["cat", "dog"])`` each of these
-    columns has a 0 or 1 for a class; with ``LoadOptions(task="multi-label",
-    label_separator=";")`` the column ``label`` has all classes of an image, or none. With
-    ``task="regression"`` each column of ``label_key`` has a target. Files of such labels are the
-    splits that they are named for; a ``train.csv`` alone is pooled and split at random.
+    The options name columns with a 0 or 1 for each class, with all classes of an image, or with
+    targets of a regression. These files are splits, too; a ``train.csv`` alone is pooled.
 
     Args:
         root: Folder with the images and any of the three files.
-        preprocess: Preprocessing of the model's images: size, crop and normalisation, see
+        preprocess: The model's preprocessing, see
             :func:`vit_ratio_opt.data.preprocessing.preprocess_of`. Without it, CIFAR-10's
             normalisation is assumed, with a warning.
         image_size: Pixels of a side, or height and width, to which images are resized and
-            cropped; by default that of ``preprocess``, else the shorter side of the first image.
-        validation: Images from which the validation split is taken: ``"val"`` for those of
-            ``val.csv``, the default if there are three files with the same classes; ``"train"``
-            for a fraction of the training images, else the default; ``"test"`` for one half of
-            the test images.
-        test_fraction: Pools all images, whichever files name them, and takes this share (of each
-            class, where an image has one) as the test split, independent of ``seed``. By default
-            a fifth is taken if the files have no class in common.
+            cropped; by default that of ``preprocess``, else the first image's shorter side.
+        validation: Images from which the validation split is taken: ``"val"`` for ``val.csv``,
+            the default if there are three files of splits; ``"train"`` for a fraction of the
+            training images, else the default; ``"test"`` for one half of the test images.
+        test_fraction: Pools the images of all files and takes this share as the test split,
+            independent of ``seed``. By default a fifth if the files have no class in common.
         seed: Random seed of the validation split.
-        options: Normalisation, share of validation images, EXIF rotation, damaged images, task,
-            and columns of the labels.
+        options: Normalisation, damaged images, task, columns of the labels, and others.
 
     Raises:
-        InputError: A file is missing, empty or has other columns or other classes, a label is out
-            of range, a row names an image outside of ``root/images``, or a file cannot be split;
-            or images cannot be read.
+        InputError: A table or an image cannot be read, columns or classes differ, a label is out
+            of range, or the images cannot be split.
     """
     options, root = options or LoadOptions(), check_folder(root)
     tables = read_csv_tables(root, options)
@@ -81,14 +74,7 @@ def load_csv_images(
     if test_fraction is None and not are_splits(root, tables, options.task):
         test_fraction = _TEST_FRACTION
     if test_fraction is None:
-        parts = {
-            split: Files(
-                [root / "images" / name for name in table],
-                _targets(list(table.values()), form),
-                read,
-            )
-            for split, table in tables.items()
-        }
+        parts = {name: _files(root, table, form, read) for name, table in tables.items()}
     else:
         rows = [row for table in tables.values() for row in table.items()]
         parts = pool(root, list(dict.fromkeys(rows)), form, read, test_fraction)
@@ -114,6 +100,12 @@ def _classes(tables: Mapping[str, Table], options: LoadOptions) -> list[str]:
     if options.label_separator is None:
         return list(label_columns(options))
     return sorted({name for label in labels for name in label})
+
+
+def _files(root: Path, table: Table, form: ItemFormat, read: Callable[..., Any]) -> Files:
+    """Return the images of a table."""
+    paths = [root / "images" / name for name in table]
+    return Files(paths, _targets(list(table.values()), form), read)
 
 
 def _targets(labels: Sequence[Any], form: ItemFormat) -> list[int] | torch.Tensor:

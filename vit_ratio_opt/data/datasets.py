@@ -36,9 +36,9 @@ def load_datasets(
     An item is a pair, or a dictionary such as ``{"image": ..., "label": ...}`` of Hugging Face
     or ``{"jpg": ..., "cls": ...}`` of WebDataset, whose streams are read into a list first. An
     image is anything that :func:`vit_ratio_opt.data.images.to_uint8` accepts. A label is a whole
-    number from 0; of several labels, a 0 or 1 for each class, or the list of ``ClassLabel`` of
-    Hugging Face; of a regression, a number for each target. Every item is read once, but of
-    torchvision's folders that do not fit in memory only some are.
+    number from 0; of several labels, a 0 or 1 for each class, or a list of ``ClassLabel``; of a
+    regression, a number for each target. Every item is read once, but only some of torchvision's
+    folders that do not fit in memory.
 
     Args:
         splits: Data sets by split: ``"train"``, ``"test"`` and perhaps ``"val"``, also called
@@ -62,38 +62,12 @@ def load_datasets(
             cannot be read, images differ in channels, a label is out of range, the classes do not
             fit or are not known, or the split cannot be made.
     """
-    options = options or LoadOptions()
-    splits = _with_usual_names(splits)
-    if not {"train", "test"} <= set(splits) <= {"train", "test", "val"}:
-        raise InputError(
-            f"`splits` must have 'train', 'test' and perhaps 'val', but has {list(splits)!r:.80}."
-        )
-    if options.label_separator is not None:
-        raise InputError(
-            "`label_separator` is for tables: give each item of a data set a 0 or 1 for each "
-            "class."
-        )
-    if options.exif_rotation:
-        raise InputError(
-            "`exif_rotation` is for image files: turn the images of a data set in its transform."
-        )
-    known, are_positions = find_label_format(splits, options.label_keys, options.task)
-    if classes is None and known is None:
-        raise InputError(
-            f"{name}: the data sets know no names of classes: give them, in the order of the "
-            "labels, as `classes`."
-        )
-    form = ItemFormat(
-        known or () if classes is None else classes,
-        options.task,
-        options.image_key,
-        options.label_keys,
-        are_positions,
-    )
+    options, splits = options or LoadOptions(), _with_usual_names(splits)
+    _check(options)
     data = assemble(
         splits,
         name=name,
-        form=form,
+        form=_format(name, splits, classes, options),
         preprocess=preprocess,
         image_size=image_size,
         validation=validation or ("val" if "val" in splits else "train"),
@@ -103,10 +77,49 @@ def load_datasets(
     return replace(data, source={})  # these data sets exist in this process only
 
 
+def _check(options: LoadOptions) -> None:
+    """Refuse options for files and tables."""
+    if options.label_separator is not None:
+        raise InputError(
+            "`label_separator` is for tables: give each item of a data set a 0 or 1 for each "
+            "class."
+        )
+    if options.exif_rotation:
+        raise InputError(
+            "`exif_rotation` is for image files: turn the images of a data set in its transform."
+        )
+
+
+def _format(
+    name: str,
+    splits: Mapping[str, Dataset[Any]],
+    classes: Sequence[str] | None,
+    options: LoadOptions,
+) -> ItemFormat:
+    """Return the form of the items, with the given names of classes or those of a data set."""
+    known, are_positions = find_label_format(splits, options.label_keys, options.task)
+    if classes is None:
+        if known is None:
+            raise InputError(
+                f"{name}: the data sets know no names of classes: give them, in the order of the "
+                "labels, as `classes`."
+            )
+        classes = known
+    return ItemFormat(classes, options.task, options.image_key, options.label_keys, are_positions)
+
+
 def _with_usual_names(splits: Mapping[str, Dataset[Any]]) -> dict[str, Dataset[Any]]:
-    """Return data sets with the names of splits that this package uses."""
+    """Return data sets with the names of splits that this package uses.
+
+    Raises:
+        InputError: A split is missing, unknown, or there twice.
+    """
     usual = {name: split for split, names in SPLIT_NAMES.items() for name in names}
     renamed = [usual.get(name, name) for name in splits]
     if len(set(renamed)) < len(renamed):
         raise InputError(f"`splits` has one split twice: {list(splits)!r:.80}.")
+    if not {"train", "test"} <= set(renamed) <= {"train", "test", "val"}:
+        raise InputError(
+            f"`splits` must have 'train', 'test' and perhaps 'val', but has {list(splits)!r:.80}."
+        )
     return dict(zip(renamed, splits.values(), strict=True))
