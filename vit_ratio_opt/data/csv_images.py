@@ -44,7 +44,6 @@ def load_csv_images(
     Each row has a ``filename`` and a ``label``. Files with the same classes are the splits that
     they are named for. Files that have no class in common were made for few-shot learning, such
     as Mini-ImageNet's (Vinyals 2016): for classification all images are pooled and split by class.
-
     The options name columns with a 0 or 1 for each class, with all classes of an image, or with
     targets of a regression. These files are splits, too; a ``train.csv`` alone is pooled.
 
