@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from vit_ratio_opt.model_files.export import export_model
     from vit_ratio_opt.model_files.load import load_demo_model, load_dense, load_pruned
     from vit_ratio_opt.model_files.save import save_dense, save_pruned
+    from vit_ratio_opt.models.adapters import merge_adapters
     from vit_ratio_opt.models.convert import to_timm
     from vit_ratio_opt.models.create import create_model
     from vit_ratio_opt.models.families import FAMILIES
     from vit_ratio_opt.models.family import AttentionKind, Branch, Family
+    from vit_ratio_opt.models.larger import replace_encoder
     from vit_ratio_opt.models.shape import shape_of
+    from vit_ratio_opt.models.to_hugging_face import to_huggingface
     from vit_ratio_opt.pruning.calibration import Calibration, calibrate
     from vit_ratio_opt.pruning.importance import (
         Importance,
@@ -98,9 +101,12 @@ _HOMES = {
         "save_dense",
         "save_pruned",
     ),
+    "models.adapters": ("merge_adapters",),
     "models.convert": ("to_timm",),
     "models.create": ("create_model",),
+    "models.larger": ("replace_encoder",),
     "models.shape": ("shape_of",),
+    "models.to_hugging_face": ("to_huggingface",),
     "pruning.calibration": (
         "Calibration",
         "calibrate",
@@ -239,14 +245,17 @@ __all__ = [
     "load_pruned",
     "load_search",
     "magnitude_importance",
+    "merge_adapters",
     "preprocess_of",
     "prune",
     "repair",
+    "replace_encoder",
     "run_worker",
     "save_dense",
     "save_pruned",
     "shape_of",
     "taylor_importance",
+    "to_huggingface",
     "to_timm",
 ]
 

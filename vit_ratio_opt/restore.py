@@ -16,6 +16,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_again as load_model_again
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.copies import freeze_parts
 from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.pruning.options import (
@@ -159,6 +160,7 @@ def _dense_model(record: StudyRecord, places: Places) -> ViT:
             f"The dense model here has the weights of study {name!r}, but computes something "
             f"else ({', '.join(other)}): give --checkpoint."
         )
+    freeze_parts(model, settings.frozen or ())
     return model
 
 
@@ -226,6 +228,7 @@ def _pruning(settings: StudySettings) -> Pruning:
         allocation=cast(Any, settings.allocation),
         round_to=settings.round_to,
         by_cascade=settings.by_cascade,
+        bounds=settings.bounds or {},
     )
     if settings.ranges is None or isinstance(pruning, Structural):
         return pruning

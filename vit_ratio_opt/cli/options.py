@@ -282,6 +282,15 @@ class PruningOptions:
             max=65_536,
         ),
     ] = 1
+    skip: Annotated[
+        str | None,
+        option(
+            Panel.PRUNING,
+            "Parts of the model that are not pruned, with commas between them: blocks, attentions "
+            "and FFNs, such as blocks.0,blocks.11.attn. Fine-tuning still trains them.",
+            callback=check_text,
+        ),
+    ] = None
 
 
 def chosen_pruning(options: PruningOptions) -> Pruning:
@@ -297,6 +306,7 @@ def chosen_pruning(options: PruningOptions) -> Pruning:
         unit=options.mhsa_unit,
         repair=options.repair,
         round_to=options.round_to,
+        skip=tuple(name.strip() for name in (options.skip or "").split(",") if name.strip()),
     )
 
 

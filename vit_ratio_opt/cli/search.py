@@ -137,10 +137,14 @@ def _check_budget(options: SearchCommandOptions, dense: Any) -> None:
     if options.budget is None or options.strategy != "structural" or options.cost == "latency":
         return
     from vit_ratio_opt.models.shape import shape_of
+    from vit_ratio_opt.pruning.bounds import resolve_bounds
+    from vit_ratio_opt.pruning.options import Structural
     from vit_ratio_opt.space.structural import StructuralSpace
 
-    cost = cost_named(options.cost)
-    space = StructuralSpace(shape_of(dense), options.mhsa_unit, options.round_to, cost)
+    cost, pruning = cost_named(options.cost), chosen_pruning(options)
+    assert isinstance(pruning, Structural)
+    bounds = resolve_bounds(dense, pruning.skip, pruning.bounds)
+    space = StructuralSpace(shape_of(dense), pruning.unit, pruning.round_to, cost, bounds=bounds)
     check_budget(space, options.budget)
     if options.fixed_ratio:
         fixed_ratio_pair(space, options.budget)

@@ -21,6 +21,8 @@ __all__ = ["answer_sentences", "expected_text", "summary", "title"]
 
 # Accuracies of single trainings that a sentence lists.
 _MOST_VALUES = 4
+# Parts of a model that a sentence lists.
+_MOST_PARTS = 8
 
 
 def title(study: Study) -> str:
@@ -44,10 +46,11 @@ def summary(study: Study, studies: Sequence[Study] = ()) -> list[str]:
     study = snapshot(study)
     answer = answer_of(study)
     sentence, *why = answer_sentences(study)
+    aim = " ".join([_aim(study), *_parts(study)])
     if answer is None:
-        return [_aim(study), sentence]
+        return [aim, sentence]
     return [
-        _aim(study),
+        aim,
         sentence,
         *_comparison(study, answer, studies),
         *_measurements(study, answer),
@@ -73,6 +76,34 @@ def _aim(study: Study) -> str:
         return f"{aim}."
     takes = "" if record.latency is None else f", and takes {_conditions(record.latency)}"
     return f"{aim}; the dense model {' and '.join(has)}{takes}."
+
+
+def _parts(study: Study) -> list[str]:
+    """Return which parts of the model are not pruned or not trained, in sentences."""
+    settings = record_of(study).optional_settings
+    if settings is None:
+        return []
+    bounds, sentences = settings.bounds or {}, []
+    whole = [name for name, (_, high) in bounds.items() if high == 0]
+    if whole:
+        sentences.append(f"Not pruned: {_listed(whole)}.")
+    limited = [
+        f"{shorten(name)} loses {100 * low:g} to {100 * high:g} %"
+        for name, (low, high) in bounds.items()
+        if high > 0
+    ]
+    if limited:
+        sentences.append(f"Bounds of single parts: {_listed(limited)}.")
+    if settings.frozen:
+        sentences.append(f"Frozen, so not trained: {_listed(settings.frozen)}.")
+    return sentences
+
+
+def _listed(items: Sequence[str]) -> str:
+    """Return the first of some texts, and how many more there are."""
+    more = len(items) - _MOST_PARTS
+    shown = ", ".join(shorten(item) for item in items[:_MOST_PARTS])
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def answer_sentences(study: Study) -> list[str]:

@@ -46,6 +46,8 @@ _STARTS_FROM = (
     *("pruned", "rule", "by_cascade", "mhsa_unit", "repair", "allocation", "round_to"),
     *("calibration_images", "seed"),
 )
+# The same, left out where they are None: earlier versions did not have them.
+_MAY_START_FROM = ("bounds", "frozen")
 
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
@@ -147,6 +149,7 @@ class PruningObjective:
         """Return the JSON values that identify the training of a pair in its saved state."""
         known = self.pruner.identity()
         pruning = {name: known[name] for name in _STARTS_FROM}
+        pruning |= {name: known[name] for name in _MAY_START_FROM if known.get(name) is not None}
         pruning["iterative"] = self.iterative
         return {"pair": list(pair), "dense": known["weights"], "pruning": pruning}
 

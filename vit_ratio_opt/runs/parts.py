@@ -90,6 +90,8 @@ class SearchParts:
             calibration=self.options.calibration,
             seed=self.options.seed,
         )
+        if self.options.iterative:
+            self.pruner.check_parents()
         self.curve: tuple[RatioPair, ...] = ()
         self.baseline: RatioPair | None = None
         self._price(self.cost)

@@ -32,7 +32,7 @@ class Pruner(ModelPruner):
 
     Args:
         dense: The dense, fine-tuned ViT. It is copied; the copy is in float32 and on the same
-            device.
+            device. Its frozen parts are frozen in the pruned models too.
         images: Calibration images: batches ``(batch, channels, height, width)``, normalised as
             for training, on the model's device, alone or with their labels.
         pruning: Weights, patches or both; :class:`~vit_ratio_opt.Structural` by default.
