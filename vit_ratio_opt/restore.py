@@ -34,7 +34,7 @@ from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import Cost, Latency, cost_named
 from vit_ratio_opt.space.tokens import CP_VIT, CascadeRule
-from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.training.recipe import CUSTOM, Recipe
 from vit_ratio_opt.utils.text import shorten
 from vit_ratio_opt.utils.untrusted import check_marked, is_marked
 
@@ -105,12 +105,14 @@ def _check_no_custom_parts(record: StudyRecord) -> None:
     """Refuse a study with parts that only the script that created it has.
 
     Raises:
-        InputError: The study has a custom trainer or custom images.
+        InputError: The study has a custom trainer, custom images or a custom metric.
     """
     if record.settings.trainer is not None:
         part = "a custom trainer"
     elif not record.origin.get("data"):
         part = "custom images"
+    elif str((record.settings.recipe or {}).get("metric", "")).startswith(CUSTOM):
+        part = "a custom metric"
     else:
         return
     raise InputError(f"Study {record.name!r} has {part}: run the script that created it.")

@@ -15,6 +15,7 @@ from vit_ratio_opt.cli.command import (
     option,
 )
 from vit_ratio_opt.data.preprocessing import LARGEST_SIDE
+from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.pruning.options import Pruning, pruning_options
 from vit_ratio_opt.runs.options import Places
 from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
@@ -219,6 +220,37 @@ class ImageOptions:
     ] = None
     exif_rotation: ExifRotationOption = False
     skip_damaged: SkipDamagedOption = False
+    task: Annotated[
+        Task,
+        option(
+            Panel.DATA,
+            "What the labels are: one class for each image, several classes, or numbers. The last "
+            "two need a train.csv.",
+        ),
+    ] = "single-label"
+    image_column: Annotated[
+        str | None,
+        option(
+            Panel.DATA,
+            "Column of train.csv with the names of the image files. By default 'filename'.",
+        ),
+    ] = None
+    label_columns: Annotated[
+        str | None,
+        option(
+            Panel.DATA,
+            "Columns of train.csv with the labels, separated by commas: one, or one of 0 and 1 "
+            "for each class, or one for each number of a regression. By default 'label'.",
+        ),
+    ] = None
+    label_separator: Annotated[
+        str | None,
+        option(
+            Panel.DATA,
+            "Character between the classes of an image where one column of train.csv has all of "
+            "them, such as ';'.",
+        ),
+    ] = None
     validation: Annotated[
         Literal["train", "val", "test"] | None,
         option(

@@ -9,12 +9,12 @@ from optuna.study import Study
 
 from vit_ratio_opt.records.answer import Answer, answer_of
 from vit_ratio_opt.records.candidates import Candidate
-from vit_ratio_opt.records.labels import ACCURACY, MetricRecord
 from vit_ratio_opt.records.loading import baseline_of
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import StudyRecord, record_of
 from vit_ratio_opt.records.trials import finished_trials, tested_accuracy
 from vit_ratio_opt.report.rows import answer_row, dense_ms
+from vit_ratio_opt.space.metric import ACCURACY, Metric
 from vit_ratio_opt.utils.text import shorten
 
 __all__ = ["answer_sentences", "expected_text", "summary", "title"]
@@ -147,7 +147,7 @@ def answer_sentences(study: Study) -> list[str]:
     ]
 
 
-def expected_text(found: Candidate, metric: MetricRecord = ACCURACY) -> str:
+def expected_text(found: Candidate, metric: Metric = ACCURACY) -> str:
     """Return the posterior mean and its standard error, such as ``95.31 ± 0.42 %``.
 
     The error is left out where the study knows no noise.
@@ -171,7 +171,7 @@ def _why_the_baseline(answer: Answer) -> str:
     )
 
 
-def _trainings(found: Candidate, metric: MetricRecord) -> str:
+def _trainings(found: Candidate, metric: Metric) -> str:
     values = [metric.number(accuracy) for accuracy in found.own_accuracies]
     unit = f" {metric.unit}".rstrip()
     stopped = len(values) - found.trained
