@@ -34,8 +34,8 @@ class Search(SearchTask):
     """Search of the two pruning ratios of a dense ViT.
 
     Args:
-        dense: The dense, fine-tuned ViT. It is copied, not changed. The copy is in float32, and
-            none of its weights are frozen.
+        dense: The dense, fine-tuned ViT. It is copied, not changed. The copy is in float32. Parts
+            that are frozen (``requires_grad`` is False) stay frozen in fine-tuning.
         data: Images of training, validation and test. With a custom trainer this may also be
             an iterable of calibration batches, normalised and on the device of ``dense``.
         limit: :class:`~vit_ratio_opt.Budget` or :class:`~vit_ratio_opt.Tolerance`.

@@ -16,6 +16,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_again as load_model_again
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.copies import freeze_parts
 from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.pruning.options import (
@@ -33,7 +34,7 @@ from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import Cost, Latency, cost_named
 from vit_ratio_opt.space.tokens import CP_VIT, CascadeRule
-from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.training.recipe import CUSTOM, Recipe
 from vit_ratio_opt.utils.text import shorten
 from vit_ratio_opt.utils.untrusted import check_marked, is_marked
 
@@ -104,12 +105,14 @@ def _check_no_custom_parts(record: StudyRecord) -> None:
     """Refuse a study with parts that only the script that created it has.
 
     Raises:
-        InputError: The study has a custom trainer or custom images.
+        InputError: The study has a custom trainer, custom images or a custom metric.
     """
     if record.settings.trainer is not None:
         part = "a custom trainer"
     elif not record.origin.get("data"):
         part = "custom images"
+    elif str((record.settings.recipe or {}).get("metric", "")).startswith(CUSTOM):
+        part = "a custom metric"
     else:
         return
     raise InputError(f"Study {record.name!r} has {part}: run the script that created it.")
@@ -157,6 +160,7 @@ def _dense_model(record: StudyRecord, places: Places) -> ViT:
             f"The dense model here has the weights of study {name!r}, but computes something "
             f"else ({', '.join(other)}): give --checkpoint."
         )
+    freeze_parts(model, settings.frozen or ())
     return model
 
 
@@ -224,6 +228,7 @@ def _pruning(settings: StudySettings) -> Pruning:
         allocation=cast(Any, settings.allocation),
         round_to=settings.round_to,
         by_cascade=settings.by_cascade,
+        bounds=settings.bounds or {},
     )
     if settings.ranges is None or isinstance(pruning, Structural):
         return pruning

@@ -26,7 +26,7 @@ def arguments(files):
 @pytest.fixture
 def without_a_look(monkeypatch):
     """Searches begin without evaluating pairs; the search of ``searched`` begins as users' do."""
-    monkeypatch.setattr(search_task, "screen", lambda *arguments: {})
+    monkeypatch.setattr(search_task, "screen", lambda *arguments, **options: {})
     monkeypatch.setattr(search_task, "likely_path", lambda *arguments: ())
 
 

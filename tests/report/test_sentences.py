@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from vit_ratio_opt.records.answer import answer_of
-from vit_ratio_opt.records.labels import ACCURACY
 from vit_ratio_opt.records.loading import baseline_of
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.report.sentences import summary
+from vit_ratio_opt.space.metric import ACCURACY
 
 
 @pytest.mark.parametrize("budget", [0.5, None])

@@ -111,15 +111,22 @@ def load_option_images(options: ImageOptions, dense: Any, seed: int) -> ImageDat
     from vit_ratio_opt.data.options import LoadOptions
     from vit_ratio_opt.data.preprocessing import preprocess_or_assume
 
+    columns = options.label_columns
+    load_options = LoadOptions(
+        exif_rotation=options.exif_rotation,
+        skip_damaged=options.skip_damaged,
+        task=options.task,
+        image_key=options.image_column,
+        label_key=None if columns is None else [name.strip() for name in columns.split(",")],
+        label_separator=options.label_separator,
+    )
     return load_images(
         options.data,
         image_size=options.image_size,
-        validation=options.validation or default_validation(options.data, "test"),
+        validation=options.validation or default_validation(options.data, "test", load_options),
         seed=seed,
         preprocess=preprocess_or_assume(dense),
-        options=LoadOptions(
-            exif_rotation=options.exif_rotation, skip_damaged=options.skip_damaged
-        ),
+        options=load_options,
     )
 
 

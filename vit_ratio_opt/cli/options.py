@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from vit_ratio_opt.cli.command import LONGEST_SECONDS, Panel, check_text, check_texts, option
 from vit_ratio_opt.data.preprocessing import LARGEST_SIDE
+from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.pruning.options import Pruning, pruning_options
 from vit_ratio_opt.runs.options import Places
 from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
@@ -194,6 +195,37 @@ class ImageOptions:
     image_size: ImageSizeOption = None
     exif_rotation: ExifRotationOption = False
     skip_damaged: SkipDamagedOption = False
+    task: Annotated[
+        Task,
+        option(
+            Panel.DATA,
+            "What the labels are: one class for each image, several classes, or numbers. The last "
+            "two need a train.csv.",
+        ),
+    ] = "single-label"
+    image_column: Annotated[
+        str | None,
+        option(
+            Panel.DATA,
+            "Column of train.csv with the names of the image files. By default 'filename'.",
+        ),
+    ] = None
+    label_columns: Annotated[
+        str | None,
+        option(
+            Panel.DATA,
+            "Columns of train.csv with the labels, separated by commas: one, or one of 0 and 1 "
+            "for each class, or one for each number of a regression. By default 'label'.",
+        ),
+    ] = None
+    label_separator: Annotated[
+        str | None,
+        option(
+            Panel.DATA,
+            "Character between the classes of an image where one column of train.csv has all of "
+            "them, such as ';'.",
+        ),
+    ] = None
     validation: Annotated[
         Literal["train", "val", "test"] | None,
         option(
@@ -250,6 +282,15 @@ class PruningOptions:
             max=65_536,
         ),
     ] = 1
+    skip: Annotated[
+        str | None,
+        option(
+            Panel.PRUNING,
+            "Parts of the model that are not pruned, with commas between them: blocks, attentions "
+            "and FFNs, such as blocks.0,blocks.11.attn. Fine-tuning still trains them.",
+            callback=check_text,
+        ),
+    ] = None
 
 
 def chosen_pruning(options: PruningOptions) -> Pruning:
@@ -265,6 +306,7 @@ def chosen_pruning(options: PruningOptions) -> Pruning:
         unit=options.mhsa_unit,
         repair=options.repair,
         round_to=options.round_to,
+        skip=tuple(name.strip() for name in (options.skip or "").split(",") if name.strip()),
     )
 
 

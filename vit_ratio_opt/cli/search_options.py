@@ -62,8 +62,8 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
         float | None,
         option(
             Panel.LIMIT,
-            "Instead of --budget: largest loss of accuracy, in percentage points. The pair with "
-            "the lowest --cost wins.",
+            "Instead of --budget: largest loss of the metric, percentage points of accuracy by "
+            "default. The pair with the lowest --cost wins.",
         ),
     ] = None
     confidence: Annotated[
@@ -109,6 +109,32 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
     ] = 8
     epochs: EpochsOption = 1
     lr: LearningRateOption = 1e-3
+    metric: Annotated[
+        str | None,
+        option(
+            Panel.TRAINING,
+            "Metric on the validation images: accuracy, top5, balanced_accuracy, macro_f1, auroc, "
+            "map, r2, mae or loss. By default the usual one of the labels.",
+            callback=check_text,
+        ),
+    ] = None
+    label_smoothing: Annotated[
+        float,
+        option(
+            Panel.TRAINING,
+            "Share of each true label that is spread over all classes.",
+            min=0.0,
+            max=0.999,
+        ),
+    ] = 0.0
+    balance_classes: Annotated[
+        bool,
+        option(
+            Panel.TRAINING,
+            "Weight each class in the loss by the inverse of its share of the training images.",
+            "--balance-classes",
+        ),
+    ] = False
     seed: SeedOption = 0
     folder: Annotated[
         Path | None,

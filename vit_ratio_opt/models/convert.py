@@ -12,6 +12,7 @@ from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
+from vit_ratio_opt.models.adapters import check_no_adapters
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.copies import unwrap_model
 from vit_ratio_opt.models.create import create_model
@@ -81,6 +82,7 @@ def to_timm(model: nn.Module, *, image_size: int | tuple[int, int] | None = None
             outputs differ by more than 1e-4 of the largest.
     """
     model = unwrap_model(model)
+    check_no_adapters(model)
     kind, module = type(model).__name__, type(model).__module__
     source: Any = model
     if type(model) is TorchvisionViT:  # a subclass may compute something else

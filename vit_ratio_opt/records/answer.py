@@ -16,11 +16,12 @@ from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.candidates import Candidate, estimate_pairs
-from vit_ratio_opt.records.labels import ACCURACY, MACS, CostRecord, MetricRecord, format_below
+from vit_ratio_opt.records.labels import MACS, CostRecord, format_below
 from vit_ratio_opt.records.snapshot import StudySnapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trial import attribute
 from vit_ratio_opt.records.trials import finished_trials, has_pair, pair_of
+from vit_ratio_opt.space.metric import ACCURACY, Metric
 
 __all__ = ["Answer", "answer_of", "answer_trial", "trained_trial"]
 
@@ -61,7 +62,7 @@ class Answer:
     best_trial: FrozenTrial | None
     study_name: str = ""
     cost: CostRecord = MACS
-    metric: MetricRecord = ACCURACY
+    metric: Metric = ACCURACY
     loader: Callable[[FrozenTrial], Any] | None = field(default=None, compare=False)
     study: Study | None = field(default=None, compare=False)
 
@@ -77,7 +78,7 @@ class Answer:
 
     @property
     def accuracy(self) -> float:
-        """Return the expected validation accuracy of the answer in per cent."""
+        """Return the expected validation accuracy of the answer in per cent, or another metric."""
         if self.found is not None:
             return self.found.accuracy
         return 0.0 if self.dense_accuracy is None else self.dense_accuracy

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.labels import CostRecord, LimitRecord, MetricRecord
+from vit_ratio_opt.records.labels import CostRecord, LimitRecord, metric_from_json
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.typed import check_type, shorten_repr
 from vit_ratio_opt.search.budget import BudgetSearch
@@ -38,6 +38,8 @@ _ENTRIES: dict[str, dict[str, Any]] = {
         "start": tuple[float, float] | None,
         "noise": float,
         "noise_is_known": bool | None,
+        "noise_point": float | None,
+        "larger_is_better": bool | None,
         "confirmations": int | None,
         "dense": float | None,
         "tolerance": float | None,
@@ -97,7 +99,7 @@ def check_attributes(
     for key in required | (attributes.keys() & (_ENTRIES.keys() | _OTHERS.keys())):
         _check(key, attribute_of(attributes, key), is_partial=settings is None)
     if "metric" in attributes:
-        MetricRecord.from_json(attributes["metric"])
+        metric_from_json(attributes["metric"])
     if "cost" in attributes:
         CostRecord.from_json(attributes["cost"])
     _check_meaning(attributes)
@@ -205,4 +207,4 @@ def _check_plan(
             f"`scale` of the attribute `plan` must be two numbers above 0, but is "
             f"{shorten_repr(plan['scale'])}."
         )
-    Noise(plan["noise"])
+    Noise.from_json(plan)

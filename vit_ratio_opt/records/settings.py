@@ -22,7 +22,7 @@ _NEW_IN_2 = (
 # Stored only where they differ from their default.
 _SPARSE = (
     *("cost", "latency_batch", "pruned", "rule", "ranges", "by_cascade", "criterion"),
-    "trainer",
+    *("trainer", "bounds", "frozen"),
 )
 # Fields of this package's own training: None where `trainer` is given.
 _OF_IMAGES = ("dataset", "validation", "recipe")
@@ -66,6 +66,9 @@ class StudySettings:
         repair: Whether linear layers are refitted after pruning.
         allocation: Rule by which each ratio is allocated across blocks.
         round_to: Number of which ranks and neurons are multiples.
+        bounds: Smallest and largest share of the units of a part of the model that a pair removes,
+            by the part's name; None where no part has bounds.
+        frozen: Names of the parts of the dense model that are not trained; None where all are.
         calibration_images: Training images for importance, factors and repair.
         seed: Random seed of calibration images and fine-tuning.
         noise: Standard deviation of the accuracy over seeds, in percentage points; None where it
@@ -107,6 +110,8 @@ class StudySettings:
     repair: bool
     allocation: str
     round_to: int
+    bounds: dict[str, tuple[float, float]] | None = None
+    frozen: tuple[str, ...] | None = None
     calibration_images: int
     seed: int
     noise: float | None

@@ -10,16 +10,11 @@ from optuna.study import Study, StudyDirection
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.checks import attribute_of, check_attributes
-from vit_ratio_opt.records.labels import (
-    ACCURACY,
-    CHANGE,
-    MACS,
-    CostRecord,
-    LimitRecord,
-    MetricRecord,
-)
+from vit_ratio_opt.records.labels import CHANGE, MACS, CostRecord, LimitRecord, metric_from_json
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.snapshot import StudySnapshot
+from vit_ratio_opt.records.trial import attribute
+from vit_ratio_opt.space.metric import ACCURACY, Metric
 
 __all__ = [
     "COMPLETE",
@@ -96,7 +91,7 @@ class StudyRecord:
     name: str
     limit: LimitRecord | None
     cost: CostRecord
-    metric: MetricRecord
+    metric: Metric
     optional_settings: StudySettings | None = None
     dense: DenseRecord = DenseRecord()
     versions: dict[str, str] = field(default_factory=dict)
@@ -157,6 +152,11 @@ class StudyRecord:
         return self.optional_settings
 
     @property
+    def constraint(self) -> str:
+        """Return the name of the constraint of its trials, where it has a tolerance."""
+        return ACCURACY.constraint if self.metric == CHANGE else self.metric.constraint
+
+    @property
     def is_fixed(self) -> bool:
         """Return whether the study searches one fixed ratio for both modules."""
         return self.optional_settings is not None and self.optional_settings.strategy == "fixed"
@@ -179,7 +179,7 @@ class StudyRecord:
     @property
     def limit_text(self) -> str:
         """Return the limit in words, such as ``at most 60 % of the FLOPs``."""
-        return "no limit" if self.limit is None else self.limit.text(self.cost.word)
+        return "no limit" if self.limit is None else self.limit.text(self.cost.word, self.metric)
 
     @property
     def has_tolerance(self) -> bool:
@@ -268,7 +268,7 @@ def _record(
     attributes: Mapping[str, Any],
     settings: StudySettings | None,
     *,
-    metric: MetricRecord = ACCURACY,
+    metric: Metric = ACCURACY,
 ) -> StudyRecord:
     limit = None
     if settings is not None:
@@ -284,7 +284,7 @@ def _record(
     if dense.macs is None and limit is not None:
         dense = replace(dense, macs=limit.macs)
     if "metric" in attributes:
-        metric = MetricRecord.from_json(attributes["metric"])
+        metric = metric_from_json(attributes["metric"])
     names = ("versions", "device", "origin", "latency", "plan", "saved", "tested", "config")
     return StudyRecord(
         name=name,
@@ -300,14 +300,14 @@ def _record(
     )
 
 
-def _guessed_metric(study: Study, record: StudyRecord) -> MetricRecord:
+def _guessed_metric(study: Study, record: StudyRecord) -> Metric:
     """Return the metric of a study that does not store it."""
     trials = study.get_trials(deepcopy=False)
-    has_accuracy = any("accuracy" in trial.user_attrs for trial in trials)
+    has_accuracy = any(attribute(trial, "accuracy") is not None for trial in trials)
     if record.limit is None or record.dense.val_accuracy is not None or has_accuracy:
         return ACCURACY
     if record.has_tolerance:
         return CHANGE
     names = study.metric_names
     is_larger = study.directions == [StudyDirection.MAXIMIZE]
-    return MetricRecord("value" if names is None else names[0], "", is_larger)
+    return Metric("value" if names is None else names[0], "", is_larger)

@@ -25,7 +25,7 @@ class SearchOptions:
 
     Args:
         fixed_ratio: Whether to search the baseline instead: one ratio for both modules.
-        noise: Standard deviation of the accuracy over seeds, in percentage points; a given value
+        noise: Standard deviation of the metric over seeds, in its unit; a given value
             is not corrected. By default the noise is estimated: from half the standard error that
             the size of the validation split gives, and from pairs that were trained several
             times.

@@ -104,6 +104,8 @@ def fixed_ratio_pair(space: PairSpace, budget: float) -> RatioPair:
     check_budget(space, budget)
     allowed = _largest_cost(space.dense_cost, budget)
     ratios = _fixed_ratios(space)
+    if not ratios:
+        raise InputError("No ratio for both modules is within the bounds of the blocks.")
     least = _first_within(
         ratios, allowed, lambda ratio: space.pruned_cost(RatioPair(ratio, ratio))
     )
@@ -182,8 +184,9 @@ def pair_columns(
 
 
 def _fixed_ratios(space: PairSpace) -> list[float]:
-    largest = min(space.max_pair) + SLACK
-    return sorted(ratio for ratio in {*space.mhsa_ratios, *space.ffn_ratios} if ratio <= largest)
+    least, largest = max(space.min_pair) - SLACK, min(space.max_pair) + SLACK
+    ratios = {*space.mhsa_ratios, *space.ffn_ratios}
+    return sorted(ratio for ratio in ratios if least <= ratio <= largest)
 
 
 def _cost_in_column(space: PairSpace, mhsa_ratio: float, ffn_ratio: float) -> int:
