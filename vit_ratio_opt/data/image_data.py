@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from vit_ratio_opt.data.preprocessing import Preprocessing, check_channels, to_floats
 from vit_ratio_opt.data.splits import Split, Validation
+from vit_ratio_opt.data.task import Task
 
 __all__ = ["ImageData", "Task"]
-
-Task = Literal["single-label", "multi-label", "regression"]
-"""What the labels of a data set are."""
 
 # Keys of `ImageData.source` that change no pixel, or are settings of their own.
 _NO_PREPROCESSING = {
     *("loader", "root", "seed", "val_fraction", "test_fraction", "validation", "memory_limit"),
-    *("image_size", "mean", "std", "flip"),
+    *("image_size", "mean", "std", "flip", "task", "image_key", "label_key", "label_separator"),
 }
 # Of the other keys, what version 0.1.0 did: its sources have none of them.
 _DEFAULTS_OF_0_1_0 = {
