@@ -184,6 +184,8 @@ CASES: dict[type, dict[str, Case]] = {
         "repair": pruned("repair", vro.Structural(repair=False)),
         "allocation": pruned("allocation", vro.Structural(allocation="uniform")),
         "round_to": pruned("round_to", vro.Structural(round_to=2)),
+        "skip": pruned("bounds", vro.Structural(skip=("blocks.0",))),
+        "bounds": pruned("bounds", vro.Structural(bounds={"blocks.0.mlp": (0.0, 0.5)})),
         "criterion": pruned(
             "criterion",
             vro.Structural(unit="head", criterion=magnitude_importance),
