@@ -52,12 +52,14 @@ if TYPE_CHECKING:
     from vit_ratio_opt.space.cost_table import CostTable
     from vit_ratio_opt.space.costs import MACS, PARAMS, Cost, Latency
     from vit_ratio_opt.space.curve import budget_curve
+    from vit_ratio_opt.space.metric import ACCURACY, Metric
     from vit_ratio_opt.space.pairs import RatioPair
     from vit_ratio_opt.space.structural import StructuralSpace
     from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule
-    from vit_ratio_opt.training.context import Metric, Trainer, TrialContext
+    from vit_ratio_opt.training.context import Trainer, TrialContext
     from vit_ratio_opt.training.evaluate import evaluate
     from vit_ratio_opt.training.finetune import finetune
+    from vit_ratio_opt.training.metrics import MEASURES, Measure
     from vit_ratio_opt.training.recipe import Recipe
     from vit_ratio_opt.training.trainer import ImageTrainer
     from vit_ratio_opt.worker import WorkerOptions, run_worker
@@ -153,13 +155,20 @@ _HOMES = {
         "CascadeRule",
         "LATE",
     ),
-    "training.context": (
+    "space.metric": (
+        "ACCURACY",
         "Metric",
+    ),
+    "training.context": (
         "Trainer",
         "TrialContext",
     ),
     "training.evaluate": ("evaluate",),
     "training.finetune": ("finetune",),
+    "training.metrics": (
+        "MEASURES",
+        "Measure",
+    ),
     "training.recipe": ("Recipe",),
     "training.trainer": ("ImageTrainer",),
     "worker": (
@@ -172,6 +181,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _OTHER_NAMES = {"image_folder": "load_image_folder"}
 
 __all__ = [
+    "ACCURACY",
     "Answer",
     "AttentionKind",
     "BinarySearchSampler",
@@ -195,6 +205,8 @@ __all__ = [
     "Latency",
     "LoadOptions",
     "MACS",
+    "MEASURES",
+    "Measure",
     "Metric",
     "PARAMS",
     "Places",

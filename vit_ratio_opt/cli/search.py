@@ -73,7 +73,13 @@ def make_search(options: SearchCommandOptions, place: StudyPlace, dense: Any) ->
         limit_of(options),
         cost=cost_named(options.cost, latency_batch=options.latency_batch),
         pruning=chosen_pruning(options),
-        training=Recipe(epochs=options.epochs, lr=options.lr),
+        training=Recipe(
+            epochs=options.epochs,
+            lr=options.lr,
+            metric=options.metric,
+            label_smoothing=options.label_smoothing,
+            class_weights="balanced" if options.balance_classes else None,
+        ),
         options=SearchOptions(
             fixed_ratio=options.fixed_ratio, iterative=options.iterative, seed=options.seed
         ),
@@ -150,5 +156,5 @@ def _introduce(options: SearchCommandOptions, made: Search) -> None:
         aim = f"{len(made.curve)} pair(s) meet the budget {options.budget}"
     else:
         word = cost_named(options.cost).word
-        aim = f"the lowest {word} that loses at most {options.tolerance} points"
+        aim = f"the lowest {word} that loses at most {made.trainer.metric.lost(options.tolerance)}"
     print(f"study {options.study_name!r}: {aim}")

@@ -9,12 +9,12 @@ from optuna.study import Study
 
 from vit_ratio_opt.records.answer import Answer, answer_of
 from vit_ratio_opt.records.candidates import Candidate
-from vit_ratio_opt.records.labels import ACCURACY, MetricRecord
 from vit_ratio_opt.records.loading import baseline_of
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import StudyRecord, record_of
 from vit_ratio_opt.records.trials import finished_trials, tested_accuracy
 from vit_ratio_opt.report.rows import answer_row, dense_ms
+from vit_ratio_opt.space.metric import ACCURACY, Metric
 from vit_ratio_opt.utils.text import shorten
 
 __all__ = ["answer_sentences", "expected_text", "summary", "title"]
@@ -107,7 +107,7 @@ def _listed(items: Sequence[str]) -> str:
 
 
 def answer_sentences(study: Study) -> list[str]:
-    """Return the answer in a sentence, and in another one why Optuna's best trial differs."""
+    """Return the answer in a sentence, and others on its training and on Optuna's best trial."""
     study = snapshot(study)
     answer, done = answer_of(study), len(finished_trials(study))
     if answer is None and not done:
@@ -117,7 +117,8 @@ def answer_sentences(study: Study) -> list[str]:
             f"There is no answer yet: none of {done} trained trials is complete and within the "
             "limit."
         ]
-    why = [] if answer.why_not_best is None else [answer.why_not_best]
+    remarks = (answer.harm_of_training, answer.why_not_best)
+    why = [remark for remark in remarks if remark is not None]
     found = answer.found
     if found is None:
         return [
@@ -146,7 +147,7 @@ def answer_sentences(study: Study) -> list[str]:
     ]
 
 
-def expected_text(found: Candidate, metric: MetricRecord = ACCURACY) -> str:
+def expected_text(found: Candidate, metric: Metric = ACCURACY) -> str:
     """Return the posterior mean and its standard error, such as ``95.31 ± 0.42 %``.
 
     The error is left out where the study knows no noise.
@@ -170,7 +171,7 @@ def _why_the_baseline(answer: Answer) -> str:
     )
 
 
-def _trainings(found: Candidate, metric: MetricRecord) -> str:
+def _trainings(found: Candidate, metric: Metric) -> str:
     values = [metric.number(accuracy) for accuracy in found.own_accuracies]
     unit = f" {metric.unit}".rstrip()
     stopped = len(values) - found.trained
