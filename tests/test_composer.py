@@ -162,7 +162,8 @@ def searched(name: str, **options: Any) -> Case:
 
 
 def trained(name: str, value: Any) -> Case:
-    return f"recipe.{name}", {}, {"training": vro.Recipe(**{"epochs": 0, name: value})}
+    start = {"training": vro.Recipe(epochs=1)}  # with no epochs, nothing else counts
+    return f"recipe.{name}", start, {"training": vro.Recipe(**{"epochs": 1, name: value})}
 
 
 def ruled(name: str, value: Any) -> Case:
@@ -183,6 +184,8 @@ CASES: dict[type, dict[str, Case]] = {
         "repair": pruned("repair", vro.Structural(repair=False)),
         "allocation": pruned("allocation", vro.Structural(allocation="uniform")),
         "round_to": pruned("round_to", vro.Structural(round_to=2)),
+        "skip": pruned("bounds", vro.Structural(skip=("blocks.0",))),
+        "bounds": pruned("bounds", vro.Structural(bounds={"blocks.0.mlp": (0.0, 0.5)})),
         "criterion": pruned(
             "criterion",
             vro.Structural(unit="head", criterion=magnitude_importance),
@@ -212,9 +215,10 @@ CASES: dict[type, dict[str, Case]] = {
     vro.Recipe: {
         name: trained(name, value)
         for name, value in {
-            "epochs": 1, "batch_size": 64, "lr": 0.5, "weight_decay": 0.5, "warmup": 0.5,
+            "epochs": 2, "batch_size": 64, "lr": 0.5, "weight_decay": 0.5, "warmup": 0.5,
             "clip_norm": 0.5, "distillation": 0.25, "temperature": 4.0, "ema": 0.5,
             "layer_decay": 0.5, "augment": True,
+            "label_smoothing": 0.1, "class_weights": "balanced", "metric": "macro_f1",
         }.items()
     },
     vro.CalibrationOptions: {

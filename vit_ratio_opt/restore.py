@@ -148,20 +148,28 @@ def _dense_model(record: StudyRecord, places: Places) -> ViT:
     model = load_model_again(
         source or {"arguments": {}}, checkpoint=places.checkpoint, start=places.start
     )
+    given = places.checkpoint
     if weights_hash(model) != settings.weights:
         raise InputError(
             f"The dense model here has other weights ({weights_hash(model)}) than study "
-            f"{name!r} was created with ({settings.weights}): give --checkpoint."
+            f"{name!r} was created with ({settings.weights}): {_give('--checkpoint', given)}."
         )
     found, recorded = architecture_of(model), settings.architecture or {}
     other = sorted(key for key in found.keys() & recorded.keys() if found[key] != recorded[key])
     if other:
         raise InputError(
             f"The dense model here has the weights of study {name!r}, but computes something "
-            f"else ({', '.join(other)}): give --checkpoint."
+            f"else ({', '.join(other)}): {_give('--checkpoint', given)}."
         )
     freeze_parts(model, settings.frozen or ())
     return model
+
+
+def _give(option: str, given: str | Path | None) -> str:
+    """Return how the right files of a study are named, which differ from those found."""
+    if given is None:
+        return f"give {option}"
+    return f"{option} is {shorten(given, 200)}; give what the study was created with"
 
 
 def _images(record: StudyRecord, places: Places) -> ImageData:
@@ -177,7 +185,7 @@ def _images(record: StudyRecord, places: Places) -> ImageData:
     if validation is None or not images.has_fingerprint(validation):
         raise InputError(
             f"The images here give another validation split ({images.fingerprint}) than study "
-            f"{name!r} was created with ({validation}): give --data."
+            f"{name!r} was created with ({validation}): {_give('--data', places.data)}."
         )
     return images
 

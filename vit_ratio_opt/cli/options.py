@@ -6,7 +6,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from vit_ratio_opt.cli.command import LONGEST_SECONDS, Panel, check_text, check_texts, option
+from vit_ratio_opt.cli.command import (
+    LONGEST_SECONDS,
+    Panel,
+    check_numbers,
+    check_text,
+    check_texts,
+    option,
+)
 from vit_ratio_opt.data.preprocessing import LARGEST_SIDE
 from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.pruning.options import Pruning, pruning_options
@@ -193,6 +200,24 @@ class ImageOptions:
         ),
     ]
     image_size: ImageSizeOption = None
+    mean: Annotated[
+        str | None,
+        option(
+            Panel.DATA,
+            "Mean of each channel of pixels in [0, 1] with which the model was trained, such as "
+            "0.485,0.456,0.406. By default that of the model's file.",
+            callback=check_numbers,
+        ),
+    ] = None
+    std: Annotated[
+        str | None,
+        option(
+            Panel.DATA,
+            "Standard deviation of each channel, such as 0.229,0.224,0.225. By default that of "
+            "the model's file.",
+            callback=check_numbers,
+        ),
+    ] = None
     exif_rotation: ExifRotationOption = False
     skip_damaged: SkipDamagedOption = False
     task: Annotated[

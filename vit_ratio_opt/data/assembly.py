@@ -15,7 +15,11 @@ from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.items import ItemFormat, check_classes, count_shared_images
 from vit_ratio_opt.data.labels import check_labels
 from vit_ratio_opt.data.options import LoadOptions, label_arguments
-from vit_ratio_opt.data.preprocessing import Preprocessing, resolve_preprocessing
+from vit_ratio_opt.data.preprocessing import (
+    Preprocessing,
+    resolve_preprocessing,
+    warn_if_assumed,
+)
 from vit_ratio_opt.data.reading import AsUint8, Files, find_first_image, read_all
 from vit_ratio_opt.data.splits import (
     Split,
@@ -80,6 +84,7 @@ def assemble(
     if form.task == "multi-label":  # a split that is not stratified may lack a class
         check_labels(name, form.classes, _labels({"train": train, "val": val, "test": test}))
     _warn_of_shared_images(name, read)
+    warn_if_assumed(name, resolved)  # after all errors, which it would only obscure
     return ImageData(
         name,
         train,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchvision.datasets import CIFAR10
@@ -15,6 +16,7 @@ from vit_ratio_opt.data.preprocessing import (
     CIFAR10_STD,
     Preprocessing,
     resolve_preprocessing,
+    warn_if_assumed,
 )
 from vit_ratio_opt.data.splits import (
     Split,
@@ -71,7 +73,8 @@ def load_cifar10(
     resolved = resolve_preprocessing(
         "cifar10", (3, 32, 32), preprocess, mean=options.mean, std=options.std
     )
-    source = {
+    warn_if_assumed("cifar10", resolved)
+    source: dict[str, Any] = {
         "loader": "cifar10",
         "root": str(Path(root).resolve()),
         "validation": validation,
@@ -80,15 +83,10 @@ def load_cifar10(
         "mean": list(resolved.mean),
         "std": list(resolved.std),
     }
+    if not options.flip:
+        source["flip"] = False
     return ImageData(
-        "cifar10",
-        *splits,
-        classes,
-        resolved.mean,
-        resolved.std,
-        options.flip,
-        validation,
-        source if options.flip else {**source, "flip": False},
+        "cifar10", *splits, classes, resolved.mean, resolved.std, options.flip, validation, source
     )
 
 

@@ -137,6 +137,8 @@ def convert_state(
     """
     used = {key: tensor for key, tensor in state.items() if not UNUSED.search(key)}
     renamed = rename_tensors(where, used)
+    if settings.get("num_classes") == 0:
+        renamed = {key: renamed[key] for key in renamed if not re.match(r"head(_dist)?\.", key)}
     if "rope_temperature" in settings:
         renamed = {_eva_name(key): tensor for key, tensor in renamed.items()}
         name, found = "vit_small_patch16_dinov3_qkvb", infer_eva_sizes(where, renamed)

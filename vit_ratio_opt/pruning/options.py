@@ -6,7 +6,6 @@ One of :class:`Structural` (weights), :class:`Tokens` (patches) and :class:`Both
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.space.units import MhsaUnit
+from vit_ratio_opt.utils.checks import check_count, check_flags, check_number, check_path
 
 if TYPE_CHECKING:
     from vit_ratio_opt.pruning.importance import Criterion
@@ -75,7 +75,8 @@ class Structural:
         if self.unit not in get_args(MhsaUnit):
             raise InputError(f"`mhsa_unit` must be 'head' or 'rank', but got {self.unit!r}.")
         check_allocation(self.allocation)
-        _check_count("round_to", self.round_to)
+        object.__setattr__(self, "round_to", check_count("round_to", self.round_to))
+        check_flags(self, "repair")
         if self.criterion is None:
             return
         if not callable(self.criterion):
@@ -157,9 +158,10 @@ class Both:
         _check_rule(self.rule)
         if self.rule.heads:
             raise InputError("A rule with `heads` is for the strategy 'cascade' only.")
-        _check_count("round_to", self.round_to)
-        if not 0 <= self.by_cascade <= 1:
-            raise InputError(f"`by_cascade` must be in [0, 1], but got {self.by_cascade!r}.")
+        object.__setattr__(self, "round_to", check_count("round_to", self.round_to))
+        check_flags(self, "repair")
+        by_cascade = check_number("by_cascade", self.by_cascade, "in [0, 1]", least=0, most=1)
+        object.__setattr__(self, "by_cascade", by_cascade)
 
     @property
     def name(self) -> Strategy:
@@ -181,14 +183,15 @@ class CalibrationOptions:
             folder by default.
 
     Raises:
-        InputError: ``images`` is below 1.
+        InputError: ``images`` is no integer of at least 1, or ``cache`` is no path.
     """
 
     images: int = 512
     cache: str | Path | None = None
 
     def __post_init__(self) -> None:
-        _check_count("calibration_images", self.images)
+        object.__setattr__(self, "images", check_count("calibration_images", self.images))
+        check_path("cache", self.cache)
 
 
 def pruning_options(
@@ -282,12 +285,3 @@ def _check_rule(rule: object) -> None:
         raise InputError(
             f"`rule` must be a CascadeRule such as CP_VIT or LATE, but got {rule!r:.80}."
         )
-
-
-def _check_count(name: str, value: int) -> None:
-    try:
-        is_valid = operator.index(value) >= 1
-    except TypeError:
-        is_valid = False
-    if not is_valid:
-        raise InputError(f"`{name}` must be at least 1, but got {value!r:.80}.")

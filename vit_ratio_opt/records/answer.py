@@ -142,11 +142,32 @@ class Answer:
                 f"({text(fixed.accuracy, error=fixed.error)}, trial {fixed.trial.number}) with a "
                 f"probability of {found.probability:.2f}"
             )
+        if self.harm_of_training is not None:
+            lines.append(self.harm_of_training)
         return "\n".join(lines)
 
     def __repr__(self) -> str:
         lines = str(self).splitlines()
         return f"<Answer of study {self.study_name!r}: {'; '.join(lines)}>"
+
+    @property
+    def harm_of_training(self) -> str | None:
+        """Return a sentence where its training made the answer's model worse; else None.
+
+        A change within the standard error of :attr:`accuracy` counts as none.
+        """
+        if self.found is None:
+            return None
+        trial, sign = self.found.trial, 1 if self.metric.larger_is_better else -1
+        before, after = attribute(trial, "accuracy_pruned"), attribute(trial, "accuracy")
+        if before is None or after is None or sign * (before - after) <= self.error:
+            return None
+        verb, number = "lowered" if sign > 0 else "raised", self.metric.number
+        return (
+            f"The training of trial {trial.number} {verb} its {self.metric.label} from "
+            f"{number(before)} to {self.metric.text(after)}: try a lower learning rate or fewer "
+            "epochs."
+        )
 
     @property
     def why_not_best(self) -> str | None:

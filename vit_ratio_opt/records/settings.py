@@ -176,12 +176,20 @@ class StudySettings:
             for field in fields(self)
             if field.name not in skipped
             for clause in _differences(
-                field.name, getattr(self, field.name), getattr(other, field.name)
+                field.name, _effective(self, field.name), _effective(other, field.name)
             )
         ]
 
 
 _DEFAULTS = {field.name: field.default for field in fields(StudySettings) if field.name in _SPARSE}
+
+
+def _effective(settings: StudySettings, name: str) -> Any:
+    """Return a setting without the parts that change nothing."""
+    value = getattr(settings, name)
+    if name == "recipe" and isinstance(value, Mapping) and value.get("epochs") == 0:
+        return {"epochs": 0}  # nothing is trained, at whatever learning rate
+    return value
 
 
 def _as_json(value: Any) -> Any:
@@ -205,4 +213,8 @@ def _differences(name: str, ours: Any, theirs: Any) -> list[str]:
         pairs = enumerate(zip(ours, theirs, strict=True))
         index, (first, second) = next((i, p) for i, p in pairs if p[0] != p[1])
         return _differences(f"{name}[{index}]", first, second)
-    return [f"{name} is {shorten_repr(ours)}, not {shorten_repr(theirs)}"]
+    return [f"{name} is {_shown(ours)}, not {_shown(theirs)}"]
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else shorten_repr(value)

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.study import Study, StudyDirection
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.checks import attribute_of, check_attributes
+from vit_ratio_opt.records.checks import attribute_of, check_attributes, check_types
 from vit_ratio_opt.records.labels import CHANGE, MACS, CostRecord, LimitRecord, metric_from_json
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.snapshot import StudySnapshot
@@ -134,10 +134,7 @@ class StudyRecord:
             settings = None if has_custom_objective(attributes) else settings_of(attributes)
             check_attributes(attributes, settings, is_old=settings is not None and not is_new)
         except InputError as error:
-            raise InputError(
-                f"Study {name!r} is damaged: {error} Restore the database, or use another study "
-                "name."
-            ) from None
+            raise _damaged(name, error) from None
         return _record(name, attributes, settings)
 
     @property
@@ -236,14 +233,17 @@ def settings_of(attributes: Mapping[str, Any]) -> StudySettings:
 
 
 def record_of(study: Study) -> StudyRecord:
-    """Return the record of any study, without the checks of :meth:`StudyRecord.read`.
+    """Return the record of any study; attributes may be missing, unlike :meth:`StudyRecord.read`.
 
     The record of a study that another program created has few fields that are not None.
+
+    Raises:
+        InputError: The study is of this package, and an attribute has another type.
     """
     computed = study.computed if isinstance(study, StudySnapshot) else {}
     if "record" not in computed:
         attributes = study.user_attrs
-        settings = settings_of(attributes) if "settings" in attributes else None
+        settings = _checked_settings(study.study_name, attributes)
         record = _record(study.study_name, attributes, settings)
         if settings is None and "metric" not in attributes:
             metric = _guessed_metric(study, record)
@@ -264,6 +264,26 @@ def write_study(study: Study, **values: Any) -> None:
         if name not in known | {"settings", COMPLETE}:
             raise TypeError(f"StudyRecord has no field {name!r}.")
         study.set_user_attr(name, value)
+
+
+def _checked_settings(name: str, attributes: Mapping[str, Any]) -> StudySettings | None:
+    """Return the settings of a study; refuse attributes of which no record can be made."""
+    if not is_ours(attributes):
+        return None
+    try:
+        if has_custom_objective(attributes):
+            check_attributes(attributes, None)
+            return None
+        check_types(attributes, is_partial=True)
+        return settings_of(attributes) if "settings" in attributes else None
+    except InputError as error:
+        raise _damaged(name, error) from None
+
+
+def _damaged(name: str, error: InputError) -> InputError:
+    return InputError(
+        f"Study {name!r} is damaged: {error} Restore the database, or use another study name."
+    )
 
 
 def _record(

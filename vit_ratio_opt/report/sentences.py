@@ -109,7 +109,7 @@ def _listed(items: Sequence[str]) -> str:
 
 
 def answer_sentences(study: Study) -> list[str]:
-    """Return the answer in a sentence, and in another one why Optuna's best trial differs."""
+    """Return the answer in a sentence, and others on its training and on Optuna's best trial."""
     study = snapshot(study)
     answer, done = answer_of(study), len(finished_trials(study))
     if answer is None and not done:
@@ -119,7 +119,8 @@ def answer_sentences(study: Study) -> list[str]:
             f"There is no answer yet: none of {done} trained trials is complete and within the "
             "limit."
         ]
-    why = [] if answer.why_not_best is None else [answer.why_not_best]
+    remarks = (answer.harm_of_training, answer.why_not_best)
+    why = [remark for remark in remarks if remark is not None]
     found = answer.found
     if found is None:
         return [

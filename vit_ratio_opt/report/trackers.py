@@ -22,8 +22,8 @@ from vit_ratio_opt.records.trials import has_tolerance
 from vit_ratio_opt.utils.files import (
     check_writable,
     check_writable_folder,
-    file_name,
     is_plain,
+    named_folder,
     why_not,
 )
 
@@ -128,7 +128,7 @@ class TensorBoardLog:
     def _write(self, study: Study, trial: FrozenTrial) -> None:
         known, record = TrialRecord.read(trial), record_of(study)
         metric, dense = record.metric, record.dense.val_accuracy
-        run = self.folder / file_name(study.study_name) / f"trial-{trial.number:04d}"
+        run = named_folder(self.folder, study.study_name) / f"trial-{trial.number:04d}"
         with self._writer(str(run)) as writer:
             for epoch, value in trial.intermediate_values.items():
                 if has_tolerance(study) and dense is not None:

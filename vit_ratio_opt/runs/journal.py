@@ -226,8 +226,13 @@ class Journal:
         )
 
     def save_state(self, trial: BaseTrial, file: Path | None, *, epoch: int) -> None:
-        """Upload the training state of a trial; a failure costs a warning only."""
+        """Upload the training state of a trial; a failure costs a warning only.
+
+        A custom trainer need not save its state: without a file there is nothing to upload.
+        """
         if file is None or self.store is None or not isinstance(trial, optuna.Trial):
+            return
+        if not file.exists():
             return
         try:
             keep_state(trial, file, self.store, epoch=epoch)

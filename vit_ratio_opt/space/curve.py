@@ -53,8 +53,16 @@ def check_budget(space: PairSpace, budget: float) -> None:
         raise InputError(
             f"The budget must be at least {shown:.4f}: the smallest realisable model "
             f"({space.minimum} in every block) needs that share of the dense model's {word}, but "
-            f"got {budget!r}."
+            f"got {budget!r}.{_rounding_hint(space)}"
         )
+
+
+def _rounding_hint(space: PairSpace) -> str:
+    """Return a sentence where sizes that are rounded keep models from being smaller."""
+    round_to = getattr(space, "round_to", 1)
+    if round_to == 1:
+        return ""
+    return f" Sizes are multiples of {round_to}: a lower `round_to` (--round-to) allows less."
 
 
 def budget_curve(space: PairSpace, budget: float) -> tuple[RatioPair, ...]:

@@ -7,7 +7,6 @@ instead of removed whole.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,8 +16,16 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.space.bounds import FREE, BlockBounds, Bounds, UnitRange, counts_within
 from vit_ratio_opt.space.pairs import RatioPair, check_pair, removed_units
 from vit_ratio_opt.space.shape import BlockShape, ViTShape
+from vit_ratio_opt.utils.checks import check_count
 
-__all__ = ["MIN_MHSA_UNITS", "MIN_NEURONS", "MhsaUnit", "StructuralUnits", "least_neurons"]
+__all__ = [
+    "MIN_MHSA_UNITS",
+    "MIN_NEURONS",
+    "MhsaUnit",
+    "StructuralUnits",
+    "describe_least",
+    "least_neurons",
+]
 
 MhsaUnit = Literal["head", "rank"]
 """What ``mhsa_ratio`` counts: whole heads, or one dimension of every head of a block."""
@@ -60,12 +67,7 @@ class StructuralUnits:
     def __post_init__(self) -> None:
         if self.unit not in get_args(MhsaUnit):
             raise InputError(f"`unit` must be 'head' or 'rank', but got {self.unit!r:.80}.")
-        try:
-            is_valid = operator.index(self.round_to) >= 1
-        except TypeError:  # no whole number
-            is_valid = False
-        if not is_valid:
-            raise InputError(f"`round_to` must be at least 1, but got {self.round_to!r:.80}.")
+        check_count("round_to", self.round_to)
         if self.bounds:
             self._check_bounds()
 
@@ -280,8 +282,23 @@ class StructuralUnits:
     @property
     def minimum(self) -> str:
         """Return the minimum that every block keeps, in words."""
-        least = f"{MIN_MHSA_UNITS} {self.mhsa_unit} and {least_neurons(self.round_to)} neurons"
+        hidden = [block.hidden_dim for block in self.shape.blocks]
+        mhsa = describe_least(self.steps[0], self._mhsa_units_by_block, self.mhsa_unit)
+        least = f"{mhsa} and {describe_least(least_neurons(self.round_to), hidden, 'neuron')}"
         return f"{least}, or more by its bounds," if self.bounds else least
+
+
+def describe_least(least: int, sizes: Sequence[int], unit: str) -> str:
+    """Return the units that every block keeps, in words: all of them where no block has more.
+
+    Args:
+        least: Number of units that every block keeps, if it has them.
+        sizes: Units of each block of the dense model.
+        unit: Name of one unit.
+    """
+    if least >= max(sizes):
+        return f"all {unit}s"
+    return f"{least} {unit}" if least == 1 else f"{least} {unit}s"
 
 
 def _ratios(ranges: Iterable[UnitRange], units: int, step: int) -> tuple[float, ...]:
