@@ -39,6 +39,7 @@ _ENTRIES: dict[str, dict[str, Any]] = {
         "noise": float,
         "noise_is_known": bool | None,
         "noise_point": float | None,
+        "may_be_fractions": bool | None,
         "larger_is_better": bool | None,
         "confirmations": int | None,
         "dense": float | None,
