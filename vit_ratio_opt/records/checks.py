@@ -56,6 +56,12 @@ _ENTRIES: dict[str, dict[str, Any]] = {
         "batch": int,
         "threads": int,
     },
+    "per_class": {
+        "trial": int,
+        "images": tuple[int, ...],
+        "dense": tuple[int, ...],
+        "pruned": tuple[int, ...],
+    },
     "tested": {
         "trial": int | None,
         "accuracy": float | None,
