@@ -78,7 +78,7 @@ def _stored_changes(settings):
 
 
 def test_every_other_setting_is_refused_by_name(make):
-    storage, search = InMemoryStorage(), make(precision="float32")
+    storage, search = InMemoryStorage(), make(precision="float32", recipe=Recipe(epochs=1))
     study = create(search, storage)
     settings = study.user_attrs["settings"]
     for name, value in _stored_changes(settings):
