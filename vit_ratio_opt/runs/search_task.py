@@ -218,7 +218,7 @@ class SearchTask(SearchParts):
         with show_waiting("evaluating pairs before any training", enabled=shown):
             _ = self.dense_accuracy
             if options.screen and isinstance(self.limit, Budget):
-                screened = screen(self.pruner, self.trainer.evaluate, self.curve)
+                screened = screen(self.pruner, self.objective.evaluate, self.curve)
             elif options.screen and not options.fixed_ratio and self.data is not None:
                 images = other_batches(self.data, **self._images())
                 path = likely_path(self.pruner, images, self.precision)
