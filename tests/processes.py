@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 from vit_ratio_opt.model_files.load import load_pruned
 
-__all__ = ["load_all", "run_alone", "run_command_line"]
+__all__ = ["load_all", "run_alone", "run_command_line", "run_trainer_script"]
 
 
 def run_alone(
@@ -52,3 +53,9 @@ def load_all(folder: Path) -> None:
             assert torch.equal(model(expected["images"]), expected["logits"]), path
         assert not model.training
         print(manifest["name"])
+
+
+def run_trainer_script(script: str, folder: Path, epochs: int) -> None:
+    """Search with one of ``studies/trainers`` until one trial is trained."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "studies" / "trainers"))
+    import_module(script).main(folder, n_trials=1, epochs=epochs)

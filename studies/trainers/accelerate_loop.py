@@ -1,7 +1,7 @@
 """A loop with Accelerate as the trainer of a search; its state is a folder.
 
-    pip install 'vit_ratio_opt[hf]'
-    python studies/trainers/accelerate_loop.py
+pip install 'vit_ratio_opt[hf]'
+python studies/trainers/accelerate_loop.py
 """
 
 from __future__ import annotations

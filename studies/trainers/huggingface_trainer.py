@@ -1,7 +1,7 @@
 """Hugging Face's `Trainer` as the trainer of a search: it evaluates, saves and resumes by itself.
 
-    pip install 'vit_ratio_opt[hf]'
-    python studies/trainers/huggingface_trainer.py
+pip install 'vit_ratio_opt[hf]'
+python studies/trainers/huggingface_trainer.py
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from digits import DATA, TRAIN, VAL, search
 from torch import nn
+from torch.utils.data import default_collate
 from transformers import Trainer, TrainingArguments
 
 import vit_ratio_opt as vro
@@ -29,6 +30,12 @@ class WithLoss(nn.Module):
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         logits = self.model(images)
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def collate(items: Any) -> dict[str, torch.Tensor]:
+    """Return images and labels of a batch by the names of `forward`."""
+    images, labels = default_collate(items)
+    return {"images": images, "labels": labels}
 
 
 def accuracy(results: Any) -> dict[str, float]:
@@ -68,8 +75,9 @@ class HuggingFaceTrainer:
         trainer = Trainer(
             WithLoss(model),
             arguments,
-            train_dataset=[{"images": image, "labels": label} for image, label in TRAIN],
-            eval_dataset=[{"images": image, "labels": label} for image, label in VAL],
+            data_collator=collate,
+            train_dataset=TRAIN,
+            eval_dataset=VAL,
             compute_metrics=accuracy,
             callbacks=[vro.hf_callback(context, "eval_accuracy")],
         )

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from digits import DATA, TRAIN, VAL, search
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 import vit_ratio_opt as vro
 
@@ -40,8 +40,9 @@ class Classifier(lightning.LightningModule):
         return torch.optim.AdamW(self.model.parameters(), self.lr)
 
     def train_dataloader(self) -> Any:
-        torch.manual_seed(1000 * self.seed + self.current_epoch)
-        return DataLoader(TRAIN, 64, shuffle=True)
+        generator = torch.Generator().manual_seed(1000 * self.seed + self.current_epoch)
+        order = torch.randperm(len(TRAIN), generator=generator)
+        return DataLoader(Subset(TRAIN, order.tolist()), 64)
 
     def val_dataloader(self) -> Any:
         return DataLoader(VAL, 512)

@@ -1,6 +1,6 @@
 """The pieces of timm's training script as the trainer of a search, with its own distillation.
 
-    python studies/trainers/timm_task.py
+python studies/trainers/timm_task.py
 """
 
 from __future__ import annotations
