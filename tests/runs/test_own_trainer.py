@@ -34,7 +34,7 @@ def compose(dense, data, tmp_path):
     """A search of a trainer, with a folder of its own for models."""
 
     def make(trainer: Any, name: str = "models", **changes: Any) -> vro.Search:
-        return vro.Search(
+        search = vro.Search(
             dense,
             data,
             vro.Budget(0.6),
@@ -42,8 +42,16 @@ def compose(dense, data, tmp_path):
             options=vro.SearchOptions(calibration=vro.CalibrationOptions(images=64), **changes),
             run=vro.RunOptions(checkpoints=tmp_path / name, progress=False),
         )
+        search.journal.attach = None
+        return search
 
     return make
+
+
+@pytest.fixture
+def storage():
+    """A database that several searches of a test open."""
+    return InMemoryStorage()
 
 
 def run(search: vro.Search, n_trials: int, storage: Any = None, **options: Any) -> optuna.Study:
@@ -108,8 +116,8 @@ class WrittenOut:
         return value
 
 
-@pytest.mark.parametrize("pruner", [None, optuna.pruners.ThresholdPruner(lower=45.0)])
-def test_a_plain_loop_that_does_the_same_gives_the_same_trials_to_the_digit(compose, data, pruner):
+def test_a_plain_loop_that_does_the_same_gives_the_same_trials_to_the_digit(compose, data):
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=1)
     recipe = vro.Recipe(epochs=2, batch_size=64, lr=3e-3)
     ours = run(compose(recipe, "ours"), 4, pruner=pruner)
     theirs = run(compose(WrittenOut(data, recipe), "theirs"), 4, pruner=pruner)
@@ -131,8 +139,7 @@ def test_a_plain_loop_that_does_the_same_gives_the_same_trials_to_the_digit(comp
         for name in same & one.user_attrs.keys():
             assert one.user_attrs[name] == other.user_attrs[name], name
     assert str(answer_of(ours)) == str(answer_of(theirs))
-    pruned = [trial for trial in ours.trials if trial.state == TrialState.PRUNED]
-    assert bool(pruned) == (pruner is not None)
+    assert {trial.state for trial in ours.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
 
 
 # States of a training
@@ -178,15 +185,15 @@ class Keeps:
 
 
 @pytest.mark.parametrize("is_folder", [False, True])
-def test_a_state_in_a_file_or_a_folder_is_kept_and_resumed(compose, url, is_folder, tmp_path):
+def test_a_state_in_a_file_or_a_folder_is_kept_and_resumed(compose, storage, is_folder, tmp_path):
     straight = run(compose(Keeps(is_folder), "straight"), 1)
     trainer = Keeps(is_folder)
     search = compose(trainer)
-    study = new_study(search, "s", storage=url, screen=False)
+    study = new_study(search, "s", storage=storage, screen=False)
     trainer.ends = RuntimeError("gone")
     study.optimize(search.objective, n_trials=1, catch=RuntimeError)
     trainer.ends = None
-    study = run(compose(trainer), 1, url)
+    study = run(compose(trainer), 1, storage)
     failed, resumed = study.trials
     assert failed.user_attrs["training_state"]["epoch"] == 1
     assert resumed.user_attrs["resumed_from"] == {"trial": 0, "epoch": 1}
@@ -197,7 +204,7 @@ def test_a_state_in_a_file_or_a_folder_is_kept_and_resumed(compose, url, is_fold
     assert left == []
 
 
-def test_a_later_save_does_not_change_what_was_kept(compose, url, tmp_path):
+def test_a_later_save_does_not_change_what_was_kept(compose, storage, tmp_path):
     """A store may link files, and torch.save overwrites its file in place."""
 
     class SavesAgain(Keeps):
@@ -211,23 +218,23 @@ def test_a_later_save_does_not_change_what_was_kept(compose, url, tmp_path):
     trainer = SavesAgain()
     trainer.ends = RuntimeError("gone")
     search = compose(trainer)
-    study = new_study(search, "s", storage=url, screen=False)
+    study = new_study(search, "s", storage=storage, screen=False)
     study.optimize(search.objective, n_trials=1, catch=RuntimeError)
     trainer = Keeps()
-    study = run(compose(trainer), 1, url)
+    study = run(compose(trainer), 1, storage)
     assert trainer.trained == [2]
     assert "resumed_from" in study.trials[1].user_attrs
 
 
 @pytest.mark.parametrize("harm", ["not loaded", "damaged"])
 def test_a_state_that_is_not_loaded_costs_its_epochs_but_no_wrong_number(
-    compose, url, harm, tmp_path, caplog
+    compose, storage, harm, tmp_path, caplog
 ):
     straight = run(compose(Keeps(), "straight"), 1)
     trainer = Keeps()
     trainer.ends = RuntimeError("gone")
     search = compose(trainer)
-    study = new_study(search, "s", storage=url, screen=False)
+    study = new_study(search, "s", storage=storage, screen=False)
     study.optimize(search.objective, n_trials=1, catch=RuntimeError)
     trainer = Keeps()
     if harm == "not loaded":
@@ -236,7 +243,7 @@ def test_a_state_that_is_not_loaded_costs_its_epochs_but_no_wrong_number(
         (path,) = (tmp_path / "models" / "artifacts").glob("training-state*")
         path.write_bytes(path.read_bytes()[:100])
     optuna.logging.enable_propagation()
-    study = run(compose(trainer), 1, url)
+    study = run(compose(trainer), 1, storage)
     optuna.logging.disable_propagation()
     assert "Trial 1 begins again: " in caplog.text
     if harm == "not loaded":
@@ -246,10 +253,10 @@ def test_a_state_that_is_not_loaded_costs_its_epochs_but_no_wrong_number(
     assert study.trials[1].intermediate_values == straight.trials[0].intermediate_values
 
 
-def test_a_framework_that_exits_when_asked_to_stop_ends_the_trial_as_stopped(compose, url):
+def test_a_framework_that_exits_when_asked_to_stop_ends_the_trial_as_stopped(compose, storage):
     trainer = Keeps()
     search = compose(trainer)
-    study = new_study(search, "s", storage=url, screen=False)
+    study = new_study(search, "s", storage=storage, screen=False)
     search.objective.should_stop = lambda: bool(trainer.trained)
     with pytest.raises(vro.TrainingStopped):
         study.optimize(search.objective, n_trials=1)
@@ -257,15 +264,15 @@ def test_a_framework_that_exits_when_asked_to_stop_ends_the_trial_as_stopped(com
     assert stopped.state == TrialState.FAIL
     assert stopped.user_attrs["failure"].startswith("TrainingStopped: ")
     assert stopped.user_attrs["training_state"]["epoch"] == 1  # without losses
-    assert run(compose(trainer), 1, url).trials[1].user_attrs["resumed_from"]["epoch"] == 1
+    assert run(compose(trainer), 1, storage).trials[1].user_attrs["resumed_from"]["epoch"] == 1
     assert trainer.trained == [1, 2]
 
 
-def test_an_exit_that_nobody_asked_for_is_one(compose):
+def test_an_exit_that_nobody_asked_for_is_one(compose, storage):
     trainer = Keeps()
     trainer.ends = SystemExit(3)
     search = compose(trainer)
-    study = new_study(search, "s", storage=InMemoryStorage(), screen=False)
+    study = new_study(search, "s", storage=storage, screen=False)
     with pytest.raises(SystemExit):
         study.optimize(search.objective, n_trials=1)
 
@@ -307,32 +314,32 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_trainer_costs_one_sentence_and_the_study_goes_on(compose, url, case):
+def test_a_bad_trainer_costs_one_sentence_and_the_study_goes_on(compose, storage, case):
     train, kind, match = BAD[case]
     trainer = Measures()
     trainer.train = train
     search = compose(trainer)
-    study = new_study(search, "s", storage=url, screen=False)
+    study = new_study(search, "s", storage=storage, screen=False)
     before = dict(study.user_attrs)
     with pytest.raises(kind, match=match):
         search.run(study, 2, say=lambda line: None, explain=False)
     assert {trial.state for trial in study.trials} <= {TrialState.FAIL, TrialState.WAITING}
     assert kind.__name__ in study.trials[0].user_attrs["failure"]
     assert study.user_attrs == before
-    study = run(compose(Measures()), 2, url)  # a mended trainer
+    study = run(compose(Measures()), 1, storage)  # a mended trainer
     done = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
-    assert len(done) == 2
+    assert len(done) == 1
     if kind is InputError:  # which says nothing about the pair
         assert done[0].params == study.trials[0].params
 
 
 @pytest.mark.parametrize("value", [None, torch.ones(2), float("nan")])
-def test_a_bad_metric_of_the_dense_model_makes_no_study(compose, url, value):
+def test_a_bad_metric_of_the_dense_model_makes_no_study(compose, storage, value):
     trainer = Measures()
     trainer.evaluate = lambda model: value
     with pytest.raises(InputError, match="`evaluate` of Measures"):
-        new_study(compose(trainer), "s", storage=url)
-    assert optuna.get_all_study_names(url) == []
+        new_study(compose(trainer), "s", storage=storage)
+    assert optuna.get_all_study_names(storage) == []
 
 
 def test_a_tensor_of_one_element_is_a_metric(compose):
