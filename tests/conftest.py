@@ -2,6 +2,7 @@ import math
 import multiprocessing
 import os
 import socket
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,9 +15,13 @@ import optuna
 import pytest
 import timm
 import torch
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from optuna.trial import TrialState
 from processes import load_all, run_alone, run_command_line
 from safetensors.torch import save_file
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -60,6 +65,32 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_databases() -> Iterator[None]:
+    """A SQLite file does not wait for the disk, and migrations are read once in a process.
+
+    The files need to survive killed processes, which they do, but no loss of power.
+    """
+    from_config = ScriptDirectory.from_config
+    scripts: dict[str | None, ScriptDirectory] = {}
+
+    def once(config: Config) -> ScriptDirectory:
+        location = config.get_main_option("script_location")
+        if location not in scripts:
+            scripts[location] = from_config(config)
+        return scripts[location]
+
+    def do_not_wait(connection: Any, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", do_not_wait)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "from_config", once)
+        yield
+    event.remove(Engine, "connect", do_not_wait)
 
 
 @pytest.fixture(scope="session")
@@ -248,7 +279,7 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'study.db'}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_study() -> Callable[..., optuna.Study]:
     """A study as ``create_study`` and its trials leave it, in milliseconds: nothing is trained."""
     blocks = (BlockShape(4, 8, 64),) * 3
@@ -303,10 +334,12 @@ def make_study() -> Callable[..., optuna.Study]:
         }.items():  # fmt: skip
             study.set_user_attr(key, value)
         noise = Noise(0.3) if planned else Noise(0.0 if tolerance is not None else 0.1)
-        plan: Any = ToleranceSearch(pair_columns(space), space.macs_ratio, 2.0, noise=noise)
         if tolerance is None and fixed and planned:
             curve = (baseline,)
-        if tolerance is None:
+        plan: Any
+        if tolerance is not None:
+            plan = ToleranceSearch(pair_columns(space), space.macs_ratio, 2.0, noise=noise)
+        else:
             first = baseline if planned and not fixed else None
             plan = BudgetSearch(curve, baseline=first, noise=noise, dense=80.0)
         if planned:

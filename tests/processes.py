@@ -6,6 +6,7 @@ have that name.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -19,7 +20,13 @@ from safetensors.torch import load_file
 
 from vit_ratio_opt.model_files.load import load_pruned
 
-__all__ = ["load_all", "run_alone", "run_command_line", "run_trainer_script"]
+__all__ = [
+    "import_without_dashboard",
+    "load_all",
+    "run_alone",
+    "run_command_line",
+    "run_trainer_script",
+]
 
 
 def run_alone(
@@ -43,6 +50,15 @@ def run_command_line(*arguments: object) -> None:
 
     sys.argv = ["vit-ratio-opt", *map(str, arguments)]
     main()
+
+
+def import_without_dashboard() -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "vit_ratio_opt"]:
+        del sys.modules[name]
+    sys.modules["optuna_dashboard"] = None  # type: ignore[assignment]
+    for name in ("cli.main", "report.explainer", "composer"):
+        importlib.import_module(f"vit_ratio_opt.{name}")
+    print("imported")
 
 
 def load_all(folder: Path) -> None:

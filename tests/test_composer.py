@@ -331,7 +331,8 @@ def test_no_module_hides_a_public_name():
 
 def test_without_a_word_models_are_kept_beside_a_sqlite_database(digits, dense, tmp_path):
     search = vro.Search(dense, digits, vro.Budget(0.6), training=vro.Recipe(epochs=0))
-    study = search.create_study("a study", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study = new_study(search, "a study", storage=url, screen=False)
     search.run(study, 1, say=lambda line: None, explain=False)
     answer = search.answer(study)
     assert vro.shape_of(answer.load_model()).macs == answer.found.trial.user_attrs["macs"]

@@ -53,7 +53,7 @@ def test_the_rehearsal_gives_a_bfloat16_model_that_loads_and_a_row(
     gpu.main(
         out=tmp_path,
         stage="dense",
-        minutes=0.1,
+        minutes=0.05,
         data=None,
         rehearse=True,
         compile_model=False,

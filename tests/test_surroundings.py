@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,15 +13,22 @@ import optuna
 import pytest
 
 
-@pytest.fixture
-def folder(make_study, tmp_path):
+@pytest.fixture(scope="module")
+def database(make_study, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("database")
     for name in ("größe ±", "[/x]"):
         study = make_study(None, name, trials=2)
         optuna.copy_study(
             from_study_name=name,
             from_storage=study._storage,
-            to_storage=f"sqlite:///{tmp_path}/s.db",
+            to_storage=f"sqlite:///{folder}/s.db",
         )
+    return folder / "s.db"
+
+
+@pytest.fixture
+def folder(database, tmp_path):
+    shutil.copy(database, tmp_path)
     return tmp_path
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.models.families import FAMILIES
     from vit_ratio_opt.models.family import AttentionKind, Branch, Family
     from vit_ratio_opt.models.shape import shape_of
+    from vit_ratio_opt.models.to_hugging_face import to_huggingface
     from vit_ratio_opt.pruning.calibration import Calibration, calibrate
     from vit_ratio_opt.pruning.importance import (
         Importance,
@@ -107,6 +108,7 @@ _HOMES = {
     "models.convert": ("to_timm",),
     "models.create": ("create_model",),
     "models.shape": ("shape_of",),
+    "models.to_hugging_face": ("to_huggingface",),
     "pruning.calibration": (
         "Calibration",
         "calibrate",
@@ -255,6 +257,7 @@ __all__ = [
     "save_pruned",
     "shape_of",
     "taylor_importance",
+    "to_huggingface",
     "to_timm",
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import json
 import logging
@@ -12,6 +13,7 @@ import sys
 
 import optuna
 import pytest
+import typer
 from rich.console import Console
 
 from vit_ratio_opt.cli import main as cli
@@ -89,6 +91,8 @@ def scratch(tmp_path, monkeypatch, make_study):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
+    # Built for each run, from the options of all commands: most of what a refusal takes.
+    monkeypatch.setattr("typer.main.get_command", functools.cache(typer.main.get_command))
     monkeypatch.setattr("optuna_dashboard.run_server", lambda *a, **o: None)
     monkeypatch.setattr("vit_ratio_opt.runs.ray_cluster.run_on_ray", stop)
     monkeypatch.setattr("vit_ratio_opt.cli.serve.serve_proxy", stop)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.runs import search_task
 
 
 @pytest.fixture
@@ -20,6 +21,13 @@ def arguments(files):
         "search", "--data", files / "photos", "--checkpoint", files / "dense.safetensors",
         "--n-trials", 1,
     ]  # fmt: skip
+
+
+@pytest.fixture
+def without_a_look(monkeypatch):
+    """Searches begin without evaluating pairs; the search of ``searched`` begins as users' do."""
+    monkeypatch.setattr(search_task, "screen", lambda *arguments: {})
+    monkeypatch.setattr(search_task, "likely_path", lambda *arguments: ())
 
 
 @pytest.fixture
@@ -162,6 +170,7 @@ def test_search_runs_on_image_folders(arguments, command, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("without_a_look")
 def test_search_runs_every_strategy_from_csv_files(tmp_path, files, command):
     images = tmp_path / "few" / "images"
     images.mkdir(parents=True)

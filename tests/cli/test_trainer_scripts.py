@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from pathlib import Path
@@ -64,7 +65,8 @@ def dense_and_pruned():
     dense = vro.load_dense(digits.DENSE)
     pixels, labels = next(digits.DATA.train.batches(64))
     pruner = vro.Pruner(dense, [(digits.DATA.normalise(pixels), labels)])
-    return pruner.dense, lambda: pruner.prune((0.5, 0.5)).train()
+    pruned = pruner.prune((0.5, 0.5)).train()
+    return pruner.dense, lambda: copy.deepcopy(pruned)
 
 
 class Gone(Exception):
@@ -135,6 +137,8 @@ def test_a_training_that_is_asked_to_stop_stops_and_resumes(
 @scripts
 def test_its_search_runs_and_a_pruner_ends_a_trial(script, load, tmp_path, monkeypatch):
     module = load(script)
+    monkeypatch.setattr("vit_ratio_opt.runs.search_task.screen", lambda *_: {})
+    monkeypatch.setattr("vit_ratio_opt.composer.trial_files", lambda *_: {})
     strict = optuna.pruners.ThresholdPruner(lower=101)  # per cent
     for n_trials in (1, 2):
         with monkeypatch.context() as patch:

@@ -19,6 +19,9 @@ from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models import convert
 from vit_ratio_opt.models.convert import to_timm
 from vit_ratio_opt.models.create import create_model, source_of
+from vit_ratio_opt.models.hugging_face import ACTIVATIONS
+from vit_ratio_opt.models.infer_sizes import infer_sizes
+from vit_ratio_opt.models.renames import rename_tensors
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import check_fits, weights_hash
 from vit_ratio_opt.models.surgery import keep_units
@@ -119,9 +122,9 @@ def test_torchvision_models_may_have_another_head(images, heads):
 def test_torchvisions_five_models_fit_timms(name):
     with torch.device("meta"):  # sizes without weights
         model = getattr(torchvision.models, name)()
-        state = convert.rename_tensors(name, model.state_dict())
+        state = rename_tensors(name, model.state_dict())
         heads, width = convert.TORCHVISION[f"torchvision/{name}"]
-        sizes = convert.infer_sizes(name, state, None)
+        sizes = infer_sizes(name, state, {})
         timm_model = create_model("vit_base_patch16_224", num_heads=heads, **sizes)
         check_fits(timm_model, state, name)
     assert (heads, width) == (model.encoder.layers[0].num_heads, model.hidden_dim)
@@ -143,7 +146,7 @@ def test_hugging_face_models_keep_their_logits(hugging_face, images, kind):
 @pytest.mark.parametrize(
     "changes",
     [
-        *({"hidden_act": act} for act in convert.ACTIVATIONS),
+        *({"hidden_act": act} for act in ACTIVATIONS),
         {"qkv_bias": False},
         {"image_size": [32, 16], "num_channels": 1},
         {"patch_size": [8, 16]},
@@ -182,7 +185,7 @@ def test_only_a_model_of_this_package_is_saved_without_its_name(tmp_path, tiny_v
     [
         ("SwinForImageClassification", "class SwinForImageClassification"),
         ("BeitForImageClassification", "class BeitForImageClassification"),
-        ("ViTModel", "class ViTModel"),
+        ("ViTForMaskedImageModeling", "class ViTForMaskedImageModeling"),
         ("Dinov2ForImageClassification", "mean of all patches side by side"),
         ("Dinov2WithRegistersForImageClassification", "mean of all patches side by side"),
     ],

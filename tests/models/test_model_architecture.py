@@ -3,11 +3,13 @@ import json
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.create import create_model
+from vit_ratio_opt.models.state_dicts import find_misfit
 
 SMALL = {
     "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 4,
@@ -74,3 +76,28 @@ def test_weights_do_not_count_and_fused_attention_neither():
     for block in model.blocks:
         block.attn.fused_attn = not block.attn.fused_attn
     assert architecture_of(model) == before
+
+
+class Calls(TorchFunctionMode):
+    """Collects the names of all functions of torch that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.add(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+def test_a_model_on_the_meta_device_is_the_same_without_drawing_values(name):
+    with Calls() as calls:
+        filled = make(name)
+    assert "erfinv_" in calls.names
+    with Calls() as calls, torch.device("meta"):
+        empty = create_model(name, **SMALL)
+    assert "erfinv_" not in calls.names
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    assert architecture_of(empty) == architecture_of(filled)
+    assert find_misfit(empty, filled.state_dict()) is None

@@ -15,7 +15,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -26,8 +26,8 @@ from timm.layers import AttentionRope, SwiGLU
 
 from vit_ratio_opt.composer import Search
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
-from vit_ratio_opt.latency import timing
-from vit_ratio_opt.latency.table import measure_latency
+from vit_ratio_opt.latency import table, timing
+from vit_ratio_opt.latency.timing import TimingEffort
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.beit import BiasedAttention
@@ -202,12 +202,16 @@ def test_the_latency_of_every_kind_of_block_is_predicted(name: str, monkeypatch)
         return [1e-9 * params(model)] * count
 
     monkeypatch.setattr(timing, "time_runs", take)
+    once = TimingEffort(turns=1, turn_seconds=0.0)
+    monkeypatch.setattr(table, "time_models", partial(timing.time_models, effort=once))
+    for sizes in ("_HEADS", "_RANKS", "_NEURONS"):  # what lies between is interpolated exactly
+        monkeypatch.setattr(table, sizes, 2)
     model = small(name)
     start = prune(model, (0.3, 0.4), calibrate(model, [images_for(model, 16)]))
     for dense in (model, start):  # a study may begin with a pruned model
-        table, shape = measure_latency(dense), shape_of(dense)
-        assert table.error == pytest.approx(0, abs=1e-6)
-        assert table.predict(shape.blocks) == pytest.approx(shape.params)
+        measured, shape = table.measure_latency(dense), shape_of(dense)
+        assert measured.error == pytest.approx(0, abs=1e-6)
+        assert measured.predict(shape.blocks) == pytest.approx(shape.params)
 
 
 @pytest.mark.parametrize("allocation", ["global", "energy", "uniform"])

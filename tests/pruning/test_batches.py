@@ -98,9 +98,9 @@ def test_the_survey_of_the_attention_looks_at_its_images(tiny_vit, images) -> No
 def test_logits_that_are_no_numbers_are_refused(tiny_vit, images, labels) -> None:
     with torch.no_grad():
         tiny_vit.pos_embed.fill_(3e38)
-    with pytest.raises(InputError, match="NaN or infinite logits for batch 0"):
+    with pytest.raises(InputError, match="NaN or infinite outputs for batch 0"):
         calibrate(tiny_vit, [images])
-    with pytest.raises(InputError, match="NaN or infinite logits for batch 0"):
+    with pytest.raises(InputError, match="NaN or infinite outputs for batch 0"):
         taylor_importance(tiny_vit, [(images, labels)])
 
 

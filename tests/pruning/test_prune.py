@@ -20,6 +20,7 @@ from vit_ratio_opt.space.shape import BlockTokens
 from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.space.units import MhsaUnit
 
+allocations = st.sampled_from(get_args(Allocation))
 every_allocation = pytest.mark.parametrize("allocation", get_args(Allocation))
 
 
@@ -102,11 +103,15 @@ def test_every_block_keeps_a_head_and_eight_neurons(
     assert [(block.num_heads, block.hidden_dim) for block in at_most] == [(1, 8)] * 2
 
 
-@every_allocation
-@given(mhsa=st.floats(0, 0.75), ffn=st.floats(0, 0.875), seed=st.integers(0, 2**32))
+@given(
+    allocation=allocations,
+    mhsa=st.floats(0, 0.75),
+    ffn=st.floats(0, 0.875),
+    seed=st.integers(0, 2**32),
+)
 # The model is not changed, so that all examples can share one.
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_macs_are_what_was_asked_to_within_one_unit_each(
     tiny_vit: VisionTransformer,
@@ -125,14 +130,14 @@ def test_macs_are_what_was_asked_to_within_one_unit_each(
     assert realised > requested - head_macs - neuron_macs
 
 
-@every_allocation
 @given(
+    allocation=allocations,
     heads=st.tuples(st.integers(0, 6), st.integers(0, 6)),
     neurons=st.tuples(st.integers(0, 112), st.integers(0, 112)),
     seed=st.integers(0, 2**32),
 )
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_a_larger_pair_can_be_reached_in_two_steps(
     tiny_vit: VisionTransformer,
@@ -278,10 +283,9 @@ def test_other_allocations_are_refused(tiny_vit: VisionTransformer) -> None:
 # Ranks
 
 
-@every_allocation
-@given(mhsa=st.floats(0, 0.875), ffn=st.floats(0, 0.875))
+@given(allocation=allocations, mhsa=st.floats(0, 0.875), ffn=st.floats(0, 0.875))
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_with_ranks_macs_are_what_was_asked_to_within_one_unit_each(
     tiny_vit: VisionTransformer,
@@ -356,15 +360,15 @@ def test_a_larger_pair_of_ranks_can_be_reached_in_two_steps(
     assert smallest.neurons == 128 - more
 
 
-@every_allocation
 @given(
+    allocation=allocations,
     mhsa=st.floats(0, 1),
     ffn=st.floats(0, 1),
     round_to=st.sampled_from([2, 3, 4, 8, 16]),
     unit=st.sampled_from(["head", "rank"]),
 )
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_rounded_sizes_are_multiples_and_macs_what_was_asked_to_within_a_step_each(
     tiny_vit: VisionTransformer,

@@ -434,7 +434,7 @@ def _race(url, index, rounds, barrier, path):
 
 
 def test_of_racing_creations_one_wins_and_nothing_is_mixed(start, forkserver, url, tmp_path):
-    processes, rounds = 5, 6
+    processes, rounds = 4, 4
     barrier = forkserver.Barrier(processes)
     paths = [tmp_path / f"{index}.json" for index in range(processes)]
     started = [start(_race, url, index, rounds, barrier, path) for index, path in enumerate(paths)]

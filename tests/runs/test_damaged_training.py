@@ -17,18 +17,20 @@ from vit_ratio_opt.training.recipe import Recipe
 
 
 @pytest.fixture
-def make(digits, dense, tmp_path):
+def make(few_digits, dense, tmp_path):
     def make_one(model=dense, **changes):
         options = {
-            "budget": 0.6, "recipe": Recipe(epochs=3, batch_size=256), "progress": False,
+            "budget": 0.6, "recipe": Recipe(epochs=3, batch_size=128), "progress": False,
             "calibration_images": 64, "checkpoints": tmp_path / "models",
         }  # fmt: skip
-        return make_search(model, digits, **{**options, **changes})
+        search = make_search(model, few_digits, **{**options, **changes})
+        search.journal.attach = None  # drawing a training takes longer than the training
+        return search
 
     return make_one
 
 
-def interrupted(search, url, name, monkeypatch, pair=None):
+def interrupted(search, storage, name, monkeypatch, pair=None):
     """A study with a trial that ended after its first epoch, and the file of its state."""
     original = trainer_module.finetune
 
@@ -39,7 +41,7 @@ def interrupted(search, url, name, monkeypatch, pair=None):
 
         return original(model, data, recipe, replace(context, report=once), **options)
 
-    study = new_study(search, name, storage=url, screen=False)
+    study = new_study(search, name, storage=storage, screen=False)
     if pair is not None:
         study.enqueue_trial(pair._asdict())
     with monkeypatch.context() as patch:
@@ -57,18 +59,18 @@ def a_bit(path):
 
 @pytest.mark.parametrize("harm", ["another pair", "another model", "no repair", "a bit"])
 def test_a_trial_begins_again_with_a_word_and_ends_as_if_nothing_had_been(
-    make, url, monkeypatch, caplog, harm, make_dense
+    make, memory, monkeypatch, caplog, harm, make_dense
 ):
-    straight = new_study(make(), "straight", storage=url, screen=False)
+    straight = new_study(make(), "straight", storage=memory, screen=False)
     make().run(straight, n_trials=1, say=lambda line: None, explain=False)
-    study, state = interrupted(make(), url, "s", monkeypatch)
+    study, state = interrupted(make(), memory, "s", monkeypatch)
     pair = make().baseline
     if harm == "another pair":
-        _, other = interrupted(make(), url, "other", monkeypatch, make().curve[0])
+        _, other = interrupted(make(), memory, "other", monkeypatch, make().curve[0])
     elif harm == "another model":
-        _, other = interrupted(make(make_dense(1)), url, "other", monkeypatch)
+        _, other = interrupted(make(make_dense(1)), memory, "other", monkeypatch)
     elif harm == "no repair":
-        _, other = interrupted(make(repair=False), url, "other", monkeypatch)
+        _, other = interrupted(make(repair=False), memory, "other", monkeypatch)
     if harm == "a bit":
         a_bit(state)
     else:

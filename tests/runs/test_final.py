@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import make_search
+from support import make_search, new_study
 from typer.testing import CliRunner
 
 from vit_ratio_opt.cli import main as cli
@@ -56,7 +56,8 @@ def searched(dense_file, tmp_path_factory):
         progress=False,
     )
     url = f"sqlite:///{folder / 'study.db'}"
-    study = search.create_study("digits", storage=url)
+    search.journal.attach = None
+    study = new_study(search, "digits", storage=url, screen=False)
     search.run(study, n_trials=2, say=lambda _: None, explain=False)
     return url, study, search
 
@@ -108,12 +109,20 @@ def test_a_card_of_no_study_says_that_the_ratios_were_given(searched, tmp_path):
     assert 'load_pruned("m.safetensors")' in card
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_final_goes_on_where_it_was_killed_or_stopped(searched, start_command, tmp_path, number):
+@pytest.fixture(scope="module")
+def whole(searched, tmp_path_factory) -> tuple[list[object], Path]:
+    """A command without the path of its output, and a model that it gave without a break."""
     url, *_ = searched
-    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    path = tmp_path_factory.mktemp("whole") / "whole.safetensors"
     arguments = ["final", "--study-name", "digits", "--storage", url, "--epochs", 8, "--output"]
-    assert command(*arguments, whole)[0] == 0
+    assert command(*arguments, path)[0] == 0
+    return arguments, path
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_final_goes_on_where_it_was_killed_or_stopped(whole, start_command, tmp_path, number):
+    arguments, whole_path = whole
+    killed = tmp_path / "killed.safetensors"
     process = start_command(*arguments, killed)
     state = tmp_path / "killed.safetensors.training"
     deadline = time.monotonic() + 60
@@ -129,7 +138,7 @@ def test_final_goes_on_where_it_was_killed_or_stopped(searched, start_command, t
     assert not killed.exists()
     code, output = command(*arguments, killed)
     assert code == 0, output
-    one, other = (load_pruned(path)[0].state_dict() for path in (whole, killed))
+    one, other = (load_pruned(path)[0].state_dict() for path in (whole_path, killed))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert not state.exists()
 

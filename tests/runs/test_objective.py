@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import optuna
 import pytest
@@ -33,23 +32,27 @@ MUCH_ATTENTION = RatioPair(0.75, 0.125)
 
 
 @pytest.fixture
-def make(digits, dense, tmp_path):
-    def make_objective(**changes):
+def make(few_digits, dense, tmp_path):
+    def make_objective(*, attach=False, **changes):
         options = {
             "budget": 1.0,
-            "recipe": Recipe(epochs=1, batch_size=256),
+            "recipe": Recipe(epochs=1, batch_size=128),
             "checkpoints": tmp_path / "models",
             "iterative": True,
             "calibration_images": 64,
+            "progress": False,
         }
-        return make_search(dense, digits, **{**options, **changes})
+        search = make_search(dense, few_digits, **{**options, **changes})
+        if not attach:  # drawing a training takes longer than the training
+            search.journal.attach = None
+        return search
 
     return make_objective
 
 
-def run_pairs(objective, url, *pairs, name="s"):
+def run_pairs(objective, storage, *pairs, name="s"):
     """The study after a new process, as it were, has run these pairs."""
-    study = new_study(objective, name, storage=url, screen=False)
+    study = new_study(objective, name, storage=storage, screen=False)
     for pair in pairs:
         study.enqueue_trial(pair._asdict())
     study.optimize(objective.objective, n_trials=len(pairs))
@@ -66,8 +69,8 @@ def artifact_of(trial, study, tmp_path):
     return tmp_path / "models" / "artifacts" / meta.artifact_id
 
 
-def test_a_trial_starts_from_the_nearest_that_pruned_neither_module_more(make, url):
-    study = run_pairs(make(), url, LIGHT, MUCH_ATTENTION, HALF, HEAVY)
+def test_a_trial_starts_from_the_nearest_that_pruned_neither_module_more(make, memory):
+    study = run_pairs(make(), memory, LIGHT, MUCH_ATTENTION, HALF, HEAVY)
     assert parents(study) == ["dense", "dense", 0, 2]
     assert [t.user_attrs["epochs"] for t in study.trials] == [1, 1, 1, 1]
     assert [t.user_attrs["total_epochs"] for t in study.trials] == [1, 1, 2, 3]
@@ -75,13 +78,13 @@ def test_a_trial_starts_from_the_nearest_that_pruned_neither_module_more(make, u
 
 @pytest.mark.parametrize("allocation", ["global", "energy", "uniform"])
 def test_macs_and_params_are_those_of_the_pair_whatever_the_parent(
-    make, url, dense, tmp_path, allocation
+    make, memory, dense, tmp_path, allocation
 ):
     objective = make(allocation=allocation)
     largest = objective.space.max_pair
     params = StructuralSpace(objective.pruner.shape, cost=PARAMS)
     pairs = LIGHT, RatioPair(0.26, 0.27), HEAVY, largest
-    study = run_pairs(objective, url, *pairs)
+    study = run_pairs(objective, memory, *pairs)
     assert parents(study) == ["dense", 0, 1, 2]
     for trial, pair in zip(study.trials, pairs, strict=True):
         model, _ = load_pruned(tmp_path / "models" / trial.user_attrs["checkpoint"], dense)
@@ -90,9 +93,9 @@ def test_macs_and_params_are_those_of_the_pair_whatever_the_parent(
         assert shape.params == trial.user_attrs["params"] == params.pruned_cost(pair)
 
 
-def test_a_child_starts_from_its_parents_trained_weights(make, url, dense, tmp_path):
+def test_a_child_starts_from_its_parents_trained_weights(make, memory, dense, tmp_path):
     objective = make()
-    study = run_pairs(objective, url, LIGHT, HALF)
+    study = run_pairs(objective, memory, LIGHT, HALF)
     parent, _ = load_pruned(tmp_path / "models" / "trial-0000.safetensors", dense)
     child = objective.pruner.prune(HALF, parent)
     # Pruning leaves the classifier as it is, so it tells whose weights these are.
@@ -102,8 +105,8 @@ def test_a_child_starts_from_its_parents_trained_weights(make, url, dense, tmp_p
     assert study.trials[1].user_attrs["accuracy_pruned"] == accuracy
 
 
-def test_switched_off_every_trial_starts_dense(make, url, tmp_path):
-    study = run_pairs(make(iterative=False), url, LIGHT, HALF)
+def test_switched_off_every_trial_starts_dense(make, memory, tmp_path):
+    study = run_pairs(make(iterative=False), memory, LIGHT, HALF)
     assert parents(study) == ["dense", "dense"]
     assert study.trials[1].user_attrs["total_epochs"] == 1
     assert sorted(os.listdir(tmp_path / "models")) == [
@@ -111,8 +114,8 @@ def test_switched_off_every_trial_starts_dense(make, url, tmp_path):
     ]  # fmt: skip
 
 
-def test_a_first_trial_is_the_same_iterative_or_not(make, url):
-    studies = [run_pairs(make(iterative=on), url, HALF, name=f"s{on}") for on in (True, False)]
+def test_a_first_trial_is_the_same_iterative_or_not(make, memory):
+    studies = [run_pairs(make(iterative=on), memory, HALF, name=f"s{on}") for on in (True, False)]
     first, second = (study.trials[0] for study in studies)
     assert first.value == second.value
     assert first.user_attrs["accuracy_pruned"] == second.user_attrs["accuracy_pruned"]
@@ -126,19 +129,20 @@ def test_a_new_process_finds_parents_and_gives_the_uninterrupted_trials(make, ur
     assert [t.value for t in resumed.trials] == [t.value for t in straight.trials]
 
 
-def test_another_machine_finds_parents_in_a_shared_store(make, url, tmp_path):
+def test_another_machine_finds_parents_in_a_shared_store(make, memory, tmp_path):
     (tmp_path / "shared").mkdir()
     store = FileSystemArtifactStore(tmp_path / "shared")
-    run_pairs(make(artifacts=store, checkpoints=tmp_path / "here"), url, LIGHT)
-    study = run_pairs(make(artifacts=store, checkpoints=tmp_path / "there"), url, HALF)
+    run_pairs(make(artifacts=store, checkpoints=tmp_path / "here", attach=True), memory, LIGHT)
+    there = make(artifacts=store, checkpoints=tmp_path / "there", attach=True)
+    study = run_pairs(there, memory, HALF)
     assert parents(study) == ["dense", 0]
     kept = [name for name in os.listdir(tmp_path / "shared") if "training-state" not in name]
     assert len(kept) == 6  # of each trial a model, a curve and a table
 
 
 @pytest.mark.parametrize("damage", ["dangling", "truncated"])
-def test_an_unreadable_parent_is_passed_over(make, url, tmp_path, damage):
-    study = run_pairs(make(), url, LIGHT, HALF)
+def test_an_unreadable_parent_is_passed_over(make, memory, tmp_path, damage):
+    study = run_pairs(make(), memory, LIGHT, HALF)
     near, far = (artifact_of(trial, study, tmp_path) for trial in reversed(study.trials))
 
     def break_off(path):
@@ -149,37 +153,37 @@ def test_an_unreadable_parent_is_passed_over(make, url, tmp_path, damage):
 
     break_off(near)
     # More attention and less of the FFN each time, so that neither can be the other's parent.
-    assert parents(run_pairs(make(), url, RatioPair(0.625, 0.75)))[2:] == [0]
+    assert parents(run_pairs(make(), memory, RatioPair(0.625, 0.75)))[2:] == [0]
     break_off(far)
-    study = run_pairs(make(), url, RatioPair(0.75, 0.625))
+    study = run_pairs(make(), memory, RatioPair(0.75, 0.625))
     assert parents(study)[3:] == ["dense"]
     assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
 
 
-def test_a_repeat_starts_where_the_first_trial_of_its_pair_started(make, url):
-    study = run_pairs(make(), url, LIGHT, HEAVY, HALF, HEAVY, LIGHT)
+def test_a_repeat_starts_where_the_first_trial_of_its_pair_started(make, memory):
+    study = run_pairs(make(), memory, LIGHT, HEAVY, HALF, HEAVY, LIGHT)
     assert parents(study) == ["dense", 0, 0, 0, "dense"]
     assert [t.user_attrs["total_epochs"] for t in study.trials] == [1, 2, 2, 2, 1]
     assert [t.user_attrs["seed"] for t in study.trials] == [0, 0, 0, 1, 1]
 
 
-def test_a_trial_over_the_tolerance_is_a_parent_too(make, url):
+def test_a_trial_over_the_tolerance_is_a_parent_too(make, memory):
     objective = make(budget=None, tolerance=1.0)
     objective.objective.dense_accuracy = 100.0
-    study = run_pairs(objective, url, LIGHT, HALF)
+    study = run_pairs(objective, memory, LIGHT, HALF)
     assert [trial.state for trial in study.trials] == [TrialState.PRUNED] * 2
     assert parents(study) == ["dense", 0]
 
 
-def test_a_trial_that_kept_no_model_is_no_parent(make, url):
+def test_a_trial_that_kept_no_model_is_no_parent(make, memory):
     objective = make()
     study = objective.create_study(
-        "s", storage=url, pruner=optuna.pruners.ThresholdPruner(lower=101)
+        "s", storage=memory, pruner=optuna.pruners.ThresholdPruner(lower=101)
     )
     study.enqueue_trial(LIGHT._asdict())
     study.optimize(objective.objective, n_trials=1)
     assert study.trials[0].state == TrialState.PRUNED
-    study = run_pairs(objective, url, HALF)
+    study = run_pairs(objective, memory, HALF)
     assert study.trials[1].user_attrs["parent_trial"] == "dense"
 
 
@@ -189,10 +193,10 @@ def test_a_trial_outside_of_any_study_starts_dense(make):
     assert trial.user_attrs["parent_trial"] == "dense"
 
 
-def test_iterative_and_not_are_different_studies(make, url):
-    run_pairs(make(), url, LIGHT)
+def test_iterative_and_not_are_different_studies(make, memory):
+    run_pairs(make(), memory, LIGHT)
     with pytest.raises(InputError, match="iterative is True, not False"):
-        make(iterative=False).create_study("s", storage=url)
+        new_study(make(iterative=False), "s", storage=memory, screen=False)
 
 
 @pytest.mark.parametrize("option", ["iterative", "artifacts"])
@@ -212,9 +216,9 @@ def test_what_is_pruned_is_what_the_ratios_say(make, unit, repair):
     assert shape_of(objective.pruner.prune(pair)).macs == objective.space.pruned_macs(pair)
 
 
-def test_repair_brings_a_pruned_model_nearer_to_the_dense_one(make, digits, dense):
-    images, _ = next(digits.val.batches(64))
-    images = digits.normalise(images)
+def test_repair_brings_a_pruned_model_nearer_to_the_dense_one(make, few_digits, dense):
+    images, _ = next(few_digits.val.batches(64))
+    images = few_digits.normalise(images)
     pair = RatioPair(0.5, 0.75)
 
     def error(**changes):
@@ -238,19 +242,20 @@ def test_the_likely_best_pair_costs_least_and_is_where_the_screen_begins(make):
 
 
 @pytest.mark.parametrize("strategy", ["structural", "cascade", "both"])
-def test_a_search_with_a_tolerance_begins_on_the_path_of_least_expected_loss(make, url, strategy):
-    def objective(**changes):
-        options = {"budget": None, "tolerance": 5.0, "strategy": strategy, "iterative": False}
-        return make(**options, **changes)
-
-    path = objective().first_pairs()["path"]
-    costs = [objective().space.macs_ratio(*pair) for pair in path]
+def test_a_search_with_a_tolerance_begins_on_the_path_of_least_expected_loss(
+    make, memory, strategy
+):
+    options = {"budget": None, "tolerance": 5.0, "strategy": strategy, "iterative": False}
+    search = make(**options)
+    study = search.create_study("s", storage=memory)
+    path = [tuple(pair) for pair in study.user_attrs["path"]]
+    costs = [search.space.macs_ratio(*pair) for pair in path]
     assert len(path) > 1
     assert costs == sorted(costs, reverse=True)
-    assert objective(fixed_ratio=True).first_pairs()["path"] == ()
-    study = objective().create_study("s", storage=url)
-    assert [tuple(pair) for pair in study.user_attrs["path"]] == list(path)
-    study.optimize(objective().objective, n_trials=1)
+    if strategy == "cascade":
+        assert list(make(**options).first_pairs()["path"]) == path
+    assert make(fixed_ratio=True, **options).first_pairs()["path"] == ()
+    study.optimize(make(**options).objective, n_trials=1)
     assert tuple(study.trials[0].params.values()) in path
 
 
@@ -273,7 +278,7 @@ def test_another_unit_is_refused(make):
 @pytest.mark.parametrize("fixed_ratio", [False, True])
 @pytest.mark.parametrize("strategy", ["cascade", "both"])
 def test_every_strategy_trains_keeps_and_reports_its_model(
-    make, url, dense, digits, strategy, fixed_ratio
+    make, memory, dense, few_digits, strategy, fixed_ratio
 ):
     options = {
         "strategy": strategy,
@@ -282,7 +287,7 @@ def test_every_strategy_trains_keeps_and_reports_its_model(
         "iterative": False,
     }
     objective = make(**options)
-    study = objective.create_study("s", storage=url)
+    study = new_study(objective, "s", storage=memory, screen=False)
     study.optimize(objective.objective, n_trials=2)
     for trial in study.trials:
         assert trial.state == TrialState.COMPLETE
@@ -295,21 +300,21 @@ def test_every_strategy_trains_keeps_and_reports_its_model(
         assert shape.macs == trial.user_attrs["macs"] <= objective.space.pruned_macs(pair)
         assert shape.params == trial.user_attrs["params"]
         assert trial.user_attrs["macs_ratio"] <= 0.85
-        assert evaluate(model, digits, digits.val) == trial.user_attrs["accuracy"]
+        assert evaluate(model, few_digits, few_digits.val) == trial.user_attrs["accuracy"]
         assert (pair.mhsa_ratio == pair.ffn_ratio) >= fixed_ratio
         assert manifest["pruned"] == strategy
-    again = make(**options).create_study("s", storage=url)
+    again = new_study(make(**options), "s", storage=memory, screen=False)
     assert len(again.trials) == len(study.trials) > 0
     with pytest.raises(InputError, match="pruned"):
-        make(budget=0.85, iterative=False).create_study("s", storage=url)
+        new_study(make(budget=0.85, iterative=False), "s", storage=memory, screen=False)
 
 
-def test_a_cascade_trial_may_start_from_a_parent(make, url):
+def test_a_cascade_trial_may_start_from_a_parent(make, memory):
     objective = make(strategy="cascade", rule=LATE)
     ratios = objective.space.ffn_ratios
-    study = run_pairs(objective, url, RatioPair(0.0, ratios[1]), RatioPair(0.0, ratios[1]))
+    study = run_pairs(objective, memory, RatioPair(0.0, ratios[1]), RatioPair(0.0, ratios[1]))
     assert parents(study) == ["dense", "dense"]  # a repeat starts where the first one did
-    study = run_pairs(make(strategy="both"), url, LIGHT, HALF, name="both")
+    study = run_pairs(make(strategy="both"), memory, LIGHT, HALF, name="both")
     assert parents(study) == ["dense", 0]
 
 
@@ -373,17 +378,17 @@ def quietly(study, objective, n_trials):
 
 @pytest.fixture
 def plain(make):
-    options = {"iterative": False, "budget": 0.6, "recipe": Recipe(epochs=3, batch_size=256)}
+    options = {"iterative": False, "budget": 0.6, "recipe": Recipe(epochs=3, batch_size=128)}
     return lambda **changes: make(**{**options, **changes})
 
 
 def test_a_failed_trial_says_why_and_the_next_one_goes_on_from_its_last_epoch(
-    plain, url, monkeypatch
+    plain, memory, monkeypatch
 ):
-    straight = plain().create_study("straight", storage=url)
+    straight = new_study(plain(), "straight", storage=memory, screen=False)
     quietly(straight, plain(), 1)
     fails_in_the_middle(monkeypatch, RuntimeError("CUDA error: the device is gone"))
-    study = plain().create_study("s", storage=url)
+    study = new_study(plain(), "s", storage=memory, screen=False)
     quietly(study, plain(), 1)
     failed, resumed = study.trials
     assert failed.state == TrialState.FAIL
@@ -396,12 +401,12 @@ def test_a_failed_trial_says_why_and_the_next_one_goes_on_from_its_last_epoch(
 
 
 @pytest.mark.parametrize("strategy", ["cascade", "both"])
-def test_a_cascade_goes_on_from_its_last_epoch(plain, url, monkeypatch, strategy):
+def test_a_cascade_goes_on_from_its_last_epoch(plain, memory, monkeypatch, strategy):
     options = {"strategy": strategy, "budget": 0.9}
-    straight = plain(**options).create_study("straight", storage=url)
+    straight = new_study(plain(**options), "straight", storage=memory, screen=False)
     quietly(straight, plain(**options), 1)
     fails_in_the_middle(monkeypatch, RuntimeError("gone"))
-    study = plain(**options).create_study("s", storage=url)
+    study = new_study(plain(**options), "s", storage=memory, screen=False)
     quietly(study, plain(**options), 1)
     assert study.trials[1].user_attrs["resumed_from"]["epoch"] == 1
     assert study.trials[1].value == straight.trials[0].value
@@ -409,14 +414,14 @@ def test_a_cascade_goes_on_from_its_last_epoch(plain, url, monkeypatch, strategy
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_a_state_that_cannot_be_read_costs_a_warning_and_the_epochs(
-    plain, url, monkeypatch, tmp_path, damage, caplog
+    plain, memory, monkeypatch, tmp_path, damage, caplog
 ):
-    straight = plain().create_study("straight", storage=url)
+    straight = new_study(plain(), "straight", storage=memory, screen=False)
     quietly(straight, plain(), 1)
     for path in (tmp_path / "models" / "artifacts").glob("[!.]*"):
         path.unlink()
     fails_in_the_middle(monkeypatch, RuntimeError("gone"))
-    study = plain().create_study("s", storage=url)
+    study = new_study(plain(), "s", storage=memory, screen=False)
     study.optimize(plain().objective, n_trials=1, catch=RuntimeError)
     (state,) = (tmp_path / "models" / "artifacts").glob("training-state-*")
     if damage == "missing":
@@ -431,7 +436,7 @@ def test_a_state_that_cannot_be_read_costs_a_warning_and_the_epochs(
     assert study.trials[1].user_attrs["losses"] == straight.trials[0].user_attrs["losses"]
 
 
-def test_a_full_artifact_store_costs_no_training(plain, url, monkeypatch):
+def test_a_full_artifact_store_costs_no_training(plain, memory, tmp_path):
     class Full(FileSystemArtifactStore):
         def write(self, artifact_id, content_body):
             if artifact_id.startswith("training-state"):
@@ -442,16 +447,16 @@ def test_a_full_artifact_store_costs_no_training(plain, url, monkeypatch):
         path.mkdir(exist_ok=True)
         return plain(artifacts=Full(path), checkpoints=path)
 
-    path = Path(url.removeprefix("sqlite:///")).parent / "full"
-    study = objective(path).create_study("s", storage=url)
+    path = tmp_path / "full"
+    study = objective(path).create_study("s", storage=memory)
     quietly(study, objective(path), 2)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
     assert "No space left on device" in study.trials[0].user_attrs["state_not_kept"]
 
 
-def test_a_training_that_diverged_is_tried_again_with_the_next_seed(plain, url, monkeypatch):
+def test_a_training_that_diverged_is_tried_again_with_the_next_seed(plain, memory, monkeypatch):
     fails_in_the_middle(monkeypatch, TrainingDiverged("The loss is nan after step 5 of 15."))
-    study = plain().create_study("s", storage=url)
+    study = new_study(plain(), "s", storage=memory, screen=False)
     quietly(study, plain(), 1)
     diverged, again = study.trials
     assert diverged.user_attrs["failure"].startswith("TrainingDiverged: The loss is nan")
@@ -460,9 +465,9 @@ def test_a_training_that_diverged_is_tried_again_with_the_next_seed(plain, url, 
     assert "resumed_from" not in again.user_attrs
 
 
-def test_a_pair_is_handed_back_however_often_its_worker_has_to_stop(plain, url, monkeypatch):
+def test_a_pair_is_handed_back_however_often_its_worker_has_to_stop(plain, memory, monkeypatch):
     objective = plain()
-    study = objective.create_study("s", storage=url)
+    study = new_study(objective, "s", storage=memory, screen=False)
     for _ in range(12):  # more than failures and deaths together
         objective.objective.should_stop = lambda: True
         with pytest.raises(KeyboardInterrupt):
@@ -476,12 +481,12 @@ def test_a_pair_is_handed_back_however_often_its_worker_has_to_stop(plain, url, 
     assert study.trials[-1].user_attrs["resumed_from"]["trial"] == 11
 
 
-def test_no_state_outlives_its_training(plain, url, tmp_path):
-    objective = plain()
-    study = objective.create_study("s", storage=url)
-    quietly(study, objective, 3)
+def test_no_state_outlives_its_training(plain, memory, tmp_path):
+    objective = plain(attach=True)
+    study = new_study(objective, "s", storage=memory, screen=False)
+    quietly(study, objective, 2)
     left = [path.name for path in (tmp_path / "models" / "artifacts").glob("[!.]*")]
-    assert len(left) == 9  # models, curves and tables
+    assert len(left) == 6  # models, curves and tables
     assert not any(name.startswith("training-state") for name in left)
 
 
@@ -509,9 +514,9 @@ def model_file(objective, trial):
 
 
 @pytest.mark.parametrize("round_to", [1, 4])
-def test_a_budget_of_parameters_is_met(make, url, round_to):
+def test_a_budget_of_parameters_is_met(make, memory, round_to):
     objective = make(cost="params", budget=0.5, round_to=round_to, recipe=Recipe(epochs=0))
-    study = new_study(objective, "s", storage=url, screen=False)
+    study = new_study(objective, "s", storage=memory, screen=False)
     objective.run(study, n_trials=2, say=lambda line: None, explain=False)
     for trial in study.trials:
         model, manifest = load_pruned(model_file(objective, trial), objective.dense)
@@ -522,9 +527,9 @@ def test_a_budget_of_parameters_is_met(make, url, round_to):
     assert study.user_attrs["settings"]["cost"] == "params"
 
 
-def test_with_a_tolerance_the_value_is_the_share_of_the_cost(make, url):
+def test_with_a_tolerance_the_value_is_the_share_of_the_cost(make, memory):
     objective = latency_objective(make, budget=None, tolerance=99.0)
-    study = new_study(objective, "s", storage=url, screen=False)
+    study = new_study(objective, "s", storage=memory, screen=False)
     assert study.metric_names == ["latency of dense"]
     study.enqueue_trial(RatioPair(0.0, 0.0)._asdict())
     study.enqueue_trial(RatioPair(0.5, 0.25)._asdict())
@@ -535,9 +540,9 @@ def test_with_a_tolerance_the_value_is_the_share_of_the_cost(make, url):
     assert objective.direction == "minimize"
 
 
-def test_a_pair_over_the_latency_is_pruned_before_any_training(make, url):
+def test_a_pair_over_the_latency_is_pruned_before_any_training(make, memory):
     objective = latency_objective(make)
-    study = new_study(objective, "s", storage=url, screen=False)
+    study = new_study(objective, "s", storage=memory, screen=False)
     study.enqueue_trial(RatioPair(0.25, 0.875)._asdict())
     study.optimize(objective.objective, n_trials=1)
     assert study.trials[0].state == TrialState.PRUNED
@@ -545,25 +550,25 @@ def test_a_pair_over_the_latency_is_pruned_before_any_training(make, url):
     assert "blocks" not in study.trials[0].user_attrs
 
 
-def test_the_best_of_a_latency_study_is_measured_when_it_is_tested(make, url, monkeypatch):
+def test_the_best_of_a_latency_study_is_measured_when_it_is_tested(make, memory, monkeypatch):
     monkeypatch.setattr(
         "vit_ratio_opt.runs.testing.time_models", lambda models, **how: [0.004, 0.0015]
     )
     objective = latency_objective(make)
-    study = new_study(objective, "s", storage=url, screen=False)
+    study = new_study(objective, "s", storage=memory, screen=False)
     objective.run(study, n_trials=1, say=lambda line: None, explain=False)
     objective.test(study)
     tested = study.user_attrs["tested"]
     assert (tested["dense_ms"], tested["pruned_ms"]) == (4.0, 1.5)
 
 
-def test_a_resumed_study_keeps_the_latency_that_it_was_made_with(make, url):
+def test_a_resumed_study_keeps_the_latency_that_it_was_made_with(make, memory):
     first = latency_objective(make)
-    new_study(first, "s", storage=url, screen=False)
+    new_study(first, "s", storage=memory, screen=False)
     second = latency_objective(make, latency=latency_of(first.space, fast=True))
     assert second.curve != first.curve
     assert second.settings == first.settings
-    study = new_study(second, "s", storage=url, screen=False)
+    study = new_study(second, "s", storage=memory, screen=False)
     assert second.curve == first.curve
     assert second.space.cost.curves == first.space.cost.curves
     second.run(study, n_trials=1, say=lambda line: None, explain=False)

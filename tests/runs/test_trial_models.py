@@ -14,6 +14,7 @@ import pytest
 import support
 import torch
 from optuna.artifacts import FileSystemArtifactStore
+from optuna.storages import InMemoryStorage
 from optuna.study import Study
 from optuna.trial import TrialState
 from support import make_search
@@ -50,13 +51,15 @@ def dense_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make(dense_file: Path, digits: ImageData, tmp_path: Path) -> Make:
-    def make_one(**changes: Any) -> Search:
+def make(dense_file: Path, few_digits: ImageData, tmp_path: Path) -> Make:
+    def make_one(data: ImageData = few_digits, **changes: Any) -> Search:
         options = {
-            "budget": 0.6, "recipe": Recipe(epochs=1, batch_size=256), "progress": False,
+            "budget": 0.6, "recipe": Recipe(epochs=1, batch_size=128), "progress": False,
             "calibration_images": 64, "checkpoints": tmp_path / "models",
         }  # fmt: skip
-        return make_search(load_dense(dense_file), digits, **{**options, **changes})
+        search = make_search(load_dense(dense_file), data, **{**options, **changes})
+        search.journal.attach = None  # drawing a training takes longer than the training
+        return search
 
     return make_one
 
@@ -65,8 +68,8 @@ def run(study: Study, search: Search, n_trials: int = 1) -> None:
     search.run(study, n_trials=n_trials, say=lambda line: None, explain=False)
 
 
-def new_study(search: Search, url: str, name: str = "s") -> Study:
-    return support.new_study(search, name, storage=url, screen=False)
+def new_study(search: Search, storage: Any, name: str = "s") -> Study:
+    return support.new_study(search, name, storage=storage, screen=False)
 
 
 def assert_models_are_the_trials(
@@ -91,23 +94,23 @@ def assert_models_are_the_trials(
 
 
 def test_two_studies_of_two_workers_each_share_a_folder_and_no_file(
-    make: Make, tmp_path: Path, start_command: Callable[..., BaseProcess]
+    make: Make, digits: ImageData, tmp_path: Path, start_command: Callable[..., BaseProcess]
 ) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    searches = {"a": make(noise=50.0), "b": make(noise=50.0, seed=1)}
+    searches = {"a": make(digits, noise=50.0), "b": make(digits, noise=50.0, seed=1)}
     studies = {name: new_study(searches[name], url, name) for name in searches}
     workers = [
-        start_command("worker", "--storage", url, "--study-name", name, "--n-trials", 4)
+        start_command("worker", "--storage", url, "--study-name", name, "--n-trials", 2)
         for name in ("a", "b", "a", "b")
     ]
     for worker in workers:
         worker.join(180)
         assert worker.exitcode == 0, (tmp_path / "log").read_text()[-2000:]
     kept = [trial.user_attrs["checkpoint"] for study in studies.values() for trial in study.trials]
-    assert len(kept) == len(set(kept)) == 8
+    assert len(kept) == len(set(kept)) == 4
     assert {path.name for path in (tmp_path / "models").glob("*.safetensors")} == set(kept)
     for name, study in studies.items():
-        assert_models_are_the_trials(searches[name], study, tmp_path, trials=4)
+        assert_models_are_the_trials(searches[name], study, tmp_path, trials=2)
 
 
 @pytest.mark.parametrize("case", ["two databases", "made again", "a copy goes on"])
@@ -149,12 +152,12 @@ def test_a_study_that_was_copied_under_another_name_keeps_its_models(make: Make,
 
 
 def test_a_cascade_of_the_same_weights_and_ratios_is_not_the_trials_model(
-    make: Make, url: str, tmp_path: Path
+    make: Make, memory: InMemoryStorage, tmp_path: Path
 ) -> None:
     """Without training all cascades have the dense model's weights."""
     options = {"strategy": "cascade", "budget": 0.9, "recipe": Recipe(epochs=0)}
     search = make(**options)
-    study = new_study(search, url)
+    study = new_study(search, memory)
     run(study, search)
     (trial,) = study.trials
     fewer = [[queries - 1, keys, ffn] for queries, keys, ffn in trial.user_attrs["tokens"]]
@@ -180,9 +183,11 @@ def test_a_file_that_was_overwritten_in_place_is_refused_by_its_name(make: Make,
     assert weights_hash(search.model_of(study, study.trials[1]))
 
 
-def test_a_file_that_was_replaced_leaves_the_artifact_as_it_was(make: Make, url: str) -> None:
+def test_a_file_that_was_replaced_leaves_the_artifact_as_it_was(
+    make: Make, memory: InMemoryStorage
+) -> None:
     search = make()
-    study = new_study(search, url)
+    study = new_study(search, memory)
     run(study, search)
     (trial,) = study.trials
     path = search.journal.checkpoints / trial.user_attrs["checkpoint"]
@@ -198,10 +203,10 @@ def test_a_file_that_was_replaced_leaves_the_artifact_as_it_was(make: Make, url:
     assert weights_hash(search.model_of(study, trial)) == trial.user_attrs["weights"]
 
 
-def test_models_of_version_0_1_0_are_read(make: Make, url: str) -> None:
+def test_models_of_version_0_1_0_are_read(make: Make, memory: InMemoryStorage) -> None:
     """They had no hash in the trial, and the same name in every study."""
     search = make()
-    study = new_study(search, url)
+    study = new_study(search, memory)
     run(study, search)
     (trial,) = study.trials
     del trial.user_attrs["weights"]
@@ -209,7 +214,7 @@ def test_models_of_version_0_1_0_are_read(make: Make, url: str) -> None:
     assert search.model_of(study, trial)
     search.journal.store = None
     other = make(seed=1)
-    other_study = new_study(other, url, "other")
+    other_study = new_study(other, memory, "other")
     run(other_study, other)
     shutil.copy(
         other.journal.checkpoints / other_study.trials[0].user_attrs["checkpoint"],
@@ -219,9 +224,11 @@ def test_models_of_version_0_1_0_are_read(make: Make, url: str) -> None:
         search.model_of(study, trial)
 
 
-def test_a_trial_without_a_model_says_why(make: Make, url: str, tmp_path: Path) -> None:
+def test_a_trial_without_a_model_says_why(
+    make: Make, memory: InMemoryStorage, tmp_path: Path
+) -> None:
     search = make()
-    study = new_study(search, url)
+    study = new_study(search, memory)
     study.enqueue_trial({"mhsa_ratio": 0.0, "ffn_ratio": 0.0})
     study.optimize(search.objective, n_trials=1)
     study.ask()
@@ -245,9 +252,11 @@ def test_a_trial_without_a_model_says_why(make: Make, url: str, tmp_path: Path) 
             trained_trial(study, number)
 
 
-def test_a_trial_that_failed_after_its_training_has_no_model(make: Make, url: str) -> None:
+def test_a_trial_that_failed_after_its_training_has_no_model(
+    make: Make, memory: InMemoryStorage
+) -> None:
     search = make()
-    study = new_study(search, url)
+    study = new_study(search, memory)
     trial = study.ask()
     search.objective(trial)
     study.tell(trial, state=TrialState.FAIL)
@@ -260,10 +269,10 @@ def test_a_trial_that_failed_after_its_training_has_no_model(make: Make, url: st
 
 
 def test_the_test_split_is_read_once(
-    make: Make, url: str, monkeypatch: pytest.MonkeyPatch
+    make: Make, memory: InMemoryStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = make()
-    study = new_study(search, url)
+    study = new_study(search, memory)
     run(study, search, 2)
     accuracy = search.test(study)
     read: list[object] = []
@@ -289,17 +298,22 @@ def test_a_folder_that_cannot_be_is_refused_by_the_objective(
 @pytest.mark.parametrize("begin", ["create_study", "run_study", "optimize"])
 @pytest.mark.parametrize("name", ["models", "models/artifacts"])
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
-    make: Make, url: str, monkeypatch: pytest.MonkeyPatch, begin: str, name: str, tmp_path: Path
+    make: Make,
+    memory: InMemoryStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    begin: str,
+    name: str,
+    tmp_path: Path,
 ) -> None:
     search = make()
-    study = None if begin == "create_study" else new_study(search, url)
+    study = None if begin == "create_study" else new_study(search, memory)
     shutil.rmtree(tmp_path / "models", ignore_errors=True)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
     monkeypatch.setattr("vit_ratio_opt.training.trainer.finetune", None)
     monkeypatch.setattr(ModelPruner, "prune", None)
     start = {
-        "create_study": lambda: new_study(search, url),
+        "create_study": lambda: new_study(search, memory),
         "run_study": lambda: run(study, search),
         "optimize": lambda: study.optimize(search.objective, n_trials=1),
     }
@@ -324,12 +338,12 @@ class FullStore(FileSystemArtifactStore):
     "error", [OSError(28, "No space left on device"), RuntimeError("SlowDown: reduce your rate")]
 )
 def test_a_store_that_cannot_be_written_is_no_failure_of_the_pair(
-    make: Make, url: str, tmp_path: Path, error: Exception
+    make: Make, memory: InMemoryStorage, tmp_path: Path, error: Exception
 ) -> None:
     (tmp_path / "store").mkdir()
     store = FullStore(tmp_path / "store")
     search = make(artifacts=store)
-    study = new_study(search, url)
+    study = new_study(search, memory)
     store.error = error
     for _ in range(4):  # more often than a pair may fail
         with pytest.raises(CannotWriteError, match="so its pair is requeued: ") as raised:
@@ -366,12 +380,12 @@ def test_a_store_that_cannot_be_written_is_refused_before_anything_is_trained(
 
 
 def test_a_full_disk_of_models_is_no_failure_of_the_pair(
-    make: Make, url: str, monkeypatch: pytest.MonkeyPatch
+    make: Make, memory: InMemoryStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vit_ratio_opt.model_files import save
 
     search = make()
-    study = new_study(search, url)
+    study = new_study(search, memory)
 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
@@ -387,10 +401,10 @@ def test_a_full_disk_of_models_is_no_failure_of_the_pair(
 
 
 def test_any_error_of_the_disk_is_no_failure_of_the_pair(
-    make: Make, url: str, monkeypatch: pytest.MonkeyPatch
+    make: Make, memory: InMemoryStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = make()
-    study = new_study(search, url)
+    study = new_study(search, memory)
 
     def broken(*arguments: object, **options: object) -> None:
         raise OSError(5, "Input/output error")
@@ -404,9 +418,9 @@ def test_any_error_of_the_disk_is_no_failure_of_the_pair(
     assert [trial.state.name for trial in study.trials] == ["FAIL"] * 4 + ["COMPLETE"]
 
 
-def test_enqueued_pairs_that_cannot_be_are_skipped(make: Make, url: str) -> None:
+def test_enqueued_pairs_that_cannot_be_are_skipped(make: Make, memory: InMemoryStorage) -> None:
     search = make()
-    study = new_study(search, url)
+    study = new_study(search, memory)
     for ratio in (1.5, -0.25, 7.0, float("nan"), float("inf"), "x", None, [0.5]):
         study.enqueue_trial({"mhsa_ratio": ratio, "ffn_ratio": 0.5})
     with pytest.warns(UserWarning, match="out of range"):

@@ -21,13 +21,15 @@ Make = Callable[..., Search]
 
 
 @pytest.fixture
-def make(digits, dense, tmp_path) -> Make:
+def make(few_digits, dense, tmp_path) -> Make:
     def make_one(**changes):
         options = {
-            "budget": 0.6, "recipe": Recipe(epochs=1, batch_size=256), "progress": False,
+            "budget": 0.6, "recipe": Recipe(epochs=1, batch_size=128), "progress": False,
             "calibration_images": 64, "checkpoints": tmp_path / "models",
         }  # fmt: skip
-        return make_search(dense, digits, **{**options, **changes})
+        search = make_search(dense, few_digits, **{**options, **changes})
+        search.journal.attach = None  # drawing a training takes longer than the training
+        return search
 
     return make_one
 
@@ -42,17 +44,17 @@ def quietly(study, search, n_trials):
 
 def test_several_jobs_give_the_trials_of_one(make: Make, url) -> None:
     studies = []
-    for n_jobs in (1, 4):
+    for n_jobs in (1, 3):
         search = make()
         study = new_study(search, f"{n_jobs}", storage=url, screen=False)
-        study.optimize(search.objective, n_trials=6, n_jobs=n_jobs)
+        study.optimize(search.objective, n_trials=4, n_jobs=n_jobs)
         studies.append(study)
     assert results(studies[0]) == results(studies[1])
 
 
-def test_an_objective_serves_two_studies_by_turns(make: Make, url) -> None:
+def test_an_objective_serves_two_studies_by_turns(make: Make, memory) -> None:
     shared, names = make(), ("one", "two")
-    studies = {name: new_study(shared, name, storage=url, screen=False) for name in names}
+    studies = {name: new_study(shared, name, storage=memory, screen=False) for name in names}
     studies["two"].set_user_attr(
         "dense", {**studies["two"].user_attrs["dense"], "val_accuracy": 50.0}
     )
@@ -67,11 +69,11 @@ def test_an_objective_serves_two_studies_by_turns(make: Make, url) -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
-def test_a_copy_of_an_objective_goes_on_as_itself(make: Make, url, duplicate) -> None:
-    straight = new_study(make(), "straight", storage=url, screen=False)
+def test_a_copy_of_an_objective_goes_on_as_itself(make: Make, memory, duplicate) -> None:
+    straight = new_study(make(), "straight", storage=memory, screen=False)
     quietly(straight, make(), 2)
     first = make()
-    study = new_study(first, "s", storage=url, screen=False)
+    study = new_study(first, "s", storage=memory, screen=False)
     quietly(study, first, 1)
     quietly(study, duplicate(first), 2)
     assert results(study) == results(straight)

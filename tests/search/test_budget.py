@@ -76,7 +76,7 @@ def most_trials(size: int) -> int:
 # Without noise
 
 
-@pytest.mark.parametrize("size", range(1, 61))
+@pytest.mark.parametrize("size", [*range(1, 31), 32, 33, 47, 48, 60])
 def test_maximum_is_certain_after_the_documented_number_of_trials(size: int) -> None:
     assert most_trials(size) <= bound(size)
 
@@ -308,7 +308,7 @@ def parabola(pair: Pair) -> float:
     return 70 - 0.02 * (pair[0] - 12) ** 2
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     observed=st.dictionaries(
         st.integers(0, 28), st.lists(st.floats(0, 1), min_size=1, max_size=3), max_size=8
@@ -401,7 +401,7 @@ def test_candidates_are_on_both_sides_of_what_the_noise_may_have_ordered() -> No
 
 @pytest.mark.parametrize("noise", [0.3, ESTIMATED])
 def test_a_search_ends_with_an_answer_that_was_trained_again(noise: float | Noise) -> None:
-    for seed in range(12):
+    for seed in range(6):
         plan, observed = noisy(seed, noise, trials=200, baseline=(9.5, 9.5))
         assert sum(map(len, observed.values())) < 100
         answer = plan.answer(observed)
@@ -535,7 +535,7 @@ def test_noisy_workers_never_share_a_pair_and_come_to_an_end(
     pytest.fail("the search does not end")
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     observed=st.dictionaries(
         st.integers(0, 28),

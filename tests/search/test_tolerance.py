@@ -50,7 +50,7 @@ def run(plan: Plan, margin: Callable[[Pair], float], trials: int = 200) -> dict[
     pytest.fail("the search does not end")
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @example(tolerance=2.96875, steep=(1.90625, 3.0))  # open only between the thinned candidates
 @given(
     tolerance=st.floats(0.3, 10),
@@ -221,7 +221,7 @@ def test_along_a_fixed_ratio_the_other_is_bisected(axis: int) -> None:
 def test_answer_is_the_cheapest_pair_with_the_confidence(
     noise: float | Noise, confidence: float
 ) -> None:
-    for seed in range(6):
+    for seed in range(3):
         plan, observed = noisy(seed, noise, confidence=confidence)
         answer, estimates = tolerance_answer(plan.to_json(), observed, cost)
         assert answer == plan.answer(observed)
@@ -363,7 +363,7 @@ few = st.dictionaries(st.sampled_from(PAIRS[::40]), margins, max_size=8)
 noises = st.sampled_from([0.0, 0.3, ESTIMATED])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(observed=few, noise=noises, confirm=st.booleans(), dice=st.randoms(use_true_random=False))
 def test_answer_and_proposal_do_not_depend_on_the_order_of_what_was_observed(
     observed: dict[Pair, list[float]], noise: float | Noise, confirm: bool, dice: random.Random
@@ -377,7 +377,7 @@ def test_answer_and_proposal_do_not_depend_on_the_order_of_what_was_observed(
     assert other.propose(dict(items), confirm=confirm) == one.propose(observed, confirm=confirm)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(observed=few, noise=noises)
 def test_a_stored_plan_gives_the_same_answer(
     observed: dict[Pair, list[float]], noise: float | Noise
@@ -435,7 +435,7 @@ def test_the_belief_is_made_from_the_pairs_next_to_the_limit() -> None:
 def test_what_was_seen_before_does_not_matter(kind: type) -> None:
     rng = random.Random(0)
     plan, observed = tolerance_plan(noise=ESTIMATED), {}
-    for step in range(300):
+    for step in range(150):
         pair, margin = rng.choice(PAIRS[::40]), rng.uniform(-3, 2)
         if step % 50 == 49:
             del observed[pair := rng.choice(list(observed))]  # as in another study

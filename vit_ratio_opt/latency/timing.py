@@ -8,6 +8,7 @@ against the reference's shortest run beside it.)
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import statistics
@@ -71,27 +72,30 @@ def time_models(
     images = torch.randn(batch, *image_shape(models[0]), device=model_device(models[0]))
 
     def fastest(model: torch.nn.Module, runs: int) -> float:
-        with torch.inference_mode(), evaluating(model), autocast(images.device, precision):
+        with torch.inference_mode(), autocast(images.device, precision):
             return min(time_runs(model, images, runs))
-
-    once = [fastest(model, effort.least_runs) for model in models]
-    runs = [max(effort.least_runs, math.ceil(effort.turn_seconds / seconds)) for seconds in once]
-
-    def turn(index: int) -> float:
-        return fastest(models[index], runs[index])
 
     order, shuffle = list(range(1, len(models))), random.Random(0).shuffle
     ratios: list[list[float]] = [[] for _ in models]
-    reference = [once[0], turn(0)]
-    started = time.monotonic()
-    for turns in range(effort.turns):
-        if turns >= effort.least_turns and time.monotonic() > started + effort.max_seconds:
-            break
-        shuffle(order)
-        for index in order:
-            taken = turn(index)
-            reference.append(turn(0))
-            ratios[index].append(taken / statistics.fmean(reference[-2:]))
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluating(model))
+        once = [fastest(model, effort.least_runs) for model in models]
+        runs = [max(effort.least_runs, math.ceil(effort.turn_seconds / each)) for each in once]
+
+        def turn(index: int) -> float:
+            return fastest(models[index], runs[index])
+
+        reference = [once[0], turn(0)]
+        started = time.monotonic()
+        for turns in range(effort.turns):
+            if turns >= effort.least_turns and time.monotonic() > started + effort.max_seconds:
+                break
+            shuffle(order)
+            for index in order:
+                taken = turn(index)
+                reference.append(turn(0))
+                ratios[index].append(taken / statistics.fmean(reference[-2:]))
     best = min(reference)
     return [best, *(best * statistics.median(ratios[index]) for index in range(1, len(models)))]
 

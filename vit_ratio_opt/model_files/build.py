@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,15 @@ def infer_from_tensors(
         probe.pop("num_heads", None)  # it need not divide the named model's width
     with torch.device("meta"):
         model = create_model(name, **probe)
-        usual = create_model(name).embed_dim if "embed_dim" in given else model.embed_dim
+    usual = _usual_width(name) if "embed_dim" in given else model.embed_dim
     return infer_arguments(path, name, separate_names(state), model, given, usual)
+
+
+@cache
+def _usual_width(name: str) -> int:
+    """Return the width of the named model without arguments."""
+    with torch.device("meta"):
+        return int(create_model(name).embed_dim)
 
 
 def build_model(

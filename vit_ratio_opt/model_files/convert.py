@@ -5,19 +5,19 @@ Only the files are here; the conversion itself is in :mod:`vit_ratio_opt.models.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.data.preprocessing import Preprocessing, remember_preprocessing
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.folders import read_config, read_folder, read_preprocessing
 from vit_ratio_opt.model_files.weights import read_tensors
-from vit_ratio_opt.models.convert import TORCHVISION, convert_state, parse_hugging_face_config
+from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.convert import TORCHVISION, convert_state
+from vit_ratio_opt.models.hugging_face import parse_hugging_face_config
 from vit_ratio_opt.models.preprocess import remember
 
 __all__ = ["load_hugging_face_folder", "load_torchvision_file"]
@@ -26,9 +26,7 @@ __all__ = ["load_hugging_face_folder", "load_torchvision_file"]
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def load_hugging_face_folder(
-    path: Path, weights: str | None, arguments: Mapping[str, Any]
-) -> VisionTransformer:
+def load_hugging_face_folder(path: Path, weights: str | None, arguments: Mapping[str, Any]) -> ViT:
     """Load a Hugging Face folder as a timm model.
 
     No other model can be run to compare outputs; ``to_timm`` does that in the tests.
@@ -46,19 +44,17 @@ def load_hugging_face_folder(
     architectures = config.get("architectures")
     kind = architectures[0] if isinstance(architectures, list) and architectures else None
     settings = parse_hugging_face_config(str(path), kind, config)
-    state = {  # without parts of the pretraining that the class does not use
-        key: tensor
-        for key, tensor in read_folder(path, weights).items()
-        if not re.search(r"\.pooler\.|\.mask_token$", key)
-    }
-    model = convert_state(str(path), state, {**settings, **arguments})
+    state = read_folder(path, weights)
+    image_size = arguments.get("img_size")
+    settings |= {key: arguments[key] for key in arguments if key != "img_size"}
+    model = convert_state(str(path), state, settings, image_size=image_size)
     remember(path, model, read_preprocessing(path, tuple(model.patch_embed.img_size)))
     return model
 
 
 def load_torchvision_file(
     path: Path, name: str, weights: str | None, arguments: Mapping[str, Any]
-) -> VisionTransformer:
+) -> ViT:
     """Load a file of torchvision's weights as a timm model.
 
     Args:

@@ -1,9 +1,9 @@
 """Export models to files that other programs run: ONNX, torch.export, TorchScript, ONNX in int8.
 
 Every file takes any number of normalised images ``(batch, channels, height, width)`` in float32
-and gives logits ``(batch, classes)``. It carries what a caller needs beside the weights (classes,
-mean, std, image size), and gets its name only after it was loaded again and gave the model's own
-logits.
+and gives what the model gives: logits ``(batch, classes)``, or the features of a model without a
+classifier. It carries what a caller needs beside the weights (classes, mean, std, image size), and
+gets its name only after it was loaded again and gave the model's own outputs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from vit_ratio_opt.model_files.exported import (
     silence_exporters,
 )
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.shape import read_shape
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.models.weights import check_weights
 from vit_ratio_opt.pruning.cascade import CascadeBlocks
@@ -50,7 +51,7 @@ def export_model(
     metadata: Mapping[str, Any] | None = None,
     image_size: int | None = None,
 ) -> float:
-    """Write ``model`` to one file, load the file again and compare the logits.
+    """Write ``model`` to one file, load the file again and compare the outputs.
 
     The file is written whole or not at all.
 
@@ -66,13 +67,13 @@ def export_model(
             default the model's own.
 
     Returns:
-        The largest difference between the file's logits and the model's, against the larger of
-        the logit and 1.
+        The largest difference between the file's outputs and the model's, against the larger of
+        the output and 1.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
         InputError: The format or suffix is unknown, a package is missing, the model has weights
-            that are not finite or cannot be exported, the file cannot be written, or its logits
+            that are not finite or cannot be exported, the file cannot be written, or its outputs
             differ from the model's by more than 1e-4.
     """
     path = Path(path)
@@ -92,7 +93,7 @@ def export_model(
             difference = _largest_difference(model, load_exported(partial, to), shape)
             if not difference <= _MOST_DIFFERENCE:  # NaN too
                 raise InputError(
-                    f"The logits of the {to} file differ from the model's by {difference:.2g}, "
+                    f"The outputs of the {to} file differ from the model's by {difference:.2g}, "
                     f"more than {_MOST_DIFFERENCE:g}: it was not kept."
                 )
     except InputError:
@@ -174,7 +175,7 @@ def quantize(path: str | Path, output: str | Path) -> Path:
 
 
 def _write(
-    model: torch.nn.Module, example: torch.Tensor, path: Path, to: Format, texts: dict[str, str]
+    model: ViT, example: torch.Tensor, path: Path, to: Format, texts: dict[str, str]
 ) -> None:
     """Write the file as ``path``, whatever its suffix."""
     # torch 2.7 cannot export a batch without an upper bound.
@@ -186,7 +187,7 @@ def _write(
             model,
             (example,),
             input_names=["images"],
-            output_names=["logits"],
+            output_names=["logits" if read_shape(model).num_classes else "features"],
             dynamic_shapes=any_batch,
             dynamo=True,
             verbose=False,
@@ -208,7 +209,7 @@ def _write(
 
 
 def _largest_difference(model: torch.nn.Module, run: Run, shape: tuple[int, int, int]) -> float:
-    """Return the largest relative difference of logits on random images, in several batches."""
+    """Return the largest relative difference of outputs on random images, in several batches."""
     generator = torch.Generator().manual_seed(0)
     found = []
     with torch.no_grad():

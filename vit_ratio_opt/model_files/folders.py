@@ -172,8 +172,8 @@ def read_preprocessing(folder: Path, image_size: tuple[int, int]) -> Preprocessi
         crop = share
     if sides is not None and sides != image_size:
         raise InputError(
-            f"{path} makes images of {sides} pixels, but the model takes {image_size}: correct "
-            "`size` or `crop_size` there."
+            f"{path} makes images of {sides} pixels, but the model takes {image_size}: load it "
+            f"with `img_size={sides}`, or correct `size` or `crop_size` there."
         )
     interpolation = _RESAMPLE[stored.get("resample", 2)]
     size = stored.get("size")

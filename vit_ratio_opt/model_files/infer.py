@@ -21,6 +21,7 @@ __all__ = [
     "resample_positions",
 ]
 
+_QKV_BIAS = "blocks.0.attn.qkv.bias"
 _logger = logging.getLogger(f"optuna.{__name__}")
 
 
@@ -69,6 +70,8 @@ def infer_arguments(
         )
     if plain:
         found |= _parts(state, model)
+    elif (_QKV_BIAS in state) != (_QKV_BIAS in model.state_dict()):
+        found["qkv_bias"] = _QKV_BIAS in state
     found |= _image_size(where, state, model, {**found, **given})
     return {key: value for key, value in found.items() if key not in given}
 
@@ -117,7 +120,8 @@ def _refuse_other_kinds(
     if "head.weight" not in state and "head.weight" in own and state.keys() < own.keys():
         raise InputError(
             f"{where} has no classifier (`head.weight`): it was saved without one, or is of no "
-            "timm model. Give the checkpoint of a model that was trained to classify."
+            "timm model. Give the checkpoint of a model that was trained to classify, or load it "
+            "as an encoder, with `num_classes=0`."
         )
     if "head_dist.weight" in state and not hasattr(model, "head_dist"):
         raise InputError(
@@ -142,7 +146,7 @@ def _parts(state: Mapping[str, torch.Tensor], model: VisionTransformer) -> dict[
     found: dict[str, Any] = {}
     own = model.state_dict()
     for argument, key in (
-        ("qkv_bias", "blocks.0.attn.qkv.bias"),
+        ("qkv_bias", _QKV_BIAS),
         ("proj_bias", "blocks.0.attn.proj.bias"),
         ("qk_norm", "blocks.0.attn.q_norm.weight"),
         ("pre_norm", "norm_pre.weight"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.build import build_model, infer_from_tensors
@@ -16,6 +17,7 @@ from vit_ratio_opt.model_files.folders import (
     read_folder,
 )
 from vit_ratio_opt.model_files.manifest import is_pruned
+from vit_ratio_opt.model_files.official import rename_official
 from vit_ratio_opt.model_files.weights import read_tensors
 from vit_ratio_opt.models.arguments import TRAINING_ARGUMENTS, accept_arguments, accept_name
 from vit_ratio_opt.models.blocks import ViT
@@ -48,6 +50,7 @@ def load_timm_file(
             f"{path} holds a pruned model: read it with `load_pruned`, or give it as --start "
             "beside the --checkpoint of its dense model."
         )
+    state = _without_classifier(rename_official(state), arguments)
     stored, arch = metadata.get("timm_name"), metadata.get("arch")
     if stored is not None and name in (None, stored):
         stored = accept_name(path, stored)
@@ -102,15 +105,24 @@ def load_timm_folder(path: Path, weights: str | None, arguments: Mapping[str, An
     if isinstance(stored, Mapping):
         stored = {key: value for key, value in stored.items() if key not in TRAINING_ARGUMENTS}
     given = accept_arguments(path, stored)
-    given |= {key: config[key] for key in ("num_classes", "global_pool") if config.get(key)}
+    given |= {key: config[key] for key in ("num_classes", "global_pool") if key in config}
     given = {**accept_arguments(path, given), **arguments}
-    state = read_folder(path, weights)
+    state = _without_classifier(read_folder(path, weights), arguments)
     given |= infer_from_tensors(path, state, name, given)
     model = build_model(path, state, name, given, to_size="img_size" in arguments)
     stored = config.get("pretrained_cfg", config)
     known = parse_timm_config(stored, model, origin=str(path / "config.json"))
     remember(path, model, known)
     return model
+
+
+def _without_classifier(
+    state: dict[str, torch.Tensor], arguments: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of the encoder alone where no classes are asked for."""
+    if arguments.get("num_classes") != 0:
+        return state
+    return {key: state[key] for key in state if not key.startswith(("head.", "head_dist."))}
 
 
 def _stored_arguments(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -36,7 +36,8 @@ _AVERAGED = {
 # The first layer of a ViT, as timm, torchvision and Hugging Face name it.
 _FIRST_LAYER = re.compile(
     r"(?:^|\.)"
-    r"(?:patch_embed\.proj|conv_proj|(?:vit|deit)\.embeddings\.patch_embeddings\.projection)"
+    r"(?:patch_embed\.proj|conv_proj"
+    r"|(?:(?:vit|deit|vision_model)\.)?embeddings\.patch_embeddings?(?:\.projection)?)"
     r"\.weight$"
 )
 
@@ -44,8 +45,13 @@ _FIRST_LAYER = re.compile(
 _WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _OUTER = re.compile(r"^(?:module|model|net|network|backbone|ema|ema_model)\.")
 
-# Entries of a state dict that are no part of the model.
-_BESIDE = re.compile(r"^(?:criterion|loss|loss_fn|loss_func)\.|(?:^|\.)_(?:extra_state|metadata)$")
+# Entries of a state dict that are no part of the model; the last two lines are DINO's: heads of
+# the training, and what follows from the sizes.
+_BESIDE = re.compile(
+    r"^(?:criterion|loss|loss_fn|loss_func)\.|(?:^|\.)_(?:extra_state|metadata)$"
+    r"|^(?:module\.)?(?:dino_head|ibot_head)\.|(?:^|\.)local_cls_norm\."
+    r"|(?:^|\.)rope_embed\.periods$|\.qkv\.bias_mask$"
+)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

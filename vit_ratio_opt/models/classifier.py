@@ -13,7 +13,7 @@ from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import evaluating
 from vit_ratio_opt.models.families import FAMILIES
 
-__all__ = ["Classifier", "classes_of", "classifier_of"]
+__all__ = ["Classifier", "classes_of", "classifier_of", "gives_classes"]
 
 
 class Classifier(NamedTuple):
@@ -65,6 +65,17 @@ def classifier_of(model: ViT, classified_tokens: int) -> Classifier:
         )
     linear = sum(type(head) in (nn.Linear, nn.Identity) for head in heads.values())
     return Classifier(classes.pop(), linear, macs)
+
+
+def gives_classes(model: ViT) -> bool:
+    """Return whether the model gives logits of whole images, not features.
+
+    Raises:
+        UnsupportedModelError: The classifier does not fit, see :func:`classifier_of`.
+        InputError: The model has a classifier but no pooling, so it classifies single tokens.
+    """
+    heads = [getattr(model, name) for name in FAMILIES[type(model)].classifiers]
+    return any(type(head) is not nn.Identity for head in heads) and classes_of(model) > 0
 
 
 def classes_of(model: ViT) -> int:

@@ -13,7 +13,7 @@ from vit_ratio_opt.models.blocks import ViT
 __all__ = [
     "check_images",
     "check_labels",
-    "check_logits",
+    "check_outputs",
     "check_sequence",
     "chunks",
     "image_batches",
@@ -128,20 +128,20 @@ def check_labels(labels: Any, images: torch.Tensor, classes: int, index: int) ->
         raise InputError(f"{where} must be in int64, but are in {_name(labels.dtype)}.")
 
 
-def check_logits(logits: torch.Tensor, index: int) -> None:
-    """Refuse logits that are not finite.
+def check_outputs(outputs: torch.Tensor, index: int) -> None:
+    """Refuse logits or features that are not finite.
 
     Args:
-        logits: Logits ``(batch, classes)``.
+        outputs: Logits ``(batch, classes)``, or features.
         index: Index of the batch, for messages.
 
     Raises:
-        InputError: A logit is NaN or infinite.
+        InputError: A value is NaN or infinite.
     """
-    if not bool(logits.isfinite().all()):
+    if not bool(outputs.isfinite().all()):
         raise InputError(
-            f"The model gives NaN or infinite logits for batch {index} of the images: look at its "
-            "weights and at the normalisation of the images."
+            f"The model gives NaN or infinite outputs for batch {index} of the images: look at "
+            "its weights and at the normalisation of the images."
         )
 
 

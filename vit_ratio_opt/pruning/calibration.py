@@ -2,7 +2,9 @@
 
 Losses are estimates of one quantity, so blocks and modules can be compared: the Kullback-Leibler
 divergence of the pruned model's class probabilities from the dense model's, in nats, to second
-order, see :mod:`vit_ratio_opt.pruning.fisher`.
+order, see :mod:`vit_ratio_opt.pruning.fisher`. For a model without a classifier it is half the
+mean squared error of the features that it gives, in units of each channel's variance: of the
+pooled features where the model pools, of all tokens where ``global_pool`` is ``""``.
 
 Sums and targets are over a sample of each image's tokens. Tokens of one image are nearly alike for
 a layer, images are not: on the CIFAR-10 models 4 of 64 patches were as good as all.
@@ -19,7 +21,7 @@ import torch
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.architecture import fingerprint_of
 from vit_ratio_opt.models.blocks import ViT, keeps_heads, keeps_ranks
-from vit_ratio_opt.models.classifier import classes_of
+from vit_ratio_opt.models.classifier import gives_classes
 from vit_ratio_opt.models.device import evaluating
 from vit_ratio_opt.models.shape import check_all_tokens, shape_of
 from vit_ratio_opt.models.weights import check_full_precision, check_weights
@@ -123,8 +125,8 @@ def calibrate(model: ViT, images: Iterable[torch.Tensor], *, seed: int = 0) -> C
             frozen weights make no difference.
         images: Normalised batches ``(batch, channels, height, width)``, on the model's device.
             Gradients are computed for the first 256 images.
-        seed: Random seed of the labels, drawn from the model's own predictions, and of the sampled
-            tokens.
+        seed: Random seed of the labels, drawn from the model's own predictions, or of the noise on
+            its features; and of the sampled tokens.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
@@ -134,7 +136,7 @@ def calibrate(model: ViT, images: Iterable[torch.Tensor], *, seed: int = 0) -> C
     model = check_all_tokens(model)
     check_full_precision(model)
     check_weights(model)
-    classes_of(model)
+    gives_classes(model)  # refuses a classifier that does not fit
     images = image_batches(model, images)
     if not images:
         raise InputError(

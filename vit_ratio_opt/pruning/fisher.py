@@ -1,12 +1,16 @@
 """Fisher information: the loss that an error in the output of a branch causes.
 
 An error e in what a branch adds to the residual stream costs ``e' F e / 2`` nats, where F is the
-mean of ``g g'`` over the gradients g of the log-likelihood of labels drawn from the model itself.
+mean of ``g g'`` over the gradients g of the log-likelihood of outputs drawn from the model itself.
+
+Of a classifier these are labels. Of a model without one they are its features, pooled or of all
+tokens, with noise of each channel's own variance over images and tokens. An error of the features
+then costs half its mean square over channels and tokens, in units of the channels' variance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,14 +18,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from vit_ratio_opt.models.blocks import ViT, branches
+from vit_ratio_opt.models.classifier import gives_classes
 from vit_ratio_opt.models.shape import shape_of
-from vit_ratio_opt.pruning.batches import check_logits, chunks
+from vit_ratio_opt.pruning.batches import check_outputs, chunks
 
 __all__ = ["BranchCost", "branch_costs"]
 
 # Images with gradients, the most expensive part: two numbers a token and one matrix a branch are
 # computed from them.
 _GRADIENT_IMAGES = 256
+# Smallest variance of a channel of features, as a share of the median channel's: a channel that
+# hardly varies tells images hardly apart, however small its errors would have to be.
+_LEAST_VARIANCE = 1e-2
+
+_Loss = Callable[[torch.Tensor], torch.Tensor]
+"""Return the sum over images of the negative log-likelihood of outputs drawn from the model."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +61,13 @@ def branch_costs(
     Args:
         model: Dense or pruned model, in evaluation mode.
         images: Normalised batches, on the model's device.
-        seed: Random seed of the labels.
+        seed: Random seed of the labels or of the noise.
         sampled: Number of sampled tokens of each image.
     """
+    generator = torch.Generator().manual_seed(seed)
+    loss_of = _label_loss(generator)
+    if not gives_classes(model):
+        loss_of = _feature_loss(_channel_variance(model, images), generator)
     outputs: list[torch.Tensor] = []
 
     def keep(module: nn.Module, args: object, output: torch.Tensor) -> None:
@@ -60,7 +75,6 @@ def branch_costs(
 
     layers = [branch.last for pair in branches(model) for branch in pair]
     hooks = [layer.register_forward_hook(keep) for layer in layers]
-    generator = torch.Generator().manual_seed(seed)
     squares = [torch.zeros(0)] * len(layers)
     tokens = [torch.zeros(0)] * len(layers)
     seen = 0
@@ -71,11 +85,9 @@ def branch_costs(
                 if not len(chunk):
                     break
                 outputs.clear()
-                logits = model(chunk)
-                check_logits(logits, number)
-                drawn = logits.detach().float().softmax(dim=1).cpu()
-                labels = torch.multinomial(drawn, 1, generator=generator)[:, 0].to(chunk.device)
-                loss = F.cross_entropy(logits, labels, reduction="sum")
+                given = model(chunk)
+                check_outputs(given, number)
+                loss = loss_of(given)
                 for index, gradient in enumerate(torch.autograd.grad(loss, outputs)):
                     flat = gradient.flatten(0, 1)
                     square = (flat.mT @ flat).double().cpu()
@@ -91,6 +103,52 @@ def branch_costs(
         _branch_cost(square, token / seen, prefix, seen, sampled)
         for square, token in zip(squares, tokens, strict=True)
     ]
+
+
+def _label_loss(generator: torch.Generator) -> _Loss:
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        drawn = logits.detach().float().softmax(dim=1).cpu()
+        labels = torch.multinomial(drawn, 1, generator=generator)[:, 0].to(logits.device)
+        return F.cross_entropy(logits, labels, reduction="sum")
+
+    return loss
+
+
+def _feature_loss(variance: torch.Tensor, generator: torch.Generator) -> _Loss:
+    """Return the loss of features ``(batch, ..., channels)`` with normally distributed noise.
+
+    Args:
+        variance: Variance of each channel, ``(channels,)``.
+        generator: Source of the noise.
+    """
+
+    def loss(features: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(features.shape, generator=generator).to(features)
+        scale = (variance.to(features) * features[0].numel()).rsqrt()
+        return (features * noise * scale).sum()
+
+    return loss
+
+
+@torch.no_grad()
+def _channel_variance(model: ViT, images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the variance of each channel of the features over images and tokens."""
+    seen, count = 0, 0
+    total = square = torch.zeros(1, dtype=torch.float64)
+    for number, part in enumerate(chunks(images)):
+        chunk = part[: _GRADIENT_IMAGES - seen]
+        if not len(chunk):
+            break
+        features = model(chunk)
+        check_outputs(features, number)
+        rows = features.flatten(0, -2).cpu().double()
+        total, square = total + rows.sum(dim=0), square + rows.square().sum(dim=0)
+        seen, count = seen + len(chunk), count + len(rows)
+    variance = square / count - (total / count).square()
+    least = _LEAST_VARIANCE * float(variance.median())
+    if least <= 0:  # such as those of a single image
+        least = max(float(square.mean() / count), torch.finfo(torch.float32).tiny)
+    return variance.clamp_min(least)
 
 
 def _branch_cost(

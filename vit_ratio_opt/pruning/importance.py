@@ -25,7 +25,7 @@ from vit_ratio_opt.models.weights import check_full_precision, check_weights
 from vit_ratio_opt.pruning.batches import (
     check_images,
     check_labels,
-    check_logits,
+    check_outputs,
     check_sequence,
 )
 
@@ -143,7 +143,7 @@ def taylor_importance(
             images, labels = _check_pair(model, batch, classes, number)
             # Through the images, so that a model with frozen weights has gradients too.
             logits = model(images.detach().requires_grad_())
-            check_logits(logits, number)
+            check_outputs(logits, number)
             # A sum, not a mean: then each image's gradient is its own.
             loss = F.cross_entropy(logits, labels, reduction="sum")
             activations = [inputs[layer] for layer in layers]

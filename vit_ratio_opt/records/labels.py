@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.typed import check_type, shorten_repr
+from vit_ratio_opt.records.typed import check_type, field_types, shorten_repr
 from vit_ratio_opt.space.costs import cost_label
 from vit_ratio_opt.space.pairs import CostLabel
 
@@ -162,7 +161,7 @@ class LimitRecord:
             InputError: It has not exactly one of ``budget``, ``tolerance`` and ``other``, or a
                 part is of another type.
         """
-        hints = typing.get_type_hints(cls)
+        hints = field_types(cls)
         limit = cls(**_entries("limit", stored, hints))
         if [limit.budget, limit.tolerance, limit.other].count(None) != 2:
             raise InputError("The attribute `limit` must have either `budget` or `tolerance`.")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.typed import check_type, shorten_repr, without_none
+from vit_ratio_opt.records.typed import check_type, field_types, shorten_repr, without_none
 
 __all__ = ["SCHEMA_VERSION", "StudySettings"]
 
@@ -142,14 +141,14 @@ class StudySettings:
         if version == 1:
             values = dict.fromkeys(_NEW_IN_2) | values
         values = _DEFAULTS | values
-        hints = typing.get_type_hints(cls)
+        hints = field_types(cls)
         unknown, missing = sorted(set(values) - set(hints)), sorted(set(hints) - set(values))
         if unknown:
             raise InputError(f"Settings have an unknown field `{unknown[0]}`.")
         if missing:
             raise InputError(f"Settings have no field `{missing[0]}`.")
         if values["trainer"] is None:
-            hints |= {name: without_none(hints[name]) for name in _OF_IMAGES}
+            hints = {**hints, **{name: without_none(hints[name]) for name in _OF_IMAGES}}
         return cls(
             **{
                 name: check_type(f"`{name}` of the settings", values[name], hint)

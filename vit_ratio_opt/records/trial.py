@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 from optuna.trial import BaseTrial, FrozenTrial
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.typed import check_type, without_none
+from vit_ratio_opt.records.typed import check_type, field_types, without_none
 
 __all__ = ["DAMAGED", "TrialRecord", "attribute", "shown_attribute", "write_trial"]
 
@@ -93,7 +92,7 @@ class TrialRecord:
 
 _HINTS = {
     name: without_none(hint)
-    for name, hint in typing.get_type_hints(TrialRecord).items()
+    for name, hint in field_types(TrialRecord).items()
     if name in {field.name for field in fields(TrialRecord)}
 }
 

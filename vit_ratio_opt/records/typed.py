@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import types
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["shorten_repr", "check_type", "without_none"]
+__all__ = ["shorten_repr", "check_type", "field_types", "without_none"]
 
 _LONGEST = 80  # characters of a value in a message
 _LARGEST = sys.float_info.max
@@ -34,6 +35,16 @@ def check_type(what: str, value: Any, hint: Any) -> Any:
         wanted = hint.__name__ if type(hint) is type else str(hint).replace("typing.", "")
         raise InputError(f"{what} must be {wanted}, but is {shorten_repr(value)}.")
     return found
+
+
+def field_types(kind: type) -> Mapping[str, Any]:
+    """Return the type of each field of a class; evaluated once, as this takes a millisecond."""
+    return _field_types(kind)
+
+
+@functools.cache
+def _field_types(kind: type) -> Mapping[str, Any]:
+    return types.MappingProxyType(typing.get_type_hints(kind))
 
 
 def without_none(hint: Any) -> Any:

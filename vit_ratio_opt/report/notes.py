@@ -59,6 +59,7 @@ def study_note(study: Study, others: Sequence[Study] = (), *, n_trials: int | No
 
 def trial_note(study: Study, trial: FrozenTrial) -> str:
     """Return the note of a trial in Markdown: ratios, parent, training, blocks."""
+    study = snapshot(study)  # several values of its record are needed
     record, known = record_of(study), TrialRecord.read(trial)
     parts = [_headline(record, known, trial)]
     over = next((f"{v:+.4g}" for v in trial.constraints.values() if v > 0), None)
