@@ -136,9 +136,9 @@ def test_a_compiled_model_is_distilled_too(student, dense):
 
 
 def test_options_and_teachers_that_do_not_fit_are_refused(student, make_vit):
-    with pytest.raises(InputError, match=r"`weight` must be in \[0, 1\], but got 2"):
+    with pytest.raises(InputError, match=r"`weight` must be in \[0, 1\] .* but got 2 and 2.0"):
         vro.distill(student, student, weight=2)
-    with pytest.raises(InputError, match="`temperature` must be above 0, but got 0"):
+    with pytest.raises(InputError, match=r"`temperature` above 0, but got 0\.5 and 0"):
         vro.distill(student, student, temperature=0)
     other = make_vit(img_size=8, patch_size=4, in_chans=1)
     with vro.distill(student, other), pytest.raises(InputError, match=r"\(16, 10\) and \(16, 4\)"):

@@ -41,12 +41,7 @@ def hf_callback(context: TrialContext, metric: str) -> Any:
         _is_stopping = False
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if args.eval_strategy != "epoch" or args.save_strategy not in ("epoch", "no"):
-                raise InputError(
-                    "A trial is reported after each epoch: `TrainingArguments` need "
-                    f"eval_strategy='epoch', and save_strategy='epoch' or 'no', but have "
-                    f"'{args.eval_strategy!s}' and '{args.save_strategy!s}'."
-                )
+            _check_arguments(args)
             if state.global_step:
                 context.on_resume()
 
@@ -73,11 +68,8 @@ def hf_callback(context: TrialContext, metric: str) -> Any:
             if epoch <= self._epoch:  # a further evaluation, after the training
                 return
             self._epoch = epoch
-            losses = [
-                entry["loss"]
-                for entry in state.log_history
-                if "loss" in entry and entry.get("step") == state.global_step
-            ]
+            logged = [log for log in state.log_history if log.get("step") == state.global_step]
+            losses = [log["loss"] for log in logged if "loss" in log]
             context.report(epoch, value, *losses[-1:])  # type: ignore[arg-type]
 
     return ReportToTrial()
@@ -129,6 +121,19 @@ def lightning_callback(context: TrialContext, metric: str) -> Any:
             context.report(trainer.current_epoch + 1, value)
 
     return ReportToTrial()
+
+
+def _check_arguments(arguments: Any) -> None:
+    """Refuse arguments of Hugging Face's ``Trainer`` with which there is no result of an epoch."""
+    evaluates, saves = (
+        str(getattr(arguments, f"{name}_strategy").value) for name in ("eval", "save")
+    )
+    if evaluates != "epoch" or saves not in ("epoch", "no"):
+        raise InputError(
+            "A trial is reported after each epoch, so `TrainingArguments` need "
+            "eval_strategy='epoch', and save_strategy='epoch' or 'no', but have "
+            f"{evaluates!r} and {saves!r}."
+        )
 
 
 def _import(module: str, extra: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from vit_ratio_opt.models.device import evaluating
 
 __all__ = ["distill"]
 
-# Per image, the gradient of cross-entropy has an L1 norm of at most 2. A loss that is summed over
+# The gradient of a mean cross-entropy has an L1 norm of at most 2. A loss that is summed over
 # the batch or multiplied for half precision has much more.
 _LARGEST_NORM = 100.0
 
@@ -29,13 +30,11 @@ def distill(
 ) -> RemovableHandle:
     """Distil from a teacher in whatever loop trains ``model``, until the handle is removed.
 
-    The loop stays as it is. Each forward pass with gradients also runs the teacher on the same
-    images. In the backward pass, the gradient of the loop's loss by the logits is multiplied by
-    ``1 - weight``, and ``weight`` times the gradient of ``T^2 KL(teacher || model)``, a mean over
-    the batch, is added (Hinton 2015). The weights thus get the gradients of
-    ``(1 - weight) * loss + weight * T^2 KL``, as in the built-in trainer and, with
-    ``task_loss_weight=1 - weight``, in timm's ``LogitDistillationTask``. The loss that the loop
-    logs is its own.
+    Each forward pass with gradients also runs the teacher on the same images. The backward pass
+    changes the gradient of the logits, so that the weights get the gradients of
+    ``(1 - weight) * loss + weight * T^2 KL(teacher || model)``, where KL is a mean over the batch
+    (Hinton 2015): the loss of the built-in trainer and, with ``task_loss_weight=1 - weight``, of
+    timm's ``LogitDistillationTask``. The loss that the loop logs is its own.
 
     Nothing wraps the model: its class, the names of its weights and what it returns are unchanged,
     so that optimisers, averages of the weights and saved files are those of the model. The teacher
@@ -49,46 +48,47 @@ def distill(
         temperature: Temperature T of the soft labels.
         loss_scale: Factor between the mean loss of a batch and what the loop calls ``backward``
             on, or a function that returns it: ``scaler.get_scale`` in half precision, ``1 / n``
-            where the gradients of ``n`` batches are accumulated. None means 1, and a loop in which
-            it is plainly something else is refused.
+            where ``n`` batches are accumulated. None means 1; other loops are refused.
 
     Returns:
         A handle with ``remove()``, which is also a context manager.
 
     Raises:
-        InputError: An option is out of range. In a training: the logits of model and teacher have
-            other shapes, or ``loss_scale`` is missing.
+        InputError: An option is out of range. In a training: logits have other shapes than the
+            teacher's, or ``loss_scale`` is missing.
 
     Example:
         >>> with vro.distill(model, context.teacher):
         ...     my_loop(model)
     """
-    if not 0 <= weight <= 1:
-        raise InputError(f"`weight` must be in [0, 1], but got {weight!r}.")
-    if not temperature > 0:
-        raise InputError(f"`temperature` must be above 0, but got {temperature!r}.")
-    is_checked = loss_scale is not None
+    _check_options(weight, temperature)
+    batches = itertools.count()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def run_teacher(module: nn.Module, inputs: Any, logits: torch.Tensor) -> None:
+        # A function, not an object: a copy of the model, such as an average, copies no teacher.
         if teacher is None or not logits.requires_grad:
             return
         with torch.no_grad(), evaluating(teacher):
-            soft = _gradient(logits.detach(), teacher(*inputs), temperature)
+            soft = weight * _gradient(logits.detach(), teacher(*inputs), temperature)
 
         def mix(gradient: torch.Tensor) -> torch.Tensor:
-            nonlocal is_checked
-            if not is_checked:
-                _check_mean(gradient)
-                is_checked = True
             if loss_scale is None:
-                _check_first_batch(module)
+                _check_scale(gradient, module, is_first=next(batches) == 0)
             scale = loss_scale() if callable(loss_scale) else loss_scale or 1.0
-            return (1 - weight) * gradient + (weight * scale * soft).to(gradient.dtype)
+            return (1 - weight) * gradient + (scale * soft).to(gradient.dtype)
 
         logits.register_hook(mix)  # type: ignore[no-untyped-call]
 
     return model.register_forward_hook(run_teacher)
+
+
+def _check_options(weight: float, temperature: float) -> None:
+    if not (0 <= weight <= 1 and temperature > 0):
+        raise InputError(
+            "`weight` must be in [0, 1] and `temperature` above 0, but got "
+            f"{weight!r} and {temperature!r}."
+        )
 
 
 def _gradient(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -102,21 +102,20 @@ def _gradient(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -
     return (student - dense) * (temperature / len(logits))
 
 
-def _check_mean(gradient: torch.Tensor) -> None:
-    norm = gradient.float().abs().sum().item()
+def _check_scale(gradient: torch.Tensor, model: nn.Module, *, is_first: bool) -> None:
+    """Refuse a loss that is plainly no mean over the batch.
+
+    Before the gradient has passed the logits, no weight has one of this batch. A weight that has
+    one nevertheless has it from a batch before.
+    """
+    # `item()` synchronises the GPU.
+    norm = gradient.float().abs().sum().item() if is_first else 0.0
     if norm > _LARGEST_NORM:
         raise InputError(
             f"The gradient of the logits has an L1 norm of {norm:.3g}, so the loss of the loop is "
             "scaled, or summed over the batch: give `distill` its `loss_scale`, such as "
             "`scaler.get_scale` or the size of a batch."
         )
-
-
-def _check_first_batch(model: nn.Module) -> None:
-    """Refuse to add to gradients of an earlier batch.
-
-    Before the gradient has passed the logits, no weight has one of this batch.
-    """
     trained = [weight.grad for weight in model.parameters() if weight.requires_grad]
     if trained and trained[-1] is not None and bool(trained[-1].any()):
         raise InputError(
