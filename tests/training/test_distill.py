@@ -65,6 +65,13 @@ def test_gradients_are_those_of_timms_task(student, dense):
         assert_equal(plain_gradients(student), wanted)
 
 
+def test_a_loop_may_name_its_images(student, dense):
+    with vro.distill(student, dense):
+        wanted = plain_gradients(student)
+        found = gradients(student, F.cross_entropy(student(x=IMAGES), LABELS))
+    assert all(map(torch.equal, found, wanted))
+
+
 def test_nothing_is_left_of_it_afterwards(student, dense):
     before = plain_gradients(student)
     names, kind, logits = list(student.state_dict()), type(student), student(IMAGES)

@@ -37,8 +37,7 @@ def distill(
     timm's ``LogitDistillationTask``. The loss that the loop logs is its own.
 
     Nothing wraps the model: its class, the names of its weights and what it returns are unchanged,
-    so that optimisers, averages of the weights and saved files are those of the model. The teacher
-    belongs to neither the model nor its state.
+    so that optimisers, averages and saved files are those of the model. The teacher is no part.
 
     Args:
         model: Model that returns class logits ``(batch, classes)``.
@@ -48,14 +47,13 @@ def distill(
         temperature: Temperature T of the soft labels.
         loss_scale: Factor between the mean loss of a batch and what the loop calls ``backward``
             on, or a function that returns it: ``scaler.get_scale`` in half precision, ``1 / n``
-            where ``n`` batches are accumulated. None means 1; other loops are refused.
+            to accumulate ``n`` batches. None means 1; loops with another scale are refused.
 
     Returns:
         A handle with ``remove()``, which is also a context manager.
 
     Raises:
-        InputError: An option is out of range. In a training: logits have other shapes than the
-            teacher's, or ``loss_scale`` is missing.
+        InputError: An option is out of range, shapes of logits differ, or a scale is missing.
 
     Example:
         >>> with vro.distill(model, context.teacher):
@@ -65,22 +63,23 @@ def distill(
     batches = itertools.count()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def run_teacher(module: nn.Module, inputs: Any, logits: torch.Tensor) -> None:
+    def run_teacher(module: nn.Module, args: Any, options: Any, logits: torch.Tensor) -> None:
         # A function, not an object: a copy of the model, such as an average, copies no teacher.
         if teacher is None or not logits.requires_grad:
             return
         with torch.no_grad(), evaluating(teacher):
-            soft = weight * _gradient(logits.detach(), teacher(*inputs), temperature)
+            soft = weight * _gradient(logits.detach(), teacher(*args, **options), temperature)
 
         def mix(gradient: torch.Tensor) -> torch.Tensor:
             if loss_scale is None:
                 _check_scale(gradient, module, is_first=next(batches) == 0)
-            scale = loss_scale() if callable(loss_scale) else loss_scale or 1.0
-            return (1 - weight) * gradient + (scale * soft).to(gradient.dtype)
+            scale = loss_scale() if callable(loss_scale) else loss_scale
+            added = soft if scale is None else scale * soft
+            return (1 - weight) * gradient + added.to(gradient.dtype)
 
         logits.register_hook(mix)  # type: ignore[no-untyped-call]
 
-    return model.register_forward_hook(run_teacher)
+    return model.register_forward_hook(run_teacher, with_kwargs=True)
 
 
 def _check_options(weight: float, temperature: float) -> None:
