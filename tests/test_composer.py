@@ -162,7 +162,8 @@ def searched(name: str, **options: Any) -> Case:
 
 
 def trained(name: str, value: Any) -> Case:
-    return f"recipe.{name}", {}, {"training": vro.Recipe(**{"epochs": 0, name: value})}
+    start = {"training": vro.Recipe(epochs=1)}  # with no epochs, nothing else counts
+    return f"recipe.{name}", start, {"training": vro.Recipe(**{"epochs": 1, name: value})}
 
 
 def ruled(name: str, value: Any) -> Case:
@@ -212,7 +213,7 @@ CASES: dict[type, dict[str, Case]] = {
     vro.Recipe: {
         name: trained(name, value)
         for name, value in {
-            "epochs": 1, "batch_size": 64, "lr": 0.5, "weight_decay": 0.5, "warmup": 0.5,
+            "epochs": 2, "batch_size": 64, "lr": 0.5, "weight_decay": 0.5, "warmup": 0.5,
             "clip_norm": 0.5, "distillation": 0.25, "temperature": 4.0, "ema": 0.5,
             "layer_decay": 0.5, "augment": True,
         }.items()

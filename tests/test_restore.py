@@ -116,6 +116,10 @@ def test_a_model_of_no_file_is_asked_for(digits, url, tmp_path):
     path = tmp_path / "model.safetensors"
     save_dense(model, path, name=MODEL, arguments=ARGUMENTS)
     assert load_again("s", open_storage(url), checkpoint=path).settings.budget == 0.6
+    other = tmp_path / "other.safetensors"
+    save_dense(create_model(MODEL, **ARGUMENTS), other, name=MODEL, arguments=ARGUMENTS)
+    with pytest.raises(InputError, match=r"other weights .*: --checkpoint is .*; give what the"):
+        load_again("s", open_storage(url), checkpoint=other)
     assert weights_hash(load_model_again(source_of(model))) == weights_hash(model)
 
 

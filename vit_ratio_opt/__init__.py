@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from vit_ratio_opt.model_files.export import export_model
     from vit_ratio_opt.model_files.load import load_demo_model, load_dense, load_pruned
     from vit_ratio_opt.model_files.save import save_dense, save_pruned
+    from vit_ratio_opt.models.adapters import merge_adapters
     from vit_ratio_opt.models.convert import to_timm
     from vit_ratio_opt.models.create import create_model
     from vit_ratio_opt.models.families import FAMILIES
     from vit_ratio_opt.models.family import AttentionKind, Branch, Family
+    from vit_ratio_opt.models.larger import replace_encoder
     from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.models.to_hugging_face import to_huggingface
     from vit_ratio_opt.pruning.calibration import Calibration, calibrate
@@ -50,12 +52,12 @@ if TYPE_CHECKING:
     from vit_ratio_opt.space.cost_table import CostTable
     from vit_ratio_opt.space.costs import MACS, PARAMS, Cost, Latency
     from vit_ratio_opt.space.curve import budget_curve
+    from vit_ratio_opt.space.metric import ACCURACY, Metric
     from vit_ratio_opt.space.pairs import RatioPair
     from vit_ratio_opt.space.structural import StructuralSpace
     from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule
     from vit_ratio_opt.training.callbacks import hf_callback, lightning_callback
     from vit_ratio_opt.training.context import (
-        Metric,
         Trainer,
         TrainingDiverged,
         TrainingStopped,
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.training.distill import distill
     from vit_ratio_opt.training.evaluate import evaluate
     from vit_ratio_opt.training.finetune import finetune
+    from vit_ratio_opt.training.metrics import MEASURES, Measure
     from vit_ratio_opt.training.recipe import Recipe
     from vit_ratio_opt.training.trainer import ImageTrainer
     from vit_ratio_opt.worker import WorkerOptions, run_worker
@@ -105,8 +108,10 @@ _HOMES = {
         "save_dense",
         "save_pruned",
     ),
+    "models.adapters": ("merge_adapters",),
     "models.convert": ("to_timm",),
     "models.create": ("create_model",),
+    "models.larger": ("replace_encoder",),
     "models.shape": ("shape_of",),
     "models.to_hugging_face": ("to_huggingface",),
     "pruning.calibration": (
@@ -161,8 +166,11 @@ _HOMES = {
         "hf_callback",
         "lightning_callback",
     ),
-    "training.context": (
+    "space.metric": (
+        "ACCURACY",
         "Metric",
+    ),
+    "training.context": (
         "Trainer",
         "TrainingDiverged",
         "TrainingStopped",
@@ -171,6 +179,10 @@ _HOMES = {
     "training.distill": ("distill",),
     "training.evaluate": ("evaluate",),
     "training.finetune": ("finetune",),
+    "training.metrics": (
+        "MEASURES",
+        "Measure",
+    ),
     "training.recipe": ("Recipe",),
     "training.trainer": ("ImageTrainer",),
     "worker": (
@@ -183,6 +195,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _OTHER_NAMES = {"image_folder": "load_image_folder"}
 
 __all__ = [
+    "ACCURACY",
     "Answer",
     "AttentionKind",
     "BinarySearchSampler",
@@ -206,6 +219,8 @@ __all__ = [
     "Latency",
     "LoadOptions",
     "MACS",
+    "MEASURES",
+    "Measure",
     "Metric",
     "PARAMS",
     "Places",
@@ -249,9 +264,11 @@ __all__ = [
     "load_pruned",
     "load_search",
     "magnitude_importance",
+    "merge_adapters",
     "preprocess_of",
     "prune",
     "repair",
+    "replace_encoder",
     "run_worker",
     "save_dense",
     "save_pruned",

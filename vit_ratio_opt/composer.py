@@ -25,7 +25,7 @@ from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE, database_files
 from vit_ratio_opt.runs.testing import test_answer
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.trainer import ImageTrainer
-from vit_ratio_opt.utils.files import file_name
+from vit_ratio_opt.utils.files import named_folder
 
 __all__ = ["Search"]
 
@@ -34,8 +34,8 @@ class Search(SearchTask):
     """Search of the two pruning ratios of a dense ViT.
 
     Args:
-        dense: The dense, fine-tuned ViT. It is copied, not changed. The copy is in float32, and
-            none of its weights are frozen.
+        dense: The dense, fine-tuned ViT. It is copied, not changed. The copy is in float32. Parts
+            that are frozen (``requires_grad`` is False) stay frozen in fine-tuning.
         data: Images of training, validation and test. With a custom trainer this may also be
             an iterable of calibration batches, normalised and on the device of ``dense``.
         limit: :class:`~vit_ratio_opt.Budget` or :class:`~vit_ratio_opt.Tolerance`.
@@ -110,7 +110,7 @@ class Search(SearchTask):
             files = database_files(storage)
             if files:
                 check_saveable(self.dense)
-                folder = files[0].parent / "checkpoints" / file_name(study_name)
+                folder = named_folder(files[0].parent / "checkpoints", study_name)
                 self.journal.keep_in(folder)
         return create_study(self, study_name=study_name, storage=storage, pruner=pruner)
 

@@ -16,6 +16,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_again as load_model_again
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.copies import freeze_parts
 from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.pruning.options import (
@@ -33,7 +34,7 @@ from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import Cost, Latency, cost_named
 from vit_ratio_opt.space.tokens import CP_VIT, CascadeRule
-from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.training.recipe import CUSTOM, Recipe
 from vit_ratio_opt.utils.text import shorten
 from vit_ratio_opt.utils.untrusted import check_marked, is_marked
 
@@ -104,12 +105,14 @@ def _check_no_custom_parts(record: StudyRecord) -> None:
     """Refuse a study with parts that only the script that created it has.
 
     Raises:
-        InputError: The study has a custom trainer or custom images.
+        InputError: The study has a custom trainer, custom images or a custom metric.
     """
     if record.settings.trainer is not None:
         part = "a custom trainer"
     elif not record.origin.get("data"):
         part = "custom images"
+    elif str((record.settings.recipe or {}).get("metric", "")).startswith(CUSTOM):
+        part = "a custom metric"
     else:
         return
     raise InputError(f"Study {record.name!r} has {part}: run the script that created it.")
@@ -145,19 +148,28 @@ def _dense_model(record: StudyRecord, places: Places) -> ViT:
     model = load_model_again(
         source or {"arguments": {}}, checkpoint=places.checkpoint, start=places.start
     )
+    given = places.checkpoint
     if weights_hash(model) != settings.weights:
         raise InputError(
             f"The dense model here has other weights ({weights_hash(model)}) than study "
-            f"{name!r} was created with ({settings.weights}): give --checkpoint."
+            f"{name!r} was created with ({settings.weights}): {_give('--checkpoint', given)}."
         )
     found, recorded = architecture_of(model), settings.architecture or {}
     other = sorted(key for key in found.keys() & recorded.keys() if found[key] != recorded[key])
     if other:
         raise InputError(
             f"The dense model here has the weights of study {name!r}, but computes something "
-            f"else ({', '.join(other)}): give --checkpoint."
+            f"else ({', '.join(other)}): {_give('--checkpoint', given)}."
         )
+    freeze_parts(model, settings.frozen or ())
     return model
+
+
+def _give(option: str, given: str | Path | None) -> str:
+    """Return how the right files of a study are named, which differ from those found."""
+    if given is None:
+        return f"give {option}"
+    return f"{option} is {shorten(given, 200)}; give what the study was created with"
 
 
 def _images(record: StudyRecord, places: Places) -> ImageData:
@@ -173,7 +185,7 @@ def _images(record: StudyRecord, places: Places) -> ImageData:
     if validation is None or not images.has_fingerprint(validation):
         raise InputError(
             f"The images here give another validation split ({images.fingerprint}) than study "
-            f"{name!r} was created with ({validation}): give --data."
+            f"{name!r} was created with ({validation}): {_give('--data', places.data)}."
         )
     return images
 
@@ -224,6 +236,7 @@ def _pruning(settings: StudySettings) -> Pruning:
         allocation=cast(Any, settings.allocation),
         round_to=settings.round_to,
         by_cascade=settings.by_cascade,
+        bounds=settings.bounds or {},
     )
     if settings.ranges is None or isinstance(pruning, Structural):
         return pruning

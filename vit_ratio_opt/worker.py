@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.restore import load_search
 from vit_ratio_opt.runs.loop import Callback
 from vit_ratio_opt.runs.options import Places, RunOptions
 from vit_ratio_opt.runs.ranks import join_trainings
 from vit_ratio_opt.runs.storage import BEATS_IN_GRACE, GRACE_SECONDS, open_storage
 from vit_ratio_opt.training.distributed import Ranks, RanksBroken
+from vit_ratio_opt.utils.checks import check_count, check_flags
 
 __all__ = ["WorkerOptions", "run_worker"]
+
+_LEAST_GRACE = 2  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,9 @@ class WorkerOptions:
             requeued.
         callbacks: Functions called after each trial of this worker, as callbacks of
             ``study.optimize``.
+
+    Raises:
+        InputError: A value has another type or is out of range.
     """
 
     study_name: str
@@ -42,6 +49,24 @@ class WorkerOptions:
     wait: bool = True
     grace: int = GRACE_SECONDS
     callbacks: Sequence[Callback] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("study_name", "storage"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"`{name}` must be a text, but got {getattr(self, name)!r:.80}.")
+        if self.n_trials is not None:
+            check_count("n_trials", self.n_trials)
+        if not isinstance(self.places, Places):
+            raise InputError(
+                f"`places` must be a Places, but got {self.places!r:.80}: give "
+                "vro.Places(data=...), for example."
+            )
+        check_flags(self, "wait")
+        check_count("grace", self.grace, least=_LEAST_GRACE)
+        if not all(map(callable, self.callbacks)):
+            raise InputError(
+                f"`callbacks` must be functions (study, trial), but got {self.callbacks!r:.80}."
+            )
 
 
 def run_worker(options: WorkerOptions, *, say: Callable[[str], None] = print) -> None:

@@ -190,7 +190,7 @@ def test_a_worker_with_other_weights_is_refused(command, study_url, tmp_path):
     )  # fmt: skip
     assert code == 2
     assert "other weights" in err
-    assert "give --checkpoint" in err
+    assert "--checkpoint is " in err
     assert contents(study_url) == before
 
 
@@ -223,7 +223,7 @@ def test_a_worker_with_other_images_is_refused_and_one_with_the_same_elsewhere_i
     code, err, _ = command(*worker, "--data", str(other))
     assert code == 2
     assert "another validation split" in err
-    assert "give --data" in err
+    assert "--data is " in err
     assert contents(url) == before
     here.rename(tmp_path / "gone")
     code, err, _ = command(*worker)

@@ -83,3 +83,19 @@ def test_the_command_line_overrides_the_file(tmp_path, monkeypatch, command):
     assert (file.data, file.budget, file.repair, file.n_trials) == (Path("x"), 0.5, False, 3)
     assert (line.data, line.budget, line.repair, line.n_trials) == (Path("y"), 0.5, True, 5)
     assert (other.budget, other.tolerance, other.strategy) == (None, 1.0, "both")
+
+
+def test_a_budget_on_the_command_line_replaces_a_tolerance_with_its_confidence(
+    tmp_path, monkeypatch, command
+):
+    seen = []
+    monkeypatch.setattr("vit_ratio_opt.cli.search.check_folder", lambda path: None)
+    monkeypatch.setattr("vit_ratio_opt.cli.search.fill_in", seen.append)
+    path = tmp_path / "run.toml"
+    path.write_text("data = 'x'\ntolerance = 1\nconfidence = 0.9\n")
+    for flags in ([], ["--budget", 0.5]):
+        with pytest.raises(TypeError):  # the stub returns nothing
+            command("search", "--config", path, *flags)
+    assert [(one.budget, one.tolerance, one.confidence) for one in seen] == [
+        (None, 1.0, 0.9), (0.5, None, 0.8),
+    ]  # fmt: skip

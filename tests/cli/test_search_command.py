@@ -26,7 +26,7 @@ def arguments(files):
 @pytest.fixture
 def without_a_look(monkeypatch):
     """Searches begin without evaluating pairs; the search of ``searched`` begins as users' do."""
-    monkeypatch.setattr(search_task, "screen", lambda *arguments: {})
+    monkeypatch.setattr(search_task, "screen", lambda *arguments, **options: {})
     monkeypatch.setattr(search_task, "likely_path", lambda *arguments: ())
 
 
@@ -101,6 +101,12 @@ def test_search_logs_each_trial(copied, arguments, command, tmp_path):
         (["--cost", "params", "--strategy", "both"], "removes no parameter"),
         (["--cost", "latency", "--iterative"], "does not go with `iterative`"),
         (["--latency-batch", "8"], "is for the cost 'latency'"),
+        (["--confidence", "0.9", "--budget", "0.5"], "--confidence 0.9 is for a --tolerance"),
+        (["--image-size", "48"], "but --image-size is 48: leave it out"),
+        (["--mean", "half"], "is no list of numbers with commas"),
+        (["--mean", "0.5"], "`mean` and `std` must have 3 values"),
+        (["--budget", "0.9", "--round-to", "999"], "all ranks and all neurons in every block"),
+        (["--budget", "0.9", "--round-to", "999"], "a lower `round_to` (--round-to) allows less"),
         (["--tolerance", "1", "--confidence", "0.5"], "0.5 is not in (0.5, 1)"),
         (["--tolerance", "1", "--confidence", "1"], "1 is not in (0.5, 1)"),
         (["--strategy", "tokens"], "'cascade'"),
@@ -191,7 +197,7 @@ def test_search_runs_every_strategy_from_csv_files(tmp_path, files, command):
         ["--budget", 0.8, "--strategy", "both", "--cascade", "cp-vit"],
     ):
         assert command(*common, *flags).code == 0
-    pruned = next((tmp_path / "run" / "checkpoints" / "few-0%2e7").glob("*.safetensors"))
+    pruned = next((tmp_path / "run" / "checkpoints" / "few-0.7").glob("*.safetensors"))
     further = ["--start", pruned, "--budget", 0.9, "--strategy", "cascade"]
     assert command(*common, *further).code == 0
     report = json.loads((tmp_path / "rows.json").read_text())

@@ -111,29 +111,30 @@ def test_an_item_that_is_no_image_with_a_class_is_refused_with_its_index(
 
 
 @pytest.mark.parametrize(
-    ("labels", "found"),
+    ("labels", "item", "label", "hint"),
     [
-        ([1, 2] * 10, r"1 to 2\. Subtract 1\."),
-        ([0, -1] * 10, "-1 to 0"),
-        ([0, 1, 255] * 10, "0 to 255"),
-        ([0, 2**70] * 10, "0 to "),
+        ([1, 2] * 10, 1, 2, r".* Subtract 1\.$"),
+        ([0, -1] * 10, 1, -1, ", one for each"),
+        ([0, 1, 255] * 10, 2, 255, r", one for each of the 2 classes\.$"),
+        ([0, 2**70] * 10, 1, 2**70, ""),
     ],
 )
 @pytest.mark.parametrize("memory_limit", [2**30, 0])
 @pytest.mark.parametrize("part", ["training", "test"])
 def test_labels_out_of_range_are_refused_when_the_data_are_loaded(
-    labels, found, memory_limit, part
+    labels, item, label, hint, memory_limit, part
 ):
     bad, good = items(labels), items(PAIR)
     pair = (bad, good) if part == "training" else (good, bad)
-    with pytest.raises(InputError, match=rf"0 to 1, .* those of the {part} images are {found}"):
+    sentence = f"c, {part} images, item {item}: its label is {label}, but must be 0 to 1{hint}"
+    with pytest.raises(InputError, match=sentence):
         load(*pair, memory_limit=memory_limit)
 
 
 @pytest.mark.parametrize(
     ("classes", "sentence"),
     [
-        (["a"], "labels must be 0 to 0"),
+        (["a"], "must be 0 to 0"),
         (["a", "b", "c"], r"has 3 names, but no image belongs to \['c'\]"),
         (["a", "a"], "different names"),
         ([], "different names"),
@@ -150,7 +151,7 @@ def test_a_class_without_test_images_is_said(caplog):
     assert "no test image belongs to 1 of the 2 classes, such as 'b'" in caplog.text
 
 
-@pytest.mark.parametrize("classes", [2, {"a", "b"}, None, iter("ab")])
+@pytest.mark.parametrize("classes", [2, {"a", "b"}, iter("ab")])
 def test_classes_that_are_no_list_are_refused(classes):
     with pytest.raises(InputError, match="must be a list of different names"):
         load(items(PAIR), items(PAIR), classes=classes)

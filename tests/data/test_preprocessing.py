@@ -156,7 +156,7 @@ def test_an_assumed_normalisation_is_said(folder, load, caplog):
     assert (data.mean, data.std) == (CIFAR10_MEAN, CIFAR10_STD)
     assert "the normalisation that the model was trained with is unknown" in caplog.text
     assert "mean (0.4914, 0.4822, 0.4465) and std (0.2023, 0.1994, 0.201)" in caplog.text
-    assert "give `preprocess`, or `mean` and `std`" in caplog.text
+    assert "give `preprocess`, or `mean` and `std` (--mean and --std)" in caplog.text
     caplog.clear()
     assert load_again(data.source).mean == CIFAR10_MEAN
     load(folder, image_size=8, options=LoadOptions(mean=(0.5,) * 3, std=(0.5,) * 3))

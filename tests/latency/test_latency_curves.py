@@ -9,6 +9,7 @@ import pytest
 from vit_ratio_opt.latency import timing
 from vit_ratio_opt.latency.curves import predict_latency
 from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.pruning.bounds import resolve_bounds
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.space.costs import Latency
 from vit_ratio_opt.space.pairs import RatioPair
@@ -27,6 +28,20 @@ def test_curves_predict_the_models_of_the_pairs(tiny_vit, calibration, exact_dev
         # Not below: a larger pair that takes longer counts for this one, too.
         assert space.pruned_cost(RatioPair(*pair)) >= table.predict(blocks) - 2
     assert space.dense_cost == pytest.approx(table.predict(dense.shape.blocks), abs=2)
+
+
+def test_curves_begin_at_the_dense_model_below_the_floors_of_blocks(
+    tiny_vit, calibration, exact_device, exact_table
+):
+    bounds = {"blocks.0": (0.25, 0.5)}
+    dense = StructuralUnits(shape_of(tiny_vit), bounds=resolve_bounds(tiny_vit, (), bounds))
+    known = predict_latency(exact_table, tiny_vit, dense, calibration)
+    assert [[knot[0] for knot in known[name][:2]] for name in ("mhsa", "ffn")] == [[0, 2], [0, 16]]
+    space = StructuralSpace(dense.shape, bounds=dense.bounds, cost=Latency(curves=known))
+    assert space.dense_cost == pytest.approx(exact_table.predict(dense.shape.blocks), abs=2)
+    pair = RatioPair(0.5, 0.25)
+    blocks = shape_of(prune(tiny_vit, pair, calibration, bounds=bounds)).blocks
+    assert space.pruned_cost(pair) >= exact_table.predict(blocks) - 2
 
 
 @pytest.mark.parametrize("budget", [None, 0.85])

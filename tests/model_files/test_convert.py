@@ -290,6 +290,17 @@ def test_a_hugging_face_folder_is_the_model(tmp_path, hugging_face, images, kind
     assert weights_hash(load_again(source_of(loaded))) == weights_hash(loaded)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_classifier_of_a_folder_is_left_out_where_none_is_wanted(
+    tmp_path, hugging_face, images, kind
+):
+    model = hugging_face(kind)
+    model.save_pretrained(tmp_path)
+    encoder, whole = load_dense(tmp_path, num_classes=0), to_timm(model)
+    assert shape_of(encoder).num_classes == 0
+    assert torch.equal(encoder.forward_features(images), whole.forward_features(images))
+
+
 def test_unused_weights_in_a_folder_do_no_harm(folder):
     before = weights_hash(load_dense(folder))
     state = load_file(folder / "model.safetensors")

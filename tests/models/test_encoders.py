@@ -18,8 +18,11 @@ from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.fisher import branch_costs
 from vit_ratio_opt.pruning.importance import magnitude_importance, taylor_importance
+from vit_ratio_opt.pruning.options import Both, CalibrationOptions, Pruning, Structural, Tokens
 from vit_ratio_opt.pruning.prune import prune
+from vit_ratio_opt.pruning.pruner import ModelPruner
 from vit_ratio_opt.pruning.reconstruct import repair
+from vit_ratio_opt.space.pairs import RatioPair
 
 # Each class of models, each pooling that it has.
 ENCODERS = [
@@ -152,6 +155,17 @@ def test_whole_heads_of_an_encoder_go_by_norms_and_not_by_labels() -> None:
     assert prune(model, (0.5, 0.5), magnitude_importance(model))(images).shape == (32, 32)
     with pytest.raises(InputError, match="no classifier"):
         taylor_importance(model, [(images, torch.zeros(32, dtype=torch.int64))])
+
+
+@pytest.mark.parametrize("pruning", [Structural(), Tokens(), Both()])
+def test_every_strategy_prunes_an_encoder(pruning: Pruning, tmp_path: Path) -> None:
+    dense = encoder()
+    images = images_for(dense)
+    options = CalibrationOptions(cache=tmp_path)
+    pruner = ModelPruner(dense, [images], pruning=pruning, calibration=options)
+    pruned = pruner.prune(RatioPair(0.3, 0.3))
+    assert shape_of(pruned).macs < shape_of(dense).macs
+    assert pruned(images).shape == dense(images).shape
 
 
 def test_a_classifier_of_single_tokens_is_refused() -> None:

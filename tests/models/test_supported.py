@@ -27,6 +27,7 @@ from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.cascade import prune_tokens
 from vit_ratio_opt.pruning.count import count_macs
 from vit_ratio_opt.pruning.importance import magnitude_importance, taylor_importance
+from vit_ratio_opt.pruning.options import Structural
 from vit_ratio_opt.pruning.prune import prune, prune_ranks, prune_units
 from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.runs.options import RunOptions
@@ -394,23 +395,50 @@ def test_weights_in_one_vector_are_not_shared(
     assert shape_of(pruned).params == sum(p.numel() for p in pruned.parameters())
 
 
-@pytest.mark.parametrize("frozen", ["all", "blocks", "none"])
-def test_frozen_weights_change_no_number(digits_vit, digits, caplog, frozen: str) -> None:
-    other = copy.deepcopy(digits_vit)
-    if frozen == "all":
-        other.requires_grad_(False)
-    elif frozen == "blocks":
-        other.blocks.requires_grad_(False)
-    flags = [p.requires_grad for p in other.parameters()]
+def test_a_model_frozen_for_inference_is_trained_as_any_other(digits_vit, digits, caplog) -> None:
+    other = copy.deepcopy(digits_vit).requires_grad_(False)
     recipe, models = Recipe(epochs=1, batch_size=512), []
     for model in (digits_vit, other):
         made = search(model, digits)
+        assert made.settings.frozen is None
         pruned = made.pruner.prune(made.space.max_pair)
         finetune(pruned, digits, recipe, TrialContext(progress=False))
         models.append(pruned.state_dict())
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
-    assert [p.requires_grad for p in other.parameters()] == flags
-    assert ("are frozen" in caplog.text) == (frozen != "none")
+    assert not any(p.requires_grad for p in other.parameters())
+    assert "All parameters of the model are frozen" in caplog.text
+
+
+def test_frozen_parts_stay_as_pruning_made_them(digits_vit, digits, caplog) -> None:
+    digits_vit.patch_embed.requires_grad_(False)
+    digits_vit.blocks[0].requires_grad_(False)
+    digits_vit.blocks[1].attn.proj.weight.requires_grad_(False)
+    made = search(digits_vit, digits)
+    assert made.settings.frozen == ("patch_embed", "blocks.0", "blocks.1.attn.proj.weight")
+    pruned = made.pruner.prune(made.space.max_pair)
+    before = copy.deepcopy(pruned.state_dict())
+    finetune(pruned, digits, Recipe(epochs=1, batch_size=512), TrialContext(progress=False))
+    after = pruned.state_dict()
+    same = {name for name in after if torch.equal(before[name], after[name])}
+    assert same == {n for n in after if n.startswith(made.settings.frozen)}
+    assert "stay frozen in fine-tuning" in caplog.text
+
+
+def test_a_part_that_is_skipped_and_frozen_keeps_its_weights_to_the_bit(
+    digits_vit, digits
+) -> None:
+    digits_vit.blocks[1].requires_grad_(False)
+    run, recipe = RunOptions(progress=False), Recipe(epochs=1, batch_size=512)
+    pruning = Structural(skip=("blocks.1",))
+    made = Search(digits_vit, digits, Budget(0.8), training=recipe, pruning=pruning, run=run)
+    pruned = made.pruner.prune(made.curve[0])
+    finetune(pruned, digits, recipe, TrialContext(progress=False))
+    for name, weight in digits_vit.blocks[1].state_dict().items():
+        assert torch.equal(weight, pruned.blocks[1].state_dict()[name])
+    digits_vit.requires_grad_(True)
+    free = Search(digits_vit, digits, Budget(0.8), training=recipe, pruning=pruning, run=run)
+    refitted = free.pruner.prune(free.curve[0]).blocks[1].mlp.fc2.weight
+    assert not torch.equal(refitted, digits_vit.blocks[1].mlp.fc2.weight)
 
 
 def test_training_what_is_frozen_as_a_whole_is_refused(digits_vit, digits) -> None:

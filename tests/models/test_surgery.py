@@ -248,11 +248,11 @@ def gated(make_vit: MakeViT) -> VisionTransformer:
 
 
 def with_subclassed_linear(make_vit: MakeViT) -> VisionTransformer:
-    class LoRALinear(nn.Linear):
+    class OwnLinear(nn.Linear):
         pass
 
     model = make_vit()
-    model.blocks[1].mlp.fc2 = LoRALinear(64, 32)
+    model.blocks[1].mlp.fc2 = OwnLinear(64, 32)
     return model
 
 
@@ -262,7 +262,7 @@ def with_subclassed_linear(make_vit: MakeViT) -> VisionTransformer:
         (lambda make: make(scale_attn_norm=True), "attn.norm` has a norm over heads"),
         (lambda make: make(scale_mlp_norm=True), "mlp.norm` has a norm over neurons"),
         (gated, "blocks.1.attn.gate"),
-        (with_subclassed_linear, "blocks.1.mlp.fc2` has layer class LoRALinear"),
+        (with_subclassed_linear, "blocks.1.mlp.fc2` has layer class OwnLinear"),
         (lambda make: make(attn_layer="diff"), "DiffAttention"),
         (lambda make: make(mlp_layer=GatedMlp), "GatedMlp"),
         (lambda make: make(block_fn=DiffParallelScalingBlock), "DiffParallelScalingBlock"),

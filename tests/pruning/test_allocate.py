@@ -38,13 +38,13 @@ def test_heads_and_ranks_are_the_cheapest_of_all_that_come_to_the_sum(
 
 def test_neurons_go_where_they_cost_least_but_not_below_the_minimum() -> None:
     losses = [torch.tensor([1.0, 2, 3, 4]), torch.tensor([0.1, 0.1, 0.1, 0.1])]
-    assert cheapest_prefixes(losses, 3, minimum=1) == [0, 3]
-    assert cheapest_prefixes(losses, 5, minimum=1) == [2, 3]
+    assert cheapest_prefixes(losses, 3, minimums=[1, 1]) == [0, 3]
+    assert cheapest_prefixes(losses, 5, minimums=[1, 1]) == [2, 3]
 
 
 def test_a_cheap_neuron_behind_a_dear_one_costs_both() -> None:
     losses = [torch.tensor([5.0, 0.1, 6.0]), torch.tensor([1.0, 2.0, 3.0])]
-    assert cheapest_prefixes(losses, 2, minimum=0) == [0, 2]
+    assert cheapest_prefixes(losses, 2, minimums=[0, 0]) == [0, 2]
 
 
 def test_even_counts_take_the_same_share_of_every_block() -> None:
@@ -59,9 +59,9 @@ def test_what_is_left_of_a_block_that_gives_is_a_multiple_of_the_step() -> None:
     assert even_counts([20, 20], 5, [8, 8], [8, 8]) == [4, 4]
     assert even_counts([20, 20], 9, [8, 8], [8, 8]) == [4, 12]
     losses = [torch.tensor([1.0, 9, 9, 9, 9, 9]), torch.tensor([2.0, 2, 2, 2, 2, 2])]
-    assert cheapest_prefixes(losses, 1, minimum=2, step=2) == [0, 2]
-    assert cheapest_prefixes(losses, 3, minimum=2, step=2) == [0, 4]
-    assert cheapest_prefixes(losses, 5, minimum=2, step=2) == [2, 4]
+    assert cheapest_prefixes(losses, 1, minimums=[2, 2], step=2) == [0, 2]
+    assert cheapest_prefixes(losses, 3, minimums=[2, 2], step=2) == [0, 4]
+    assert cheapest_prefixes(losses, 5, minimums=[2, 2], step=2) == [2, 4]
     table = torch.arange(12.0, 0, -1).reshape(3, 4)
     for dims in (2, 6, 8, 12):
         ((heads, rank),) = cheapest_heads([table], dims, round_to=2)
@@ -84,9 +84,9 @@ def test_losses_by_count_are_those_of_the_choice_for_each(step: int) -> None:
         assert by_dims[dims] == pytest.approx(loss)
     assert np.isinf(by_dims[:least]).all()
     losses = [torch.rand(10, generator=generator).double() for _ in range(3)]
-    by_count = prefix_losses(losses, 4, step)
+    by_count = prefix_losses(losses, [4] * 3, step)
     for removed in range(len(by_count)):
-        counts = cheapest_prefixes(losses, removed, 4, step)
+        counts = cheapest_prefixes(losses, removed, [4] * 3, step)
         loss = sum(float(o[:count].sum()) for o, count in zip(losses, counts, strict=True))
         assert by_count[removed] == pytest.approx(loss)
     assert len(by_count) == 1 + 3 * 6

@@ -6,10 +6,12 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.batches import tokens_at
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.pruning.sizes import expected_losses
+from vit_ratio_opt.space.units import StructuralUnits
 
 
 def test_it_comes_back_from_its_tensors(calibration: Calibration) -> None:
@@ -98,7 +100,7 @@ def test_expected_loss_is_nothing_for_nothing_and_grows_with_either_module(
     tiny_vit: VisionTransformer, images: torch.Tensor
 ) -> None:
     calibration = calibrate(tiny_vit, [images])
-    by_dims, by_neurons = expected_losses(calibration)
+    by_dims, by_neurons = expected_losses(StructuralUnits(shape_of(tiny_vit)), calibration)
     for losses in (by_dims[:57:8].tolist(), by_neurons[:112:16].tolist()):
         assert losses[0] < 1e-9
         assert losses == sorted(losses)
@@ -117,7 +119,8 @@ def test_expected_loss_is_about_the_divergence_that_pruning_causes(
             smaller = prune(model, (mhsa, ffn), calibration)
             log = smaller(images).log_softmax(dim=1)
             divergence = float(F.kl_div(log, dense, reduction="batchmean", log_target=True))
-            by_dims, by_neurons = expected_losses(calibration)
+            units = StructuralUnits(shape_of(model))
+            by_dims, by_neurons = expected_losses(units, calibration)
             loss = by_dims[int(mhsa * 64)] + by_neurons[int(ffn * 256)]
             assert loss / 4 < divergence < 4 * loss
 

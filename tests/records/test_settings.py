@@ -74,6 +74,21 @@ def test_a_missing_field_is_named():
             StudySettings.from_json(stored)
 
 
+def test_a_recipe_of_no_epochs_depends_on_nothing_else():
+    untrained, fast = ({"epochs": 0, "lr": lr} for lr in (1e-3, 1e9))
+    assert replace(SETTINGS, recipe=untrained).differences(replace(SETTINGS, recipe=fast)) == []
+    trained = replace(SETTINGS, recipe={"epochs": 1, "lr": 1e-3})
+    assert replace(SETTINGS, recipe=untrained).differences(trained)[0].startswith("recipe.epochs")
+
+
+def test_a_setting_that_one_of_two_does_not_have_is_unset():
+    with_budget = replace(SETTINGS, budget=0.6, tolerance=None)
+    with_tolerance = replace(SETTINGS, budget=None, tolerance=1.0)
+    assert with_budget.differences(with_tolerance) == [
+        "budget is 0.6, not unset", "tolerance is unset, not 1.0",
+    ]  # fmt: skip
+
+
 def test_differences_are_named_down_to_the_entry():
     other = replace(
         SETTINGS, recipe={"epochs": 2, "lr": 1e-3}, classes=("zero", "two"), mean=(0.5, 0.5),

@@ -10,7 +10,6 @@ import optuna
 import pytest
 
 from vit_ratio_opt.records.answer import answer_of
-from vit_ratio_opt.records.labels import ACCURACY
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.report.figures.gallery import figures_of
 from vit_ratio_opt.report.html import html_page
@@ -20,6 +19,7 @@ from vit_ratio_opt.report.rows import build_report, group_studies
 from vit_ratio_opt.report.sentences import answer_sentences
 from vit_ratio_opt.report.trial_rows import trial_rows
 from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.space.metric import ACCURACY
 
 DATABASE = Path(__file__).parents[1] / "fixtures" / "studies-0.1.0.db"
 NAMES = ("budget", "tolerance", "both")

@@ -51,6 +51,23 @@ def test_a_long_text_comes_back_from_its_parts_and_so_does_a_shorter_one(make_st
         assert get_plotly_graph_objects(attributes) == {"x": text}
 
 
+def test_what_has_not_changed_is_not_written_again(make_study, monkeypatch):
+    study = make_study(trials=3)
+    Explainer(n_trials=8).refresh(study)
+    written, write = [], study._storage.set_study_system_attr
+    monkeypatch.setattr(
+        study._storage,
+        "set_study_system_attr",
+        lambda number, key, value: written.append(key) or write(number, key, value),
+    )
+    Explainer(n_trials=8).refresh(study)
+    assert not written
+    study.add_trial(study.trials[0])
+    Explainer(n_trials=8).refresh(study)
+    assert any("plot_data" in key for key in written)
+    assert any("note" in key for key in written)
+
+
 def test_what_people_write_into_the_note_is_kept(make_study):
     study = make_study()
     save_note(study, "mine")

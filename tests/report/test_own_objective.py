@@ -271,3 +271,25 @@ def test_a_search_of_ones_own_is_shown_by_its_trials(make_own):
     StudyRecord.read("s", study.user_attrs)
     assert answer_of(study).found.trial.number == study.best_trial.number
     assert "a limit of its own, Everything" in shown(study)["sentences"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, 5) for key in ("screened", "path", "dense", "plan", "limit", "metric", "cost")),
+        ("dense", "x"), ("plan", "x"), ("dense", {"macs": "many"}), ("screened", [["a", 1, 2]]),
+    ],
+)  # fmt: skip
+def test_an_attribute_of_another_type_is_one_sentence_with_study_and_name(make_own, key, value):
+    study = make_own(LIMITS[0], trials=2)
+    study.set_user_attr(key, value)
+    with pytest.raises(InputError, match=f"Study 'own' is damaged: .*`{key}`"):
+        answer_of(study)
+
+
+def test_attributes_of_another_program_are_not_refused():
+    study = optuna.create_study(study_name="other")
+    for key in ("device", "config", "latency"):
+        study.set_user_attr(key, 5)
+    assert record_of(study).limit is None
+    assert answer_of(study) is None

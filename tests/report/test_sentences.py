@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import optuna
 import pytest
 
 from vit_ratio_opt.records.answer import answer_of
-from vit_ratio_opt.records.labels import ACCURACY
 from vit_ratio_opt.records.loading import baseline_of
 from vit_ratio_opt.records.study import record_of
-from vit_ratio_opt.report.sentences import summary
+from vit_ratio_opt.report.sentences import answer_sentences, summary
+from vit_ratio_opt.space.metric import ACCURACY
 
 
 @pytest.mark.parametrize("budget", [0.5, None])
@@ -37,3 +38,25 @@ def test_nothing_within_the_limit_is_said_in_two_sentences(make_study):
     study = make_study(trials=0)
     assert len(summary(study)) == 2
     assert summary(study)[1] == "There is no answer yet: no trial was trained."
+
+
+@pytest.mark.parametrize("lost", [5.0, 0.05])
+def test_a_training_that_made_the_answer_worse_is_said(make_study, lost):
+    before = make_study(planned=True)
+    study = optuna.create_study(study_name="s", direction="maximize")
+    for key, value in before.user_attrs.items():
+        study.set_user_attr(key, value)
+    for trial in before.trials:
+        trial.user_attrs["accuracy_pruned"] = trial.user_attrs["accuracy"] + lost
+        study.add_trial(trial)
+    answer = answer_of(study)
+    assert 0.05 < answer.error < 5
+    own = answer.found.trial.user_attrs["accuracy"]
+    sentence = (
+        f"The training of trial {answer.found.trial.number} lowered its validation accuracy from "
+        f"{own + lost:.2f} to {own:.2f} %: try a lower learning rate or fewer epochs."
+    )
+    is_said = lost > answer.error
+    assert (sentence in summary(study)) == is_said
+    assert (sentence in answer_sentences(study)) == is_said
+    assert (sentence in str(answer)) == is_said

@@ -16,6 +16,7 @@ from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.cascade import prune_tokens
+from vit_ratio_opt.runs.journal import Journal
 from vit_ratio_opt.runs.screening import likely_best
 from vit_ratio_opt.space.costs import PARAMS
 from vit_ratio_opt.space.pairs import RatioPair
@@ -452,6 +453,16 @@ def test_a_full_artifact_store_costs_no_training(plain, memory, tmp_path):
     quietly(study, objective(path), 2)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
     assert "No space left on device" in study.trials[0].user_attrs["state_not_kept"]
+
+
+def test_a_trainer_that_saves_no_state_is_no_warning(tmp_path, caplog):
+    study = optuna.create_study()
+    trial = study.ask()
+    optuna.logging.enable_propagation()
+    Journal(tmp_path / "models").save_state(trial, tmp_path / "state", epoch=1)
+    optuna.logging.disable_propagation()
+    assert "was not saved" not in caplog.text
+    assert not study.trials[0].user_attrs
 
 
 def test_a_training_that_diverged_is_tried_again_with_the_next_seed(plain, memory, monkeypatch):

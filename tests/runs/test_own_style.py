@@ -9,7 +9,7 @@ import optuna
 import pytest
 import torch
 from optuna.storages import InMemoryStorage
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
 from support import new_study
 from torch import nn
@@ -77,7 +77,7 @@ def open_study(pruner: vro.Pruner, storage: Any, limit: Any = LIMIT, name: str =
     """The second example of the README, which creates its study or goes on with it."""
     return optuna.create_study(
         study_name=name,
-        direction=limit.direction,
+        direction="minimize" if isinstance(limit, vro.Tolerance) else "maximize",
         sampler=vro.BinarySearchSampler(pruner.space, limit),
         storage=storage,
         load_if_exists=True,
@@ -175,7 +175,7 @@ def test_with_a_tolerance_a_result_is_the_cost_or_pruned(pruner, loss):
     def objective(trial):
         model = pruner.suggest(trial, limit)
         assert vro.shape_of(model).macs == trial.user_attrs["macs"]
-        return pruner.result(trial, limit, accuracy=80.0 - loss, dense_accuracy=80.0)
+        return pruner.result(trial, limit, 80.0 - loss, dense_value=80.0)
 
     study = open_study(pruner, InMemoryStorage(), limit)
     study.optimize(objective, n_trials=2)
@@ -197,7 +197,7 @@ def test_within_a_budget_a_result_is_the_accuracy(pruner):
     study = open_study(pruner, InMemoryStorage())
     trial = study.ask()
     pruner.suggest(trial, LIMIT)
-    assert pruner.result(trial, LIMIT, accuracy=70.0, dense_accuracy=80.0) == 70.0
+    assert pruner.result(trial, LIMIT, 70.0, dense_value=80.0) == 70.0
     assert trial.user_attrs["accuracy_drop"] == 10.0
 
 
@@ -278,7 +278,7 @@ def test_a_trainer_of_ones_own_is_searched_resumed_and_reported(task, tmp_path, 
     answer = again.answer(study)
     model = answer.load_model()
     found = answer.found.trial
-    assert task.accuracy(model) == pytest.approx(found.user_attrs["accuracy"])
+    assert task.accuracy(model) == pytest.approx(found.user_attrs["metric"])
     for text in (html_page([study]), study_note(study), str(answer), " ".join(said)):
         assert "mean recall" in text
         assert "None" not in text.replace("None yet", "")
@@ -338,17 +338,108 @@ def test_with_a_tolerance_a_trainer_is_asked_for_what_is_lost(task, memory):
     dense = task.accuracy(search.dense)
     assert search.dense_accuracy == dense
     for trial in study.trials:
-        assert trial.user_attrs["accuracy_drop"] == dense - trial.user_attrs["accuracy"]
+        lost = dense - trial.user_attrs["metric"]
+        assert trial.user_attrs["metric_loss"] == lost
+        assert trial.constraints["mean_recall_drop"] == lost - 5.0
 
 
-def test_a_metric_that_is_better_when_smaller_is_refused(task):
-    class Loss(Mine):
-        metric = vro.Metric("loss", larger_is_better=False)
+class Error(Mine):
+    """The share of wrong images: smaller is better."""
 
-    with pytest.raises(InputError, match="A smaller 'loss' is better, but a metric is maximised"):
-        compose(task, Loss(task))
+    metric = vro.Metric("error", larger_is_better=False)
+
+    def evaluate(self, model: nn.Module) -> float:
+        return 1 - self.task.accuracy(model) / 100
+
+    def train(self, model: nn.Module, context: vro.TrialContext) -> float:
+        super().train(model, context)
+        return self.evaluate(model)
+
+
+def test_the_smallest_value_is_the_best_where_smaller_is_better(task, url):
+    search = compose(task, Error(task, epochs=0))
+    study = search.create_study("s", storage=url)
+    said = " ".join(run(search, study, 4))
+    assert study.direction == StudyDirection.MINIMIZE
+    screened = {(first, second): value for first, second, value in study.user_attrs["screened"]}
+    assert min(screened, key=screened.__getitem__) in pairs_of(study)[:2]
+    answer = search.answer(study)
+    best = min(trial.value for trial in study.trials)
+    assert answer.found.own_accuracies[0] == pytest.approx(best)
+    assert answer.found.own_accuracies[0] == answer.found.trial.user_attrs["metric"]
+    assert answer.found.pair == study.sampler.answer(study)
+    for text in (html_page([study]), study_note(study), str(answer), said):
+        assert "error" in text
+        assert "accuracy" not in text.lower().replace("accuracy-against", "")
+
+
+def test_a_tolerance_is_in_the_unit_of_a_metric_that_is_better_when_smaller(task, url):
+    search = compose(task, Error(task, epochs=0), limit=vro.Tolerance(0.05))
+    study = new_study(search, "s", storage=url, screen=False)
+    run(search, study, 3)
+    for trial in study.trials:
+        risen = trial.user_attrs["metric"] - search.dense_accuracy
+        assert trial.user_attrs["metric_loss"] == pytest.approx(risen)
+        assert trial.constraints["error_rise"] == pytest.approx(risen - 0.05)
+        assert (trial.state == TrialState.PRUNED) == (risen > 0.05)
+    answer = search.answer(study)
+    for candidate in [answer.found] if answer.found else []:
+        assert candidate.accuracy <= search.dense_accuracy + 0.05
+    assert "0.05 of error lost" in study_note(study)
 
 
 def test_a_recipe_needs_images_with_labels(task):
     with pytest.raises(InputError, match="Training by a recipe needs `data` with labels"):
         compose(task, vro.Recipe())
+
+
+def test_a_study_that_would_call_the_worst_pair_the_best_is_refused(pruner):
+    study = optuna.create_study(sampler=vro.BinarySearchSampler(pruner.space, LIMIT))
+    with pytest.raises(InputError, match=r"direction 'minimize'.* `direction='maximize'`"):
+        study.optimize(lambda trial: float(pruner.suggest(trial, LIMIT) is None), n_trials=1)
+    others = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    with pytest.raises(InputError, match="a smaller value is better, give"):
+        pruner.suggest(others.ask(), LIMIT)
+
+
+def test_a_loss_is_minimised_where_the_metric_says_so(pruner):
+    metric = vro.Metric("loss", larger_is_better=False, noise=0.01)
+    sampler = vro.BinarySearchSampler(pruner.space, LIMIT, metric=metric)
+    study = optuna.create_study(sampler=sampler)
+
+    def objective(trial):
+        pruner.suggest(trial, LIMIT)
+        value = abs(trial.params["mhsa_ratio"] - 0.3)
+        return pruner.result(trial, LIMIT, value, 0.0)
+
+    study.optimize(objective, n_trials=8)
+    found = answer_of(study).found
+    assert found.pair == study.sampler.answer(study)
+    assert abs(found.pair[0] - 0.3) < 0.1
+    assert found.accuracy < 0.1
+    assert "validation loss expected" in str(answer_of(study))
+
+
+def test_another_learning_rate_is_no_certainty(pruner):
+    """Two trainings of a pair that differ by points leave doubts about all pairs."""
+    study = open_study(pruner, InMemoryStorage())
+    values = iter([93.0, 97.0, 90.0, 96.5, 96.0, 92.0])
+
+    def objective(trial):
+        pruner.suggest(trial, LIMIT)
+        return next(values)
+
+    study.optimize(objective, n_trials=2)
+    best = study.best_params
+    study.enqueue_trial(best)
+    study.optimize(objective, n_trials=2)
+    answer = answer_of(study)
+    assert answer.found.error > 0.5
+    assert 0.5 < answer.found.probability < 0.99
+
+
+def test_an_accuracy_as_a_fraction_is_warned_about(pruner, caplog):
+    study = open_study(pruner, InMemoryStorage())
+    optuna.logging.enable_propagation()
+    study.optimize(lambda trial: 0.0 * len(pruner.suggest(trial, LIMIT).blocks) + 0.9, n_trials=1)
+    assert "The first value is 0.9: an accuracy is expected in per cent" in caplog.text

@@ -21,6 +21,7 @@ from vit_ratio_opt.runs.storage_url import check_storage_url
     [
         ("nonsense", "no storage URL"),
         ("nodb://user:secret@host/x", "unknown database"),
+        ("postgres://user:secret@host/x", "must begin with sqlite, postgresql, mysql or grpc"),
         ("sqlite:////no/such/folder/x.db", "no folder"),
         ("sqlite:////tmp", "names a folder: name a file in it"),
         ("sqlite://", "in memory"),

@@ -8,6 +8,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.limits import Budget, Tolerance, plan_of
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.space.curve import budget_curve, fixed_ratio_pair
+from vit_ratio_opt.space.metric import Metric
 from vit_ratio_opt.space.pairs import RatioPair
 
 SPACE = whole_head_space(hidden_dim=128, blocks=4)
@@ -24,10 +25,17 @@ def test_any_number_may_be_a_budget(share) -> None:
     assert Budget(share).to_json() == {"budget": float(share)}
 
 
-@pytest.mark.parametrize("points", [0, -1.0, 100, math.nan, "1"])
+@pytest.mark.parametrize("points", [0, -1.0, math.inf, math.nan, "1"])
 def test_a_tolerance_is_some_points(points) -> None:
-    with pytest.raises(InputError, match="tolerance must be above 0 and below 100 points"):
+    with pytest.raises(InputError, match="tolerance must be above 0 and finite, but got"):
         Tolerance(points)
+
+
+def test_a_tolerance_in_per_cent_is_below_100() -> None:
+    with pytest.raises(InputError, match="must be above 0 and below 100 points, but got 100"):
+        Tolerance(100).plan(SPACE)
+    in_grams = Tolerance(250).plan(SPACE, metric=Metric("error", "g", False), dense=900.0)
+    assert (in_grams.constraint, in_grams.noise.point) == ("error_rise", 9.0)
 
 
 @pytest.mark.parametrize("confidence", [0.5, 1, 0.2, math.nan, "high"])

@@ -78,5 +78,5 @@ def test_combined_refuses_sizes_that_are_no_multiples() -> None:
     with pytest.raises(InputError, match="`round_to` must be at least 1"):
         Combined(TokenSpace(SHAPE, LATE), round_to=0)
     assert Combined(TokenSpace(SHAPE, LATE), round_to=4).minimum == (
-        "1 head, 4 rank(s), 8 neurons and 1 patch"
+        "1 head, 4 ranks, 8 neurons and 1 patch"
     )

@@ -70,7 +70,9 @@ def test_rounded_sizes_go_in_steps() -> None:
     assert StructuralUnits(replace(TINY, all_heads=True), round_to=8).steps == (8, 8)
     units = StructuralUnits(TINY, round_to=8)
     assert units.removed(RatioPair(0.01, 0.01)) == (2, 8)
-    assert units.minimum == "1 rank and 8 neurons"
+    assert units.minimum == "2 ranks and 8 neurons"
+    assert StructuralUnits(TINY).minimum == "1 rank and 8 neurons"
+    assert StructuralUnits(TINY, round_to=999).minimum == "all ranks and all neurons"
     assert StructuralUnits(TINY, "head", round_to=16).minimum == "1 head and 16 neurons"
 
 

@@ -18,7 +18,7 @@ from vit_ratio_opt.training.context import (
 )
 from vit_ratio_opt.training.evaluate import evaluate, predict
 from vit_ratio_opt.training.finetune import finetune
-from vit_ratio_opt.training.losses import distillation_loss
+from vit_ratio_opt.training.losses import TaskLoss
 from vit_ratio_opt.training.recipe import Recipe
 
 
@@ -122,9 +122,10 @@ def test_loss_mixes_true_labels_and_the_teachers(digits, digits_vit):
     logits = digits_vit.eval()(images)
     hard = torch.nn.functional.cross_entropy(logits, labels)
     soft_only, half = Recipe(distillation=1.0), Recipe(distillation=0.5)
-    assert abs(distillation_loss(logits, labels, logits, soft_only)) < 1e-6
-    torch.testing.assert_close(distillation_loss(logits, labels, logits, half), hard / 2)
-    assert distillation_loss(logits, labels, None, soft_only) == hard
+    of_soft, of_both = (TaskLoss(digits, recipe, logits.device) for recipe in (soft_only, half))
+    assert abs(of_soft(logits, labels, logits)) < 1e-6
+    torch.testing.assert_close(of_both(logits, labels, logits), hard / 2)
+    assert of_soft(logits, labels, None) == hard
 
 
 def test_a_teachers_logits_teach_what_the_teacher_teaches(digits, digits_vit):

@@ -23,6 +23,7 @@ from vit_ratio_opt.utils.files import (
     check_writable,
     check_writable_folder,
     file_name,
+    named_folder,
     replacing,
     write_json,
     write_text,
@@ -92,12 +93,20 @@ def test_a_file_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None
 
 
 def test_different_texts_have_different_file_names() -> None:
-    texts = ["study-1", "a/b", "a%2fb", "..", "é" * 200, "é" * 201, "x" * 300]
+    texts = ["study-1", "img-0.6", "a/b", "a%2fb", ".", "..", ".a", "a.", "é" * 200, "é" * 201]
+    texts += ["x" * 300, "img-0%2e6"]
     names = [file_name(text) for text in texts]
     assert len(set(names)) == len(texts)
-    assert names[0] == "study-1"
-    assert not any(set(name) & set("/.") for name in names)
+    assert names[:2] == ["study-1", "img-0.6"]
+    assert not any("/" in name or name.startswith(".") or name.endswith(".") for name in names)
     assert max(len(name.encode()) for name in names) < 200
+
+
+def test_a_folder_of_an_earlier_version_stays_in_use(tmp_path: Path) -> None:
+    assert named_folder(tmp_path, "img-0.6") == tmp_path / "img-0.6"
+    (tmp_path / "img-0%2e6").mkdir()
+    assert named_folder(tmp_path, "img-0.6") == tmp_path / "img-0%2e6"
+    assert named_folder(tmp_path, "img-0%2e6") == tmp_path / "img-0%252e6"
 
 
 def test_a_pipe_is_written_into_and_stays_a_pipe(tmp_path: Path) -> None:

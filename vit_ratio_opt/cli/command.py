@@ -14,15 +14,19 @@ from typing import Any, TypeVar, get_type_hints
 
 import typer
 
+from vit_ratio_opt.search.limits import Tolerance
+
 __all__ = [
     "LONGEST_SECONDS",
     "Panel",
     "check_confidence",
     "check_finite",
+    "check_numbers",
     "check_text",
     "check_texts",
     "command_of",
     "option",
+    "split_numbers",
 ]
 
 Options = TypeVar("Options")
@@ -98,12 +102,40 @@ def check_finite(value: float | None) -> float | None:
     return value
 
 
-def check_confidence(value: float) -> float:
+def check_numbers(value: str | None) -> str | None:
+    """Return a text unless it is no list of numbers with commas.
+
+    Raises:
+        typer.BadParameter: A part of the text is no finite number.
+    """
+    if value is None:
+        return None
+    try:
+        for number in split_numbers(value):
+            check_finite(number)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{value!r:.80} is no list of numbers with commas, such as 0.485,0.456,0.406."
+        ) from None
+    return value
+
+
+def split_numbers(value: str) -> tuple[float, ...]:
+    """Return the numbers of a text that :func:`check_numbers` has accepted."""
+    return tuple(map(float, value.split(",")))
+
+
+def check_confidence(value: float | None) -> float:
     """Return a probability unless it is outside of (0.5, 1).
+
+    Args:
+        value: The probability; None, for the default, where --budget replaces that of a file.
 
     Raises:
         typer.BadParameter: The probability is outside of (0.5, 1).
     """
+    if value is None:
+        return Tolerance.confidence
     if not 0.5 < value < 1:
         raise typer.BadParameter(f"{value:g} is not in (0.5, 1).")
     return value

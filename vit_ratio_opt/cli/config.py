@@ -27,8 +27,8 @@ __all__ = ["config_text", "load_config", "read_config", "save_config", "use_conf
 # User attribute of a study: the options of its last `search` as TOML.
 _ATTRIBUTE = "config"
 
-# One of these on the command line replaces the other one in the file.
-_ALTERNATIVES = {"budget": "tolerance", "tolerance": "budget"}
+# The second one on the command line replaces the first one in the file.
+_ALTERNATIVES = {"budget": "tolerance", "tolerance": "budget", "confidence": "budget"}
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
 
 

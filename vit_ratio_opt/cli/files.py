@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.study import Study
 
+from vit_ratio_opt.cli.command import split_numbers
 from vit_ratio_opt.cli.options import DenseOptions, ImageOptions
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.study import StudyRecord
@@ -105,21 +106,37 @@ def load_option_images(options: ImageOptions, dense: Any, seed: int) -> ImageDat
         seed: Random seed of the splits.
 
     Raises:
-        InputError: The images cannot be loaded.
+        InputError: The images cannot be loaded, or do not fit the model.
     """
+    height, width = dense.patch_embed.img_size
+    if options.image_size is not None and not height == width == options.image_size:
+        raise InputError(
+            f"The model takes images of {height} x {width} pixels, but --image-size is "
+            f"{options.image_size}: leave it out, and images are resized to the model's size."
+        )
+
     from vit_ratio_opt.data.load import default_validation, load_images
     from vit_ratio_opt.data.options import LoadOptions
     from vit_ratio_opt.data.preprocessing import preprocess_or_assume
 
+    columns = options.label_columns
+    load_options = LoadOptions(
+        mean=None if options.mean is None else split_numbers(options.mean),
+        std=None if options.std is None else split_numbers(options.std),
+        exif_rotation=options.exif_rotation,
+        skip_damaged=options.skip_damaged,
+        task=options.task,
+        image_key=options.image_column,
+        label_key=None if columns is None else [name.strip() for name in columns.split(",")],
+        label_separator=options.label_separator,
+    )
     return load_images(
         options.data,
         image_size=options.image_size,
-        validation=options.validation or default_validation(options.data, "test"),
+        validation=options.validation or default_validation(options.data, "test", load_options),
         seed=seed,
         preprocess=preprocess_or_assume(dense),
-        options=LoadOptions(
-            exif_rotation=options.exif_rotation, skip_damaged=options.skip_damaged
-        ),
+        options=load_options,
     )
 
 

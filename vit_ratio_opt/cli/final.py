@@ -25,6 +25,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import trained_trial
 from vit_ratio_opt.records.candidates import candidate_of
 from vit_ratio_opt.records.loading import load_studies
+from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trials import accuracy_of
 from vit_ratio_opt.report.sentences import expected_text
 from vit_ratio_opt.runs.signals import SearchStopped
@@ -97,11 +98,11 @@ def final(options: FinalOptions) -> None:
 
 def _lineage(study: Study, chosen: FrozenTrial) -> dict[str, Any]:
     """Return what a model card says about the trial; print what the search predicts for it."""
-    candidate = candidate_of(study, chosen)
+    candidate, metric = candidate_of(study, chosen), record_of(study).metric
     if candidate is not None:
         print(
             f"trial {chosen.number}: MHSA ratio {candidate.pair[0]:.3f} and FFN ratio "
-            f"{candidate.pair[1]:.3f}, {expected_text(candidate)} validation accuracy expected "
+            f"{candidate.pair[1]:.3f}, {expected_text(candidate, metric)} {metric.label} expected "
             "from the search",
             flush=True,
         )
@@ -126,7 +127,7 @@ def make_model(make: Callable[[], dict[str, Any]], path: Path) -> None:
         InputError: The training diverged.
         SearchStopped: A signal stopped the training.
     """
-    from vit_ratio_opt.model_files.card import card_path
+    from vit_ratio_opt.model_files.card import card_path, metric_of
     from vit_ratio_opt.training.context import TrainingDiverged
 
     try:
@@ -136,10 +137,13 @@ def make_model(make: Callable[[], dict[str, Any]], path: Path) -> None:
     except SearchStopped:
         print("Stopped; progress saved. Run the same command to resume.", flush=True)
         raise
-    dense = made["dense"]
+    dense, metric = made["dense"], metric_of(made)
+    validated, tested = (
+        f"{metric.number(dense[key])} -> {metric.text(made[key])}"
+        for key in ("val_accuracy", "test_accuracy")
+    )
     print(
         f"{made['macs_ratio']:.4f} of the FLOPs, {made['params']:,} of {dense['params']:,} "
-        f"parameters; validation {dense['val_accuracy']:.2f} -> {made['val_accuracy']:.2f} %, "
-        f"test {dense['test_accuracy']:.2f} -> {made['test_accuracy']:.2f} %"
+        f"parameters; validation {validated}, test {tested}"
     )
     print(f"written to {path}, its card to {card_path(path)}")

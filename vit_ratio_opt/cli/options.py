@@ -6,8 +6,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from vit_ratio_opt.cli.command import LONGEST_SECONDS, Panel, check_text, check_texts, option
+from vit_ratio_opt.cli.command import (
+    LONGEST_SECONDS,
+    Panel,
+    check_numbers,
+    check_text,
+    check_texts,
+    option,
+)
 from vit_ratio_opt.data.preprocessing import LARGEST_SIDE
+from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.pruning.options import Pruning, pruning_options
 from vit_ratio_opt.runs.options import Places
 from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
@@ -192,8 +200,57 @@ class ImageOptions:
         ),
     ]
     image_size: ImageSizeOption = None
+    mean: Annotated[
+        str | None,
+        option(
+            Panel.DATA,
+            "Mean of each channel of pixels in [0, 1] with which the model was trained, such as "
+            "0.485,0.456,0.406. By default that of the model's file.",
+            callback=check_numbers,
+        ),
+    ] = None
+    std: Annotated[
+        str | None,
+        option(
+            Panel.DATA,
+            "Standard deviation of each channel, such as 0.229,0.224,0.225. By default that of "
+            "the model's file.",
+            callback=check_numbers,
+        ),
+    ] = None
     exif_rotation: ExifRotationOption = False
     skip_damaged: SkipDamagedOption = False
+    task: Annotated[
+        Task,
+        option(
+            Panel.DATA,
+            "What the labels are: one class for each image, several classes, or numbers. The last "
+            "two need a train.csv.",
+        ),
+    ] = "single-label"
+    image_column: Annotated[
+        str | None,
+        option(
+            Panel.DATA,
+            "Column of train.csv with the names of the image files. By default 'filename'.",
+        ),
+    ] = None
+    label_columns: Annotated[
+        str | None,
+        option(
+            Panel.DATA,
+            "Columns of train.csv with the labels, separated by commas: one, or one of 0 and 1 "
+            "for each class, or one for each number of a regression. By default 'label'.",
+        ),
+    ] = None
+    label_separator: Annotated[
+        str | None,
+        option(
+            Panel.DATA,
+            "Character between the classes of an image where one column of train.csv has all of "
+            "them, such as ';'.",
+        ),
+    ] = None
     validation: Annotated[
         Literal["train", "val", "test"] | None,
         option(
@@ -250,6 +307,15 @@ class PruningOptions:
             max=65_536,
         ),
     ] = 1
+    skip: Annotated[
+        str | None,
+        option(
+            Panel.PRUNING,
+            "Parts of the model that are not pruned, with commas between them: blocks, attentions "
+            "and FFNs, such as blocks.0,blocks.11.attn. Fine-tuning still trains them.",
+            callback=check_text,
+        ),
+    ] = None
 
 
 def chosen_pruning(options: PruningOptions) -> Pruning:
@@ -265,6 +331,7 @@ def chosen_pruning(options: PruningOptions) -> Pruning:
         unit=options.mhsa_unit,
         repair=options.repair,
         round_to=options.round_to,
+        skip=tuple(name.strip() for name in (options.skip or "").split(",") if name.strip()),
     )
 
 

@@ -16,6 +16,7 @@ from vit_ratio_opt.cli.options import StorageOption, StudyNamesOption
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.snapshot import snapshot
+from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.report.rows import build_report, group_studies
 from vit_ratio_opt.report.sentences import answer_sentences
 from vit_ratio_opt.report.terminal import results_table, trials_table
@@ -153,9 +154,10 @@ def print_report(
     console.print(results_table(built))
     console.print()
     if "dense_full_test_accuracy" in built:
+        metric = record_of(studies[0]).metric
         console.print(
             "Ratios were chosen on one half of the test split and are reported on the other; "
-            f"dense on the full test split: {built['dense_full_test_accuracy']:.2f} %.",
+            f"dense on the full test split: {metric.text(built['dense_full_test_accuracy'])}.",
             soft_wrap=True,
         )
     for study in studies:

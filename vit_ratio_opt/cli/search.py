@@ -73,7 +73,13 @@ def make_search(options: SearchCommandOptions, place: StudyPlace, dense: Any) ->
         limit_of(options),
         cost=cost_named(options.cost, latency_batch=options.latency_batch),
         pruning=chosen_pruning(options),
-        training=Recipe(epochs=options.epochs, lr=options.lr),
+        training=Recipe(
+            epochs=options.epochs,
+            lr=options.lr,
+            metric=options.metric,
+            label_smoothing=options.label_smoothing,
+            class_weights="balanced" if options.balance_classes else None,
+        ),
         options=SearchOptions(
             fixed_ratio=options.fixed_ratio, iterative=options.iterative, seed=options.seed
         ),
@@ -131,10 +137,14 @@ def _check_budget(options: SearchCommandOptions, dense: Any) -> None:
     if options.budget is None or options.strategy != "structural" or options.cost == "latency":
         return
     from vit_ratio_opt.models.shape import shape_of
+    from vit_ratio_opt.pruning.bounds import resolve_bounds
+    from vit_ratio_opt.pruning.options import Structural
     from vit_ratio_opt.space.structural import StructuralSpace
 
-    cost = cost_named(options.cost)
-    space = StructuralSpace(shape_of(dense), options.mhsa_unit, options.round_to, cost)
+    cost, pruning = cost_named(options.cost), chosen_pruning(options)
+    assert isinstance(pruning, Structural)
+    bounds = resolve_bounds(dense, pruning.skip, pruning.bounds)
+    space = StructuralSpace(shape_of(dense), pruning.unit, pruning.round_to, cost, bounds=bounds)
     check_budget(space, options.budget)
     if options.fixed_ratio:
         fixed_ratio_pair(space, options.budget)
@@ -146,5 +156,5 @@ def _introduce(options: SearchCommandOptions, made: Search) -> None:
         aim = f"{len(made.curve)} pair(s) meet the budget {options.budget}"
     else:
         word = cost_named(options.cost).word
-        aim = f"the lowest {word} that loses at most {options.tolerance} points"
+        aim = f"the lowest {word} that loses at most {made.trainer.metric.lost(options.tolerance)}"
     print(f"study {options.study_name!r}: {aim}")

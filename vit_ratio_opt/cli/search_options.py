@@ -24,7 +24,7 @@ from vit_ratio_opt.cli.options import (
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import CostName
-from vit_ratio_opt.utils.files import file_name
+from vit_ratio_opt.utils.files import named_folder
 from vit_ratio_opt.utils.text import strip_escapes
 
 __all__ = ["SearchCommandOptions", "StudyPlace", "fill_in", "limit_of"]
@@ -62,8 +62,8 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
         float | None,
         option(
             Panel.LIMIT,
-            "Instead of --budget: largest loss of accuracy, in percentage points. The pair with "
-            "the lowest --cost wins.",
+            "Instead of --budget: largest loss of the metric, percentage points of accuracy by "
+            "default. The pair with the lowest --cost wins.",
         ),
     ] = None
     confidence: Annotated[
@@ -73,7 +73,7 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
             "Probability with which the answer must keep the --tolerance, in (0.5, 1).",
             callback=check_confidence,
         ),
-    ] = 0.8
+    ] = Tolerance.confidence
     cost: Annotated[
         CostName,
         option(
@@ -109,6 +109,32 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
     ] = 8
     epochs: EpochsOption = 1
     lr: LearningRateOption = 1e-3
+    metric: Annotated[
+        str | None,
+        option(
+            Panel.TRAINING,
+            "Metric on the validation images: accuracy, top5, balanced_accuracy, macro_f1, auroc, "
+            "map, r2, mae or loss. By default the usual one of the labels.",
+            callback=check_text,
+        ),
+    ] = None
+    label_smoothing: Annotated[
+        float,
+        option(
+            Panel.TRAINING,
+            "Share of each true label that is spread over all classes.",
+            min=0.0,
+            max=0.999,
+        ),
+    ] = 0.0
+    balance_classes: Annotated[
+        bool,
+        option(
+            Panel.TRAINING,
+            "Weight each class in the loss by the inverse of its share of the training images.",
+            "--balance-classes",
+        ),
+    ] = False
     seed: SeedOption = 0
     folder: Annotated[
         Path | None,
@@ -164,7 +190,7 @@ class StudyPlace:
     @property
     def checkpoints(self) -> Path:
         """Return the folder of the study's models; no two names share one."""
-        return self.folder / "checkpoints" / file_name(self.study_name)
+        return named_folder(self.folder / "checkpoints", self.study_name)
 
 
 def limit_of(options: SearchCommandOptions) -> Budget | Tolerance:
@@ -182,10 +208,15 @@ def fill_in(options: SearchCommandOptions) -> tuple[SearchCommandOptions, StudyP
     """Return the options with all defaults that depend on others, and the place of the study.
 
     Raises:
-        InputError: Both limits are given.
+        InputError: Both limits are given, or --confidence without --tolerance.
     """
     if options.budget is not None and options.tolerance is not None:
         raise InputError("Give --budget or --tolerance, not both.")
+    if options.tolerance is None and options.confidence != Tolerance.confidence:
+        raise InputError(
+            f"--confidence {options.confidence:g} is for a --tolerance, which a search within a "
+            "budget does not have: leave it out, or give --tolerance instead of --budget."
+        )
     if options.budget is None and options.tolerance is None:
         options = replace(options, budget=_DEFAULT_BUDGET)
     dataset = strip_escapes(options.data.resolve().name) or "search"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -185,7 +185,7 @@ def _description(
         "model": _MODEL,
         "arguments": arguments,
         "dataset": dataset,
-        "recipe": asdict(recipe),
+        "recipe": recipe.to_json(),
         "drop_path": options.drop_path,
         "mixup": options.mixup,
         "cutmix": options.cutmix,

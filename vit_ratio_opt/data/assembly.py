@@ -12,9 +12,14 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from vit_ratio_opt.data.image_data import ImageData
-from vit_ratio_opt.data.items import check_classes, check_labels, count_shared_images
-from vit_ratio_opt.data.options import LoadOptions
-from vit_ratio_opt.data.preprocessing import Preprocessing, resolve_preprocessing
+from vit_ratio_opt.data.items import ItemFormat, check_classes, count_shared_images
+from vit_ratio_opt.data.labels import check_labels
+from vit_ratio_opt.data.options import LoadOptions, label_arguments
+from vit_ratio_opt.data.preprocessing import (
+    Preprocessing,
+    resolve_preprocessing,
+    warn_if_assumed,
+)
 from vit_ratio_opt.data.reading import AsUint8, Files, find_first_image, read_all
 from vit_ratio_opt.data.splits import (
     Split,
@@ -29,6 +34,7 @@ __all__ = ["assemble", "add_source", "add_test_split"]
 
 # Unreadable images that a message names.
 _SHOWN = 5
+_READ_ONCE = "read a stream that ends into memory once, with `list(stream)`"
 _TITLES = {"train": "training", "val": "validation", "test": "test"}
 
 _logger = logging.getLogger(f"optuna.{__name__}")
@@ -38,7 +44,7 @@ def assemble(
     parts: Mapping[str, Dataset[Any]],
     *,
     name: str,
-    classes: Sequence[str],
+    form: ItemFormat,
     preprocess: Preprocessing | None,
     image_size: int | Sequence[int] | None,
     validation: Validation,
@@ -50,11 +56,11 @@ def assemble(
     Args:
         parts: Map-style data sets ``"train"``, ``"test"`` and perhaps ``"val"``.
         name: Name of the data set.
-        classes: Class names, by label.
+        form: Class names, task of the labels, and form of the items.
         preprocess: The model's preprocessing, if it is known.
         image_size: Pixels of a side, or height and width; replaces that of ``preprocess``.
         validation: Images from which the validation split is taken.
-        seed: Random seed of the stratified split.
+        seed: Random seed of the split, which is stratified where an image has one class.
         options: The loader's other options.
 
     Returns:
@@ -62,30 +68,40 @@ def assemble(
         adds its name, see :func:`with_source`.
 
     Raises:
-        InputError: A data set is empty, an item is no image with a class or cannot be read, the
-            classes do not fit, or the split cannot be made.
+        InputError: A data set is empty, an item is no image with a label or cannot be read, images
+            differ in channels, labels are out of range, the classes do not fit, or the split
+            cannot be made.
     """
-    _check_parts(name, classes, parts, validation, seed, options)
-    shape = find_first_image(parts["train"], name).shape
+    _check_parts(name, form, parts, validation, seed, options)
+    shape = find_first_image(parts["train"], name, form).shape
     resolved = resolve_preprocessing(
         name, shape, preprocess, mean=options.mean, std=options.std, image_size=image_size
     )
-    read = _read(parts, name, resolved, channels=shape[0], options=options)
-    check_labels(name, classes, {_TITLES[split]: part.labels for split, part in read.items()})
+    read = _read(parts, name, form, resolved, channels=shape[0], options=options)
+    if form.task == "single-label":
+        check_labels(name, form.classes, _labels(read))
     train, val, test = split_in_three(read, validation, options.val_fraction, seed)
+    if form.task == "multi-label":  # a split that is not stratified may lack a class
+        check_labels(name, form.classes, _labels({"train": train, "val": val, "test": test}))
     _warn_of_shared_images(name, read)
+    warn_if_assumed(name, resolved)  # after all errors, which it would only obscure
     return ImageData(
         name,
         train,
         val,
         test,
-        tuple(classes),
+        tuple(form.classes),
         resolved.mean,
         resolved.std,
         options.flip,
         validation,
         _arguments(resolved, validation, seed, options),
+        form.task,
     )
+
+
+def _labels(parts: Mapping[str, Split]) -> dict[str, torch.Tensor]:
+    return {_TITLES[split]: part.labels for split, part in parts.items()}
 
 
 def add_test_split(parts: Mapping[str, Files]) -> dict[str, Dataset[Any]]:
@@ -124,13 +140,14 @@ def _arguments(
         "seed": seed,
         "skip_damaged": options.skip_damaged,
         "memory_limit": options.memory_limit,
+        **label_arguments(options),
     }
     return arguments if options.flip else {**arguments, "flip": False}
 
 
 def _check_parts(
     name: str,
-    classes: Sequence[str],
+    form: ItemFormat,
     parts: Mapping[str, Dataset[Any]],
     validation: Validation,
     seed: int,
@@ -140,18 +157,19 @@ def _check_parts(
     for split, dataset in parts.items():
         is_indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
         if isinstance(dataset, IterableDataset) or not is_indexed:
+            fix = "give its `dataset`" if hasattr(dataset, "dataset") else _READ_ONCE
             raise InputError(
                 f"{name}: the {_TITLES[split]} images must be a map-style data set, with a length "
-                f"and an index, but are {type(dataset).__name__}."
+                f"and an index, but are {type(dataset).__name__}: {fix}."
             )
         if not _count(dataset):
             raise InputError(f"{name}: the training and the test set must have images.")
-    check_classes(name, classes, parts)
+    check_classes(name, form, parts)
     check_validation(validation, options.val_fraction, parts)
     if all(isinstance(dataset, Files) for dataset in parts.values()):
         # Refuse classes that cannot be split before thousands of images are read.
         listed = {
-            split: Split(files, torch.arange(len(files)), torch.tensor(files.targets))
+            split: Split(files, torch.arange(len(files)), torch.as_tensor(files.targets))
             for split, files in cast("Mapping[str, Files]", parts).items()
         }
         split_in_three(listed, validation, options.val_fraction, seed)
@@ -164,6 +182,7 @@ def _count(dataset: Any) -> int:
 def _read(
     parts: Mapping[str, Dataset[Any]],
     name: str,
+    form: ItemFormat,
     resolved: Preprocessing,
     *,
     channels: int,
@@ -176,7 +195,7 @@ def _read(
     read: dict[str, Split] = {}
     unreadable: list[str] = []
     for split, dataset in parts.items():
-        uint8 = AsUint8(dataset, resolved, channels, f"{name}, {_TITLES[split]} images")
+        uint8 = AsUint8(dataset, resolved, channels, f"{name}, {_TITLES[split]} images", form)
         items = read_all(uint8, keep=keep)
         unreadable += items.unreadable
         if not len(items.labels):

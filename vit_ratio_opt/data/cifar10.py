@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchvision.datasets import CIFAR10
 
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.data.image_data import ImageData
-from vit_ratio_opt.data.options import LoadOptions
+from vit_ratio_opt.data.options import LoadOptions, check_class_folders
 from vit_ratio_opt.data.preprocessing import (
     CIFAR10_MEAN,
     CIFAR10_STD,
     Preprocessing,
     resolve_preprocessing,
+    warn_if_assumed,
 )
 from vit_ratio_opt.data.splits import (
     Split,
@@ -44,11 +46,10 @@ def load_cifar10(
     Args:
         root: Folder with ``cifar-10-batches-py``.
         preprocess: Mean and standard deviation of the model; CIFAR-10's own by default.
-        validation: Images from which the validation split is taken: ``"train"``, the default, for
-            a fraction of the training images, or ``"test"`` for one half of the test images.
+        validation: Origin of the validation split: a fraction of the training images
+            (``"train"``, the default), or half of the test images (``"test"``).
         seed: Random seed of the stratified split.
-        download: Whether to download the images if they are missing; by default only if the
-            folder ``root`` exists.
+        download: Whether to download missing images; by default if the folder ``root`` exists.
         options: Mean, standard deviation, and share of validation images.
 
     Raises:
@@ -60,6 +61,7 @@ def load_cifar10(
             "`exif_rotation` and `skip_damaged` are for image files, but CIFAR-10 has none: leave "
             "them out."
         )
+    check_class_folders(options, "CIFAR-10")
     if not download:
         check_folder(root)
     validation = validation or "train"
@@ -71,7 +73,8 @@ def load_cifar10(
     resolved = resolve_preprocessing(
         "cifar10", (3, 32, 32), preprocess, mean=options.mean, std=options.std
     )
-    source = {
+    warn_if_assumed("cifar10", resolved)
+    source: dict[str, Any] = {
         "loader": "cifar10",
         "root": str(Path(root).resolve()),
         "validation": validation,
@@ -80,15 +83,10 @@ def load_cifar10(
         "mean": list(resolved.mean),
         "std": list(resolved.std),
     }
+    if not options.flip:
+        source["flip"] = False
     return ImageData(
-        "cifar10",
-        *splits,
-        classes,
-        resolved.mean,
-        resolved.std,
-        options.flip,
-        validation,
-        source if options.flip else {**source, "flip": False},
+        "cifar10", *splits, classes, resolved.mean, resolved.std, options.flip, validation, source
     )
 
 

@@ -12,9 +12,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
 from vit_ratio_opt.data.assembly import add_test_split, assemble
-from vit_ratio_opt.data.csv_images import pool, read_csv_tables
+from vit_ratio_opt.data.csv_images import pool
+from vit_ratio_opt.data.csv_tables import read_csv_tables
 from vit_ratio_opt.data.folders import check_folder, find_split_paths
 from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.items import ItemFormat
 from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.data.preprocessing import CIFAR10_MEAN, CIFAR10_STD
 from vit_ratio_opt.data.reading import Files
@@ -43,7 +45,8 @@ def load_as_version_0_1_0(
         classes, parts = _image_folder(root)
     else:
         rows = [row for table in read_csv_tables(root).values() for row in table.items()]
-        classes, parts = pool(root, rows, default_loader, test_fraction)
+        classes = sorted({label for _, label in rows})
+        parts = pool(root, rows, ItemFormat(classes), default_loader, test_fraction)
     arguments = dict(stored)
     options = LoadOptions(
         mean=arguments.pop("mean", None) or CIFAR10_MEAN,
@@ -52,7 +55,11 @@ def load_as_version_0_1_0(
     )
     defaults = {"validation": "train", "seed": 0, "image_size": None, "preprocess": None}
     data = assemble(
-        parts, name=root.name, classes=classes, options=options, **{**defaults, **arguments}
+        parts,
+        name=root.name,
+        form=ItemFormat(classes),
+        options=options,
+        **{**defaults, **arguments},
     )
     source = {"loader": loader, "root": str(root.resolve()), **stored}
     if loader == "csv_images":

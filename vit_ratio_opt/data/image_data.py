@@ -12,13 +12,14 @@ import torch.nn.functional as F
 
 from vit_ratio_opt.data.preprocessing import Preprocessing, check_channels, to_floats
 from vit_ratio_opt.data.splits import Split, Validation
+from vit_ratio_opt.data.task import Task
 
-__all__ = ["ImageData"]
+__all__ = ["ImageData", "Task"]
 
 # Keys of `ImageData.source` that change no pixel, or are settings of their own.
 _NO_PREPROCESSING = {
     *("loader", "root", "seed", "val_fraction", "test_fraction", "validation", "memory_limit"),
-    *("image_size", "mean", "std", "flip"),
+    *("image_size", "mean", "std", "flip", "task", "image_key", "label_key", "label_separator"),
 }
 # Of the other keys, what version 0.1.0 did: its sources have none of them.
 _DEFAULTS_OF_0_1_0 = {
@@ -43,6 +44,9 @@ class ImageData:
         validation: Origin of ``val``: ``"train"`` or ``"test"`` images, or given ``"val"`` images.
         source: JSON values from which :func:`~vit_ratio_opt.data.load.load_again` loads the data
             set elsewhere: ``loader`` and its arguments. Empty if that is not possible.
+        task: Task of the labels: ``"single-label"`` has int64 labels ``(images,)``,
+            ``"multi-label"`` float32 labels ``(images, classes)`` of 0 and 1, and
+            ``"regression"`` float32 targets ``(images, targets)``, which ``classes`` names.
 
     Raises:
         InputError: ``mean`` or ``std`` are not of pixels in [0, 1].
@@ -58,6 +62,7 @@ class ImageData:
     flip: bool = True
     validation: Validation = "train"
     source: dict[str, Any] = field(default_factory=dict)
+    task: Task = "single-label"
 
     def __post_init__(self) -> None:
         Preprocessing(to_floats(self.mean), to_floats(self.std), (1, 1))

@@ -17,7 +17,8 @@ from vit_ratio_opt.data.folders import (
 )
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.images import read_image
-from vit_ratio_opt.data.options import LoadOptions
+from vit_ratio_opt.data.items import ItemFormat
+from vit_ratio_opt.data.options import LoadOptions, check_class_folders
 from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.data.reading import Files
 from vit_ratio_opt.data.splits import Validation
@@ -69,12 +70,13 @@ def load_image_folder(
             images cannot be read.
     """
     options, root = options or LoadOptions(), check_folder(root)
+    check_class_folders(options, f"{root} with one folder for each class")
     classes, files = _class_folders(root)
     read = partial(read_image, exif_rotation=options.exif_rotation)
     data = assemble(
         add_test_split({split: Files(*listed, read) for split, listed in files.items()}),
         name=root.name,
-        classes=classes,
+        form=ItemFormat(classes),
         preprocess=preprocess,
         image_size=image_size,
         validation=validation or ("val" if len(files) == 3 else "train"),

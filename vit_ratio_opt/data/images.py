@@ -145,6 +145,10 @@ def to_uint8(image: Any) -> torch.Tensor:
     elif isinstance(image, torch.Tensor):
         tensor = image.detach().as_subclass(torch.Tensor)
     else:
+        if isinstance(image, bytes):
+            raise InputError(
+                "it is bytes of a file: decode the images, with WebDataset by `.decode('pil')`."
+            )
         raise InputError(
             f"it is a {type(image).__name__}, but must be a PIL image, an array or a tensor."
         )

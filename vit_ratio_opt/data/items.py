@@ -1,88 +1,152 @@
-"""Checks of data sets: items with an image and a label, class names, images in two splits."""
+"""Items of data sets: pairs and dictionaries, names of classes, images in two splits."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import operator
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from vit_ratio_opt.data.labels import parse_label
+from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["check_classes", "check_labels", "split_item", "count_shared_images"]
+__all__ = ["ItemFormat", "check_classes", "count_shared_images", "find_label_format"]
 
-_IMAGE_KEYS = ("image", "img", "pixel_values")
-_LABEL_KEYS = ("label", "labels", "target", "fine_label")
+_IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png", "webp")
+_LABEL_KEYS = ("label", "labels", "target", "fine_label", "cls")
 _SHOWN = 5
-_MANY = 2**31  # above all labels
-
-_logger = logging.getLogger(f"optuna.{__name__}")
 
 
-def split_item(item: Any) -> tuple[Any, int]:
-    """Return the image and the label of an item.
+@dataclass(frozen=True)
+class ItemFormat:
+    """Form of the items of a data set, and what their labels mean.
 
     Args:
-        item: A pair, or a dictionary with one key for each, as Hugging Face's data sets have it.
-
-    Raises:
-        InputError: The item is something else, or its label is no whole number.
+        classes: Names of the classes, by label, or of a regression's targets.
+        task: Task of the labels.
+        image_key: Key of the image in an item that is a dictionary; a usual one by default.
+        label_keys: Keys of the label in such an item, one for each class or target if there are
+            several; a usual one by default.
+        are_positions: Whether several labels are the positions of an image's classes.
     """
-    if isinstance(item, Mapping):
-        image, label = (
-            _only(item, keys, what)
-            for keys, what in ((_IMAGE_KEYS, "image"), (_LABEL_KEYS, "label"))
-        )
-    elif isinstance(item, (tuple, list)) and len(item) == 2:
-        image, label = item
-    else:
+
+    classes: Sequence[str]
+    task: Task = "single-label"
+    image_key: str | None = None
+    label_keys: tuple[str, ...] = ()
+    are_positions: bool = False
+
+    def split(self, item: Any) -> tuple[Any, Any]:
+        """Return the image and the label of an item, as the item has them.
+
+        Args:
+            item: A pair, or a dictionary, as data sets of Hugging Face and WebDataset have it.
+
+        Raises:
+            InputError: The item is something else.
+        """
+        if isinstance(item, Mapping):
+            image = item[_only(item, self.image_key, _IMAGE_KEYS, "image")]
+            if len(self.label_keys) > 1:
+                keys = [_only(item, key, (), "label") for key in self.label_keys]
+                return image, [item[key] for key in keys]
+            label_key = self.label_keys[0] if self.label_keys else None
+            return image, item[_only(item, label_key, _LABEL_KEYS, "label")]
+        if isinstance(item, (tuple, list)) and len(item) == 2:
+            if self.image_key is not None or self.label_keys:
+                raise InputError(
+                    "it is a pair (image, label), but `image_key` and `label_key` are for "
+                    "dictionaries: leave them out."
+                )
+            return item[0], item[1]
         size = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
         raise InputError(
             f"it is a {type(item).__name__}{size}, but must be a pair (image, label) or a "
             'dictionary {"image": ..., "label": ...}.'
         )
-    return image, _whole_number(label)
+
+    def parse_label(self, label: Any) -> int | torch.Tensor:
+        """Return a label as a whole number, or float32 ``(classes,)``.
+
+        Raises:
+            InputError: The label does not fit the task.
+        """
+        return parse_label(label, self.task, self.classes, are_positions=self.are_positions)
+
+    def empty_labels(self, count: int) -> torch.Tensor:
+        """Return memory for the labels of ``count`` images, with zeros."""
+        if self.task == "single-label":
+            return torch.zeros(count, dtype=torch.int64)
+        return torch.zeros(count, len(self.classes))
 
 
-def _only(item: Mapping[Any, Any], keys: Sequence[str], what: str) -> Any:
-    found = [key for key in keys if key in item]
+def _only(item: Mapping[Any, Any], given: str | None, usual: Sequence[str], what: str) -> Any:
+    """Return the given key, or the only usual one that an item has."""
+    found = [key for key in ((given,) if given is not None else usual) if key in item]
     if len(found) != 1:
+        wanted = f"the key {given!r}" if given is not None else f"one of {list(usual)}"
         raise InputError(
-            f"it has the keys {[*item][:_SHOWN]} but must have one of {list(keys)} for the {what}."
+            f"it has the keys {[*item][:_SHOWN]} but must have {wanted} for the {what}: name its "
+            f"key with `{what}_key`."
         )
-    return item[found[0]]
+    return found[0]
 
 
-def _whole_number(label: Any) -> int:
-    value = label
-    if getattr(value, "ndim", 0) and getattr(value, "size", None) is not None:
-        count = value.numel() if isinstance(value, torch.Tensor) else value.size
-        value = value.reshape(()) if count == 1 else None
-    try:
-        number = operator.index(value.item() if hasattr(value, "item") else value)
-        return min(max(number, -_MANY), _MANY)  # is out of range either way
-    except TypeError:
-        shown = " ".join(repr(label).split())
-        raise InputError(
-            f"its label is {shown:.80}, but must be a whole number, the place of its class in "
-            "`classes`."
-        ) from None
+def find_label_format(
+    parts: Mapping[str, Any], label_keys: tuple[str, ...], task: Task
+) -> tuple[list[str] | None, bool]:
+    """Return the names of the classes that data sets know, and whether labels are positions.
+
+    Args:
+        parts: Data sets by split: Hugging Face's know the classes as ``features``, torchvision's
+            as ``classes``.
+        label_keys: Keys of the label.
+        task: The task.
+
+    Returns:
+        The names, None if no data set has any, and whether each label is a list of positions of
+        classes.
+    """
+    if len(label_keys) > 1:
+        return list(label_keys), False
+    for dataset in parts.values():
+        names, are_lists = _own_classes(dataset, label_keys)
+        if names is not None:
+            return names, are_lists and task == "multi-label"
+    return None, False
 
 
-def check_classes(name: str, classes: Sequence[str], parts: Mapping[str, Any]) -> None:
+def _own_classes(dataset: Any, label_keys: Sequence[str]) -> tuple[list[str] | None, bool]:
+    """Return the class names that a data set knows, and whether each of its labels is a list."""
+    while hasattr(dataset, "dataset"):  # a subset has the classes of its whole data set
+        dataset = dataset.dataset
+    own, features = getattr(dataset, "classes", None), getattr(dataset, "features", None)
+    if isinstance(features, Mapping):
+        keys = [key for key in (label_keys or _LABEL_KEYS) if key in features]
+        feature = features[keys[0]] if len(keys) == 1 else None
+        own = getattr(getattr(feature, "feature", feature), "names", None)
+        if isinstance(own, (list, tuple)):
+            return list(own), hasattr(feature, "feature")
+    if isinstance(own, (list, tuple)) and getattr(dataset, "target_transform", None) is None:
+        return list(own), False
+    return None, False
+
+
+def check_classes(name: str, form: ItemFormat, parts: Mapping[str, Any]) -> None:
     """Refuse class names in another order than that of a data set that knows its own.
 
     Args:
         name: Name of the data set, for messages.
-        classes: Class names, by label.
-        parts: Data sets, by split; a subset has the classes of its whole data set.
+        form: Has the class names, by label, and the keys of the label.
+        parts: Data sets, by split.
 
     Raises:
         InputError: The orders differ, or names are missing or appear twice.
     """
+    classes = form.classes
     # a set has no order
     are_listed = isinstance(classes, Collection) and not isinstance(classes, (str, set, frozenset))
     if not are_listed or len(set(classes)) != len(classes) or not len(classes):
@@ -90,12 +154,12 @@ def check_classes(name: str, classes: Sequence[str], parts: Mapping[str, Any]) -
             f"{name}: `classes` must be a list of different names, but got {classes!r:.80}."
         )
     known: list[tuple[str, list[str]]] = [("`classes`", list(classes))]
+    if len(form.label_keys) > 1:
+        known.append(("`label_key`", list(form.label_keys)))
     for split, dataset in parts.items():
-        while hasattr(dataset, "dataset"):
-            dataset = dataset.dataset
-        own = getattr(dataset, "classes", None)
-        if isinstance(own, (list, tuple)) and getattr(dataset, "target_transform", None) is None:
-            known.append((f"the {split} data set", list(own)))
+        own, _ = _own_classes(dataset, form.label_keys)
+        if own is not None:
+            known.append((f"the {split} data set", own))
     for position, (title, names) in enumerate(known):
         for other, others in known[:position]:
             if set(names) == set(others) and names != others:
@@ -105,42 +169,6 @@ def check_classes(name: str, classes: Sequence[str], parts: Mapping[str, Any]) -
                     f"{name}: the classes have another order in {other} than in {title}: label "
                     f"{label} is {others[label]!r:.80} or {names[label]!r:.80}."
                 )
-
-
-def check_labels(name: str, classes: Sequence[str], parts: Mapping[str, torch.Tensor]) -> None:
-    """Refuse labels that name no class, and classes without any image.
-
-    Args:
-        name: Name of the data set, for messages.
-        classes: Class names, by label.
-        parts: Labels ``(n,)`` of each split, by its title.
-
-    Raises:
-        InputError: A label is out of range, or a class has no image.
-    """
-    for title, labels in parts.items():
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= len(classes):
-            hint = " Subtract 1." if (low, high) == (1, len(classes)) else ""
-            raise InputError(
-                f"{name}: labels must be 0 to {len(classes) - 1}, one for each of the "
-                f"{len(classes)} classes, but those of the {title} images are {low} to {high}."
-                f"{hint}"
-            )
-    counts = {title: labels.bincount(minlength=len(classes)) for title, labels in parts.items()}
-    without = {title: (part == 0).nonzero()[:, 0].tolist() for title, part in counts.items()}
-    nowhere = set.intersection(*(set(part) for part in without.values()))
-    if nowhere:
-        raise InputError(
-            f"{name}: `classes` has {len(classes)} names, but no image belongs to "
-            f"{[classes[label] for label in sorted(nowhere)[:_SHOWN]]}."
-        )
-    for title, part in without.items():
-        if part:
-            _logger.warning(
-                f"{name}: no {title} image belongs to {len(part)} of the {len(classes)} classes, "
-                f"such as {classes[part[0]]!r:.80}."
-            )
 
 
 def count_shared_images(images: torch.Tensor, others: torch.Tensor) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vit_ratio_opt.data.cifar10 import load_cifar10
-from vit_ratio_opt.data.csv_images import are_splits, load_csv_images, read_csv_tables
+from vit_ratio_opt.data.csv_images import are_splits, load_csv_images
+from vit_ratio_opt.data.csv_tables import read_csv_tables
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.data.earlier import load_as_version_0_1_0
 from vit_ratio_opt.data.folders import check_folder, find_split_paths, list_visible_names
@@ -75,12 +76,15 @@ def load_images(
     return load_cifar10(root, **arguments)
 
 
-def default_validation(root: str | Path, otherwise: Validation = "train") -> Validation:
+def default_validation(
+    root: str | Path, otherwise: Validation = "train", options: LoadOptions | None = None
+) -> Validation:
     """Return the images from which the validation split of a folder is taken by default.
 
     Args:
         root: Folder of :func:`load_images`.
         otherwise: Returned if training, validation and test images are not kept apart.
+        options: Options of the loader, which name the columns of tables.
 
     Raises:
         InputError: There is no such folder, or two folders could be one split.
@@ -90,8 +94,9 @@ def default_validation(root: str | Path, otherwise: Validation = "train") -> Val
         return "val" if len(find_split_paths(root)) == 3 else otherwise
     if not (root / "train.csv").exists():
         return otherwise
-    tables = read_csv_tables(root)
-    return "val" if len(tables) == 3 and are_splits(root, tables) else otherwise
+    options = options or LoadOptions()
+    tables = read_csv_tables(root, options)
+    return "val" if len(tables) == 3 and are_splits(root, tables, options.task) else otherwise
 
 
 def load_again(source: Mapping[str, Any], *, root: str | Path | None = None) -> ImageData:

@@ -29,6 +29,7 @@ __all__ = [
     "preprocess_or_assume",
     "remember_preprocessing",
     "resolve_preprocessing",
+    "warn_if_assumed",
 ]
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -215,7 +216,7 @@ def resolve_preprocessing(
     std: Sequence[float] | None,
     image_size: int | Sequence[int] | None = None,
 ) -> Preprocessing:
-    """Return the preprocessing of a data set; warn if its normalisation is only assumed.
+    """Return the preprocessing of a data set.
 
     Args:
         name: Name of the data set, for messages.
@@ -245,14 +246,22 @@ def resolve_preprocessing(
     check_channels(
         name, channels, changes.get("mean", preprocess.mean), changes.get("std", preprocess.std)
     )
-    resolved = replace(preprocess, **changes)
+    return replace(preprocess, **changes)
+
+
+def warn_if_assumed(name: str, resolved: Preprocessing) -> None:
+    """Warn if the normalisation of a data set is only assumed.
+
+    Args:
+        name: Name of the data set.
+        resolved: Preprocessing that :func:`resolve_preprocessing` returned.
+    """
     if resolved.is_assumed:
         _logger.warning(
             f"{name}: the normalisation that the model was trained with is unknown, so "
             f"{resolved.describe_normalisation()} are assumed ({resolved.origin}). If they are "
-            "wrong, give `preprocess`, or `mean` and `std`."
+            "wrong, give `preprocess`, or `mean` and `std` (--mean and --std)."
         )
-    return resolved
 
 
 def check_channels(name: str, channels: int, *values: Sequence[float]) -> None:

@@ -19,7 +19,7 @@ from torchvision.datasets import DatasetFolder
 from torchvision.datasets.folder import default_loader
 
 from vit_ratio_opt.data.images import read_image, resize, to_uint8
-from vit_ratio_opt.data.items import split_item
+from vit_ratio_opt.data.items import ItemFormat
 from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.errors import InputError
 
@@ -27,7 +27,7 @@ __all__ = ["WORKERS", "AsUint8", "Files", "ReadItems", "find_first_image", "path
 
 WORKERS = min(8, os.cpu_count() or 1)
 
-# Items that are read of a data set on disk that has a list of labels.
+# Items that are read of torchvision's folders on disk, whose images are all RGB.
 _TRIED = 64
 
 
@@ -35,18 +35,22 @@ class UnreadableError(InputError):
     """An image that cannot be read."""
 
 
-class Files(Dataset[tuple[Any, int]]):
-    """Image files and their labels."""
+class Files(Dataset[tuple[Any, Any]]):
+    """Image files and their labels: a list of numbers, or float32 ``(files, classes)``."""
 
     def __init__(
-        self, paths: Sequence[Path], targets: Sequence[int], read: Callable[..., Any] = read_image
+        self,
+        paths: Sequence[Path],
+        targets: Sequence[int] | torch.Tensor,
+        read: Callable[..., Any] = read_image,
     ) -> None:
-        self.paths, self.targets, self.read = list(paths), list(targets), read
+        self.paths, self.read = list(paths), read
+        self.targets = targets if isinstance(targets, torch.Tensor) else list(targets)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         return self._read(index), self.targets[index]
 
     def check(self, index: int) -> None:
@@ -65,7 +69,7 @@ class Files(Dataset[tuple[Any, int]]):
             raise UnreadableError(f"{path} cannot be read: {error}") from None
 
 
-class AsUint8(Dataset[tuple[torch.Tensor, int]]):
+class AsUint8(Dataset[tuple[torch.Tensor, Any]]):
     """A data set with every image of ``dataset`` as a uint8 tensor of one size, and its label.
 
     Args:
@@ -73,22 +77,25 @@ class AsUint8(Dataset[tuple[torch.Tensor, int]]):
         to: Size, crop and interpolation of the images.
         channels: Number of channels that every image must have.
         title: Title of the images, for messages.
+        form: Form of the items and their labels.
     """
 
     def __init__(
-        self, dataset: Dataset[Any], to: Preprocessing, channels: int, title: str
+        self, dataset: Dataset[Any], to: Preprocessing, channels: int, title: str, form: ItemFormat
     ) -> None:
         self.dataset, self.to, self.channels, self.title = dataset, to, channels, title
+        self.form = form
 
     def __len__(self) -> int:
         return len(cast(Sized, self.dataset))
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        tensor, label = _item(self.dataset, index, self.title)
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Any]:
+        tensor, label = _item(self.dataset, index, self.title, self.form)
         if tensor.shape[0] != self.channels:
+            where = f"{self.title}, item {index}{_path(self.dataset, index)}"
             raise InputError(
-                f"{self.title}, item {index}: it has {tensor.shape[0]} channel(s), but the first "
-                f"image has {self.channels}: convert all to the same mode."
+                f"{where}: it has {tensor.shape[0]} channel(s), but the first image has "
+                f"{self.channels}: convert all to the same mode."
             )
         try:
             return resize(tensor, self.to), label
@@ -97,7 +104,7 @@ class AsUint8(Dataset[tuple[torch.Tensor, int]]):
             raise InputError(f"{where}: {error}") from None
 
 
-class _Attempts(Dataset[tuple[torch.Tensor, int, str, bool]]):
+class _Attempts(Dataset[tuple[torch.Tensor, Any, str, bool]]):
     """Images and labels, each with an error message, if any, and whether the item is unreadable.
 
     Args:
@@ -109,23 +116,26 @@ class _Attempts(Dataset[tuple[torch.Tensor, int, str, bool]]):
         self.dataset, self.keep = dataset, keep
         shape = (dataset.channels, *dataset.to.image_size) if keep else (0,)
         self.blank = torch.zeros(shape, dtype=torch.uint8)
+        self.no_label = dataset.form.empty_labels(1)[0]
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, str, bool]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Any, str, bool]:
         files = self.dataset.dataset
         try:
             if not self.keep and isinstance(files, Files):
                 files.check(index)
-                return self.blank, files.targets[index], "", False
+                return self.blank, torch.as_tensor(files.targets[index]), "", False
             image, label = self.dataset[index]
         except InputError as error:
-            return self.blank, 0, str(error), isinstance(error, UnreadableError)
-        return image if self.keep else self.blank, label, "", False
+            return self.blank, self.no_label, str(error), isinstance(error, UnreadableError)
+        return image if self.keep else self.blank, torch.as_tensor(label), "", False
 
 
-def _item(dataset: Dataset[Any], index: int, title: str) -> tuple[torch.Tensor, int]:
+def _item(
+    dataset: Dataset[Any], index: int, title: str, form: ItemFormat
+) -> tuple[torch.Tensor, Any]:
     """Return an item as a uint8 tensor and its label.
 
     Raises:
@@ -137,10 +147,10 @@ def _item(dataset: Dataset[Any], index: int, title: str) -> tuple[torch.Tensor, 
         where = f"{title}, item {index}{_path(dataset, index)}"
         raise UnreadableError(f"{where} cannot be read: {error}.") from None
     try:
-        image, label = split_item(item)
-        return to_uint8(image), label
+        image, label = form.split(item)
+        return to_uint8(image), form.parse_label(label)
     except InputError as error:
-        raise InputError(f"{title}, item {index}: {error}") from None
+        raise InputError(f"{title}, item {index}{_path(dataset, index)}: {error}") from None
 
 
 def _path(dataset: Dataset[Any], index: int) -> str:
@@ -148,7 +158,7 @@ def _path(dataset: Dataset[Any], index: int) -> str:
     return f" ({paths[index]})" if paths else ""
 
 
-def find_first_image(dataset: Dataset[Any], name: str) -> torch.Tensor:
+def find_first_image(dataset: Dataset[Any], name: str, form: ItemFormat) -> torch.Tensor:
     """Return the first image that can be read.
 
     Raises:
@@ -157,7 +167,7 @@ def find_first_image(dataset: Dataset[Any], name: str) -> torch.Tensor:
     broken = ""
     for index in range(len(cast(Sized, dataset))):
         try:
-            return _item(dataset, index, f"{name}, training images")[0]
+            return _item(dataset, index, f"{name}, training images", form)[0]
         except UnreadableError as error:
             broken = broken or str(error)
     raise InputError(f"{name}: no training image can be read, such as {broken}")
@@ -169,7 +179,7 @@ class ReadItems:
 
     Args:
         images: Usable images, uint8 ``(n, channels, height, width)``; None if they are not kept.
-        labels: Labels of the usable images, ``(n,)``, int64.
+        labels: Labels of the usable images, ``(n,)``, int64, or ``(n, classes)``, float32.
         indices: Positions of the usable images in the data set, ``(n,)``.
         unreadable: One sentence for each item that cannot be read.
     """
@@ -184,7 +194,7 @@ def read_all(dataset: AsUint8, *, keep: bool) -> ReadItems:
     """Read a data set once and return its usable items.
 
     Every item is read, with two exceptions if images are not kept: a JPEG file is decoded at an
-    eighth of its size, and of a data set that has no files but a list of labels only some items
+    eighth of its size, and of torchvision's folders, whose images are all RGB, only some items
     are read.
 
     Args:
@@ -192,18 +202,19 @@ def read_all(dataset: AsUint8, *, keep: bool) -> ReadItems:
         keep: Whether the images are needed, or only tested.
 
     Raises:
-        InputError: A readable item is no image with a label.
+        InputError: A readable item is no image with a label, has another number of channels, or
+            has a label that is out of range.
     """
     files, count = dataset.dataset, len(dataset)
-    targets = _targets(files)
-    if keep or targets is None or isinstance(files, Files):
+    targets = _targets(files, dataset.form)
+    if keep or targets is None or not _is_folder_of_rgb(files):
         indices = list(range(count))
-    else:  # of another kind, on disk: some items
+    else:
         draw = torch.Generator().manual_seed(0)
         indices = sorted({0, *torch.randperm(count, generator=draw)[:_TRIED].tolist()})
     attempts = _Attempts(dataset, keep)
     images = torch.empty((count if keep else 0, *attempts.blank.shape), dtype=torch.uint8)
-    labels = torch.empty(count, dtype=torch.int64) if targets is None else targets.clone()
+    labels = dataset.form.empty_labels(count) if targets is None else targets.clone()
     kept = torch.ones(count, dtype=torch.bool)
     done, position, unreadable = 0, 0, []
     # A worker process costs more than it saves on a few images.
@@ -227,12 +238,32 @@ def read_all(dataset: AsUint8, *, keep: bool) -> ReadItems:
             good = batch if usable.all() else batch[usable]
             images[done : done + len(good)] = good
             done += len(good)
-    return ReadItems(
+    read = ReadItems(
         images[:done] if keep else None, labels[kept], kept.nonzero()[:, 0], unreadable
     )
+    if dataset.form.task == "single-label":
+        _check_range(dataset, read)
+    return read
 
 
-def _targets(dataset: Dataset[Any]) -> torch.Tensor | None:
+def _is_folder_of_rgb(dataset: Dataset[Any]) -> bool:
+    return isinstance(dataset, DatasetFolder) and dataset.loader is default_loader
+
+
+def _check_range(dataset: AsUint8, read: ReadItems) -> None:
+    """Refuse labels of no class, and name the first image that has one."""
+    labels, count = read.labels, len(dataset.form.classes)
+    wrong = ((labels < 0) | (labels >= count)).nonzero()[:, 0]
+    if len(wrong):
+        index, label = int(read.indices[wrong[0]]), int(labels[wrong[0]])
+        hint = " Subtract 1." if (int(labels.min()), int(labels.max())) == (1, count) else ""
+        raise InputError(
+            f"{dataset.title}, item {index}{_path(dataset.dataset, index)}: its label is {label}, "
+            f"but must be 0 to {count - 1}, one for each of the {count} classes.{hint}"
+        )
+
+
+def _targets(dataset: Dataset[Any], form: ItemFormat) -> torch.Tensor | None:
     """Return the labels of all items if the data set has a list of them, else None."""
     targets = getattr(dataset, "targets", None)
     if targets is None or getattr(dataset, "target_transform", None) is not None:
@@ -241,8 +272,10 @@ def _targets(dataset: Dataset[Any]) -> torch.Tensor | None:
         labels = torch.as_tensor(targets)
     except (RuntimeError, TypeError, ValueError):
         return None
-    is_list = labels.shape == (len(cast(Sized, dataset)),) and not labels.is_floating_point()
-    return labels.to(torch.int64) if is_list else None
+    wanted = form.empty_labels(len(cast(Sized, dataset)))
+    if form.task == "single-label" and labels.is_floating_point():
+        return None
+    return labels.to(wanted.dtype) if labels.shape == wanted.shape else None
 
 
 def _check_targets(
@@ -253,8 +286,9 @@ def _check_targets(
     if len(wrong):
         index = int(indices[wrong[0, 0]])
         raise InputError(
-            f"{title}, item {index}: its label is {int(labels[wrong[0, 0]])}, but "
-            f"`dataset.targets` says {int(targets[index])}: set `targets` to the items' labels."
+            f"{title}, item {index}: its label is {labels[wrong[0, 0]].tolist()}, but "
+            f"`dataset.targets` says {targets[index].tolist()}: set `targets` to the items' "
+            "labels."
         )
 
 

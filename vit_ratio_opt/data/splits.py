@@ -43,7 +43,8 @@ class Split:
     Args:
         dataset: Yields ``(uint8 tensor (channels, height, width), label)``.
         indices: Positions in ``dataset`` of this split's images, ``(n,)``.
-        labels: Labels of this split's images, ``(n,)``, int64.
+        labels: Labels of this split's images, ``(n,)`` in int64; or several labels or a
+            regression's targets, ``(n, k)`` in float32.
     """
 
     dataset: Dataset[Any]
@@ -80,7 +81,7 @@ class Split:
     def batches(
         self, batch_size: int, *, generator: torch.Generator | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield images ``(batch, channels, height, width)`` in uint8 and labels ``(batch,)``.
+        """Yield images ``(batch, channels, height, width)`` in uint8 and their labels.
 
         Args:
             batch_size: Images in a batch; the last one may be smaller.
@@ -136,9 +137,10 @@ def split_in_memory(images: torch.Tensor, labels: Any) -> Split:
 
     Args:
         images: The images.
-        labels: Their labels, ``(n,)``.
+        labels: Their labels, ``(n,)``, or ``(n, k)`` for several labels or targets.
     """
-    labels = torch.as_tensor(labels, dtype=torch.int64)
+    labels = torch.as_tensor(labels)
+    labels = labels.to(torch.float32 if labels.is_floating_point() else torch.int64)
     return Split(TensorDataset(images.contiguous(), labels), torch.arange(len(labels)), labels)
 
 
@@ -191,6 +193,8 @@ def split_in_three(
 def split_stratified(split: Split, fraction: float, *, seed: int) -> tuple[Split, Split]:
     """Return ``split`` without a share of each class, and that share; both keep their order.
 
+    Images with several labels or with a regression's targets are drawn without regard to them.
+
     Raises:
         InputError: The share is out of range, or a class has too few images.
     """
@@ -199,12 +203,17 @@ def split_stratified(split: Split, fraction: float, *, seed: int) -> tuple[Split
 
     try:
         rest, held = model_selection.train_test_split(
-            np.arange(len(split)), test_size=fraction, stratify=split.labels, random_state=seed
+            np.arange(len(split)),
+            test_size=fraction,
+            stratify=split.labels if split.labels.ndim == 1 else None,
+            random_state=seed,
         )
     except (TypeError, ValueError) as error:  # the first: scikit-learn 1.3, of a seed of 70 bits
+        is_by_class = split.labels.ndim == 1
+        by_class, of_each = (" by class", " of each class") if is_by_class else ("", "")
         raise InputError(
-            f"{len(split)} images cannot be split by class, {fraction:g} of them held out with "
-            f"the seed {seed!r:.40}: {error}. Give more images of each class, another share, or a "
+            f"{len(split)} images cannot be split{by_class}, {fraction:g} of them held out with "
+            f"the seed {seed!r:.40}: {error}. Give more images{of_each}, another share, or a "
             "validation split of its own (a folder `val`)."
         ) from None
     rest, held = (torch.from_numpy(np.sort(part)) for part in (rest, held))

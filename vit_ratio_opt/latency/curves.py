@@ -56,9 +56,7 @@ def predict_latency(
         table's ``conditions`` and ``error``. This is what ``Latency`` of
         :mod:`vit_ratio_opt.space.costs` takes as ``curves``.
     """
-    removed = [units.removed(RatioPair(r, 0.0))[0] for r in pick_evenly(units.mhsa_ratios, _KNOTS)]
-    neurons = [units.removed(RatioPair(0.0, r))[1] for r in pick_evenly(units.ffn_ratios, _KNOTS)]
-    heads, hidden = predict_sizes(units, removed, neurons, scores, allocation=allocation)
+    removed, heads, neurons, hidden = _sizes_at_knots(units, scores, allocation)
     mhsa = monotone_envelope(
         [round(sum(table.attention_of(*size) for size in sizes)) for sizes in heads]
     )
@@ -84,6 +82,25 @@ def predict_latency(
         "error": table.error,
         **table.conditions,
     }
+
+
+def _sizes_at_knots(
+    units: StructuralUnits, scores: Importance | Calibration, allocation: Allocation
+) -> tuple[list[int], list[list[tuple[int, int]]], list[int], list[list[int]]]:
+    """Return removed heads (or ranks), what they leave by block, and the same of neurons.
+
+    Both curves begin at the dense model, also where floors leave out its ratios.
+    """
+    removed = [units.removed(RatioPair(r, 0.0))[0] for r in pick_evenly(units.mhsa_ratios, _KNOTS)]
+    neurons = [units.removed(RatioPair(0.0, r))[1] for r in pick_evenly(units.ffn_ratios, _KNOTS)]
+    heads, hidden = predict_sizes(units, removed, neurons, scores, allocation=allocation)
+    if removed[0]:
+        removed.insert(0, 0)
+        heads.insert(0, [(block.num_heads, block.head_dim) for block in units.shape.blocks])
+    if neurons[0]:
+        neurons.insert(0, 0)
+        hidden.insert(0, [block.hidden_dim for block in units.shape.blocks])
+    return removed, heads, neurons, hidden
 
 
 def _measure_savings(

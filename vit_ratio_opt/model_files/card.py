@@ -1,4 +1,4 @@
-"""Write a model card in Markdown: the pruned model, its origin and its accuracy."""
+"""Write a model card in Markdown: the pruned model, its origin and its metric."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vit_ratio_opt.space.costs import cost_label
+from vit_ratio_opt.space.metric import ACCURACY, Metric
 
-__all__ = ["card_path", "model_card"]
+__all__ = ["card_path", "metric_of", "model_card"]
 
 
 def card_path(path: str | Path) -> Path:
@@ -24,8 +25,9 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
             :func:`vit_ratio_opt.runs.final.finish` returns it.
         file: Name of the model's file.
     """
-    dense, recipe = manifest["dense"], manifest["recipe"]
-    drop = dense["test_accuracy"] - manifest["test_accuracy"]
+    dense, recipe, metric = manifest["dense"], manifest["recipe"], metric_of(manifest)
+    loss = metric.loss(dense["test_accuracy"], manifest["test_accuracy"])
+    number = metric.number
     training = "It was not trained after pruning."
     if recipe["epochs"]:
         training = (
@@ -38,7 +40,7 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
     if manifest["images"].get("validation") == "test":
         validation = (
             "Validation images are one half of the test split, as the dense model has seen all "
-            "training images; the test accuracy is of the other half."
+            f"training images; the test {metric.name} is of the other half."
         )
     mean, std = (", ".join(f"{value:g}" for value in manifest[key]) for key in ("mean", "std"))
     return f"""---
@@ -56,13 +58,13 @@ A `{manifest["model"]}` for the {len(manifest["classes"])} classes of {manifest[
 {manifest["mhsa_ratio"]:.1%} of its attention and {manifest["ffn_ratio"]:.1%} of its feed-forward \
 modules pruned. {origin} {training}
 
-| | FLOPs | parameters | validation % | test % |
+| | FLOPs | parameters | validation {metric.short} | test {metric.short} |
 | --- | --- | --- | --- | --- |
-| dense | {dense["macs"]:,} | {dense["params"]:,} | {dense["val_accuracy"]:.2f} \
-| {dense["test_accuracy"]:.2f} |
+| dense | {dense["macs"]:,} | {dense["params"]:,} | {number(dense["val_accuracy"])} \
+| {number(dense["test_accuracy"])} |
 | pruned | {manifest["macs"]:,} ({manifest["macs_ratio"]:.1%}) | {manifest["params"]:,} \
-({manifest["params"] / dense["params"]:.1%}) | {manifest["val_accuracy"]:.2f} \
-| {manifest["test_accuracy"]:.2f} ({-drop:+.2f}) |
+({manifest["params"] / dense["params"]:.1%}) | {number(manifest["val_accuracy"])} \
+| {number(manifest["test_accuracy"])} ({metric.change(loss)}) |
 
 1 FLOP is 1 multiply-add. {validation} The {manifest["test_images"]:,} test images were read once.
 
@@ -84,7 +86,7 @@ def _origin(manifest: Mapping[str, Any]) -> str:
     word = cost_label(manifest.get("cost", "macs")).word
     limit = f"a budget of {manifest['budget']} of the {word}"
     if manifest["budget"] is None:
-        limit = f"a tolerance of {manifest['tolerance']} points"
+        limit = f"a tolerance of {metric_of(manifest).lost(manifest['tolerance'])}"
     mhsa, ffn = manifest["mhsa_ratio"], manifest["ffn_ratio"]
     origin = (
         f"Its MHSA ratio {mhsa:.3f} and FFN ratio {ffn:.3f} are those of trial "
@@ -92,9 +94,15 @@ def _origin(manifest: Mapping[str, Any]) -> str:
     )
     if lineage.get("search_expected") is not None:
         # The error is 0 where the study knows no noise.
-        error = f" ± {lineage['search_error']:.2f}" if lineage["search_error"] else ""
+        metric = metric_of(manifest)
+        expected = metric.text(lineage["search_expected"], error=lineage["search_error"])
         origin += (
-            f" In the search the trial had {lineage['search_accuracy']:.2f} % on validation "
-            f"images, and {lineage['search_expected']:.2f}{error} % was expected of its pair."
+            f" In the search the trial had {metric.text(lineage['search_accuracy'])} on "
+            f"validation images, and {expected} was expected of its pair."
         )
     return origin
+
+
+def metric_of(manifest: Mapping[str, Any]) -> Metric:
+    """Return the metric of the values in a manifest: the accuracy where none is named."""
+    return Metric(**manifest["metric"]) if "metric" in manifest else ACCURACY

@@ -44,7 +44,7 @@ def architecture_of(model: ViT) -> dict[str, Any]:
         digest.update(f"{name} {type(module).__qualname__} {plain_attributes(module)}\n".encode())
     return {
         "model": type(model).__qualname__,
-        "blocks": sorted({type(block).__qualname__ for block in model.blocks}),
+        "blocks": sorted({type(block).__qualname__ for block in model.blocks.children()}),
         "heads": [[block.num_heads, block.head_dim] for block in shape.blocks],
         "activations": sorted(activations),
         "norms": sorted(set(_norms(model))),

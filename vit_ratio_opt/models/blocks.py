@@ -40,7 +40,7 @@ def stages(model: Any) -> Iterator[list[Branch]]:
     """
     family: Family = FAMILIES[type(model)]
     counts = {"attention": 0, "ffn": 0}
-    for number, block in enumerate(model.blocks):
+    for number, block in enumerate(model.blocks.children()):
         for stage in family.blocks[type(block)](block):
             found = []
             for branch in stage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -80,12 +81,22 @@ def _class_attention_macs(model: Any, tokens: int) -> int:
     return macs
 
 
+def _refusals(model: Any) -> Iterator[tuple[str, str]]:
+    if model.blocks_token_only is None:
+        yield (
+            "blocks_token_only",
+            "no blocks (timm's `features_only` removes them, so the encoder has no output of its "
+            "own: prune the model first and make the FeatureGetterNet of the pruned one)",
+        )
+
+
 FAMILY = Family(
     blocks={LayerScaleBlock: _block},
     attentions={TalkingHeads: AttentionKind(mixers=("proj_l", "proj_w"))},
     separate={TalkingHeadAttn: TalkingHeads},
     prefix_tokens=_no_prefix_tokens,
     late_tokens=1,
+    refusals=_refusals,
     other_macs=_class_attention_macs,
     counted=("blocks_token_only.",),
     arguments=frozenset({"depth_token_only"}),

@@ -12,6 +12,7 @@ from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
+from vit_ratio_opt.models.adapters import check_no_adapters
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.copies import unwrap_model
 from vit_ratio_opt.models.create import create_model
@@ -81,6 +82,7 @@ def to_timm(model: nn.Module, *, image_size: int | tuple[int, int] | None = None
             outputs differ by more than 1e-4 of the largest.
     """
     model = unwrap_model(model)
+    check_no_adapters(model)
     kind, module = type(model).__name__, type(model).__module__
     source: Any = model
     if type(model) is TorchvisionViT:  # a subclass may compute something else
@@ -135,6 +137,8 @@ def convert_state(
     """
     used = {key: tensor for key, tensor in state.items() if not UNUSED.search(key)}
     renamed = rename_tensors(where, used)
+    if settings.get("num_classes") == 0:
+        renamed = {key: renamed[key] for key in renamed if not re.match(r"head(_dist)?\.", key)}
     if "rope_temperature" in settings:
         renamed = {_eva_name(key): tensor for key, tensor in renamed.items()}
         name, found = "vit_small_patch16_dinov3_qkvb", infer_eva_sizes(where, renamed)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEma, ModelEmaV2, ModelEmaV3
+from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -19,6 +21,8 @@ from vit_ratio_opt.utils.failures import reason
 __all__ = [
     "copy_for_training",
     "copy_model",
+    "freeze_parts",
+    "frozen_parts",
     "unwrap_model",
 ]
 
@@ -54,10 +58,11 @@ def copy_model(model: ViT) -> ViT:
 
 
 def copy_for_training(model: ViT) -> ViT:
-    """Return a copy to measure and to train: in float32 and evaluation mode, nothing frozen.
+    """Return a copy to measure and to train: in float32 and evaluation mode.
 
-    Which weights are frozen is no part of a study, and all that is left after pruning has to be
-    trained. A warning is logged where frozen weights or the precision of ``model`` differ.
+    Parts that are frozen (``requires_grad`` is False) stay frozen, so that fine-tuning leaves them
+    as pruning made them. In a model that is frozen as a whole, as for inference, nothing is frozen
+    in the copy. A warning is logged in both cases, and where the precision differs.
 
     Args:
         model: A supported model.
@@ -83,10 +88,58 @@ def copy_for_training(model: ViT) -> ViT:
             f"The model is in {' and '.join(sorted(types))}: its copy is converted to float32. "
             "What it computes in is chosen with `precision`."
         )
-    frozen = sum(not parameter.requires_grad for parameter in parameters)
+    copied = copied.float().eval()
+    frozen = frozen_parts(model)
     if frozen:
+        shown = ", ".join(f"`{name}`" for name in frozen[:3]) + (", ..." if frozen[3:] else "")
         _logger.warning(
-            f"{frozen} of {len(parameters)} parameters of the model are frozen (requires_grad is "
-            "False): after pruning all of them are trained."
+            f"Frozen parts of the model ({shown}) stay frozen in fine-tuning: call "
+            "`model.requires_grad_(True)` to train all of it."
         )
-    return copied.float().eval().requires_grad_(True)
+        return copied
+    if not all(parameter.requires_grad for parameter in parameters):
+        _logger.warning(
+            "All parameters of the model are frozen (requires_grad is False): after pruning all "
+            "of them are trained."
+        )
+    return copied.requires_grad_(True)
+
+
+def frozen_parts(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the largest parts that are frozen: modules and single parameters.
+
+    None of them is the model itself: a model that is frozen as a whole was made ready for
+    inference, which says nothing about its parts.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return ()
+    found: list[str] = []
+    _add_frozen(model, "", found)
+    return tuple(found)
+
+
+def _add_frozen(module: nn.Module, prefix: str, found: list[str]) -> None:
+    for name, parameter in module.named_parameters(prefix, recurse=False):
+        if not parameter.requires_grad:
+            found.append(name)
+    for key, child in module.named_children():
+        name = f"{prefix}.{key}" if prefix else key
+        flags = [parameter.requires_grad for parameter in child.parameters()]
+        if flags and not any(flags):
+            found.append(name)
+        elif not all(flags):
+            _add_frozen(child, name, found)
+
+
+def freeze_parts(model: nn.Module, names: Iterable[str]) -> None:
+    """Freeze the parts of a model that :func:`frozen_parts` named.
+
+    Raises:
+        InputError: The model has no such part.
+    """
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    for name in names:
+        part = modules.get(name, parameters.get(name))
+        if part is None:
+            raise InputError(f"The model has no part {name!r:.80} that could be frozen.")
+        part.requires_grad_(False)

@@ -48,7 +48,7 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
         return resolved
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         text = " ".join(str(error).split())
         raise InputError(
             f"`device` must be one of this machine, such as 'cuda:0' or 'cpu', but got "

@@ -17,6 +17,7 @@ from timm.layers import AttentionPoolLatent, DropPath, LayerScale, PatchDropout,
 from torch import nn
 
 from vit_ratio_opt.errors import UnsupportedModelError
+from vit_ratio_opt.models.adapters import check_no_adapters
 from vit_ratio_opt.models.blocks import ViT, attention_kind, branches, input_layers
 from vit_ratio_opt.models.copies import unwrap_model
 from vit_ratio_opt.models.families import FAMILIES, family_of
@@ -52,6 +53,7 @@ def check_supported(model: Any) -> ViT:
         UnsupportedModelError: With the name of the offending module.
     """
     model = unwrap_model(model)
+    check_no_adapters(model)
     family = family_of(model)
     if family is None:
         raise UnsupportedModelError(_other_class(model))
@@ -92,7 +94,7 @@ def _check_parts(model: Any, family: Family) -> None:
 
 
 def _check_blocks(model: Any, family: Family) -> None:
-    for index, block in enumerate(model.blocks):
+    for index, block in enumerate(model.blocks.children()):
         kinds = {type(block), type(getattr(block, "attn", None))}
         known = {*family.blocks, *family.attentions}
         if not kinds.isdisjoint(family.separate.keys() - known):

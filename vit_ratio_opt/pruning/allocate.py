@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from vit_ratio_opt.errors import InputError
+
 __all__ = [
     "cheapest_choices",
     "cheapest_heads",
@@ -26,6 +28,7 @@ def even_counts(
     minimums: Sequence[int],
     steps: Sequence[int],
     shares: Sequence[float] | None = None,
+    floors: Sequence[int] | None = None,
 ) -> list[int]:
     """Return the units to remove from each block, the same share of each as far as possible.
 
@@ -35,15 +38,23 @@ def even_counts(
         minimums: Number of units that a block keeps, by block.
         steps: Units left in a block that loses any are a multiple of this, by block.
         shares: Weights that the shares are in proportion to, by block; equal shares by default.
+        floors: Number of units that a block loses in any case, by block; none by default.
+
+    Raises:
+        InputError: The blocks do not have that many units to remove in such steps.
     """
     whole = [size * share for size, share in zip(sizes, shares or [1] * len(sizes), strict=True)]
-    counts = [0] * len(sizes)
+    counts = [0] * len(sizes) if floors is None else list(floors)
     while sum(counts) < removed:
         offers = {
             block: after
             for block, (size, minimum, step) in enumerate(zip(sizes, minimums, steps, strict=True))
             if size - (after := _next_cut(size, counts[block], step)) >= minimum
         }
+        if not offers:
+            raise InputError(
+                f"{removed} units cannot be removed within the bounds of the blocks: widen them."
+            )
         # The block with the smallest share so far is next; later blocks first on a tie, since all
         # others build on early blocks.
         block = min(offers, key=lambda b: (offers[b] / whole[b], -b))
@@ -57,18 +68,24 @@ def _next_cut(size: int, removed: int, step: int) -> int:
 
 
 def cheapest_prefixes(
-    losses: Sequence[torch.Tensor], removed: int, minimum: int, step: int = 1
+    losses: Sequence[torch.Tensor],
+    removed: int,
+    minimums: Sequence[int],
+    step: int = 1,
+    floors: Sequence[int] | None = None,
 ) -> list[int]:
     """Return the units to remove from each block, where a block loses its units in a given order.
 
     Args:
         losses: By block, the loss that each unit adds after those before it, ``(units,)``.
         removed: Number of units to remove from all blocks together, at least.
-        minimum: Number of units that each block keeps.
+        minimums: Number of units that a block keeps, by block.
         step: Units left in a block that loses any are a multiple of this.
+        floors: Number of units that a block loses in any case, by block; none by default.
     """
-    counts, total = [0] * len(losses), 0
-    for block, after, _ in _offers(losses, minimum, step):
+    counts = [0] * len(losses) if floors is None else list(floors)
+    total = sum(counts)
+    for block, after, _ in _offers(losses, minimums, step, counts):
         if total >= removed:
             break
         total += after - counts[block]
@@ -76,23 +93,30 @@ def cheapest_prefixes(
     return counts
 
 
-def prefix_losses(losses: Sequence[torch.Tensor], minimum: int, step: int = 1) -> np.ndarray:
+def prefix_losses(
+    losses: Sequence[torch.Tensor],
+    minimums: Sequence[int],
+    step: int = 1,
+    floors: Sequence[int] | None = None,
+) -> np.ndarray:
     """Return the losses of :func:`cheapest_prefixes` by ``removed``, from 0 to the largest."""
-    found, total = [0.0], 0.0
-    for _, _, prices in _offers(losses, minimum, step):
+    counts = [0] * len(losses) if floors is None else list(floors)
+    total = sum(float(loss[:count].sum()) for loss, count in zip(losses, counts, strict=True))
+    found = [total] * (1 + sum(counts))
+    for _, _, prices in _offers(losses, minimums, step, counts):
         total += sum(prices)
         found += [total] * len(prices)
     return np.array(found)
 
 
 def _offers(
-    losses: Sequence[torch.Tensor], minimum: int, step: int
+    losses: Sequence[torch.Tensor], minimums: Sequence[int], step: int, removed: Sequence[int]
 ) -> list[tuple[int, int, list[float]]]:
     """Return block, units removed from it so far and the last ones' losses, cheapest first."""
     offers = []
     for block, loss in enumerate(losses):
-        prices, size, highest, before = loss.tolist(), len(loss), -math.inf, 0
-        while size - (after := _next_cut(size, before, step)) >= minimum:
+        prices, size, highest, before = loss.tolist(), len(loss), -math.inf, removed[block]
+        while size - (after := _next_cut(size, before, step)) >= minimums[block]:
             # Units that come after more expensive ones cost at least as much.
             highest = max(highest, sum(prices[before:after]) / (after - before))
             offers.append((highest, block, after, prices[before:after]))
@@ -121,9 +145,18 @@ def cheapest_heads(
 def heads_by_dims(
     losses: Sequence[torch.Tensor], dims: Sequence[int], round_to: int = 1
 ) -> list[list[tuple[int, int]]]:
-    """Return :func:`cheapest_heads` for several ``dims``, in the time of the largest."""
+    """Return :func:`cheapest_heads` for several ``dims``, in the time of the largest.
+
+    Raises:
+        InputError: No choice has as few dimensions as that.
+    """
     best, choices = _program(losses, max(dims), round_to)
     possible = np.flatnonzero(np.isfinite(best))
+    if not len(possible) or min(dims) < possible[0]:
+        raise InputError(
+            f"No heads and ranks within the bounds of the blocks come to {min(dims)} dimensions "
+            "or fewer."
+        )
     found = []
     for count in dims:
         left = int(possible[np.searchsorted(possible, count, side="right") - 1])

@@ -24,7 +24,7 @@ Interpretations, each of them an option where another one is plausible:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import get_args
+from typing import Any, NoReturn, get_args
 
 import torch
 from timm.models.vision_transformer import Block
@@ -46,6 +46,13 @@ __all__ = [
     "reads_prefix_only",
     "remove_cascade",
 ]
+
+
+_ONE_BY_ONE = (
+    "Blocks that leave out patches have no intermediate features of all patches, so "
+    "`forward_intermediates`, `get_intermediate_layers` and `features_only` do not go with them: "
+    "prune weights alone, with `Structural` (for the modules themselves: `blocks.children()`)."
+)
 
 
 def prune_tokens(model: ViT, tokens: Sequence[BlockTokens], *, scores: Scores = "max") -> ViT:
@@ -88,7 +95,9 @@ def prune_tokens(model: ViT, tokens: Sequence[BlockTokens], *, scores: Scores = 
             )
     check_cascade(model)
     model = copy_model(model)
-    model.blocks = CascadeBlocks(model.blocks, tokens, shape.tokens, shape.prefix_tokens, scores)
+    model.blocks = CascadeBlocks(
+        model.blocks.children(), tokens, shape.tokens, shape.prefix_tokens, scores
+    )
     return model
 
 
@@ -97,9 +106,9 @@ def check_cascade(model: ViT) -> None:
 
     Raises:
         UnsupportedModelError: A block is not timm's ``Block``.
-        InputError: The model drops patches in training.
+        InputError: The model drops patches in training, or checkpoints its gradients.
     """
-    for index, block in enumerate(model.blocks):
+    for index, block in enumerate(model.blocks.children()):
         if type(block) is not Block:
             raise UnsupportedModelError(
                 f"`blocks.{index}` is a {type(block).__name__}: only timm's Block can leave out "
@@ -108,6 +117,11 @@ def check_cascade(model: ViT) -> None:
     if not isinstance(model.patch_drop, nn.Identity):
         raise InputError(
             "A model that drops patches in training (patch_drop_rate) cannot have a cascade."
+        )
+    if model.grad_checkpointing:  # timm then runs block by block
+        raise InputError(
+            "Blocks that leave out patches cannot be checkpointed one by one: call "
+            "`model.set_grad_checkpointing(False)`."
         )
 
 
@@ -121,12 +135,15 @@ def remove_cascade(model: ViT) -> ViT:
     if not isinstance(model.blocks, CascadeBlocks):
         return model
     model = copy_model(model)
-    model.blocks = nn.Sequential(*model.blocks)
+    model.blocks = nn.Sequential(*model.blocks.children())
     return model
 
 
 class CascadeBlocks(nn.Sequential):
     """The blocks of a ViT, each of which works on the tokens that scored highest so far.
+
+    They run together only. One by one they would work on all tokens, as timm's
+    ``forward_intermediates`` and ``features_only`` run them, so iteration is refused.
 
     Args:
         blocks: timm's blocks.
@@ -153,12 +170,20 @@ class CascadeBlocks(nn.Sequential):
             for i, counts in enumerate(self.block_tokens)
         ]
 
+    def __iter__(self) -> NoReturn:
+        raise UnsupportedModelError(_ONE_BY_ONE)
+
+    def __getitem__(self, index: slice | int) -> Any:
+        if isinstance(index, slice):
+            raise UnsupportedModelError(_ONE_BY_ONE)
+        return super().__getitem__(index)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Pass streams ``(batch, tokens, width)`` through all blocks."""
         if x.shape[1] != self.tokens:
             raise InputError(f"The cascade is for {self.tokens} tokens, but got {x.shape[1]}.")
         scores = x.new_zeros((x.shape[0], self.tokens - self.prefix_tokens), dtype=torch.float32)
-        blocks: list[Block] = list(self)
+        blocks: list[Any] = list(self.children())
         for index, (block, counts) in enumerate(zip(blocks, self.block_tokens, strict=True)):
             is_scored = self._is_scored[index]
             if not is_scored and min(counts) == self.tokens:

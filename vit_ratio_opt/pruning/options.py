@@ -6,14 +6,15 @@ One of :class:`Structural` (weights), :class:`Tokens` (patches) and :class:`Both
 
 from __future__ import annotations
 
-import operator
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.space.units import MhsaUnit
+from vit_ratio_opt.utils.checks import check_count, check_flags, check_number, check_path
 
 if TYPE_CHECKING:
     from vit_ratio_opt.pruning.importance import Criterion
@@ -26,6 +27,7 @@ __all__ = [
     "Structural",
     "Tokens",
     "check_allocation",
+    "check_bounds",
     "pruning_options",
 ]
 
@@ -49,6 +51,10 @@ class Structural:
         criterion: Function ``(model, batches) -> Importance`` that scores heads and neurons, with
             ``unit="head"`` only; by default :func:`vit_ratio_opt.taylor_importance`. A study
             stores its name.
+        skip: Blocks, attentions and FFNs that lose nothing, by their names in the model, such as
+            ``("blocks.0", "blocks.11.attn")``. A ratio still counts the units of all blocks.
+        bounds: Smallest and largest share of the units that a block, an attention or an FFN loses,
+            by its name, such as ``{"blocks.3.mlp": (0.0, 0.5)}``.
 
     Raises:
         InputError: A value is not allowed, or ``criterion`` has no name or scores no ranks.
@@ -59,12 +65,18 @@ class Structural:
     allocation: Allocation = "global"
     round_to: int = 1
     criterion: Criterion | None = None
+    skip: tuple[str, ...] = ()
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        check_bounds(self.skip, self.bounds)
+        object.__setattr__(self, "skip", tuple(self.skip))
+        object.__setattr__(self, "bounds", {name: tuple(b) for name, b in self.bounds.items()})
         if self.unit not in get_args(MhsaUnit):
             raise InputError(f"`mhsa_unit` must be 'head' or 'rank', but got {self.unit!r}.")
         check_allocation(self.allocation)
-        _check_count("round_to", self.round_to)
+        object.__setattr__(self, "round_to", check_count("round_to", self.round_to))
+        check_flags(self, "repair")
         if self.criterion is None:
             return
         if not callable(self.criterion):
@@ -146,9 +158,10 @@ class Both:
         _check_rule(self.rule)
         if self.rule.heads:
             raise InputError("A rule with `heads` is for the strategy 'cascade' only.")
-        _check_count("round_to", self.round_to)
-        if not 0 <= self.by_cascade <= 1:
-            raise InputError(f"`by_cascade` must be in [0, 1], but got {self.by_cascade!r}.")
+        object.__setattr__(self, "round_to", check_count("round_to", self.round_to))
+        check_flags(self, "repair")
+        by_cascade = check_number("by_cascade", self.by_cascade, "in [0, 1]", least=0, most=1)
+        object.__setattr__(self, "by_cascade", by_cascade)
 
     @property
     def name(self) -> Strategy:
@@ -170,26 +183,23 @@ class CalibrationOptions:
             folder by default.
 
     Raises:
-        InputError: ``images`` is below 1.
+        InputError: ``images`` is no integer of at least 1, or ``cache`` is no path.
     """
 
     images: int = 512
     cache: str | Path | None = None
 
     def __post_init__(self) -> None:
-        _check_count("calibration_images", self.images)
+        object.__setattr__(self, "images", check_count("calibration_images", self.images))
+        check_path("cache", self.cache)
 
 
 def pruning_options(
     strategy: str,
     *,
     rule: CascadeRule | None = None,
-    unit: MhsaUnit = "rank",
-    repair: bool = True,
-    allocation: Allocation = "global",
-    round_to: int = 1,
     by_cascade: float | None = None,
-    criterion: Criterion | None = None,
+    **weights: Any,
 ) -> Pruning:
     """Return the options of a strategy given by name, as a study stores it or a user types it.
 
@@ -197,13 +207,9 @@ def pruning_options(
         strategy: ``"structural"``, ``"cascade"`` or ``"both"``.
         rule: Rule by which :class:`Tokens` or :class:`Both` leave out patches; None for their
             default.
-        unit: Unit that :class:`Structural` removes from the attention.
-        repair: Whether ``proj`` and ``fc2`` are refitted after pruning.
-        allocation: How each ratio is allocated across blocks.
-        round_to: Number of which ranks and neurons left in a block are multiples.
         by_cascade: Share of the saving that :class:`Both` takes from patches; None for its
             default.
-        criterion: Function that scores heads and neurons; None for the built-in one.
+        weights: Options of :class:`Structural`.
 
     Raises:
         InputError: The strategy is unknown, or an option is not for it.
@@ -212,25 +218,28 @@ def pruning_options(
         raise InputError(f"`strategy` must be one of {get_args(Strategy)}, but got {strategy!r}.")
     if by_cascade is not None and strategy != "both":
         raise InputError("`by_cascade` is for the strategy 'both'.")
-    structural = Structural(
-        unit=unit, repair=repair, allocation=allocation, round_to=round_to, criterion=criterion
-    )
+    structural, default = Structural(**weights), Structural()
+    changed = [
+        option.name
+        for option in fields(structural)
+        if getattr(structural, option.name) != getattr(default, option.name)
+    ]
     if strategy == "structural":
         if rule is not None:
             raise InputError("`rule` (--cascade) is for the strategies 'cascade' and 'both'.")
         return structural
     if strategy == "both":
-        if unit != "rank" or allocation != "global":
+        if structural.unit != "rank" or structural.allocation != "global":
             raise InputError(
                 "`strategy='both'` needs ranks and allocation 'global', but got "
-                f"mhsa_unit={unit!r} and {allocation=}."
+                f"mhsa_unit={structural.unit!r} and allocation={structural.allocation!r}."
             )
-        both = Both(rule=rule or LATE, repair=repair, round_to=round_to)
+        for name in {*changed} - {"repair", "round_to"}:
+            raise InputError(f"`{name}` is for the strategy 'structural', not for 'both'.")
+        both = Both(rule=rule or LATE, repair=structural.repair, round_to=structural.round_to)
         return both if by_cascade is None else replace(both, by_cascade=by_cascade)
-    default = Structural()
-    for name in ("round_to", "unit", "allocation", "repair", "criterion"):
-        if getattr(structural, name) != getattr(default, name):
-            raise InputError(f"`{name}` is for structural pruning: a cascade cuts no weights.")
+    for name in changed:
+        raise InputError(f"`{name}` is for structural pruning: a cascade cuts no weights.")
     return Tokens(rule=rule or CP_VIT)
 
 
@@ -246,17 +255,33 @@ def check_allocation(allocation: str) -> None:
         )
 
 
+def check_bounds(skip: object, bounds: object) -> None:
+    """Refuse names that are no texts, and bounds that are no two shares.
+
+    Raises:
+        InputError: ``skip`` or ``bounds`` has such a value.
+    """
+    if not isinstance(skip, (tuple, list)) or not all(isinstance(name, str) for name in skip):
+        raise InputError(
+            f"`skip` must be names in a tuple, such as ('blocks.0',), but got {skip!r:.80}."
+        )
+    if not isinstance(bounds, Mapping):
+        raise InputError(
+            "`bounds` must be a dictionary such as {'blocks.3.mlp': (0.0, 0.5)}, but got "
+            f"{bounds!r:.80}."
+        )
+    for name, shares in bounds.items():
+        is_pair = isinstance(shares, (tuple, list)) and len(shares) == 2
+        numbers = is_pair and all(type(share) in (int, float) for share in shares)
+        if not isinstance(name, str) or not numbers or not 0 <= shares[0] <= shares[1] <= 1:
+            raise InputError(
+                f"`bounds[{name!r:.80}]` must be two shares that rise, such as (0.0, 0.5), but is "
+                f"{shares!r:.80}."
+            )
+
+
 def _check_rule(rule: object) -> None:
     if not isinstance(rule, CascadeRule):
         raise InputError(
             f"`rule` must be a CascadeRule such as CP_VIT or LATE, but got {rule!r:.80}."
         )
-
-
-def _check_count(name: str, value: int) -> None:
-    try:
-        is_valid = operator.index(value) >= 1
-    except TypeError:
-        is_valid = False
-    if not is_valid:
-        raise InputError(f"`{name}` must be at least 1, but got {value!r:.80}.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from vit_ratio_opt.models.shape import read_shape
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.models.surgery import ALL_HEADS, keep_units
 from vit_ratio_opt.models.weights import check_weights
+from vit_ratio_opt.pruning.bounds import resolve_bounds
 from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.factorize import factorize_attention, rank_losses
 from vit_ratio_opt.pruning.importance import Importance, check_importance
@@ -21,12 +23,13 @@ from vit_ratio_opt.pruning.options import Allocation, check_allocation
 from vit_ratio_opt.pruning.sizes import (
     allocate_ranks,
     allocate_scores,
-    even_steps,
+    even_minimums,
     sizes_within_macs,
 )
-from vit_ratio_opt.space.pairs import RatioPair, as_pair
+from vit_ratio_opt.space.bounds import BlockBounds
+from vit_ratio_opt.space.pairs import RatioPair, as_pair, check_pair
 from vit_ratio_opt.space.shape import BlockTokens
-from vit_ratio_opt.space.units import MIN_MHSA_UNITS, MhsaUnit, StructuralUnits, least_neurons
+from vit_ratio_opt.space.units import MhsaUnit, StructuralUnits
 
 __all__ = ["prune", "prune_blocks", "prune_ranks", "prune_to_macs", "prune_units"]
 
@@ -38,6 +41,8 @@ def prune(
     *,
     allocation: Allocation = "global",
     round_to: int = 1,
+    skip: Sequence[str] = (),
+    bounds: Mapping[str, Sequence[float]] | None = None,
 ) -> ViT:
     """Return a smaller copy of ``model``; ``model`` itself is not changed.
 
@@ -58,11 +63,15 @@ def prune(
         round_to: Ranks and neurons that are left in a block are multiples of this wherever some
             are removed: matrix products of such sizes are faster on most hardware. Up to
             ``round_to - 1`` more ranks and neurons than the ratios ask for are then removed.
+        skip: Blocks, attentions and FFNs that lose nothing, by their names in the model, such as
+            ``"blocks.0"`` or ``"blocks.11.attn"``. A ratio still counts the units of all blocks.
+        bounds: Smallest and largest share of the units that a block, an attention or an FFN loses,
+            by its name.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
-        InputError: A ratio, the scores, ``allocation`` or ``round_to`` do not fit, or a weight is
-            not finite.
+        InputError: A ratio, the scores, ``allocation``, ``round_to``, ``skip`` or ``bounds`` do
+            not fit, or a weight is not finite.
     """
     model = check_supported(model)
     if not isinstance(scores, (Importance, Calibration)):
@@ -71,14 +80,17 @@ def prune(
             "`calibrate(model, images)` gives one."
         )
     unit: MhsaUnit = "head" if isinstance(scores, Importance) else "rank"
-    dense = StructuralUnits(read_shape(model), unit, round_to)
-    units, neurons = dense.removed(as_pair(pair))
+    by_block = resolve_bounds(model, skip, bounds)
+    dense = StructuralUnits(read_shape(model), unit, round_to, bounds=by_block)
+    pair = as_pair(pair)
+    check_pair(dense, pair)
+    units, neurons = dense.removed(pair)
+    how: dict[str, Any] = {"allocation": allocation, "round_to": round_to, "bounds": by_block}
     if isinstance(scores, Importance):
         if dense.shape.all_heads and units:
             raise UnsupportedModelError(ALL_HEADS)
-        return prune_units(model, units, neurons, scores, allocation=allocation, round_to=round_to)
-    dims = units * dense.mhsa_unit_dims
-    return prune_ranks(model, dims, neurons, scores, allocation=allocation, round_to=round_to)
+        return prune_units(model, units, neurons, scores, **how)
+    return prune_ranks(model, units * dense.mhsa_unit_dims, neurons, scores, **how)
 
 
 def prune_ranks(
@@ -89,6 +101,7 @@ def prune_ranks(
     *,
     allocation: Allocation = "global",
     round_to: int = 1,
+    bounds: tuple[BlockBounds, ...] = (),
 ) -> ViT:
     """Return a copy of ``model`` with head dimensions and neurons removed by a calibration.
 
@@ -102,24 +115,25 @@ def prune_ranks(
         calibration: Calibration of this model.
         allocation: How the numbers are allocated across blocks, see :func:`prune`.
         round_to: Ranks and neurons left in a block are multiples of this.
+        bounds: Bounds on what each block loses of what it has; none by default.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
         InputError: A number, the calibration or ``allocation`` do not fit.
     """
     model = check_supported(model)
-    dense = StructuralUnits(read_shape(model), "rank", round_to)
-    blocks = dense.shape.blocks
+    units = StructuralUnits(read_shape(model), "rank", round_to, bounds=bounds)
+    blocks = units.shape.blocks
     check_allocation(allocation)
     _check_calibration(model, calibration)
     sizes = [block.num_heads * block.head_dim for block in blocks]
-    least_dims = [dense.least_dims(block) for block in blocks]
-    kept = even_steps(dense) if allocation == "uniform" else least_dims
-    _check_removed("dims", dims, sizes, kept)
-    hidden, least = [block.hidden_dim for block in blocks], least_neurons(round_to)
-    _check_removed("neurons", neurons, hidden, [least] * len(blocks))
+    minimums = [kept.least for kept in units.kept_dims]
+    if allocation == "uniform":
+        minimums = even_minimums(units)
+    _check_removed("dims", dims, sizes, minimums)
+    _check_removed("neurons", neurons, *_ffn_sizes(units))
     (chosen,), (counts,) = allocate_ranks(
-        dense, [dims], [neurons], calibration, allocation=allocation
+        units, [dims], [neurons], calibration, allocation=allocation
     )
     return prune_blocks(model, chosen, counts, calibration)
 
@@ -132,6 +146,7 @@ def prune_units(
     *,
     allocation: Allocation = "global",
     round_to: int = 1,
+    bounds: tuple[BlockBounds, ...] = (),
 ) -> ViT:
     """Return a copy of ``model`` without the heads and neurons with the lowest scores.
 
@@ -146,6 +161,7 @@ def prune_units(
         importance: Scores of this model's heads and neurons.
         allocation: How the numbers are allocated across blocks, see :func:`prune`.
         round_to: Neurons left in a block are multiples of this.
+        bounds: Bounds on what each block loses of what it has; none by default.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
@@ -154,18 +170,22 @@ def prune_units(
     check_allocation(allocation)
     model = check_supported(model)
     check_weights(model, finite="blocks.")
-    blocks = read_shape(model).blocks
-    sizes = [b.num_heads for b in blocks], [b.hidden_dim for b in blocks]
-    least = MIN_MHSA_UNITS, least_neurons(round_to)
+    units = StructuralUnits(read_shape(model), "head", round_to, bounds=bounds)
     check_importance(model, importance)
-    scores = importance.heads, importance.neurons
-    for index, (name, removed) in enumerate((("heads", heads), ("neurons", neurons))):
-        _check_removed(name, removed, sizes[index], [least[index]] * len(blocks))
+    sizes = [block.num_heads for block in units.shape.blocks]
+    minimums = [size - lost.most for size, lost in zip(sizes, units.mhsa_ranges, strict=True)]
+    _check_removed("heads", heads, sizes, minimums)
+    _check_removed("neurons", neurons, *_ffn_sizes(units))
     keep = [
-        [sorted(_rank_units(score)[count:]) for score, count in zip(kind, counts, strict=True)]
-        for kind, counts in (
-            (scores[0], allocate_scores(scores[0], heads, least[0], 1, allocation)),
-            (scores[1], allocate_scores(scores[1], neurons, least[1], round_to, allocation)),
+        [
+            sorted(_rank_units(score)[count:])
+            for score, count in zip(
+                scores, allocate_scores(scores, removed, ranges, step, allocation), strict=True
+            )
+        ]
+        for scores, removed, ranges, step in (
+            (importance.heads, heads, units.mhsa_ranges, 1),
+            (importance.neurons, neurons, units.ffn_ranges, round_to),
         )
     ]
     return keep_units(model, *keep)
@@ -261,6 +281,12 @@ def _check_calibration(model: ViT, calibration: object) -> None:
             "The calibration is not of this model, which has other weights or another "
             "architecture: call `calibrate` with the model that is pruned."
         )
+
+
+def _ffn_sizes(units: StructuralUnits) -> tuple[list[int], list[int]]:
+    """Return by block the hidden neurons, and how many of them it keeps at least."""
+    sizes = [block.hidden_dim for block in units.shape.blocks]
+    return sizes, [size - lost.most for size, lost in zip(sizes, units.ffn_ranges, strict=True)]
 
 
 def _check_removed(name: str, removed: int, sizes: list[int], minimums: list[int]) -> None:

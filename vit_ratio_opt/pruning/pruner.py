@@ -13,11 +13,13 @@ import torch
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.copies import frozen_parts
 from vit_ratio_opt.models.device import model_device
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.models.surgery import ALL_HEADS, shrink_to
 from vit_ratio_opt.pruning.batches import check_sequence
+from vit_ratio_opt.pruning.bounds import named_bounds, resolve_bounds
 from vit_ratio_opt.pruning.cache import cached_calibration
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
 from vit_ratio_opt.pruning.cascade import (
@@ -40,8 +42,9 @@ from vit_ratio_opt.pruning.reconstruct import repair
 from vit_ratio_opt.pruning.sizes import expected_losses
 from vit_ratio_opt.pruning.survey import AttentionSurvey, keep_heads, survey_attention
 from vit_ratio_opt.space.both import Combined
+from vit_ratio_opt.space.bounds import FREE, BlockBounds
 from vit_ratio_opt.space.costs import MACS, Cost
-from vit_ratio_opt.space.pairs import PairSpace, RatioPair, as_pair
+from vit_ratio_opt.space.pairs import PairSpace, RatioPair, as_pair, check_pair
 from vit_ratio_opt.space.shape import BlockShape
 from vit_ratio_opt.space.structural import StructuralSpace
 from vit_ratio_opt.space.tokens import TokenSpace
@@ -125,6 +128,9 @@ class ModelPruner:
             InputError: The space does not have the pair.
         """
         pair = as_pair(pair)
+        check_pair(self.space, pair)
+        if parent is not None:
+            self.check_parents()
         start = self.dense if parent is None else remove_cascade(parent)
         if isinstance(self.space, TokenSpace):
             if self.space.rule.heads:
@@ -134,6 +140,18 @@ class ModelPruner:
         if self._repairs:
             repair(pruned, self._image_batches, self.calibration)
         return self._with_tokens(pruned, pair)
+
+    def check_parents(self) -> None:
+        """Refuse bounds that a model can break which starts from another pruned model.
+
+        Raises:
+            InputError: A block has a floor, or a ceiling above 0.
+        """
+        if any(own not in (FREE, (0.0, 0.0)) for block in self._bounds for own in block):
+            raise InputError(
+                "`bounds` are shares of the dense model, so they do not go with trials that start "
+                "from pruned ones (`iterative`); `skip` does."
+            )
 
     def rebuild(self, pair: RatioPair, blocks: Sequence[Sequence[int]]) -> ViT:
         """Return a model with the sizes in ``blocks``; its weights are loaded later.
@@ -170,6 +188,7 @@ class ModelPruner:
             "repair": not isinstance(self.pruning, Both | Structural) or self.pruning.repair,
             "allocation": self.allocation,
             "round_to": self._round_to,
+            "bounds": named_bounds(self.dense, self._bounds) or None,
             "criterion": getattr(self.pruning, "criterion_name", None),
             "calibration_images": self.calibration_options.images,
             "seed": self.seed,
@@ -243,6 +262,12 @@ class ModelPruner:
     def _round_to(self) -> int:
         return 1 if isinstance(self.pruning, Tokens) else self.pruning.round_to
 
+    @cached_property
+    def _bounds(self) -> tuple[BlockBounds, ...]:
+        if not isinstance(self.pruning, Structural):
+            return ()
+        return resolve_bounds(self.dense, self.pruning.skip, self.pruning.bounds)
+
     @property
     def _repairs(self) -> bool:
         return not isinstance(self.pruning, Tokens) and self.pruning.repair
@@ -261,7 +286,9 @@ class ModelPruner:
     def _space(self, cost: Cost) -> PairSpace:
         cost.check(strategy=self.pruning.name)
         if isinstance(self.pruning, Structural):
-            return StructuralSpace(self.shape, self.pruning.unit, self.pruning.round_to, cost)
+            return StructuralSpace(
+                self.shape, self.pruning.unit, self.pruning.round_to, cost, bounds=self._bounds
+            )
         rule, ranges = self.pruning.rule, self.pruning.ranges
         if ranges is None:
             ranges = self.survey.ranges if rule.by_range else ()
@@ -285,7 +312,11 @@ class ModelPruner:
         assert isinstance(self.space, StructuralSpace)
         units, neurons = self.space.removed(pair)
         neurons -= self.shape.neurons - now.neurons
-        how: dict[str, Any] = {"allocation": self.allocation, "round_to": self._round_to}
+        how: dict[str, Any] = {
+            "allocation": self.allocation,
+            "round_to": self._round_to,
+            "bounds": self._bounds,
+        }
         if known is not None:
             dims = units * self.space.mhsa_unit_dims
             dims -= self.shape.attention_dims - now.attention_dims
@@ -302,15 +333,17 @@ class ModelPruner:
 
     @cached_property
     def _expected_losses(self) -> tuple[Any, Any]:
-        return expected_losses(self.calibration, round_to=self._round_to)
+        assert isinstance(self.space, StructuralSpace)
+        return expected_losses(self.space, self.calibration)
 
     @cached_property
     def _model_identity(self) -> dict[str, Any]:
-        """Return the settings that hash the dense model."""
+        """Return the settings that describe the dense model."""
         return {
             "model": str(getattr(self.dense, "default_cfg", {}).get("architecture", "custom")),
             "weights": weights_hash(self.dense),
             "architecture": architecture_of(self.dense),
+            "frozen": frozen_parts(self.dense) or None,
         }
 
 

@@ -15,7 +15,8 @@ from timm.layers import LayerScale
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.blocks import ViT, stages
+from vit_ratio_opt.models.blocks import ViT, branches, stages
+from vit_ratio_opt.models.copies import frozen_parts
 from vit_ratio_opt.models.device import evaluating
 from vit_ratio_opt.models.family import Branch
 from vit_ratio_opt.models.shape import read_shape
@@ -38,7 +39,8 @@ def repair(
     """Refit ``proj`` and ``fc2`` of ``pruned`` in place, so that its stream follows the dense one.
 
     The calibration holds what the dense model gave on the same images, at some tokens of each, so
-    this is one forward pass of the pruned model and a few systems of equations.
+    this is one forward pass of the pruned model and a few systems of equations. Frozen layers of
+    an attention or FFN that lost nothing stay as they are, unless the whole model is frozen.
 
     Memory: the stream of the pruned model, ``images * tokens * width`` numbers, and the inputs of
     one layer; the equations do not grow with the images.
@@ -66,7 +68,7 @@ def repair(
     _check_match(pruned, images, calibration)
     device, sizes = images[0].device, [len(batch) for batch in images]
     positions = torch.split(calibration.positions.to(device), sizes)
-    errors = []
+    errors, fixed = [], _frozen_and_whole(pruned, calibration)
     with evaluating(pruned), torch.inference_mode():
         starts = [embed(pruned, batch) for batch in images]
         streams, options = [stream for stream, _ in starts], {"attention": starts[0][1]}
@@ -78,6 +80,8 @@ def repair(
                 for values in (streams, *inputs)
             )
             for number, branch in enumerate(stage):
+                if branch.name in fixed:
+                    continue
                 target, weights = _target(calibration.blocks[branch.index], branch.kind)
                 goals = torch.split(target.to(device), sizes)
                 wanted = _missing_output(goals, now, tails, sampled, number)
@@ -116,6 +120,22 @@ def _check_match(pruned: ViT, images: Sequence[torch.Tensor], calibration: objec
         raise InputError(
             "The repair needs the images of the calibration in their order, but got others."
         )
+
+
+def _frozen_and_whole(pruned: ViT, calibration: Calibration) -> set[str]:
+    """Return the branches that are neither trained nor were cut, by their names."""
+    if not frozen_parts(pruned):
+        return set()
+    found = set()
+    for pair, shape, known in zip(
+        branches(pruned), read_shape(pruned).blocks, calibration.blocks, strict=True
+    ):
+        sizes = [(shape.num_heads, shape.head_dim), (shape.hidden_dim,)]
+        dense = [tuple(known.factors.value_losses.shape), (len(known.neuron_order),)]
+        for branch, size, dense_size in zip(pair, sizes, dense, strict=True):
+            if size == dense_size and not branch.last.weight.requires_grad:
+                found.add(branch.name)
+    return found
 
 
 def _target(block: BlockCalibration, kind: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,12 +23,13 @@ from vit_ratio_opt.pruning.calibration import Calibration
 from vit_ratio_opt.pruning.factorize import rank_losses
 from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.options import Allocation
-from vit_ratio_opt.space.units import MIN_MHSA_UNITS, StructuralUnits, least_neurons
+from vit_ratio_opt.space.bounds import UnitRange
+from vit_ratio_opt.space.units import StructuralUnits, least_neurons
 
 __all__ = [
     "allocate_ranks",
     "allocate_scores",
-    "even_steps",
+    "even_minimums",
     "expected_losses",
     "predict_sizes",
     "sizes_within_macs",
@@ -58,11 +59,14 @@ def predict_sizes(
     """
     blocks = dense.shape.blocks
     if isinstance(scores, Importance):
-        least, step = least_neurons(dense.round_to), dense.round_to
+        step = dense.round_to
         heads = [
-            allocate_scores(scores.heads, count, MIN_MHSA_UNITS, 1, allocation) for count in units
+            allocate_scores(scores.heads, count, dense.mhsa_ranges, 1, allocation)
+            for count in units
         ]
-        gone = [allocate_scores(scores.neurons, n, least, step, allocation) for n in neurons]
+        gone = [
+            allocate_scores(scores.neurons, n, dense.ffn_ranges, step, allocation) for n in neurons
+        ]
         left = [
             [(b.num_heads - count, b.head_dim) for b, count in zip(blocks, counts, strict=True)]
             for counts in heads
@@ -76,7 +80,7 @@ def predict_sizes(
 
 
 def expected_losses(
-    calibration: Calibration, *, round_to: int = 1
+    dense: StructuralUnits, calibration: Calibration
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the losses that pruning ranks causes before any repair, without pruning.
 
@@ -84,18 +88,22 @@ def expected_losses(
     independent errors, so they are for comparing pairs.
 
     Args:
+        dense: Units of the model, which lose ranks.
         calibration: Calibration of the model.
-        round_to: Ranks and neurons left in a block are multiples of this.
 
     Returns:
         Losses by the number of dimensions removed, and by the number of neurons removed; the loss
         of a pair is their sum.
     """
-    tables = [rank_losses(block.factors)[0] for block in calibration.blocks]
     losses = [block.neuron_losses for block in calibration.blocks]
     return (
-        heads_losses(tables, round_to)[::-1],
-        prefix_losses(losses, least_neurons(round_to), round_to),
+        heads_losses(_rank_losses(dense, calibration), dense.round_to)[::-1],
+        prefix_losses(
+            losses,
+            _minimums(losses, dense.ffn_ranges),
+            dense.round_to,
+            floors=_floors(dense.ffn_ranges),
+        ),
     )
 
 
@@ -121,34 +129,47 @@ def allocate_ranks(
         block, the number of neurons to remove.
     """
     round_to, shape = dense.round_to, dense.shape
-    least, hidden = least_neurons(round_to), [block.hidden_dim for block in shape.blocks]
-    tables = [rank_losses(block.factors)[0] for block in calibration.blocks]
-    if allocation == "uniform":
-        return (
-            [_uniform_ranks(dense, tables, count) for count in dims],
-            [
-                even_counts(hidden, count, [least] * len(hidden), [round_to] * len(hidden))
-                for count in neurons
-            ],
-        )
+    tables = _rank_losses(dense, calibration)
     losses = [block.neuron_losses for block in calibration.blocks]
+    gone = [
+        allocate_scores(losses, count, dense.ffn_ranges, round_to, allocation, is_sorted=True)
+        for count in neurons
+    ]
+    if allocation == "uniform":
+        return [_uniform_ranks(dense, tables, count) for count in dims], gone
     if allocation == "energy":
         wholes = [block.factors.value_losses.sum() for block in calibration.blocks]
         tables = [_shares(table, whole) for table, whole in zip(tables, wholes, strict=True)]
-        losses = [_shares(loss, loss.sum()) for loss in losses]
-    return (
-        heads_by_dims(tables, [shape.attention_dims - count for count in dims], round_to),
-        [cheapest_prefixes(losses, count, least, round_to) for count in neurons],
-    )
+    kept = [shape.attention_dims - count for count in dims]
+    return heads_by_dims(tables, kept, round_to), gone
+
+
+def _rank_losses(dense: StructuralUnits, calibration: Calibration) -> list[torch.Tensor]:
+    """Return by block the losses of heads and ranks, infinite outside of the block's bounds."""
+    tables = [rank_losses(block.factors)[0] for block in calibration.blocks]
+    if not dense.bounds:
+        return tables
+    return [
+        table.masked_fill((dims < kept.least) | (dims > kept.most), math.inf)
+        for table, kept in zip(tables, dense.kept_dims, strict=True)
+        for dims in (
+            torch.outer(torch.arange(1, 1 + len(table)), torch.arange(1, 1 + len(table[0]))),
+        )
+    ]
 
 
 def _uniform_ranks(
     dense: StructuralUnits, tables: Sequence[torch.Tensor], dims: int
 ) -> list[tuple[int, int]]:
     sizes = [block.num_heads * block.head_dim for block in dense.shape.blocks]
-    steps = even_steps(dense)
     chosen, spare = [], 0
-    gone = even_counts(sizes, dims, steps, steps)
+    gone = even_counts(
+        sizes,
+        dims,
+        even_minimums(dense),
+        _even_steps(dense),
+        floors=[size - kept.most for size, kept in zip(sizes, dense.kept_dims, strict=True)],
+    )
     for table, size, share in zip(tables, sizes, gone, strict=True):
         left = min(size, size - share + spare)
         heads, rank = cheapest_heads([table], left, dense.round_to)[0]
@@ -158,7 +179,7 @@ def _uniform_ranks(
     return chosen
 
 
-def even_steps(dense: StructuralUnits) -> list[int]:
+def _even_steps(dense: StructuralUnits) -> list[int]:
     """Return the dimensions removed together, by block, so that heads keep equal ranks."""
     blocks = dense.shape.blocks
     if dense.shape.whole_heads:
@@ -166,25 +187,49 @@ def even_steps(dense: StructuralUnits) -> list[int]:
     return [math.lcm(block.num_heads, dense.round_to) for block in blocks]
 
 
+def even_minimums(dense: StructuralUnits) -> list[int]:
+    """Return the fewest dimensions that each block keeps where shares are equal."""
+    kept = zip(_even_steps(dense), dense.kept_dims, strict=True)
+    return [max(step, range_.least) for step, range_ in kept]
+
+
 def allocate_scores(
-    scores: Sequence[torch.Tensor], removed: int, least: int, step: int, allocation: Allocation
+    scores: Sequence[torch.Tensor],
+    removed: int,
+    ranges: Sequence[UnitRange],
+    step: int,
+    allocation: Allocation,
+    *,
+    is_sorted: bool = False,
 ) -> list[int]:
     """Return the number of units to remove from each block, those with the lowest scores.
 
     Args:
         scores: Scores of the units, by block.
         removed: Number of units to remove from all blocks together.
-        least: Number of units that each block keeps.
+        ranges: Fewest and most units that a block loses, by block.
         step: Units left in a block that loses any are a multiple of this.
         allocation: How the number is allocated across blocks.
+        is_sorted: Whether the scores are in the order of the removal already.
     """
+    minimums, floors = _minimums(scores, ranges), _floors(ranges)
     if allocation == "uniform":
-        sizes = [len(score) for score in scores]
-        return even_counts(sizes, removed, [least] * len(sizes), [step] * len(sizes))
-    lowest = [score.double().sort(stable=True).values for score in scores]
+        sizes, steps = [len(score) for score in scores], [step] * len(scores)
+        return even_counts(sizes, removed, minimums, steps, floors=floors)
+    lowest = list(scores)
+    if not is_sorted:
+        lowest = [score.double().sort(stable=True).values for score in scores]
     if allocation == "energy":
         lowest = [_shares(score, score.sum()) for score in lowest]
-    return cheapest_prefixes(lowest, removed, least, step)
+    return cheapest_prefixes(lowest, removed, minimums, step, floors=floors)
+
+
+def _minimums(scores: Sequence[torch.Tensor], ranges: Sequence[UnitRange]) -> list[int]:
+    return [len(score) - lost.most for score, lost in zip(scores, ranges, strict=True)]
+
+
+def _floors(ranges: Sequence[UnitRange]) -> list[int]:
+    return [lost.least for lost in ranges]
 
 
 def sizes_within_macs(

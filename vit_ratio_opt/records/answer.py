@@ -16,11 +16,12 @@ from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.candidates import Candidate, estimate_pairs
-from vit_ratio_opt.records.labels import ACCURACY, MACS, CostRecord, MetricRecord, format_below
+from vit_ratio_opt.records.labels import MACS, CostRecord, format_below
 from vit_ratio_opt.records.snapshot import StudySnapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trial import attribute
 from vit_ratio_opt.records.trials import finished_trials, has_pair, pair_of
+from vit_ratio_opt.space.metric import ACCURACY, Metric
 
 __all__ = ["Answer", "answer_of", "answer_trial", "trained_trial"]
 
@@ -61,7 +62,7 @@ class Answer:
     best_trial: FrozenTrial | None
     study_name: str = ""
     cost: CostRecord = MACS
-    metric: MetricRecord = ACCURACY
+    metric: Metric = ACCURACY
     loader: Callable[[FrozenTrial], Any] | None = field(default=None, compare=False)
     study: Study | None = field(default=None, compare=False)
 
@@ -77,7 +78,7 @@ class Answer:
 
     @property
     def accuracy(self) -> float:
-        """Return the expected validation accuracy of the answer in per cent."""
+        """Return the expected validation accuracy of the answer in per cent, or another metric."""
         if self.found is not None:
             return self.found.accuracy
         return 0.0 if self.dense_accuracy is None else self.dense_accuracy
@@ -141,11 +142,32 @@ class Answer:
                 f"({text(fixed.accuracy, error=fixed.error)}, trial {fixed.trial.number}) with a "
                 f"probability of {found.probability:.2f}"
             )
+        if self.harm_of_training is not None:
+            lines.append(self.harm_of_training)
         return "\n".join(lines)
 
     def __repr__(self) -> str:
         lines = str(self).splitlines()
         return f"<Answer of study {self.study_name!r}: {'; '.join(lines)}>"
+
+    @property
+    def harm_of_training(self) -> str | None:
+        """Return a sentence where its training made the answer's model worse; else None.
+
+        A change within the standard error of :attr:`accuracy` counts as none.
+        """
+        if self.found is None:
+            return None
+        trial, sign = self.found.trial, 1 if self.metric.larger_is_better else -1
+        before, after = attribute(trial, "accuracy_pruned"), attribute(trial, "accuracy")
+        if before is None or after is None or sign * (before - after) <= self.error:
+            return None
+        verb, number = "lowered" if sign > 0 else "raised", self.metric.number
+        return (
+            f"The training of trial {trial.number} {verb} its {self.metric.label} from "
+            f"{number(before)} to {self.metric.text(after)}: try a lower learning rate or fewer "
+            "epochs."
+        )
 
     @property
     def why_not_best(self) -> str | None:

@@ -12,11 +12,9 @@ from typing import Any
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from vit_ratio_opt.records.labels import MetricRecord
 from vit_ratio_opt.records.study import StudyRecord, record_of
 from vit_ratio_opt.records.trial import attribute
 from vit_ratio_opt.records.trials import (
-    DROP,
     accuracy_of,
     cost_ratio_of,
     finished_trials,
@@ -27,6 +25,7 @@ from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.claims import is_surplus, value_of
 from vit_ratio_opt.search.margins import tolerance_answer
 from vit_ratio_opt.search.plan import Estimate, Pair
+from vit_ratio_opt.space.metric import Metric
 
 __all__ = ["Candidate", "Estimates", "candidate_of", "estimate_pairs"]
 
@@ -110,7 +109,7 @@ class Estimates:
     dense_accuracy: float | None
     baseline: Pair | None
     confidence: float | None
-    metric: MetricRecord
+    metric: Metric
 
     def candidate(self, pair: Pair | None) -> Candidate | None:
         """Return a pair with its estimate; None where the pair has none."""
@@ -141,8 +140,11 @@ def candidate_of(study: Study, trial: FrozenTrial) -> Candidate | None:
 def estimate_pairs(study: Study) -> Estimates | None:
     """Return estimates of all pairs that were trained, or None before any was trained."""
     record, is_tolerance = record_of(study), has_tolerance(study)
-    sign = 1.0 if is_tolerance or study.direction == StudyDirection.MAXIMIZE else -1.0
-    trials, values = _values(study, DROP if is_tolerance else None, sign)
+    metric = record.metric
+    sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
+    if is_tolerance:
+        sign = metric.sign
+    trials, values = _values(study, record.constraint if is_tolerance else None, sign)
     if not trials:
         return None
     complete = {
@@ -154,7 +156,8 @@ def estimate_pairs(study: Study) -> Estimates | None:
     offset, baseline, confidence = 0.0, None, None
     dense = _dense_accuracy(study, first)
     if not is_tolerance:
-        search = BudgetSearch.from_json({"dense": dense, **_curve(record.plan, values)})
+        known = None if dense is None else sign * dense
+        search = BudgetSearch.from_json({"dense": known, **_curve(record.plan, values)})
         best, estimates = search.answer(values, complete=complete), search.estimates(values)
         baseline = search.baseline
     else:
@@ -165,7 +168,7 @@ def estimate_pairs(study: Study) -> Estimates | None:
         best, estimates = tolerance_answer(
             plan, values, lambda *pair: costs[pair], complete=complete
         )
-        offset, confidence = dense - tolerance, float(plan["confidence"])
+        offset, confidence = metric.after_loss(dense, tolerance), float(plan["confidence"])
     return Estimates(
         best=None if best is None else best.pair,
         estimates=estimates,
@@ -182,7 +185,7 @@ def estimate_pairs(study: Study) -> Estimates | None:
         dense_accuracy=dense,
         baseline=baseline,
         confidence=confidence,
-        metric=record.metric,
+        metric=metric,
     )
 
 
@@ -206,12 +209,12 @@ def _dense_accuracy(study: Study, trial: FrozenTrial) -> float | None:
     record = record_of(study)
     if record.dense.val_accuracy is not None:
         return float(record.dense.val_accuracy)
-    drop, accuracy = attribute(trial, DROP), accuracy_of(trial, study)
+    drop, accuracy = attribute(trial, "accuracy_drop"), accuracy_of(trial, study)
     if drop is None and record.has_tolerance and record.limit is not None:
-        drop = trial.constraints[DROP] + (record.limit.tolerance or 0.0)
+        drop = trial.constraints[record.constraint] + (record.limit.tolerance or 0.0)
     if accuracy is None or drop is None:
         return None
-    return accuracy + float(drop)
+    return record.metric.after_loss(accuracy, -float(drop))
 
 
 def _own_accuracy(trial: FrozenTrial, otherwise: float) -> float:
@@ -225,7 +228,8 @@ def _tolerance(record: StudyRecord, trial: FrozenTrial) -> float:
         return float(record.limit.tolerance)
     if record.plan is not None and "tolerance" in record.plan:
         return float(record.plan["tolerance"])
-    return float((attribute(trial, DROP) or 0.0) - trial.constraints[DROP])
+    drop = attribute(trial, "accuracy_drop") or 0.0
+    return float(drop - trial.constraints[record.constraint])
 
 
 def _curve(stored: Mapping[str, Any] | None, observed: _Values) -> Mapping[str, Any]:

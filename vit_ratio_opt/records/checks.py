@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.labels import CostRecord, LimitRecord, MetricRecord
+from vit_ratio_opt.records.labels import CostRecord, LimitRecord, metric_from_json
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.typed import check_type, shorten_repr
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.space.pairs import RatioPair
 
-__all__ = ["attribute_of", "check_attributes"]
+__all__ = ["attribute_of", "check_attributes", "check_types"]
 
 _Pairs = tuple[tuple[float, float], ...]
 # Attributes that are dictionaries, with the types of the entries that are read. An entry that may
@@ -38,6 +38,8 @@ _ENTRIES: dict[str, dict[str, Any]] = {
         "start": tuple[float, float] | None,
         "noise": float,
         "noise_is_known": bool | None,
+        "noise_point": float | None,
+        "larger_is_better": bool | None,
         "confirmations": int | None,
         "dense": float | None,
         "tolerance": float | None,
@@ -94,12 +96,9 @@ def check_attributes(
     if settings is not None:
         required = {*_REQUIRED, *(() if is_old else ("plan",))}
         required |= {"latency"} if settings.cost == "latency" else set()
-    for key in required | (attributes.keys() & (_ENTRIES.keys() | _OTHERS.keys())):
-        _check(key, attribute_of(attributes, key), is_partial=settings is None)
-    if "metric" in attributes:
-        MetricRecord.from_json(attributes["metric"])
-    if "cost" in attributes:
-        CostRecord.from_json(attributes["cost"])
+    for key in required:
+        attribute_of(attributes, key)
+    check_types(attributes, is_partial=settings is None)
     _check_meaning(attributes)
     if settings is None:
         _check_plan(attributes["plan"], LimitRecord.from_json(attributes.get("limit")))
@@ -111,6 +110,24 @@ def check_attributes(
         _check_plan(attributes["plan"], limit, confirmations=settings.confirmations)
     elif "plan" in attributes:
         _check_old_plan(attributes["plan"], is_budget=settings.budget is not None)
+
+
+def check_types(attributes: Mapping[str, Any], *, is_partial: bool) -> None:
+    """Refuse attributes of other types than this package writes.
+
+    Args:
+        attributes: The user attributes of the study.
+        is_partial: Whether entries of ``dense`` and ``plan`` may be missing.
+
+    Raises:
+        InputError: An attribute, or an entry of one, has another type.
+    """
+    for key in attributes.keys() & (_ENTRIES.keys() | _OTHERS.keys()):
+        _check(key, attributes[key], is_partial=is_partial)
+    if "metric" in attributes:
+        metric_from_json(attributes["metric"])
+    if "cost" in attributes:
+        CostRecord.from_json(attributes["cost"])
 
 
 def attribute_of(attributes: Mapping[str, Any], key: str) -> Any:
@@ -205,4 +222,4 @@ def _check_plan(
             f"`scale` of the attribute `plan` must be two numbers above 0, but is "
             f"{shorten_repr(plan['scale'])}."
         )
-    Noise(plan["noise"])
+    Noise.from_json(plan)

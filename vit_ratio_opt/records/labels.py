@@ -9,16 +9,16 @@ from typing import Any
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.typed import check_type, field_types, shorten_repr
 from vit_ratio_opt.space.costs import cost_label
+from vit_ratio_opt.space.metric import Metric
 from vit_ratio_opt.space.pairs import CostLabel
 
 __all__ = [
-    "ACCURACY",
     "CHANGE",
     "MACS",
     "CostRecord",
     "LimitRecord",
-    "MetricRecord",
     "format_below",
+    "metric_from_json",
 ]
 
 
@@ -56,80 +56,20 @@ class CostRecord:
         return cls(**_entries("cost", stored, {"name": str, "word": str, "constraint": str}))
 
 
-@dataclass(frozen=True)
-class MetricRecord:
-    """Metric of the trials of a study.
+def metric_from_json(stored: object) -> Metric:
+    """Return the metric of the attribute ``metric``.
 
-    Args:
-        name: The name in sentences and tables.
-        unit: The unit, ``"%"``, or empty without one.
-        larger_is_better: Whether the study looks for large values.
+    Raises:
+        InputError: A part is missing or of another type.
     """
-
-    name: str = "accuracy"
-    unit: str = "%"
-    larger_is_better: bool = True
-
-    @classmethod
-    def from_json(cls, stored: object) -> MetricRecord:
-        """Return the record of the attribute ``metric``.
-
-        Raises:
-            InputError: A part is missing or of another type.
-        """
-        return cls(**_entries("metric", stored, {"name": str, "unit": str, **_LARGER}))
-
-    @property
-    def label(self) -> str:
-        """Return the name in sentences, such as ``validation accuracy``."""
-        return self.name if self.name == "value" else f"validation {self.name}"
-
-    @property
-    def title(self) -> str:
-        """Return the name at the beginning of a sentence."""
-        name = self.name
-        return f"{name[:1].upper()}{name[1:]}" if name.islower() else name
-
-    @property
-    def heading(self) -> str:
-        """Return the short name in tables, such as ``val %``."""
-        return f"val {self.unit}" if self == ACCURACY else self.name
-
-    @property
-    def axis(self) -> str:
-        """Return the name on an axis, such as ``validation accuracy, %``."""
-        return f"{self.label}, {self.unit}" if self.unit else self.label
-
-    @property
-    def points(self) -> str:
-        """Return the unit of a difference, with a space before it."""
-        return " points" if self.unit == "%" else f" {self.unit}".rstrip()
-
-    def text(self, value: float, *, error: float | None = None) -> str:
-        """Return a value with its unit, and with its standard error if that is known."""
-        return f"{self.number(value, error=error)} {self.unit}".rstrip()
-
-    def number(self, value: float, *, error: float | None = None) -> str:
-        """Return a value without its unit, and with its standard error if that is known.
-
-        The error is 0 where the study knows no noise, as in studies of version 0.1.0.
-        """
-        shown = f"{value:.2f}" if self.unit == "%" else f"{value:.4g}"
-        return f"{shown} ± {self.number(error)}" if error else shown
-
-    def gain(self, difference: float) -> str:
-        """Return a difference of two values with its sign and unit."""
-        shown = f"{difference:+.2f}" if self.unit == "%" else f"{difference:+.4g}"
-        return f"{shown}{self.points}"
+    parts = {"name": str, "unit": str, "larger_is_better": bool}
+    return Metric(**_entries("metric", stored, parts))
 
 
 MACS = CostRecord()
 """The cost of a study that does not name one."""
 
-ACCURACY = MetricRecord()
-"""The metric of this package's own training."""
-
-CHANGE = MetricRecord("change of accuracy", "points")
+CHANGE = Metric("change of accuracy", "points")
 """The metric of a tolerance where the accuracy of the dense model is unknown."""
 
 
@@ -139,7 +79,7 @@ class LimitRecord:
 
     Args:
         budget: Largest share of the dense model's cost.
-        tolerance: Largest loss of accuracy, in percentage points.
+        tolerance: Largest loss of the metric, in its unit.
         confidence: Probability with which the answer has to keep the tolerance.
         other: Name of the class of a custom limit or search.
         cost: Name of the cost, where the sampler has written it.
@@ -167,26 +107,24 @@ class LimitRecord:
             raise InputError("The attribute `limit` must have either `budget` or `tolerance`.")
         return limit
 
-    def text(self, word: str) -> str:
+    def text(self, word: str, metric: Metric) -> str:
         """Return the limit in words, such as ``at most 60 % of the FLOPs``.
 
         Args:
             word: The word for the cost.
+            metric: Metric of the study.
         """
         if self.budget is not None:
             return f"at most {100 * self.budget:g} % of the {word}"
         if self.tolerance is None:
             return f"a limit of its own, {self.other}"
-        return f"at most {self.tolerance:g} points of accuracy lost"
+        return f"at most {metric.lost(self.tolerance)} lost"
 
 
 def format_below(value: float, limit: float) -> str:
     """Return a number with as many digits as it takes to be below a limit."""
     digits = next((n for n in range(2, 6) if round(value, n) < limit), 6)
     return f"{value:.{digits}f}"
-
-
-_LARGER = {"larger_is_better": bool}
 
 
 def _entries(key: str, stored: object, hints: Mapping[str, Any]) -> dict[str, Any]:

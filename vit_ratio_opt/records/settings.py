@@ -22,7 +22,7 @@ _NEW_IN_2 = (
 # Stored only where they differ from their default.
 _SPARSE = (
     *("cost", "latency_batch", "pruned", "rule", "ranges", "by_cascade", "criterion"),
-    "trainer",
+    *("trainer", "bounds", "frozen"),
 )
 # Fields of this package's own training: None where `trainer` is given.
 _OF_IMAGES = ("dataset", "validation", "recipe")
@@ -66,6 +66,9 @@ class StudySettings:
         repair: Whether linear layers are refitted after pruning.
         allocation: Rule by which each ratio is allocated across blocks.
         round_to: Number of which ranks and neurons are multiples.
+        bounds: Smallest and largest share of the units of a part of the model that a pair removes,
+            by the part's name; None where no part has bounds.
+        frozen: Names of the parts of the dense model that are not trained; None where all are.
         calibration_images: Training images for importance, factors and repair.
         seed: Random seed of calibration images and fine-tuning.
         noise: Standard deviation of the accuracy over seeds, in percentage points; None where it
@@ -107,6 +110,8 @@ class StudySettings:
     repair: bool
     allocation: str
     round_to: int
+    bounds: dict[str, tuple[float, float]] | None = None
+    frozen: tuple[str, ...] | None = None
     calibration_images: int
     seed: int
     noise: float | None
@@ -171,12 +176,20 @@ class StudySettings:
             for field in fields(self)
             if field.name not in skipped
             for clause in _differences(
-                field.name, getattr(self, field.name), getattr(other, field.name)
+                field.name, _effective(self, field.name), _effective(other, field.name)
             )
         ]
 
 
 _DEFAULTS = {field.name: field.default for field in fields(StudySettings) if field.name in _SPARSE}
+
+
+def _effective(settings: StudySettings, name: str) -> Any:
+    """Return a setting without the parts that change nothing."""
+    value = getattr(settings, name)
+    if name == "recipe" and isinstance(value, Mapping) and value.get("epochs") == 0:
+        return {"epochs": 0}  # nothing is trained, at whatever learning rate
+    return value
 
 
 def _as_json(value: Any) -> Any:
@@ -200,4 +213,8 @@ def _differences(name: str, ours: Any, theirs: Any) -> list[str]:
         pairs = enumerate(zip(ours, theirs, strict=True))
         index, (first, second) = next((i, p) for i, p in pairs if p[0] != p[1])
         return _differences(f"{name}[{index}]", first, second)
-    return [f"{name} is {shorten_repr(ours)}, not {shorten_repr(theirs)}"]
+    return [f"{name} is {_shown(ours)}, not {_shown(theirs)}"]
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else shorten_repr(value)

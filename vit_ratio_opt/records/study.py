@@ -9,17 +9,12 @@ from typing import Any
 from optuna.study import Study, StudyDirection
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.checks import attribute_of, check_attributes
-from vit_ratio_opt.records.labels import (
-    ACCURACY,
-    CHANGE,
-    MACS,
-    CostRecord,
-    LimitRecord,
-    MetricRecord,
-)
+from vit_ratio_opt.records.checks import attribute_of, check_attributes, check_types
+from vit_ratio_opt.records.labels import CHANGE, MACS, CostRecord, LimitRecord, metric_from_json
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.snapshot import StudySnapshot
+from vit_ratio_opt.records.trial import attribute
+from vit_ratio_opt.space.metric import ACCURACY, Metric
 
 __all__ = [
     "COMPLETE",
@@ -96,7 +91,7 @@ class StudyRecord:
     name: str
     limit: LimitRecord | None
     cost: CostRecord
-    metric: MetricRecord
+    metric: Metric
     optional_settings: StudySettings | None = None
     dense: DenseRecord = DenseRecord()
     versions: dict[str, str] = field(default_factory=dict)
@@ -136,10 +131,7 @@ class StudyRecord:
             settings = None if has_custom_objective(attributes) else settings_of(attributes)
             check_attributes(attributes, settings, is_old=settings is not None and not is_new)
         except InputError as error:
-            raise InputError(
-                f"Study {name!r} is damaged: {error} Restore the database, or use another study "
-                "name."
-            ) from None
+            raise _damaged(name, error) from None
         return _record(name, attributes, settings)
 
     @property
@@ -155,6 +147,11 @@ class StudyRecord:
                 "script that created it."
             )
         return self.optional_settings
+
+    @property
+    def constraint(self) -> str:
+        """Return the name of the constraint of its trials, where it has a tolerance."""
+        return ACCURACY.constraint if self.metric == CHANGE else self.metric.constraint
 
     @property
     def is_fixed(self) -> bool:
@@ -179,7 +176,7 @@ class StudyRecord:
     @property
     def limit_text(self) -> str:
         """Return the limit in words, such as ``at most 60 % of the FLOPs``."""
-        return "no limit" if self.limit is None else self.limit.text(self.cost.word)
+        return "no limit" if self.limit is None else self.limit.text(self.cost.word, self.metric)
 
     @property
     def has_tolerance(self) -> bool:
@@ -233,14 +230,17 @@ def settings_of(attributes: Mapping[str, Any]) -> StudySettings:
 
 
 def record_of(study: Study) -> StudyRecord:
-    """Return the record of any study, without the checks of :meth:`StudyRecord.read`.
+    """Return the record of any study; attributes may be missing, unlike :meth:`StudyRecord.read`.
 
     The record of a study that another program created has few fields that are not None.
+
+    Raises:
+        InputError: The study is of this package, and an attribute has another type.
     """
     computed = study.computed if isinstance(study, StudySnapshot) else {}
     if "record" not in computed:
         attributes = study.user_attrs
-        settings = settings_of(attributes) if "settings" in attributes else None
+        settings = _checked_settings(study.study_name, attributes)
         record = _record(study.study_name, attributes, settings)
         if settings is None and "metric" not in attributes:
             metric = _guessed_metric(study, record)
@@ -263,12 +263,32 @@ def write_study(study: Study, **values: Any) -> None:
         study.set_user_attr(name, value)
 
 
+def _checked_settings(name: str, attributes: Mapping[str, Any]) -> StudySettings | None:
+    """Return the settings of a study; refuse attributes of which no record can be made."""
+    if not is_ours(attributes):
+        return None
+    try:
+        if has_custom_objective(attributes):
+            check_attributes(attributes, None)
+            return None
+        check_types(attributes, is_partial=True)
+        return settings_of(attributes) if "settings" in attributes else None
+    except InputError as error:
+        raise _damaged(name, error) from None
+
+
+def _damaged(name: str, error: InputError) -> InputError:
+    return InputError(
+        f"Study {name!r} is damaged: {error} Restore the database, or use another study name."
+    )
+
+
 def _record(
     name: str,
     attributes: Mapping[str, Any],
     settings: StudySettings | None,
     *,
-    metric: MetricRecord = ACCURACY,
+    metric: Metric = ACCURACY,
 ) -> StudyRecord:
     limit = None
     if settings is not None:
@@ -284,7 +304,7 @@ def _record(
     if dense.macs is None and limit is not None:
         dense = replace(dense, macs=limit.macs)
     if "metric" in attributes:
-        metric = MetricRecord.from_json(attributes["metric"])
+        metric = metric_from_json(attributes["metric"])
     names = ("versions", "device", "origin", "latency", "plan", "saved", "tested", "config")
     return StudyRecord(
         name=name,
@@ -300,14 +320,14 @@ def _record(
     )
 
 
-def _guessed_metric(study: Study, record: StudyRecord) -> MetricRecord:
+def _guessed_metric(study: Study, record: StudyRecord) -> Metric:
     """Return the metric of a study that does not store it."""
     trials = study.get_trials(deepcopy=False)
-    has_accuracy = any("accuracy" in trial.user_attrs for trial in trials)
+    has_accuracy = any(attribute(trial, "accuracy") is not None for trial in trials)
     if record.limit is None or record.dense.val_accuracy is not None or has_accuracy:
         return ACCURACY
     if record.has_tolerance:
         return CHANGE
     names = study.metric_names
     is_larger = study.directions == [StudyDirection.MAXIMIZE]
-    return MetricRecord("value" if names is None else names[0], "", is_larger)
+    return Metric("value" if names is None else names[0], "", is_larger)

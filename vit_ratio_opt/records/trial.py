@@ -10,6 +10,7 @@ from optuna.trial import BaseTrial, FrozenTrial
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.typed import check_type, field_types, without_none
+from vit_ratio_opt.space.metric import ACCURACY, Metric
 
 __all__ = ["DAMAGED", "TrialRecord", "attribute", "shown_attribute", "write_trial"]
 
@@ -25,8 +26,10 @@ _Sizes = tuple[tuple[int, int, int], ...]
 class TrialRecord:
     """Attributes of a trial. A field is None where the trial lacks it or has another type.
 
-    A field is a user attribute of the same name. Ratios and costs are shares of the dense model's,
-    accuracies are in per cent, differences of accuracy in percentage points.
+    A field is a user attribute of the same name, but for the accuracies where the metric of the
+    study is another one, see :func:`write_trial`. Ratios and costs are shares of the dense
+    model's. Accuracies are in per cent and their differences in percentage points, or in the unit
+    of the other metric.
 
     Args:
         macs_ratio: MACs that are left.
@@ -37,7 +40,7 @@ class TrialRecord:
         params: Parameters of the pruned model.
         accuracy_pruned: Validation accuracy before fine-tuning.
         accuracy: Validation accuracy after fine-tuning.
-        accuracy_drop: Accuracy of the dense model minus ``accuracy``.
+        accuracy_drop: By how much ``accuracy`` is worse than the dense model's.
         parent_trial: Number of the trial whose model was pruned further, or ``"dense"``.
         epochs: Epochs of the trial.
         total_epochs: Epochs of the trial and of its parents.
@@ -87,9 +90,15 @@ class TrialRecord:
     def read(cls, trial: FrozenTrial | BaseTrial) -> TrialRecord:
         """Return the record of a trial."""
         attributes = trial.user_attrs  # a running trial reads its storage at each access
-        return cls(**{name: _read(attributes, name) for name in _HINTS if name in attributes})
+        return cls(**{name: _read(attributes, name) for name in _HINTS})
 
 
+# The names under which a study of another metric than the accuracy stores these fields.
+_OF_OTHER_METRICS = {
+    "accuracy": "metric",
+    "accuracy_pruned": "metric_pruned",
+    "accuracy_drop": "metric_loss",
+}
 _HINTS = {
     name: without_none(hint)
     for name, hint in field_types(TrialRecord).items()
@@ -103,7 +112,7 @@ def attribute(trial: FrozenTrial | BaseTrial, name: str) -> Any:
 
 
 def _read(attributes: Mapping[str, Any], name: str) -> Any:
-    hint, value = _HINTS[name], attributes.get(name)
+    hint, value = _HINTS[name], _stored(attributes, name)
     if value is None:
         return None
     if hint in (int, float, str):  # in a table of thousands of trials, `typed` takes long
@@ -115,19 +124,33 @@ def _read(attributes: Mapping[str, Any], name: str) -> Any:
         return None
 
 
+def _stored(attributes: Mapping[str, Any], name: str) -> Any:
+    value = attributes.get(name)
+    if value is None and name in _OF_OTHER_METRICS:
+        return attributes.get(_OF_OTHER_METRICS[name])
+    return value
+
+
 def shown_attribute(trial: FrozenTrial, name: str) -> Any:
     """Return one field of :class:`TrialRecord` for a table; :data:`DAMAGED` for another type."""
     value = attribute(trial, name)
-    is_damaged = value is None and trial.user_attrs.get(name) is not None
+    is_damaged = value is None and _stored(trial.user_attrs, name) is not None
     return DAMAGED if is_damaged else value
 
 
-def write_trial(trial: BaseTrial, **values: Any) -> None:
+def write_trial(trial: BaseTrial, *, metric: Metric = ACCURACY, **values: Any) -> None:
     """Write fields of :class:`TrialRecord` into a trial.
+
+    Args:
+        trial: The trial.
+        metric: Metric of the study. The accuracies of another one are stored as ``metric``,
+            ``metric_pruned`` and ``metric_loss``.
+        **values: The fields.
 
     Raises:
         TypeError: :class:`TrialRecord` has no such field.
     """
     TrialRecord(**values)
+    names = {} if metric.name == ACCURACY.name else _OF_OTHER_METRICS
     for name, value in values.items():
-        trial.set_user_attr(name, value)
+        trial.set_user_attr(names.get(name, name), value)

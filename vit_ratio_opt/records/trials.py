@@ -15,7 +15,6 @@ from vit_ratio_opt.search.plan import Pair
 from vit_ratio_opt.space.pairs import RatioPair
 
 __all__ = [
-    "DROP",
     "accuracy_of",
     "block_rows",
     "cost_ratio_of",
@@ -28,9 +27,6 @@ __all__ = [
     "tested_accuracy",
 ]
 
-DROP = "accuracy_drop"
-"""Constraint of a trial in a study with a tolerance: points lost, minus the tolerance."""
-
 
 def finished_trials(study: Study) -> list[FrozenTrial]:
     """Return the trials that were trained: complete, over the tolerance, or stopped early.
@@ -39,14 +35,15 @@ def finished_trials(study: Study) -> list[FrozenTrial]:
     which the pair or its cost is unknown, does not count.
     """
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    constraint = record_of(study).constraint
     return [
         trial
         for trial in trials
         if (
             trial.state == TrialState.COMPLETE
             or trial.intermediate_values
-            or DROP in trial.user_attrs
-            or DROP in trial.constraints
+            or attribute(trial, "accuracy_drop") is not None
+            or constraint in trial.constraints
         )
         and has_pair(trial)
         and _cost_ratio(trial) is not None
@@ -116,14 +113,15 @@ def accuracy_of(trial: FrozenTrial, study: Study) -> float | None:
             return trial.value
         return _last_report(trial)
     record, drop = record_of(study), _last_report(trial)
-    if drop is None and record.limit is not None and DROP in trial.constraints:
-        drop = trial.constraints[DROP] + (record.limit.tolerance or 0.0)
-    dense = 0.0 if record.metric == CHANGE else record.dense.val_accuracy
-    return None if dense is None or drop is None else dense - drop
+    metric = record.metric
+    if drop is None and record.limit is not None and record.constraint in trial.constraints:
+        drop = trial.constraints[record.constraint] + (record.limit.tolerance or 0.0)
+    dense = 0.0 if metric == CHANGE else record.dense.val_accuracy
+    return None if dense is None or drop is None else metric.after_loss(dense, drop)
 
 
 def _last_report(trial: FrozenTrial) -> float | None:
-    """Return the value after the last reported epoch: with a tolerance, the points lost."""
+    """Return the value after the last reported epoch: with a tolerance, the loss."""
     if not trial.intermediate_values:
         return None
     reported = trial.intermediate_values[max(trial.intermediate_values)]

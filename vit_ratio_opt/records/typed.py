@@ -60,6 +60,9 @@ def shorten_repr(value: object) -> str:
 
 
 def _converted(value: Any, hint: Any) -> Any:
+    if hint is float:  # first: a plan has hundreds of them
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return float(value) if is_number and abs(value) <= _LARGEST else _MISFIT  # not NaN
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         options = (_converted(value, option) for option in arguments)
@@ -81,9 +84,6 @@ def _converted(value: Any, hint: Any) -> Any:
         return _MISFIT if any(part is _MISFIT for part in entries.values()) else entries
     if hint is Any:
         return value
-    if hint is float:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return float(value) if is_number and abs(value) <= _LARGEST else _MISFIT  # not NaN
     if hint is int and isinstance(value, bool):
         return _MISFIT
     return value if isinstance(value, hint) else _MISFIT

@@ -7,15 +7,16 @@ from typing import Any
 
 from optuna.study import Study
 
-from vit_ratio_opt.records.labels import ACCURACY, MetricRecord
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.report.rows import build_report
 from vit_ratio_opt.report.trial_rows import TRIAL_COLUMNS, trial_rows
+from vit_ratio_opt.space.metric import ACCURACY, Metric
 from vit_ratio_opt.utils.text import shorten
 
 __all__ = [
     "Cells",
     "cell",
+    "metric_heading",
     "results_cells",
     "row_cells",
     "searched_first",
@@ -54,14 +55,18 @@ _HEADINGS = {
     "cost_ratio": "cost",
     "latency_ms": "predicted ms",
     "measured_ms": "measured ms",
-    "test_accuracy": "test %",
-    "accuracy_pruned": "pruned %",
-    "accuracy_drop": "drop",
     "parent_trial": "parent",
     "params": "parameters",
 }
-# Columns of the metric of the study.
-_OF_THE_METRIC = ("val_accuracy", "own_accuracy", "accuracy")
+# Columns of the metric of the study, with the word before its unit or name.
+_OF_THE_METRIC = {
+    "val_accuracy": "",
+    "own_accuracy": "own",
+    "accuracy": "",
+    "test_accuracy": "test",
+    "accuracy_pruned": "pruned",
+    "accuracy_drop": "drop",
+}
 _DIGITS = {
     "mhsa_ratio": 3,
     "ffn_ratio": 3,
@@ -69,9 +74,6 @@ _DIGITS = {
     "cost_ratio": 4,
     "latency_ms": 2,
     "measured_ms": 2,
-    "test_accuracy": 2,
-    "accuracy_pruned": 2,
-    "accuracy_drop": 2,
     "seconds": 1,
 }
 # Columns that a page leaves out: it says the same above the table, or only programs need it.
@@ -98,7 +100,7 @@ def trial_cells(study: Study) -> Cells:
     return row_cells(trial_rows(study), _TRIALS, record_of(study).metric)
 
 
-def val_text(row: Mapping[str, Any], metric: MetricRecord) -> str | None:
+def val_text(row: Mapping[str, Any], metric: Metric) -> str | None:
     """Return the metric of a row, with its standard error where that is known."""
     if row["val_accuracy"] is None:
         return None
@@ -108,18 +110,31 @@ def val_text(row: Mapping[str, Any], metric: MetricRecord) -> str | None:
 
 
 def row_cells(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], metric: MetricRecord = ACCURACY
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], metric: Metric = ACCURACY
 ) -> Cells:
     """Return headings and cells of rows; columns without any value are left out."""
     used = [name for name in columns if any(row.get(name) is not None for row in rows)]
     headings = []
     for name in used:
         heading = _HEADINGS.get(name, name.replace("_", " "))
-        if name in _OF_THE_METRIC:
-            heading = f"own {metric.heading}" if name == "own_accuracy" else metric.heading
-        headings.append(heading)
+        headings.append(metric_heading(name, metric) if name in _OF_THE_METRIC else heading)
     digits = {**_DIGITS, **dict.fromkeys(_OF_THE_METRIC, 2 if metric.unit == "%" else 4)}
     return headings, [[cell(row.get(name), digits.get(name)) for name in used] for row in rows]
+
+
+def metric_heading(column: str, metric: Metric) -> str:
+    """Return the heading of a column of accuracies, or of another metric.
+
+    Args:
+        column: Name of the column, such as ``"test_accuracy"``.
+        metric: Metric of the study.
+    """
+    word = _OF_THE_METRIC[column]
+    if column == "accuracy_drop":
+        return word if metric.larger_is_better else "rise"
+    if column in ("test_accuracy", "accuracy_pruned"):
+        return f"{word} {metric.short}"
+    return f"{word} {metric.heading}".lstrip()
 
 
 def cell(value: Any, digits: int | None = None) -> str:

@@ -122,16 +122,20 @@ def write_text(study: Study, key: str, text: str, known: Mapping[str, Any]) -> N
     """Write a text under a key of the dashboard's, in as few parts as possible.
 
     The dashboard's own functions write parts of 2,045 characters. The parts of two workers that
-    write at the same time get mixed, and a figure that is no JSON breaks its page.
+    write at the same time get mixed, and a figure that is no JSON breaks its page. A text that
+    the storage has already is not written again.
 
     Args:
         study: The study.
         key: The key, to which the number of each part is appended.
         text: The text.
-        known: The study's system attributes, which may have more parts than the text needs.
+        known: The study's system attributes, which may have the text already, or more parts than
+            the text needs.
     """
     parts = [text[start : start + _PART] for start in range(0, max(1, len(text)), _PART)]
     parts += [""] * (sum(name.startswith(key) for name in known) - len(parts))
+    if all(known.get(f"{key}{number}") == part for number, part in enumerate(parts)):
+        return
     for number, part in enumerate(parts):
         study._storage.set_study_system_attr(study._study_id, f"{key}{number}", part)
 

@@ -54,6 +54,7 @@ def html_page(studies: Sequence[Study], storage: str | None = None) -> str:
     groups = [
         {
             "title": title(group[0]),
+            "metric": record_of(group[0]).metric,
             "summaries": [summary(study, group) for study in searched_first(group)],
             "results": results_cells(group),
             "figures": [_embedded(figure) for figure in figures_of(group)],

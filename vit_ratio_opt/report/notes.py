@@ -118,7 +118,7 @@ def _training(study: Study, trial: FrozenTrial, known: TrialRecord) -> str | Non
     metric, dense, pruned = record.metric, record.dense.val_accuracy, known.accuracy_pruned
     reported = [v for _, v in sorted(trial.intermediate_values.items()) if math.isfinite(v)]
     if has_tolerance(study):
-        reported = [] if dense is None else [dense - drop for drop in reported]
+        reported = [] if dense is None else [metric.after_loss(dense, v) for v in reported]
     values = [] if dense is None else [f"{metric.text(dense)} dense"]
     values += [] if pruned is None else [f"{metric.text(pruned)} pruned"]
     if accuracy is not None and (reported or pruned is None):

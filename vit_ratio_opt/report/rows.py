@@ -29,7 +29,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from optuna.study import Study
@@ -107,7 +106,7 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
         "tolerance": None if first.limit is None else first.limit.tolerance,
         "cost": first.cost.name,
         "cost_word": first.cost.word,
-        "metric": asdict(first.metric),
+        "metric": first.metric.to_json(),
         "rows": rows,
     }
     # Where validation took half of the test split: the dense model on both halves together.

@@ -9,18 +9,20 @@ from optuna.study import Study
 
 from vit_ratio_opt.records.answer import Answer, answer_of
 from vit_ratio_opt.records.candidates import Candidate
-from vit_ratio_opt.records.labels import ACCURACY, MetricRecord
 from vit_ratio_opt.records.loading import baseline_of
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import StudyRecord, record_of
 from vit_ratio_opt.records.trials import finished_trials, tested_accuracy
 from vit_ratio_opt.report.rows import answer_row, dense_ms
+from vit_ratio_opt.space.metric import ACCURACY, Metric
 from vit_ratio_opt.utils.text import shorten
 
 __all__ = ["answer_sentences", "expected_text", "summary", "title"]
 
 # Accuracies of single trainings that a sentence lists.
 _MOST_VALUES = 4
+# Parts of a model that a sentence lists.
+_MOST_PARTS = 8
 
 
 def title(study: Study) -> str:
@@ -44,10 +46,11 @@ def summary(study: Study, studies: Sequence[Study] = ()) -> list[str]:
     study = snapshot(study)
     answer = answer_of(study)
     sentence, *why = answer_sentences(study)
+    aim = " ".join([_aim(study), *_parts(study)])
     if answer is None:
-        return [_aim(study), sentence]
+        return [aim, sentence]
     return [
-        _aim(study),
+        aim,
         sentence,
         *_comparison(study, answer, studies),
         *_measurements(study, answer),
@@ -75,8 +78,36 @@ def _aim(study: Study) -> str:
     return f"{aim}; the dense model {' and '.join(has)}{takes}."
 
 
+def _parts(study: Study) -> list[str]:
+    """Return which parts of the model are not pruned or not trained, in sentences."""
+    settings = record_of(study).optional_settings
+    if settings is None:
+        return []
+    bounds, sentences = settings.bounds or {}, []
+    whole = [name for name, (_, high) in bounds.items() if high == 0]
+    if whole:
+        sentences.append(f"Not pruned: {_listed(whole)}.")
+    limited = [
+        f"{shorten(name)} loses {100 * low:g} to {100 * high:g} %"
+        for name, (low, high) in bounds.items()
+        if high > 0
+    ]
+    if limited:
+        sentences.append(f"Bounds of single parts: {_listed(limited)}.")
+    if settings.frozen:
+        sentences.append(f"Frozen, so not trained: {_listed(settings.frozen)}.")
+    return sentences
+
+
+def _listed(items: Sequence[str]) -> str:
+    """Return the first of some texts, and how many more there are."""
+    more = len(items) - _MOST_PARTS
+    shown = ", ".join(shorten(item) for item in items[:_MOST_PARTS])
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
 def answer_sentences(study: Study) -> list[str]:
-    """Return the answer in a sentence, and in another one why Optuna's best trial differs."""
+    """Return the answer in a sentence, and others on its training and on Optuna's best trial."""
     study = snapshot(study)
     answer, done = answer_of(study), len(finished_trials(study))
     if answer is None and not done:
@@ -86,7 +117,8 @@ def answer_sentences(study: Study) -> list[str]:
             f"There is no answer yet: none of {done} trained trials is complete and within the "
             "limit."
         ]
-    why = [] if answer.why_not_best is None else [answer.why_not_best]
+    remarks = (answer.harm_of_training, answer.why_not_best)
+    why = [remark for remark in remarks if remark is not None]
     found = answer.found
     if found is None:
         return [
@@ -115,7 +147,7 @@ def answer_sentences(study: Study) -> list[str]:
     ]
 
 
-def expected_text(found: Candidate, metric: MetricRecord = ACCURACY) -> str:
+def expected_text(found: Candidate, metric: Metric = ACCURACY) -> str:
     """Return the posterior mean and its standard error, such as ``95.31 ± 0.42 %``.
 
     The error is left out where the study knows no noise.
@@ -139,7 +171,7 @@ def _why_the_baseline(answer: Answer) -> str:
     )
 
 
-def _trainings(found: Candidate, metric: MetricRecord) -> str:
+def _trainings(found: Candidate, metric: Metric) -> str:
     values = [metric.number(accuracy) for accuracy in found.own_accuracies]
     unit = f" {metric.unit}".rstrip()
     stopped = len(values) - found.trained

@@ -9,10 +9,10 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from vit_ratio_opt.records.labels import MetricRecord
+from vit_ratio_opt.records.labels import metric_from_json
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import record_of
-from vit_ratio_opt.report.cells import val_text
+from vit_ratio_opt.report.cells import metric_heading, val_text
 from vit_ratio_opt.report.trial_rows import trial_rows
 from vit_ratio_opt.utils.text import shorten, strip_escapes
 
@@ -21,7 +21,7 @@ __all__ = ["results_table", "trials_table"]
 
 def results_table(report: dict[str, Any]) -> Table:
     """Return the rows of ``build_report`` as a table that is narrow enough for 80 columns."""
-    rows, metric = report["rows"], MetricRecord.from_json(report["metric"])
+    rows, metric = report["rows"], metric_from_json(report["metric"])
     has_cost = any("cost_ratio" in row for row in rows)
     shares = f"FLOPs and {report['cost_word']}" if has_cost else "FLOPs"
     about = report["model"] or f"study {', '.join(map(shorten, report['studies']))}"
@@ -35,7 +35,10 @@ def results_table(report: dict[str, Any]) -> Table:
         "cost": [_number(row.get("cost_ratio"), 4) for row in rows] if has_cost else [],
         "params": ["-" if row["params"] is None else f"{row['params']:,}" for row in rows],
         metric.heading: [val_text(row, metric) or "-" for row in rows],
-        "test %": [_number(row["test_accuracy"], 2) for row in rows],
+        metric_heading("test_accuracy", metric): [
+            "-" if row["test_accuracy"] is None else metric.number(row["test_accuracy"])
+            for row in rows
+        ],
         "sec": [f"{row['seconds']:,.0f}" for row in rows],
     }
     columns = {name: cells for name, cells in columns.items() if cells}
@@ -59,9 +62,10 @@ def trials_table(study: Study) -> Text:
         "FFN": ("ffn_ratio", 3),
         "FLOPs": ("macs_ratio", 4),
         record.cost.word: ("macs_ratio" if record.cost.name == "macs" else "cost_ratio", 4),
-        "pruned %": ("accuracy_pruned", 2),
-        record.metric.heading: ("accuracy", digits),
-        "drop": ("accuracy_drop", 2),
+        **{
+            metric_heading(name, record.metric): (name, digits)
+            for name in ("accuracy_pruned", "accuracy", "accuracy_drop")
+        },
         "sec": ("seconds", 1),
     }
     columns = {

@@ -22,8 +22,8 @@ from vit_ratio_opt.records.trials import has_tolerance
 from vit_ratio_opt.utils.files import (
     check_writable,
     check_writable_folder,
-    file_name,
     is_plain,
+    named_folder,
     why_not,
 )
 
@@ -93,7 +93,7 @@ class JsonLog:
 class TensorBoardLog:
     """Callback that writes each trial as a run of TensorBoard, with torch's SummaryWriter.
 
-    A run has the accuracy (per cent) and the loss by epoch, and the parameters of the trial as
+    A run has the metric and the training loss by epoch, and the parameters of the trial as
     hyper-parameters with its results.
 
     Args:
@@ -126,12 +126,14 @@ class TensorBoardLog:
             raise CannotWriteError(f"{self.folder} cannot be written: {why_not(error)}") from None
 
     def _write(self, study: Study, trial: FrozenTrial) -> None:
-        known, dense = TrialRecord.read(trial), record_of(study).dense.val_accuracy
-        drops = has_tolerance(study) and dense is not None
-        run = self.folder / file_name(study.study_name) / f"trial-{trial.number:04d}"
+        known, record = TrialRecord.read(trial), record_of(study)
+        metric, dense = record.metric, record.dense.val_accuracy
+        run = named_folder(self.folder, study.study_name) / f"trial-{trial.number:04d}"
         with self._writer(str(run)) as writer:
             for epoch, value in trial.intermediate_values.items():
-                writer.add_scalar("accuracy", (dense or 0) - value if drops else value, epoch)
+                if has_tolerance(study) and dense is not None:
+                    value = metric.after_loss(dense, value)
+                writer.add_scalar(metric.name, value, epoch)
             for epoch, loss in enumerate(known.losses or (), start=1):
                 writer.add_scalar("loss", loss, epoch)
             values = {f"result/{name}": getattr(known, name) for name in _RESULTS}

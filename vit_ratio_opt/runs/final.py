@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def finish(
     manifest |= {
         "test_accuracy": trainer.test(model),
         "test_images": len(trainer.data.test),
-        "recipe": asdict(trainer.recipe),
+        "recipe": trainer.recipe.to_json(),
         "training_seed": seed,
         "lineage": dict(lineage or {}),
     }

@@ -34,7 +34,8 @@ def check_fit(model: ViT, data: ImageData) -> None:
         hint = (
             " Call `model.set_input_size` first."
             if getattr(model, "dynamic_img_size", False)
-            else ""
+            else " Load them with `preprocess=preprocess_of(model)`, or with the model's "
+            "`image_size`."
         )
         raise InputError(
             f"The model takes images of {tuple(model.patch_embed.img_size)} pixels, but "

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from vit_ratio_opt.records.study import record_of
+from vit_ratio_opt.records.trial import TrialRecord
 from vit_ratio_opt.records.trials import cost_word, finished_trials
 from vit_ratio_opt.runs.task import screened_best
 
@@ -58,13 +60,16 @@ def describe_trial(study: Study, trial: FrozenTrial, n_trials: int | None) -> st
     text += "  FLOPs -" if share is None else f"  FLOPs {share:.3f}"
     if "cost_ratio" in attributes:
         text += f"  {cost_word(study)} {attributes['cost_ratio']:.3f}"
-    if "accuracy_drop" not in attributes or "seconds" not in attributes:
+    known = TrialRecord.read(trial)
+    if known.accuracy_drop is None or known.accuracy is None or known.seconds is None:
         why = f": {attributes['failure']}" if "failure" in attributes else ""
         return f"{text}  {trial.state.name.lower()}{why}"
     limit = "" if trial.state == TrialState.COMPLETE else ", over the tolerance"
     of_all = "" if n_trials is None else f" of {n_trials}"
+    metric = record_of(study).metric
+    before = "" if known.accuracy_pruned is None else metric.number(known.accuracy_pruned)
     return (
-        f"{text}  accuracy {attributes['accuracy_pruned']:.2f} -> {attributes['accuracy']:.2f} % "
-        f"({0.0 - round(attributes['accuracy_drop'], 2):+.2f}{limit})  "
-        f"{attributes['seconds']:.1f} s  ({len(finished_trials(study))}{of_all})"
+        f"{text}  {metric.name} {before} -> {metric.text(known.accuracy)} "
+        f"({metric.change(known.accuracy_drop)}{limit})  "
+        f"{known.seconds:.1f} s  ({len(finished_trials(study))}{of_all})"
     )

@@ -17,9 +17,8 @@ from optuna.trial import BaseTrial, FrozenTrial
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.shape import shape_of
-from vit_ratio_opt.records.trial import write_trial
+from vit_ratio_opt.records.trial import attribute, write_trial
 from vit_ratio_opt.records.trials import finished_trials
-from vit_ratio_opt.runs.admission import check_direction
 from vit_ratio_opt.runs.contracts import JournalProtocol, PrunerProtocol
 from vit_ratio_opt.runs.lineage import fetch_state, interrupted_trials, state_artifact
 from vit_ratio_opt.runs.outcome import record_cost, record_sizes, trial_value
@@ -27,7 +26,8 @@ from vit_ratio_opt.runs.parents import find_parent
 from vit_ratio_opt.runs.resume import check_resumed, copy_progress, last_epoch, next_seed
 from vit_ratio_opt.runs.state_files import remove
 from vit_ratio_opt.runs.suggest import suggest_pair
-from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.search.direction import check_direction
+from vit_ratio_opt.search.limits import Budget, Tolerance, direction_of
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import (
     Stopwatch,
@@ -54,6 +54,8 @@ _STARTS_FROM = (
     *("pruned", "rule", "by_cascade", "mhsa_unit", "repair", "allocation", "round_to"),
     *("calibration_images", "seed"),
 )
+# The same, left out where they are None: earlier versions did not have them.
+_MAY_START_FROM = ("bounds", "frozen")
 
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
@@ -61,7 +63,7 @@ _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 class PruningObjective:
     """Suggest a pair of ratios, prune, train and evaluate, and record the trial.
 
-    With a :class:`~vit_ratio_opt.Budget`, the value is the trainer's metric, to be maximised; a
+    With a :class:`~vit_ratio_opt.Budget`, the value is the trainer's metric, to be improved; a
     pair over the budget is PRUNED before any training. With a :class:`~vit_ratio_opt.Tolerance`,
     the value is the share of the cost that is left, to be minimised; a pair that loses more than
     the tolerance is PRUNED after its training.
@@ -79,9 +81,6 @@ class PruningObjective:
             module more, and from the dense model where there is none. The pairs on the curve of
             one budget have no such parents.
         seed: Random seed of the first training of each pair.
-
-    Raises:
-        InputError: A smaller value of the trainer's metric is better.
 
     Attributes:
         should_stop: Function called before each step of a training; True ends the trial with
@@ -104,11 +103,6 @@ class PruningObjective:
         iterative: bool = False,
         seed: int = 0,
     ) -> None:
-        if not trainer.metric.larger_is_better:
-            raise InputError(
-                f"A smaller {trainer.metric.name!r} is better, but a metric is maximised: give a "
-                "trainer whose metric is larger for better models, such as the negative."
-            )
         self.pruner = pruner
         self.trainer = trainer
         self.limit = limit
@@ -123,8 +117,8 @@ class PruningObjective:
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
-        """Return the direction of the study: of the metric (budget) or the cost (tolerance)."""
-        return "minimize" if isinstance(self.limit, Tolerance) else "maximize"
+        """Return the direction of the study."""
+        return direction_of(self.limit, self.trainer.metric)
 
     @cached_property
     def dense_accuracy(self) -> float:
@@ -171,6 +165,7 @@ class PruningObjective:
         """Return the JSON values that identify the training of a pair in its saved state."""
         known = self.pruner.identity()
         pruning = {name: known[name] for name in _STARTS_FROM}
+        pruning |= {name: known[name] for name in _MAY_START_FROM if known.get(name) is not None}
         pruning["iterative"] = self.iterative
         return {"pair": list(pair), "dense": known["weights"], "pruning": pruning}
 
@@ -194,10 +189,11 @@ class PruningObjective:
         cost_ratio = record_cost(
             trial, suggestion, space, dense=self.pruner.shape, pruned=shape_of(model)
         )
-        drop = self.dense_accuracy - accuracy
-        write_trial(trial, accuracy=accuracy, accuracy_drop=drop)
-        others = [other.user_attrs.get("accuracy") for other in finished]
-        warn_if_constant(self.trainer.metric, self.dense_accuracy, [*others, accuracy])
+        metric = self.trainer.metric
+        loss = metric.loss(self.dense_accuracy, accuracy)
+        write_trial(trial, metric=metric, accuracy=accuracy, accuracy_drop=loss)
+        others = [attribute(other, "accuracy") for other in finished]
+        warn_if_constant(metric, self.dense_accuracy, [*others, accuracy])
         with clock("checkpoint"):
             manifest = dict(self.describe(suggestion.pair, model, accuracy))
             if space.cost.name != "macs":
@@ -205,7 +201,10 @@ class PruningObjective:
             self.journal.keep_model(trial, model, manifest)
         with clock("explain"):
             self.journal.attach_files(trial)
-        recorded = {"epochs": self._epochs, "device": getattr(self.trainer, "device_name", None)}
+        recorded: dict[str, Any] = {
+            "epochs": self._epochs,
+            "device": getattr(self.trainer, "device_name", None),
+        }
         write_trial(
             trial,
             **{name: value for name, value in recorded.items() if value is not None},
@@ -213,7 +212,9 @@ class PruningObjective:
             timing={name: round(seconds, 4) for name, seconds in clock.seconds.items()},
         )
         self.journal.spend_states(trial, *earlier)
-        return trial_value(trial, self.limit, accuracy=accuracy, drop=drop, cost_ratio=cost_ratio)
+        return trial_value(
+            trial, self.limit, metric, value=accuracy, loss=loss, cost_ratio=cost_ratio
+        )
 
     def _context(
         self, trial: BaseTrial, pair: RatioPair, seed: int, state: Path | None, clock: Stopwatch
@@ -224,16 +225,15 @@ class PruningObjective:
                 losses = trial.user_attrs.get("losses", [])
                 write_trial(trial, losses=[*losses, round(loss, 5)])
             self.journal.save_state(trial, state, epoch=epoch)
-            drop = self.dense_accuracy - value
+            metric = self.trainer.metric
+            lost = metric.loss(self.dense_accuracy, value)
             tolerance = self.limit.points if isinstance(self.limit, Tolerance) else None
             # Optuna's pruners compare reports in the direction of the study.
-            trial.report(value if tolerance is None else drop, epoch)
+            trial.report(value if tolerance is None else lost, epoch)
             if trial.should_prune():
                 if tolerance is not None:
-                    trial.set_constraint("accuracy_drop", drop - tolerance)
-                raise optuna.TrialPruned(
-                    f"{value:.2f} {self.trainer.metric.unit} after epoch {epoch}."
-                )
+                    trial.set_constraint(metric.constraint, lost - tolerance)
+                raise optuna.TrialPruned(f"{value:.4g} {metric.unit} after epoch {epoch}.")
 
         return TrialContext(
             seed=seed,
@@ -278,7 +278,7 @@ class PruningObjective:
         self._record_pruned(trial, model, parent)
         with context.clock("evaluate"):
             accuracy = self.evaluate(model)
-        write_trial(trial, accuracy_pruned=accuracy)
+        write_trial(trial, metric=self.trainer.metric, accuracy_pruned=accuracy)
         if self._epochs != 0:
             accuracy = self._train(trial, model, pair, context)
         return model, accuracy
@@ -299,9 +299,10 @@ class PruningObjective:
             check_resumed(trial)  # before anything is recorded
             context.report(epoch, value, loss)
 
-        resuming = replace(
-            context, on_resume=lambda: copy_progress(trial, interrupted), report=report
-        )
+        def resumed() -> None:
+            copy_progress(trial, interrupted, self.trainer.metric)
+
+        resuming = replace(context, on_resume=resumed, report=report)
         accuracy = self._train(trial, model, pair, resuming, artifact)
         check_resumed(trial)
         return model, accuracy
@@ -359,7 +360,9 @@ class PruningObjective:
     def _record_pruned(self, trial: BaseTrial, model: ViT, parent: FrozenTrial | None) -> None:
         record_sizes(trial, shape_of(model))
         before = 0 if parent is None else parent.user_attrs.get("total_epochs", 0)
-        epochs = {} if self._epochs is None else {"total_epochs": before + self._epochs}
+        epochs: dict[str, Any] = {}
+        if self._epochs is not None:
+            epochs["total_epochs"] = before + self._epochs
         number = "dense" if parent is None else parent.number
         write_trial(trial, parent_trial=number, losses=[], **epochs)
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning.options import CalibrationOptions
+from vit_ratio_opt.utils.checks import (
+    LARGEST_SEED,
+    check_count,
+    check_flags,
+    check_number,
+    check_path,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +33,7 @@ class SearchOptions:
 
     Args:
         fixed_ratio: Whether to search the baseline instead: one ratio for both modules.
-        noise: Standard deviation of the accuracy over seeds, in percentage points; a given value
+        noise: Standard deviation of the metric over seeds, in its unit; a given value
             is not corrected. By default the noise is estimated: from half the standard error that
             the size of the validation split gives, and from pairs that were trained several
             times.
@@ -37,6 +45,9 @@ class SearchOptions:
             module more.
         seed: Random seed of calibration and fine-tuning.
         calibration: The training images that criteria, factors and reconstruction use.
+
+    Raises:
+        InputError: A value has another type or is out of range.
     """
 
     fixed_ratio: bool = False
@@ -48,8 +59,21 @@ class SearchOptions:
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
 
     def __post_init__(self) -> None:
-        if self.noise is not None and not self.noise >= 0:
-            raise InputError(f"`noise` must be at least 0, but got {self.noise!r}.")
+        check_flags(self, "fixed_ratio", "screen", "iterative")
+        noise = self.noise
+        if noise is not None:
+            rule = "at least 0, in percentage points"
+            noise = check_number("noise", noise, rule, least=0, most=math.inf)
+        confirmations = check_count("confirmations", self.confirmations, least=0)
+        seed = check_count("seed", self.seed, least=0, most=LARGEST_SEED)
+        if not isinstance(self.calibration, CalibrationOptions):
+            raise InputError(
+                f"`calibration` must be a CalibrationOptions, but got {self.calibration!r:.80}: "
+                "give vro.CalibrationOptions(images=512), for example."
+            )
+        object.__setattr__(self, "noise", noise)  # NumPy's numbers are no JSON values
+        object.__setattr__(self, "confirmations", confirmations)
+        object.__setattr__(self, "seed", seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +93,9 @@ class RunOptions:
         progress: Whether to show progress bars; None shows them in a terminal only.
         ranks: Processes that share the training of each trial. Rank 0 runs the study, the others
             call :func:`vit_ratio_opt.runs.ranks.join_trainings`.
+
+    Raises:
+        InputError: A value has another type.
     """
 
     checkpoints: str | Path | None = None
@@ -77,6 +104,18 @@ class RunOptions:
     precision: Precision | None = None
     progress: bool | None = None
     ranks: Ranks | None = None
+
+    def __post_init__(self) -> None:
+        check_path("checkpoints", self.checkpoints)
+        if not hasattr(self.artifacts, "open_reader"):  # a store
+            check_path("artifacts", self.artifacts)
+        if self.ranks is not None and not hasattr(self.ranks, "broadcast"):
+            raise InputError(
+                f"`ranks` must be a Ranks, but got {self.ranks!r:.80}: give "
+                "Ranks.from_environment() in a process that torchrun started."
+            )
+        if self.progress is not None:
+            check_flags(self, "progress")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +128,9 @@ class Places:
         data: Folder of the images.
         artifacts: Folder or ``s3://bucket`` for models and training states of all workers.
         checkpoints: Folder for the pruned models of this worker.
+
+    Raises:
+        InputError: A place is no path.
     """
 
     checkpoint: str | Path | None = None
@@ -96,3 +138,7 @@ class Places:
     data: str | Path | None = None
     artifacts: str | Path | None = None
     checkpoints: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, place in vars(self).items():
+            check_path(name, place)

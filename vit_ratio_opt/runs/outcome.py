@@ -1,4 +1,4 @@
-"""Record what a pruned model costs, and turn its accuracy into the value of its trial."""
+"""Record what a pruned model costs, and turn its metric into the value of its trial."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from optuna.trial import BaseTrial
 from vit_ratio_opt.records.trial import write_trial
 from vit_ratio_opt.runs.suggest import Suggestion
 from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.space.metric import Metric
 from vit_ratio_opt.space.pairs import PairSpace
 from vit_ratio_opt.space.shape import ViTShape
 
@@ -58,26 +59,29 @@ def record_cost(
 def trial_value(
     trial: BaseTrial,
     limit: Budget | Tolerance,
+    metric: Metric,
     *,
-    accuracy: float,
-    drop: float,
+    value: float,
+    loss: float,
     cost_ratio: float,
 ) -> float:
-    """Return the value of a trial: the accuracy (budget) or the cost that is left (tolerance).
+    """Return the value of a trial: the metric (budget) or the cost that is left (tolerance).
 
     Args:
         trial: The trial.
         limit: Limit of the search.
-        accuracy: Accuracy of the trained model.
-        drop: Accuracy that was lost against the dense model.
+        metric: Metric of the search.
+        value: Metric of the trained model.
+        loss: By how much it is worse than the dense model's.
         cost_ratio: Share of the dense model's cost.
 
     Raises:
         TrialPruned: The loss is over the tolerance.
     """
     if not isinstance(limit, Tolerance):
-        return accuracy
-    trial.set_constraint("accuracy_drop", drop - limit.points)
-    if drop > limit.points:
-        raise optuna.TrialPruned(f"{drop:.2f} points lost, over {limit.points}.")
+        return value
+    trial.set_constraint(metric.constraint, loss - limit.points)
+    if loss > limit.points:
+        unit = "points" if metric.unit == "%" else metric.unit or metric.name
+        raise optuna.TrialPruned(f"{loss:.4g} {unit} lost, over {limit.points}.")
     return cost_ratio

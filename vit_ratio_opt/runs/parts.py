@@ -23,6 +23,7 @@ from vit_ratio_opt.runs.pricing import measure_curves
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import MACS, Cost, Latency, cost_named
 from vit_ratio_opt.space.curve import curve_and_baseline, fixed_ratio_pair
+from vit_ratio_opt.space.metric import ACCURACY
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair
 from vit_ratio_opt.training.checks import warn_near_chance, warn_of_other_preprocessing
 from vit_ratio_opt.training.context import Trainer
@@ -75,6 +76,8 @@ class SearchParts:
         if self.run_options.checkpoints is not None:
             check_saveable(dense)
         self.trainer = self._trainer(training)
+        if isinstance(limit, Tolerance):
+            limit.check(self.trainer.metric)
         device = getattr(self.trainer, "device", None) or resolve_device(self.run_options.device)
         # A copy, so that nothing that the caller does later changes it.
         self.dense = copy_for_training(dense).to(device)
@@ -88,6 +91,8 @@ class SearchParts:
             calibration=self.options.calibration,
             seed=self.options.seed,
         )
+        if self.options.iterative:
+            self.pruner.check_parents()
         self.curve: tuple[RatioPair, ...] = ()
         self.baseline: RatioPair | None = None
         self._price(self.cost)
@@ -120,7 +125,8 @@ class SearchParts:
     @property
     def dense_accuracy(self) -> float:
         """Return the dense model's metric on the validation data; warn if it is near chance."""
-        if "dense_accuracy" not in vars(self.objective) and self.data is not None:
+        is_new = "dense_accuracy" not in vars(self.objective)
+        if is_new and self.data is not None and self.trainer.metric == ACCURACY:
             warn_near_chance(self.objective.dense_accuracy, self.data)
         return self.objective.dense_accuracy
 

@@ -19,8 +19,10 @@ from vit_ratio_opt.records.study import write_study
 from vit_ratio_opt.records.trial import write_trial
 from vit_ratio_opt.runs.outcome import record_cost, record_sizes, trial_value
 from vit_ratio_opt.runs.suggest import suggest_pair
-from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.search.direction import check_direction
+from vit_ratio_opt.search.limits import Budget, Tolerance, direction_of
 from vit_ratio_opt.space.costs import MACS, Cost
+from vit_ratio_opt.space.metric import ACCURACY, Metric
 
 __all__ = ["Pruner"]
 
@@ -30,7 +32,7 @@ class Pruner(ModelPruner):
 
     Args:
         dense: The dense, fine-tuned ViT. It is copied; the copy is in float32 and on the same
-            device.
+            device. Its frozen parts are frozen in the pruned models too.
         images: Calibration images: batches ``(batch, channels, height, width)``, normalised as
             for training, on the model's device, alone or with their labels.
         pruning: Weights, patches or both; :class:`~vit_ratio_opt.Structural` by default.
@@ -67,7 +69,9 @@ class Pruner(ModelPruner):
             seed=seed,
         )
 
-    def suggest(self, trial: BaseTrial, limit: Budget | Tolerance) -> ViT:
+    def suggest(
+        self, trial: BaseTrial, limit: Budget | Tolerance, *, metric: Metric | None = None
+    ) -> ViT:
         """Suggest both ratios of a trial and return the pruned, untrained model.
 
         The cost of the model is recorded in the trial, so that reports can show it.
@@ -75,12 +79,15 @@ class Pruner(ModelPruner):
         Args:
             trial: The trial, whose sampler proposes the pair.
             limit: Limit of the search. A pair over a budget ends the trial before any pruning.
+            metric: Metric of the objective; that of the sampler, or else an accuracy, by default.
 
         Raises:
+            InputError: The direction of the study is not that of the limit and the metric.
             TrialPruned: The pair is over the budget or not in the space, or the sampler has
                 nothing left to learn.
         """
         if isinstance(trial, optuna.Trial):
+            check_direction(trial.study, direction_of(limit, _metric_of(trial, metric)))
             self._describe_study(trial.study)
         suggestion = suggest_pair(trial, self.space, limit)
         model = self.prune(suggestion.pair)
@@ -90,27 +97,35 @@ class Pruner(ModelPruner):
         return model
 
     def result(
-        self, trial: BaseTrial, limit: Budget | Tolerance, accuracy: float, dense_accuracy: float
+        self,
+        trial: BaseTrial,
+        limit: Budget | Tolerance,
+        value: float,
+        dense_value: float,
+        *,
+        metric: Metric | None = None,
     ) -> float:
-        """Record the accuracy of a trained model and return the value of the trial.
+        """Record the metric of a trained model and return the value of the trial.
 
-        Within a budget that is the accuracy itself. With a tolerance it is the share of the cost
+        Within a budget that is the metric itself. With a tolerance it is the share of the cost
         that is left, in a study that is minimised.
 
         Args:
             trial: Trial whose model was trained.
             limit: The limit of the search.
-            accuracy: Accuracy of the trained model, in per cent.
-            dense_accuracy: Accuracy of the dense model on the same images, in per cent.
+            value: Metric of the trained model, the accuracy in per cent by default.
+            dense_value: Metric of the dense model on the same images.
+            metric: Metric of the objective; that of the sampler, or else an accuracy, by default.
 
         Raises:
             TrialPruned: The model loses more than the tolerance.
         """
-        drop = dense_accuracy - accuracy
-        write_trial(trial, accuracy=accuracy, accuracy_drop=drop)
+        metric = _metric_of(trial, metric)
+        loss = metric.loss(dense_value, value)
+        write_trial(trial, metric=metric, accuracy=value, accuracy_drop=loss)
         attributes = trial.user_attrs
         cost_ratio = attributes.get("cost_ratio", attributes["macs_ratio"])
-        return trial_value(trial, limit, accuracy=accuracy, drop=drop, cost_ratio=cost_ratio)
+        return trial_value(trial, limit, metric, value=value, loss=loss, cost_ratio=cost_ratio)
 
     def _describe_study(self, study: Study) -> None:
         """Record the sizes and costs of the dense model in the study, once."""
@@ -123,3 +138,10 @@ class Pruner(ModelPruner):
             cost=asdict(CostRecord.of(self.space.cost)),
             dense={"macs": shape.macs, "params": shape.params, **sizes},
         )
+
+
+def _metric_of(trial: BaseTrial, given: Metric | None) -> Metric:
+    """Return the given metric, that of the study's sampler, or the accuracy."""
+    if given is None and isinstance(trial, optuna.Trial):
+        given = getattr(trial.study.sampler, "metric", None)
+    return given or ACCURACY

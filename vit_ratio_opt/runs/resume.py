@@ -8,17 +8,18 @@ from typing import Any
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.trial import write_trial
+from vit_ratio_opt.records.trial import attribute, write_trial
+from vit_ratio_opt.space.metric import Metric
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrainingDiverged
 
 __all__ = ["check_resumed", "copy_progress", "last_epoch", "next_seed", "pair_of"]
 
 # What an interrupted trial has recorded before its training.
-_KNOWN = ("params", "blocks", "tokens", "parent_trial", "total_epochs", "accuracy_pruned")
+_KNOWN = ("params", "blocks", "tokens", "parent_trial", "total_epochs")
 
 
-def copy_progress(trial: BaseTrial, earlier: FrozenTrial) -> None:
+def copy_progress(trial: BaseTrial, earlier: FrozenTrial, metric: Metric) -> None:
     """Record in ``trial`` what an interrupted trial had recorded when its state was saved.
 
     A second call changes nothing.
@@ -29,8 +30,12 @@ def copy_progress(trial: BaseTrial, earlier: FrozenTrial) -> None:
     known: dict[str, Any] = {
         name: earlier.user_attrs[name] for name in _KNOWN if name in earlier.user_attrs
     }
+    pruned = attribute(earlier, "accuracy_pruned")
+    if pruned is not None:
+        known["accuracy_pruned"] = pruned
     write_trial(
         trial,
+        metric=metric,
         **known,
         losses=earlier.user_attrs["losses"][:epoch],  # later epochs are trained again
         resumed_from={"trial": earlier.number, "epoch": epoch},

@@ -32,7 +32,11 @@ def likely_best(pruner: PrunerProtocol, curve: Sequence[RatioPair]) -> RatioPair
 
 
 def screen(
-    pruner: PrunerProtocol, evaluate: Callable[[nn.Module], float], curve: Sequence[RatioPair]
+    pruner: PrunerProtocol,
+    evaluate: Callable[[nn.Module], float],
+    curve: Sequence[RatioPair],
+    *,
+    sign: int = 1,
 ) -> dict[Pair, float]:
     """Return the values of pruned, untrained models at some pairs of a budget's curve.
 
@@ -44,6 +48,7 @@ def screen(
         pruner: Prunes the dense model.
         evaluate: Function that returns the metric of a model on the validation split.
         curve: The pairs that use up the budget.
+        sign: -1 where a smaller metric is better.
 
     Returns:
         The value of each evaluated pair; empty where the curve has no choice.
@@ -51,8 +56,8 @@ def screen(
     if len(curve) < 2:
         return {}
     plan = BudgetSearch(curve, start=likely_best(pruner, curve))
-    seen = run_plan(plan, lambda pair: evaluate(pruner.prune(RatioPair(*pair))))
-    return {pair: value for pair, (value,) in seen.items()}
+    seen = run_plan(plan, lambda pair: sign * evaluate(pruner.prune(RatioPair(*pair))))
+    return {pair: sign * value for pair, (value,) in seen.items()}
 
 
 def likely_path(

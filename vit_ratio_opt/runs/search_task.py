@@ -21,10 +21,11 @@ from vit_ratio_opt.runs.task import check_settings, screened_best
 from vit_ratio_opt.search.binary_search import BinarySearchSampler
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.limits import Budget, Tolerance
-from vit_ratio_opt.search.noise import Noise, accuracy_noise
+from vit_ratio_opt.search.noise import Noise, accuracy_noise, seed_noise
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.costs import Latency
 from vit_ratio_opt.space.curve import cost_saved
+from vit_ratio_opt.space.metric import ACCURACY
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.progress import show_waiting
 from vit_ratio_opt.training.trainer import ImageTrainer
@@ -91,6 +92,8 @@ class SearchTask(SearchParts):
                 "macs": dense.macs, "params": dense.params, "val_accuracy": self.dense_accuracy,
             },
         }  # fmt: skip
+        if self.trainer.metric != ACCURACY:
+            described["metric"] = self.trainer.metric.to_json()
         if self.data is not None:
             described |= {
                 "classes": self.data.classes,
@@ -133,11 +136,7 @@ class SearchTask(SearchParts):
             "device": getattr(self.trainer, "device_name", str(self.pruner.device)),
             "saved": cost_saved(self.space),
             "cost": asdict(CostRecord.of(cost)),
-            "metric": {
-                "name": metric.name,
-                "unit": metric.unit,
-                "larger_is_better": metric.larger_is_better,
-            },
+            "metric": metric.to_json(),
             "origin": self.origin,
             **begins,
             "dense": {
@@ -192,14 +191,20 @@ class SearchTask(SearchParts):
 
     def plan(self, attributes: Mapping[str, Any]) -> BudgetSearch | ToleranceSearch:
         """Return the plan of a study with these attributes."""
-        options, noise = self.options, Noise(self._expected_noise, is_known=False)
+        options, metric = self.options, self.trainer.metric
+        point, stored = metric.point(self.dense_accuracy), attributes.get("plan", {})
         if options.noise is not None:
-            noise = Noise(options.noise)
+            noise = Noise(options.noise, point=point)
+        elif "noise_is_known" in stored:  # another machine may estimate another noise
+            noise = Noise.from_json(stored)
+        else:
+            noise = Noise(self._expected_noise, is_known=False, point=point)
         return self.limit.plan(
             self.space,
             noise=noise,
             confirmations=options.confirmations,
             dense=self.dense_accuracy,
+            metric=metric,
             start=screened_best(attributes),
             path=[(first, second) for first, second in attributes.get("path", ())],
             fixed_ratio=options.fixed_ratio,
@@ -218,7 +223,9 @@ class SearchTask(SearchParts):
         with show_waiting("evaluating pairs before any training", enabled=shown):
             _ = self.dense_accuracy
             if options.screen and isinstance(self.limit, Budget):
-                screened = screen(self.pruner, self.objective.evaluate, self.curve)
+                screened = screen(
+                    self.pruner, self.objective.evaluate, self.curve, sign=self.trainer.metric.sign
+                )
             elif options.screen and not options.fixed_ratio and self.data is not None:
                 images = other_batches(self.data, **self._images())
                 path = likely_path(self.pruner, images, self.precision)
@@ -226,10 +233,16 @@ class SearchTask(SearchParts):
 
     @property
     def _expected_noise(self) -> float:
-        """Return a guess of the metric's standard deviation over seeds, in points."""
-        if self.data is None:
-            return _UNKNOWN_NOISE
-        return accuracy_noise(self.dense_accuracy, len(self.data.val))
+        """Return a guess of the metric's standard deviation over seeds, in its unit."""
+        metric = self.trainer.metric
+        if metric.noise is not None:
+            return metric.noise
+        if self.data is not None and metric == ACCURACY:
+            return accuracy_noise(self.dense_accuracy, len(self.data.val))
+        standard_error = getattr(self.trainer, "standard_error", None)
+        if standard_error is None:
+            return _UNKNOWN_NOISE * metric.point(self.dense_accuracy)
+        return seed_noise(standard_error(self.pruner.dense))
 
     def _admit(self, study: Study) -> None:
         """Refuse a study with other settings; adopt its measurements.

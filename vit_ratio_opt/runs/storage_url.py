@@ -49,7 +49,10 @@ def check_storage_url(url: str, *, must_exist: bool = False) -> URL:
         parsed = _add_driver(parsed)
         parsed.get_dialect()
     except sqlalchemy.exc.NoSuchModuleError:
-        raise InputError(f"The storage URL {redact(url)!r} names an unknown database.") from None
+        raise InputError(
+            f"The storage URL {redact(url)!r} names an unknown database: it must begin with "
+            "sqlite, postgresql, mysql or grpc and ://."
+        ) from None
     except InputError:
         raise
     except (sqlalchemy.exc.ArgumentError, ValueError):

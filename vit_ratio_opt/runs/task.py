@@ -85,6 +85,7 @@ def check_settings(task: StudyTask, study_name: str, attributes: Mapping[str, An
 
 def screened_best(attributes: Mapping[str, Any]) -> Pair | None:
     """Return the best pair of the screen among a study's attributes, the first of equal ones."""
-    seen = attributes.get("screened", [])
-    best = max(seen, key=lambda row: row[2], default=None)
+    seen, metric = attributes.get("screened", []), attributes.get("metric", {})
+    sign = 1 if metric.get("larger_is_better", True) else -1
+    best = max(seen, key=lambda row: sign * row[2], default=None)
     return None if best is None else (best[0], best[1])

@@ -24,6 +24,7 @@ from vit_ratio_opt.model_files.save import save_pruned
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import weights_hash
+from vit_ratio_opt.records.trial import attribute
 from vit_ratio_opt.runs.lineage import fetch_checkpoint
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.utils.failures import is_storage_error, reason
@@ -98,7 +99,7 @@ def check_has_model(trial: FrozenTrial, study_name: str) -> None:
         why = "it has not ended"
     elif trial.state == TrialState.FAIL:
         why = f"it failed ({attributes.get('failure', 'its worker died')})"
-    elif "accuracy" not in attributes:
+    elif attribute(trial, "accuracy") is None:
         why = "it was not trained to its end"
     elif attributes.get("checkpoint") is None:
         why = "its worker kept none: `checkpoints` names the folder of a study's models"

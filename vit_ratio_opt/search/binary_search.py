@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from optuna.logging import get_logger
 from optuna.samplers import BaseSampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.search.limits import Limit, plan_of
+from vit_ratio_opt.search.limits import Budget, Limit, plan_of
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Plan
 from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.space.curve import cost_saved
+from vit_ratio_opt.space.metric import ACCURACY, Metric
 from vit_ratio_opt.space.pairs import PairSpace
 from vit_ratio_opt.utils.versions import installed_versions
 
 __all__ = ["BinarySearchSampler"]
+
+_logger = get_logger(f"optuna.{__name__}")
+
+# Points of noise that are assumed of values about which nothing is known; repeats correct it.
+_UNKNOWN_NOISE = 0.5
 
 
 class BinarySearchSampler(PlanSampler):
@@ -30,12 +38,15 @@ class BinarySearchSampler(PlanSampler):
 
     Args:
         space: Space of the dense model, such as ``pruner.space``.
-        limit: :class:`~vit_ratio_opt.Budget` in a study that maximises the accuracy;
+        limit: :class:`~vit_ratio_opt.Budget` in a study of the metric;
             :class:`~vit_ratio_opt.Tolerance` in one that minimises the cost, whose trials set the
-            constraint ``accuracy_drop`` to the accuracy lost minus the tolerance; or a
-            custom limit or plan.
-        noise: Standard deviation of the accuracy over seeds, in percentage points; by default
-            that of the limit's ``plan`` method.
+            constraint ``metric.constraint`` to the loss minus the tolerance; or a custom limit or
+            plan.
+        metric: Name, unit and direction of the values; the accuracy in per cent by default.
+        noise: Standard deviation of the metric over seeds, in its unit; by default that of the
+            metric, or a guess that the trainings of a pair correct: half a percentage point
+            within a budget, a quarter of a tolerance. Values without ``"%"`` within a budget are
+            taken as exact. What other parameters change, such as a learning rate, is noise too.
         confirmations: Number of times that the answer is trained again before the search ends.
         independent_sampler: Sampler of all other parameters; random by default.
         seed: Random seed of the default independent sampler.
@@ -55,13 +66,18 @@ class BinarySearchSampler(PlanSampler):
         space: PairSpace,
         limit: Limit | Plan,
         *,
+        metric: Metric | None = None,
         noise: float | Noise | None = None,
         confirmations: int = 1,
         independent_sampler: BaseSampler | None = None,
         seed: int | None = None,
         n_trials: int | None = None,
     ) -> None:
-        plan = plan_of(limit, space, noise=noise, confirmations=confirmations)
+        known = metric or ACCURACY
+        noise = known.noise if noise is None else noise
+        if noise is None and isinstance(limit, Budget) and known.unit == "%":
+            noise = Noise(_UNKNOWN_NOISE, is_known=False)
+        plan = plan_of(limit, space, noise=noise, confirmations=confirmations, metric=known)
         super().__init__(
             ratio_distributions(space),
             plan,
@@ -69,13 +85,30 @@ class BinarySearchSampler(PlanSampler):
             seed=seed,
             n_trials=n_trials,
         )
-        self._limit = _limit_json(limit, space)
+        self._limit, self._is_budget = _limit_json(limit, space), isinstance(limit, Budget)
+        self.metric = metric
         self._space = space
         self._described: tuple[int, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the study that was described last."""
         return vars(self) | {"_described": None}
+
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Stop the running ``optimize`` when nothing is left to learn; warn of fractions."""
+        super().after_trial(study, trial, state, values)
+        is_first = trial.number == 0 and self.metric is None and self._is_budget
+        if is_first and values is not None and 0 < values[0] <= 1:
+            _logger.warning(
+                f"The first value is {values[0]:.4g}: an accuracy is expected in per cent. Return "
+                "it in per cent, or give the sampler a `metric` with its unit and noise."
+            )
 
     def _check_study(self, study: Study, trial: FrozenTrial) -> None:
         super()._check_study(study, trial)
@@ -106,6 +139,8 @@ class BinarySearchSampler(PlanSampler):
         study.set_user_attr("limit", self._limit)
         study.set_user_attr("versions", installed_versions())
         study.set_user_attr("saved", cost_saved(self._space))
+        if self.metric is not None and "metric" not in stored:
+            study.set_user_attr("metric", self.metric.to_json())
         study.set_user_attr("plan", plan_json())
 
 

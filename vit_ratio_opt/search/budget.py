@@ -66,6 +66,8 @@ class BudgetSearch:
         noise: Standard deviation of one value, or a :class:`~vit_ratio_opt.search.noise.Noise`.
         confirmations: Number of times that the best pair is trained again before the search ends.
         dense: Value of the dense model, from which losses are counted; the best value by default.
+        larger_is_better: Whether the study is maximised. If not, ``dense`` and the values that
+            this search observes are the study's with the opposite sign.
 
     Raises:
         InputError: The curve is empty or out of order, ``start`` is not on it, ``baseline`` is
@@ -83,11 +85,13 @@ class BudgetSearch:
         noise: float | Noise = 0.0,
         confirmations: int = 0,
         dense: float | None = None,
+        larger_is_better: bool = True,
     ) -> None:
         self._curve = Curve(curve, baseline, start)
         self.noise = as_noise(noise, confirmations)
         self.confirmations = confirmations
         self.dense = dense
+        self.larger_is_better = larger_is_better
 
     @property
     def curve(self) -> tuple[Pair, ...]:
@@ -191,7 +195,11 @@ class BudgetSearch:
             meeting = [first for first, second in self.curve if second <= value]
             pair = (meeting[0] if meeting else self.curve[-1][0], value)
         return BudgetSearch(
-            [pair], noise=self.noise, confirmations=self.confirmations, dense=self.dense
+            [pair],
+            noise=self.noise,
+            confirmations=self.confirmations,
+            dense=self.dense,
+            larger_is_better=self.larger_is_better,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -200,10 +208,10 @@ class BudgetSearch:
             "curve": [list(pair) for pair in self.curve],
             "baseline": None if self.baseline is None else list(self.baseline),
             "start": list(self.curve[self._curve.start]),
-            "noise": self.noise.guess,
-            "noise_is_known": self.noise.is_known,
+            **self.noise.to_json(),
             "confirmations": self.confirmations,
             "dense": self.dense,
+            **({} if self.larger_is_better else {"larger_is_better": False}),
         }
 
     @classmethod
@@ -214,9 +222,10 @@ class BudgetSearch:
             [(first, second) for first, second in stored["curve"]],
             baseline=None if baseline is None else (baseline[0], baseline[1]),
             start=None if start is None else (start[0], start[1]),
-            noise=Noise(stored["noise"], is_known=stored.get("noise_is_known", False)),
+            noise=Noise.from_json(stored),
             confirmations=stored.get("confirmations", 0),
             dense=stored.get("dense"),
+            larger_is_better=stored.get("larger_is_better", True),
         )
 
     def _believe(self, observed: Observed) -> Believed | None:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.direction import Direction
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair, Plan
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.curve import curve_and_baseline, fixed_ratio_pair, pair_columns
+from vit_ratio_opt.space.metric import ACCURACY, Metric
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair
 
-__all__ = ["Budget", "Direction", "Limit", "Tolerance", "plan_of"]
+__all__ = ["Budget", "Limit", "Tolerance", "direction_of", "plan_of"]
 
-Direction = Literal["maximize", "minimize"]
-
-# Standard deviation of the accuracy over seeds, as a share of the tolerance, where nothing is
+# Standard deviation of the metric over seeds, as a share of the tolerance, where nothing is
 # known of it: trainings of a pair correct it.
 _NOISE_SHARE = 0.25
 
@@ -37,7 +38,7 @@ class Limit(Protocol):
 
 @dataclass(frozen=True)
 class Budget:
-    """Find the most accurate pair that costs at most a share of the dense model's cost.
+    """Find the pair with the best metric that costs at most a share of the dense model's cost.
 
     Args:
         share: Largest fraction of the dense model's cost, in (0, 1].
@@ -47,7 +48,6 @@ class Budget:
     """
 
     share: float
-    direction: ClassVar[Direction] = "maximize"
 
     def __post_init__(self) -> None:
         if not (_is_between(self.share, 0, 1) or self.share == 1):
@@ -63,6 +63,7 @@ class Budget:
         noise: float | Noise | None = None,
         confirmations: int = 1,
         dense: float | None = None,
+        metric: Metric = ACCURACY,
         start: Pair | None = None,
         path: Sequence[Pair] = (),
         fixed_ratio: bool = False,
@@ -71,10 +72,11 @@ class Budget:
 
         Args:
             space: Space of the dense model.
-            noise: Standard deviation of the accuracy over seeds, in percentage points, or a
-                :class:`~vit_ratio_opt.search.noise.Noise`; None takes every accuracy as exact.
+            noise: Standard deviation of the metric over seeds, in its unit, or a
+                :class:`~vit_ratio_opt.search.noise.Noise`; None takes every value as exact.
             confirmations: Number of times that the best pair is trained again.
-            dense: Accuracy of the dense model; the highest accuracy observed by default.
+            dense: Metric of the dense model; the best value observed by default.
+            metric: Name, unit and direction of the values.
             start: Pair of the curve that is tried after the fixed ratio.
             path: Accepted for a :class:`Tolerance`; a budget ignores it.
             fixed_ratio: Whether to search the baseline instead, one ratio for both modules.
@@ -97,7 +99,8 @@ class Budget:
             start=start,
             noise=0.0 if noise is None else noise,
             confirmations=confirmations,
-            dense=dense,
+            dense=None if dense is None else metric.sign * dense,
+            larger_is_better=metric.larger_is_better,
         )
 
     def to_json(self) -> dict[str, float]:
@@ -107,11 +110,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Find the cheapest pair that loses at most some percentage points of accuracy.
+    """Find the cheapest pair whose metric is at most so much worse than the dense model's.
 
     Args:
-        points: Largest loss of accuracy against the dense model, in percentage points, in
-            (0, 100).
+        points: Largest loss against the dense model, above 0 and in the unit of the metric:
+            percentage points of accuracy, below 100, where no other metric is named.
         confidence: Probability with which the answer has to keep the tolerance, in (0.5, 1).
 
     Raises:
@@ -120,12 +123,12 @@ class Tolerance:
 
     points: float
     confidence: float = 0.8
-    direction: ClassVar[Direction] = "minimize"
 
     def __post_init__(self) -> None:
-        if not _is_between(self.points, 0, 100):
+        if not _is_between(self.points, 0, math.inf):
             raise InputError(
-                f"The tolerance must be above 0 and below 100 points, but got {self.points!r:.80}."
+                f"The tolerance must be above 0 and finite, but got {self.points!r:.80}: give the "
+                "largest loss in the unit of the metric."
             )
         if not _is_between(self.confidence, 0.5, 1):
             raise InputError(
@@ -140,6 +143,7 @@ class Tolerance:
         noise: float | Noise | None = None,
         confirmations: int = 1,
         dense: float | None = None,
+        metric: Metric = ACCURACY,
         start: Pair | None = None,
         path: Sequence[Pair] = (),
         fixed_ratio: bool = False,
@@ -148,21 +152,23 @@ class Tolerance:
 
         Args:
             space: Space of the dense model.
-            noise: Standard deviation of the accuracy over seeds in percentage points, or what is
-                known of it; None guesses a quarter of the tolerance and corrects it by the
-                trainings of a pair.
+            noise: Standard deviation of the metric over seeds in its unit, or what is known of
+                it; None guesses a quarter of the tolerance and corrects it by the trainings of a
+                pair.
             confirmations: Number of times that the answer is trained again.
-            dense: Accepted for a :class:`Budget`; a tolerance ignores it.
+            dense: Metric of the dense model, if it is known.
+            metric: Name, unit and direction of the values.
             start: Accepted for a :class:`Budget`; a tolerance ignores it.
             path: Pairs with which the search begins, the likeliest ones at each cost.
             fixed_ratio: Whether to search the baseline instead, one ratio for both modules.
 
         Raises:
-            InputError: A pair of ``path`` is not of the space.
+            InputError: A pair of ``path`` is not of the space, or the tolerance allows any model.
         """
+        self.check(metric)
         if noise is None:
-            noise = Noise(_NOISE_SHARE * self.points, is_known=False)
-        return ToleranceSearch(
+            noise = Noise(_NOISE_SHARE * self.points, is_known=False, point=metric.point(dense))
+        search = ToleranceSearch(
             pair_columns(space, fixed_ratio=fixed_ratio),
             space.cost_ratio,
             self.points,
@@ -171,10 +177,29 @@ class Tolerance:
             confidence=self.confidence,
             path=path,
         )
+        search.constraint = metric.constraint
+        return search
+
+    def check(self, metric: Metric) -> None:
+        """Refuse a tolerance that every model would keep.
+
+        Raises:
+            InputError: The unit of the metric is ``"%"`` and 100 points may be lost.
+        """
+        if metric.unit == "%" and self.points >= 100:
+            raise InputError(
+                f"The tolerance must be above 0 and below 100 points, but got {self.points!r:.80}."
+            )
 
     def to_json(self) -> dict[str, float]:
         """Return the limit as a study stores it."""
         return {"tolerance": float(self.points), "confidence": float(self.confidence)}
+
+
+def direction_of(limit: Limit, metric: Metric = ACCURACY) -> Direction:
+    """Return the direction of a study: of the cost with a tolerance, else of the metric."""
+    is_larger = metric.larger_is_better and not isinstance(limit, Tolerance)
+    return "maximize" if is_larger else "minimize"
 
 
 def plan_of(limit: Limit | Plan, space: PairSpace, **options: Any) -> Plan:

@@ -131,7 +131,7 @@ def tolerance_answer(
         observed pair.
     """
     first, second = stored["scale"]
-    noise = Noise(stored["noise"], is_known=stored["noise_is_known"])
+    noise = Noise.from_json(stored)
     rule = Rule(stored["tolerance"], (first, second), noise, stored["confidence"])
     values = {pair: tuple(margins) for pair, margins in observed.items() if margins}
     if not values:

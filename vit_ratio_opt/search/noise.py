@@ -10,6 +10,7 @@ which the repeats weigh. A search averages over all alternatives, see
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["Levels", "Noise", "Repeats", "accuracy_noise"]
+__all__ = ["Levels", "Noise", "Repeats", "accuracy_noise", "seed_noise"]
 
 Array = NDArray[np.floating[Any]]
 
@@ -71,17 +72,34 @@ class Noise:
     Args:
         guess: Standard deviation for a pair that loses nothing.
         is_known: Whether the guess holds for every pair, even if repeated trainings contradict it.
+        point: One point in the unit of the values, see :class:`~vit_ratio_opt.Metric`. It sets
+            how fast the noise grows with the loss.
 
     Raises:
-        InputError: The guess is negative or not finite.
+        InputError: A number is out of its range.
     """
 
     guess: float
     is_known: bool = True
+    point: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.guess < math.inf:
             raise InputError(f"`noise` must be at least 0, but got {self.guess!r}.")
+        if not 0 < self.point < math.inf:
+            raise InputError(f"`point` must be above 0, but got {self.point!r}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the noise as entries of a plan's JSON values."""
+        known = {"noise": self.guess, "noise_is_known": self.is_known}
+        return known if self.point == 1 else {**known, "noise_point": self.point}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Noise:
+        """Return the noise of a plan's JSON values; version 0.1.0 stored the guess alone."""
+        return cls(
+            stored["noise"], stored.get("noise_is_known", False), stored.get("noise_point", 1.0)
+        )
 
     def levels(self, repeats: Repeats, *, least_loss: float, grows: bool = True) -> Levels:
         """Return alternatives of the noise, weighted by their likelihood given the repeats.
@@ -101,7 +119,8 @@ class Noise:
         extra = repeats.counts[repeated] - 1  # degrees of freedom
         degrees = _PRIOR_DEGREES + float(extra.sum())
         found = []
-        for growth, log_weight in _GROWTHS if grows else _GROWTHS[:1]:
+        for points, log_weight in _GROWTHS if grows else _GROWTHS[:1]:
+            growth = points * self.point
             scale = 1 + (np.maximum(losses, 0.0) / growth) ** 2
             squares = math.fsum((found_squares / scale).tolist())
             # Marginal likelihood of the repeats, up to a factor that all growths share.
@@ -125,7 +144,16 @@ def accuracy_noise(accuracy: float, images: int) -> float:
         images: Number of images on which it is measured.
     """
     share = accuracy / 100
-    return 50 * math.sqrt(share * (1 - share) / images)
+    return seed_noise(100 * math.sqrt(share * (1 - share) / images))
+
+
+def seed_noise(standard_error: float) -> float:
+    """Return a guess of the standard deviation of a metric over seeds.
+
+    Args:
+        standard_error: Standard error of the metric over draws of the validation images.
+    """
+    return standard_error / 2
 
 
 def _chi_squared(quantile: float, degrees: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.logging import get_logger
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt._compat import enqueued_params, fixed_params
@@ -24,6 +24,7 @@ from vit_ratio_opt.search.claims import (
     TrialReader,
     View,
 )
+from vit_ratio_opt.search.direction import Direction, check_direction
 from vit_ratio_opt.search.plan import Pair, Plan, Proposal
 
 __all__ = ["PlanSampler"]
@@ -195,20 +196,16 @@ class PlanSampler(BaseSampler):
     def _check_study(self, study: Study, trial: FrozenTrial) -> None:
         """Refuse a study that would take the worst pair for the best.
 
-        A plan with a constraint minimises a cost. A plan that knows the dense model's accuracy
-        maximises accuracies; without it, either direction is possible.
+        A plan with a constraint minimises a cost. A plan that knows the dense model's value knows
+        the direction of the metric; without it, either direction is possible.
         """
-        wanted = None
+        wanted: Direction | None = None
         if self._plan.constraint is not None:
-            wanted = StudyDirection.MINIMIZE
+            wanted = "minimize"
         elif getattr(self._plan, "dense", None) is not None:
-            wanted = StudyDirection.MAXIMIZE
-        if wanted is not None and study.direction != wanted:
-            raise InputError(
-                f"Study {study.study_name!r} has direction {study.direction.name.lower()!r}, but "
-                f"the sampler's plan needs {wanted.name.lower()!r}: create the study with "
-                f"`direction={wanted.name.lower()!r}`."
-            )
+            wanted = "maximize" if getattr(self._plan, "larger_is_better", True) else "minimize"
+        if wanted is not None:
+            check_direction(study, wanted)
 
     def _claim(self, study: Study, trial: FrozenTrial) -> Pair:
         """Choose the trial's pair, write it into the trial, and return it."""

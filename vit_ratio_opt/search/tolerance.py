@@ -259,8 +259,7 @@ class ToleranceSearch:
         return {
             "tolerance": self.tolerance,
             "scale": list(self._pairs.scale),
-            "noise": self.noise.guess,
-            "noise_is_known": self.noise.is_known,
+            **self.noise.to_json(),
             "confidence": self.confidence,
         }
 

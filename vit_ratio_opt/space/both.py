@@ -14,7 +14,7 @@ from vit_ratio_opt.space.costs import MACS
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair, check_pair, removed_units
 from vit_ratio_opt.space.shape import BlockTokens, ViTShape
 from vit_ratio_opt.space.tokens import TokenSpace
-from vit_ratio_opt.space.units import StructuralUnits, least_neurons
+from vit_ratio_opt.space.units import StructuralUnits, describe_least, least_neurons
 
 __all__ = ["Combined"]
 
@@ -72,8 +72,10 @@ class Combined(PairSpace):
     @property
     def minimum(self) -> str:
         """Return the minimum that every block keeps, in words."""
-        neurons = least_neurons(self.round_to)
-        return f"1 head, {self.round_to} rank(s), {neurons} neurons and 1 patch"
+        blocks, neurons = self.dense.blocks, least_neurons(self.round_to)
+        rank = describe_least(self.round_to, [block.head_dim for block in blocks], "rank")
+        ffn = describe_least(neurons, [block.hidden_dim for block in blocks], "neuron")
+        return f"1 head, {rank}, {ffn} and 1 patch"
 
     @cached_property
     def mhsa_ratios(self) -> tuple[float, ...]:

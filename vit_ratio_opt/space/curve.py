@@ -53,8 +53,16 @@ def check_budget(space: PairSpace, budget: float) -> None:
         raise InputError(
             f"The budget must be at least {shown:.4f}: the smallest realisable model "
             f"({space.minimum} in every block) needs that share of the dense model's {word}, but "
-            f"got {budget!r}."
+            f"got {budget!r}.{_rounding_hint(space)}"
         )
+
+
+def _rounding_hint(space: PairSpace) -> str:
+    """Return a sentence where sizes that are rounded keep models from being smaller."""
+    round_to = getattr(space, "round_to", 1)
+    if round_to == 1:
+        return ""
+    return f" Sizes are multiples of {round_to}: a lower `round_to` (--round-to) allows less."
 
 
 def budget_curve(space: PairSpace, budget: float) -> tuple[RatioPair, ...]:
@@ -104,6 +112,8 @@ def fixed_ratio_pair(space: PairSpace, budget: float) -> RatioPair:
     check_budget(space, budget)
     allowed = _largest_cost(space.dense_cost, budget)
     ratios = _fixed_ratios(space)
+    if not ratios:
+        raise InputError("No ratio for both modules is within the bounds of the blocks.")
     least = _first_within(
         ratios, allowed, lambda ratio: space.pruned_cost(RatioPair(ratio, ratio))
     )
@@ -182,8 +192,9 @@ def pair_columns(
 
 
 def _fixed_ratios(space: PairSpace) -> list[float]:
-    largest = min(space.max_pair) + SLACK
-    return sorted(ratio for ratio in {*space.mhsa_ratios, *space.ffn_ratios} if ratio <= largest)
+    least, largest = max(space.min_pair) - SLACK, min(space.max_pair) + SLACK
+    ratios = {*space.mhsa_ratios, *space.ffn_ratios}
+    return sorted(ratio for ratio in ratios if least <= ratio <= largest)
 
 
 def _cost_in_column(space: PairSpace, mhsa_ratio: float, ffn_ratio: float) -> int:

@@ -64,7 +64,11 @@ class CostLabel(Protocol):
 
 
 class PairRange(Protocol):
-    """The largest ratios that leave every block its minimum."""
+    """The smallest ratios, and the largest ones that leave every block its minimum."""
+
+    @property
+    def min_pair(self) -> RatioPair:
+        """Return the smallest MHSA ratio and the smallest FFN ratio."""
 
     @property
     def max_pair(self) -> RatioPair:
@@ -91,11 +95,16 @@ class PairSpace(PairRange, Protocol):
 
     @property
     def mhsa_ratios(self) -> tuple[float, ...]:
-        """Return every MHSA ratio that removes another number of units, rising from 0."""
+        """Return every MHSA ratio that removes another number of units, rising."""
 
     @property
     def ffn_ratios(self) -> tuple[float, ...]:
-        """Return every FFN ratio that removes another number of units, rising from 0."""
+        """Return every FFN ratio that removes another number of units, rising."""
+
+    @property
+    def min_pair(self) -> RatioPair:
+        """Return the smallest ratios: 0, unless single blocks have floors."""
+        return RatioPair(self.mhsa_ratios[0], self.ffn_ratios[0])
 
     @property
     def max_pair(self) -> RatioPair:
@@ -141,20 +150,27 @@ def removed_units(ratio: float, units: int, step: int = 1) -> int:
     return math.ceil((ratio * units - SLACK * units) / step) * step
 
 
-def check_pair(space: PairRange, pair: RatioPair) -> None:
+def check_pair(space: PairRange, pair: RatioPair, smallest: RatioPair | None = None) -> None:
     """Refuse ratios that are not in ``space``.
 
+    Args:
+        space: The space.
+        pair: Ratios to check.
+        smallest: Smallest ratios that are allowed; those of the space by default.
+
     Raises:
-        InputError: A ratio is outside [0, largest ratio that leaves every block its minimum].
+        InputError: A ratio is outside [smallest ratio, largest ratio that leaves every block its
+            minimum].
     """
-    for name, ratio, largest in zip(RatioPair._fields, pair, space.max_pair, strict=True):
+    limits = zip(smallest or space.min_pair, space.max_pair, strict=True)
+    for name, ratio, (least, largest) in zip(RatioPair._fields, pair, limits, strict=True):
         value: object = ratio
         if isinstance(value, bool) or not isinstance(value, Real):
             raise InputError(f"`{name}` must be a number, but got {value!r:.80}.")
-        if not 0 <= ratio <= largest + SLACK:
+        if not least - SLACK * (least > 0) <= ratio <= largest + SLACK:
             raise InputError(
-                f"`{name}` must be in [0, {largest:.6g}] so that every block keeps at least "
-                f"{space.minimum}, but got {ratio!r}."
+                f"`{name}` must be in [{least:.6g}, {largest:.6g}] so that every block keeps at "
+                f"least {space.minimum}, but got {ratio!r}."
             )
 
 

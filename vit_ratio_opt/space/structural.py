@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.space.cost_table import CostTable
 from vit_ratio_opt.space.costs import MACS, Cost
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair
@@ -23,17 +24,21 @@ class StructuralSpace(StructuralUnits, PairSpace):
             the one that the model allows.
         round_to: Ranks and hidden neurons that are left in a block are multiples of this number
             wherever some are removed.
+        bounds: Bounds on what each block may lose; none by default.
         cost: Cost of the pairs.
 
     Raises:
-        InputError: ``unit`` or ``round_to`` is no such value, or ``cost`` cannot price the units
-            of the model, because they differ from block to block.
+        InputError: ``unit`` or ``round_to`` is no such value, ``bounds`` cannot be kept or leave
+            nothing to prune, or ``cost`` cannot price the units of the model, because they differ
+            from block to block.
     """
 
     cost: Cost = MACS
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.bounds and self.max_pair == (0.0, 0.0):
+            raise InputError("`skip` and `bounds` leave nothing to prune: free a part.")
         self._prices.check(self)
 
     @cached_property

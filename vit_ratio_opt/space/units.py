@@ -7,16 +7,25 @@ instead of removed whole.
 from __future__ import annotations
 
 import math
-import operator
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, get_args
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.space.bounds import FREE, BlockBounds, Bounds, UnitRange, counts_within
 from vit_ratio_opt.space.pairs import RatioPair, check_pair, removed_units
 from vit_ratio_opt.space.shape import BlockShape, ViTShape
+from vit_ratio_opt.utils.checks import check_count
 
-__all__ = ["MIN_MHSA_UNITS", "MIN_NEURONS", "MhsaUnit", "StructuralUnits", "least_neurons"]
+__all__ = [
+    "MIN_MHSA_UNITS",
+    "MIN_NEURONS",
+    "MhsaUnit",
+    "StructuralUnits",
+    "describe_least",
+    "least_neurons",
+]
 
 MhsaUnit = Literal["head", "rank"]
 """What ``mhsa_ratio`` counts: whole heads, or one dimension of every head of a block."""
@@ -43,24 +52,33 @@ class StructuralUnits:
             model allows.
         round_to: Ranks and hidden neurons that are left in a block are multiples of this number
             wherever some are removed.
+        bounds: Bounds on what each block may lose; none by default. A ratio still counts the units
+            of all blocks.
 
     Raises:
-        InputError: ``unit`` or ``round_to`` is no such value.
+        InputError: ``unit`` or ``round_to`` is no such value, or ``bounds`` cannot be kept.
     """
 
     shape: ViTShape
     unit: MhsaUnit = "rank"
     round_to: int = 1
+    bounds: tuple[BlockBounds, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         if self.unit not in get_args(MhsaUnit):
             raise InputError(f"`unit` must be 'head' or 'rank', but got {self.unit!r:.80}.")
-        try:
-            is_valid = operator.index(self.round_to) >= 1
-        except TypeError:  # no whole number
-            is_valid = False
-        if not is_valid:
-            raise InputError(f"`round_to` must be at least 1, but got {self.round_to!r:.80}.")
+        check_count("round_to", self.round_to)
+        if self.bounds:
+            self._check_bounds()
+
+    def _check_bounds(self) -> None:
+        depth = len(self.shape.blocks)
+        if len(self.bounds) != depth:
+            raise InputError(f"`bounds` must have {depth} entries, but has {len(self.bounds)}.")
+        if not self.mhsa_ratios or not self.ffn_ratios:
+            raise InputError(
+                f"The floors in `bounds` leave no ratio in steps of {self.round_to}: lower one."
+            )
 
     @property
     def mhsa_unit(self) -> MhsaUnit:
@@ -106,18 +124,101 @@ class StructuralUnits:
         return self.round_to // shared, self.round_to
 
     @cached_property
+    def mhsa_ranges(self) -> tuple[UnitRange, ...]:
+        """Return the fewest and the most heads, or ranks, that each block loses.
+
+        Raises:
+            InputError: No size of a block is within its bounds.
+        """
+        ranges = []
+        for index, size in enumerate(self._mhsa_units_by_block):
+            counts: Sequence[int] = range(max(0, size - self.steps[0]) + 1)
+            if self._bounds(index).mhsa != FREE:
+                block = self.shape.blocks[index]
+                counts = [count for count in counts if self._can_lose(block, count)]
+            ranges.append(self._range(index, "mhsa", counts, size))
+        return tuple(ranges)
+
+    @cached_property
+    def ffn_ranges(self) -> tuple[UnitRange, ...]:
+        """Return the fewest and the most hidden neurons that each block loses.
+
+        Raises:
+            InputError: No size of a block is within its bounds.
+        """
+        least, step = least_neurons(self.round_to), self.steps[1]
+        ranges = []
+        for index, block in enumerate(self.shape.blocks):
+            size = block.hidden_dim
+            counts = [0, *(size - kept for kept in range(least, size, step))]
+            ranges.append(self._range(index, "ffn", counts, size))
+        return tuple(ranges)
+
+    def _bounds(self, index: int) -> BlockBounds:
+        return self.bounds[index] if self.bounds else BlockBounds()
+
+    def _range(
+        self, index: int, module: Literal["mhsa", "ffn"], counts: Iterable[int], size: int
+    ) -> UnitRange:
+        bounds: Bounds = getattr(self._bounds(index), module)
+        found = counts_within(counts, size, bounds)
+        if found is None:
+            name = "attention" if module == "mhsa" else "FFN"
+            raise InputError(
+                f"The {name} of block {index} must lose {bounds[0]:g} to {bounds[1]:g} of its "
+                f"{size} units, which no possible size does (`round_to` is {self.round_to}): "
+                "widen its bounds."
+            )
+        return found
+
+    def _can_lose(self, block: BlockShape, count: int) -> bool:
+        """Return whether some heads of one rank come to what is left without ``count`` units."""
+        if self.mhsa_unit == "head" or count == 0:
+            return True
+        dims = block.num_heads * (block.head_dim - count)
+        fewest = block.num_heads if self.shape.all_heads else 1
+        return any(
+            dims % heads == 0
+            and (rank := dims // heads) <= block.head_dim
+            and (rank % self.round_to == 0 or rank == block.head_dim)
+            for heads in range(fewest, block.num_heads + 1)
+        )
+
+    @cached_property
+    def kept_dims(self) -> tuple[UnitRange, ...]:
+        """Return the fewest and the most head dimensions that each block keeps."""
+        kept = []
+        for index, (block, lost) in enumerate(
+            zip(self.shape.blocks, self.mhsa_ranges, strict=True)
+        ):
+            units = block.num_heads if self.mhsa_unit == "head" else block.head_dim
+            whole = block.num_heads * block.head_dim
+            fewest, most = (whole - n * (whole // units) for n in (lost.most, lost.least))
+            if self._bounds(index).mhsa[1] >= FREE[1]:
+                fewest = self.least_dims(block)
+            kept.append(UnitRange(fewest, most))
+        return tuple(kept)
+
+    @cached_property
     def mhsa_ratios(self) -> tuple[float, ...]:
-        """Return every ratio that removes another number of heads, or ranks, rising from 0."""
-        step = self.steps[0]
-        most = sum(max(0, size - step) for size in self._mhsa_units_by_block)
-        return tuple(units / self.mhsa_units for units in range(0, most + 1, step))
+        """Return every ratio that removes another number of heads, or ranks, rising.
+
+        The first one is 0 where no block has a floor.
+        """
+        return _ratios(self.mhsa_ranges, self.mhsa_units, self.steps[0])
 
     @cached_property
     def ffn_ratios(self) -> tuple[float, ...]:
-        """Return every ratio that removes another number of neurons, rising from 0."""
-        least, step = least_neurons(self.round_to), self.steps[1]
-        most = sum(max(0, block.hidden_dim - least) for block in self.shape.blocks)
-        return tuple(neurons / self.neurons for neurons in range(0, most + 1, step))
+        """Return every ratio that removes another number of neurons, rising.
+
+        The first one is 0 where no block has a floor.
+        """
+        return _ratios(self.ffn_ranges, self.neurons, self.steps[1])
+
+    @property
+    def min_pair(self) -> RatioPair:
+        """Return the smallest ratios: 0, or the sum of the floors."""
+        return RatioPair(self.mhsa_ratios[0], self.ffn_ratios[0])
 
     @property
     def max_pair(self) -> RatioPair:
@@ -127,10 +228,12 @@ class StructuralUnits:
     def removed(self, pair: RatioPair) -> tuple[int, int]:
         """Return the whole heads, or ranks, and the neurons that ``pair`` removes.
 
+        Ratios below the floors are counted too, so that the dense model has a cost.
+
         Raises:
             InputError: A ratio is outside [0, largest ratio that leaves every block its minimum].
         """
-        check_pair(self, pair)
+        check_pair(self, pair, smallest=RatioPair(0.0, 0.0))
         mhsa_step, ffn_step = self.steps
         return (
             removed_units(pair.mhsa_ratio, self.mhsa_units, mhsa_step),
@@ -179,4 +282,26 @@ class StructuralUnits:
     @property
     def minimum(self) -> str:
         """Return the minimum that every block keeps, in words."""
-        return f"{MIN_MHSA_UNITS} {self.mhsa_unit} and {least_neurons(self.round_to)} neurons"
+        hidden = [block.hidden_dim for block in self.shape.blocks]
+        mhsa = describe_least(self.steps[0], self._mhsa_units_by_block, self.mhsa_unit)
+        least = f"{mhsa} and {describe_least(least_neurons(self.round_to), hidden, 'neuron')}"
+        return f"{least}, or more by its bounds," if self.bounds else least
+
+
+def describe_least(least: int, sizes: Sequence[int], unit: str) -> str:
+    """Return the units that every block keeps, in words: all of them where no block has more.
+
+    Args:
+        least: Number of units that every block keeps, if it has them.
+        sizes: Units of each block of the dense model.
+        unit: Name of one unit.
+    """
+    if least >= max(sizes):
+        return f"all {unit}s"
+    return f"{least} {unit}" if least == 1 else f"{least} {unit}s"
+
+
+def _ratios(ranges: Iterable[UnitRange], units: int, step: int) -> tuple[float, ...]:
+    """Return the ratios that remove multiples of ``step`` within the ranges of all blocks."""
+    least, most = (sum(counts) for counts in zip(*ranges, strict=True))
+    return tuple(count / units for count in range(-(-least // step) * step, most + 1, step))

@@ -16,10 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from vit_ratio_opt.space.metric import Metric
 from vit_ratio_opt.training.progress import SearchProgress
 
 __all__ = [
-    "Metric",
     "Report",
     "Stopwatch",
     "Trainer",
@@ -40,21 +40,6 @@ class TrainingStopped(KeyboardInterrupt):
     A KeyboardInterrupt, because Optuna lets these through whatever ``catch`` names. Inside a
     framework that ends the process on a KeyboardInterrupt, SystemExit does the same.
     """
-
-
-@dataclass(frozen=True)
-class Metric:
-    """Metric that a trainer measures.
-
-    Args:
-        name: Name in reports, such as ``"accuracy"``.
-        unit: Unit of its values, such as ``"%"``; empty if it has none.
-        larger_is_better: Whether a larger value is a better model.
-    """
-
-    name: str
-    unit: str = ""
-    larger_is_better: bool = True
 
 
 class Stopwatch:
@@ -160,8 +145,9 @@ class Trainer(Protocol):
     """Training loop and metric of a task, for a search.
 
     A search also uses these attributes of a trainer that has them: ``device`` (of the models),
-    ``device_name``, ``precision``, ``epochs`` (of each training), ``ranks``, and ``test(model)``,
-    which returns the metric on the test data.
+    ``device_name``, ``precision``, ``epochs`` (of each training), ``ranks``, ``test(model)``,
+    which returns the metric on the test data, and ``standard_error(model)``, that of the metric
+    over draws of the validation data, from which the noise is guessed.
     """
 
     @property

@@ -78,6 +78,22 @@ class Ranks:
         dist.all_reduce(numbers)
         return numbers.tolist()
 
+    def gather(self, own: torch.Tensor, total: int) -> torch.Tensor:
+        """Return the items of all processes in their order, where each has its :meth:`share`.
+
+        Args:
+            own: This process's items, ``(n, k)``, on the CPU.
+            total: Number of items of all processes.
+        """
+        if self.size == 1:
+            return own
+        longest = -(-total // self.size)
+        padded = torch.zeros((longest, *own.shape[1:]), dtype=own.dtype)
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.stack(parts, dim=1).flatten(0, 1)[:total]
+
     def any(self, flag: bool) -> bool:
         """Return whether ``flag`` is True in any process."""
         return self.sum(float(flag))[0] > 0

@@ -1,4 +1,4 @@
-"""Top-1 accuracy and logits of a model on a split of images."""
+"""Outputs and metrics of a model on a split of images."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from vit_ratio_opt.models.device import (
     is_out_of_memory,
     model_device,
 )
+from vit_ratio_opt.space.metric import ACCURACY
 from vit_ratio_opt.training.distributed import Ranks
+from vit_ratio_opt.training.metrics import Measure
 
 __all__ = [
     "check_shape",
     "evaluate",
+    "measure_split",
     "predict",
 ]
 
@@ -87,8 +90,42 @@ def evaluate(
     return 100.0 * right / len(split)
 
 
+def measure_split(
+    model: nn.Module,
+    data: ImageData,
+    split: Split,
+    measure: Measure,
+    *,
+    ranks: Ranks | None = None,
+    precision: Precision | None = None,
+) -> float:
+    """Return a metric on ``split``, with the model on its device and in evaluation mode.
+
+    The accuracy is counted on the device, see :func:`evaluate`.
+
+    Args:
+        model: Model that returns outputs ``(batch, k)``.
+        data: Data set of the images.
+        split: Split of ``data`` that is evaluated.
+        measure: The metric and its function.
+        ranks: Processes that share the images; all of them have to call this function.
+        precision: Precision of the forward passes; by default the usual one of the model's device.
+
+    Raises:
+        InputError: The outputs do not fit ``data``, or the metric cannot be computed.
+    """
+    if measure.metric == ACCURACY:
+        return evaluate(model, data, split, ranks=ranks, precision=precision)
+    own = split if ranks is None else split.subset(ranks.share(torch.arange(len(split))))
+    outputs = predict(model, data, own, precision=precision)
+    check_shape(outputs, len(own), data)
+    if ranks is not None:
+        outputs = ranks.gather(outputs, len(split))
+    return measure(outputs, split.labels)
+
+
 def check_shape(logits: torch.Tensor, n_images: int, data: ImageData) -> None:
-    """Refuse logits that are not ``(images, classes)``.
+    """Refuse outputs that are not ``(images, classes)``, or ``(images, targets)``.
 
     Raises:
         InputError: They have another shape.
@@ -96,7 +133,7 @@ def check_shape(logits: torch.Tensor, n_images: int, data: ImageData) -> None:
     wanted = (n_images, len(data.classes))
     if logits.shape != wanted:
         raise InputError(
-            f"The model must return logits of shape {wanted} for {n_images} images of "
+            f"The model must return outputs of shape {wanted} for {n_images} images of "
             f"{data.name}, but returns {tuple(logits.shape)}."
         )
 

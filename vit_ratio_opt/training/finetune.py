@@ -33,8 +33,8 @@ def finetune(
     that does not fit into memory is processed in two or more parts, with the same gradients.
 
     Args:
-        model: Model that returns class logits. Weights that are frozen (``requires_grad`` is
-            False) stay unchanged.
+        model: Model that returns class logits, or the outputs of a regression. Weights that are
+            frozen (``requires_grad`` is False) stay unchanged.
         data: Data set; training on ``data.train``, validation on ``data.val`` after each epoch.
         recipe: Hyperparameters of the training.
         context: Seed, callbacks and file of the saved state, which is kept in the end. A resumed
@@ -51,7 +51,7 @@ def finetune(
             reports and saves the state; all resume from it.
 
     Returns:
-        Validation accuracy in per cent after the last epoch.
+        The recipe's metric on the validation images after the last epoch.
 
     Raises:
         InputError: The saved state is of another training, or logits or frozen weights do not fit.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 
 import torch
 from torch import nn
@@ -15,7 +14,9 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.device import Precision, model_device
 from vit_ratio_opt.training.context import TrainingDiverged, TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
-from vit_ratio_opt.training.evaluate import evaluate
+from vit_ratio_opt.training.evaluate import measure_split
+from vit_ratio_opt.training.losses import TaskLoss
+from vit_ratio_opt.training.metrics import measure_of
 from vit_ratio_opt.training.progress import TrainingProgress
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.saved_state import TrainingState
@@ -62,7 +63,9 @@ class Loop:
         self._ranks = ranks = ranks or Ranks(0, 1, self._device)
         self._steps_per_epoch = math.ceil(len(data.train) / recipe.batch_size)
         self._steps = recipe.epochs * self._steps_per_epoch
-        self._optimization = Optimization(model, recipe, self._steps, precision, ranks)
+        loss = TaskLoss(data, recipe, self._device)
+        self._measure = measure_of(recipe.metric, data)
+        self._optimization = Optimization(model, recipe, self._steps, precision, ranks, loss)
         self._generator = torch.Generator().manual_seed(context.seed)
         # The order of images has to be equal in all processes, which draw different numbers for
         # the augmentation of parts that differ in size.
@@ -80,7 +83,7 @@ class Loop:
         if context.state is None:
             return None
         identity = {
-            "recipe": asdict(self._recipe),
+            "recipe": self._recipe.to_json(),
             "seed": context.seed,
             "images": len(self._data.train),
             "validation": self._data.fingerprint,
@@ -93,7 +96,7 @@ class Loop:
         return TrainingState(context.state, identity, parts, self._generator, self._device)
 
     def run(self) -> float:
-        """Train to the end and return the validation accuracy in per cent.
+        """Train to the end and return the recipe's metric on the validation images.
 
         Raises:
             InputError: The saved state is damaged or of another training.
@@ -142,8 +145,10 @@ class Loop:
             if self._step % _STEPS_BETWEEN_CHECKS == 0:
                 self._mean_loss()
             if bar.enabled:
-                hits = (logits.argmax(dim=1) == batch.labels).float().mean()
-                bar.advance(self._step, batch.size, loss.item(), 100 * hits.item())
+                share = None
+                if batch.labels.ndim == 1:
+                    share = 100 * (logits.argmax(dim=1) == batch.labels).float().mean().item()
+                bar.advance(self._step, batch.size, loss.item(), share)
         mean_loss = self._mean_loss()
         self._accuracy = self._evaluate(self._optimization.average or self._model)
         self._epoch_state = self._generator.get_state()
@@ -209,7 +214,9 @@ class Loop:
         data, precision = self._data, self._precision
         ranks = None if self._ranks.size == 1 else self._ranks
         with self._context.clock("evaluate"):
-            return evaluate(model, data, data.val, ranks=ranks, precision=precision)
+            return measure_split(
+                model, data, data.val, self._measure, ranks=ranks, precision=precision
+            )
 
     def _save(self) -> None:
         # Every process has its part of the loss, and takes part in the sum.

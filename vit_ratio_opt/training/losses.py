@@ -1,34 +1,106 @@
-"""Losses of a training step."""
+"""The loss of a training step: labels or targets, and the dense model's outputs."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.training.recipe import Recipe
 
-__all__ = ["distillation_loss"]
+__all__ = ["TaskLoss"]
 
 
-def distillation_loss(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    teacher_logits: torch.Tensor | None,
-    recipe: Recipe,
-) -> torch.Tensor:
-    """Return ``(1 - a) cross-entropy + a T^2 KL(teacher || student)`` (Hinton 2015).
+class TaskLoss:
+    """Loss ``(1 - a) hard + a soft`` of a task, where ``a`` is the recipe's ``distillation``.
+
+    - *Single label.* Cross-entropy, and ``T^2 KL(teacher || student)`` (Hinton 2015).
+    - *Several labels.* The binary cross-entropy of each class, and the same against the teacher's
+      probabilities at the temperature ``T``.
+    - *Regression.* The smooth L1 distance to the targets and to the teacher's outputs, in units
+      of each target's standard deviation over the training images.
+
+    Without a teacher the loss is ``hard`` alone.
 
     Args:
-        logits: The student's, ``(batch, classes)``.
-        targets: Labels ``(batch,)``, or class probabilities ``(batch, classes)``.
-        teacher_logits: The teacher's, ``(batch, classes)``; None for cross-entropy alone.
-        recipe: Has the weight ``a`` (``distillation``) and the temperature ``T``.
+        data: The data set.
+        recipe: Has the weight ``a``, the temperature ``T``, label smoothing and class weights.
+        device: Device of the outputs.
+
+    Raises:
+        InputError: The class weights do not fit the classes or the task.
     """
-    hard = F.cross_entropy(logits, targets)
-    if teacher_logits is None:
-        return hard
-    soft_labels = F.log_softmax(teacher_logits / recipe.temperature, dim=1)
-    student = F.log_softmax(logits / recipe.temperature, dim=1)
-    soft = F.kl_div(student, soft_labels, reduction="batchmean", log_target=True)
-    soft = soft * recipe.temperature**2
-    return (1 - recipe.distillation) * hard + recipe.distillation * soft
+
+    def __init__(self, data: ImageData, recipe: Recipe, device: torch.device) -> None:
+        self._task, self._recipe = data.task, recipe
+        weights = _class_weights(data, recipe)
+        self._weights = None if weights is None else weights.to(device)
+        self._scale: torch.Tensor | float = 1.0
+        if data.task == "regression":
+            self._scale = data.train.labels.std(dim=0).clamp_min(1e-6).to(device)
+
+    def __call__(
+        self, outputs: torch.Tensor, targets: torch.Tensor, teacher: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the mean loss of a batch.
+
+        Args:
+            outputs: The student's, ``(batch, k)``.
+            targets: Labels ``(batch,)``, class probabilities, several labels or regression
+                targets ``(batch, k)``.
+            teacher: The teacher's outputs ``(batch, k)``; None without distillation.
+        """
+        hard = self._hard(outputs, targets)
+        if teacher is None:
+            return hard
+        soft = self._soft(outputs, teacher)
+        return (1 - self._recipe.distillation) * hard + self._recipe.distillation * soft
+
+    def _hard(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        smoothing = self._recipe.label_smoothing
+        if self._task == "regression":
+            return self._distance(outputs, targets)
+        if self._task == "multi-label":
+            targets = targets * (1 - smoothing) + smoothing / 2
+            return F.binary_cross_entropy_with_logits(outputs, targets, pos_weight=self._weights)
+        return F.cross_entropy(outputs, targets, self._weights, label_smoothing=smoothing)
+
+    def _soft(self, outputs: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        if self._task == "regression":
+            return self._distance(outputs, teacher)
+        temperature = self._recipe.temperature
+        if self._task == "multi-label":
+            soft = F.binary_cross_entropy_with_logits(
+                outputs / temperature, (teacher / temperature).sigmoid()
+            )
+            return soft * temperature**2
+        soft_labels = F.log_softmax(teacher / temperature, dim=1)
+        student = F.log_softmax(outputs / temperature, dim=1)
+        soft = F.kl_div(student, soft_labels, reduction="batchmean", log_target=True)
+        return soft * temperature**2
+
+    def _distance(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.smooth_l1_loss(outputs / self._scale, targets / self._scale)
+
+
+def _class_weights(data: ImageData, recipe: Recipe) -> torch.Tensor | None:
+    """Return the weight of each class, float32 ``(classes,)``; None where all are equal."""
+    given, classes = recipe.class_weights, len(data.classes)
+    if given is None:
+        return None
+    if data.task == "regression":
+        raise InputError("`class_weights` are for labels, but the task is a regression: drop it.")
+    if given != "balanced":
+        if len(given) != classes:
+            raise InputError(
+                f"`class_weights` must have a weight for each of {classes} classes of "
+                f"{data.name}, but has {len(given)}."
+            )
+        return torch.tensor(given)
+    labels = data.train.labels
+    if data.task == "multi-label":
+        positive = labels.sum(dim=0)
+        return (len(labels) - positive) / positive.clamp_min(1)
+    counts = labels.bincount(minlength=classes).float()
+    return len(labels) / (classes * counts.clamp_min(1))

@@ -110,19 +110,20 @@ class TrainingProgress:
         """Show that ``steps`` batches were done before this training was resumed."""
         self._show(steps)
 
-    def advance(self, step: int, images: int, loss: float, accuracy: float) -> None:
+    def advance(self, step: int, images: int, loss: float, accuracy: float | None) -> None:
         """Show that a batch is done.
 
         Args:
             step: Number of batches that are done.
             images: Number of images in the last batch.
             loss: Loss of the last batch.
-            accuracy: Accuracy on the last batch, in per cent.
+            accuracy: Accuracy on the last batch, in per cent; None without labels.
         """
         self._images += images
         whole = next(task for task in self.bars.tasks if task.id == self._tasks[0])
         elapsed = whole.elapsed or 1e-9
-        status = f"loss {loss:.3f}  acc {accuracy:5.1f} %  {self._images / elapsed:,.0f} img/s"
+        correct = "" if accuracy is None else f"acc {accuracy:5.1f} %  "
+        status = f"loss {loss:.3f}  {correct}{self._images / elapsed:,.0f} img/s"
         self._show(step, status)
 
     def _show(self, step: int, status: str = "") -> None:

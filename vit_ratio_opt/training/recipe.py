@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["Recipe"]
+__all__ = ["CUSTOM", "Recipe"]
+
+CUSTOM = "custom: "
+"""Beginning of the stored name of a metric that is no name of a built-in one."""
+
+# Hyperparameters that older studies do not store.
+_SPARSE = ("label_smoothing", "class_weights", "metric")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +36,15 @@ class Recipe:
             average is evaluated and kept. In the first steps the decay is smaller (timm's
             warm-up).
         layer_decay: Factor of the learning rate from each block to the block before it, in (0, 1].
+        label_smoothing: Share of each true label that is spread over all classes, in [0, 1); for
+            labels, not for regression.
+        class_weights: Weights of the classes in the cross-entropy, by label; ``"balanced"``
+            weights each class by the inverse of its share of the training images. With several
+            labels, the weights of the images that have the label.
+        metric: Name of the metric that validates, see
+            :data:`~vit_ratio_opt.training.metrics.MEASURES`, a :class:`~vit_ratio_opt.Measure`, or
+            an object of torchmetrics. By default the accuracy, the mean average precision of
+            several labels, or the mean absolute error of a regression.
         augment: Whether training images are shifted and mirrored. Meant for training from scratch:
             in the few epochs after pruning it lowered the accuracy in every measurement.
 
@@ -47,6 +63,9 @@ class Recipe:
     ema: float = 0.0
     layer_decay: float = 1.0
     augment: bool = False
+    label_smoothing: float = 0.0
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
+    metric: Any = None
 
     def __post_init__(self) -> None:
         rules = {
@@ -60,7 +79,25 @@ class Recipe:
             "ema": (0 <= self.ema < 1, "in [0, 1)"),
             "layer_decay": (0 < self.layer_decay <= 1, "in (0, 1]"),
             "temperature": (0 < self.temperature < math.inf, "above 0"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise InputError(f"`{name}` must be {rule}, but got {getattr(self, name)!r}.")
+        weights = self.class_weights
+        if weights is not None and weights != "balanced":
+            object.__setattr__(self, "class_weights", tuple(map(float, weights)))
+            if not all(0 < weight < math.inf for weight in weights):
+                raise InputError(f"`class_weights` must be above 0, but got {weights!r:.80}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the hyperparameters as JSON values, without new ones that have their default."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        if self.metric is not None and not isinstance(self.metric, str):
+            given = getattr(self.metric, "metric", None)
+            name = getattr(given, "name", type(self.metric).__name__)
+            values["metric"] = f"{CUSTOM}{name}"
+        for name in _SPARSE:
+            if values[name] == getattr(Recipe, name):
+                del values[name]
+        return values

@@ -14,7 +14,7 @@ from torch import nn
 
 from vit_ratio_opt.models.device import Precision, autocast, is_out_of_memory, model_device
 from vit_ratio_opt.training.distributed import Ranks
-from vit_ratio_opt.training.losses import distillation_loss
+from vit_ratio_opt.training.losses import TaskLoss
 from vit_ratio_opt.training.recipe import Recipe
 
 __all__ = ["Batch", "Optimization"]
@@ -57,13 +57,20 @@ class Optimization:
         steps: Number of steps in all epochs.
         precision: Precision of forward passes.
         ranks: The processes that share each batch.
+        loss: Loss of a batch.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, steps: int, precision: Precision, ranks: Ranks
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        steps: int,
+        precision: Precision,
+        ranks: Ranks,
+        loss: TaskLoss,
     ) -> None:
         self._model, self._recipe, self._precision, self._ranks = model, recipe, precision, ranks
-        self._forward = model
+        self._forward, self._loss = model, loss
         self._pieces = 1
         self._optimizer = create_optimizer_v2(
             model,
@@ -147,7 +154,7 @@ class Optimization:
                 if isinstance(part_teacher, nn.Module):
                     with torch.no_grad():
                         part_teacher = part_teacher(part)
-                loss = distillation_loss(logits, targets, part_teacher, self._recipe)
+                loss = self._loss(logits, targets, part_teacher)
             loss = loss * (batch.weight * len(part) / len(images))
             torch.autograd.backward(self._scaler.scale(loss))
             losses.append(loss.detach())

@@ -1,8 +1,8 @@
-"""The built-in trainer: fine-tuning and top-1 accuracy on a data set of images."""
+"""The built-in trainer: fine-tuning and a metric on a data set of images."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from vit_ratio_opt.models.device import (
     precision_of,
     resolve_device,
 )
-from vit_ratio_opt.training.context import Metric, TrialContext
+from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.distributed import Ranks
-from vit_ratio_opt.training.evaluate import evaluate, predict
+from vit_ratio_opt.training.evaluate import measure_split, predict
 from vit_ratio_opt.training.finetune import finetune
+from vit_ratio_opt.training.metrics import measure_of, standard_error
 from vit_ratio_opt.training.progress import SearchProgress
 from vit_ratio_opt.training.recipe import Recipe
 
@@ -31,10 +32,10 @@ _MAX_LOGITS = 2**26
 
 
 class ImageTrainer:
-    """Trainer on ``data.train`` that returns top-1 accuracies in per cent.
+    """Trainer on ``data.train`` that returns the recipe's metric.
 
     Attributes:
-        metric: Top-1 accuracy in per cent.
+        metric: Metric of the recipe; the top-1 accuracy in per cent by default.
         precision: Precision in which models are trained and evaluated. A study sets it where
             :attr:`is_precision_given` is False.
         is_precision_given: Whether the caller chose the precision.
@@ -50,10 +51,9 @@ class ImageTrainer:
             only.
 
     Raises:
-        InputError: This machine has no such device, or the precision is unknown.
+        InputError: This machine has no such device, the precision is unknown, or the metric does
+            not fit the data.
     """
-
-    metric = Metric("accuracy", "%")
 
     def __init__(
         self,
@@ -67,6 +67,8 @@ class ImageTrainer:
     ) -> None:
         check_precision(precision)
         self.data, self.recipe = data, recipe or Recipe()
+        self._measure = measure_of(self.recipe.metric, data)
+        self.metric = self._measure.metric
         self.ranks, self.progress = ranks, progress
         self.device = resolve_device(ranks.device if device is None and ranks else device)
         self.precision: Precision = precision or precision_of(self.device)
@@ -111,26 +113,34 @@ class ImageTrainer:
             "mean": data.mean,
             "std": data.std,
             "flip": data.flip,
-            "recipe": asdict(self.recipe),
+            "recipe": self.recipe.to_json(),
             "precision": self.precision,
         }
 
     def evaluate(self, model: nn.Module) -> float:
-        """Move ``model`` to the device and return its accuracy on the validation split."""
-        return self._accuracy(model, self.data.val)
+        """Move ``model`` to the device and return its metric on the validation split."""
+        return self._value(model, self.data.val)
 
     def test(self, model: nn.Module) -> float:
-        """Move ``model`` to the device and return its accuracy on the test split."""
-        return self._accuracy(model, self.data.test)
+        """Move ``model`` to the device and return its metric on the test split."""
+        return self._value(model, self.data.test)
 
-    def _accuracy(self, model: nn.Module, split: Split) -> float:
-        return evaluate(model.to(self.device), self.data, split, precision=self.precision)
+    def standard_error(self, model: nn.Module) -> float:
+        """Return the standard error of :meth:`evaluate` over draws of the validation images."""
+        split = self.data.val
+        outputs = predict(model.to(self.device), self.data, split, precision=self.precision)
+        return standard_error(self._measure, outputs, split.labels)
+
+    def _value(self, model: nn.Module, split: Split) -> float:
+        return measure_split(
+            model.to(self.device), self.data, split, self._measure, precision=self.precision
+        )
 
     def train(self, model: nn.Module, context: TrialContext) -> float:
-        """Move ``model`` to the device, train it in place and return its validation accuracy.
+        """Move ``model`` to the device, train it in place and return its validation metric.
 
         Args:
-            model: Model that returns class logits.
+            model: Model that returns class logits, or the outputs of a regression.
             context: Seed, teacher, callbacks and file of the saved state.
 
         Raises:

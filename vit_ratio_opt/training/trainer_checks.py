@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.training.context import Metric, Trainer, TrainingDiverged
+from vit_ratio_opt.space.metric import Metric
+from vit_ratio_opt.training.context import Trainer, TrainingDiverged
 
 __all__ = ["check_layers", "check_trainer", "layers_of", "metric_value", "warn_if_constant"]
 

@@ -30,6 +30,7 @@ __all__ = [
     "check_writable",
     "file_name",
     "is_plain",
+    "named_folder",
     "replacing",
     "why_not",
     "write_json",
@@ -219,7 +220,20 @@ def why_not(error: Exception) -> str:
 
 def file_name(text: str) -> str:
     """Return a readable name for a file or folder; different texts get different names."""
-    safe = re.sub(r"[^\w-]", lambda match: f"%{ord(match[0]):x}", text)
+    return _escaped(text, r"[^\w.-]|^\.|\.$")  # a dot at an end hides a file, or is lost
+
+
+def named_folder(parent: Path, text: str) -> Path:
+    """Return the folder ``file_name(text)`` below ``parent``, or the one of earlier versions.
+
+    Earlier versions escaped every dot; where such a folder exists, it stays in use.
+    """
+    earlier = parent / _escaped(text, r"[^\w-]")
+    return earlier if earlier.is_dir() else parent / file_name(text)
+
+
+def _escaped(text: str, pattern: str) -> str:
+    safe = re.sub(pattern, lambda match: f"%{ord(match[0]):x}", text)
     if len(safe.encode()) <= _MAX_NAME_BYTES:
         return safe
     return f"{safe.encode()[:_MAX_NAME_BYTES].decode(errors='ignore')}%{_hash(text)}"

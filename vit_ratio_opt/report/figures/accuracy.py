@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.records.answer import Answer, answer_of
 from vit_ratio_opt.records.candidates import Candidate
-from vit_ratio_opt.records.labels import MACS, CostRecord, MetricRecord
+from vit_ratio_opt.records.labels import MACS, CostRecord
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trial import attribute
@@ -24,6 +24,7 @@ from vit_ratio_opt.report.figures.style import (
     finish_figure,
     thin_trials,
 )
+from vit_ratio_opt.space.metric import Metric
 
 __all__ = ["accuracy_figure"]
 
@@ -124,7 +125,7 @@ def _add_expected(
     cost: float,
     marker: dict[str, object],
     name: str,
-    metric: MetricRecord,
+    metric: Metric,
 ) -> None:
     """Add the expected accuracy of a pair, with its standard error."""
     shown = metric.text(found.accuracy, error=found.error)
@@ -160,7 +161,7 @@ def _add_dense_and_limits(figure: go.Figure, studies: Sequence[Study], cost: Cos
         if limit.budget is not None:
             figure.add_vline(limit.budget, line_dash="dot", line_color=INK, line_width=1)
         elif dense is not None and limit.tolerance is not None:
-            least = dense - limit.tolerance
+            least = records[0].metric.after_loss(dense, limit.tolerance)
             figure.add_hline(least, line_dash="dot", line_color=INK, line_width=1)
 
 

@@ -6,22 +6,22 @@ import io
 
 from optuna.trial import FrozenTrial
 
-from vit_ratio_opt.records.labels import ACCURACY, MetricRecord
 from vit_ratio_opt.records.trial import attribute
 from vit_ratio_opt.report.figures.style import COLOURS
+from vit_ratio_opt.space.metric import ACCURACY, Metric
 
 __all__ = ["training_curve"]
 
 
 def training_curve(
-    trial: FrozenTrial, dense_accuracy: float, *, drops: bool, metric: MetricRecord = ACCURACY
+    trial: FrozenTrial, dense_accuracy: float, *, drops: bool, metric: Metric = ACCURACY
 ) -> bytes:
-    """Return accuracy and loss by epoch as a PNG, from before fine-tuning on.
+    """Return metric and training loss by epoch as a PNG, from before fine-tuning on.
 
     Args:
         trial: The trial with its reports so far.
-        dense_accuracy: Accuracy of the dense model, in per cent.
-        drops: Whether the trial reports points lost, as with a tolerance, or the accuracy.
+        dense_accuracy: Metric of the dense model, such as the accuracy in per cent.
+        drops: Whether the trial reports what it has lost, as with a tolerance, or the metric.
         metric: Metric of the trials.
     """
     from matplotlib.figure import Figure  # takes half a second to import
@@ -30,7 +30,9 @@ def training_curve(
     reported = sorted(trial.intermediate_values.items())
     pruned = attribute(trial, "accuracy_pruned")
     accuracies = [] if pruned is None else [(0, pruned)]
-    accuracies += [(epoch, dense_accuracy - v if drops else v) for epoch, v in reported]
+    accuracies += [
+        (epoch, metric.after_loss(dense_accuracy, v) if drops else v) for epoch, v in reported
+    ]
     losses = attribute(trial, "losses") or ()
     figure = Figure(figsize=(5, 3))
     # Wide margins: a layout engine would take twice the time of the rest to find them.

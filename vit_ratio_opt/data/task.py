@@ -1,0 +1,10 @@
+"""The three tasks. This file imports no torch, so that ``--help`` need not wait for it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["Task"]
+
+Task = Literal["single-label", "multi-label", "regression"]
+"""What the labels of a data set are."""
