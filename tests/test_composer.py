@@ -184,6 +184,8 @@ CASES: dict[type, dict[str, Case]] = {
         "repair": pruned("repair", vro.Structural(repair=False)),
         "allocation": pruned("allocation", vro.Structural(allocation="uniform")),
         "round_to": pruned("round_to", vro.Structural(round_to=2)),
+        "skip": pruned("bounds", vro.Structural(skip=("blocks.0",))),
+        "bounds": pruned("bounds", vro.Structural(bounds={"blocks.0.mlp": (0.0, 0.5)})),
         "criterion": pruned(
             "criterion",
             vro.Structural(unit="head", criterion=magnitude_importance),
@@ -216,6 +218,7 @@ CASES: dict[type, dict[str, Case]] = {
             "epochs": 2, "batch_size": 64, "lr": 0.5, "weight_decay": 0.5, "warmup": 0.5,
             "clip_norm": 0.5, "distillation": 0.25, "temperature": 4.0, "ema": 0.5,
             "layer_decay": 0.5, "augment": True,
+            "label_smoothing": 0.1, "class_weights": "balanced", "metric": "macro_f1",
         }.items()
     },
     vro.CalibrationOptions: {

@@ -193,10 +193,11 @@ class Search(SearchTask):
             return None
         if study is None:
             raise InputError("This answer does not know its study: use `Search.answer(study)`.")
-        before = study.user_attrs.get("tested")
+        before = [study.user_attrs.get(name) for name in ("tested", "per_class")]
         accuracy = test_answer(study, answer, self.objective)
-        if study.user_attrs.get("tested") != before:
+        if study.user_attrs.get("tested") != before[0]:
             self._record_whole_test(study)
+        if [study.user_attrs.get(name) for name in ("tested", "per_class")] != before:
             Explainer(getattr(study.sampler, "n_trials", None)).refresh(study)
         return accuracy
 

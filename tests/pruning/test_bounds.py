@@ -165,3 +165,15 @@ def test_models_with_heads_of_one_kind_keep_their_bounds(make_vit, images) -> No
     assert all(b.head_dim == 8 for b in shape_of(pruned).blocks)
     floor = prune(model, (0.25, 0.0), known, bounds={"blocks.1.attn": (0.5, 0.5)})
     assert [b.num_heads for b in shape_of(floor).blocks] == [4, 2]
+
+
+def test_equal_shares_that_end_above_a_ceiling_leave_the_rest_to_other_heads_and_ranks(
+    make_vit, images
+) -> None:
+    model = make_vit(embed_dim=48)  # heads of 12 dimensions: 1 of 12 is a quarter, 2 of 8 are more
+    bounds = {"blocks.0.attn": (0.0, 0.75), "blocks.1.attn": (0.0, 0.75)}
+    space = StructuralSpace(shape_of(model), "rank", 8, bounds=resolve_bounds(model, (), bounds))
+    known = calibrate(model, [images])
+    how: dict[str, Any] = {"allocation": "uniform", "round_to": 8, "bounds": bounds}
+    pruned = prune(model, (space.max_pair[0], 0.0), known, **how)
+    assert [(b.num_heads, b.head_dim) for b in shape_of(pruned).blocks] == [(1, 12)] * 2

@@ -68,6 +68,13 @@ def test_invalid_values_are_refused(make: Any, message: str) -> None:
         ("cascade", {"round_to": 8}, "`round_to` is for structural .* a cascade cuts no weights"),
         ("cascade", {"repair": False}, "`repair` is for structural pruning"),
         ("cascade", {"unit": "head"}, "`unit` is for structural pruning"),
+        ("cascade", {"skip": ("blocks.0",)}, "`skip` is for structural pruning"),
+        (
+            "both",
+            {"skip": ("blocks.0",)},
+            "`skip` is for the strategy 'structural', not for 'both'",
+        ),
+        ("both", {"bounds": {"blocks.0": (0, 0.5)}}, "`bounds` is for the strategy 'structural'"),
     ],
 )
 def test_options_of_another_strategy_are_refused(strategy: str, given: Any, message: str) -> None:
@@ -81,6 +88,13 @@ def test_a_criterion_is_known_by_its_name() -> None:
     named = functools.partial(score)
     named.name = "tenth"  # type: ignore[attr-defined]
     assert Structural(unit="head", criterion=named).criterion_name == "tenth"
+
+
+def test_options_with_bounds_are_values() -> None:
+    first = Structural(skip=["blocks.0"], bounds={"blocks.1": [0, 0.5]})
+    second = Structural(skip=("blocks.0",), bounds={"blocks.1": (0, 0.5)})
+    assert first == second
+    assert hash(first) == hash(second)
 
 
 def test_options_import_no_torch() -> None:

@@ -155,7 +155,7 @@ def test_a_metric_of_ones_own_has_its_name_and_no_unit(make_own):
     study.set_metric_names(["mIoU"])
     text = " ".join(summary(study))
     found = answer_of(study).found
-    assert f"{found.accuracy:.4g} validation mIoU is expected" in text
+    assert f"{found.accuracy:.4g} ± {found.error:.4g} validation mIoU is expected" in text
     assert "%" not in text.replace("% of the FLOPs", "")
     fixed = answer_of(study).baseline.accuracy
     if not answer_of(study).is_baseline:

@@ -438,8 +438,18 @@ def test_another_learning_rate_is_no_certainty(pruner):
     assert 0.5 < answer.found.probability < 0.99
 
 
-def test_an_accuracy_as_a_fraction_is_warned_about(pruner, caplog):
-    study = open_study(pruner, InMemoryStorage())
-    optuna.logging.enable_propagation()
-    study.optimize(lambda trial: 0.0 * len(pruner.suggest(trial, LIMIT).blocks) + 0.9, n_trials=1)
-    assert "The first value is 0.9: an accuracy is expected in per cent" in caplog.text
+def test_accuracies_may_be_fractions(pruner):
+    """The pairs and the answer are those of the same accuracies in per cent."""
+    found = []
+    for unit in (1.0, 100.0):
+        study = open_study(pruner, InMemoryStorage())
+
+        def objective(trial, unit=unit):
+            pruner.suggest(trial, LIMIT)
+            return unit * (0.9 - (trial.params["mhsa_ratio"] - 0.4) ** 2)
+
+        study.optimize(objective, n_trials=6)
+        candidate = answer_of(study).found
+        found.append((pairs_of(study), candidate.pair, round(candidate.error / unit, 9)))
+    assert found[0] == found[1]
+    assert 0 < found[0][2] < 0.01

@@ -94,7 +94,7 @@ def test_the_standard_error_of_a_mean_is_exact_and_the_bootstrap_agrees():
     share = measure(OUTPUTS, LABELS) / 100
     exact = 100 * math.sqrt(share * (1 - share) / len(LABELS))
     assert standard_error(measure, OUTPUTS, LABELS) == pytest.approx(exact)
-    drawn = Measure(measure.metric, measure.score)
+    drawn = Measure(measure.metric, measure)
     assert standard_error(drawn, OUTPUTS, LABELS) == pytest.approx(exact, rel=0.2)
 
 

@@ -1,7 +1,7 @@
 """The built-in trainer against `finetune` and `evaluate`, and one of a user's own."""
 
 import copy
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 
 import pytest
 import timm
@@ -90,7 +90,7 @@ def test_without_distillation_the_teacher_makes_no_difference(digits, model, tea
 def test_the_identity_is_the_settings_about_data_and_training(digits):
     identity = ImageTrainer(digits, RECIPE, precision="bfloat16").identity()
     assert set(identity) < {field.name for field in fields(StudySettings)}
-    assert identity["recipe"] == asdict(RECIPE)
+    assert identity["recipe"] == RECIPE.to_json()
     assert identity["precision"] == "bfloat16"
     assert (identity["dataset"], identity["image_shape"]) == ("digits", (1, 8, 8))
     hashes = [identity[split] for split in ("training", "validation", "test")]

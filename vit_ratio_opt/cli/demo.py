@@ -1,4 +1,4 @@
-"""``vit-ratio-opt demo``: two ratios beside one on handwritten digits, in under a minute."""
+"""``vit-ratio-opt demo``: two ratios beside one on handwritten digits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class DemoOptions:
 
 
 def demo(options: DemoOptions) -> None:
-    """Show what two pruning ratios save, on scikit-learn's digits, in under a minute.
+    """Show what two pruning ratios save, on scikit-learn's digits.
+
+    It takes about half a minute on two idle CPU cores.
 
     A small dense ViT leaves out patches, with one ratio for its attention and FFN modules as
     CP-ViT does, and with two. Both are searched with a tolerance and within a budget, without

@@ -195,7 +195,8 @@ def _other_class(model: Any) -> str:
     if inside is not None:
         return (
             f"A {kind} around a model cannot be pruned, since what it adds would be lost: pass "
-            f"the model itself, `.{inside}`."
+            f"the model itself, `.{inside}`. `vit_ratio_opt.replace_encoder` puts what pruning "
+            "gives in its place."
         )
     return f"Models of class {kind} cannot be pruned. {_WHAT_WORKS}"
 

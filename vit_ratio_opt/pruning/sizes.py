@@ -163,13 +163,11 @@ def _uniform_ranks(
 ) -> list[tuple[int, int]]:
     sizes = [block.num_heads * block.head_dim for block in dense.shape.blocks]
     chosen, spare = [], 0
-    gone = even_counts(
-        sizes,
-        dims,
-        even_minimums(dense),
-        _even_steps(dense),
-        floors=[size - kept.most for size, kept in zip(sizes, dense.kept_dims, strict=True)],
-    )
+    floors = [size - kept.most for size, kept in zip(sizes, dense.kept_dims, strict=True)]
+    try:
+        gone = even_counts(sizes, dims, even_minimums(dense), _even_steps(dense), floors=floors)
+    except InputError:  # steps of equal ranks end above a ceiling that other heads and ranks meet
+        return heads_by_dims(tables, [sum(sizes) - dims], dense.round_to)[0]
     for table, size, share in zip(tables, sizes, gone, strict=True):
         left = min(size, size - share + spare)
         heads, rank = cheapest_heads([table], left, dense.round_to)[0]

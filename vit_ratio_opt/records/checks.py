@@ -39,6 +39,7 @@ _ENTRIES: dict[str, dict[str, Any]] = {
         "noise": float,
         "noise_is_known": bool | None,
         "noise_point": float | None,
+        "may_be_fractions": bool | None,
         "larger_is_better": bool | None,
         "confirmations": int | None,
         "dense": float | None,
@@ -54,6 +55,12 @@ _ENTRIES: dict[str, dict[str, Any]] = {
         "device": str,
         "batch": int,
         "threads": int,
+    },
+    "per_class": {
+        "trial": int,
+        "images": tuple[int, ...],
+        "dense": tuple[int, ...],
+        "pruned": tuple[int, ...],
     },
     "tested": {
         "trial": int | None,

@@ -83,6 +83,8 @@ class StudyRecord:
         screened: Pairs that were evaluated before any training, with their accuracies.
         path: Pairs with which a search with a tolerance begins.
         tested: Results on the test split.
+        per_class: Numbers of images of each class, and how many of them the dense model and the
+            model of the answer's trial classify correctly, on the validation split.
         config: Options of the command line as TOML.
         dense_full_test_accuracy: Accuracy of the dense model on both halves of the test split,
             where validation took one half of it.
@@ -103,6 +105,7 @@ class StudyRecord:
     screened: tuple[Any, ...] = ()
     path: tuple[Any, ...] = ()
     tested: dict[str, Any] = field(default_factory=dict)
+    per_class: dict[str, Any] = field(default_factory=dict)
     config: str | None = None
     dense_full_test_accuracy: float | None = None
 
@@ -305,7 +308,10 @@ def _record(
         dense = replace(dense, macs=limit.macs)
     if "metric" in attributes:
         metric = metric_from_json(attributes["metric"])
-    names = ("versions", "device", "origin", "latency", "plan", "saved", "tested", "config")
+    names = (
+        *("versions", "device", "origin", "latency", "plan", "saved", "tested", "per_class"),
+        "config",
+    )
     return StudyRecord(
         name=name,
         limit=limit,

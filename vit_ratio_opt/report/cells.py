@@ -7,6 +7,8 @@ from typing import Any
 
 from optuna.study import Study
 
+from vit_ratio_opt.records.answer import answer_trial
+from vit_ratio_opt.records.per_class import class_accuracies
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.report.rows import build_report
 from vit_ratio_opt.report.trial_rows import TRIAL_COLUMNS, trial_rows
@@ -16,6 +18,7 @@ from vit_ratio_opt.utils.text import shorten
 __all__ = [
     "Cells",
     "cell",
+    "class_cells",
     "metric_heading",
     "results_cells",
     "row_cells",
@@ -37,12 +40,12 @@ _RESULTS = (
     "cost_ratio",
     "latency_ms",
     "measured_ms",
-    "params",
-    "trial",
     "val_accuracy",
+    "test_accuracy",
+    "trial",
     "own_accuracy",
     "trained",
-    "test_accuracy",
+    "params",
     "trials",
     "seconds",
 )
@@ -98,6 +101,30 @@ def results_cells(group: Sequence[Study]) -> Cells:
 def trial_cells(study: Study) -> Cells:
     """Return headings and cells of the trials of a study."""
     return row_cells(trial_rows(study), _TRIALS, record_of(study).metric)
+
+
+def class_cells(study: Study) -> Cells | None:
+    """Return headings and cells of the classes, most loss first; None before they were counted."""
+    rows = [
+        [
+            row.name,
+            cell(row.images),
+            cell(row.dense, 1),
+            cell(row.pruned, 1),
+            f"{row.drop:.1f} ± {row.error:.1f}",
+            "fell" if row.has_fallen else "",
+        ]
+        for row in class_accuracies(study, answer_trial(study))
+    ]
+    headings = [
+        "class",
+        "validation images",
+        "dense accuracy %",
+        "pruned accuracy %",
+        "drop",
+        "note",
+    ]
+    return (headings, rows) if rows else None
 
 
 def val_text(row: Mapping[str, Any], metric: Metric) -> str | None:

@@ -22,6 +22,7 @@ from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trials import block_rows, finished_trials
 from vit_ratio_opt.report.cells import (
     cell,
+    class_cells,
     results_cells,
     row_cells,
     searched_first,
@@ -85,6 +86,7 @@ def _study_parts(study: Study, storage: str | None) -> dict[str, Any]:
         "trials": trials,
         "best": [] if best is None else [numbers.index(best.number)],
         "blocks": row_cells(blocks, tuple(blocks[0])) if blocks else None,
+        "classes": class_cells(study),
         "settings": _settings(study),
         "config": record.config,
         "resume": resume_command(study, storage),

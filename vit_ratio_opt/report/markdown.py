@@ -8,7 +8,13 @@ from optuna.study import Study
 
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import record_of
-from vit_ratio_opt.report.cells import Cells, results_cells, searched_first, trial_cells
+from vit_ratio_opt.report.cells import (
+    Cells,
+    class_cells,
+    results_cells,
+    searched_first,
+    trial_cells,
+)
 from vit_ratio_opt.report.rows import group_studies
 from vit_ratio_opt.report.sentences import summary
 from vit_ratio_opt.utils.text import escape_markdown, shorten
@@ -34,6 +40,10 @@ def markdown_page(studies: Sequence[Study], *, trials: bool = True) -> str:
         for study in searched if trials else ():
             parts.append(f"### Trials of {code(study.study_name)}\n")
             parts.append(markdown_table(trial_cells(study)))
+            classes = class_cells(study)
+            if classes is not None:
+                parts.append(f"### Classes of {code(study.study_name)}\n")
+                parts.append(markdown_table(classes))
     return "\n".join(parts)
 
 

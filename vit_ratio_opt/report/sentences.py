@@ -10,6 +10,7 @@ from optuna.study import Study
 from vit_ratio_opt.records.answer import Answer, answer_of
 from vit_ratio_opt.records.candidates import Candidate
 from vit_ratio_opt.records.loading import baseline_of
+from vit_ratio_opt.records.per_class import fallen_sentence
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import StudyRecord, record_of
 from vit_ratio_opt.records.trials import finished_trials, tested_accuracy
@@ -54,6 +55,7 @@ def summary(study: Study, studies: Sequence[Study] = ()) -> list[str]:
         sentence,
         *_comparison(study, answer, studies),
         *_measurements(study, answer),
+        *_classes(study, answer),
         *why,
     ]
 
@@ -269,6 +271,12 @@ def _measurements(study: Study, answer: Answer) -> list[str]:
             f"the dense model {row['dense_ms']:.2f} ms, {share:.1f} %."
         )
     return sentences
+
+
+def _classes(study: Study, answer: Answer) -> list[str]:
+    """Return which classes fell, in a sentence."""
+    fallen = None if answer.found is None else fallen_sentence(study, answer.found.trial)
+    return [] if fallen is None else [fallen]
 
 
 def _conditions(latency: Mapping[str, Any]) -> str:

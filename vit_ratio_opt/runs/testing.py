@@ -1,21 +1,30 @@
-"""Read the test split once: for the answer of a study, the dense model and the fixed ratio."""
+"""Read the test split once: for the answer of a study, the dense model and the fixed ratio.
+
+The validation accuracies of all classes are counted as well, while the models are at hand.
+"""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from vit_ratio_opt.data.labels import class_counts
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.latency.timing import time_models
 from vit_ratio_opt.records.answer import Answer
+from vit_ratio_opt.records.per_class import fallen_sentence
 from vit_ratio_opt.records.study import write_study
 from vit_ratio_opt.records.trials import tested_accuracy
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.space.costs import Latency
+from vit_ratio_opt.training.trainer import ImageTrainer
 
 __all__ = ["test_answer"]
+
+_logger = logging.getLogger(f"optuna.{__name__}")
 
 
 def test_answer(study: Study, answer: Answer, objective: PruningObjective) -> float:
@@ -50,7 +59,31 @@ def test_answer(study: Study, answer: Answer, objective: PruningObjective) -> fl
         tested["baseline"] = {"trial": baseline.trial.number, "accuracy": accuracy}
     if tested != before:
         write_study(study, tested=tested)
+    if answer.found is not None:
+        _compare_classes(study, objective, answer.found.trial)
     return float(tested.get("accuracy", dense))
+
+
+def _compare_classes(study: Study, objective: PruningObjective, trial: FrozenTrial) -> None:
+    """Count the validation images of each class that are classified correctly; warn of a fall."""
+    trainer = objective.trainer
+    is_known = study.user_attrs.get("per_class", {}).get("trial") == trial.number
+    if is_known or not isinstance(trainer, ImageTrainer) or trainer.data.task != "single-label":
+        return
+    try:
+        model = objective.journal.model_of(trial, study, objective.pruner.dense)
+    except InputError:
+        return  # tested earlier, and the file is gone
+    data = trainer.data
+    counts = {
+        "images": class_counts(data.val.labels, len(data.classes)).tolist(),
+        "dense": trainer.count_correct(objective.pruner.dense),
+        "pruned": trainer.count_correct(model),
+    }
+    write_study(study, per_class={"trial": trial.number, **counts})
+    sentence = fallen_sentence(study, trial)
+    if sentence is not None:
+        _logger.warning(sentence)
 
 
 def _test(objective: PruningObjective, model: Any) -> float:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from optuna.logging import get_logger
 from optuna.samplers import BaseSampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.limits import Budget, Limit, plan_of
@@ -22,8 +20,6 @@ from vit_ratio_opt.space.pairs import PairSpace
 from vit_ratio_opt.utils.versions import installed_versions
 
 __all__ = ["BinarySearchSampler"]
-
-_logger = get_logger(f"optuna.{__name__}")
 
 # Points of noise that are assumed of values about which nothing is known; repeats correct it.
 _UNKNOWN_NOISE = 0.5
@@ -76,7 +72,7 @@ class BinarySearchSampler(PlanSampler):
         known = metric or ACCURACY
         noise = known.noise if noise is None else noise
         if noise is None and isinstance(limit, Budget) and known.unit == "%":
-            noise = Noise(_UNKNOWN_NOISE, is_known=False)
+            noise = Noise(_UNKNOWN_NOISE, is_known=False, may_be_fractions=metric is None)
         plan = plan_of(limit, space, noise=noise, confirmations=confirmations, metric=known)
         super().__init__(
             ratio_distributions(space),
@@ -85,7 +81,7 @@ class BinarySearchSampler(PlanSampler):
             seed=seed,
             n_trials=n_trials,
         )
-        self._limit, self._is_budget = _limit_json(limit, space), isinstance(limit, Budget)
+        self._limit = _limit_json(limit, space)
         self.metric = metric
         self._space = space
         self._described: tuple[int, int] | None = None
@@ -93,22 +89,6 @@ class BinarySearchSampler(PlanSampler):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the study that was described last."""
         return vars(self) | {"_described": None}
-
-    def after_trial(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        """Stop the running ``optimize`` when nothing is left to learn; warn of fractions."""
-        super().after_trial(study, trial, state, values)
-        is_first = trial.number == 0 and self.metric is None and self._is_budget
-        if is_first and values is not None and 0 < values[0] <= 1:
-            _logger.warning(
-                f"The first value is {values[0]:.4g}: an accuracy is expected in per cent. Return "
-                "it in per cent, or give the sampler a `metric` with its unit and noise."
-            )
 
     def _check_study(self, study: Study, trial: FrozenTrial) -> None:
         super()._check_study(study, trial)

@@ -195,6 +195,7 @@ def believe(
     pairs = _nearest(curve, observed, places)
     counts = np.array([len(observed[pair]) for pair in pairs], dtype=np.float64)
     own = np.array([math.fsum(observed[pair]) / len(observed[pair]) for pair in pairs])
+    noise = noise.of_values(own)
     if noise.guess == 0:
         exact = np.zeros((len(pairs),) * 2)
         return Believed(pairs, own, counts, own, exact, tried, curve.baseline)

@@ -74,6 +74,8 @@ class Noise:
         is_known: Whether the guess holds for every pair, even if repeated trainings contradict it.
         point: One point in the unit of the values, see :class:`~vit_ratio_opt.Metric`. It sets
             how fast the noise grows with the loss.
+        may_be_fractions: Whether guess and point are in percentage points, though the values may
+            be fractions: where none is above 1, both are divided by 100.
 
     Raises:
         InputError: A number is out of its range.
@@ -82,6 +84,7 @@ class Noise:
     guess: float
     is_known: bool = True
     point: float = 1.0
+    may_be_fractions: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.guess < math.inf:
@@ -91,15 +94,25 @@ class Noise:
 
     def to_json(self) -> dict[str, Any]:
         """Return the noise as entries of a plan's JSON values."""
-        known = {"noise": self.guess, "noise_is_known": self.is_known}
-        return known if self.point == 1 else {**known, "noise_point": self.point}
+        known: dict[str, Any] = {"noise": self.guess, "noise_is_known": self.is_known}
+        known |= {} if self.point == 1 else {"noise_point": self.point}
+        return known | ({"may_be_fractions": True} if self.may_be_fractions else {})
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Noise:
         """Return the noise of a plan's JSON values; version 0.1.0 stored the guess alone."""
         return cls(
-            stored["noise"], stored.get("noise_is_known", False), stored.get("noise_point", 1.0)
+            stored["noise"],
+            stored.get("noise_is_known", False),
+            stored.get("noise_point", 1.0),
+            stored.get("may_be_fractions", False),
         )
+
+    def of_values(self, values: Array) -> Noise:
+        """Return the noise in the unit of some values, see ``may_be_fractions``."""
+        if not self.may_be_fractions or np.abs(values).max() > 1:
+            return self
+        return Noise(self.guess / 100, self.is_known, self.point / 100)
 
     def levels(self, repeats: Repeats, *, least_loss: float, grows: bool = True) -> Levels:
         """Return alternatives of the noise, weighted by their likelihood given the repeats.

@@ -24,6 +24,7 @@ from vit_ratio_opt.training.metrics import Measure
 
 __all__ = [
     "check_shape",
+    "count_correct",
     "evaluate",
     "measure_split",
     "predict",
@@ -88,6 +89,24 @@ def evaluate(
         )
     right = correct.item() if ranks is None else ranks.sum(correct.item())[0]
     return 100.0 * right / len(split)
+
+
+def count_correct(
+    model: nn.Module, data: ImageData, split: Split, *, precision: Precision | None = None
+) -> torch.Tensor:
+    """Return how many images of each class are classified correctly, int64 ``(classes,)``.
+
+    Args:
+        model: Model that returns class logits.
+        data: Data set of the images, with one label for each.
+        split: Split of ``data`` that is evaluated.
+        precision: Precision of the forward passes; by default the usual one of the model's device.
+    """
+    correct = torch.zeros(len(data.classes), dtype=torch.int64)
+    for logits, labels in _outputs(model, data, split, precision):
+        hits = (logits.argmax(dim=1) == labels) & logits.isfinite().all(dim=1)
+        correct += labels[hits].cpu().bincount(minlength=len(correct))
+    return correct
 
 
 def measure_split(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -35,16 +36,26 @@ class Measure:
     Args:
         metric: Name, unit and direction.
         score: Function of the outputs ``(images, k)``, float32 on the CPU, and the targets
-            ``(images,)`` or ``(images, k)``, which returns the metric.
+            ``(images,)`` or ``(images, k)``, which returns the metric; by default the mean of
+            ``per_image``.
         per_image: Function of the same arguments that returns values ``(images,)`` whose mean is
             the metric, where there is one: it gives the standard error in closed form.
         tasks: Tasks whose targets it takes; all by default.
+
+    Raises:
+        InputError: There is no function.
     """
 
     metric: Metric
-    score: Score = field(compare=False)
+    score: Score | None = field(default=None, compare=False)
     per_image: Score | None = field(default=None, compare=False)
     tasks: tuple[Task, ...] = get_args(Task)
+
+    def __post_init__(self) -> None:
+        if self.score is None and self.per_image is None:
+            raise InputError(
+                f"The metric {self.metric.name!r} needs a function: give `score` or `per_image`."
+            )
 
     def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
         """Return the metric.
@@ -53,7 +64,7 @@ class Measure:
             InputError: The function fails, or does not return a finite number.
         """
         try:
-            value = float(self.score(outputs, targets))
+            value = float(self._score(outputs, targets))
         except InputError:
             raise
         except Exception as error:
@@ -68,6 +79,12 @@ class Measure:
                 "be a finite number."
             )
         return value
+
+    def _score(self, outputs: torch.Tensor, targets: torch.Tensor) -> Any:
+        if self.score is not None:
+            return self.score(outputs, targets)
+        assert self.per_image is not None
+        return self.per_image(outputs, targets).double().mean()
 
 
 def standard_error(measure: Measure, outputs: torch.Tensor, targets: torch.Tensor) -> float:
@@ -152,16 +169,9 @@ def _kind(given: Any, targets: torch.Tensor) -> torch.dtype:
     return torch.int64 if is_label else targets.dtype
 
 
-def _hits(k: int) -> Score:
-    def hits(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        top = outputs.topk(min(k, outputs.shape[1]), dim=1).indices
-        return 100.0 * (top == targets[:, None]).any(dim=1)
-
-    return hits
-
-
-def _mean(per_image: Score) -> Score:
-    return lambda outputs, targets: per_image(outputs, targets).double().mean()
+def _hits(k: int, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    top = outputs.topk(min(k, outputs.shape[1]), dim=1).indices
+    return 100.0 * (top == targets[:, None]).any(dim=1)
 
 
 def _balanced(outputs: torch.Tensor, targets: torch.Tensor) -> float:
@@ -211,12 +221,12 @@ def _losses(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def _of_mean(metric: Metric, per_image: Score, *tasks: Task) -> Measure:
-    return Measure(metric, _mean(per_image), per_image, tasks)
+    return Measure(metric, per_image=per_image, tasks=tasks)
 
 
 MEASURES = {
-    "accuracy": _of_mean(ACCURACY, _hits(1), "single-label"),
-    "top5": _of_mean(Metric("top-5 accuracy", "%"), _hits(5), "single-label"),
+    "accuracy": _of_mean(ACCURACY, partial(_hits, 1), "single-label"),
+    "top5": _of_mean(Metric("top-5 accuracy", "%"), partial(_hits, 5), "single-label"),
     "balanced_accuracy": Measure(
         Metric("balanced accuracy", "%"), _balanced, tasks=("single-label",)
     ),

@@ -19,7 +19,7 @@ from vit_ratio_opt.models.device import (
 )
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.distributed import Ranks
-from vit_ratio_opt.training.evaluate import measure_split, predict
+from vit_ratio_opt.training.evaluate import count_correct, measure_split, predict
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.metrics import measure_of, standard_error
 from vit_ratio_opt.training.progress import SearchProgress
@@ -124,6 +124,14 @@ class ImageTrainer:
     def test(self, model: nn.Module) -> float:
         """Move ``model`` to the device and return its metric on the test split."""
         return self._value(model, self.data.test)
+
+    def count_correct(self, model: nn.Module) -> list[int]:
+        """Return how many validation images of each class are classified correctly."""
+        split, model = self.data.val, model.to(self.device)
+        counts: list[int] = count_correct(
+            model, self.data, split, precision=self.precision
+        ).tolist()
+        return counts
 
     def standard_error(self, model: nn.Module) -> float:
         """Return the standard error of :meth:`evaluate` over draws of the validation images."""
