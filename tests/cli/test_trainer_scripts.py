@@ -137,7 +137,7 @@ def test_a_training_that_is_asked_to_stop_stops_and_resumes(
 @scripts
 def test_its_search_runs_and_a_pruner_ends_a_trial(script, load, tmp_path, monkeypatch):
     module = load(script)
-    monkeypatch.setattr("vit_ratio_opt.runs.search_task.screen", lambda *_: {})
+    monkeypatch.setattr("vit_ratio_opt.runs.search_task.screen", lambda *_, **options: {})
     monkeypatch.setattr("vit_ratio_opt.composer.trial_files", lambda *_: {})
     strict = optuna.pruners.ThresholdPruner(lower=101)  # per cent
     for n_trials in (1, 2):

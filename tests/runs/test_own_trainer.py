@@ -19,6 +19,7 @@ from torch import nn
 import vit_ratio_opt as vro
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import answer_of
+from vit_ratio_opt.records.trial import attribute
 
 FEW = 256  # training images
 
@@ -347,7 +348,7 @@ def test_a_tensor_of_one_element_is_a_metric(compose):
     trainer.evaluate = lambda model: torch.tensor([0.25])
     (trial,) = run(compose(trainer), 1).trials
     assert trial.value == 0.25
-    assert type(trial.user_attrs["accuracy_pruned"]) is float
+    assert type(attribute(trial, "accuracy_pruned")) is float
 
 
 def test_a_constant_metric_is_warned_about_and_the_study_ends(compose, caplog):

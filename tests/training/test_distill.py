@@ -11,7 +11,7 @@ from timm.task import LogitDistillationTask
 
 import vit_ratio_opt as vro
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.training.losses import distillation_loss
+from vit_ratio_opt.training.losses import TaskLoss
 
 IMAGES = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(16) % 10
@@ -44,12 +44,12 @@ def assert_equal(found, wanted):
 
 
 @pytest.mark.parametrize(("weight", "temperature"), [(0.5, 2.0), (0.9, 1.0), (1.0, 4.0)])
-def test_gradients_are_those_of_the_explicit_loss(student, dense, weight, temperature):
+def test_gradients_are_those_of_the_explicit_loss(student, dense, digits, weight, temperature):
     recipe = vro.Recipe(distillation=weight, temperature=temperature)
     with torch.no_grad():
         targets = dense.eval()(IMAGES)
-    explicit = distillation_loss(student(IMAGES), LABELS, targets, recipe)
-    wanted = gradients(student, explicit)
+    explicit = TaskLoss(digits, recipe, torch.device("cpu"))
+    wanted = gradients(student, explicit(student(IMAGES), LABELS, targets))
     with vro.distill(student, dense, weight=weight, temperature=temperature):
         found = plain_gradients(student)
     assert_equal(found, wanted)

@@ -40,7 +40,7 @@ def distill(
     so that optimisers, averages and saved files are those of the model. The teacher is no part.
 
     Args:
-        model: Model that returns class logits ``(batch, classes)``.
+        model: Model that returns logits ``(batch, classes)`` of one class for each image.
         teacher: The dense model, on the device of ``model``; it stays in evaluation mode. None
             changes nothing.
         weight: Weight of the soft labels, in [0, 1]; the rest is the loop's loss.
