@@ -85,7 +85,7 @@ def test_a_study_is_not_resumed_with_other_parts(loaded, digits, url) -> None:
     with pytest.raises(InputError, match=r"other settings: bounds"):
         make(loaded, digits, pruning=Structural()).create_study("parts", storage=url)
     loaded.blocks[1].requires_grad_(False)
-    with pytest.raises(InputError, match=r"other settings: frozen is None, not \['blocks\.1'\]"):
+    with pytest.raises(InputError, match=r"other settings: frozen is unset, not \['blocks\.1'\]"):
         make(loaded, digits).create_study("parts", storage=url)
 
 
