@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ from safetensors.torch import load_file
 
 from vit_ratio_opt.model_files.load import load_pruned
 
-__all__ = ["import_without_dashboard", "load_all", "run_alone", "run_command_line"]
+__all__ = [
+    "import_without_dashboard",
+    "load_all",
+    "run_alone",
+    "run_command_line",
+    "run_trainer_script",
+]
 
 
 def run_alone(
@@ -62,3 +69,9 @@ def load_all(folder: Path) -> None:
             assert torch.equal(model(expected["images"]), expected["logits"]), path
         assert not model.training
         print(manifest["name"])
+
+
+def run_trainer_script(script: str, folder: Path, epochs: int) -> None:
+    """Search with one of ``studies/trainers`` until one trial is trained."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "studies" / "trainers"))
+    import_module(script).main(folder, n_trials=1, epochs=epochs)

@@ -17,7 +17,7 @@ from vit_ratio_opt.models.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXECUTED = ["README.md", "docs/python.md", "docs/extending.md"]
+EXECUTED = ["README.md", "docs/python.md", "docs/trainers.md", "docs/extending.md"]
 NOT_RUN = "# Not run by the tests: "
 # What makes the examples quick; everything else runs as it stands.
 TINY = {

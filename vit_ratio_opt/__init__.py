@@ -56,7 +56,14 @@ if TYPE_CHECKING:
     from vit_ratio_opt.space.pairs import RatioPair
     from vit_ratio_opt.space.structural import StructuralSpace
     from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule
-    from vit_ratio_opt.training.context import Trainer, TrialContext
+    from vit_ratio_opt.training.callbacks import hf_callback, lightning_callback
+    from vit_ratio_opt.training.context import (
+        Trainer,
+        TrainingDiverged,
+        TrainingStopped,
+        TrialContext,
+    )
+    from vit_ratio_opt.training.distill import distill
     from vit_ratio_opt.training.evaluate import evaluate
     from vit_ratio_opt.training.finetune import finetune
     from vit_ratio_opt.training.metrics import MEASURES, Measure
@@ -155,14 +162,21 @@ _HOMES = {
         "CascadeRule",
         "LATE",
     ),
+    "training.callbacks": (
+        "hf_callback",
+        "lightning_callback",
+    ),
     "space.metric": (
         "ACCURACY",
         "Metric",
     ),
     "training.context": (
         "Trainer",
+        "TrainingDiverged",
+        "TrainingStopped",
         "TrialContext",
     ),
+    "training.distill": ("distill",),
     "training.evaluate": ("evaluate",),
     "training.finetune": ("finetune",),
     "training.metrics": (
@@ -223,6 +237,8 @@ __all__ = [
     "Tokens",
     "Tolerance",
     "Trainer",
+    "TrainingDiverged",
+    "TrainingStopped",
     "TrialContext",
     "UnsupportedModelError",
     "WorkerOptions",
@@ -230,10 +246,13 @@ __all__ = [
     "budget_curve",
     "calibrate",
     "create_model",
+    "distill",
     "evaluate",
     "export_model",
     "finetune",
+    "hf_callback",
     "image_folder",
+    "lightning_callback",
     "load_cifar10",
     "load_csv_images",
     "load_datasets",

@@ -23,6 +23,7 @@ from vit_ratio_opt.runs.search_task import SearchTask
 from vit_ratio_opt.runs.signals import SearchStopped
 from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE, database_files
 from vit_ratio_opt.runs.testing import test_answer
+from vit_ratio_opt.space.metric import ACCURACY
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.trainer import ImageTrainer
 from vit_ratio_opt.utils.files import named_folder
@@ -204,6 +205,8 @@ class Search(SearchTask):
     def _record_whole_test(self, study: Study) -> None:
         """Record the dense accuracy on both halves of a test split that also validates."""
         if self.data is None or self.data.validation != "test":
+            return
+        if self.trainer.metric != ACCURACY:  # only a mean over images is the mean of both halves
             return
         sizes = len(self.data.val), len(self.data.test)
         dense = self.dense_accuracy, study.user_attrs["tested"]["dense"]

@@ -250,7 +250,7 @@ def test_black_and_white_is_0_and_255():
         (Image.new("F", (8, 8)), "floating point"),
         (Image.new("I", (8, 8)), "32-bit integers"),
         ("cat.png", "it is a str"),
-        (b"bytes", "it is a bytes"),
+        (b"bytes", "it is bytes of a file"),
         (None, "it is a NoneType"),
     ],
 )

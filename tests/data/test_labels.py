@@ -20,6 +20,8 @@ from vit_ratio_opt.data.load import default_validation, load_again, load_images
 from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.data.splits import split_in_memory, split_stratified
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.model_files.exported import exported_accuracy
+from vit_ratio_opt.training.evaluate import evaluate
 
 USUAL = LoadOptions(mean=(0.5,) * 3, std=(0.5,) * 3)
 COLUMNS = replace(USUAL, task="multi-label", label_key=["cat", "dog"])
@@ -217,6 +219,14 @@ def test_images_of_one_class_are_split_as_before_and_others_at_random():
     assert held.indices.tolist() != split_stratified(several, 0.25, seed=2)[1].indices.tolist()
     with pytest.raises(InputError, match=r"2 images cannot be split, 0\.9.* Give more images, "):
         split_stratified(several.subset(torch.arange(2)), 0.999, seed=0)
+
+
+def test_top_1_accuracy_of_several_labels_is_refused(tmp_path):
+    rows = ["1,0", "0,1"] * 20
+    data = load_images(table(tmp_path, "filename,cat,dog", rows), options=COLUMNS)
+    for compute in (evaluate, lambda model, data, split: exported_accuracy(tmp_path, data)):
+        with pytest.raises(InputError, match=r"one class each, but .* has the task 'multi-label'"):
+            compute(torch.nn.Identity(), data, data.test)
 
 
 # Data sets

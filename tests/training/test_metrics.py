@@ -192,3 +192,10 @@ def test_weights_that_do_not_fit_are_refused():
         Recipe(class_weights=(1.0, -2.0))
     with pytest.raises(InputError, match="are for labels, but the task is a regression"):
         TaskLoss(make_data("regression", TARGETS), Recipe(class_weights="balanced"), CPU)
+
+
+def test_a_class_without_an_image_does_not_lower_the_mean_average_precision():
+    outputs, targets = torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[1.0, 0.0]] * 2)
+    assert MEASURES["map"](outputs, targets) == 100
+    with pytest.raises(InputError, match="needs an image of some class"):
+        MEASURES["map"](outputs, torch.zeros(2, 2))

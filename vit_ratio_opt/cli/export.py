@@ -118,6 +118,9 @@ def _print_accuracy(output: Path, smaller: Path | None, images: Any) -> None:
     """Print the accuracy of the exported files on the test images."""
     from vit_ratio_opt.model_files.exported import exported_accuracy
 
+    if images.task != "single-label":
+        print(f"no accuracy is measured: the task of {images.name} is {images.task}")
+        return
     found = f"{exported_accuracy(output, images):.2f} %"
     if smaller is not None:
         found += f", in int8 {exported_accuracy(smaller, images):.2f} %"

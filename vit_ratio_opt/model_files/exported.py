@@ -97,8 +97,14 @@ def exported_accuracy(path: str | Path, data: ImageData) -> float:
     """Return the top-1 accuracy of an exported file on the test split of ``data``, in per cent.
 
     Raises:
-        InputError: The file cannot be loaded, or the images do not fit the model.
+        InputError: The file cannot be loaded, the images do not fit the model, or have several
+            labels or targets.
     """
+    if data.task != "single-label":
+        raise InputError(
+            f"Top-1 accuracy is for images with one class each, but {data.name} has the task "
+            f"{data.task!r}."
+        )
     run, right = load_exported(path), 0
     try:
         with torch.inference_mode():

@@ -78,8 +78,8 @@ class JournalProtocol(Protocol):
     def model_of(self, trial: FrozenTrial, study: Study, dense: ViT) -> ViT:
         """Return the pruned model of a trial."""
 
-    def save_state(self, trial: BaseTrial, file: Path | None, *, epoch: int) -> None:
-        """Keep the training state in ``file``."""
+    def save_state(self, trial: BaseTrial, path: Path | None, *, epoch: int) -> None:
+        """Keep the training state, the file or folder ``path``, if there is one."""
 
     def spend_states(self, *trials: BaseTrial | FrozenTrial) -> None:
         """Mark training states for removal once the results of their trials are stored."""

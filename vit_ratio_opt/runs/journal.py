@@ -21,6 +21,7 @@ from vit_ratio_opt.runs.artifacts import artifact_location, check_store, open_ar
 from vit_ratio_opt.runs.heartbeats import record_heartbeats
 from vit_ratio_opt.runs.lineage import keep_state, remove_states, state_artifact
 from vit_ratio_opt.runs.processes import process_name
+from vit_ratio_opt.runs.state_files import is_saved
 from vit_ratio_opt.runs.trial_models import check_has_model, keep_model, read_model
 from vit_ratio_opt.runs.turns import take_turn
 from vit_ratio_opt.search.claims import requeue
@@ -225,17 +226,17 @@ class Journal:
             store=self.store,
         )
 
-    def save_state(self, trial: BaseTrial, file: Path | None, *, epoch: int) -> None:
-        """Upload the training state of a trial; a failure costs a warning only.
+    def save_state(self, trial: BaseTrial, path: Path | None, *, epoch: int) -> None:
+        """Upload the training state of a trial, a file or a folder, if the trainer saved one.
 
-        A custom trainer need not save its state: without a file there is nothing to upload.
+        A failure costs a warning only.
         """
-        if file is None or self.store is None or not isinstance(trial, optuna.Trial):
+        if path is None or self.store is None or not isinstance(trial, optuna.Trial):
             return
-        if not file.exists():
+        if not is_saved(path):
             return
         try:
-            keep_state(trial, file, self.store, epoch=epoch)
+            keep_state(trial, path, self.store, epoch=epoch)
         except Exception as error:  # a store raises whatever its client does
             if is_storage_error(error):
                 raise

@@ -25,6 +25,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt._compat import behind_backoff
+from vit_ratio_opt.runs.state_files import pack, unpack
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair
 from vit_ratio_opt.utils.failures import reason
 from vit_ratio_opt.utils.untrusted import check_artifact_id, is_state_id
@@ -96,15 +97,15 @@ def fetch_checkpoint(
         yield path
 
 
-def keep_state(trial: Trial, file: Path, store: ArtifactStore, *, epoch: int) -> None:
+def keep_state(trial: Trial, path: Path, store: ArtifactStore, *, epoch: int) -> None:
     """Save the state of the trial's training in the store, and remove the earlier one.
 
-    It is no Optuna artifact of the trial, since these cannot be removed. At every moment the trial
-    names a complete state.
+    The state is a file or a folder. It is no Optuna artifact of the trial, since these cannot be
+    removed. At every moment the trial names a complete state.
     """
     earlier = state_artifact(trial)
     artifact = f"training-state-{uuid.uuid4()}"
-    with file.open("rb") as content:
+    with pack(path) as packed, packed.open("rb") as content:
         store.write(artifact, content)
     trial.set_user_attr(_STATE, {"artifact": artifact, "epoch": epoch})
     if earlier is not None:
@@ -129,10 +130,14 @@ def interrupted_trials(
 
 
 def fetch_state(artifact: str, store: ArtifactStore, path: Path) -> bool:
-    """Write a training state to ``path``; log a warning and return False if it cannot be read."""
+    """Write a training state to ``path``; log a warning and return False if it cannot be read.
+
+    It becomes a file or a folder, as it was saved.
+    """
     try:
         with store.open_reader(artifact) as source, path.open("wb") as target:
             shutil.copyfileobj(source, target)
+        unpack(path)
     except Exception as error:  # a store raises whatever its client does
         _logger.warning(
             f"The training state {artifact} cannot be read, so the training begins again: "

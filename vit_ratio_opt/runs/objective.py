@@ -17,13 +17,14 @@ from optuna.trial import BaseTrial, FrozenTrial
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.shape import shape_of
-from vit_ratio_opt.records.trial import write_trial
+from vit_ratio_opt.records.trial import attribute, write_trial
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.contracts import JournalProtocol, PrunerProtocol
 from vit_ratio_opt.runs.lineage import fetch_state, interrupted_trials, state_artifact
 from vit_ratio_opt.runs.outcome import record_cost, record_sizes, trial_value
 from vit_ratio_opt.runs.parents import find_parent
-from vit_ratio_opt.runs.resume import copy_progress, next_seed
+from vit_ratio_opt.runs.resume import check_resumed, copy_progress, last_epoch, next_seed
+from vit_ratio_opt.runs.state_files import remove
 from vit_ratio_opt.runs.suggest import suggest_pair
 from vit_ratio_opt.search.direction import check_direction
 from vit_ratio_opt.search.limits import Budget, Tolerance, direction_of
@@ -34,10 +35,17 @@ from vit_ratio_opt.training.context import (
     TrainingDiverged,
     TrainingStopped,
     TrialContext,
+    exit_means_stop,
 )
 from vit_ratio_opt.training.distributed import RanksBroken
 from vit_ratio_opt.training.progress import SearchProgress
-from vit_ratio_opt.utils.failures import reason
+from vit_ratio_opt.training.trainer_checks import (
+    check_layers,
+    layers_of,
+    metric_value,
+    warn_if_constant,
+)
+from vit_ratio_opt.utils.failures import is_storage_error, reason
 
 __all__ = ["PruningObjective"]
 
@@ -115,7 +123,15 @@ class PruningObjective:
     @cached_property
     def dense_accuracy(self) -> float:
         """Return the metric of the dense model on the validation data."""
-        return self.trainer.evaluate(self.pruner.dense)
+        return self.evaluate(self.pruner.dense)
+
+    def evaluate(self, model: ViT) -> float:
+        """Return the trainer's metric of a model on the validation data.
+
+        Raises:
+            InputError: The trainer returned no finite number.
+        """
+        return metric_value(self.trainer.evaluate(model), self.trainer, "evaluate")
 
     def __call__(self, trial: BaseTrial) -> float:
         """Run one trial.
@@ -176,6 +192,8 @@ class PruningObjective:
         metric = self.trainer.metric
         loss = metric.loss(self.dense_accuracy, accuracy)
         write_trial(trial, metric=metric, accuracy=accuracy, accuracy_drop=loss)
+        others = [attribute(other, "accuracy") for other in finished]
+        warn_if_constant(metric, self.dense_accuracy, [*others, accuracy])
         with clock("checkpoint"):
             manifest = dict(self.describe(suggestion.pair, model, accuracy))
             if space.cost.name != "macs":
@@ -183,13 +201,13 @@ class PruningObjective:
             self.journal.keep_model(trial, model, manifest)
         with clock("explain"):
             self.journal.attach_files(trial)
-        known: dict[str, Any] = {
+        recorded: dict[str, Any] = {
             "epochs": self._epochs,
             "device": getattr(self.trainer, "device_name", None),
         }
         write_trial(
             trial,
-            **{name: value for name, value in known.items() if value is not None},
+            **{name: value for name, value in recorded.items() if value is not None},
             seconds=round(time.perf_counter() - started, 3),
             timing={name: round(seconds, 4) for name, seconds in clock.seconds.items()},
         )
@@ -202,6 +220,7 @@ class PruningObjective:
         self, trial: BaseTrial, pair: RatioPair, seed: int, state: Path | None, clock: Stopwatch
     ) -> TrialContext:
         def report(epoch: int, value: float, loss: float | None = None, /) -> None:
+            value = metric_value(value, self.trainer, "train")
             if loss is not None:
                 losses = trial.user_attrs.get("losses", [])
                 write_trial(trial, losses=[*losses, round(loss, 5)])
@@ -240,11 +259,12 @@ class PruningObjective:
         for interrupted in earlier if is_resumable else ():
             try:
                 resumed = self._resume_training(trial, pair, context, interrupted)
-            except (LookupError, TypeError, ValueError) as error:
-                if "resumed_from" in trial.user_attrs:
+            except Exception as error:  # a framework raises many kinds for a damaged state
+                is_resumed = "resumed_from" in trial.user_attrs
+                if is_resumed or is_storage_error(error) or isinstance(error, RanksBroken):
                     raise
                 assert context.state is not None
-                context.state.unlink(missing_ok=True)
+                remove(context.state)
                 why = reason(error).replace(
                     str(context.state), f"the state of trial {interrupted.number}"
                 )
@@ -257,7 +277,7 @@ class PruningObjective:
             model = self.pruner.prune(pair, parent_model)
         self._record_pruned(trial, model, parent)
         with context.clock("evaluate"):
-            accuracy = self.trainer.evaluate(model)
+            accuracy = self.evaluate(model)
         write_trial(trial, metric=self.trainer.metric, accuracy_pruned=accuracy)
         if self._epochs != 0:
             accuracy = self._train(trial, model, pair, context)
@@ -274,9 +294,18 @@ class PruningObjective:
         if not fetch_state(artifact, store, context.state):
             return None
         model = self.pruner.rebuild(pair, interrupted.user_attrs["blocks"])
-        metric = self.trainer.metric
-        resuming = replace(context, on_resume=lambda: copy_progress(trial, interrupted, metric))
-        return model, self._train(trial, model, pair, resuming, artifact)
+
+        def report(epoch: int, value: float, loss: float | None = None, /) -> None:
+            check_resumed(trial)  # before anything is recorded
+            context.report(epoch, value, loss)
+
+        def resumed() -> None:
+            copy_progress(trial, interrupted, self.trainer.metric)
+
+        resuming = replace(context, on_resume=resumed, report=report)
+        accuracy = self._train(trial, model, pair, resuming, artifact)
+        check_resumed(trial)
+        return model, accuracy
 
     def _train(
         self,
@@ -298,12 +327,14 @@ class PruningObjective:
                     "precision": getattr(self.trainer, "precision", None),
                 }
             )
+        layers = layers_of(model.train())  # as a new model is, on which frameworks rely
         try:
-            with context.clock("train"):
-                return self.trainer.train(model, context)
+            with context.clock("train"), exit_means_stop(context):
+                value = self.trainer.train(model, context)
+            check_layers(layers, model, self.trainer)
+            return metric_value(value, self.trainer, "train")
         except TrainingStopped:
-            epoch = len(trial.user_attrs.get("losses", []))
-            self.journal.save_state(trial, context.state, epoch=epoch)
+            self.journal.save_state(trial, context.state, epoch=last_epoch(trial))
             raise
         except (InputError, TrainingDiverged, optuna.TrialPruned):
             raise

@@ -29,6 +29,7 @@ from vit_ratio_opt.training.checks import warn_near_chance, warn_of_other_prepro
 from vit_ratio_opt.training.context import Trainer
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.trainer import ImageTrainer
+from vit_ratio_opt.training.trainer_checks import check_trainer
 
 __all__ = ["SearchParts"]
 
@@ -137,6 +138,7 @@ class SearchParts:
 
     def _trainer(self, training: Recipe | Trainer | None) -> Trainer:
         if training is not None and not isinstance(training, Recipe):
+            check_trainer(training)
             return training
         if self.data is None:
             raise InputError(

@@ -5,21 +5,27 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from optuna.trial import BaseTrial, FrozenTrial
+from optuna.trial import BaseTrial, FrozenTrial, Trial
 
+from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trial import attribute, write_trial
 from vit_ratio_opt.space.metric import Metric
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrainingDiverged
 
-__all__ = ["copy_progress", "next_seed", "pair_of"]
+__all__ = ["check_resumed", "copy_progress", "last_epoch", "next_seed", "pair_of"]
 
 # What an interrupted trial has recorded before its training.
 _KNOWN = ("params", "blocks", "tokens", "parent_trial", "total_epochs")
 
 
 def copy_progress(trial: BaseTrial, earlier: FrozenTrial, metric: Metric) -> None:
-    """Record in ``trial`` what an interrupted trial had recorded when its state was saved."""
+    """Record in ``trial`` what an interrupted trial had recorded when its state was saved.
+
+    A second call changes nothing.
+    """
+    if "resumed_from" in trial.user_attrs:
+        return
     epoch = earlier.user_attrs["training_state"]["epoch"]
     known: dict[str, Any] = {
         name: earlier.user_attrs[name] for name in _KNOWN if name in earlier.user_attrs
@@ -37,6 +43,29 @@ def copy_progress(trial: BaseTrial, earlier: FrozenTrial, metric: Metric) -> Non
     for step, value in earlier.intermediate_values.items():
         if step <= epoch:
             trial.report(value, step)
+
+
+def check_resumed(trial: BaseTrial) -> None:
+    """Refuse the result of a training that was given a saved state and has not loaded it.
+
+    Its model has the sizes of the pruned one, but no weights of its own.
+
+    Raises:
+        InputError: The trainer has not called ``context.on_resume``.
+    """
+    if "resumed_from" not in trial.user_attrs:
+        raise InputError(
+            "the trainer did not load the saved state that `context.state` names. If the path "
+            "exists, a trainer has to load it and call `context.on_resume()`."
+        )
+
+
+def last_epoch(trial: BaseTrial) -> int:
+    """Return the last epoch that was reported; 0 without one."""
+    if not isinstance(trial, Trial):
+        return 0
+    reported = trial.storage.get_trial(trial._trial_id).intermediate_values
+    return max(reported, default=0)
 
 
 def next_seed(

@@ -224,7 +224,7 @@ class SearchTask(SearchParts):
             _ = self.dense_accuracy
             if options.screen and isinstance(self.limit, Budget):
                 screened = screen(
-                    self.pruner, self.trainer.evaluate, self.curve, sign=self.trainer.metric.sign
+                    self.pruner, self.objective.evaluate, self.curve, sign=self.trainer.metric.sign
                 )
             elif options.screen and not options.fixed_ratio and self.data is not None:
                 images = other_batches(self.data, **self._images())

@@ -1,4 +1,4 @@
-"""Warnings about a dense model and its images, before anything is trained."""
+"""Checks of what a trainer is given: the dense model and its images, before any training."""
 
 from __future__ import annotations
 

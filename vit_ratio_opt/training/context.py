@@ -26,6 +26,7 @@ __all__ = [
     "TrainingDiverged",
     "TrainingStopped",
     "TrialContext",
+    "exit_means_stop",
 ]
 
 
@@ -36,7 +37,8 @@ class TrainingDiverged(ArithmeticError):
 class TrainingStopped(KeyboardInterrupt):
     """The training was asked to stop. Its state is saved if the context names a file for it.
 
-    A KeyboardInterrupt, because Optuna lets these through whatever ``catch`` names.
+    A KeyboardInterrupt, because Optuna lets these through whatever ``catch`` names. Inside a
+    framework that ends the process on a KeyboardInterrupt, SystemExit does the same.
     """
 
 
@@ -103,8 +105,10 @@ class TrialContext:
         should_stop: Function called before each step. If it returns True, the loop saves its state
             and raises :class:`TrainingStopped`.
         on_resume: Function called after a saved state was loaded, before the training continues.
-        state: File of the saved state, written after each epoch. If it exists, the training
-            resumes from it. None saves nothing.
+            A search begins a training again whose loop was given a state and did not call it.
+        state: File or folder of the saved state, which the loop writes before it reports an epoch.
+            If it exists when the training begins, the loop has to load it and call ``on_resume``.
+            None saves nothing.
         identity: JSON values that identify the training, such as the pair of ratios. A saved state
             with another identity is refused.
         clock: Stopwatch of the seconds of ``train``, ``data`` and ``evaluate``.
@@ -123,6 +127,17 @@ class TrialContext:
     clock: Stopwatch = field(default_factory=Stopwatch)
     title: str = "fine-tune"
     progress: SearchProgress | bool | None = None
+
+
+@contextmanager
+def exit_means_stop(context: TrialContext) -> Iterator[None]:
+    """Raise TrainingStopped where a framework raises SystemExit and the context asked to stop."""
+    try:
+        yield
+    except SystemExit as error:
+        if not context.should_stop():
+            raise
+        raise TrainingStopped("stopped inside of a framework") from error
 
 
 @runtime_checkable

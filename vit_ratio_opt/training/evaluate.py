@@ -73,8 +73,14 @@ def evaluate(
         precision: Precision of the forward passes; by default the usual one of the model's device.
 
     Raises:
-        InputError: The model has another number of classes than ``data``.
+        InputError: The model has another number of classes than ``data``, or images have several
+            labels or targets.
     """
+    if data.task != "single-label":
+        raise InputError(
+            f"Top-1 accuracy is for images with one class each, but {data.name} has the task "
+            f"{data.task!r}: use `ImageTrainer(data, Recipe(metric=...)).evaluate(model)`."
+        )
     own = split if ranks is None else split.subset(ranks.share(torch.arange(len(split))))
     correct, unknown = torch.zeros((2,), dtype=torch.int64, device=model_device(model))
     for logits, labels in _outputs(model, data, own, precision):

@@ -201,6 +201,10 @@ def _auroc(outputs: torch.Tensor, targets: torch.Tensor) -> float:
 def _mean_average_precision(outputs: torch.Tensor, targets: torch.Tensor) -> float:
     from sklearn.metrics import average_precision_score
 
+    known = targets.any(dim=0)  # scikit-learn counts 0 for a class without an image
+    if not known.any():
+        raise InputError("The mean average precision needs an image of some class.")
+    targets, outputs = targets[:, known], outputs[:, known]
     return 100 * cast(float, average_precision_score(targets, outputs, average="macro"))
 
 
