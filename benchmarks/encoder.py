@@ -9,6 +9,7 @@ Neither labels nor classifier are used by what prunes or trains. Every method se
 
 - ``ours``: factorised heads, elimination of neurons, repair, allocated across blocks.
 - ``snapvit``: whole heads and neurons by one ranking, see ``encoder_peers.py``.
+- ``snapvit-gradients``: the same without the evolution, which is stronger here.
 - ``corp``: neurons, and twice as many dimensions of queries and keys, because they save half as
   much as ranks of whole heads; both repaired in closed form, see ``encoder_peers.py``.
 
@@ -61,7 +62,7 @@ from vit_ratio_opt.pruning.pruner import ModelPruner
 from vit_ratio_opt.utils.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "encoder.json"
-METHODS = ("ours", "snapvit", "corp")
+METHODS = ("ours", "snapvit", "snapvit-gradients", "corp")
 POINTS = ((0.15, 0.0), (0.25, 0.1), (0.35, 0.2), (0.45, 0.3))  # of neurons and of heads
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 BATCH, LR = 64, 1e-4
@@ -126,7 +127,7 @@ def main(
         lines = ",\n".join(json.dumps(row) for row in rows)
         write_text(json.dumps({**head, "rows": []})[:-2] + f"\n{lines}\n]}}\n", RESULTS)
         print(
-            f"{count} steps  seed {seed}  {point}  {name:8s}  {rows[-1]['accuracy']:.2f} %  "
+            f"{count} steps  seed {seed}  {point}  {name:17s}  {rows[-1]['accuracy']:.2f} %  "
             f"cosine {rows[-1]['cosine']:.4f}  {rows[-1]['seconds']:.0f} s",
             flush=True,
         )
@@ -190,8 +191,8 @@ class Encoder:
         images, _ = _drawn(self.images, self.images.train, self.calibration_images, seed + 1)
         if method == "corp":
             return corp_statistics(self.dense, images)
-        if method == "snapvit":
-            return snapvit_scores(self.dense, images, seed=seed)
+        if method != "ours":
+            return snapvit_scores(self.dense, images, seed=seed, evolve=method == "snapvit")
         options = CalibrationOptions(images=self.calibration_images)
         batches = list(torch.split(images, 128))
         pruner = ModelPruner(self.dense, batches, calibration=options, seed=seed)
@@ -200,10 +201,10 @@ class Encoder:
 
     def _prune(self, method: str, point: tuple[float, float], prepared: Any) -> Any:
         heads, neurons = round(point[1] * self.shape.heads), round(point[0] * self.shape.neurons)
-        if method == "snapvit":
-            return snapvit(self.dense, prepared, heads, neurons)
         if method == "ours":
             return prepared.prune((heads / self.shape.heads, neurons / self.shape.neurons))
+        if method != "corp":
+            return snapvit(self.dense, prepared, heads, neurons)
         dims = heads * self.shape.attention_dims // self.shape.heads
         ranks = 2 * dims // self.shape.blocks[0].num_heads
         return corp(self.dense, prepared, ranks, neurons)
@@ -328,38 +329,39 @@ def _commit() -> str:
 def _show(results: dict[str, Any]) -> None:
     """Print points of k-NN accuracy lost, and ours against half of SnapViT's and all of CORP's.
 
-    A difference is paired by image and averaged over the seeds that both have; its interval, 95 %,
-    is that over the test images.
+    Beside the points is the mean cosine to the dense features. A difference is paired by image and
+    averaged over the seeds that all methods have; its interval, 95 %, is that over the test
+    images. SnapViT's loss is that of its better variant at the point.
     """
-    count = results["test_images"]
+    count, rows = results["test_images"], results["rows"]
     dense = _unpacked(results["dense_correct"], count)
     print(
         f"\nk-NN accuracy of the dense encoder: {results['dense_accuracy']:.2f} % of {count} test "
         f"images, {results['bank_images']} images in the bank\n\n"
-        "| FFN, heads | steps | FLOPs | ours | SnapViT | CORP | ours - SnapViT / 2 | ours - CORP "
-        f"| seeds |\n|{' --- |' * 9}"
+        f"| FFN, heads | steps | FLOPs | {' | '.join(METHODS)} | ours - SnapViT / 2 | ours - CORP "
+        f"| seeds |\n|{' --- |' * 10}"
     )
-    for steps, point in product(sorted({row["steps"] for row in results["rows"]}), POINTS):
-        lost: dict[str, dict[int, torch.Tensor]] = {method: {} for method in METHODS}
-        shares = []
-        for row in results["rows"]:
-            if (row["steps"], row["mlp"], row["heads"]) == (steps, *point):
-                lost[row["method"]][row["seed"]] = dense - _unpacked(row["correct"], count)
-                shares.append(row["macs"] / results["dense_macs"])
-        shared = sorted(set.intersection(*(set(by_seed) for by_seed in lost.values())))
+    for steps, point in product(sorted({row["steps"] for row in rows}), POINTS):
+        here = [row for row in rows if (row["steps"], row["mlp"], row["heads"]) == (steps, *point)]
+        seen = [{row["seed"] for row in here if row["method"] == method} for method in METHODS]
+        shared = set.intersection(*seen)
         if not shared:
             continue
-        means = {
-            method: torch.stack([by_seed[seed] for seed in shared]).mean(dim=0)
-            for method, by_seed in lost.items()
-        }
-        cells = [f"{100 * float(means[method].mean()):.2f}" for method in METHODS]
+        lost, cosines = {}, {}
+        for method in METHODS:
+            own = [row for row in here if row["method"] == method and row["seed"] in shared]
+            found = torch.stack([_unpacked(row["correct"], count) for row in own])
+            lost[method] = dense - found.mean(dim=0)
+            cosines[method] = mean(row["cosine"] for row in own)
+        snap = min(METHODS[1:3], key=lambda method: float(lost[method].mean()))
+        cells = [f"{100 * float(lost[name].mean()):.2f} ({cosines[name]:.4f})" for name in METHODS]
         cells += [
-            _interval(means["ours"] - means["snapvit"] / 2),
-            _interval(means["ours"] - means["corp"]),
+            _interval(lost["ours"] - lost[snap] / 2),
+            _interval(lost["ours"] - lost["corp"]),
         ]
+        share = mean(row["macs"] for row in here) / results["dense_macs"]
         print(
-            f"| {point[0]}, {point[1]} | {steps} | {mean(shares):.3f} | {' | '.join(cells)} "
+            f"| {point[0]}, {point[1]} | {steps} | {share:.3f} | {' | '.join(cells)} "
             f"| {len(shared)} |"
         )
 

@@ -50,15 +50,21 @@ _RIDGE = 1e-3  # CORP's least ridge
 _ACTIVE = 0.01  # CORP: a neuron is active above this share of the layer's root mean square
 
 
-def snapvit_scores(model: ViT, images: torch.Tensor, *, seed: int) -> Importance:
+def snapvit_scores(
+    model: ViT, images: torch.Tensor, *, seed: int, evolve: bool = True
+) -> Importance:
     """Return SnapViT's scores of heads and neurons, one ranking for every size.
 
     Args:
         model: An encoder; its output is the feature of an image.
         images: Normalised images ``(images, channels, height, width)``.
         seed: Random seed of the crops and of the evolution.
+        evolve: Whether an evolution weighs blocks and heads, as published; without it gradients
+            alone rank them, which lost less on the model that was measured.
     """
     local = _local_scores(model, images, seed)
+    if not evolve:
+        return local
     images = images[:_COMPARED]
     blocks, heads = len(local.heads), len(local.heads[0])
     with torch.inference_mode():
