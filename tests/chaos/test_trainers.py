@@ -28,7 +28,7 @@ def test_a_killed_training_resumes_and_ends_as_one_that_was_not(script, start, t
 
     def trials(folder):
         # Optuna's own opening may create tables at the same moment as the script.
-        storage = open_storage(f"sqlite:///{tmp_path / folder / 'study.db'}", must_exist=True)
+        storage = open_storage(f"sqlite:///{tmp_path / folder / 'study.db'}")
         names = optuna.get_all_study_names(storage)
         return optuna.load_study(study_name=names[0], storage=storage).trials if names else []
 
