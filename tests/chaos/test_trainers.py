@@ -9,6 +9,8 @@ import optuna
 import pytest
 from processes import run_trainer_script
 
+from vit_ratio_opt.runs.storage import open_storage
+
 from .conftest import wait_for
 
 EPOCHS = 4
@@ -25,9 +27,10 @@ def test_a_killed_training_resumes_and_ends_as_one_that_was_not(script, start, t
     pytest.importorskip(SCRIPTS[script])
 
     def trials(folder):
-        url = f"sqlite:///{tmp_path / folder / 'study.db'}"
-        names = optuna.get_all_study_names(url)
-        return optuna.load_study(study_name=names[0], storage=url).trials if names else []
+        # Optuna's own opening may create tables at the same moment as the script.
+        storage = open_storage(f"sqlite:///{tmp_path / folder / 'study.db'}")
+        names = optuna.get_all_study_names(storage)
+        return optuna.load_study(study_name=names[0], storage=storage).trials if names else []
 
     whole = start(run_trainer_script, script, tmp_path / "whole", EPOCHS)
     killed = start(run_trainer_script, script, tmp_path / "killed", EPOCHS)
