@@ -330,7 +330,7 @@ def _show(results: dict[str, Any]) -> None:
     """Print points of k-NN accuracy lost, and ours against half of SnapViT's and all of CORP's.
 
     Beside the points is the mean cosine to the dense features. A difference is paired by image and
-    averaged over the seeds that all methods have; its interval, 95 %, is that over the test
+    averaged over the seeds that all methods shown have; its interval, 95 %, is that over the test
     images. SnapViT's loss is that of its better variant at the point.
     """
     count, rows = results["test_images"], results["rows"]
@@ -343,18 +343,24 @@ def _show(results: dict[str, Any]) -> None:
     )
     for steps, point in product(sorted({row["steps"] for row in rows}), POINTS):
         here = [row for row in rows if (row["steps"], row["mlp"], row["heads"]) == (steps, *point)]
-        seen = [{row["seed"] for row in here if row["method"] == method} for method in METHODS]
-        shared = set.intersection(*seen)
-        if not shared:
-            continue
         lost, cosines = {}, {}
-        for method in METHODS:
+        present = [method for method in METHODS if any(row["method"] == method for row in here)]
+        shared = set.intersection(
+            *({row["seed"] for row in here if row["method"] == method} for method in present)
+        )
+        for method in present if shared else ():
             own = [row for row in here if row["method"] == method and row["seed"] in shared]
             found = torch.stack([_unpacked(row["correct"], count) for row in own])
             lost[method] = dense - found.mean(dim=0)
             cosines[method] = mean(row["cosine"] for row in own)
-        snap = min(METHODS[1:3], key=lambda method: float(lost[method].mean()))
-        cells = [f"{100 * float(lost[name].mean()):.2f} ({cosines[name]:.4f})" for name in METHODS]
+        snaps = [method for method in METHODS[1:3] if method in lost]
+        if not snaps or not {"ours", "corp"} <= lost.keys():
+            continue
+        snap = min(snaps, key=lambda method: float(lost[method].mean()))
+        cells = [
+            f"{100 * float(lost[name].mean()):.2f} ({cosines[name]:.4f})" if name in lost else "-"
+            for name in METHODS
+        ]
         cells += [
             _interval(lost["ours"] - lost[snap] / 2),
             _interval(lost["ours"] - lost["corp"]),
