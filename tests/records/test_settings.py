@@ -74,11 +74,19 @@ def test_a_missing_field_is_named():
             StudySettings.from_json(stored)
 
 
-def test_a_recipe_of_no_epochs_depends_on_nothing_else():
+def test_a_recipe_of_no_epochs_depends_on_no_other_hyperparameter():
     untrained, fast = ({"epochs": 0, "lr": lr} for lr in (1e-3, 1e9))
     assert replace(SETTINGS, recipe=untrained).differences(replace(SETTINGS, recipe=fast)) == []
     trained = replace(SETTINGS, recipe={"epochs": 1, "lr": 1e-3})
     assert replace(SETTINGS, recipe=untrained).differences(trained)[0].startswith("recipe.epochs")
+
+
+def test_the_metric_of_models_that_are_not_trained_is_a_setting():
+    accuracy, f1 = (
+        replace(SETTINGS, recipe={"epochs": 0, **metric})
+        for metric in ({}, {"metric": "macro_f1"})
+    )
+    assert accuracy.differences(f1) == ["recipe.metric is unset, not 'macro_f1'"]
 
 
 def test_a_setting_that_one_of_two_does_not_have_is_unset():

@@ -188,7 +188,8 @@ def _effective(settings: StudySettings, name: str) -> Any:
     """Return a setting without the parts that change nothing."""
     value = getattr(settings, name)
     if name == "recipe" and isinstance(value, Mapping) and value.get("epochs") == 0:
-        return {"epochs": 0}  # nothing is trained, at whatever learning rate
+        # Nothing is trained, at whatever learning rate, but models are evaluated.
+        return {key: value[key] for key in ("epochs", "metric") if key in value}
     return value
 
 
