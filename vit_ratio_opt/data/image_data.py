@@ -14,7 +14,7 @@ from vit_ratio_opt.data.preprocessing import Preprocessing, check_channels, to_f
 from vit_ratio_opt.data.splits import Split, Validation
 from vit_ratio_opt.data.task import Task
 
-__all__ = ["ImageData", "Task"]
+__all__ = ["ImageData"]
 
 # Keys of `ImageData.source` that change no pixel, or are settings of their own.
 _NO_PREPROCESSING = {

@@ -128,11 +128,12 @@ class TensorBoardLog:
     def _write(self, study: Study, trial: FrozenTrial) -> None:
         known, record = TrialRecord.read(trial), record_of(study)
         metric, dense = record.metric, record.dense.val_accuracy
+        drops = has_tolerance(study) and dense is not None
         run = named_folder(self.folder, study.study_name) / f"trial-{trial.number:04d}"
         with self._writer(str(run)) as writer:
             for epoch, value in trial.intermediate_values.items():
-                if has_tolerance(study) and dense is not None:
-                    value = metric.after_loss(dense, value)
+                if drops:
+                    value = metric.after_loss(dense or 0, value)
                 writer.add_scalar(metric.name, value, epoch)
             for epoch, loss in enumerate(known.losses or (), start=1):
                 writer.add_scalar("loss", loss, epoch)

@@ -21,7 +21,7 @@ from vit_ratio_opt.runs.task import check_settings, screened_best
 from vit_ratio_opt.search.binary_search import BinarySearchSampler
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.limits import Budget, Tolerance
-from vit_ratio_opt.search.noise import Noise, accuracy_noise, seed_noise
+from vit_ratio_opt.search.noise import UNKNOWN_NOISE, Noise, accuracy_noise, seed_noise
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.costs import Latency
 from vit_ratio_opt.space.curve import cost_saved
@@ -32,10 +32,6 @@ from vit_ratio_opt.training.trainer import ImageTrainer
 from vit_ratio_opt.utils.versions import installed_versions
 
 __all__ = ["SearchTask"]
-
-
-# Points of noise that are assumed of a metric about which nothing is known.
-_UNKNOWN_NOISE = 0.5
 
 
 class SearchTask(SearchParts):
@@ -241,7 +237,7 @@ class SearchTask(SearchParts):
             return accuracy_noise(self.dense_accuracy, len(self.data.val))
         standard_error = getattr(self.trainer, "standard_error", None)
         if standard_error is None:
-            return _UNKNOWN_NOISE * metric.point(self.dense_accuracy)
+            return UNKNOWN_NOISE * metric.point(self.dense_accuracy)
         return seed_noise(standard_error(self.pruner.dense))
 
     def _admit(self, study: Study) -> None:

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.limits import Budget, Limit, plan_of
-from vit_ratio_opt.search.noise import Noise
+from vit_ratio_opt.search.noise import UNKNOWN_NOISE, Noise
 from vit_ratio_opt.search.plan import Plan
 from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.search.space import ratio_distributions
@@ -20,9 +20,6 @@ from vit_ratio_opt.space.pairs import PairSpace
 from vit_ratio_opt.utils.versions import installed_versions
 
 __all__ = ["BinarySearchSampler"]
-
-# Points of noise that are assumed of values about which nothing is known; repeats correct it.
-_UNKNOWN_NOISE = 0.5
 
 
 class BinarySearchSampler(PlanSampler):
@@ -72,7 +69,7 @@ class BinarySearchSampler(PlanSampler):
         known = metric or ACCURACY
         noise = known.noise if noise is None else noise
         if noise is None and isinstance(limit, Budget) and known.unit == "%":
-            noise = Noise(_UNKNOWN_NOISE, is_known=False, may_be_fractions=metric is None)
+            noise = Noise(UNKNOWN_NOISE, is_known=False, may_be_fractions=metric is None)
         plan = plan_of(limit, space, noise=noise, confirmations=confirmations, metric=known)
         super().__init__(
             ratio_distributions(space),

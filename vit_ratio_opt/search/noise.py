@@ -20,9 +20,12 @@ from numpy.typing import NDArray
 
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["Levels", "Noise", "Repeats", "accuracy_noise", "seed_noise"]
+__all__ = ["UNKNOWN_NOISE", "Levels", "Noise", "Repeats", "accuracy_noise", "seed_noise"]
 
 Array = NDArray[np.floating[Any]]
+
+UNKNOWN_NOISE = 0.5
+"""Points of noise that are assumed of an unknown metric; trainings of a pair correct it."""
 
 # Observations that the guess is worth, and quantiles of the variance that stand for all of it.
 _PRIOR_DEGREES, _QUANTILES = 5.0, 5

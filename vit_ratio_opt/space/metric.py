@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
@@ -24,7 +24,7 @@ class Metric:
         unit: Unit of its values, such as ``"%"`` or ``"mm"``; empty if it has none.
         larger_is_better: Whether a larger value is a better model.
         noise: Standard deviation of the value over seeds of the training, in the unit of the
-            values; None where it is unknown.
+            values; None where it is unknown. Metrics that differ in it alone are equal.
 
     Raises:
         InputError: The name is empty, or the noise is no number of at least 0.
@@ -33,7 +33,7 @@ class Metric:
     name: str
     unit: str = ""
     larger_is_better: bool = True
-    noise: float | None = None
+    noise: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.name.strip():

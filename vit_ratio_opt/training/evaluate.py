@@ -85,9 +85,8 @@ def evaluate(
     correct, unknown = torch.zeros((2,), dtype=torch.int64, device=model_device(model))
     for logits, labels in _outputs(model, data, own, precision):
         check_shape(logits, len(labels), data)
-        is_known = logits.isfinite().all(dim=1)
-        correct += ((logits.argmax(dim=1) == labels) & is_known).sum()
-        unknown += (~is_known).sum()
+        correct += _hits(logits, labels).sum()
+        unknown += (~logits.isfinite().all(dim=1)).sum()
     if unknown:
         _logger.warning(
             f"The model returns NaN or infinite logits for {unknown.item()} of {len(own)} "
@@ -110,9 +109,13 @@ def count_correct(
     """
     correct = torch.zeros(len(data.classes), dtype=torch.int64)
     for logits, labels in _outputs(model, data, split, precision):
-        hits = (logits.argmax(dim=1) == labels) & logits.isfinite().all(dim=1)
-        correct += labels[hits].cpu().bincount(minlength=len(correct))
+        correct += labels[_hits(logits, labels)].cpu().bincount(minlength=len(correct))
     return correct
+
+
+def _hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return which images are classified correctly, ``(batch,)``; none without finite logits."""
+    return (logits.argmax(dim=1) == labels) & logits.isfinite().all(dim=1)
 
 
 def measure_split(

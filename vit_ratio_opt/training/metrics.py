@@ -17,7 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from vit_ratio_opt.data.image_data import ImageData, Task
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.space.metric import ACCURACY, Metric
 

@@ -17,7 +17,7 @@ from vit_ratio_opt.training.context import Trainer, TrainingDiverged
 
 __all__ = ["check_layers", "check_trainer", "layers_of", "metric_value", "warn_if_constant"]
 
-# So many models with the metric of the dense one are no coincidence.
+# Number of trained models whose metric equals that of the dense one only if something is wrong.
 _MOST_EQUAL = 3
 
 _logger = logging.getLogger(f"optuna.{__name__}")
