@@ -128,3 +128,10 @@ def test_expected_loss_is_about_the_divergence_that_pruning_causes(
 def test_no_images_are_refused(tiny_vit: VisionTransformer) -> None:
     with pytest.raises(InputError, match="at least one batch"):
         calibrate(tiny_vit, [])
+
+
+def test_a_single_output_is_a_value_whose_errors_cost(make_vit, images):
+    """The softmax of one output is always 1, so no error of it would cost anything."""
+    known = calibrate(make_vit(num_classes=1), [images])
+    for block in known.blocks:
+        assert float(block.factors.value_losses.min()) > 0

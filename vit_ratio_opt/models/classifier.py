@@ -70,12 +70,14 @@ def classifier_of(model: ViT, classified_tokens: int) -> Classifier:
 def gives_classes(model: ViT) -> bool:
     """Return whether the model gives logits of whole images, not features.
 
+    A single output is a value, such as that of a regression: its softmax would always be 1.
+
     Raises:
         UnsupportedModelError: The classifier does not fit, see :func:`classifier_of`.
         InputError: The model has a classifier but no pooling, so it classifies single tokens.
     """
     heads = [getattr(model, name) for name in FAMILIES[type(model)].classifiers]
-    return any(type(head) is not nn.Identity for head in heads) and classes_of(model) > 0
+    return any(type(head) is not nn.Identity for head in heads) and classes_of(model) > 1
 
 
 def classes_of(model: ViT) -> int:

@@ -222,10 +222,16 @@ class SearchTask(SearchParts):
                 screened = screen(
                     self.pruner, self.objective.evaluate, self.curve, sign=self.trainer.metric.sign
                 )
-            elif options.screen and not options.fixed_ratio and self.data is not None:
+            elif options.screen and not options.fixed_ratio and self._has_logits:
+                assert self.data is not None
                 images = other_batches(self.data, **self._images())
                 path = likely_path(self.pruner, images, self.precision)
         return {"screened": [[*pair, value] for pair, value in screened.items()], "path": path}
+
+    @property
+    def _has_logits(self) -> bool:
+        """Return whether outputs are logits, whose divergence tells which pairs are likely."""
+        return self.data is not None and self.data.task != "regression"
 
     @property
     def _expected_noise(self) -> float:
