@@ -91,8 +91,8 @@ class Training:
     model: dict[str, Any] = field(
         default_factory=lambda: {"embed_dim": 256, "depth": 9, "num_heads": 8, "mlp_ratio": 3.0}
     )
-    batch_size: int = 1024
-    lr: float = 2e-3
+    batch_size: int = 2048
+    lr: float = 2.5e-3
     weight_decay: float = 0.15
     betas: tuple[float, float] = (0.9, 0.99)
     warmup: float = 0.05
