@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal
 
 from vit_ratio_opt.data.image_data import ImageData
@@ -14,7 +15,7 @@ from vit_ratio_opt.models.device import Precision, model_device, precision_of, r
 from vit_ratio_opt.models.shape import check_all_tokens
 from vit_ratio_opt.pruning.options import Pruning, Structural
 from vit_ratio_opt.pruning.pruner import Batch, ModelPruner
-from vit_ratio_opt.runs.fit import check_fit, check_logits
+from vit_ratio_opt.runs.fit import check_fit, check_outputs
 from vit_ratio_opt.runs.images import calibration_batches
 from vit_ratio_opt.runs.journal import Journal
 from vit_ratio_opt.runs.objective import PruningObjective
@@ -27,6 +28,7 @@ from vit_ratio_opt.space.metric import ACCURACY
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair
 from vit_ratio_opt.training.checks import warn_near_chance, warn_of_other_preprocessing
 from vit_ratio_opt.training.context import Trainer
+from vit_ratio_opt.training.features import FeatureTrainer
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.trainer import ImageTrainer
 from vit_ratio_opt.training.trainer_checks import check_trainer
@@ -75,14 +77,15 @@ class SearchParts:
             warn_of_other_preprocessing(dense, self.data)
         if self.run_options.checkpoints is not None:
             check_saveable(dense)
+        # A copy, so that nothing that the caller does later changes it.
+        self.dense = copy_for_training(dense)
         self.trainer = self._trainer(training)
         if isinstance(limit, Tolerance):
             limit.check(self.trainer.metric)
         device = getattr(self.trainer, "device", None) or resolve_device(self.run_options.device)
-        # A copy, so that nothing that the caller does later changes it.
-        self.dense = copy_for_training(dense).to(device)
+        self.dense.to(device)
         if self.data is not None:
-            check_logits(self.dense, self.data)
+            check_outputs(self.dense, self.data)
         self.pruner = ModelPruner(
             self.dense,
             self._calibration_batches if isinstance(data, ImageData) else data,
@@ -142,15 +145,15 @@ class SearchParts:
             return training
         if self.data is None:
             raise InputError(
-                "Training by a recipe needs `data` with labels, such as `load_image_folder` "
-                "returns: give that, or a custom trainer as `training`."
+                "Training by a recipe needs `data` such as `load_images` returns, with labels or "
+                "with `task='features'`: give that, or a custom trainer as `training`."
             )
-        return ImageTrainer(
-            self.data,
-            training or Recipe(),
-            device=self.run_options.device,
-            precision=self.run_options.precision,
-            ranks=self.run_options.ranks,
+        run = self.run_options
+        make: Callable[..., ImageTrainer] = ImageTrainer
+        if self.data.task == "features":
+            make = partial(FeatureTrainer, self.dense)
+        return make(
+            self.data, training, device=run.device, precision=run.precision, ranks=run.ranks
         )
 
     def _price(self, cost: Cost) -> None:

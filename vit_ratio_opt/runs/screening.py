@@ -61,24 +61,30 @@ def screen(
 
 
 def likely_path(
-    pruner: PrunerProtocol, batches: Sequence[torch.Tensor], precision: Precision
+    pruner: PrunerProtocol,
+    batches: Sequence[torch.Tensor],
+    precision: Precision,
+    *,
+    are_features: bool = False,
 ) -> tuple[Pair, ...]:
     """Return the likeliest pairs from the dense model down to the smallest, without training any.
 
     For a search with a tolerance. At some levels of cost, the curve of pairs is searched for the
-    pruned model whose predictions diverge least from those of the dense model (KL divergence), on
-    other training images than those of the calibration: a reconstruction is at its best on the
-    images that it was fitted to. Between the levels the MHSA ratio is interpolated.
+    pruned model whose predictions diverge least from those of the dense model (KL divergence; of
+    features, 1 - cosine), on other training images than those of the calibration: a
+    reconstruction is at its best on the images that it was fitted to. Between the levels the MHSA
+    ratio is interpolated.
 
     Args:
         pruner: Prunes the dense model.
         batches: Normalised images on the device of the model.
         precision: Precision in which models are evaluated.
+        are_features: Whether the models give features, not logits.
 
     Returns:
         Pairs in the order of decreasing cost.
     """
-    agreement = _agreement(pruner, batches, precision)
+    agreement = _agreement(pruner, batches, precision, _cosine_loss if are_features else _kl)
     space = pruner.space
     smallest = smallest_cost_ratio(space)
     levels, ratios = [smallest], [space.max_pair.mhsa_ratio]
@@ -105,24 +111,36 @@ def _nearest(curve: Sequence[RatioPair], mhsa_ratio: float) -> RatioPair:
 
 
 def _agreement(
-    pruner: PrunerProtocol, batches: Sequence[torch.Tensor], precision: Precision
+    pruner: PrunerProtocol,
+    batches: Sequence[torch.Tensor],
+    precision: Precision,
+    divergence: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> Callable[[Pair], float]:
-    """Return the function of a pair that gives the agreement with the dense model, in nats."""
+    """Return the function of a pair that gives the agreement with the dense model."""
     device = pruner.device
 
-    def log_softmax(model: nn.Module) -> list[torch.Tensor]:
+    def outputs(model: nn.Module) -> list[torch.Tensor]:
         with torch.inference_mode(), autocast(device, precision):
-            return [model(images).log_softmax(dim=1) for images in batches]
+            return [model(images) for images in batches]
 
-    dense = log_softmax(pruner.dense)
+    dense = outputs(pruner.dense)
     count = sum(len(images) for images in batches)
 
     def agreement(pair: Pair) -> float:
-        predicted = log_softmax(pruner.prune(RatioPair(*pair)))
-        losses = [
-            F.kl_div(p, d, log_target=True, reduction="sum")
-            for p, d in zip(predicted, dense, strict=True)
-        ]
+        found = outputs(pruner.prune(RatioPair(*pair)))
+        losses = [divergence(p, d) for p, d in zip(found, dense, strict=True)]
         return -float(sum(losses)) / count
 
     return agreement
+
+
+def _kl(logits: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    """Return the sum over images of the KL divergence from the dense model's classes, in nats."""
+    predicted, wanted = logits.log_softmax(dim=1), dense.log_softmax(dim=1)
+    return F.kl_div(predicted, wanted, log_target=True, reduction="sum")
+
+
+def _cosine_loss(features: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    """Return the sum over images of 1 - cosine to the dense features, a mean over tokens."""
+    losses = 1 - F.cosine_similarity(features.float(), dense.float(), dim=-1)
+    return losses.flatten(1).mean(dim=1).sum() if losses.ndim > 1 else losses.sum()

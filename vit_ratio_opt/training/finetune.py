@@ -11,6 +11,7 @@ from vit_ratio_opt.models.device import Precision, model_device, precision_of
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.loop import Loop, Mix
+from vit_ratio_opt.training.matching import Reference
 from vit_ratio_opt.training.recipe import Recipe
 
 __all__ = ["Mix", "finetune"]
@@ -22,7 +23,7 @@ def finetune(
     recipe: Recipe,
     context: TrialContext | None = None,
     *,
-    teacher: nn.Module | torch.Tensor | None = None,
+    teacher: nn.Module | torch.Tensor | Reference | None = None,
     mix: Mix | None = None,
     precision: Precision | None = None,
     ranks: Ranks | None = None,
@@ -42,7 +43,8 @@ def finetune(
         teacher: The dense model, for distillation, on the device of ``model``; by default the
             context's. Or its logits for every image of ``data.train``, see
             :func:`~vit_ratio_opt.training.evaluate.predict`, if images are neither augmented nor
-            mixed: then it need not run again.
+            mixed: then it need not run again. Images without labels need the dense model, or the
+            ``reference`` of a :class:`~vit_ratio_opt.FeatureTrainer`, which keeps its outputs.
         mix: Function of the normalised images and the labels of each batch. It may return class
             probabilities for the labels, as torchvision's MixUp and CutMix do.
         precision: Precision of forward passes; by default the usual one of the model's device.
@@ -75,4 +77,19 @@ def finetune(
             "`model.requires_grad_(True)`."
         )
     precision = precision or precision_of(model_device(model))
+    if data.task == "features" and not isinstance(teacher, Reference):
+        teacher = _reference(data, teacher, precision)
+    if data.task == "features" and mix is not None:
+        raise InputError("`mix` mixes labels, but the task is 'features': leave it out.")
     return Loop(model, data, recipe, context, teacher, mix, precision, ranks).run()
+
+
+def _reference(
+    data: ImageData, teacher: nn.Module | torch.Tensor | None, precision: Precision
+) -> Reference:
+    if isinstance(teacher, nn.Module):
+        return Reference(teacher, data, precision)
+    raise InputError(
+        f"The images of {data.name} have no labels, so the dense model is the target of the "
+        "training: give it as `teacher`."
+    )
