@@ -71,12 +71,7 @@ class SearchParts:
         self.cost.check(strategy=pruning.name, iterative=self.options.iterative)
         _check_iterative(self.options, pruning, self.run_options)
         self.data = data if isinstance(data, ImageData) else None
-        dense = check_all_tokens(dense)
-        if self.data is not None:
-            check_fit(dense, self.data)
-            warn_of_other_preprocessing(dense, self.data)
-        if self.run_options.checkpoints is not None:
-            check_saveable(dense)
+        dense = self._checked(dense)
         # A copy, so that nothing that the caller does later changes it.
         self.dense = copy_for_training(dense)
         self.trainer = self._trainer(training)
@@ -138,6 +133,16 @@ class SearchParts:
         """Return the precision in which models are evaluated and timed."""
         precision: Precision | None = getattr(self.trainer, "precision", None)
         return precision or precision_of(self.pruner.device)
+
+    def _checked(self, dense: ViT) -> ViT:
+        """Return a dense model that fits the data and can be saved where models are kept."""
+        dense = check_all_tokens(dense)
+        if self.data is not None:
+            check_fit(dense, self.data)
+            warn_of_other_preprocessing(dense, self.data)
+        if self.run_options.checkpoints is not None:
+            check_saveable(dense)
+        return dense
 
     def _trainer(self, training: Recipe | Trainer | None) -> Trainer:
         if training is not None and not isinstance(training, Recipe):

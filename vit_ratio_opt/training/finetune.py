@@ -62,33 +62,43 @@ def finetune(
     """
     context = context or TrialContext()
     teacher = context.teacher if teacher is None else teacher
-    if isinstance(teacher, torch.Tensor):
-        if recipe.augment or mix is not None:
-            raise InputError(
-                "`teacher` must be a model if images are augmented or mixed, but got logits."
-            )
-        if len(teacher) != len(data.train):
-            raise InputError(
-                f"`teacher` must have logits for {len(data.train)} images, but has {len(teacher)}."
-            )
     if recipe.epochs and not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(
             "All weights of the model are frozen, so there is nothing to train: call "
             "`model.requires_grad_(True)`."
         )
     precision = precision or precision_of(model_device(model))
-    if data.task == "features" and not isinstance(teacher, Reference):
-        teacher = _reference(data, teacher, precision)
-    if data.task == "features" and mix is not None:
-        raise InputError("`mix` mixes labels, but the task is 'features': leave it out.")
+    if data.task == "features":
+        teacher = _reference(data, teacher, mix, precision)
+    elif isinstance(teacher, torch.Tensor):
+        _check_logits(teacher, data, is_changed=recipe.augment or mix is not None)
     return Loop(model, data, recipe, context, teacher, mix, precision, ranks).run()
 
 
+def _check_logits(logits: torch.Tensor, data: ImageData, *, is_changed: bool) -> None:
+    if is_changed:
+        raise InputError(
+            "`teacher` must be a model if images are augmented or mixed, but got logits."
+        )
+    if len(logits) != len(data.train):
+        raise InputError(
+            f"`teacher` must have logits for {len(data.train)} images, but has {len(logits)}."
+        )
+
+
 def _reference(
-    data: ImageData, teacher: nn.Module | torch.Tensor | None, precision: Precision
+    data: ImageData,
+    teacher: nn.Module | torch.Tensor | Reference | None,
+    mix: Mix | None,
+    precision: Precision,
 ) -> Reference:
+    """Return the dense model as the target of images without labels."""
+    if mix is not None:
+        raise InputError("`mix` mixes labels, but the task is 'features': leave it out.")
     if isinstance(teacher, nn.Module):
         return Reference(teacher, data, precision)
+    if isinstance(teacher, Reference):
+        return teacher
     raise InputError(
         f"The images of {data.name} have no labels, so the dense model is the target of the "
         "training: give it as `teacher`."
