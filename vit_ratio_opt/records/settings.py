@@ -36,7 +36,7 @@ class StudySettings:
         schema_version: Version of the stored form.
         strategy: ``"fixed"``, one ratio for both modules, or ``"searched"``.
         budget: Largest share of the dense model's cost.
-        tolerance: Largest loss of accuracy, in percentage points.
+        tolerance: Largest loss of the metric, in its unit.
         cost: Name of the cost that the budget limits.
         latency_batch: Images in a batch whose latency counts.
         pruned: ``"structural"``, ``"cascade"`` or ``"both"``.
@@ -71,7 +71,7 @@ class StudySettings:
         frozen: Names of the parts of the dense model that are not trained; None where all are.
         calibration_images: Training images for importance, factors and repair.
         seed: Random seed of calibration images and fine-tuning.
-        noise: Standard deviation of the accuracy over seeds, in percentage points; None where it
+        noise: Standard deviation of the metric over seeds, in its unit; None where it
             is estimated from the size of the validation split.
         confirmations: Times that the best pair is trained again.
         confidence: Probability with which the answer has to keep the limit.
