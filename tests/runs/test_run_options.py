@@ -17,8 +17,14 @@ from vit_ratio_opt.errors import InputError
         ({"confirmations": 1.5}, "`confirmations` must be at least 0, but got 1.5: give an int"),
         ({"confirmations": -1}, "`confirmations` must be at least 0, but got -1"),
         ({"noise": -1}, "`noise` must be at least 0, in the unit of the metric, but got -1"),
-        ({"noise": float("nan")}, "`noise` must be at least 0, in the unit of the metric, but got nan"),
-        ({"noise": float("inf")}, "`noise` must be at least 0, in the unit of the metric, but got inf"),
+        (
+            {"noise": float("nan")},
+            "`noise` must be at least 0, in the unit of the metric, but got nan",
+        ),
+        (
+            {"noise": float("inf")},
+            "`noise` must be at least 0, in the unit of the metric, but got inf",
+        ),
         ({"noise": "low"}, "`noise` must be at least 0, in the unit of the metric, but got 'low'"),
         ({"screen": "no"}, "`screen` must be True or False, but got 'no'"),
         ({"iterative": 1}, "`iterative` must be True or False, but got 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 from vit_ratio_opt.data.image_data import ImageData
@@ -61,14 +62,14 @@ class SearchParts:
         run: RunOptions | None = None,
     ) -> None:
         self.limit = _check_limit(limit)
-        self.options = options or SearchOptions()
+        self.data = data if isinstance(data, ImageData) else None
+        self.options = _with_task(options or SearchOptions(), self.data)
         self.run_options = run or RunOptions()
         self.is_run_default = run is None
         self.cost = cost_named(cost) if isinstance(cost, str) else cost
         pruning = pruning or Structural()
         self.cost.check(strategy=pruning.name, iterative=self.options.iterative)
         _check_iterative(self.options, pruning, self.run_options)
-        self.data = data if isinstance(data, ImageData) else None
         dense = check_all_tokens(dense)
         if self.data is not None:
             check_fit(dense, self.data)
@@ -189,6 +190,19 @@ def _check_limit(limit: Budget | Tolerance) -> Budget | Tolerance:
             "vro.Budget(0.6), for example."
         )
     return limit
+
+
+def _with_task(options: SearchOptions, data: ImageData | None) -> SearchOptions:
+    """Return the options with the task of the data set."""
+    calibration = options.calibration
+    if data is None or calibration.task == data.task:
+        return options
+    if calibration.task is not None:
+        raise InputError(
+            f"The task of {data.name} is {data.task!r}, but that of the calibration is "
+            f"{calibration.task!r}: leave out `task` of `CalibrationOptions`."
+        )
+    return replace(options, calibration=replace(calibration, task=data.task))
 
 
 def _check_iterative(options: SearchOptions, pruning: Pruning, run: RunOptions) -> None:

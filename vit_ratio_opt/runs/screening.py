@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.models.device import Precision, autocast
 from vit_ratio_opt.runs.contracts import PrunerProtocol
 from vit_ratio_opt.search.budget import BudgetSearch
@@ -61,7 +62,10 @@ def screen(
 
 
 def likely_path(
-    pruner: PrunerProtocol, batches: Sequence[torch.Tensor], precision: Precision
+    pruner: PrunerProtocol,
+    batches: Sequence[torch.Tensor],
+    precision: Precision,
+    task: Task = "single-label",
 ) -> tuple[Pair, ...]:
     """Return the likeliest pairs from the dense model down to the smallest, without training any.
 
@@ -74,11 +78,13 @@ def likely_path(
         pruner: Prunes the dense model.
         batches: Normalised images on the device of the model.
         precision: Precision in which models are evaluated.
+        task: Whether an image has one class, or several: ``"multi-label"`` adds up the divergences
+            of the classes.
 
     Returns:
         Pairs in the order of decreasing cost.
     """
-    agreement = _agreement(pruner, batches, precision)
+    agreement = _agreement(pruner, batches, precision, task)
     space = pruner.space
     smallest = smallest_cost_ratio(space)
     levels, ratios = [smallest], [space.max_pair.mhsa_ratio]
@@ -105,20 +111,25 @@ def _nearest(curve: Sequence[RatioPair], mhsa_ratio: float) -> RatioPair:
 
 
 def _agreement(
-    pruner: PrunerProtocol, batches: Sequence[torch.Tensor], precision: Precision
+    pruner: PrunerProtocol, batches: Sequence[torch.Tensor], precision: Precision, task: Task
 ) -> Callable[[Pair], float]:
     """Return the function of a pair that gives the agreement with the dense model, in nats."""
     device = pruner.device
 
-    def log_softmax(model: nn.Module) -> list[torch.Tensor]:
-        with torch.inference_mode(), autocast(device, precision):
-            return [model(images).log_softmax(dim=1) for images in batches]
+    def log_shares(logits: torch.Tensor) -> torch.Tensor:
+        if task == "multi-label":  # of presence and absence, for each class
+            return F.logsigmoid(torch.stack([logits, -logits]).float())
+        return logits.log_softmax(dim=1)
 
-    dense = log_softmax(pruner.dense)
+    def predict(model: nn.Module) -> list[torch.Tensor]:
+        with torch.inference_mode(), autocast(device, precision):
+            return [log_shares(model(images)) for images in batches]
+
+    dense = predict(pruner.dense)
     count = sum(len(images) for images in batches)
 
     def agreement(pair: Pair) -> float:
-        predicted = log_softmax(pruner.prune(RatioPair(*pair)))
+        predicted = predict(pruner.prune(RatioPair(*pair)))
         losses = [
             F.kl_div(p, d, log_target=True, reduction="sum")
             for p, d in zip(predicted, dense, strict=True)

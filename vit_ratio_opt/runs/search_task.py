@@ -222,16 +222,16 @@ class SearchTask(SearchParts):
                 screened = screen(
                     self.pruner, self.objective.evaluate, self.curve, sign=self.trainer.metric.sign
                 )
-            elif options.screen and not options.fixed_ratio and self._has_logits:
+            elif options.screen and not options.fixed_ratio and self._has_path:
                 assert self.data is not None
                 images = other_batches(self.data, **self._images())
-                path = likely_path(self.pruner, images, self.precision)
+                path = likely_path(self.pruner, images, self.precision, self.data.task)
         return {"screened": [[*pair, value] for pair, value in screened.items()], "path": path}
 
     @property
-    def _has_logits(self) -> bool:
+    def _has_path(self) -> bool:
         """Return whether outputs are logits, whose divergence tells which pairs are likely."""
-        return self.data is not None and self.data.task != "regression"
+        return self.data is not None and self.data.task in ("single-label", "multi-label")
 
     @property
     def _expected_noise(self) -> float:
