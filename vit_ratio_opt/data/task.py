@@ -1,4 +1,4 @@
-"""The three tasks. This file imports no torch, so that ``--help`` need not wait for it."""
+"""The four tasks. This file imports no torch, so that ``--help`` need not wait for it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from vit_ratio_opt.errors import InputError
 
 __all__ = ["Task", "check_task"]
 
-Task = Literal["single-label", "multi-label", "regression"]
-"""What the labels of a data set are."""
+Task = Literal["single-label", "multi-label", "regression", "features"]
+"""What the labels of a data set are.
+
+Of ``"features"`` no labels are needed: the dense model's outputs are the targets.
+"""
 
 
 def check_task(task: object) -> None:

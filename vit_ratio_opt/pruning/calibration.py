@@ -132,8 +132,8 @@ def calibrate(
         seed: Random seed of the labels, drawn from the model's own predictions, or of the noise on
             its features; and of the sampled tokens.
         task: Meaning of the outputs: logits of one class (``"single-label"``), logits of several
-            classes (``"multi-label"``), or values (``"regression"``). Outputs of a model without a
-            classifier are features, whatever the task.
+            classes (``"multi-label"``), or values (``"regression"`` and ``"features"``). A model
+            without a classifier gives features with ``"single-label"`` too.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
