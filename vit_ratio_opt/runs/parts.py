@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.classifier import gives_classes
 from vit_ratio_opt.models.copies import copy_for_training
 from vit_ratio_opt.models.device import Precision, model_device, precision_of, resolve_device
 from vit_ratio_opt.models.shape import check_all_tokens
@@ -63,6 +65,7 @@ class SearchParts:
         run: RunOptions | None = None,
     ) -> None:
         self.limit = _check_limit(limit)
+        self.data = data if isinstance(data, ImageData) else None
         self.options = options or SearchOptions()
         self.run_options = run or RunOptions()
         self.is_run_default = run is None
@@ -70,8 +73,8 @@ class SearchParts:
         pruning = pruning or Structural()
         self.cost.check(strategy=pruning.name, iterative=self.options.iterative)
         _check_iterative(self.options, pruning, self.run_options)
-        self.data = data if isinstance(data, ImageData) else None
         dense = self._checked(dense)
+        self.options = _with_task(self.options, self.data, dense, training)
         # A copy, so that nothing that the caller does later changes it.
         self.dense = copy_for_training(dense)
         self.trainer = self._trainer(training)
@@ -197,6 +200,28 @@ def _check_limit(limit: Budget | Tolerance) -> Budget | Tolerance:
             "vro.Budget(0.6), for example."
         )
     return limit
+
+
+def _with_task(
+    options: SearchOptions, data: ImageData | None, dense: ViT, training: Recipe | Trainer | None
+) -> SearchOptions:
+    """Return the options with the meaning of the dense model's outputs.
+
+    It is the task of the data set; without labels, the logits of a classifier are of one class,
+    unless their cosine is the metric, as of embeddings.
+    """
+    if data is None:
+        return options
+    calibration, task = options.calibration, data.task
+    has_classes = task == "features" and gives_classes(dense)
+    if has_classes and getattr(training, "metric", None) != "cosine":
+        task = "single-label"
+    if calibration.task is not None and calibration.task != task and not has_classes:
+        raise InputError(
+            f"The task of {data.name} is {data.task!r}, but that of the calibration is "
+            f"{calibration.task!r}: leave out `task` of `CalibrationOptions`."
+        )
+    return replace(options, calibration=replace(calibration, task=calibration.task or task))
 
 
 def _check_iterative(options: SearchOptions, pruning: Pruning, run: RunOptions) -> None:

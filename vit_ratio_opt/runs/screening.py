@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.models.device import Precision, autocast
 from vit_ratio_opt.runs.contracts import PrunerProtocol
 from vit_ratio_opt.search.budget import BudgetSearch
@@ -64,8 +65,7 @@ def likely_path(
     pruner: PrunerProtocol,
     batches: Sequence[torch.Tensor],
     precision: Precision,
-    *,
-    are_features: bool = False,
+    task: Task = "single-label",
 ) -> tuple[Pair, ...]:
     """Return the likeliest pairs from the dense model down to the smallest, without training any.
 
@@ -79,12 +79,13 @@ def likely_path(
         pruner: Prunes the dense model.
         batches: Normalised images on the device of the model.
         precision: Precision in which models are evaluated.
-        are_features: Whether the models give features, not logits.
+        task: Meaning of the outputs: logits of one class or of several, ``"multi-label"``, whose
+            divergences are added up; or ``"features"``, compared by 1 - cosine.
 
     Returns:
         Pairs in the order of decreasing cost.
     """
-    agreement = _agreement(pruner, batches, precision, _cosine_loss if are_features else _kl)
+    agreement = _agreement(pruner, batches, precision, task)
     space = pruner.space
     smallest = smallest_cost_ratio(space)
     levels, ratios = [smallest], [space.max_pair.mhsa_ratio]
@@ -111,36 +112,34 @@ def _nearest(curve: Sequence[RatioPair], mhsa_ratio: float) -> RatioPair:
 
 
 def _agreement(
-    pruner: PrunerProtocol,
-    batches: Sequence[torch.Tensor],
-    precision: Precision,
-    divergence: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    pruner: PrunerProtocol, batches: Sequence[torch.Tensor], precision: Precision, task: Task
 ) -> Callable[[Pair], float]:
-    """Return the function of a pair that gives the agreement with the dense model."""
+    """Return the function of a pair that gives the agreement with the dense model, in nats."""
     device = pruner.device
 
-    def outputs(model: nn.Module) -> list[torch.Tensor]:
-        with torch.inference_mode(), autocast(device, precision):
-            return [model(images) for images in batches]
+    def comparable(outputs: torch.Tensor) -> torch.Tensor:
+        if task == "features":
+            return F.normalize(outputs.float(), dim=-1)
+        if task == "multi-label":  # of presence and absence, for each class
+            return F.logsigmoid(torch.stack([outputs, -outputs]).float())
+        return outputs.log_softmax(dim=1)
 
-    dense = outputs(pruner.dense)
+    def predict(model: nn.Module) -> list[torch.Tensor]:
+        with torch.inference_mode(), autocast(device, precision):
+            return [comparable(model(images)) for images in batches]
+
+    def divergence(predicted: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+        if task != "features":
+            return F.kl_div(predicted, dense, log_target=True, reduction="sum")
+        losses = (predicted - dense).square().sum(dim=-1) / 2  # 1 - cosine
+        return losses.flatten(1).mean(dim=1).sum() if losses.ndim > 1 else losses.sum()
+
+    dense = predict(pruner.dense)
     count = sum(len(images) for images in batches)
 
     def agreement(pair: Pair) -> float:
-        found = outputs(pruner.prune(RatioPair(*pair)))
-        losses = [divergence(p, d) for p, d in zip(found, dense, strict=True)]
+        predicted = predict(pruner.prune(RatioPair(*pair)))
+        losses = [divergence(p, d) for p, d in zip(predicted, dense, strict=True)]
         return -float(sum(losses)) / count
 
     return agreement
-
-
-def _kl(logits: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
-    """Return the sum over images of the KL divergence from the dense model's classes, in nats."""
-    predicted, wanted = logits.log_softmax(dim=1), dense.log_softmax(dim=1)
-    return F.kl_div(predicted, wanted, log_target=True, reduction="sum")
-
-
-def _cosine_loss(features: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
-    """Return the sum over images of 1 - cosine to the dense features, a mean over tokens."""
-    losses = 1 - F.cosine_similarity(features.float(), dense.float(), dim=-1)
-    return losses.flatten(1).mean(dim=1).sum() if losses.ndim > 1 else losses.sum()

@@ -10,7 +10,6 @@ from typing import Any, cast
 from optuna.study import Study
 
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.classifier import gives_classes
 from vit_ratio_opt.models.create import source_of
 from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.records.labels import CostRecord
@@ -37,6 +36,8 @@ __all__ = ["SearchTask"]
 
 # Share of the cost of the pruned model whose standard error stands for those near a tolerance.
 _NEAR_TOLERANCE = 0.8
+# Least standard error, in points: where pruning alone changes nothing, a training may.
+_LEAST_ERROR = 0.005
 
 
 class SearchTask(SearchParts):
@@ -230,20 +231,14 @@ class SearchTask(SearchParts):
             elif options.screen and not options.fixed_ratio and self._has_path:
                 assert self.data is not None
                 images = other_batches(self.data, **self._images())
-                path = likely_path(
-                    self.pruner, images, self.precision, are_features=self._are_features
-                )
+                task = self.options.calibration.task or "single-label"
+                path = likely_path(self.pruner, images, self.precision, task)
         return {"screened": [[*pair, value] for pair, value in screened.items()], "path": path}
 
     @property
     def _has_path(self) -> bool:
         """Return whether outputs are logits or features, which tell which pairs are likely."""
         return self.data is not None and self.data.task != "regression"
-
-    @property
-    def _are_features(self) -> bool:
-        """Return whether the models give features, not logits."""
-        return not gives_classes(self.dense)
 
     @property
     def _point(self) -> float:
@@ -269,7 +264,7 @@ class SearchTask(SearchParts):
         if standard_error is None:
             return UNKNOWN_NOISE * self._point
         error = standard_error(self.pruner.dense) or self._error_of_pruned(standard_error)
-        return seed_noise(error) or UNKNOWN_NOISE * self._point
+        return seed_noise(max(error, _LEAST_ERROR * self._point))
 
     def _error_of_pruned(self, standard_error: Callable[[ViT], float]) -> float:
         """Return the standard error of a pruned model near the limit, before any training.
