@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     )
     from vit_ratio_opt.training.distill import distill
     from vit_ratio_opt.training.evaluate import evaluate
+    from vit_ratio_opt.training.features import FeatureTrainer
     from vit_ratio_opt.training.finetune import finetune
     from vit_ratio_opt.training.metrics import MEASURES, Measure
     from vit_ratio_opt.training.recipe import Recipe
@@ -76,6 +77,7 @@ _HOMES = {
     "models.families": ("FAMILIES",),
     "models.family": (
         "Family",
+        "FeatureTrainer",
         "AttentionKind",
         "Branch",
     ),
@@ -178,6 +180,7 @@ _HOMES = {
     ),
     "training.distill": ("distill",),
     "training.evaluate": ("evaluate",),
+    "training.features": ("FeatureTrainer",),
     "training.finetune": ("finetune",),
     "training.metrics": (
         "MEASURES",
