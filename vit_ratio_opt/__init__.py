@@ -77,7 +77,6 @@ _HOMES = {
     "models.families": ("FAMILIES",),
     "models.family": (
         "Family",
-        "FeatureTrainer",
         "AttentionKind",
         "Branch",
     ),
@@ -213,6 +212,7 @@ __all__ = [
     "CostTable",
     "FAMILIES",
     "Family",
+    "FeatureTrainer",
     "ImageData",
     "ImageTrainer",
     "Importance",

@@ -27,7 +27,7 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
     """
     dense, recipe, metric = manifest["dense"], manifest["recipe"], metric_of(manifest)
     loss = metric.loss(dense["test_accuracy"], manifest["test_accuracy"])
-    number = metric.number
+    number, measured = metric.number, f"{metric.name} {metric.unit}".rstrip()
     training = "It was not trained after pruning."
     if recipe["epochs"]:
         training = (
@@ -58,7 +58,7 @@ A `{manifest["model"]}` for the {len(manifest["classes"])} classes of {manifest[
 {manifest["mhsa_ratio"]:.1%} of its attention and {manifest["ffn_ratio"]:.1%} of its feed-forward \
 modules pruned. {origin} {training}
 
-| | FLOPs | parameters | validation {metric.short} | test {metric.short} |
+| | FLOPs | parameters | validation {measured} | test {measured} |
 | --- | --- | --- | --- | --- |
 | dense | {dense["macs"]:,} | {dense["params"]:,} | {number(dense["val_accuracy"])} \
 | {number(dense["test_accuracy"])} |

@@ -92,8 +92,10 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """Return the short name in tables, such as ``val %``."""
-        return f"val {self.unit}" if self.name == "accuracy" and self.unit else self.name
+        """Return the name and unit in tables, such as ``val %`` or ``loss``."""
+        if self.name == "accuracy" and self.unit:
+            return f"val {self.unit}"
+        return f"{self.name} {self.unit}".rstrip()
 
     @property
     def short(self) -> str:

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.training.recipe import Recipe
 
-__all__ = ["BatchLoss", "TaskLoss"]
+__all__ = ["BatchLoss", "TaskLoss", "soft_loss"]
 
 
 class BatchLoss(Protocol):
@@ -110,21 +111,46 @@ class TaskLoss:
         return F.cross_entropy(outputs, targets, self._weights, label_smoothing=smoothing)
 
     def _soft(self, outputs: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        if self._task == "regression":
-            return self._distance(outputs, teacher)
-        temperature = self._recipe.temperature
-        if self._task == "multi-label":
-            soft = F.binary_cross_entropy_with_logits(
-                outputs / temperature, (teacher / temperature).sigmoid()
-            )
-            return soft * temperature**2
-        soft_labels = F.log_softmax(teacher / temperature, dim=1)
-        student = F.log_softmax(outputs / temperature, dim=1)
-        soft = F.kl_div(student, soft_labels, reduction="batchmean", log_target=True)
-        return soft * temperature**2
+        return soft_loss(
+            outputs,
+            teacher,
+            self._task,
+            temperature=self._recipe.temperature,
+            target_scale=self._scale,
+        )
 
     def _distance(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return F.smooth_l1_loss(outputs / self._scale, targets / self._scale)
+
+
+def soft_loss(
+    outputs: torch.Tensor,
+    teacher: torch.Tensor,
+    task: Task,
+    *,
+    temperature: float,
+    target_scale: torch.Tensor | float = 1.0,
+) -> torch.Tensor:
+    """Return the loss ``soft`` of :class:`TaskLoss`, a mean over the batch.
+
+    Args:
+        outputs: The student's, ``(batch, k)``.
+        teacher: The teacher's, ``(batch, k)``.
+        task: Meaning of the outputs.
+        temperature: Temperature of the soft labels; a regression has none.
+        target_scale: Unit of each target of a regression, a number or ``(k,)``.
+    """
+    if task == "regression":
+        return F.smooth_l1_loss(outputs / target_scale, teacher / target_scale)
+    if task == "multi-label":
+        soft = F.binary_cross_entropy_with_logits(
+            outputs / temperature, (teacher / temperature).sigmoid()
+        )
+        return soft * temperature**2
+    soft_labels = F.log_softmax(teacher / temperature, dim=1)
+    student = F.log_softmax(outputs / temperature, dim=1)
+    soft = F.kl_div(student, soft_labels, reduction="batchmean", log_target=True)
+    return soft * temperature**2
 
 
 def _class_weights(data: ImageData, recipe: Recipe) -> torch.Tensor | None:
