@@ -20,7 +20,7 @@ from vit_ratio_opt.models.device import (
     model_device,
 )
 from vit_ratio_opt.training.distributed import Ranks
-from vit_ratio_opt.training.losses import TaskLoss
+from vit_ratio_opt.training.losses import BatchLoss
 from vit_ratio_opt.training.recipe import Recipe
 
 __all__ = ["Batch", "Optimization"]
@@ -73,7 +73,7 @@ class Optimization:
         steps: int,
         precision: Precision,
         ranks: Ranks,
-        loss: TaskLoss,
+        loss: BatchLoss,
     ) -> None:
         self._model, self._recipe, self._precision, self._ranks = model, recipe, precision, ranks
         self._forward, self._loss = model, loss
@@ -155,11 +155,7 @@ class Optimization:
         parts = zip(images.chunk(pieces), batch.targets.chunk(pieces), teachers, strict=False)
         for part, targets, part_teacher in parts:
             with autocast(images.device, self._precision):
-                logits = self._forward(part)
-                if isinstance(part_teacher, nn.Module):
-                    with torch.no_grad():
-                        part_teacher = part_teacher(part)
-                loss = self._loss(logits, targets, part_teacher)
+                loss, logits = self._loss.of_batch(self._forward, part, targets, part_teacher)
             loss = loss * (batch.weight * len(part) / len(images))
             torch.autograd.backward(self._scaler.scale(loss))
             losses.append(loss.detach())
