@@ -244,12 +244,16 @@ def _pruning(settings: StudySettings) -> Pruning:
 
 
 def _options(settings: StudySettings) -> SearchOptions:
+    is_default = settings.calibration_task == StudySettings.calibration_task
     options = SearchOptions(
         fixed_ratio=settings.strategy == "fixed",
         noise=settings.noise,
         iterative=settings.iterative,
         seed=settings.seed,
-        calibration=CalibrationOptions(images=settings.calibration_images),
+        calibration=CalibrationOptions(
+            images=settings.calibration_images,
+            task=None if is_default else cast(Any, settings.calibration_task),
+        ),
     )
     if settings.confirmations is None:  # version 0.1.0 did not store it
         return options

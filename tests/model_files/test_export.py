@@ -8,9 +8,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.data.digits import load_digits
+from vit_ratio_opt.data.load import load_images
+from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files import export, exported
 from vit_ratio_opt.model_files.export import export_model, quantize
@@ -23,6 +26,8 @@ from vit_ratio_opt.pruning.importance import magnitude_importance
 from vit_ratio_opt.pruning.prune import prune
 from vit_ratio_opt.space.shape import BlockTokens
 from vit_ratio_opt.training.evaluate import evaluate
+from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.training.trainer import ImageTrainer
 
 NAME = "vit_tiny_patch16_224"
 DIGITS = {
@@ -251,6 +256,46 @@ def test_the_command_measures_float_and_int8_on_the_studys_test_images(digits_fi
         f"accuracy on the 360 test images of digits: {accuracies[0]:.2f} %, "
         f"in int8 {accuracies[1]:.2f} %"
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "shown"),
+    [
+        ("multi-label", None, "mean average precision on the 8 test images of photos: {:.2f} %"),
+        ("multi-label", "loss", "loss on the 8 test images of photos: {:.4g}"),
+        ("regression", None, "mean absolute error on the 8 test images of photos: {:.4g}"),
+        ("regression", "custom: kappa", "no metric is measured: the metric 'custom: kappa' needs"),
+    ],
+)
+def test_the_command_measures_the_metric_of_the_study(tmp_path, command, task, metric, shown):
+    folder = tmp_path / "photos"
+    (folder / "images").mkdir(parents=True)
+    for n in range(40):
+        path = folder / "images" / f"{n}.png"
+        Image.new("RGB", (8, 8), (6 * n, 60 * (n % 4), 0)).save(path)
+    rows = [f"{n}.png,{n % 2},{int(n % 3 == 0)}" for n in range(40)]
+    (folder / "train.csv").write_text("\n".join(["filename,one,two", *rows]))
+    options = LoadOptions(task=task, label_key=["one", "two"])
+    data = load_images(folder, options=options)
+    torch.manual_seed(0)
+    dense = create_model(NAME, **DIGITS | {"num_classes": 2, "in_chans": 3})
+    recipe = Recipe(metric=metric).to_json()
+    manifest = {
+        "classes": data.classes, "mean": data.mean, "std": data.std, "dataset": data.name,
+        "validation": data.fingerprint, "images": {**data.source, "root": None},
+        "recipe": recipe, "calibration_task": task, "metric": {"name": "as stored"},
+    }  # fmt: skip
+    path = tmp_path / "trial.safetensors"
+    save_pruned(prune(dense, (0.5, 0.5), magnitude_importance(dense)), path, manifest)
+    code, out, err = command(path, "--data", folder)
+    assert (code, err) == (0, "")
+    if not metric or metric == "loss":
+        trainer = ImageTrainer(data, Recipe(metric=metric), device="cpu", precision="float32")
+        shown = shown.format(trainer.test(load_pruned(path)[0]))
+    assert shown in out
+    session = onnxruntime.InferenceSession(path.with_suffix(".onnx"))
+    kept = session.get_modelmeta().custom_metadata_map
+    assert (kept["task"], json.loads(kept["metric"])) == (task, {"name": "as stored"})
 
 
 def test_the_command_exports_dense_models_where_it_is_told(tmp_path, command):

@@ -1,10 +1,11 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
+from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.batches import tokens_at
@@ -107,18 +108,39 @@ def test_expected_loss_is_nothing_for_nothing_and_grows_with_either_module(
         assert losses[-1] > 10 * losses[1]
 
 
+def _of_one_class(dense: torch.Tensor, pruned: torch.Tensor) -> torch.Tensor:
+    kinds = (torch.distributions.Categorical(logits=logits) for logits in (dense, pruned))
+    return torch.distributions.kl_divergence(*kinds)
+
+
+def _of_several_classes(dense: torch.Tensor, pruned: torch.Tensor) -> torch.Tensor:
+    kinds = (torch.distributions.Bernoulli(logits=logits) for logits in (dense, pruned))
+    return torch.distributions.kl_divergence(*kinds).sum(dim=1)
+
+
+def _of_values(dense: torch.Tensor, pruned: torch.Tensor) -> torch.Tensor:
+    return ((dense - pruned).square() / dense.var(dim=0)).mean(dim=1) / 2
+
+
+@pytest.mark.parametrize(
+    ("task", "divergence_of"),
+    [
+        ("single-label", _of_one_class),
+        ("multi-label", _of_several_classes),
+        ("regression", _of_values),
+    ],
+)
 def test_expected_loss_is_about_the_divergence_that_pruning_causes(
-    make_vit: Callable[..., VisionTransformer],
+    make_vit: Callable[..., VisionTransformer], task: Task, divergence_of: Callable[..., Any]
 ) -> None:
     model = make_vit(mlp_ratio=4.0)
     images = torch.randn(512, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    calibration = calibrate(model, images.split(64))
+    calibration = calibrate(model, images.split(64), task=task)
     with torch.no_grad():
-        dense = model(images).log_softmax(dim=1)
+        dense = model(images)
         for mhsa, ffn in ((0.25, 0.0), (0.0, 0.25), (0.25, 0.25)):
             smaller = prune(model, (mhsa, ffn), calibration)
-            log = smaller(images).log_softmax(dim=1)
-            divergence = float(F.kl_div(log, dense, reduction="batchmean", log_target=True))
+            divergence = float(divergence_of(dense, smaller(images)).mean())
             units = StructuralUnits(shape_of(model))
             by_dims, by_neurons = expected_losses(units, calibration)
             loss = by_dims[int(mhsa * 64)] + by_neurons[int(ffn * 256)]
@@ -135,3 +157,14 @@ def test_a_single_output_is_a_value_whose_errors_cost(make_vit, images):
     known = calibrate(make_vit(num_classes=1), [images])
     for block in known.blocks:
         assert float(block.factors.value_losses.min()) > 0
+
+
+def test_one_of_several_labels_costs_what_its_own_error_costs(make_vit, images):
+    known = calibrate(make_vit(num_classes=1), [images], task="multi-label")
+    for block in known.blocks:
+        assert float(block.factors.value_losses.min()) > 0
+
+
+def test_an_unknown_task_is_refused(tiny_vit, images):
+    with pytest.raises(InputError, match="`task` must be one of 'single-label', 'multi-label'"):
+        calibrate(tiny_vit, [images], task="several")

@@ -35,10 +35,11 @@ def test_it_is_measured_once_for_the_same_model_images_and_seed(
     assert all(torch.equal(first[name], again[name]) for name in first)
     cached_calibration(tiny_vit, [images + 1], tmp_path)
     cached_calibration(tiny_vit, [images], tmp_path, seed=1)
+    cached_calibration(tiny_vit, [images], tmp_path, task="multi-label")
     with torch.no_grad():
         tiny_vit.head.weight[0, 0] += 1
     cached_calibration(tiny_vit, [images], tmp_path)
-    assert len(measured) == 4
+    assert len(measured) == 5
 
 
 def test_an_activation_is_no_weight_but_measured_anew(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,6 +54,35 @@ def test_gradients_are_those_of_the_explicit_loss(student, dense, digits, weight
     with vro.distill(student, dense, weight=weight, temperature=temperature):
         found = plain_gradients(student)
     assert_equal(found, wanted)
+
+
+@pytest.mark.parametrize("task", ["multi-label", "regression"])
+def test_gradients_of_other_tasks_are_those_of_the_built_in_trainer(student, dense, digits, task):
+    targets = torch.rand(16, 10, generator=torch.Generator().manual_seed(3)).round()
+    data = replace(digits, task=task, train=replace(digits.train, labels=3 * targets))
+    recipe, labels = vro.Recipe(distillation=0.7, temperature=3.0), targets
+    explicit = TaskLoss(data, recipe, torch.device("cpu"))
+    with torch.no_grad():
+        teacher = dense.eval()(IMAGES)
+    wanted = gradients(student, explicit(student(IMAGES), labels, teacher))
+    scale = data.train.labels.std(dim=0) if task == "regression" else 1.0
+    with vro.distill(student, dense, weight=0.7, temperature=3.0, task=task, target_scale=scale):
+        found = gradients(student, explicit(student(IMAGES), labels, None))
+    assert_equal(found, wanted)
+
+
+def test_what_has_no_soft_labels_is_refused(student, dense):
+    student.reset_classifier(1)
+    teacher = copy.deepcopy(student)
+    with (
+        vro.distill(student, teacher),
+        pytest.raises(InputError, match="give `distill` the `task`"),
+    ):
+        student(IMAGES)
+    with pytest.raises(InputError, match="features have none"):
+        vro.distill(student, teacher, task="features")
+    with pytest.raises(InputError, match="`task` must be one of"):
+        vro.distill(student, teacher, task="several")
 
 
 def test_gradients_are_those_of_timms_task(student, dense):

@@ -35,7 +35,7 @@ class ExportOptions:
     ] = False
     data: Annotated[
         Path | None,
-        option(Panel.DATA, "Folder of the images, to measure accuracy on the study's test split."),
+        option(Panel.DATA, "Folder of the images, to measure the metric on the test split."),
     ] = None
     image_size: ImageSizeOption = None
 
@@ -44,7 +44,7 @@ def export(options: ExportOptions) -> None:
     """Write a model as a file for other programs, load the file and compare its logits.
 
     The file takes normalised images, (batch, channels, height, width), and returns logits. With
-    --data, accuracy is measured on the test images that the model's study reported on.
+    --data, the study's metric is measured on the test images that the study reported on.
     """
     from vit_ratio_opt.model_files.export import export_model, image_shape, quantize
     from vit_ratio_opt.model_files.load import load_model
@@ -53,12 +53,15 @@ def export(options: ExportOptions) -> None:
     output, smaller = _check_files(options)
     loaded, manifest = load_model(options.model)
     height = image_shape(loaded, options.image_size)[1]
-    keys = ("classes", "mean", "std")
+    keys = ("classes", "mean", "std", "metric")
     metadata: dict[str, Any] = {key: manifest[key] for key in keys if key in manifest}
+    if "calibration_task" in manifest:
+        metadata["task"] = manifest["calibration_task"]
     images: Any = None
     if options.int8 or options.data is not None:
         images = _study_images(loaded, manifest, options.data, height)
-        metadata = {"classes": images.classes, "mean": images.mean, "std": images.std}
+        metadata |= {"classes": images.classes, "mean": images.mean, "std": images.std}
+        metadata["task"] = images.task
     difference = export_model(
         loaded, output, options.to, metadata=metadata, image_size=options.image_size
     )
@@ -71,7 +74,8 @@ def export(options: ExportOptions) -> None:
     if options.int8:
         print(f"written to {quantize(output, smaller)}: {_megabytes(smaller)} in int8")
     if images is not None:
-        _print_accuracy(output, smaller if options.int8 else None, images)
+        name = (manifest.get("recipe") or {}).get("metric")
+        _print_metric([output, smaller] if options.int8 else [output], images, name)
 
 
 def _check_files(options: ExportOptions) -> tuple[Path, Path]:
@@ -114,17 +118,29 @@ def _study_images(model: Any, manifest: dict[str, Any], data: Path | None, heigh
     return images
 
 
-def _print_accuracy(output: Path, smaller: Path | None, images: Any) -> None:
-    """Print the accuracy of the exported files on the test images."""
-    from vit_ratio_opt.model_files.exported import exported_accuracy
+def _print_metric(paths: list[Path], images: Any, name: str | None) -> None:
+    """Print the metric of an exported file, and of its int8 version, on the test images.
 
-    if images.task != "single-label":
-        print(f"no accuracy is measured: the task of {images.name} is {images.task}")
+    Args:
+        paths: The file, and that in int8 where there is one.
+        images: The data set.
+        name: Name of the study's metric; None for the usual one of the task.
+    """
+    from vit_ratio_opt.model_files.exported import exported_outputs
+    from vit_ratio_opt.training.metrics import MEASURES, measure_of
+
+    if images.task == "features" or (name is not None and name not in MEASURES):
+        known = "the metric of features" if images.task == "features" else f"the metric {name!r}"
+        print(f"no metric is measured: {known} needs the program of the study")
         return
-    found = f"{exported_accuracy(output, images):.2f} %"
-    if smaller is not None:
-        found += f", in int8 {exported_accuracy(smaller, images):.2f} %"
-    print(f"accuracy on the {len(images.test):,} test images of {images.name}: {found}")
+    measure, targets = measure_of(name, images), images.test.labels
+    texts = [
+        measure.metric.text(measure(exported_outputs(path, images), targets)) for path in paths
+    ]
+    print(
+        f"{measure.metric.name} on the {len(images.test):,} test images of {images.name}: "
+        f"{', in int8 '.join(texts)}"
+    )
 
 
 def _megabytes(path: Path) -> str:

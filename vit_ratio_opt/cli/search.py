@@ -156,5 +156,6 @@ def _introduce(options: SearchCommandOptions, made: Search) -> None:
         aim = f"{len(made.curve)} pair(s) meet the budget {options.budget}"
     else:
         word = cost_named(options.cost).word
-        aim = f"the lowest {word} that loses at most {made.trainer.metric.lost(options.tolerance)}"
+        limit = made.trainer.metric.lost(options.tolerance, "at most ")
+        aim = f"the lowest {word} with {limit}"
     print(f"study {options.study_name!r}: {aim}")

@@ -105,7 +105,7 @@ class TrainOptions:
 
 
 def train(options: TrainOptions) -> None:
-    """Train a dense ViT from scratch with the recipe of DeiT for small images.
+    """Train a dense ViT from scratch with the recipe of DeiT for small images of one class each.
 
     The recipe is AdamW with a cosine schedule, shifts and mirroring, MixUp or CutMix in every
     batch, label smoothing, stochastic depth and a moving average of the weights. The images decide

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any
 
 from vit_ratio_opt.data.preprocessing import Preprocessing, to_height_and_width
-from vit_ratio_opt.data.task import Task
+from vit_ratio_opt.data.task import Task, check_task
 from vit_ratio_opt.errors import InputError
 
 __all__ = [
@@ -68,11 +68,7 @@ class LoadOptions:
     label_separator: str | None = None
 
     def __post_init__(self) -> None:
-        if self.task not in get_args(Task):
-            raise InputError(
-                f"`task` must be one of {', '.join(map(repr, get_args(Task)))}, but got "
-                f"{self.task!r:.80}."
-            )
+        check_task(self.task)
         is_listed = self.label_key is None or isinstance(self.label_key, (str, list, tuple))
         keys = self.label_keys if is_listed else ()
         names = keys if self.image_key is None else (*keys, self.image_key)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-__all__ = ["Task"]
+from vit_ratio_opt.errors import InputError
+
+__all__ = ["Task", "check_task"]
 
 Task = Literal["single-label", "multi-label", "regression", "features"]
 """What the labels of a data set are.
 
 Of ``"features"`` no labels are needed: the dense model's outputs are the targets.
 """
+
+
+def check_task(task: object) -> None:
+    """Refuse an unknown task.
+
+    Raises:
+        InputError: ``task`` is none of :data:`Task`.
+    """
+    if task not in get_args(Task):
+        known = ", ".join(map(repr, get_args(Task)))
+        raise InputError(f"`task` must be one of {known}, but got {task!r:.80}.")

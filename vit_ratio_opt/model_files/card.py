@@ -27,7 +27,7 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
     """
     dense, recipe, metric = manifest["dense"], manifest["recipe"], metric_of(manifest)
     loss = metric.loss(dense["test_accuracy"], manifest["test_accuracy"])
-    number = metric.number
+    number, measured = metric.number, f"{metric.name} {metric.unit}".rstrip()
     training = "It was not trained after pruning."
     if recipe["epochs"]:
         training = (
@@ -58,7 +58,7 @@ A `{manifest["model"]}` for the {len(manifest["classes"])} classes of {manifest[
 {manifest["mhsa_ratio"]:.1%} of its attention and {manifest["ffn_ratio"]:.1%} of its feed-forward \
 modules pruned. {origin} {training}
 
-| | FLOPs | parameters | validation {metric.short} | test {metric.short} |
+| | FLOPs | parameters | validation {measured} | test {measured} |
 | --- | --- | --- | --- | --- |
 | dense | {dense["macs"]:,} | {dense["params"]:,} | {number(dense["val_accuracy"])} \
 | {number(dense["test_accuracy"])} |
@@ -84,13 +84,13 @@ def _origin(manifest: Mapping[str, Any]) -> str:
     if lineage.get("study") is None:
         return "Its two ratios were given by hand."
     word = cost_label(manifest.get("cost", "macs")).word
-    limit = f"a budget of {manifest['budget']} of the {word}"
+    limit = f"within a budget of {manifest['budget']} of the {word}"
     if manifest["budget"] is None:
-        limit = f"a tolerance of {metric_of(manifest).lost(manifest['tolerance'])}"
+        limit = f"with {metric_of(manifest).lost(manifest['tolerance'], 'at most ')}"
     mhsa, ffn = manifest["mhsa_ratio"], manifest["ffn_ratio"]
     origin = (
         f"Its MHSA ratio {mhsa:.3f} and FFN ratio {ffn:.3f} are those of trial "
-        f"{lineage['trial']} of study {lineage['study']!r}, which searched within {limit}."
+        f"{lineage['trial']} of study {lineage['study']!r}, which searched {limit}."
     )
     if lineage.get("search_expected") is not None:
         # The error is 0 where the study knows no noise.

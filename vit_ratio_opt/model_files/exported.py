@@ -23,6 +23,7 @@ __all__ = [
     "SUFFIXES",
     "check_target",
     "exported_accuracy",
+    "exported_outputs",
     "load_exported",
     "silence_exporters",
 ]
@@ -105,14 +106,23 @@ def exported_accuracy(path: str | Path, data: ImageData) -> float:
             f"Top-1 accuracy is for images with one class each, but {data.name} has the task "
             f"{data.task!r}."
         )
-    run, right = load_exported(path), 0
+    right = int((exported_outputs(path, data).argmax(dim=1) == data.test.labels).sum())
+    return 100.0 * right / len(data.test)
+
+
+def exported_outputs(path: str | Path, data: ImageData) -> torch.Tensor:
+    """Return the outputs of an exported file on the test split of ``data``, ``(images, k)``.
+
+    Raises:
+        InputError: The file cannot be loaded, or the images do not fit the model.
+    """
+    run = load_exported(path)
     try:
         with torch.inference_mode():
-            for images, labels in data.test.batches(_BATCH):
-                right += int((run(data.normalise(images)).argmax(dim=1) == labels).sum())
+            batches = data.test.batches(_BATCH)
+            return torch.cat([run(data.normalise(images)) for images, _ in batches])
     except Exception as error:  # onnxruntime's and torch's
         raise InputError(f"{path} cannot take images of {data.name}: {reason(error)}") from None
-    return 100.0 * right / len(data.test)
 
 
 @contextlib.contextmanager

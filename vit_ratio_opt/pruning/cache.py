@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.state_dicts import checksum, weights_hash
@@ -25,7 +26,12 @@ _VERSION = "calibration-6"
 
 
 def cached_calibration(
-    model: ViT, images: Sequence[torch.Tensor], folder: Path, *, seed: int = 0
+    model: ViT,
+    images: Sequence[torch.Tensor],
+    folder: Path,
+    *,
+    seed: int = 0,
+    task: Task = "single-label",
 ) -> Calibration:
     """Return :func:`vit_ratio_opt.calibrate` of a model, read from ``folder`` where it is stored.
 
@@ -36,19 +42,21 @@ def cached_calibration(
         images: Normalised batches ``(batch, channels, height, width)``, on the model's device.
         folder: Folder of the files, for any number of models.
         seed: Random seed of the calibration.
+        task: Meaning of the outputs, see :func:`vit_ratio_opt.calibrate`.
     """
-    key = _key(model, images, seed)
+    key = _key(model, images, seed, task)
     return read_or_compute(
         folder / f"{key[:32]}.safetensors",
         read=lambda path: _read(path, key),
-        compute=lambda: calibrate(model, images, seed=seed),
+        compute=lambda: calibrate(model, images, seed=seed, task=task),
         write=lambda calibration, path: _write(calibration, path, key),
     )
 
 
-def _key(model: ViT, images: Sequence[torch.Tensor], seed: int) -> str:
+def _key(model: ViT, images: Sequence[torch.Tensor], seed: int, task: Task) -> str:
     """Return a hash of everything on which a calibration depends."""
     known = [_VERSION, weights_hash(model), architecture_of(model), seed]
+    known += [] if task == "single-label" else [task]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
     for batch in images:
         digest.update(f"{tuple(batch.shape)}".encode())

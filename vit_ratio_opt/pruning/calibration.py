@@ -2,9 +2,10 @@
 
 Losses are estimates of one quantity, so blocks and modules can be compared: the Kullback-Leibler
 divergence of the pruned model's class probabilities from the dense model's, in nats, to second
-order, see :mod:`vit_ratio_opt.pruning.fisher`. For a model without a classifier it is half the
-mean squared error of the features that it gives, in units of each channel's variance: of the
-pooled features where the model pools, of all tokens where ``global_pool`` is ``""``.
+order, see :mod:`vit_ratio_opt.pruning.fisher`; with several labels the sum over the classes. For a
+model without a classifier it is half the mean squared error of the features that it gives, in
+units of each channel's variance: of the pooled features where the model pools, of all tokens where
+``global_pool`` is ``""``. The outputs of a regression are such features.
 
 Sums and targets are over a sample of each image's tokens. Tokens of one image are nearly alike for
 a layer, images are not: on the CIFAR-10 models 4 of 64 patches were as good as all.
@@ -18,6 +19,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from vit_ratio_opt.data.task import Task, check_task
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.architecture import fingerprint_of
 from vit_ratio_opt.models.blocks import ViT, keeps_heads, keeps_ranks
@@ -117,7 +119,9 @@ class Calibration:
         return cls(tuple(blocks), tensors["positions"], **known)
 
 
-def calibrate(model: ViT, images: Iterable[torch.Tensor], *, seed: int = 0) -> Calibration:
+def calibrate(
+    model: ViT, images: Iterable[torch.Tensor], *, seed: int = 0, task: Task = "single-label"
+) -> Calibration:
     """Measure a model on images: one pass with gradients, one without.
 
     Args:
@@ -127,12 +131,16 @@ def calibrate(model: ViT, images: Iterable[torch.Tensor], *, seed: int = 0) -> C
             Gradients are computed for the first 256 images.
         seed: Random seed of the labels, drawn from the model's own predictions, or of the noise on
             its features; and of the sampled tokens.
+        task: Meaning of the outputs: logits of one class (``"single-label"``), logits of several
+            classes (``"multi-label"``), or values (``"regression"`` and ``"features"``). A model
+            without a classifier gives features with ``"single-label"`` too.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
-        InputError: ``images`` is empty or does not fit the model, or the model leaves out tokens
-            or has weights that are not finite numbers in float32.
+        InputError: The task is unknown, ``images`` is empty or does not fit the model, or the
+            model leaves out tokens or has weights that are not finite numbers in float32.
     """
+    check_task(task)
     model = check_all_tokens(model)
     check_full_precision(model)
     check_weights(model)
@@ -145,7 +153,7 @@ def calibrate(model: ViT, images: Iterable[torch.Tensor], *, seed: int = 0) -> C
         )
     positions = _sample(model, sum(len(batch) for batch in images), seed)
     with evaluating(model):
-        costs = branch_costs(model, images, seed, positions.shape[1])
+        costs = branch_costs(model, images, seed, positions.shape[1], task)
         moments = block_moments(model, costs, positions)
         hooks = [hook for block in moments for hook in block.hooks()]
         try:

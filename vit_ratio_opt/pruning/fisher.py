@@ -3,9 +3,10 @@
 An error e in what a branch adds to the residual stream costs ``e' F e / 2`` nats, where F is the
 mean of ``g g'`` over the gradients g of the log-likelihood of outputs drawn from the model itself.
 
-Of a classifier these are labels. Of a model without one they are its features, pooled or of all
-tokens, with noise of each channel's own variance over images and tokens. An error of the features
-then costs half its mean square over channels and tokens, in units of the channels' variance.
+Of a classifier these are labels: one class of each image, or with several labels the presence of
+each class. Of other models they are the outputs, such as features, pooled or of all tokens, with
+noise of each channel's own variance over images and tokens. An error of the outputs then costs
+half its mean square over channels and tokens, in units of the channels' variance.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.models.blocks import ViT, branches
 from vit_ratio_opt.models.classifier import gives_classes
 from vit_ratio_opt.models.shape import shape_of
@@ -54,7 +56,11 @@ class BranchCost:
 
 
 def branch_costs(
-    model: ViT, images: Sequence[torch.Tensor], seed: int, sampled: int
+    model: ViT,
+    images: Sequence[torch.Tensor],
+    seed: int,
+    sampled: int,
+    task: Task = "single-label",
 ) -> list[BranchCost]:
     """Return the cost of errors in every branch, attention and FFN in turn.
 
@@ -63,10 +69,14 @@ def branch_costs(
         images: Normalised batches, on the model's device.
         seed: Random seed of the labels or of the noise.
         sampled: Number of sampled tokens of each image.
+        task: Task of the outputs.
     """
     generator = torch.Generator().manual_seed(seed)
-    loss_of = _label_loss(generator)
-    if not gives_classes(model):
+    if task == "multi-label":
+        loss_of = _several_labels_loss(generator)
+    elif task == "single-label" and gives_classes(model):
+        loss_of = _label_loss(generator)
+    else:
         loss_of = _feature_loss(_channel_variance(model, images), generator)
     outputs: list[torch.Tensor] = []
 
@@ -90,8 +100,8 @@ def branch_costs(
                 loss = loss_of(given)
                 for index, gradient in enumerate(torch.autograd.grad(loss, outputs)):
                     flat = gradient.flatten(0, 1)
-                    square = (flat.mT @ flat).double().cpu()
-                    token = gradient.square().sum(dim=(0, 2)).double().cpu()
+                    square = (flat.mT @ flat).cpu().double()
+                    token = gradient.square().sum(dim=(0, 2)).cpu().double()
                     squares[index] = squares[index] + square if seen else square
                     tokens[index] = tokens[index] + token if seen else token
                 seen += len(chunk)
@@ -110,6 +120,15 @@ def _label_loss(generator: torch.Generator) -> _Loss:
         drawn = logits.detach().float().softmax(dim=1).cpu()
         labels = torch.multinomial(drawn, 1, generator=generator)[:, 0].to(logits.device)
         return F.cross_entropy(logits, labels, reduction="sum")
+
+    return loss
+
+
+def _several_labels_loss(generator: torch.Generator) -> _Loss:
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        drawn = torch.bernoulli(logits.detach().float().sigmoid().cpu(), generator=generator)
+        labels = drawn.to(logits)
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
 
     return loss
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from vit_ratio_opt.data.task import Task, check_task
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, Strategy
 from vit_ratio_opt.space.units import MhsaUnit
@@ -181,17 +182,23 @@ class CalibrationOptions:
         images: Number of training images of the calibration.
         cache: Folder in which calibrations are kept for all trials and workers; the user's cache
             folder by default.
+        task: Meaning of the model's outputs, see :func:`vit_ratio_opt.calibrate`; by default the
+            task of the data set, and ``"single-label"`` where only images are given.
 
     Raises:
-        InputError: ``images`` is no integer of at least 1, or ``cache`` is no path.
+        InputError: ``images`` is no integer of at least 1, ``cache`` is no path, or the task is
+            unknown.
     """
 
     images: int = 512
     cache: str | Path | None = None
+    task: Task | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", check_count("calibration_images", self.images))
         check_path("cache", self.cache)
+        if self.task is not None:
+            check_task(self.task)
 
 
 def pruning_options(

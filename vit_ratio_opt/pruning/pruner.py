@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
@@ -69,7 +70,8 @@ class ModelPruner:
             they are needed first. Labels are needed for importance scores (unit ``"head"``) only.
         pruning: Weights, patches or both, and how they are removed.
         cost: Cost that a budget limits.
-        calibration: Largest number of images of the calibration, and folder of its cache.
+        calibration: Largest number of images of the calibration, folder of its cache, and meaning
+            of the model's outputs.
         seed: Random seed of the calibration.
 
     Attributes:
@@ -191,6 +193,7 @@ class ModelPruner:
             "bounds": named_bounds(self.dense, self._bounds) or None,
             "criterion": getattr(self.pruning, "criterion_name", None),
             "calibration_images": self.calibration_options.images,
+            "calibration_task": self._task,
             "seed": self.seed,
             **self._model_identity,
         }
@@ -204,6 +207,7 @@ class ModelPruner:
             self._image_batches,
             default_cache() if folder is None else Path(folder),
             seed=self.seed,
+            task=self._task,
         )
 
     @cached_property
@@ -255,6 +259,10 @@ class ModelPruner:
         return labelled
 
     @property
+    def _task(self) -> Task:
+        return self.calibration_options.task or "single-label"
+
+    @property
     def _unit(self) -> MhsaUnit:
         return self.pruning.unit if isinstance(self.pruning, Structural) else "rank"
 
@@ -304,7 +312,7 @@ class ModelPruner:
         if self._unit == "rank":
             known = self.calibration
             if not is_dense:
-                known = calibrate(start, self._image_batches, seed=self.seed)
+                known = calibrate(start, self._image_batches, seed=self.seed, task=self._task)
         if isinstance(self.space, Combined):
             assert known is not None
             limits, tokens = self.space.module_macs(pair), self.space.tokens(pair)

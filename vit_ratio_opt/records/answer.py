@@ -85,7 +85,7 @@ class Answer:
 
     @property
     def error(self) -> float:
-        """Return the standard error of :attr:`accuracy` in percentage points."""
+        """Return the standard error of :attr:`accuracy` in the unit of the metric."""
         return 0.0 if self.found is None else self.found.error
 
     def bind(self, study: Study, loader: Callable[[FrozenTrial], Any]) -> Answer:

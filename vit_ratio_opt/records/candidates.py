@@ -46,7 +46,7 @@ class Candidate:
         trials: All trials that trained the pair, the first one first.
         cost_ratio: Share of the dense model's cost that is left.
         accuracy: Posterior mean of the validation accuracy in per cent.
-        error: Standard error of ``accuracy`` in percentage points.
+        error: Standard error of ``accuracy``, in the unit of the metric.
         own_accuracies: Validation accuracy of each training, in the order of ``trials``.
         probability: Within a budget, probability that the pair is better than the fixed ratio's;
             with a tolerance, probability that it keeps the tolerance.

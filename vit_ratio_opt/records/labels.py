@@ -118,7 +118,7 @@ class LimitRecord:
             return f"at most {100 * self.budget:g} % of the {word}"
         if self.tolerance is None:
             return f"a limit of its own, {self.other}"
-        return f"at most {metric.lost(self.tolerance)} lost"
+        return metric.lost(self.tolerance, "at most ")
 
 
 def format_below(value: float, limit: float) -> str:

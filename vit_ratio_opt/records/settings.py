@@ -22,7 +22,7 @@ _NEW_IN_2 = (
 # Stored only where they differ from their default.
 _SPARSE = (
     *("cost", "latency_batch", "pruned", "rule", "ranges", "by_cascade", "criterion"),
-    *("trainer", "bounds", "frozen"),
+    *("trainer", "bounds", "frozen", "calibration_task"),
 )
 # Fields of this package's own training: None where `trainer` is given.
 _OF_IMAGES = ("dataset", "validation", "recipe")
@@ -36,7 +36,7 @@ class StudySettings:
         schema_version: Version of the stored form.
         strategy: ``"fixed"``, one ratio for both modules, or ``"searched"``.
         budget: Largest share of the dense model's cost.
-        tolerance: Largest loss of accuracy, in percentage points.
+        tolerance: Largest loss of the metric, in its unit.
         cost: Name of the cost that the budget limits.
         latency_batch: Images in a batch whose latency counts.
         pruned: ``"structural"``, ``"cascade"`` or ``"both"``.
@@ -70,8 +70,9 @@ class StudySettings:
             by the part's name; None where no part has bounds.
         frozen: Names of the parts of the dense model that are not trained; None where all are.
         calibration_images: Training images for importance, factors and repair.
+        calibration_task: Task by which errors of the outputs were weighed in the calibration.
         seed: Random seed of calibration images and fine-tuning.
-        noise: Standard deviation of the accuracy over seeds, in percentage points; None where it
+        noise: Standard deviation of the metric over seeds, in its unit; None where it
             is estimated from the size of the validation split.
         confirmations: Times that the best pair is trained again.
         confidence: Probability with which the answer has to keep the limit.
@@ -113,6 +114,7 @@ class StudySettings:
     bounds: dict[str, tuple[float, float]] | None = None
     frozen: tuple[str, ...] | None = None
     calibration_images: int
+    calibration_task: str = "single-label"
     seed: int
     noise: float | None
     confirmations: int | None

@@ -174,7 +174,8 @@ def cell(value: Any, digits: int | None = None) -> str:
     if value is None:
         return "-"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f"{value:,.{digits}f}" if digits is not None else f"{value:,}"
+        # No minus before a zero.
+        return f"{round(value, digits) + 0.0:,.{digits}f}" if digits is not None else f"{value:,}"
     return shorten(value, 200)
 
 

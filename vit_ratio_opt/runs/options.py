@@ -62,7 +62,7 @@ class SearchOptions:
         check_flags(self, "fixed_ratio", "screen", "iterative")
         noise = self.noise
         if noise is not None:
-            rule = "at least 0, in percentage points"
+            rule = "at least 0, in the unit of the metric"
             noise = check_number("noise", noise, rule, least=0, most=math.inf)
         confirmations = check_count("confirmations", self.confirmations, least=0)
         seed = check_count("seed", self.seed, least=0, most=LARGEST_SEED)

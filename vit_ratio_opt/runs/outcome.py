@@ -82,6 +82,5 @@ def trial_value(
         return value
     trial.set_constraint(metric.constraint, loss - limit.points)
     if loss > limit.points:
-        unit = "points" if metric.unit == "%" else metric.unit or metric.name
-        raise optuna.TrialPruned(f"{loss:.4g} {unit} lost, over {limit.points}.")
+        raise optuna.TrialPruned(f"{metric.lost(float(f'{loss:.4g}'))}, over {limit.points}.")
     return cost_ratio

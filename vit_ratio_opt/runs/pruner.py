@@ -37,7 +37,8 @@ class Pruner(ModelPruner):
             for training, on the model's device, alone or with their labels.
         pruning: Weights, patches or both; :class:`~vit_ratio_opt.Structural` by default.
         cost: Cost that a budget limits; multiply-adds by default.
-        calibration: Number of images of the calibration, and folder of its cache.
+        calibration: Number of images of the calibration, folder of its cache, and meaning of the
+            model's outputs.
         seed: Random seed of the calibration.
 
     Raises:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.models.device import Precision, autocast
 from vit_ratio_opt.runs.contracts import PrunerProtocol
 from vit_ratio_opt.search.budget import BudgetSearch
@@ -61,24 +62,30 @@ def screen(
 
 
 def likely_path(
-    pruner: PrunerProtocol, batches: Sequence[torch.Tensor], precision: Precision
+    pruner: PrunerProtocol,
+    batches: Sequence[torch.Tensor],
+    precision: Precision,
+    task: Task = "single-label",
 ) -> tuple[Pair, ...]:
     """Return the likeliest pairs from the dense model down to the smallest, without training any.
 
     For a search with a tolerance. At some levels of cost, the curve of pairs is searched for the
-    pruned model whose predictions diverge least from those of the dense model (KL divergence), on
-    other training images than those of the calibration: a reconstruction is at its best on the
-    images that it was fitted to. Between the levels the MHSA ratio is interpolated.
+    pruned model whose predictions diverge least from those of the dense model (KL divergence; of
+    features, 1 - cosine), on other training images than those of the calibration: a
+    reconstruction is at its best on the images that it was fitted to. Between the levels the MHSA
+    ratio is interpolated.
 
     Args:
         pruner: Prunes the dense model.
         batches: Normalised images on the device of the model.
         precision: Precision in which models are evaluated.
+        task: Meaning of the outputs: logits of one class or of several, ``"multi-label"``, whose
+            divergences are added up; or ``"features"``, compared by 1 - cosine.
 
     Returns:
         Pairs in the order of decreasing cost.
     """
-    agreement = _agreement(pruner, batches, precision)
+    agreement = _agreement(pruner, batches, precision, task)
     space = pruner.space
     smallest = smallest_cost_ratio(space)
     levels, ratios = [smallest], [space.max_pair.mhsa_ratio]
@@ -105,24 +112,34 @@ def _nearest(curve: Sequence[RatioPair], mhsa_ratio: float) -> RatioPair:
 
 
 def _agreement(
-    pruner: PrunerProtocol, batches: Sequence[torch.Tensor], precision: Precision
+    pruner: PrunerProtocol, batches: Sequence[torch.Tensor], precision: Precision, task: Task
 ) -> Callable[[Pair], float]:
     """Return the function of a pair that gives the agreement with the dense model, in nats."""
     device = pruner.device
 
-    def log_softmax(model: nn.Module) -> list[torch.Tensor]:
-        with torch.inference_mode(), autocast(device, precision):
-            return [model(images).log_softmax(dim=1) for images in batches]
+    def comparable(outputs: torch.Tensor) -> torch.Tensor:
+        if task == "features":
+            return F.normalize(outputs.float(), dim=-1)
+        if task == "multi-label":  # of presence and absence, for each class
+            return F.logsigmoid(torch.stack([outputs, -outputs]).float())
+        return outputs.log_softmax(dim=1)
 
-    dense = log_softmax(pruner.dense)
+    def predict(model: nn.Module) -> list[torch.Tensor]:
+        with torch.inference_mode(), autocast(device, precision):
+            return [comparable(model(images)) for images in batches]
+
+    def divergence(predicted: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+        if task != "features":
+            return F.kl_div(predicted, dense, log_target=True, reduction="sum")
+        losses = (predicted - dense).square().sum(dim=-1) / 2  # 1 - cosine
+        return losses.flatten(1).mean(dim=1).sum() if losses.ndim > 1 else losses.sum()
+
+    dense = predict(pruner.dense)
     count = sum(len(images) for images in batches)
 
     def agreement(pair: Pair) -> float:
-        predicted = log_softmax(pruner.prune(RatioPair(*pair)))
-        losses = [
-            F.kl_div(p, d, log_target=True, reduction="sum")
-            for p, d in zip(predicted, dense, strict=True)
-        ]
+        predicted = predict(pruner.prune(RatioPair(*pair)))
+        losses = [divergence(p, d) for p, d in zip(predicted, dense, strict=True)]
         return -float(sum(losses)) / count
 
     return agreement

@@ -92,8 +92,10 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """Return the short name in tables, such as ``val %``."""
-        return f"val {self.unit}" if self.name == "accuracy" and self.unit else self.name
+        """Return the name and unit in tables, such as ``val %`` or ``loss``."""
+        if self.name == "accuracy" and self.unit:
+            return f"val {self.unit}"
+        return f"{self.name} {self.unit}".rstrip()
 
     @property
     def short(self) -> str:
@@ -133,9 +135,21 @@ class Metric:
         difference = 0.0 - self.sign * round(loss, digits)  # no minus before a zero
         return f"{difference:+.2f}" if self.unit == "%" else f"{difference:+.4g}"
 
-    def lost(self, points: float) -> str:
-        """Return a loss against the dense model in words, such as ``2 points of accuracy``."""
-        return f"{points:g}{self.points} of {self.name.removeprefix('change of ')}"
+    def lost(self, loss: float, most: str = "") -> str:
+        """Return a loss against the dense model in words.
+
+        Such as ``2 points of accuracy lost``, or ``mean absolute error 0.3 mm higher than the
+        dense model's``.
+
+        Args:
+            loss: The loss, in the unit of the values.
+            most: Words before the number, such as ``"at most "``.
+        """
+        unit = " point" if loss == 1 and self.points == " points" else self.points
+        if self.larger_is_better and self.points == " points":
+            return f"{most}{loss:g}{unit} of {self.name.removeprefix('change of ')} lost"
+        word = "lower" if self.larger_is_better else "higher"
+        return f"{self.name} {most}{loss:g}{unit} {word} than the dense model's"
 
 
 ACCURACY = Metric("accuracy", "%")

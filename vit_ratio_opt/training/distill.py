@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from vit_ratio_opt.data.task import Task, check_task
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.device import evaluating
+from vit_ratio_opt.training.losses import soft_loss
 
 __all__ = ["distill"]
 
@@ -27,6 +29,8 @@ def distill(
     weight: float = 0.5,
     temperature: float = 2.0,
     loss_scale: float | Callable[[], float] | None = None,
+    task: Task = "single-label",
+    target_scale: torch.Tensor | float = 1.0,
 ) -> RemovableHandle:
     """Distil from a teacher in whatever loop trains ``model``, until the handle is removed.
 
@@ -34,13 +38,15 @@ def distill(
     changes the gradient of the logits, so that the weights get the gradients of
     ``(1 - weight) * loss + weight * T^2 KL(teacher || model)``, where KL is a mean over the batch
     (Hinton 2015): the loss of the built-in trainer and, with ``task_loss_weight=1 - weight``, of
-    timm's ``LogitDistillationTask``. The loss that the loop logs is its own.
+    timm's ``LogitDistillationTask``. The loss that the loop logs is its own. With several labels
+    the KL is the binary cross-entropy of each class, and in a regression it is the smooth L1
+    distance to the teacher's outputs, both means over images and outputs.
 
     Nothing wraps the model: its class, the names of its weights and what it returns are unchanged,
     so that optimisers, averages and saved files are those of the model. The teacher is no part.
 
     Args:
-        model: Model that returns logits ``(batch, classes)`` of one class for each image.
+        model: Model that returns logits ``(batch, classes)`` or values ``(batch, targets)``.
         teacher: The dense model, on the device of ``model``; it stays in evaluation mode. None
             changes nothing.
         weight: Weight of the soft labels, in [0, 1]; the rest is the loop's loss.
@@ -48,18 +54,22 @@ def distill(
         loss_scale: Factor between the mean loss of a batch and what the loop calls ``backward``
             on, or a function that returns it: ``scaler.get_scale`` in half precision, ``1 / n``
             to accumulate ``n`` batches. None means 1; loops with another scale are refused.
+        task: Meaning of the outputs: ``"single-label"``, ``"multi-label"`` or ``"regression"``.
+        target_scale: Unit of the distance of a regression, a number or one for each target: the
+            built-in trainer takes the targets' standard deviation over the training images.
 
     Returns:
         A handle with ``remove()``, which is also a context manager.
 
     Raises:
-        InputError: An option is out of range, shapes of logits differ, or a scale is missing.
+        InputError: An option is out of range, shapes of outputs differ, a scale is missing, or
+            a single output is taken for the logit of one class.
 
     Example:
         >>> with vro.distill(model, context.teacher):
         ...     my_loop(model)
     """
-    _check_options(weight, temperature)
+    _check_options(weight, temperature, task)
     batches = itertools.count()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -68,7 +78,9 @@ def distill(
         if teacher is None or not logits.requires_grad:
             return
         with torch.no_grad(), evaluating(teacher):
-            soft = weight * _gradient(logits.detach(), teacher(*args, **options), temperature)
+            targets = teacher(*args, **options)
+            _check_outputs(logits, targets, task)
+            soft = weight * _gradient(logits.detach(), targets, temperature, task, target_scale)
 
         def mix(gradient: torch.Tensor) -> torch.Tensor:
             if loss_scale is None:
@@ -82,23 +94,56 @@ def distill(
     return model.register_forward_hook(run_teacher, with_kwargs=True)
 
 
-def _check_options(weight: float, temperature: float) -> None:
+def _check_options(weight: float, temperature: float, task: Task) -> None:
     if not (0 <= weight <= 1 and temperature > 0):
         raise InputError(
             "`weight` must be in [0, 1] and `temperature` above 0, but got "
             f"{weight!r} and {temperature!r}."
         )
+    check_task(task)
+    if task == "features":
+        raise InputError(
+            "`distill` adds the teacher to a loss of labels, but features have none: train the "
+            "model with a loss against the teacher's features."
+        )
 
 
-def _gradient(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return the gradient of ``T^2 KL(targets || logits)`` by ``logits``, of the batch's mean."""
-    if logits.dim() != 2 or logits.shape != targets.shape:
+def _check_outputs(outputs: torch.Tensor, targets: torch.Tensor, task: Task) -> None:
+    if outputs.dim() != 2 or outputs.shape != targets.shape:
         raise InputError(
             "Distillation needs logits (batch, classes) of model and teacher, but they are "
-            f"{tuple(logits.shape)} and {tuple(targets.shape)}."
+            f"{tuple(outputs.shape)} and {tuple(targets.shape)}."
         )
-    student, dense = (torch.softmax(x.float() / temperature, dim=1) for x in (logits, targets))
-    return (student - dense) * (temperature / len(logits))
+    if task == "single-label" and outputs.shape[1] == 1:
+        raise InputError(
+            "The only class of a single output always has the probability 1: give `distill` the "
+            "`task` of the output, 'multi-label' or 'regression'."
+        )
+
+
+def _gradient(
+    outputs: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float,
+    task: Task,
+    target_scale: torch.Tensor | float,
+) -> torch.Tensor:
+    """Return the gradient by ``outputs`` of the soft loss, the mean of the batch."""
+    outputs, targets = outputs.float(), targets.float()
+    if task == "single-label":
+        student, dense = (torch.softmax(x / temperature, dim=1) for x in (outputs, targets))
+        return (student - dense) * (temperature / len(outputs))
+    if isinstance(target_scale, torch.Tensor):
+        target_scale = target_scale.to(outputs)
+    with torch.enable_grad():
+        loss = soft_loss(
+            outputs.requires_grad_(),
+            targets,
+            task,
+            temperature=temperature,
+            target_scale=target_scale,
+        )
+    return torch.autograd.grad(loss, outputs)[0]
 
 
 def _check_scale(gradient: torch.Tensor, model: nn.Module, *, is_first: bool) -> None:
@@ -113,7 +158,7 @@ def _check_scale(gradient: torch.Tensor, model: nn.Module, *, is_first: bool) ->
         raise InputError(
             f"The gradient of the logits has an L1 norm of {norm:.3g}, so the loss of the loop is "
             "scaled, or summed over the batch: give `distill` its `loss_scale`, such as "
-            "`scaler.get_scale` or the size of a batch."
+            "`scaler.get_scale`, the size of a batch, or 1.0 for a mean of large errors."
         )
     trained = [weight.grad for weight in model.parameters() if weight.requires_grad]
     if trained and trained[-1] is not None and bool(trained[-1].any()):

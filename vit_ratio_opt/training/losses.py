@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.training.recipe import Recipe
 
-__all__ = ["TaskLoss"]
+__all__ = ["BatchLoss", "TaskLoss", "soft_loss"]
+
+
+class BatchLoss(Protocol):
+    """Loss of a batch of images, with the forward pass that it needs."""
+
+    def of_batch(
+        self,
+        forward: Callable[[torch.Tensor], torch.Tensor],
+        images: torch.Tensor,
+        targets: torch.Tensor,
+        teacher: nn.Module | torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean loss of a batch, and the student's outputs.
+
+        Args:
+            forward: Forward pass of the student.
+            images: Normalised images.
+            targets: Labels or targets of the images.
+            teacher: The teacher, or its outputs for the images; None without one.
+        """
 
 
 class TaskLoss:
@@ -18,6 +43,7 @@ class TaskLoss:
     - *Single label.* Cross-entropy, and ``T^2 KL(teacher || student)`` (Hinton 2015).
     - *Several labels.* The binary cross-entropy of each class, and the same against the teacher's
       probabilities at the temperature ``T``.
+    - *Features.* ``soft`` of a single label alone: there are no labels.
     - *Regression.* The smooth L1 distance to the targets and to the teacher's outputs, in units
       of each target's standard deviation over the training images.
 
@@ -40,6 +66,21 @@ class TaskLoss:
         if data.task == "regression":
             self._scale = data.train.labels.std(dim=0).clamp_min(1e-6).to(device)
 
+    def of_batch(
+        self,
+        forward: Callable[[torch.Tensor], torch.Tensor],
+        images: torch.Tensor,
+        targets: torch.Tensor,
+        teacher: nn.Module | torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean loss of a batch and the outputs, see :class:`BatchLoss`."""
+        outputs = forward(images)
+        if not isinstance(teacher, nn.Module):
+            return self(outputs, targets, teacher), outputs
+        with torch.no_grad():
+            soft = teacher(images)
+        return self(outputs, targets, soft), outputs
+
     def __call__(
         self, outputs: torch.Tensor, targets: torch.Tensor, teacher: torch.Tensor | None
     ) -> torch.Tensor:
@@ -51,6 +92,9 @@ class TaskLoss:
                 targets ``(batch, k)``.
             teacher: The teacher's outputs ``(batch, k)``; None without distillation.
         """
+        if self._task == "features":
+            assert teacher is not None
+            return self._soft(outputs, teacher)
         hard = self._hard(outputs, targets)
         if teacher is None:
             return hard
@@ -67,21 +111,46 @@ class TaskLoss:
         return F.cross_entropy(outputs, targets, self._weights, label_smoothing=smoothing)
 
     def _soft(self, outputs: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        if self._task == "regression":
-            return self._distance(outputs, teacher)
-        temperature = self._recipe.temperature
-        if self._task == "multi-label":
-            soft = F.binary_cross_entropy_with_logits(
-                outputs / temperature, (teacher / temperature).sigmoid()
-            )
-            return soft * temperature**2
-        soft_labels = F.log_softmax(teacher / temperature, dim=1)
-        student = F.log_softmax(outputs / temperature, dim=1)
-        soft = F.kl_div(student, soft_labels, reduction="batchmean", log_target=True)
-        return soft * temperature**2
+        return soft_loss(
+            outputs,
+            teacher,
+            self._task,
+            temperature=self._recipe.temperature,
+            target_scale=self._scale,
+        )
 
     def _distance(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return F.smooth_l1_loss(outputs / self._scale, targets / self._scale)
+
+
+def soft_loss(
+    outputs: torch.Tensor,
+    teacher: torch.Tensor,
+    task: Task,
+    *,
+    temperature: float,
+    target_scale: torch.Tensor | float = 1.0,
+) -> torch.Tensor:
+    """Return the loss ``soft`` of :class:`TaskLoss`, a mean over the batch.
+
+    Args:
+        outputs: The student's, ``(batch, k)``.
+        teacher: The teacher's, ``(batch, k)``.
+        task: Meaning of the outputs.
+        temperature: Temperature of the soft labels; a regression has none.
+        target_scale: Unit of each target of a regression, a number or ``(k,)``.
+    """
+    if task == "regression":
+        return F.smooth_l1_loss(outputs / target_scale, teacher / target_scale)
+    if task == "multi-label":
+        soft = F.binary_cross_entropy_with_logits(
+            outputs / temperature, (teacher / temperature).sigmoid()
+        )
+        return soft * temperature**2
+    soft_labels = F.log_softmax(teacher / temperature, dim=1)
+    student = F.log_softmax(outputs / temperature, dim=1)
+    soft = F.kl_div(student, soft_labels, reduction="batchmean", log_target=True)
+    return soft * temperature**2
 
 
 def _class_weights(data: ImageData, recipe: Recipe) -> torch.Tensor | None:
