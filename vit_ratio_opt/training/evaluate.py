@@ -15,6 +15,7 @@ from vit_ratio_opt.models.device import (
     Precision,
     autocast,
     evaluating,
+    free_memory,
     is_out_of_memory,
     model_device,
 )
@@ -205,6 +206,5 @@ def _in_parts(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     _logger.warning(
         f"A batch of {len(images)} images does not fit into memory: it is processed in two halves."
     )
-    if images.device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_memory(images.device)
     return torch.cat([_in_parts(model, part) for part in images.chunk(2)])

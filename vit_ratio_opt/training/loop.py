@@ -11,7 +11,12 @@ from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.device import Precision, model_device
+from vit_ratio_opt.models.device import (
+    Precision,
+    has_float64,
+    model_device,
+    random_state_kept,
+)
 from vit_ratio_opt.training.context import TrainingDiverged, TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.evaluate import measure_split
@@ -82,7 +87,11 @@ class Loop:
             self._augmentation = torch.Generator().manual_seed(context.seed + ranks.rank)
         self._step = 0
         self._accuracy: float | None = None
-        self._loss_sum = torch.tensor(0.0, dtype=torch.float64, device=self._device)
+        self._loss_sum = torch.zeros(
+            (),
+            dtype=torch.float64 if has_float64(self._device) else torch.float32,
+            device=self._device,
+        )
         self._epoch_state = self._generator.get_state()
         self._saved = self._saved_state()
 
@@ -114,9 +123,8 @@ class Loop:
         """
         context, average = self._context, self._optimization.average
         shown = context.progress if self._ranks.rank == 0 else False
-        devices = [self._device] if self._device.type == "cuda" else []
         with (
-            torch.random.fork_rng(devices=devices),
+            random_state_kept(self._device),
             TrainingProgress(
                 context.title, self._steps, self._steps_per_epoch, shown=shown
             ) as bar,

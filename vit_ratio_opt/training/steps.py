@@ -12,7 +12,13 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from vit_ratio_opt.models.device import Precision, autocast, is_out_of_memory, model_device
+from vit_ratio_opt.models.device import (
+    Precision,
+    autocast,
+    free_memory,
+    is_out_of_memory,
+    model_device,
+)
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.losses import BatchLoss
 from vit_ratio_opt.training.recipe import Recipe
@@ -137,8 +143,7 @@ class Optimization:
                 f"A batch of {len(images)} images does not fit into memory: it is processed in "
                 f"{self._pieces} parts, with the same gradients."
             )
-            if images.device.type == "cuda":
-                torch.cuda.empty_cache()
+            free_memory(images.device)
 
     def _backward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Add the gradients of a batch, part by part; return its loss and logits."""
