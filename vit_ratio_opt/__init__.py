@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     )
     from vit_ratio_opt.training.distill import distill
     from vit_ratio_opt.training.evaluate import evaluate
+    from vit_ratio_opt.training.features import FeatureTrainer
     from vit_ratio_opt.training.finetune import finetune
     from vit_ratio_opt.training.metrics import MEASURES, Measure
     from vit_ratio_opt.training.recipe import Recipe
@@ -178,6 +179,7 @@ _HOMES = {
     ),
     "training.distill": ("distill",),
     "training.evaluate": ("evaluate",),
+    "training.features": ("FeatureTrainer",),
     "training.finetune": ("finetune",),
     "training.metrics": (
         "MEASURES",
@@ -210,6 +212,7 @@ __all__ = [
     "CostTable",
     "FAMILIES",
     "Family",
+    "FeatureTrainer",
     "ImageData",
     "ImageTrainer",
     "Importance",

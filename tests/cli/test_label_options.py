@@ -68,6 +68,18 @@ def test_a_character_separates_the_classes_of_one_column(photos, files):
     assert (data.task, data.classes) == ("multi-label", tuple("abcd"))
 
 
+def test_features_take_any_folder_of_images(photos, files):
+    dense = load_dense(files / "dense.safetensors")
+    options = {"image_size": 32, "task": "features"}
+    data = load_option_images(SearchCommandOptions(data=photos / "images", **options), dense, 0)
+    assert (data.task, data.classes, data.validation) == ("features", (), "test")
+    assert [len(part) for part in (data.train, data.val, data.test)] == [32, 4, 4]
+    data = load_option_images(
+        SearchCommandOptions(data=photos, image_column="file", **options), dense, 0
+    )
+    assert (data.task, data.classes, data.source["loader"]) == ("features", (), "csv_images")
+
+
 def test_options_of_labels_that_do_not_fit_are_one_sentence(photos, files, tmp_path, command):
     common = ["search", "--data", photos, "--checkpoint", files / "dense.safetensors"]
     for options, sentence in (

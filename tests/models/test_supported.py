@@ -558,9 +558,9 @@ def test_a_classifier_that_gives_no_logits_is_refused(
         (lambda m: m.set_input_size((16, 16)), r"images of \(16, 16\) pixels"),
         (
             lambda m: setattr(m, "pos_embed", nn.Parameter(torch.zeros(1, 3, 32))),
-            "The model cannot classify images of digits",
+            "The model cannot process images of digits",
         ),
-        (lambda m: m.pos_embed.data.fill_(3e38), "NaN or infinite logits for images of digits"),
+        (lambda m: m.pos_embed.data.fill_(3e38), "NaN or infinite outputs for images of digits"),
     ],
 )
 def test_a_model_that_cannot_classify_the_images_is_refused_before_a_study(

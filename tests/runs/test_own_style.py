@@ -389,7 +389,7 @@ def test_a_tolerance_is_in_the_unit_of_a_metric_that_is_better_when_smaller(task
 
 
 def test_a_recipe_needs_images_with_labels(task):
-    with pytest.raises(InputError, match="Training by a recipe needs `data` with labels"):
+    with pytest.raises(InputError, match="Training by a recipe needs `data`"):
         compose(task, vro.Recipe())
 
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.training.context import TrialContext
+from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.saved_state import checksum
@@ -53,6 +53,23 @@ def rewrite(path, change):
     change(tensors, metadata)
     metadata["checksum"] = checksum(tensors, metadata)
     save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_state_goes_on_in_another_precision_with_a_sentence(digits, tmp_path, caplog, precision):
+    context = TrialContext(state=tmp_path / "state")
+    stopped = replace(context, should_stop=iter([False, False, True]).__next__)
+    with pytest.raises(TrainingStopped):
+        finetune(make_model(), digits, RECIPE, stopped, precision="float32")
+    resumed, went_on = [], make_model()
+    context = replace(context, on_resume=lambda: resumed.append(True))
+    finetune(went_on, digits, RECIPE, context, precision=precision)
+    assert resumed == [True]
+    assert f"goes on in {precision}: it was begun in float32" in caplog.text
+    at_once = make_model()
+    finetune(at_once, digits, RECIPE, precision="float32")
+    for name, value in at_once.state_dict().items():
+        torch.testing.assert_close(went_on.state_dict()[name], value, atol=5e-3, rtol=0)
 
 
 def other_format(tensors, metadata):
@@ -104,8 +121,6 @@ def test_a_state_of_another_training_is_refused_by_what_differs(digits, context)
         finetune(model, digits, RECIPE, replace(context, identity={"pair": [0.5, 0.25]}))
     with pytest.raises(InputError, match=refused.format("recipe")):
         finetune(model, digits, Recipe(epochs=2, batch_size=512), context)
-    with pytest.raises(InputError, match=refused.format("precision")):
-        finetune(model, digits, RECIPE, context, precision="bfloat16")
     with pytest.raises(InputError, match="does not fit the model"):
         finetune(make_model(embed_dim=32), digits, RECIPE, context)
     finetune(model, digits, RECIPE, context)

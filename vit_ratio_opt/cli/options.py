@@ -192,7 +192,8 @@ class ImageOptions:
         option(
             Panel.DATA,
             "Folder of the images: train/CLASS/*, test/CLASS/* and optionally val/CLASS/*, or "
-            "images/* with train.csv, or CIFAR-10 as torchvision stores it.",
+            "images/* with train.csv, or CIFAR-10 as torchvision stores it. With --task "
+            "features any folder of images.",
         ),
     ]
     image_size: ImageSizeOption = None
@@ -221,7 +222,8 @@ class ImageOptions:
         option(
             Panel.DATA,
             "What the labels are: one class for each image, several classes, or numbers. The last "
-            "two need a train.csv.",
+            "two need a train.csv. 'features' needs no labels: the outputs of the dense model "
+            "are the targets.",
         ),
     ] = "single-label"
     image_column: Annotated[

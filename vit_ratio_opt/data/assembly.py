@@ -11,9 +11,10 @@ from typing import Any, cast
 import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
+from vit_ratio_opt.data.folders import SPLIT_NAMES
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.items import ItemFormat, check_classes, count_shared_images
-from vit_ratio_opt.data.labels import check_labels
+from vit_ratio_opt.data.labels import NO_LABEL, check_labels
 from vit_ratio_opt.data.options import LoadOptions, label_arguments
 from vit_ratio_opt.data.preprocessing import (
     Preprocessing,
@@ -24,6 +25,7 @@ from vit_ratio_opt.data.reading import AsUint8, Files, find_first_image, read_al
 from vit_ratio_opt.data.splits import (
     Split,
     Validation,
+    add_drawn_test_split,
     check_validation,
     split_in_memory,
     split_in_three,
@@ -54,7 +56,8 @@ def assemble(
     """Read, check and split data sets of images.
 
     Args:
-        parts: Map-style data sets ``"train"``, ``"test"`` and perhaps ``"val"``.
+        parts: Map-style data sets ``"train"``, ``"test"`` and perhaps ``"val"``; for features,
+            ``"test"`` may be missing, and is then drawn from ``"train"``.
         name: Name of the data set.
         form: Class names, task of the labels, and form of the items.
         preprocess: The model's preprocessing, if it is known.
@@ -80,16 +83,17 @@ def assemble(
     read = _read(parts, name, form, resolved, channels=shape[0], options=options)
     if form.task == "single-label":
         check_labels(name, form.classes, _labels(read))
-    train, val, test = split_in_three(read, validation, options.val_fraction, seed)
+    if form.task == "features":
+        read, form = _keep_complete_labels(name, read, form)
+    read = add_drawn_test_split(read)
+    splits = _split(read, form, validation, seed, options)
     if form.task == "multi-label":  # a split that is not stratified may lack a class
-        check_labels(name, form.classes, _labels({"train": train, "val": val, "test": test}))
+        check_labels(name, form.classes, _labels(dict(zip(SPLIT_NAMES, splits, strict=True))))
     _warn_of_shared_images(name, read)
     warn_if_assumed(name, resolved)  # after all errors, which it would only obscure
     return ImageData(
         name,
-        train,
-        val,
-        test,
+        *splits,
         tuple(form.classes),
         resolved.mean,
         resolved.std,
@@ -100,13 +104,53 @@ def assemble(
     )
 
 
+def _split(
+    parts: Mapping[str, Split],
+    form: ItemFormat,
+    validation: Validation,
+    seed: int,
+    options: LoadOptions,
+) -> tuple[Split, Split, Split]:
+    must_stratify = form.task != "features"
+    return split_in_three(
+        parts, validation, options.val_fraction, seed, must_stratify=must_stratify
+    )
+
+
+def _keep_complete_labels(
+    name: str, parts: dict[str, Split], form: ItemFormat
+) -> tuple[dict[str, Split], ItemFormat]:
+    """Return images for features without labels and classes, unless each image has a label."""
+    total = sum(map(len, parts.values()))
+    lacking = sum(int((part.labels == NO_LABEL).sum()) for part in parts.values())
+    if not form.classes or not lacking:
+        return parts, form
+    _logger.warning(
+        f"{name}: {lacking:,} of {total:,} images have no label, so no labels are used."
+    )
+    unlabelled = {split: _without_labels(part) for split, part in parts.items()}
+    return unlabelled, replace(form, classes=())
+
+
+def _without_labels(split: Split) -> Split:
+    labels, dataset = torch.full_like(split.labels, NO_LABEL), split.dataset
+    if isinstance(dataset, TensorDataset):
+        return Split(TensorDataset(dataset.tensors[0], labels), split.indices, labels)
+    assert isinstance(dataset, AsUint8)
+    form = replace(dataset.form, classes=())
+    files = AsUint8(dataset.dataset, dataset.to, dataset.channels, dataset.title, form)
+    return Split(files, split.indices, labels)
+
+
 def _labels(parts: Mapping[str, Split]) -> dict[str, torch.Tensor]:
     return {_TITLES[split]: part.labels for split, part in parts.items()}
 
 
 def add_test_split(parts: Mapping[str, Files]) -> dict[str, Dataset[Any]]:
     """Return the parts, with the validation images as test images if there are no others."""
-    return dict(parts) if "test" in parts else {"train": parts["train"], "test": parts["val"]}
+    if "test" in parts or "val" not in parts:
+        return dict(parts)
+    return {"train": parts["train"], "test": parts["val"]}
 
 
 def add_source(data: ImageData, loader: str, root: Path, **more: Any) -> ImageData:
@@ -172,7 +216,7 @@ def _check_parts(
             split: Split(files, torch.arange(len(files)), torch.as_tensor(files.targets))
             for split, files in cast("Mapping[str, Files]", parts).items()
         }
-        split_in_three(listed, validation, options.val_fraction, seed)
+        _split(add_drawn_test_split(listed), form, validation, seed, options)
 
 
 def _count(dataset: Any) -> int:
@@ -222,7 +266,7 @@ def _read(
 def _warn_of_shared_images(name: str, parts: Mapping[str, Split]) -> None:
     """Warn of images in two splits, if the images are in memory."""
     tensors = {
-        split: part.dataset.tensors[0]
+        split: _pixels(part.dataset.tensors[0], part.indices)
         for split, part in parts.items()
         if isinstance(part.dataset, TensorDataset)
     }
@@ -232,5 +276,9 @@ def _warn_of_shared_images(name: str, parts: Mapping[str, Split]) -> None:
             if count:
                 _logger.warning(
                     f"{name}: {count:,} of {len(tensors[split]):,} {_TITLES[split]} images are "
-                    "training images too, pixel by pixel: the accuracy on them says little."
+                    "training images too, pixel by pixel: what is measured on them says little."
                 )
+
+
+def _pixels(images: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    return images if len(images) == len(indices) else images[indices]  # a copy only of a part

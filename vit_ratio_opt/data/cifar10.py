@@ -10,7 +10,7 @@ from torchvision.datasets import CIFAR10
 
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.data.image_data import ImageData
-from vit_ratio_opt.data.options import LoadOptions, check_class_folders
+from vit_ratio_opt.data.options import LoadOptions, check_class_folders, label_arguments
 from vit_ratio_opt.data.preprocessing import (
     CIFAR10_MEAN,
     CIFAR10_STD,
@@ -50,7 +50,7 @@ def load_cifar10(
             (``"train"``, the default), or half of the test images (``"test"``).
         seed: Random seed of the stratified split.
         download: Whether to download missing images; by default if the folder ``root`` exists.
-        options: Mean, standard deviation, and share of validation images.
+        options: Mean, standard deviation, share of validation images, and the task of features.
 
     Raises:
         InputError: The data set is not there and cannot be downloaded, or an option is for files.
@@ -82,11 +82,15 @@ def load_cifar10(
         "seed": seed,
         "mean": list(resolved.mean),
         "std": list(resolved.std),
+        **label_arguments(options),
     }
     if not options.flip:
         source["flip"] = False
     return ImageData(
-        "cifar10", *splits, classes, resolved.mean, resolved.std, options.flip, validation, source
+        *("cifar10", *splits, classes, resolved.mean, resolved.std, options.flip),
+        validation=validation,
+        source=source,
+        task=options.task,
     )
 
 

@@ -15,10 +15,11 @@ from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.images import read_image
 from vit_ratio_opt.data.items import ItemFormat
+from vit_ratio_opt.data.labels import NO_LABEL
 from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.data.reading import Files
-from vit_ratio_opt.data.splits import Split, Validation, split_stratified
+from vit_ratio_opt.data.splits import TEST_FRACTION, Split, Validation, split_stratified
 from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.errors import InputError
 
@@ -26,7 +27,8 @@ __all__ = ["are_splits", "load_csv_images", "pool"]
 
 # Classes that a message names.
 _SHOWN = 5
-_TEST_FRACTION = 0.2
+# Tasks whose tables have a class for each image.
+_ONE_CLASS: tuple[Task, ...] = ("single-label", "features")
 
 
 def load_csv_images(
@@ -60,7 +62,7 @@ def load_csv_images(
         test_fraction: Pools the images of all files and takes this share as the test split,
             independent of ``seed``. By default a fifth if the files have no class in common.
         seed: Random seed of the validation split.
-        options: Normalisation, damaged images, task, columns of the labels, and others.
+        options: Normalisation, damaged images, task, columns of the labels (none for features).
 
     Raises:
         InputError: A table or an image cannot be read, columns or classes differ, a label is out
@@ -71,7 +73,7 @@ def load_csv_images(
     form = ItemFormat(_classes(tables, options), options.task)
     read = partial(read_image, exif_rotation=options.exif_rotation)
     if test_fraction is None and not are_splits(root, tables, options.task):
-        test_fraction = _TEST_FRACTION
+        test_fraction = TEST_FRACTION
     if test_fraction is None:
         parts = {name: _files(root, table, form, read) for name, table in tables.items()}
     else:
@@ -94,8 +96,8 @@ def load_csv_images(
 def _classes(tables: Mapping[str, Table], options: LoadOptions) -> list[str]:
     """Return the names of the classes or targets, by label."""
     labels = [label for table in tables.values() for label in table.values()]
-    if options.task == "single-label":
-        return sorted(set(labels))
+    if options.task in _ONE_CLASS:
+        return sorted(set(labels) - {None})
     if options.label_separator is None:
         return list(label_columns(options))
     return sorted({name for label in labels for name in label})
@@ -110,8 +112,8 @@ def _files(root: Path, table: Table, form: ItemFormat, read: Callable[..., Any])
 def _targets(labels: Sequence[Any], form: ItemFormat) -> list[int] | torch.Tensor:
     """Return labels of a table as numbers ``(n,)``, or as float32 ``(n, classes)``."""
     number = {name: index for index, name in enumerate(form.classes)}
-    if form.task == "single-label":
-        return [number[label] for label in labels]
+    if form.task in _ONE_CLASS:
+        return [NO_LABEL if label is None else number[label] for label in labels]
     if labels[0] and isinstance(labels[0][0], float):
         return torch.tensor(labels, dtype=torch.float32)
     targets = form.empty_labels(len(labels))
@@ -123,12 +125,12 @@ def _targets(labels: Sequence[Any], form: ItemFormat) -> list[int] | torch.Tenso
 def are_splits(root: Path, tables: Mapping[str, Table], task: Task = "single-label") -> bool:
     """Return whether tables have the same classes; they are to be pooled if they share none.
 
-    Tables of several labels or of targets are splits if there are more than one.
+    Tables of several labels, of targets, or without labels are splits if there are more than one.
 
     Raises:
         InputError: They share some classes only.
     """
-    if task != "single-label":
+    if task not in _ONE_CLASS:
         return len(tables) > 1 and "train" in tables
     classes = [set(table.values()) for table in tables.values()]
     if len(classes) > 1 and all(part == classes[0] for part in classes):
@@ -162,7 +164,12 @@ def pool(
     paths = [root / "images" / name for name, _ in rows]
     labels = torch.as_tensor(_targets([label for _, label in rows], form))
     files = Files(paths, labels, read)
-    parts = split_stratified(Split(files, torch.arange(len(files)), labels), test_fraction, seed=0)
+    parts = split_stratified(
+        Split(files, torch.arange(len(files)), labels),
+        test_fraction,
+        seed=0,
+        must_stratify=form.task != "features",
+    )
     return {
         name: Files(
             [paths[index] for index in part.indices],

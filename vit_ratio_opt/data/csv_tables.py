@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from vit_ratio_opt.data.folders import find_split_paths, name_some
-from vit_ratio_opt.data.options import LoadOptions
+from vit_ratio_opt.data.options import NO_LABELS_HINT, LoadOptions
 from vit_ratio_opt.errors import InputError
 
 __all__ = ["Table", "label_columns", "read_csv_tables"]
@@ -18,8 +18,8 @@ __all__ = ["Table", "label_columns", "read_csv_tables"]
 Table = dict[str, Any]
 """The label of each image file, in the order of the table.
 
-It is a class; the sorted classes of an image where one column has all of them; or a number for
-each column of several.
+It is a class; the sorted classes of an image where one column has all of them; a number for each
+column of several; or, for features, None if images have no labels.
 """
 
 _LARGEST = 3.4e38  # of float32
@@ -64,7 +64,7 @@ def read_csv_tables(root: Path, options: LoadOptions | None = None) -> dict[str,
             if parts.is_absolute() or ".." in parts.parts:
                 raise InputError(f"{where} {name!r:.200} is not below {root / 'images'}.")
             label = _parse(cells, options, f"{where} of {name!r:.200},")
-            if known.setdefault(name, label) != label:
+            if known.setdefault(name, label) != label and None not in (label, known[name]):
                 raise InputError(
                     f"{where} {name!r:.200} has the label {label!r:.80}, but elsewhere "
                     f"{known[name]!r:.80}."
@@ -83,11 +83,37 @@ def read_csv_tables(root: Path, options: LoadOptions | None = None) -> dict[str,
         )
     if not known:
         raise InputError(f"{root}: {_must_have(options)}")
-    return {split: table for split, table in tables.items() if table}
+    tables = {split: table for split, table in tables.items() if table}
+    return _keep_common_classes(root, tables) if options.task == "features" else tables
+
+
+def _keep_common_classes(root: Path, tables: dict[str, Table]) -> dict[str, Table]:
+    """Return tables without labels, unless all images have one and classes fit all tables.
+
+    They fit if all tables have the same classes, or no class in common.
+    """
+    classes = [set(table.values()) for table in tables.values()]
+    every = set().union(*classes)
+    if every == {None}:
+        return tables
+    are_same = all(part == classes[0] for part in classes)
+    if None in every:
+        why = "some rows have no label"
+    elif not are_same and len(every) < sum(map(len, classes)):
+        why = "the tables have only some classes in common"
+    else:
+        return tables
+    _logger.warning(f"{root}: {why}, so the labels of the .csv files are not used.")
+    return {split: dict.fromkeys(table) for split, table in tables.items()}
+
+
+def _needed_columns(options: LoadOptions) -> list[str]:
+    has_labels = options.task != "features" or options.label_keys
+    return [options.image_key or "filename", *(label_columns(options) if has_labels else ())]
 
 
 def _must_have(options: LoadOptions) -> str:
-    columns = [options.image_key or "filename", *label_columns(options)]
+    columns = _needed_columns(options)
     shown = " and ".join(f"`{column}`" for column in columns[:_SHOWN])
     more = ", ..." if len(columns) > _SHOWN else ""
     return f"the .csv files must have rows with {shown}{more}."
@@ -95,16 +121,19 @@ def _must_have(options: LoadOptions) -> str:
 
 def _rows(path: Path, options: LoadOptions) -> Iterator[tuple[int, str, list[str]]]:
     """Yield line, file name and the cells of the label columns of each row."""
-    columns = [options.image_key or "filename", *label_columns(options)]
-    is_usual = label_columns(options) == ("label",) and options.task == "single-label"
+    columns = _needed_columns(options)
+    has_one_class = options.task in ("single-label", "features")
+    is_usual = label_columns(options) == ("label",) and has_one_class
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
             _check_header(path, list(table.fieldnames or ()), columns, options)
+            if len(columns) == 1 and "label" in (table.fieldnames or ()):
+                columns.append("label")  # kept for reports
             for row in table:
                 name, *cells = (row.get(column) for column in columns)
                 where = f"{path}, line {table.line_num}:"
-                may_be_empty = options.label_separator is not None
+                may_be_empty = options.label_separator is not None or options.task == "features"
                 if not name or any(cell is None or not (cell or may_be_empty) for cell in cells):
                     raise InputError(f"{where} {_must_have(options)}")
                 if not is_usual and any(row.get(None) or ()):
@@ -124,10 +153,12 @@ def _check_header(
     for column in columns:
         if header.count(column) != 1 and header:
             count = header.count(column) or "no"
+            is_usual = column == "label" and not options.label_keys
+            hint = NO_LABELS_HINT if is_usual and options.task == "single-label" else ""
             raise InputError(
                 f"{path} has {count} column{'s'[: count == 2]} {column!r:.80}, only "
                 f"{list(header[:_SHOWN])!r:.200}: {_must_have(options)} Other columns are named "
-                "by `image_key` (--image-column) and `label_key` (--label-columns)."
+                f"by `image_key` (--image-column) and `label_key` (--label-columns).{hint}"
             )
 
 
@@ -135,6 +166,8 @@ def _parse(cells: Sequence[str], options: LoadOptions, where: str) -> Any:
     """Return the label of a row, see :data:`Table`."""
     if options.task == "single-label":
         return cells[0]
+    if options.task == "features":
+        return (cells[0] or None) if cells else None
     if options.label_separator is not None:
         names = (part.strip() for part in cells[0].split(options.label_separator))
         return tuple(sorted({name for name in names if name}))

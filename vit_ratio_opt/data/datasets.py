@@ -31,18 +31,19 @@ def load_datasets(
     seed: int = 0,
     options: LoadOptions | None = None,
 ) -> ImageData:
-    """Load map-style data sets that yield ``(image, label)``.
+    """Load map-style data sets that yield ``(image, label)``, or images alone for features.
 
     An item is a pair, or a dictionary such as ``{"image": ..., "label": ...}`` of Hugging Face
     or ``{"jpg": ..., "cls": ...}`` of WebDataset, whose streams are read into a list first. An
     image is anything that :func:`vit_ratio_opt.data.images.to_uint8` accepts. A label is a whole
     number from 0; of several labels, a 0 or 1 for each class, or a list of ``ClassLabel``; of a
-    regression, a number for each target. Every item is read once, but only some of torchvision's
-    folders that do not fit in memory.
+    regression, a number for each target. For features an item may be an image alone; labels are
+    kept where the names of the classes are known and every image has a label. Every item is read
+    once, but only some of torchvision's folders that do not fit in memory.
 
     Args:
         splits: Data sets by split: ``"train"``, ``"test"`` and perhaps ``"val"``, also called
-            ``"validation"``.
+            ``"validation"``. For features, a fifth of ``"train"`` is drawn where it is alone.
         name: Name of the data set in studies and reports.
         classes: Names of the classes, by label, or of a regression's targets; by default those
             that the data sets know, or the keys of ``options.label_key`` if there are several.
@@ -62,7 +63,8 @@ def load_datasets(
             cannot be read, images differ in channels, a label is out of range, the classes do not
             fit or are not known, or the split cannot be made.
     """
-    options, splits = options or LoadOptions(), _with_usual_names(splits)
+    options = options or LoadOptions()
+    splits = _with_usual_names(splits, options)
     _check(options)
     data = assemble(
         splits,
@@ -99,16 +101,18 @@ def _format(
     """Return the form of the items, with the given names of classes or those of a data set."""
     known, are_positions = find_label_format(splits, options.label_keys, options.task)
     if classes is None:
-        if known is None:
+        if known is None and (options.task != "features" or options.label_keys):
             raise InputError(
                 f"{name}: the data sets know no names of classes: give them, in the order of the "
                 "labels, as `classes`."
             )
-        classes = known
+        classes = known if known is not None else ()
     return ItemFormat(classes, options.task, options.image_key, options.label_keys, are_positions)
 
 
-def _with_usual_names(splits: Mapping[str, Dataset[Any]]) -> dict[str, Dataset[Any]]:
+def _with_usual_names(
+    splits: Mapping[str, Dataset[Any]], options: LoadOptions
+) -> dict[str, Dataset[Any]]:
     """Return data sets with the names of splits that this package uses.
 
     Raises:
@@ -118,7 +122,8 @@ def _with_usual_names(splits: Mapping[str, Dataset[Any]]) -> dict[str, Dataset[A
     renamed = [usual.get(name, name) for name in splits]
     if len(set(renamed)) < len(renamed):
         raise InputError(f"`splits` has one split twice: {list(splits)!r:.80}.")
-    if not {"train", "test"} <= set(renamed) <= {"train", "test", "val"}:
+    is_alone = options.task == "features" and renamed == ["train"]
+    if not {"train", "test"} <= set(renamed) <= {"train", "test", "val"} and not is_alone:
         raise InputError(
             f"`splits` must have 'train', 'test' and perhaps 'val', but has {list(splits)!r:.80}."
         )

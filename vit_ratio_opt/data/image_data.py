@@ -37,7 +37,7 @@ class ImageData:
         train: Images for calibration and fine-tuning.
         val: Images for choosing ratios.
         test: Images that are read once, for the final model.
-        classes: Class names, by label.
+        classes: Class names, by label; empty for images without labels.
         mean: Mean of each channel, for pixels in [0, 1].
         std: Standard deviation of each channel, for pixels in [0, 1].
         flip: Whether a mirrored image keeps its label; digits do not.
@@ -45,8 +45,9 @@ class ImageData:
         source: JSON values from which :func:`~vit_ratio_opt.data.load.load_again` loads the data
             set elsewhere: ``loader`` and its arguments. Empty if that is not possible.
         task: Task of the labels: ``"single-label"`` has int64 labels ``(images,)``,
-            ``"multi-label"`` float32 labels ``(images, classes)`` of 0 and 1, and
-            ``"regression"`` float32 targets ``(images, targets)``, which ``classes`` names.
+            ``"multi-label"`` float32 labels ``(images, classes)`` of 0 and 1,
+            ``"regression"`` float32 targets ``(images, targets)``, which ``classes`` names, and
+            ``"features"`` int64 labels ``(images,)`` for reports, all -1 without classes.
 
     Raises:
         InputError: ``mean`` or ``std`` are not of pixels in [0, 1].
@@ -77,6 +78,11 @@ class ImageData:
         channels, height, width = next(self.train.batches(1))[0].shape[1:]
         check_channels(self.name, channels, self.mean, self.std)
         return channels, height, width
+
+    @property
+    def has_labels(self) -> bool:
+        """Return whether images have labels; only images for features may have none."""
+        return bool(self.classes)
 
     @property
     def preprocess(self) -> Preprocessing:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from vit_ratio_opt.data.labels import parse_label
+from vit_ratio_opt.data.labels import NO_LABEL, parse_label
+from vit_ratio_opt.data.options import NO_LABELS_HINT
 from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.errors import InputError
 
@@ -25,7 +26,8 @@ class ItemFormat:
     """Form of the items of a data set, and what their labels mean.
 
     Args:
-        classes: Names of the classes, by label, or of a regression's targets.
+        classes: Names of the classes, by label, or of a regression's targets. They may be empty
+            if the task is that of features, and labels are then ignored.
         task: Task of the labels.
         image_key: Key of the image in an item that is a dictionary; a usual one by default.
         label_keys: Keys of the label in such an item, one for each class or target if there are
@@ -44,28 +46,37 @@ class ItemFormat:
 
         Args:
             item: A pair, or a dictionary, as data sets of Hugging Face and WebDataset have it.
+                For features, it may lack a label, which is then None, and be an image alone.
 
         Raises:
             InputError: The item is something else.
         """
+        needs_label = self.task != "features"
         if isinstance(item, Mapping):
             image = item[_only(item, self.image_key, _IMAGE_KEYS, "image")]
             if len(self.label_keys) > 1:
                 keys = [_only(item, key, (), "label") for key in self.label_keys]
                 return image, [item[key] for key in keys]
             label_key = self.label_keys[0] if self.label_keys else None
+            if not needs_label and label_key is None:
+                found = [key for key in _LABEL_KEYS if key in item]
+                return image, item[found[0]] if len(found) == 1 else None
             return image, item[_only(item, label_key, _LABEL_KEYS, "label")]
-        if isinstance(item, (tuple, list)) and len(item) == 2:
+        is_listed = isinstance(item, (tuple, list))
+        if is_listed and len(item) == 2:
             if self.image_key is not None or self.label_keys:
                 raise InputError(
                     "it is a pair (image, label), but `image_key` and `label_key` are for "
                     "dictionaries: leave them out."
                 )
             return item[0], item[1]
-        size = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
+        if not needs_label and (not is_listed or len(item) == 1):
+            return item[0] if is_listed else item, None
+        size = f" of {len(item)}" if is_listed else ""
+        hint = "" if is_listed and len(item) != 1 else NO_LABELS_HINT
         raise InputError(
             f"it is a {type(item).__name__}{size}, but must be a pair (image, label) or a "
-            'dictionary {"image": ..., "label": ...}.'
+            f'dictionary {{"image": ..., "label": ...}}.{hint}'
         )
 
     def parse_label(self, label: Any) -> int | torch.Tensor:
@@ -77,7 +88,9 @@ class ItemFormat:
         return parse_label(label, self.task, self.classes, are_positions=self.are_positions)
 
     def empty_labels(self, count: int) -> torch.Tensor:
-        """Return memory for the labels of ``count`` images, with zeros."""
+        """Return memory for the labels of ``count`` images."""
+        if self.task == "features":
+            return torch.full((count,), NO_LABEL)
         if self.task == "single-label":
             return torch.zeros(count, dtype=torch.int64)
         return torch.zeros(count, len(self.classes))
@@ -88,9 +101,10 @@ def _only(item: Mapping[Any, Any], given: str | None, usual: Sequence[str], what
     found = [key for key in ((given,) if given is not None else usual) if key in item]
     if len(found) != 1:
         wanted = f"the key {given!r}" if given is not None else f"one of {list(usual)}"
+        hint = NO_LABELS_HINT if what == "label" and given is None and not found else ""
         raise InputError(
             f"it has the keys {[*item][:_SHOWN]} but must have {wanted} for the {what}: name its "
-            f"key with `{what}_key`."
+            f"key with `{what}_key`.{hint}"
         )
     return found[0]
 
@@ -114,7 +128,7 @@ def find_label_format(
         return list(label_keys), False
     for dataset in parts.values():
         names, are_lists = _own_classes(dataset, label_keys)
-        if names is not None:
+        if names is not None and not (are_lists and task == "features"):
             return names, are_lists and task == "multi-label"
     return None, False
 
@@ -149,7 +163,8 @@ def check_classes(name: str, form: ItemFormat, parts: Mapping[str, Any]) -> None
     classes = form.classes
     # a set has no order
     are_listed = isinstance(classes, Collection) and not isinstance(classes, (str, set, frozenset))
-    if not are_listed or len(set(classes)) != len(classes) or not len(classes):
+    may_be_empty = form.task == "features"
+    if not are_listed or len(set(classes)) != len(classes) or not (len(classes) or may_be_empty):
         raise InputError(
             f"{name}: `classes` must be a list of different names, but got {classes!r:.80}."
         )

@@ -1,4 +1,4 @@
-"""Labels of the three tasks: what one of them must be, and how many images each class has."""
+"""Labels of each task: what one of them must be, and how many images each class has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import torch
 from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["check_labels", "class_counts", "parse_label"]
+__all__ = ["NO_LABEL", "check_labels", "class_counts", "parse_label"]
+
+NO_LABEL = -1
+"""Label of every image of a data set without classes, whose task is ``"features"``."""
 
 _SHOWN = 5
 _MANY = 2**31  # more than all classes
@@ -31,7 +34,7 @@ def parse_label(
     Args:
         label: The label: a number, list, array or tensor.
         task: The task.
-        names: Names of the classes or targets.
+        names: Names of the classes or targets; empty for images without labels.
         are_positions: Whether several labels are the positions of an image's classes, as many as
             it has, instead of a 0 or 1 for each class.
 
@@ -39,7 +42,9 @@ def parse_label(
         InputError: The label is of another kind; or, for several labels, another value than 0 and
             1; or, for a regression, no finite number.
     """
-    if task == "single-label":
+    if task == "features" and (label is None or not names):
+        return NO_LABEL
+    if task in ("single-label", "features"):
         return _whole_number(label, len(names))
     if are_positions:
         return _from_positions(label, names)
@@ -67,12 +72,13 @@ def class_counts(labels: torch.Tensor, n_classes: int) -> torch.Tensor:
     """Return the number of images of each class, int64 ``(classes,)``.
 
     Args:
-        labels: Labels ``(n,)``, or several labels ``(n, classes)`` of 0 and 1.
+        labels: Labels ``(n,)``, or several labels ``(n, classes)`` of 0 and 1. Images without a
+            label, :data:`NO_LABEL`, belong to no class.
         n_classes: Number of classes.
     """
     if labels.ndim == 2:
         return labels.sum(dim=0).to(torch.int64)
-    return labels.bincount(minlength=n_classes)
+    return labels[labels != NO_LABEL].bincount(minlength=n_classes)
 
 
 def check_labels(name: str, classes: Sequence[str], parts: Mapping[str, torch.Tensor]) -> None:

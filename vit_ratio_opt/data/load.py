@@ -13,7 +13,7 @@ from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.data.earlier import load_as_version_0_1_0
 from vit_ratio_opt.data.folders import check_folder, find_split_paths, list_visible_names
 from vit_ratio_opt.data.image_data import ImageData
-from vit_ratio_opt.data.image_folder import load_image_folder
+from vit_ratio_opt.data.image_folder import hint_of_no_labels, load_image_folder
 from vit_ratio_opt.data.options import LoadOptions, read_arguments
 from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.data.splits import Validation
@@ -39,6 +39,7 @@ def load_images(
     :func:`~vit_ratio_opt.data.image_folder.load_image_folder` loads them if there is a folder
     ``train``, :func:`~vit_ratio_opt.data.csv_images.load_csv_images` if there is a ``train.csv``,
     else :func:`~vit_ratio_opt.data.cifar10.load_cifar10`, which downloads into an empty folder.
+    For features, any other folder with images is one of images without labels.
 
     Args:
         root: Folder of the images.
@@ -48,7 +49,7 @@ def load_images(
         validation: Images from which the validation split is taken; see
             :func:`default_validation` for the default.
         seed: Random seed of the stratified split.
-        options: Normalisation, share of validation images, EXIF rotation, damaged images.
+        options: Normalisation, share of validation images, EXIF rotation, damaged images, task.
 
     Raises:
         InputError: There is no folder ``root``, its images are in another form or cannot be
@@ -62,16 +63,20 @@ def load_images(
         return load_image_folder(root, image_size=image_size, **arguments)
     if (root / "train.csv").exists():
         return load_csv_images(root, image_size=image_size, **arguments)
+    names = list_visible_names(root)
+    is_other = bool(names) and not any(name.startswith("cifar-10-") for name in names)
+    if is_other and options.task == "features":
+        return load_image_folder(root, image_size=image_size, **arguments)
+    hint = hint_of_no_labels(root) if is_other else ""
     if image_size is not None or options.exif_rotation or options.skip_damaged:
         raise InputError(
             "`image_size`, `exif_rotation` and `skip_damaged` are for a folder with "
-            f"train/<class>/* or train.csv, but {root} has neither."
+            f"train/<class>/* or train.csv, but {root} has neither.{hint}"
         )
-    names = list_visible_names(root)
-    if names and not any(name.startswith("cifar-10-") for name in names):
+    if is_other:
         raise InputError(
             f"{root} has neither train/<class>/* nor train.csv nor CIFAR-10, which is downloaded "
-            f"into an empty folder only; it has {', '.join(names[:_SHOWN])}."
+            f"into an empty folder only; it has {', '.join(names[:_SHOWN])}.{hint}"
         )
     return load_cifar10(root, **arguments)
 
@@ -89,12 +94,12 @@ def default_validation(
     Raises:
         InputError: There is no such folder, or two folders could be one split.
     """
-    root = check_folder(root)
+    root, options = check_folder(root), options or LoadOptions()
     if (root / "train").exists():
         return "val" if len(find_split_paths(root)) == 3 else otherwise
     if not (root / "train.csv").exists():
-        return otherwise
-    options = options or LoadOptions()
+        is_split = options.task == "features" and {"val", "test"} <= set(find_split_paths(root))
+        return "val" if is_split else otherwise
     tables = read_csv_tables(root, options)
     return "val" if len(tables) == 3 and are_splits(root, tables, options.task) else otherwise
 

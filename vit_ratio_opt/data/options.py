@@ -10,7 +10,17 @@ from vit_ratio_opt.data.preprocessing import Preprocessing, to_height_and_width
 from vit_ratio_opt.data.task import Task, check_task
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["LoadOptions", "check_class_folders", "label_arguments", "read_arguments"]
+__all__ = [
+    "NO_LABELS_HINT",
+    "LoadOptions",
+    "check_class_folders",
+    "label_arguments",
+    "read_arguments",
+]
+
+NO_LABELS_HINT = " To prune on images without labels, use `task='features'` (--task features)."
+"""Advice for images without labels that are loaded for another task."""
+
 
 _MEMORY_LIMIT = 4 * 2**30
 _PREPROCESSING = ("mean", "std", "image_size", "interpolation", "crop", "squash")
@@ -31,7 +41,8 @@ class LoadOptions:
             timm do not rotate them.
         skip_damaged: Whether images that cannot be read are left out, instead of refusing all.
         memory_limit: Decoded images above this many bytes stay on disk.
-        task: ``"single-label"``, ``"multi-label"`` or ``"regression"``: what the labels are.
+        task: ``"single-label"``, ``"multi-label"`` or ``"regression"``: what the labels are; or
+            ``"features"``: labels are not needed, and kept for reports where all images have one.
         image_key: Column of a table that has the image files, or key of the image in an item that
             is a dictionary. By default ``filename``, or the usual key of an item.
         label_key: Column of a table, or key of an item, that has the label; or a list of them,
@@ -67,7 +78,7 @@ class LoadOptions:
                 "`image_key` must be a text, and `label_key` a text or a list of different ones, "
                 f"but got {self.image_key!r:.80} and {self.label_key!r:.80}."
             )
-        if len(keys) > 1 and self.task == "single-label":
+        if len(keys) > 1 and self.task in ("single-label", "features"):
             raise InputError(
                 f"`label_key` has the {len(keys)} keys {list(keys)!r:.80}, but an image has one "
                 "label: give one key, or `task='multi-label'` or `task='regression'`."
@@ -98,7 +109,7 @@ def label_arguments(options: LoadOptions) -> dict[str, Any]:
 
 
 def check_class_folders(options: LoadOptions, what: str) -> None:
-    """Refuse options of labels for images that have one class each.
+    """Refuse options of labels, except the task of features, for images with one class each.
 
     Args:
         options: The options.
@@ -108,6 +119,8 @@ def check_class_folders(options: LoadOptions, what: str) -> None:
         InputError: An option of labels is given.
     """
     given = label_arguments(options)
+    if options.task == "features":
+        del given["task"]
     if given:
         raise InputError(
             f"{what} gives each image one class, but got {given}: leave `{next(iter(given))}` "

@@ -20,6 +20,7 @@ from torchvision.datasets.folder import default_loader
 
 from vit_ratio_opt.data.images import read_image, resize, to_uint8
 from vit_ratio_opt.data.items import ItemFormat
+from vit_ratio_opt.data.labels import NO_LABEL
 from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.errors import InputError
 
@@ -179,7 +180,8 @@ class ReadItems:
 
     Args:
         images: Usable images, uint8 ``(n, channels, height, width)``; None if they are not kept.
-        labels: Labels of the usable images, ``(n,)``, int64, or ``(n, classes)``, float32.
+        labels: Labels of the usable images, ``(n,)``, int64, or ``(n, classes)``, float32. For
+            features, an image without a label has -1.
         indices: Positions of the usable images in the data set, ``(n,)``.
         unreadable: One sentence for each item that cannot be read.
     """
@@ -232,7 +234,7 @@ def read_all(dataset: AsUint8, *, keep: bool) -> ReadItems:
                 unreadable.append(message)
         usable = ~broken
         if targets is not None:
-            _check_targets(dataset.title, numbers[usable], targets, batch_labels[usable])
+            _check_targets(dataset, numbers[usable], targets, batch_labels[usable])
         labels[numbers] = batch_labels
         if keep:
             good = batch if usable.all() else batch[usable]
@@ -241,7 +243,7 @@ def read_all(dataset: AsUint8, *, keep: bool) -> ReadItems:
     read = ReadItems(
         images[:done] if keep else None, labels[kept], kept.nonzero()[:, 0], unreadable
     )
-    if dataset.form.task == "single-label":
+    if dataset.form.task in ("single-label", "features"):
         _check_range(dataset, read)
     return read
 
@@ -253,7 +255,10 @@ def _is_folder_of_rgb(dataset: Dataset[Any]) -> bool:
 def _check_range(dataset: AsUint8, read: ReadItems) -> None:
     """Refuse labels of no class, and name the first image that has one."""
     labels, count = read.labels, len(dataset.form.classes)
-    wrong = ((labels < 0) | (labels >= count)).nonzero()[:, 0]
+    is_wrong = (labels < 0) | (labels >= count)
+    if dataset.form.task == "features":
+        is_wrong &= labels != NO_LABEL
+    wrong = is_wrong.nonzero()[:, 0]
     if len(wrong):
         index, label = int(read.indices[wrong[0]]), int(labels[wrong[0]])
         hint = " Subtract 1." if (int(labels.min()), int(labels.max())) == (1, count) else ""
@@ -265,7 +270,7 @@ def _check_range(dataset: AsUint8, read: ReadItems) -> None:
 
 def _targets(dataset: Dataset[Any], form: ItemFormat) -> torch.Tensor | None:
     """Return the labels of all items if the data set has a list of them, else None."""
-    targets = getattr(dataset, "targets", None)
+    targets = getattr(dataset, "targets", None) if form.classes else None
     if targets is None or getattr(dataset, "target_transform", None) is not None:
         return None
     try:
@@ -273,20 +278,23 @@ def _targets(dataset: Dataset[Any], form: ItemFormat) -> torch.Tensor | None:
     except (RuntimeError, TypeError, ValueError):
         return None
     wanted = form.empty_labels(len(cast(Sized, dataset)))
-    if form.task == "single-label" and labels.is_floating_point():
+    if form.task in ("single-label", "features") and labels.is_floating_point():
         return None
     return labels.to(wanted.dtype) if labels.shape == wanted.shape else None
 
 
 def _check_targets(
-    title: str, indices: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor
+    dataset: AsUint8, indices: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor
 ) -> None:
     """Refuse a list of labels that differs from the labels of the items."""
-    wrong = (targets[indices] != labels).nonzero()
+    differs = targets[indices] != labels
+    if dataset.form.task == "features":  # an item may be an image alone
+        differs &= labels != NO_LABEL
+    wrong = differs.nonzero()
     if len(wrong):
         index = int(indices[wrong[0, 0]])
         raise InputError(
-            f"{title}, item {index}: its label is {labels[wrong[0, 0]].tolist()}, but "
+            f"{dataset.title}, item {index}: its label is {labels[wrong[0, 0]].tolist()}, but "
             f"`dataset.targets` says {targets[index].tolist()}: set `targets` to the items' "
             "labels."
         )

@@ -7,6 +7,7 @@ workers batch by batch. Augmentation and normalisation happen on whole batches o
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+from vit_ratio_opt.data.labels import NO_LABEL
 from vit_ratio_opt.data.reading import WORKERS, AsUint8, paths_of
 from vit_ratio_opt.errors import InputError
 
 __all__ = [
+    "TEST_FRACTION",
     "Split",
     "Validation",
+    "add_drawn_test_split",
     "check_validation",
     "split_in_memory",
     "split_in_three",
@@ -31,6 +35,9 @@ __all__ = [
 
 Validation = Literal["train", "val", "test"]
 """Images from which the validation split is taken."""
+
+TEST_FRACTION = 0.2
+"""Share of images without a test split that is drawn as one."""
 
 # In memory, this many images are hashed at once; on disk, the contents of this many in total.
 _HASHED = 256
@@ -43,8 +50,8 @@ class Split:
     Args:
         dataset: Yields ``(uint8 tensor (channels, height, width), label)``.
         indices: Positions in ``dataset`` of this split's images, ``(n,)``.
-        labels: Labels of this split's images, ``(n,)`` in int64; or several labels or a
-            regression's targets, ``(n, k)`` in float32.
+        labels: Labels of this split's images, ``(n,)`` in int64, all -1 if there are none; or
+            several labels or a regression's targets, ``(n, k)`` in float32.
     """
 
     dataset: Dataset[Any]
@@ -168,8 +175,24 @@ def _check_share(fraction: float) -> None:
         raise InputError(f"The share of held-out images must be in (0, 1), but got {fraction!r}.")
 
 
+def add_drawn_test_split(parts: Mapping[str, Split]) -> dict[str, Split]:
+    """Return the parts, with a share of the training images as test images if there are none.
+
+    The share does not depend on the seed of other splits, and on classes only where it can.
+    """
+    if "test" in parts:
+        return dict(parts)
+    train, test = split_stratified(parts["train"], TEST_FRACTION, seed=0, must_stratify=False)
+    return {**parts, "train": train, "test": test}
+
+
 def split_in_three(
-    parts: Mapping[str, Split], validation: Validation, val_fraction: float, seed: int
+    parts: Mapping[str, Split],
+    validation: Validation,
+    val_fraction: float,
+    seed: int,
+    *,
+    must_stratify: bool = True,
 ) -> tuple[Split, Split, Split]:
     """Return the training, the validation and the test split.
 
@@ -179,37 +202,49 @@ def split_in_three(
             half of ``"test"``, or all of ``"val"``.
         val_fraction: Share of the training images that validates if ``validation`` is ``"train"``.
         seed: Random seed of the stratified split.
+        must_stratify: See :func:`split_stratified`.
     """
     train, test = parts["train"], parts["test"]
     if validation == "train":
-        train, val = split_stratified(train, val_fraction, seed=seed)
+        train, val = split_stratified(train, val_fraction, seed=seed, must_stratify=must_stratify)
     elif validation == "test":
-        test, val = split_stratified(test, 0.5, seed=seed)
+        test, val = split_stratified(test, 0.5, seed=seed, must_stratify=must_stratify)
     else:
         val = parts["val"]
     return train, val, test
 
 
-def split_stratified(split: Split, fraction: float, *, seed: int) -> tuple[Split, Split]:
+def split_stratified(
+    split: Split, fraction: float, *, seed: int, must_stratify: bool = True
+) -> tuple[Split, Split]:
     """Return ``split`` without a share of each class, and that share; both keep their order.
 
-    Images with several labels or with a regression's targets are drawn without regard to them.
+    Images without labels, with several, or with a regression's targets are drawn at random.
+
+    Args:
+        split: The images.
+        fraction: The share, in (0, 1).
+        seed: Random seed.
+        must_stratify: Whether a class with too few images is refused; otherwise all images are
+            then drawn without regard to their classes.
 
     Raises:
-        InputError: The share is out of range, or a class has too few images.
+        InputError: The share is out of range, or there are too few images.
     """
     _check_share(fraction)
     from sklearn import model_selection  # slow to import
 
+    is_by_class = split.labels.ndim == 1 and not bool((split.labels == NO_LABEL).any())
+    if is_by_class and not must_stratify:
+        is_by_class = _can_be_stratified(split.labels, fraction)
     try:
         rest, held = model_selection.train_test_split(
             np.arange(len(split)),
             test_size=fraction,
-            stratify=split.labels if split.labels.ndim == 1 else None,
+            stratify=split.labels if is_by_class else None,
             random_state=seed,
         )
     except (TypeError, ValueError) as error:  # the first: scikit-learn 1.3, of a seed of 70 bits
-        is_by_class = split.labels.ndim == 1
         by_class, of_each = (" by class", " of each class") if is_by_class else ("", "")
         raise InputError(
             f"{len(split)} images cannot be split{by_class}, {fraction:g} of them held out with "
@@ -218,3 +253,10 @@ def split_stratified(split: Split, fraction: float, *, seed: int) -> tuple[Split
         ) from None
     rest, held = (torch.from_numpy(np.sort(part)) for part in (rest, held))
     return split.subset(rest), split.subset(held)
+
+
+def _can_be_stratified(labels: torch.Tensor, fraction: float) -> bool:
+    """Return whether each class has two images, and each share an image for every class."""
+    _, counts = np.unique(labels.numpy(), return_counts=True)
+    held = math.ceil(fraction * len(labels))  # as scikit-learn rounds it
+    return int(counts.min()) > 1 and len(counts) <= min(held, len(labels) - held)

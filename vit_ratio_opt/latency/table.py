@@ -25,7 +25,7 @@ import torch
 from vit_ratio_opt.latency.timing import image_shape, share_weights, time_models
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.device import Precision, model_device, precision_of
+from vit_ratio_opt.models.device import Precision, device_name, model_device, precision_of
 from vit_ratio_opt.models.shape import read_shape
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.models.surgery import resize_model
@@ -115,9 +115,8 @@ def timing_conditions(
     """
     model = check_supported(model)
     device = model_device(model)
-    cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "precision": precision or precision_of(device),

@@ -21,7 +21,7 @@ import torch
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.device import Precision, autocast, evaluating, model_device
+from vit_ratio_opt.models.device import Precision, autocast, evaluating, model_device, synchronize
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.models.surgery import shrink_to
 from vit_ratio_opt.space.shape import BlockShape
@@ -106,17 +106,9 @@ def time_runs(model: torch.nn.Module, images: torch.Tensor, runs: int) -> list[f
     for _ in range(runs):
         started = time.perf_counter()
         model(images)
-        _synchronize(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - started)
     return seconds
-
-
-def _synchronize(device: torch.device) -> None:
-    """Wait until the device has finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def share_weights(model: ViT, blocks: Sequence[BlockShape]) -> ViT:

@@ -14,15 +14,22 @@ from vit_ratio_opt.errors import InputError
 
 __all__ = [
     "Precision",
+    "as_double",
     "autocast",
     "best_device",
     "check_precision",
     "device_name",
     "evaluating",
-    "model_device",
+    "free_memory",
+    "has_float64",
     "is_out_of_memory",
+    "model_device",
     "precision_of",
+    "random_state",
+    "random_state_kept",
     "resolve_device",
+    "set_random_state",
+    "synchronize",
 ]
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -30,10 +37,9 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def best_device() -> torch.device:
-    """Return a CUDA GPU, else Apple's GPU, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """Return the accelerator of this machine that PyTorch finds, such as a GPU, else the CPU."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found or torch.device("cpu")
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:
@@ -57,8 +63,61 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of a GPU, such as ``"NVIDIA H100"``, or the type of another device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    """Return the name of a device, such as ``"NVIDIA H100"``, or its type where it has no name."""
+    name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return device.type if name is None else str(name(device))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give the memory that PyTorch keeps for later tensors back to the device."""
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+
+
+def random_state(device: torch.device) -> torch.Tensor | None:
+    """Return the state of the device's own random numbers; None for the CPU."""
+    if device.type == "mps":  # takes no device before torch 2.8
+        return torch.mps.get_rng_state()
+    if device.type == "cpu":
+        return None
+    state: torch.Tensor = torch.get_device_module(device).get_rng_state(device)
+    return state
+
+
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    """Restore what :func:`random_state` returned for a device of the same type."""
+    if device.type == "mps":
+        torch.mps.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, device)
+
+
+@contextlib.contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Restore PyTorch's random state after the block, on the CPU and on ``device``."""
+    before = random_state(device)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        if before is not None:
+            set_random_state(before, device)
+
+
+def has_float64(device: torch.device) -> bool:
+    """Return whether the device computes in double precision; Apple's GPUs do not."""
+    return device.type != "mps"
+
+
+def as_double(values: torch.Tensor) -> torch.Tensor:
+    """Return float64 values on the same device, or on the CPU where the device has none."""
+    return (values if has_float64(values.device) else values.cpu()).double()
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -67,10 +126,14 @@ def model_device(model: nn.Module) -> torch.device:
 
 
 def precision_of(device: torch.device) -> Precision:
-    """Return the usual precision of a device: mixed on a CUDA GPU, full elsewhere."""
-    if device.type != "cuda":
-        return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    """Return the usual precision of a device: mixed on a GPU of NVIDIA, AMD or Intel, else full.
+
+    A GPU that only emulates bfloat16 is faster in float16.
+    """
+    if device.type == "cuda":
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if has_it else "float16"
+    return "bfloat16" if device.type == "xpu" else "float32"
 
 
 def check_precision(precision: str | None) -> None:

@@ -100,8 +100,8 @@ def branch_costs(
                 loss = loss_of(given)
                 for index, gradient in enumerate(torch.autograd.grad(loss, outputs)):
                     flat = gradient.flatten(0, 1)
-                    square = (flat.mT @ flat).double().cpu()
-                    token = gradient.square().sum(dim=(0, 2)).double().cpu()
+                    square = (flat.mT @ flat).cpu().double()
+                    token = gradient.square().sum(dim=(0, 2)).cpu().double()
                     squares[index] = squares[index] + square if seen else square
                     tokens[index] = tokens[index] + token if seen else token
                 seen += len(chunk)

@@ -149,7 +149,7 @@ def taylor_importance(
             activations = [inputs[layer] for layer in layers]
             gradients = torch.autograd.grad(loss, activations)
             changes = map(_unit_changes, activations, gradients, units)
-            totals = [change.abs().sum(dim=0).double().cpu() for change in changes]
+            totals = [change.abs().sum(dim=0).cpu().double() for change in changes]
             sums = [old + new for old, new in zip(sums, totals, strict=True)] if sums else totals
             images_seen += len(images)
     if images_seen == 0:
@@ -245,5 +245,5 @@ def _powers(linear: torch.nn.Linear, p: int) -> torch.Tensor:
 
 
 def _relative_to_mean(total: torch.Tensor, p: int) -> torch.Tensor:
-    norm = total.double().cpu().pow(1 / p)
+    norm = total.cpu().double().pow(1 / p)
     return norm / norm.mean().clamp_min(torch.finfo(norm.dtype).tiny)

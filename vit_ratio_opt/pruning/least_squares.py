@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from vit_ratio_opt.models.device import as_double
+
 __all__ = ["NormalEquations"]
 
 # Ridges that cross-validation chooses from, as shares of the mean squared input.
@@ -45,7 +47,7 @@ class NormalEquations:
         """
         counts = weights > 0
         # With fewer samples than inputs, rounding to single precision would outweigh the ridge.
-        x, y = (_double(values[:, counts]) for values in (inputs, targets))
+        x, y = (as_double(values[:, counts]) for values in (inputs, targets))
         if self.bias:
             x = nn.functional.pad(x, (0, 1), value=1.0)
         roots = weights[counts].to(x).sqrt()[:, None]
@@ -108,10 +110,6 @@ class NormalEquations:
             added[-1] = 1e-12 * diagonal[-1]  # free, but for rounding
         factor = torch.linalg.cholesky(squares + torch.diag(added))
         return start + torch.cholesky_solve(products - squares @ start, factor)
-
-
-def _double(values: torch.Tensor) -> torch.Tensor:
-    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _sum(one: _Sums, other: _Sums) -> _Sums:

@@ -129,7 +129,7 @@ class BlockMoments:
         self._add("neuron_mean", weighted.sum(dim=(0, 1)))
 
     def _add(self, name: str, value: torch.Tensor) -> None:
-        value = value.double().cpu()
+        value = value.cpu().double()
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def _mean(self, name: str) -> torch.Tensor:

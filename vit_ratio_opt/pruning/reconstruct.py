@@ -287,9 +287,9 @@ def _square(tokens: torch.Tensor, weights: torch.Tensor) -> float:
 
 def _refit(linear: nn.Linear, equations: NormalEquations) -> tuple[float, float]:
     """Solve the equations for a layer in place; return the relative error before and after."""
-    start = linear.weight.detach().double().cpu().mT
+    start = linear.weight.detach().cpu().double().mT
     if linear.bias is not None:
-        start = torch.cat([start, linear.bias.detach().double().cpu()[None]])
+        start = torch.cat([start, linear.bias.detach().cpu().double()[None]])
     solution, before, after = equations.solve(start)
     linear.weight.copy_(solution[: linear.in_features].mT)
     if linear.bias is not None:

@@ -64,10 +64,10 @@ def survey_attention(model: ViT, batches: Iterable[torch.Tensor]) -> AttentionSu
         def hook(attn: Attention, inputs: tuple[torch.Tensor, ...]) -> None:
             q, k, _ = split_heads(attn, inputs[0], inputs[0])
             attention = attention_probabilities(attn, q, k)[..., prefix:]
-            heads[index].add_(attention.amax(2).mean(2).double().sum(0).cpu())
+            heads[index].add_(attention.amax(2).mean(2).cpu().double().sum(0))
             between = attention[:, :, prefix:]
             share = between / between.sum(3, keepdim=True)
-            ranges[index] += (share * distances.to(share)).sum(3).mean((1, 2)).double().sum().cpu()
+            ranges[index] += (share * distances.to(share)).sum(3).mean((1, 2)).cpu().double().sum()
 
         return hook
 

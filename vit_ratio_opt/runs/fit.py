@@ -7,13 +7,13 @@ import torch
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.classifier import classes_of
+from vit_ratio_opt.models.classifier import classes_of, gives_classes
 from vit_ratio_opt.models.device import evaluating, is_out_of_memory, model_device
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.training.evaluate import check_shape
 from vit_ratio_opt.utils.failures import reason
 
-__all__ = ["check_fit", "check_logits"]
+__all__ = ["check_fit", "check_outputs"]
 
 
 def check_fit(model: ViT, data: ImageData) -> None:
@@ -41,33 +41,42 @@ def check_fit(model: ViT, data: ImageData) -> None:
             f"The model takes images of {tuple(model.patch_embed.img_size)} pixels, but "
             f"{data.name} has {tuple(size)}.{hint}"
         )
-    classes = classes_of(model)
+    if data.task == "features":
+        gives_classes(model)  # refuses a classifier that does not fit
+        return
+    try:
+        classes = classes_of(model)
+    except InputError as error:
+        raise InputError(
+            f"{error} To prune by its features, load the images with `task='features'`."
+        ) from None
     if classes != len(data.classes):
         raise InputError(
             f"The model has {classes} classes, but {data.name} has {len(data.classes)}."
         )
 
 
-def check_logits(model: ViT, data: ImageData) -> None:
-    """Refuse a model that gives no finite logits for two images of the training split.
+def check_outputs(model: ViT, data: ImageData) -> None:
+    """Refuse a model that gives no finite outputs for two images of the training split.
 
     Raises:
-        InputError: The model raises an error, or a logit is NaN or infinite.
+        InputError: The model raises an error, or a logit or feature is NaN or infinite.
     """
     two = data.train.subset(torch.arange(min(2, len(data.train))))
     images, _ = next(data.batches(two, 2, model_device(model)))
     try:
         with torch.inference_mode(), evaluating(model):
-            logits = model(images)
+            outputs = model(images)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
         raise InputError(
-            f"The model cannot classify images of {data.name}: {reason(error)}"
+            f"The model cannot process images of {data.name}: {reason(error)}"
         ) from None
-    check_shape(logits, len(images), data)
-    if not bool(logits.isfinite().all()):
+    if data.task != "features":
+        check_shape(outputs, len(images), data)
+    if not bool(outputs.isfinite().all()):
         raise InputError(
-            f"The model gives NaN or infinite logits for images of {data.name}: look at its "
+            f"The model gives NaN or infinite outputs for images of {data.name}: look at its "
             "weights and at the normalisation of the images."
         )

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.classifier import gives_classes
 from vit_ratio_opt.models.copies import copy_for_training
 from vit_ratio_opt.models.device import Precision, model_device, precision_of, resolve_device
 from vit_ratio_opt.models.shape import check_all_tokens
 from vit_ratio_opt.pruning.options import Pruning, Structural
 from vit_ratio_opt.pruning.pruner import Batch, ModelPruner
-from vit_ratio_opt.runs.fit import check_fit, check_logits
+from vit_ratio_opt.runs.fit import check_fit, check_outputs
 from vit_ratio_opt.runs.images import calibration_batches
 from vit_ratio_opt.runs.journal import Journal
 from vit_ratio_opt.runs.objective import PruningObjective
@@ -28,6 +30,7 @@ from vit_ratio_opt.space.metric import ACCURACY
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair
 from vit_ratio_opt.training.checks import warn_near_chance, warn_of_other_preprocessing
 from vit_ratio_opt.training.context import Trainer
+from vit_ratio_opt.training.features import FeatureTrainer
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.trainer import ImageTrainer
 from vit_ratio_opt.training.trainer_checks import check_trainer
@@ -63,27 +66,24 @@ class SearchParts:
     ) -> None:
         self.limit = _check_limit(limit)
         self.data = data if isinstance(data, ImageData) else None
-        self.options = _with_task(options or SearchOptions(), self.data)
+        self.options = options or SearchOptions()
         self.run_options = run or RunOptions()
         self.is_run_default = run is None
         self.cost = cost_named(cost) if isinstance(cost, str) else cost
         pruning = pruning or Structural()
         self.cost.check(strategy=pruning.name, iterative=self.options.iterative)
         _check_iterative(self.options, pruning, self.run_options)
-        dense = check_all_tokens(dense)
-        if self.data is not None:
-            check_fit(dense, self.data)
-            warn_of_other_preprocessing(dense, self.data)
-        if self.run_options.checkpoints is not None:
-            check_saveable(dense)
+        dense = self._checked(dense)
+        self.options = _with_task(self.options, self.data, dense, training)
+        # A copy, so that nothing that the caller does later changes it.
+        self.dense = copy_for_training(dense)
         self.trainer = self._trainer(training)
         if isinstance(limit, Tolerance):
             limit.check(self.trainer.metric)
         device = getattr(self.trainer, "device", None) or resolve_device(self.run_options.device)
-        # A copy, so that nothing that the caller does later changes it.
-        self.dense = copy_for_training(dense).to(device)
+        self.dense.to(device)
         if self.data is not None:
-            check_logits(self.dense, self.data)
+            check_outputs(self.dense, self.data)
         self.pruner = ModelPruner(
             self.dense,
             self._calibration_batches if isinstance(data, ImageData) else data,
@@ -137,21 +137,31 @@ class SearchParts:
         precision: Precision | None = getattr(self.trainer, "precision", None)
         return precision or precision_of(self.pruner.device)
 
+    def _checked(self, dense: ViT) -> ViT:
+        """Return a dense model that fits the data and can be saved where models are kept."""
+        dense = check_all_tokens(dense)
+        if self.data is not None:
+            check_fit(dense, self.data)
+            warn_of_other_preprocessing(dense, self.data)
+        if self.run_options.checkpoints is not None:
+            check_saveable(dense)
+        return dense
+
     def _trainer(self, training: Recipe | Trainer | None) -> Trainer:
         if training is not None and not isinstance(training, Recipe):
             check_trainer(training)
             return training
         if self.data is None:
             raise InputError(
-                "Training by a recipe needs `data` with labels, such as `load_image_folder` "
-                "returns: give that, or a custom trainer as `training`."
+                "Training by a recipe needs `data` such as `load_images` returns, with labels or "
+                "with `task='features'`: give that, or a custom trainer as `training`."
             )
-        return ImageTrainer(
-            self.data,
-            training or Recipe(),
-            device=self.run_options.device,
-            precision=self.run_options.precision,
-            ranks=self.run_options.ranks,
+        run = self.run_options
+        make: Callable[..., ImageTrainer] = ImageTrainer
+        if self.data.task == "features":
+            make = partial(FeatureTrainer, self.dense)
+        return make(
+            self.data, training, device=run.device, precision=run.precision, ranks=run.ranks
         )
 
     def _price(self, cost: Cost) -> None:
@@ -192,17 +202,26 @@ def _check_limit(limit: Budget | Tolerance) -> Budget | Tolerance:
     return limit
 
 
-def _with_task(options: SearchOptions, data: ImageData | None) -> SearchOptions:
-    """Return the options with the task of the data set."""
-    calibration = options.calibration
-    if data is None or calibration.task == data.task:
+def _with_task(
+    options: SearchOptions, data: ImageData | None, dense: ViT, training: Recipe | Trainer | None
+) -> SearchOptions:
+    """Return the options with the meaning of the dense model's outputs.
+
+    It is the task of the data set; without labels, the logits of a classifier are of one class,
+    unless their cosine is the metric, as of embeddings.
+    """
+    if data is None:
         return options
-    if calibration.task is not None:
+    calibration, task = options.calibration, data.task
+    has_classes = task == "features" and gives_classes(dense)
+    if has_classes and getattr(training, "metric", None) != "cosine":
+        task = "single-label"
+    if calibration.task is not None and calibration.task != task and not has_classes:
         raise InputError(
             f"The task of {data.name} is {data.task!r}, but that of the calibration is "
             f"{calibration.task!r}: leave out `task` of `CalibrationOptions`."
         )
-    return replace(options, calibration=replace(calibration, task=data.task))
+    return replace(options, calibration=replace(calibration, task=calibration.task or task))
 
 
 def _check_iterative(options: SearchOptions, pruning: Pruning, run: RunOptions) -> None:

@@ -70,16 +70,17 @@ def likely_path(
     """Return the likeliest pairs from the dense model down to the smallest, without training any.
 
     For a search with a tolerance. At some levels of cost, the curve of pairs is searched for the
-    pruned model whose predictions diverge least from those of the dense model (KL divergence), on
-    other training images than those of the calibration: a reconstruction is at its best on the
-    images that it was fitted to. Between the levels the MHSA ratio is interpolated.
+    pruned model whose predictions diverge least from those of the dense model (KL divergence; of
+    features, 1 - cosine), on other training images than those of the calibration: a
+    reconstruction is at its best on the images that it was fitted to. Between the levels the MHSA
+    ratio is interpolated.
 
     Args:
         pruner: Prunes the dense model.
         batches: Normalised images on the device of the model.
         precision: Precision in which models are evaluated.
-        task: Whether an image has one class, or several: ``"multi-label"`` adds up the divergences
-            of the classes.
+        task: Meaning of the outputs: logits of one class or of several, ``"multi-label"``, whose
+            divergences are added up; or ``"features"``, compared by 1 - cosine.
 
     Returns:
         Pairs in the order of decreasing cost.
@@ -116,24 +117,29 @@ def _agreement(
     """Return the function of a pair that gives the agreement with the dense model, in nats."""
     device = pruner.device
 
-    def log_shares(logits: torch.Tensor) -> torch.Tensor:
+    def comparable(outputs: torch.Tensor) -> torch.Tensor:
+        if task == "features":
+            return F.normalize(outputs.float(), dim=-1)
         if task == "multi-label":  # of presence and absence, for each class
-            return F.logsigmoid(torch.stack([logits, -logits]).float())
-        return logits.log_softmax(dim=1)
+            return F.logsigmoid(torch.stack([outputs, -outputs]).float())
+        return outputs.log_softmax(dim=1)
 
     def predict(model: nn.Module) -> list[torch.Tensor]:
         with torch.inference_mode(), autocast(device, precision):
-            return [log_shares(model(images)) for images in batches]
+            return [comparable(model(images)) for images in batches]
+
+    def divergence(predicted: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+        if task != "features":
+            return F.kl_div(predicted, dense, log_target=True, reduction="sum")
+        losses = (predicted - dense).square().sum(dim=-1) / 2  # 1 - cosine
+        return losses.flatten(1).mean(dim=1).sum() if losses.ndim > 1 else losses.sum()
 
     dense = predict(pruner.dense)
     count = sum(len(images) for images in batches)
 
     def agreement(pair: Pair) -> float:
         predicted = predict(pruner.prune(RatioPair(*pair)))
-        losses = [
-            F.kl_div(p, d, log_target=True, reduction="sum")
-            for p, d in zip(predicted, dense, strict=True)
-        ]
+        losses = [divergence(p, d) for p, d in zip(predicted, dense, strict=True)]
         return -float(sum(losses)) / count
 
     return agreement

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.search.noise import UNKNOWN_NOISE, Noise, accuracy_noise, seed_noise
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.costs import Latency
-from vit_ratio_opt.space.curve import cost_saved
+from vit_ratio_opt.space.curve import budget_curve, cost_saved, smallest_cost_ratio
 from vit_ratio_opt.space.metric import ACCURACY
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.progress import show_waiting
@@ -32,6 +33,11 @@ from vit_ratio_opt.training.trainer import ImageTrainer
 from vit_ratio_opt.utils.versions import installed_versions
 
 __all__ = ["SearchTask"]
+
+# Share of the cost of the pruned model whose standard error stands for those near a tolerance.
+_NEAR_TOLERANCE = 0.8
+# Least standard error, in points: where pruning alone changes nothing, a training may.
+_LEAST_ERROR = 0.005
 
 
 class SearchTask(SearchParts):
@@ -187,8 +193,8 @@ class SearchTask(SearchParts):
 
     def plan(self, attributes: Mapping[str, Any]) -> BudgetSearch | ToleranceSearch:
         """Return the plan of a study with these attributes."""
-        options, metric = self.options, self.trainer.metric
-        point, stored = metric.point(self.dense_accuracy), attributes.get("plan", {})
+        options, metric, point = self.options, self.trainer.metric, self._point
+        stored = attributes.get("plan", {})
         if options.noise is not None:
             noise = Noise(options.noise, point=point)
         elif "noise_is_known" in stored:  # another machine may estimate another noise
@@ -225,13 +231,26 @@ class SearchTask(SearchParts):
             elif options.screen and not options.fixed_ratio and self._has_path:
                 assert self.data is not None
                 images = other_batches(self.data, **self._images())
-                path = likely_path(self.pruner, images, self.precision, self.data.task)
+                task = self.options.calibration.task or "single-label"
+                path = likely_path(self.pruner, images, self.precision, task)
         return {"screened": [[*pair, value] for pair, value in screened.items()], "path": path}
 
     @property
     def _has_path(self) -> bool:
-        """Return whether outputs are logits, whose divergence tells which pairs are likely."""
-        return self.data is not None and self.data.task in ("single-label", "multi-label")
+        """Return whether outputs are logits or features, which tell which pairs are likely."""
+        return self.data is not None and self.data.task != "regression"
+
+    @property
+    def _point(self) -> float:
+        """Return one point in the unit of the metric, see :class:`~vit_ratio_opt.Metric`.
+
+        A dense value of 0, such as that of a divergence from the dense model, says nothing of the
+        unit; a tolerance does.
+        """
+        metric, dense = self.trainer.metric, self.dense_accuracy
+        if metric.unit != "%" and dense == 0 and isinstance(self.limit, Tolerance):
+            return self.limit.points / 2
+        return metric.point(dense)
 
     @property
     def _expected_noise(self) -> float:
@@ -243,8 +262,26 @@ class SearchTask(SearchParts):
             return accuracy_noise(self.dense_accuracy, len(self.data.val))
         standard_error = getattr(self.trainer, "standard_error", None)
         if standard_error is None:
-            return UNKNOWN_NOISE * metric.point(self.dense_accuracy)
-        return seed_noise(standard_error(self.pruner.dense))
+            return UNKNOWN_NOISE * self._point
+        error = standard_error(self.pruner.dense) or self._error_of_pruned(standard_error)
+        return seed_noise(max(error, _LEAST_ERROR * self._point))
+
+    def _error_of_pruned(self, standard_error: Callable[[ViT], float]) -> float:
+        """Return the standard error of a pruned model near the limit, before any training.
+
+        A metric that compares with the dense model has no error at the dense model itself. Within
+        a tolerance, the error is taken to grow with the root of the loss, as that of a share does.
+        """
+        limit, metric, curve = self.limit, self.trainer.metric, self.curve
+        if not curve:
+            share = max(_NEAR_TOLERANCE, smallest_cost_ratio(self.space))
+            curve = budget_curve(self.space, share)
+        model = self.pruner.prune(curve[len(curve) // 2])
+        error = standard_error(model)
+        loss = metric.loss(self.dense_accuracy, self.objective.evaluate(model))
+        if isinstance(limit, Budget) or loss <= 0:
+            return error
+        return error * math.sqrt(limit.points / loss)
 
     def _admit(self, study: Study) -> None:
         """Refuse a study with other settings; adopt its measurements.

@@ -15,6 +15,7 @@ from vit_ratio_opt.models.device import (
     Precision,
     autocast,
     evaluating,
+    free_memory,
     is_out_of_memory,
     model_device,
 )
@@ -38,12 +39,12 @@ _logger = logging.getLogger(f"optuna.{__name__}")
 def predict(
     model: nn.Module, data: ImageData, split: Split, *, precision: Precision | None = None
 ) -> torch.Tensor:
-    """Return the logits ``(images, classes)`` of ``split`` in its order, float32, on the CPU.
+    """Return the outputs ``(images, ...)`` of ``split`` in its order, float32, on the CPU.
 
     The model runs in evaluation mode; afterwards each module has its mode of before.
 
     Args:
-        model: Model that returns class logits.
+        model: Model that returns class logits, features, or other outputs.
         data: Data set of the images.
         split: Split of ``data`` that is evaluated.
         precision: Precision of the forward passes; by default the usual one of the model's device.
@@ -124,6 +125,7 @@ def measure_split(
     split: Split,
     measure: Measure,
     *,
+    targets: torch.Tensor | None = None,
     ranks: Ranks | None = None,
     precision: Precision | None = None,
 ) -> float:
@@ -136,6 +138,8 @@ def measure_split(
         data: Data set of the images.
         split: Split of ``data`` that is evaluated.
         measure: The metric and its function.
+        targets: What the outputs are compared with, such as the dense model's outputs; the labels
+            of ``split`` by default.
         ranks: Processes that share the images; all of them have to call this function.
         precision: Precision of the forward passes; by default the usual one of the model's device.
 
@@ -146,10 +150,14 @@ def measure_split(
         return evaluate(model, data, split, ranks=ranks, precision=precision)
     own = split if ranks is None else split.subset(ranks.share(torch.arange(len(split))))
     outputs = predict(model, data, own, precision=precision)
-    check_shape(outputs, len(own), data)
+    targets = split.labels if targets is None else targets
+    if data.task == "features":
+        _check_alike(outputs, targets)
+    else:
+        check_shape(outputs, len(own), data)
     if ranks is not None:
         outputs = ranks.gather(outputs, len(split))
-    return measure(outputs, split.labels)
+    return measure(outputs, targets)
 
 
 def check_shape(logits: torch.Tensor, n_images: int, data: ImageData) -> None:
@@ -163,6 +171,15 @@ def check_shape(logits: torch.Tensor, n_images: int, data: ImageData) -> None:
         raise InputError(
             f"The model must return outputs of shape {wanted} for {n_images} images of "
             f"{data.name}, but returns {tuple(logits.shape)}."
+        )
+
+
+def _check_alike(outputs: torch.Tensor, dense: torch.Tensor) -> None:
+    """Refuse outputs of other shapes than the dense model's."""
+    if outputs.shape[1:] != dense.shape[1:]:
+        raise InputError(
+            f"The dense model gives {tuple(dense.shape[1:])} numbers for an image, but the pruned "
+            f"one {tuple(outputs.shape[1:])}, so they cannot be compared."
         )
 
 
@@ -189,6 +206,5 @@ def _in_parts(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     _logger.warning(
         f"A batch of {len(images)} images does not fit into memory: it is processed in two halves."
     )
-    if images.device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_memory(images.device)
     return torch.cat([_in_parts(model, part) for part in images.chunk(2)])

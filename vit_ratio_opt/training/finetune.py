@@ -11,6 +11,7 @@ from vit_ratio_opt.models.device import Precision, model_device, precision_of
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.loop import Loop, Mix
+from vit_ratio_opt.training.matching import Reference
 from vit_ratio_opt.training.recipe import Recipe
 
 __all__ = ["Mix", "finetune"]
@@ -22,7 +23,7 @@ def finetune(
     recipe: Recipe,
     context: TrialContext | None = None,
     *,
-    teacher: nn.Module | torch.Tensor | None = None,
+    teacher: nn.Module | torch.Tensor | Reference | None = None,
     mix: Mix | None = None,
     precision: Precision | None = None,
     ranks: Ranks | None = None,
@@ -42,7 +43,8 @@ def finetune(
         teacher: The dense model, for distillation, on the device of ``model``; by default the
             context's. Or its logits for every image of ``data.train``, see
             :func:`~vit_ratio_opt.training.evaluate.predict`, if images are neither augmented nor
-            mixed: then it need not run again.
+            mixed: then it need not run again. Images without labels need the dense model, or the
+            ``reference`` of a :class:`~vit_ratio_opt.FeatureTrainer`, which keeps its outputs.
         mix: Function of the normalised images and the labels of each batch. It may return class
             probabilities for the labels, as torchvision's MixUp and CutMix do.
         precision: Precision of forward passes; by default the usual one of the model's device.
@@ -60,19 +62,44 @@ def finetune(
     """
     context = context or TrialContext()
     teacher = context.teacher if teacher is None else teacher
-    if isinstance(teacher, torch.Tensor):
-        if recipe.augment or mix is not None:
-            raise InputError(
-                "`teacher` must be a model if images are augmented or mixed, but got logits."
-            )
-        if len(teacher) != len(data.train):
-            raise InputError(
-                f"`teacher` must have logits for {len(data.train)} images, but has {len(teacher)}."
-            )
     if recipe.epochs and not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(
             "All weights of the model are frozen, so there is nothing to train: call "
             "`model.requires_grad_(True)`."
         )
     precision = precision or precision_of(model_device(model))
+    if data.task == "features":
+        teacher = _reference(data, teacher, mix, precision)
+    elif isinstance(teacher, torch.Tensor):
+        _check_logits(teacher, data, is_changed=recipe.augment or mix is not None)
     return Loop(model, data, recipe, context, teacher, mix, precision, ranks).run()
+
+
+def _check_logits(logits: torch.Tensor, data: ImageData, *, is_changed: bool) -> None:
+    if is_changed:
+        raise InputError(
+            "`teacher` must be a model if images are augmented or mixed, but got logits."
+        )
+    if len(logits) != len(data.train):
+        raise InputError(
+            f"`teacher` must have logits for {len(data.train)} images, but has {len(logits)}."
+        )
+
+
+def _reference(
+    data: ImageData,
+    teacher: nn.Module | torch.Tensor | Reference | None,
+    mix: Mix | None,
+    precision: Precision,
+) -> Reference:
+    """Return the dense model as the target of images without labels."""
+    if mix is not None:
+        raise InputError("`mix` mixes labels, but the task is 'features': leave it out.")
+    if isinstance(teacher, nn.Module):
+        return Reference(teacher, data, precision)
+    if isinstance(teacher, Reference):
+        return teacher
+    raise InputError(
+        f"The images of {data.name} have no labels, so the dense model is the target of the "
+        "training: give it as `teacher`."
+    )

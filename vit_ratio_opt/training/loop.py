@@ -11,11 +11,17 @@ from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.device import Precision, model_device
+from vit_ratio_opt.models.device import (
+    Precision,
+    has_float64,
+    model_device,
+    random_state_kept,
+)
 from vit_ratio_opt.training.context import TrainingDiverged, TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.evaluate import measure_split
-from vit_ratio_opt.training.losses import TaskLoss
+from vit_ratio_opt.training.losses import BatchLoss, TaskLoss
+from vit_ratio_opt.training.matching import Reference
 from vit_ratio_opt.training.metrics import measure_of
 from vit_ratio_opt.training.progress import TrainingProgress
 from vit_ratio_opt.training.recipe import Recipe
@@ -40,7 +46,8 @@ class Loop:
         data: Trains on ``data.train``, validates on ``data.val``.
         recipe: The hyperparameters.
         context: Seed, callbacks and file of the saved state.
-        teacher: The teacher, or its logits for all images of ``data.train``.
+        teacher: The teacher, its logits for all images of ``data.train``, or the reference of a
+            data set without labels.
         mix: Mixes the images and labels of each batch.
         precision: Precision of forward passes.
         ranks: The processes that share each batch; None for this process alone.
@@ -52,19 +59,25 @@ class Loop:
         data: ImageData,
         recipe: Recipe,
         context: TrialContext,
-        teacher: nn.Module | torch.Tensor | None,
+        teacher: nn.Module | torch.Tensor | Reference | None,
         mix: Mix | None,
         precision: Precision,
         ranks: Ranks | None,
     ) -> None:
         self._model, self._data, self._recipe, self._context = model, data, recipe, context
-        self._teacher, self._mix, self._precision = teacher, mix, precision
+        self._mix, self._precision = mix, precision
+        self._teacher = teacher.model if isinstance(teacher, Reference) else teacher
         self._device = model_device(model)
         self._ranks = ranks = ranks or Ranks(0, 1, self._device)
         self._steps_per_epoch = math.ceil(len(data.train) / recipe.batch_size)
         self._steps = recipe.epochs * self._steps_per_epoch
-        loss = TaskLoss(data, recipe, self._device)
-        self._measure = measure_of(recipe.metric, data)
+        self._reference = reference = teacher if isinstance(teacher, Reference) else None
+        if reference is None:
+            loss: BatchLoss = TaskLoss(data, recipe, self._device)
+            self._measure = measure_of(recipe.metric, data)
+        else:
+            loss = reference.loss(model, recipe)
+            self._measure = reference.measure(recipe)
         self._optimization = Optimization(model, recipe, self._steps, precision, ranks, loss)
         self._generator = torch.Generator().manual_seed(context.seed)
         # The order of images has to be equal in all processes, which draw different numbers for
@@ -74,7 +87,11 @@ class Loop:
             self._augmentation = torch.Generator().manual_seed(context.seed + ranks.rank)
         self._step = 0
         self._accuracy: float | None = None
-        self._loss_sum = torch.tensor(0.0, dtype=torch.float64, device=self._device)
+        self._loss_sum = torch.zeros(
+            (),
+            dtype=torch.float64 if has_float64(self._device) else torch.float32,
+            device=self._device,
+        )
         self._epoch_state = self._generator.get_state()
         self._saved = self._saved_state()
 
@@ -90,6 +107,7 @@ class Loop:
             "precision": self._precision,
             "mix": self._mix is not None,
             "teacher": self._teacher is not None,
+            **({} if self._reference is None else self._reference.identity()),
             **context.identity,
         }
         parts = self._optimization.parts
@@ -105,9 +123,8 @@ class Loop:
         """
         context, average = self._context, self._optimization.average
         shown = context.progress if self._ranks.rank == 0 else False
-        devices = [self._device] if self._device.type == "cuda" else []
         with (
-            torch.random.fork_rng(devices=devices),
+            random_state_kept(self._device),
             TrainingProgress(
                 context.title, self._steps, self._steps_per_epoch, shown=shown
             ) as bar,
@@ -146,7 +163,7 @@ class Loop:
                 self._mean_loss()
             if bar.enabled:
                 share = None
-                if batch.labels.ndim == 1:
+                if batch.labels.ndim == 1 and self._reference is None:
                     share = 100 * (logits.argmax(dim=1) == batch.labels).float().mean().item()
                 bar.advance(self._step, batch.size, loss.item(), share)
         mean_loss = self._mean_loss()
@@ -191,7 +208,8 @@ class Loop:
         images, targets = self._data.normalise(images), labels
         if self._mix is not None:
             images, targets = self._mix(images, labels)
-        teacher = self._teacher if self._recipe.distillation else None
+        has_teacher = self._recipe.distillation or self._reference is not None
+        teacher = self._teacher if has_teacher else None
         if isinstance(teacher, torch.Tensor):
             teacher = teacher[own].to(self._device, non_blocking=True)
         # Each part's loss is a mean, and the processes' gradients are averaged.
@@ -211,11 +229,16 @@ class Loop:
         return mean
 
     def _evaluate(self, model: nn.Module) -> float:
-        data, precision = self._data, self._precision
-        ranks = None if self._ranks.size == 1 else self._ranks
+        split, reference = self._data.val, self._reference
         with self._context.clock("evaluate"):
             return measure_split(
-                model, data, data.val, self._measure, ranks=ranks, precision=precision
+                model,
+                self._data,
+                split,
+                self._measure,
+                targets=None if reference is None else reference.targets(split),
+                ranks=None if self._ranks.size == 1 else self._ranks,
+                precision=self._precision,
             )
 
     def _save(self) -> None:

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.training.recipe import Recipe
 
-__all__ = ["TaskLoss", "soft_loss"]
+__all__ = ["BatchLoss", "TaskLoss", "soft_loss"]
+
+
+class BatchLoss(Protocol):
+    """Loss of a batch of images, with the forward pass that it needs."""
+
+    def of_batch(
+        self,
+        forward: Callable[[torch.Tensor], torch.Tensor],
+        images: torch.Tensor,
+        targets: torch.Tensor,
+        teacher: nn.Module | torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean loss of a batch, and the student's outputs.
+
+        Args:
+            forward: Forward pass of the student.
+            images: Normalised images.
+            targets: Labels or targets of the images.
+            teacher: The teacher, or its outputs for the images; None without one.
+        """
 
 
 class TaskLoss:
@@ -19,6 +43,7 @@ class TaskLoss:
     - *Single label.* Cross-entropy, and ``T^2 KL(teacher || student)`` (Hinton 2015).
     - *Several labels.* The binary cross-entropy of each class, and the same against the teacher's
       probabilities at the temperature ``T``.
+    - *Features.* ``soft`` of a single label alone: there are no labels.
     - *Regression.* The smooth L1 distance to the targets and to the teacher's outputs, in units
       of each target's standard deviation over the training images.
 
@@ -41,6 +66,21 @@ class TaskLoss:
         if data.task == "regression":
             self._scale = data.train.labels.std(dim=0).clamp_min(1e-6).to(device)
 
+    def of_batch(
+        self,
+        forward: Callable[[torch.Tensor], torch.Tensor],
+        images: torch.Tensor,
+        targets: torch.Tensor,
+        teacher: nn.Module | torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean loss of a batch and the outputs, see :class:`BatchLoss`."""
+        outputs = forward(images)
+        if not isinstance(teacher, nn.Module):
+            return self(outputs, targets, teacher), outputs
+        with torch.no_grad():
+            soft = teacher(images)
+        return self(outputs, targets, soft), outputs
+
     def __call__(
         self, outputs: torch.Tensor, targets: torch.Tensor, teacher: torch.Tensor | None
     ) -> torch.Tensor:
@@ -52,6 +92,9 @@ class TaskLoss:
                 targets ``(batch, k)``.
             teacher: The teacher's outputs ``(batch, k)``; None without distillation.
         """
+        if self._task == "features":
+            assert teacher is not None
+            return self._soft(outputs, teacher)
         hard = self._hard(outputs, targets)
         if teacher is None:
             return hard

@@ -38,7 +38,7 @@ class Measure:
         metric: Name, unit and direction.
         score: Function of the outputs ``(images, k)``, float32 on the CPU, and the targets
             ``(images,)`` or ``(images, k)``, which returns the metric; by default the mean of
-            ``per_image``.
+            ``per_image``. Without labels the targets are the dense model's outputs.
         per_image: Function of the same arguments that returns values ``(images,)`` whose mean is
             the metric, where there is one: it gives the standard error in closed form.
         tasks: Tasks whose targets it takes; all by default.
@@ -145,6 +145,11 @@ def measure_of(given: Any, data: ImageData) -> Measure:
     Raises:
         InputError: The measure does not fit the task, see also :func:`as_measure`.
     """
+    if given is None and data.task == "features":
+        raise InputError(
+            f"The images of {data.name} have no labels, so models are compared with the dense "
+            "one: use `FeatureTrainer(dense, data)`."
+        )
     measure = as_measure(_USUAL[data.task] if given is None else given)
     if data.task not in measure.tasks:
         fitting = [name for name, known in MEASURES.items() if data.task in known.tasks]
@@ -225,6 +230,24 @@ def _losses(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(dim=1)
 
 
+def _cosines(outputs: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    """Return the cosine of both outputs of each image; of tokens, the mean over the image."""
+    cosines = F.cosine_similarity(outputs.double(), dense.double(), dim=-1)
+    by_image = cosines.flatten(1).mean(dim=1) if cosines.ndim > 1 else cosines
+    # Without the last digits, so that it is 1 for the dense model itself.
+    return by_image.round(decimals=12)
+
+
+def _same_class(outputs: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    is_same = outputs.argmax(dim=1) == dense.argmax(dim=1)
+    return 100.0 * (is_same & outputs.isfinite().all(dim=1))
+
+
+def _divergences(outputs: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    predicted, wanted = (part.double().log_softmax(dim=1) for part in (outputs, dense))
+    return F.kl_div(predicted, wanted, reduction="none", log_target=True).sum(dim=1)
+
+
 def _of_mean(metric: Metric, per_image: Score, *tasks: Task) -> Measure:
     return Measure(metric, per_image=per_image, tasks=tasks)
 
@@ -247,7 +270,12 @@ MEASURES = {
     "loss": _of_mean(
         Metric("loss", larger_is_better=False), _losses, "single-label", "multi-label"
     ),
+    "cosine": _of_mean(Metric("cosine similarity"), _cosines, "features"),
+    "agreement": _of_mean(Metric("agreement", "%"), _same_class, "features"),
+    "kl": _of_mean(
+        Metric("KL divergence", "nats", larger_is_better=False), _divergences, "features"
+    ),
 }
-"""The built-in measures by name."""
+"""The built-in measures by name. Those of ``"features"`` compare with the dense model."""
 
 _USUAL: dict[Task, str] = {"single-label": "accuracy", "multi-label": "map", "regression": "mae"}

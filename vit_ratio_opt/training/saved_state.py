@@ -7,6 +7,7 @@ runs no code.
 from __future__ import annotations
 
 import json
+import logging
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.models.device import random_state, set_random_state
 from vit_ratio_opt.utils.files import replacing, why_not
 
 __all__ = ["TrainingState", "checksum"]
 
+_logger = logging.getLogger(f"optuna.{__name__}")
 _FORMAT = "vit_ratio_opt training/1"
 
 
@@ -59,13 +62,13 @@ class TrainingState:
         Raises:
             InputError: The file cannot be written.
         """
-        cuda = self.device.type == "cuda"
         state = {
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "order": order,
             "generator": self.generator.get_state(),
             "random": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+            "device": self.device.type,
+            "device_random": random_state(self.device),
         }
         tensors: dict[str, torch.Tensor] = {}
         metadata = {
@@ -114,26 +117,41 @@ class TrainingState:
                 "remove it to start again."
             ) from None
         wanted = json.loads(json.dumps(dict(self.training)))
-        differing = sorted(key for key in wanted if stored.get(key) != wanted[key])
+        differing = {key for key in wanted if stored.get(key) != wanted[key]}
+        if "precision" in differing:  # a device of another kind may lack the old one
+            _logger.warning(
+                f"The training of {path} goes on in {wanted['precision']}: it was begun in "
+                f"{stored.get('precision')}."
+            )
+            differing.remove("precision")
         if differing:
             raise InputError(
-                f"{path} is of a training with other {', '.join(differing)}: name another file, "
-                "or remove it to start again."
+                f"{path} is of a training with other {', '.join(sorted(differing))}: name another "
+                "file, or remove it to start again."
             )
         try:
             for name, part in self.parts.items():
-                part.load_state_dict(state["parts"][name])
+                values = state["parts"][name]
+                if values or not isinstance(part, torch.amp.GradScaler):  # idle in the other one
+                    part.load_state_dict(values)
             self._check_optimizer()
             self.generator.set_state(state["generator"])
             torch.set_rng_state(state["random"])
-            if self.device.type == "cuda" and state["cuda"] is not None:  # saved on the CPU
-                torch.cuda.set_rng_state(state["cuda"], self.device)
+            self._set_device_random(state)
             return state["order"], dict(progress)
         except Exception as error:  # torch raises many kinds for what does not fit
             raise InputError(
                 f"{path} does not fit the model ({type(error).__name__}: {error!s:.200}): "
                 "remove it to start again."
             ) from None
+
+    def _set_device_random(self, state: Mapping[str, Any]) -> None:
+        """Go on with the device's random numbers if the file is of a device of the same kind."""
+        kind, own = state.get("device"), state.get("device_random")
+        if kind is None:  # version 0.1.0 knew CUDA only
+            kind, own = "cuda", state["cuda"]
+        if kind == self.device.type and own is not None:
+            set_random_state(own, self.device)
 
     def _check_optimizer(self) -> None:
         """Refuse moments of other shapes: torch compares the shapes of a model's weights only."""

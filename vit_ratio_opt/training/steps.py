@@ -12,9 +12,15 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from vit_ratio_opt.models.device import Precision, autocast, is_out_of_memory, model_device
+from vit_ratio_opt.models.device import (
+    Precision,
+    autocast,
+    free_memory,
+    is_out_of_memory,
+    model_device,
+)
 from vit_ratio_opt.training.distributed import Ranks
-from vit_ratio_opt.training.losses import TaskLoss
+from vit_ratio_opt.training.losses import BatchLoss
 from vit_ratio_opt.training.recipe import Recipe
 
 __all__ = ["Batch", "Optimization"]
@@ -67,7 +73,7 @@ class Optimization:
         steps: int,
         precision: Precision,
         ranks: Ranks,
-        loss: TaskLoss,
+        loss: BatchLoss,
     ) -> None:
         self._model, self._recipe, self._precision, self._ranks = model, recipe, precision, ranks
         self._forward, self._loss = model, loss
@@ -137,8 +143,7 @@ class Optimization:
                 f"A batch of {len(images)} images does not fit into memory: it is processed in "
                 f"{self._pieces} parts, with the same gradients."
             )
-            if images.device.type == "cuda":
-                torch.cuda.empty_cache()
+            free_memory(images.device)
 
     def _backward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Add the gradients of a batch, part by part; return its loss and logits."""
@@ -150,11 +155,7 @@ class Optimization:
         parts = zip(images.chunk(pieces), batch.targets.chunk(pieces), teachers, strict=False)
         for part, targets, part_teacher in parts:
             with autocast(images.device, self._precision):
-                logits = self._forward(part)
-                if isinstance(part_teacher, nn.Module):
-                    with torch.no_grad():
-                        part_teacher = part_teacher(part)
-                loss = self._loss(logits, targets, part_teacher)
+                loss, logits = self._loss.of_batch(self._forward, part, targets, part_teacher)
             loss = loss * (batch.weight * len(part) / len(images))
             torch.autograd.backward(self._scaler.scale(loss))
             losses.append(loss.detach())

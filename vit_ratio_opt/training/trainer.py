@@ -21,6 +21,7 @@ from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.evaluate import count_correct, measure_split, predict
 from vit_ratio_opt.training.finetune import finetune
+from vit_ratio_opt.training.matching import Reference
 from vit_ratio_opt.training.metrics import measure_of, standard_error
 from vit_ratio_opt.training.progress import SearchProgress
 from vit_ratio_opt.training.recipe import Recipe
@@ -137,12 +138,21 @@ class ImageTrainer:
         """Return the standard error of :meth:`evaluate` over draws of the validation images."""
         split = self.data.val
         outputs = predict(model.to(self.device), self.data, split, precision=self.precision)
-        return standard_error(self._measure, outputs, split.labels)
+        return standard_error(self._measure, outputs, self._targets(split))
 
     def _value(self, model: nn.Module, split: Split) -> float:
         return measure_split(
-            model.to(self.device), self.data, split, self._measure, precision=self.precision
+            model.to(self.device),
+            self.data,
+            split,
+            self._measure,
+            targets=self._targets(split),
+            precision=self.precision,
         )
+
+    def _targets(self, split: Split) -> torch.Tensor:
+        """Return what the outputs for a split are compared with."""
+        return split.labels
 
     def train(self, model: nn.Module, context: TrialContext) -> float:
         """Move ``model`` to the device, train it in place and return its validation metric.
@@ -158,7 +168,7 @@ class ImageTrainer:
             TrainingStopped: The context asked to stop.
         """
         with context.clock("train"):
-            teacher = None if context.teacher is None else self.teacher_of(context.teacher)
+            teacher = self._teacher(context)
         progress = self.progress if context.progress is None else context.progress
         return finetune(
             model.to(self.device),
@@ -169,6 +179,10 @@ class ImageTrainer:
             precision=self.precision,
             ranks=self.ranks,
         )
+
+    def _teacher(self, context: TrialContext) -> nn.Module | torch.Tensor | Reference | None:
+        """Return the teacher of a training."""
+        return None if context.teacher is None else self.teacher_of(context.teacher)
 
     def teacher_of(self, model: nn.Module) -> nn.Module | torch.Tensor | None:
         """Return the teacher of a training: logits if that is possible, else ``model``.
