@@ -48,8 +48,7 @@ def finish(
 
     Returns:
         The manifest of ``objective.describe``, with ``test_accuracy``, also of ``dense``,
-        ``test_images``, ``recipe``, ``training_seed`` and ``lineage``; and ``probes`` of an
-        encoder whose images have labels.
+        ``test_images``, ``recipe``, ``training_seed``, ``lineage`` and an encoder's ``probes``.
 
     Raises:
         InputError: A file cannot be written, or the state is of another training.
@@ -78,14 +77,20 @@ def finish(
         "recipe": trainer.recipe.to_json(),
         "training_seed": seed,
         "lineage": dict(lineage or {}),
+        **_probes(trainer, model),
     }
-    if isinstance(trainer, FeatureTrainer) and trainer.has_probes:
-        manifest["probes"] = trainer.probe(trainer.dense).change_to(trainer.probe(model))
     save_pruned(model, path, manifest)
     write_text(model_card(manifest, path.name), card_path(path))
     if trainer.recipe.epochs:
         state.unlink(missing_ok=True)
     return manifest
+
+
+def _probes(trainer: ImageTrainer, model: ViT) -> dict[str, Any]:
+    """Return what probes of the features measure, where the images have labels."""
+    if not isinstance(trainer, FeatureTrainer) or not trainer.has_probes:
+        return {}
+    return {"probes": trainer.probe(trainer.dense).change_to(trainer.probe(model))}
 
 
 def _train(trainer: ImageTrainer, model: ViT, context: TrialContext) -> float:
