@@ -9,8 +9,10 @@ import optuna
 import pytest
 from PIL import Image
 
+from vit_ratio_opt.cli.pruning_options import PruningOptions, chosen_pruning
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.pruning.options import Structural
 from vit_ratio_opt.runs import search_task
 
 
@@ -102,6 +104,13 @@ def test_search_logs_each_trial(copied, arguments, command, tmp_path):
         (["--skip", "blocks.0, blocks.1.atn"], "did you mean 'blocks.1.attn'"),
         (["--skip", "blocks.0,blocks.1"], "leave nothing to prune"),
         (["--skip", "blocks.0", "--strategy", "cascade"], "`skip` is for structural pruning"),
+        (["--bounds", "blocks.1.atn=0:0.5"], "did you mean 'blocks.1.attn'"),
+        (["--bounds", "blocks.1=0.5:0"], "must be two shares that rise, such as (0.0, 0.5)"),
+        (["--bounds", "blocks.1=0:nan"], "must be two shares that rise"),
+        (["--bounds", "blocks.1=0.5"], "--bounds takes NAME=LOW:HIGH with commas between"),
+        (["--bounds", "blocks.1:0:0.5"], "blocks.3.mlp=0:0.5, but got 'blocks.1:0:0.5'"),
+        (["--bounds", "blocks.1=0:1,blocks.1=0:0.5"], "--bounds names 'blocks.1' twice"),
+        (["--bounds", "blocks.0=0:0.5", "--strategy", "both"], "`bounds` is for the strategy"),
         (["--cost", "latency", "--iterative"], "does not go with `iterative`"),
         (["--latency-batch", "8"], "is for the cost 'latency'"),
         (["--confidence", "0.9", "--budget", "0.5"], "--confidence 0.9 is for a --tolerance"),
@@ -230,3 +239,9 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, command, arguments):
     assert ended.code == 2
     assert "file" in ended.err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_bounds_of_parts_are_those_of_the_python_interface():
+    options = PruningOptions(skip="blocks.0", bounds="blocks.3.mlp=0:0.5, blocks.4 = .1 : .6")
+    bounds = {"blocks.3.mlp": (0.0, 0.5), "blocks.4": (0.1, 0.6)}
+    assert chosen_pruning(options) == Structural(skip=("blocks.0",), bounds=bounds)

@@ -117,6 +117,13 @@ def cascade(tiny_vit) -> Any:
     return prune_tokens(tiny_vit, [BlockTokens(17, 17, 17), BlockTokens(9, 17, 9)])
 
 
+def _checkpointed(model):
+    """As a user does it after pruning, in training."""
+    model = copy.deepcopy(model).train()
+    model.set_grad_checkpointing()
+    return model
+
+
 def test_a_cascade_refuses_what_would_run_its_blocks_one_by_one(
     cascade, images: torch.Tensor
 ) -> None:
@@ -126,6 +133,7 @@ def test_a_cascade_refuses_what_would_run_its_blocks_one_by_one(
         lambda: cascade.forward_features(images, is_causal=True),
         lambda: FeatureGetterNet(copy.deepcopy(cascade), out_indices=(0,))(images),
         lambda: list(cascade.blocks),
+        lambda: _checkpointed(cascade)(images),
     ):
         with pytest.raises(UnsupportedModelError, match="no intermediate features of all patches"):
             use()

@@ -24,6 +24,7 @@ from vit_ratio_opt.report.trial_rows import timing_split
 from vit_ratio_opt.runs.loop import run_study
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.search import sampler
 from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.space.curve import fixed_ratio_pair
 from vit_ratio_opt.space.pairs import RatioPair
@@ -146,6 +147,25 @@ def test_trial_of_a_killed_process_is_failed_and_its_pair_tried_again(make, url)
     assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.COMPLETE]
     assert study.trials[2].params == study.trials[0].params
     assert "killed process" in said[0]
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    """What the sampler logs."""
+    lines = []
+    monkeypatch.setattr(sampler._logger, "info", lines.append)
+    return lines
+
+
+def test_the_end_is_said_once_by_a_search_and_once_in_optunas_own_style(make, memory, logged):
+    search = make(fixed_ratio=True)
+    said = []
+    search.run(new_study(search, "f", storage=memory), n_trials=5, say=said.append)
+    assert (sum("nothing is left" in line for line in said), logged) == (1, [])
+    study = new_study(search, "own", storage=memory)
+    study.optimize(search.objective, n_trials=5)
+    assert [line[:26] for line in logged] == ["Nothing is left to learn: "]
+    assert len(study.trials) == 1
 
 
 def test_fixed_ratio_has_one_pair_and_stops_by_itself(make, memory):

@@ -16,10 +16,8 @@ from vit_ratio_opt.cli.command import (
 )
 from vit_ratio_opt.data.preprocessing import LARGEST_SIDE
 from vit_ratio_opt.data.task import Task
-from vit_ratio_opt.pruning.options import Pruning, pruning_options
 from vit_ratio_opt.runs.options import Places
 from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE
-from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule
 
 __all__ = [
     "DenseOptions",
@@ -33,7 +31,6 @@ __all__ = [
     "JsonLogOption",
     "LearningRateOption",
     "PlaceOptions",
-    "PruningOptions",
     "SeedOption",
     "SkipDamagedOption",
     "StorageOption",
@@ -42,7 +39,6 @@ __all__ = [
     "StudyOptions",
     "TensorBoardOption",
     "TotalTrialsOption",
-    "chosen_pruning",
 ]
 
 _MOST_EPOCHS, _MOST_SEED = 100_000, 2**31 - 1
@@ -263,78 +259,6 @@ class ImageOptions:
             "a tenth of the training images.",
         ),
     ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PruningOptions:
-    """What is removed from the model, and how."""
-
-    strategy: Annotated[
-        Literal["structural", "cascade", "both"],
-        option(
-            Panel.PRUNING,
-            "What is pruned: weights (structural), the tokens that pass through the blocks "
-            "(cascade), or both.",
-        ),
-    ] = "structural"
-    cascade: Annotated[
-        Literal["cp-vit", "late"] | None,
-        option(
-            Panel.PRUNING,
-            "Rule by which tokens are dropped: as CP-ViT does (the default of --strategy "
-            "cascade), or in late blocks and as queries only, which loses less accuracy (the "
-            "default of --strategy both).",
-        ),
-    ] = None
-    mhsa_unit: Annotated[
-        Literal["rank", "head"],
-        option(
-            Panel.PRUNING,
-            "What is removed from attention: dimensions of factorised heads (rank), or whole "
-            "heads by Taylor scores (head).",
-        ),
-    ] = "rank"
-    repair: Annotated[
-        bool,
-        option(
-            Panel.PRUNING, "Reconstruct the layers proj and fc2 by least squares after pruning."
-        ),
-    ] = True
-    round_to: Annotated[
-        int,
-        option(
-            Panel.PRUNING,
-            "Number of which all ranks and hidden sizes are multiples, for fast kernels.",
-            min=1,
-            max=65_536,
-        ),
-    ] = 1
-    skip: Annotated[
-        str | None,
-        option(
-            Panel.PRUNING,
-            "Parts of the model that are not pruned, with commas between them: blocks, attentions "
-            "and FFNs, such as blocks.0,blocks.11.attn. Fine-tuning still trains them.",
-            callback=check_text,
-        ),
-    ] = None
-
-
-def chosen_pruning(options: PruningOptions) -> Pruning:
-    """Return the pruning that the options describe.
-
-    Raises:
-        InputError: An option is not for the strategy.
-    """
-    rules: dict[str | None, CascadeRule | None] = {"cp-vit": CP_VIT, "late": LATE, None: None}
-    return pruning_options(
-        options.strategy,
-        rule=rules[options.cascade],
-        unit=options.mhsa_unit,
-        repair=options.repair,
-        round_to=options.round_to,
-        skip=tuple(name.strip() for name in (options.skip or "").split(",") if name.strip()),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,9 @@ from vit_ratio_opt.cli.options import (
     EpochsOption,
     ImageOptions,
     LearningRateOption,
-    PruningOptions,
     SeedOption,
-    chosen_pruning,
 )
+from vit_ratio_opt.cli.pruning_options import PruningOptions, chosen_pruning
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.utils.files import check_outputs

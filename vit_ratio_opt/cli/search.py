@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit_ratio_opt.cli.config import config_text, save_config
 from vit_ratio_opt.cli.files import load_dense_model, load_option_images, model_files, trackers
-from vit_ratio_opt.cli.options import chosen_pruning
+from vit_ratio_opt.cli.pruning_options import chosen_pruning
 from vit_ratio_opt.cli.report import print_report
 from vit_ratio_opt.cli.search_options import SearchCommandOptions, StudyPlace, fill_in, limit_of
 from vit_ratio_opt.data.folders import check_folder

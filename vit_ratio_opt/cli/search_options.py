@@ -17,10 +17,10 @@ from vit_ratio_opt.cli.options import (
     ImageOptions,
     JsonLogOption,
     LearningRateOption,
-    PruningOptions,
     SeedOption,
     TensorBoardOption,
 )
+from vit_ratio_opt.cli.pruning_options import PruningOptions
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import CostName

@@ -50,8 +50,9 @@ __all__ = [
 
 _ONE_BY_ONE = (
     "Blocks that leave out patches have no intermediate features of all patches, so "
-    "`forward_intermediates`, `get_intermediate_layers` and `features_only` do not go with them: "
-    "prune weights alone, with `Structural` (for the modules themselves: `blocks.children()`)."
+    "`forward_intermediates`, `get_intermediate_layers`, `features_only` and "
+    "`set_grad_checkpointing` do not go with them: prune weights alone, with `Structural` (for "
+    "the modules themselves: `blocks.children()`)."
 )
 
 
@@ -139,11 +140,12 @@ def remove_cascade(model: ViT) -> ViT:
     return model
 
 
-class CascadeBlocks(nn.Sequential):
+class CascadeBlocks(nn.ModuleList):
     """The blocks of a ViT, each of which works on the tokens that scored highest so far.
 
     They run together only. One by one they would work on all tokens, as timm's
-    ``forward_intermediates`` and ``features_only`` run them, so iteration is refused.
+    ``forward_intermediates`` and ``features_only`` run them, so iteration is refused. A
+    ``Sequential`` would not do: where gradients are checkpointed, timm takes its children.
 
     Args:
         blocks: timm's blocks.
@@ -161,7 +163,7 @@ class CascadeBlocks(nn.Sequential):
         prefix_tokens: int,
         scores: Scores = "max",
     ) -> None:
-        super().__init__(*blocks)
+        super().__init__(blocks)
         self.block_tokens = tuple(BlockTokens(*counts) for counts in block_tokens)
         self.tokens, self.prefix_tokens, self.scores = tokens, prefix_tokens, scores
         # Probabilities are computed only in blocks that a choice of tokens still follows.
@@ -169,6 +171,8 @@ class CascadeBlocks(nn.Sequential):
             counts.ffn < tokens or any(min(later) < tokens for later in self.block_tokens[i + 1 :])
             for i, counts in enumerate(self.block_tokens)
         ]
+
+    __repr__ = nn.Module.__repr__  # that of a ModuleList iterates
 
     def __iter__(self) -> NoReturn:
         raise UnsupportedModelError(_ONE_BY_ONE)

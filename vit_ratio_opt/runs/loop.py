@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -68,13 +69,12 @@ def run_study(
     if n_trials is not None and n_trials < 1:
         raise InputError(f"The number of trials must be at least 1, but got {n_trials!r}.")
     objective.check(study)
-    if isinstance(study.sampler, PlanSampler):
-        study.sampler.n_trials = n_trials
     shown = None if objective.progress is None else bool(objective.progress)
     with (
         stop_on_signals() as asked_to_stop,
         SearchProgress(n_trials, enabled=shown) as bars,
         _steer_trainings(objective, asked_to_stop, bars),
+        _steer_sampler(study.sampler, n_trials),
     ):
         bars.show_trained(len(finished_trials(study)))
         for line in describe_start(study, n_trials):
@@ -84,6 +84,19 @@ def run_study(
     if asked_to_stop():
         say("Stopped; progress saved. Run the same command to resume.")
         raise SearchStopped(asked_to_stop.signal)
+
+
+@contextlib.contextmanager
+def _steer_sampler(sampler: BaseSampler, n_trials: int | None) -> Iterator[None]:
+    """Tell the sampler the number of trials, and leave it to the loop to say that it has ended."""
+    if not isinstance(sampler, PlanSampler):
+        yield
+        return
+    sampler.n_trials, sampler.logs_end = n_trials, False
+    try:
+        yield
+    finally:
+        sampler.logs_end = True
 
 
 @contextlib.contextmanager

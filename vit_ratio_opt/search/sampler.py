@@ -97,6 +97,7 @@ class PlanSampler(BaseSampler):
         self._plan = plan
         self._independent = independent_sampler or RandomSampler(seed=seed)
         self.n_trials = n_trials
+        self.logs_end = True  # a caller that says it itself sets False
         self._claim_seconds = claim_seconds
         self._trials = TrialReader(list(search_space), plan.constraint)
 
@@ -184,7 +185,8 @@ class PlanSampler(BaseSampler):
         view = self._trials.read(study, ending=Ending(trial.number, state, values))
         proposal = self._ask(self._restricted_plan(study), view)
         if proposal.pair is None:
-            _logger.info(f"Nothing is left to learn: {proposal.why}.")
+            if self.logs_end:
+                _logger.info(f"Nothing is left to learn: {proposal.why}.")
             # With ask and tell there is no loop to stop.
             with contextlib.suppress(RuntimeError):
                 study.stop()
