@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.training.features import FeatureTrainer
     from vit_ratio_opt.training.finetune import finetune
     from vit_ratio_opt.training.metrics import MEASURES, Measure
+    from vit_ratio_opt.training.probes import Probe, probe
     from vit_ratio_opt.training.recipe import Recipe
     from vit_ratio_opt.training.trainer import ImageTrainer
     from vit_ratio_opt.worker import WorkerOptions, run_worker
@@ -185,6 +186,10 @@ _HOMES = {
         "MEASURES",
         "Measure",
     ),
+    "training.probes": (
+        "Probe",
+        "probe",
+    ),
     "training.recipe": ("Recipe",),
     "training.trainer": ("ImageTrainer",),
     "worker": (
@@ -228,6 +233,7 @@ __all__ = [
     "PARAMS",
     "Places",
     "Preprocessing",
+    "Probe",
     "Pruner",
     "PruningObjective",
     "RatioPair",
@@ -269,6 +275,7 @@ __all__ = [
     "magnitude_importance",
     "merge_adapters",
     "preprocess_of",
+    "probe",
     "prune",
     "repair",
     "replace_encoder",

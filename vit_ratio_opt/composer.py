@@ -194,11 +194,12 @@ class Search(SearchTask):
             return None
         if study is None:
             raise InputError("This answer does not know its study: use `Search.answer(study)`.")
-        before = [study.user_attrs.get(name) for name in ("tested", "per_class")]
+        names = ("tested", "per_class", "probes")
+        before = [study.user_attrs.get(name) for name in names]
         accuracy = test_answer(study, answer, self.objective)
         if study.user_attrs.get("tested") != before[0]:
             self._record_whole_test(study)
-        if [study.user_attrs.get(name) for name in ("tested", "per_class")] != before:
+        if [study.user_attrs.get(name) for name in names] != before:
             Explainer(getattr(study.sampler, "n_trials", None)).refresh(study)
         return accuracy
 

@@ -10,12 +10,17 @@ import pytest
 import timm
 import torch
 from optuna.storages import InMemoryStorage
+from PIL import Image
+from sklearn.datasets import load_digits
 from timm.models.vision_transformer import VisionTransformer
 
 import vit_ratio_opt as vro
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.report.markdown import markdown_page
+from vit_ratio_opt.runs.final import finish
+from vit_ratio_opt.space.pairs import RatioPair
 
 RECIPE = vro.Recipe(batch_size=64)
 
@@ -80,6 +85,68 @@ def test_encoder_is_searched_trained_tested_and_resumed_without_labels(
     tested = again.test(study)
     assert tested == pytest.approx(again.trainer.test(answer.load_model()), abs=1e-6)
     assert study.user_attrs["tested"]["dense"] == 1
+
+
+def test_report_and_card_have_probes_where_there_are_labels(
+    encoder: VisionTransformer, few_digits: ImageData, tmp_path: Path
+) -> None:
+    data = replace(few_digits, task="features")
+    search = _search(encoder, data, vro.Budget(0.6), tmp_path)
+    study = search.create_study("s", storage=InMemoryStorage())
+    _quiet(search, study, 1)
+    search.test(study)
+    probes = study.user_attrs["probes"]
+    assert (probes["images"], probes["bank"]) == (128, 256)
+    assert probes["dense"]["knn"] == pytest.approx(vro.probe(search.dense, data).knn)
+    page = markdown_page([study])
+    assert "no labels are used" in page
+    assert f"k-NN accuracy goes from {probes['dense']['knn']:.2f} to" in page
+    (trial,) = study.trials
+    manifest = finish(
+        search.objective, RatioPair(*trial.params.values()), search.model_of(study, trial),
+        tmp_path / "final.safetensors", trainer=search.trainer_for(replace(RECIPE, epochs=0)),
+    )  # fmt: skip
+    card = (tmp_path / "final.md").read_text()
+    assert manifest["outputs"] == "features"
+    assert "pipeline_tag: image-feature-extraction" in card
+    assert f"| linear probe | {probes['dense']['linear']:.2f} |" in card
+    assert "features = model(images)" in card
+    assert "classes" not in card
+    model, _ = vro.load_pruned(tmp_path / "final.safetensors", encoder)
+    assert vro.export_model(model, tmp_path / "final.pt2", "torch-export") < 1e-4
+
+
+def test_search_is_loaded_again_from_its_study(tmp_path: Path, url: str) -> None:
+    torch.manual_seed(0)
+    arguments = {
+        "img_size": 8, "patch_size": 4, "embed_dim": 32, "depth": 2,
+        "num_heads": 4, "mlp_ratio": 2.0, "num_classes": 0,
+    }  # fmt: skip
+    name = "vit_tiny_patch16_224"
+    vro.save_dense(
+        timm.create_model(name, **arguments),
+        tmp_path / "e.safetensors",
+        name=name,
+        arguments=arguments,
+    )
+    dense = vro.load_dense(tmp_path / "e.safetensors")
+    folder = tmp_path / "photos"
+    for index, image in enumerate(load_digits().data[:60]):
+        folder.mkdir(exist_ok=True)
+        pixels = Image.fromarray((image.reshape(8, 8) * 15).astype("uint8"))
+        pixels.save(folder / f"{index}.png")
+    options = vro.LoadOptions(task="features", mean=(0.3,) * 3, std=(0.35,) * 3)
+    data = vro.load_images(folder, image_size=8, options=options)
+    assert not data.has_labels
+    limit, recipe = vro.Budget(0.6), vro.Recipe(batch_size=16)
+    search = _search(dense, data, limit, tmp_path, training=recipe)
+    _quiet(search, search.create_study("s", storage=url), 1)
+    places = vro.Places(checkpoints=tmp_path / "models")
+    again = vro.load_search("s", url, places, vro.RunOptions(progress=False, device="cpu"))
+    assert isinstance(again.trainer, vro.FeatureTrainer)
+    study = again.create_study("s", storage=url)
+    _quiet(again, study, 2)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
 
 
 def test_study_of_another_encoder_or_with_labels_is_refused(

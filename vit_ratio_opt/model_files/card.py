@@ -25,17 +25,12 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
             :func:`vit_ratio_opt.runs.final.finish` returns it.
         file: Name of the model's file.
     """
-    dense, recipe, metric = manifest["dense"], manifest["recipe"], metric_of(manifest)
+    dense, metric = manifest["dense"], metric_of(manifest)
     loss = metric.loss(dense["test_accuracy"], manifest["test_accuracy"])
     number, measured = metric.number, f"{metric.name} {metric.unit}".rstrip()
-    training = "It was not trained after pruning."
-    if recipe["epochs"]:
-        training = (
-            f"After pruning it was trained for {recipe['epochs']} epoch(s) on "
-            f"{manifest['dataset']} with AdamW at a peak learning rate of {recipe['lr']:g}, "
-            f"{recipe['distillation']:.0%} of the loss being distillation from the dense model."
-        )
-    origin = _origin(manifest)
+    subject, origin, training = _subject(manifest), _origin(manifest), _training(manifest)
+    outputs = manifest.get("outputs", "logits")
+    kind = "image-classification" if outputs == "logits" else "image-feature-extraction"
     validation = "Validation images were held out of the training images."
     if manifest["images"].get("validation") == "test":
         validation = (
@@ -45,7 +40,7 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
     mean, std = (", ".join(f"{value:g}" for value in manifest[key]) for key in ("mean", "std"))
     return f"""---
 library_name: vit_ratio_opt
-pipeline_tag: image-classification
+pipeline_tag: {kind}
 tags:
 - vision-transformer
 - pruning
@@ -54,9 +49,7 @@ tags:
 
 # {file}
 
-A `{manifest["model"]}` for the {len(manifest["classes"])} classes of {manifest["dataset"]} with \
-{manifest["mhsa_ratio"]:.1%} of its attention and {manifest["ffn_ratio"]:.1%} of its feed-forward \
-modules pruned. {origin} {training}
+{subject} {origin} {training}
 
 | | FLOPs | parameters | validation {measured} | test {measured} |
 | --- | --- | --- | --- | --- |
@@ -66,16 +59,66 @@ modules pruned. {origin} {training}
 ({manifest["params"] / dense["params"]:.1%}) | {number(manifest["val_accuracy"])} \
 | {number(manifest["test_accuracy"])} ({metric.change(loss)}) |
 
-1 FLOP is 1 multiply-add. {validation} The {manifest["test_images"]:,} test images were read once.
+1 FLOP is 1 multiply-add. {validation} The {manifest["test_images"]:,} test images were read once.\
+{_probes(manifest)}
 
 ```python
 import vit_ratio_opt as vro
 
 model, manifest = vro.load_pruned("{file}")  # a timm model in evaluation mode
-logits = model(images)  # (batch, channels, height, width), mean {mean}, std {std}
-classes = manifest["classes"]
+{outputs} = model(images)  # (batch, channels, height, width), mean {mean}, std {std}\
+{_classes(manifest)}
 ```
 """
+
+
+def _subject(manifest: Mapping[str, Any]) -> str:
+    """Return which model was pruned by how much, in a sentence."""
+    mhsa, ffn, data = manifest["mhsa_ratio"], manifest["ffn_ratio"], manifest["dataset"]
+    pruned = f"with {mhsa:.1%} of its attention and {ffn:.1%} of its feed-forward modules pruned"
+    if "outputs" in manifest:
+        return f"A `{manifest['model']}` {pruned}, by images of {data} without labels."
+    return (
+        f"A `{manifest['model']}` for the {len(manifest['classes'])} classes of {data} {pruned}."
+    )
+
+
+def _training(manifest: Mapping[str, Any]) -> str:
+    """Return how the model was trained after pruning, in a sentence."""
+    recipe = manifest["recipe"]
+    if not recipe["epochs"]:
+        return "It was not trained after pruning."
+    training = (
+        f"After pruning it was trained for {recipe['epochs']} epoch(s) on {manifest['dataset']} "
+        f"with AdamW at a peak learning rate of {recipe['lr']:g}, "
+    )
+    if "outputs" in manifest:
+        return f"{training}to give the {manifest['outputs']} of the dense model."
+    share = f"{recipe['distillation']:.0%}"
+    return f"{training}{share} of the loss being distillation from the dense model."
+
+
+def _probes(manifest: Mapping[str, Any]) -> str:
+    """Return a table of what probes of the features measured; empty without them."""
+    if "probes" not in manifest:
+        return ""
+    found = manifest["probes"]
+    rows = [
+        f"| {name} | {found['dense'][key]:.2f} | {found['pruned'][key]:.2f} "
+        f"({found['pruned'][key] - found['dense'][key]:+.2f} ± {found['errors'][key]:.2f}) |"
+        for key, name in (("knn", "20 nearest neighbours"), ("linear", "linear probe"))
+    ]
+    return (
+        f" Their labels, and those of {found['bank']:,} training images, were used for this "
+        "table alone:\n\n| accuracy of the features % | dense | pruned |\n| --- | --- | --- |\n"
+        + "\n".join(rows)
+    )
+
+
+def _classes(manifest: Mapping[str, Any]) -> str:
+    """Return the line of code that names the classes; empty where none are known."""
+    is_known = manifest["classes"] and "outputs" not in manifest
+    return '\nclasses = manifest["classes"]' if is_known else ""
 
 
 def _origin(manifest: Mapping[str, Any]) -> str:

@@ -62,6 +62,14 @@ _ENTRIES: dict[str, dict[str, Any]] = {
         "dense": tuple[int, ...],
         "pruned": tuple[int, ...],
     },
+    "probes": {
+        "trial": int,
+        "images": int,
+        "bank": int,
+        "dense": dict[str, float],
+        "pruned": dict[str, float],
+        "errors": dict[str, float],
+    },
     "tested": {
         "trial": int | None,
         "accuracy": float | None,

@@ -85,6 +85,8 @@ class StudyRecord:
         tested: Results on the test split.
         per_class: Numbers of images of each class, and how many of them the dense model and the
             model of the answer's trial classify correctly, on the validation split.
+        probes: Accuracies of probes of the features of the dense model and of the answer's
+            trial's, on the test split.
         config: Options of the command line as TOML.
         dense_full_test_accuracy: Accuracy of the dense model on both halves of the test split,
             where validation took one half of it.
@@ -106,6 +108,7 @@ class StudyRecord:
     path: tuple[Any, ...] = ()
     tested: dict[str, Any] = field(default_factory=dict)
     per_class: dict[str, Any] = field(default_factory=dict)
+    probes: dict[str, Any] = field(default_factory=dict)
     config: str | None = None
     dense_full_test_accuracy: float | None = None
 
@@ -170,6 +173,13 @@ class StudyRecord:
     def dataset(self) -> str | None:
         """Return the name of the data set."""
         return None if self.optional_settings is None else self.optional_settings.dataset
+
+    @property
+    def compares_with_dense(self) -> bool:
+        """Return whether the metric compares a model's outputs with the dense model's."""
+        settings = self.optional_settings
+        recipe = {} if settings is None else settings.recipe or {}
+        return recipe.get("metric") in ("cosine", "agreement", "kl")
 
     @property
     def pruned(self) -> str:
@@ -310,7 +320,7 @@ def _record(
         metric = metric_from_json(attributes["metric"])
     names = (
         *("versions", "device", "origin", "latency", "plan", "saved", "tested", "per_class"),
-        "config",
+        *("probes", "config"),
     )
     return StudyRecord(
         name=name,

@@ -11,6 +11,7 @@ from vit_ratio_opt.records.answer import Answer, answer_of
 from vit_ratio_opt.records.candidates import Candidate
 from vit_ratio_opt.records.loading import baseline_of
 from vit_ratio_opt.records.per_class import fallen_sentence
+from vit_ratio_opt.records.probes import probe_sentence
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import StudyRecord, record_of
 from vit_ratio_opt.records.trials import finished_trials, tested_accuracy
@@ -56,6 +57,7 @@ def summary(study: Study, studies: Sequence[Study] = ()) -> list[str]:
         *_comparison(study, answer, studies),
         *_measurements(study, answer),
         *_classes(study, answer),
+        *_probes(study, answer),
         *why,
     ]
 
@@ -70,14 +72,20 @@ def _aim(study: Study) -> str:
         f"{where}, with {record.limit_text}"
     )
     dense, has = record.dense, []
-    if dense.val_accuracy is not None:
+    if dense.val_accuracy is not None and not record.compares_with_dense:
         has.append(f"has {record.metric.text(dense.val_accuracy)} on validation images")
     if dense.macs is not None:
         has.append(f"needs {dense.macs:,} FLOPs an image (1 FLOP is 1 multiply-add)")
     if not has:
         return f"{aim}."
     takes = "" if record.latency is None else f", and takes {_conditions(record.latency)}"
-    return f"{aim}; the dense model {' and '.join(has)}{takes}."
+    labels = ""
+    if record.compares_with_dense:
+        labels = (
+            f" The {record.metric.name} compares a model's outputs with the dense model's; no "
+            "labels are used."
+        )
+    return f"{aim}; the dense model {' and '.join(has)}{takes}.{labels}"
 
 
 def _parts(study: Study) -> list[str]:
@@ -277,6 +285,12 @@ def _classes(study: Study, answer: Answer) -> list[str]:
     """Return which classes fell, in a sentence."""
     fallen = None if answer.found is None else fallen_sentence(study, answer.found.trial)
     return [] if fallen is None else [fallen]
+
+
+def _probes(study: Study, answer: Answer) -> list[str]:
+    """Return what probes of the features measured, in a sentence."""
+    found = None if answer.found is None else probe_sentence(study, answer.found.trial)
+    return [] if found is None else [found]
 
 
 def _conditions(latency: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.signals import SearchStopped, stop_on_signals
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrainingStopped, TrialContext
+from vit_ratio_opt.training.features import FeatureTrainer
 from vit_ratio_opt.training.trainer import ImageTrainer
 from vit_ratio_opt.utils.files import write_text
 
@@ -47,7 +48,8 @@ def finish(
 
     Returns:
         The manifest of ``objective.describe``, with ``test_accuracy``, also of ``dense``,
-        ``test_images``, ``recipe``, ``training_seed`` and ``lineage``.
+        ``test_images``, ``recipe``, ``training_seed`` and ``lineage``; and ``probes`` of an
+        encoder whose images have labels.
 
     Raises:
         InputError: A file cannot be written, or the state is of another training.
@@ -77,6 +79,8 @@ def finish(
         "training_seed": seed,
         "lineage": dict(lineage or {}),
     }
+    if isinstance(trainer, FeatureTrainer) and trainer.has_probes:
+        manifest["probes"] = trainer.probe(trainer.dense).change_to(trainer.probe(model))
     save_pruned(model, path, manifest)
     write_text(model_card(manifest, path.name), card_path(path))
     if trainer.recipe.epochs:

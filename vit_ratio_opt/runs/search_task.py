@@ -10,6 +10,7 @@ from typing import Any, cast
 from optuna.study import Study
 
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.classifier import gives_classes
 from vit_ratio_opt.models.create import source_of
 from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.records.labels import CostRecord
@@ -96,6 +97,8 @@ class SearchTask(SearchParts):
         }  # fmt: skip
         if self.trainer.metric != ACCURACY:
             described["metric"] = self.trainer.metric.to_json()
+        if self.data is not None and self.data.task == "features":
+            described["outputs"] = "logits" if gives_classes(self.dense) else "features"
         if self.data is not None:
             described |= {
                 "classes": self.data.classes,

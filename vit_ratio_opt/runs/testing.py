@@ -1,6 +1,7 @@
 """Read the test split once: for the answer of a study, the dense model and the fixed ratio.
 
-The validation accuracies of all classes are counted as well, while the models are at hand.
+The validation accuracies of all classes are counted as well, while the models are at hand, and the
+features of encoders are probed where the images have labels.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from vit_ratio_opt.records.study import write_study
 from vit_ratio_opt.records.trials import tested_accuracy
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.space.costs import Latency
+from vit_ratio_opt.training.features import FeatureTrainer
 from vit_ratio_opt.training.trainer import ImageTrainer
 
 __all__ = ["test_answer"]
@@ -61,6 +63,7 @@ def test_answer(study: Study, answer: Answer, objective: PruningObjective) -> fl
         write_study(study, tested=tested)
     if answer.found is not None:
         _compare_classes(study, objective, answer.found.trial)
+        _compare_probes(study, objective, answer.found.trial)
     return float(tested.get("accuracy", dense))
 
 
@@ -84,6 +87,20 @@ def _compare_classes(study: Study, objective: PruningObjective, trial: FrozenTri
     sentence = fallen_sentence(study, trial)
     if sentence is not None:
         _logger.warning(sentence)
+
+
+def _compare_probes(study: Study, objective: PruningObjective, trial: FrozenTrial) -> None:
+    """Record what probes know of the labels by the features of both models."""
+    trainer = objective.trainer
+    is_known = study.user_attrs.get("probes", {}).get("trial") == trial.number
+    if is_known or not isinstance(trainer, FeatureTrainer) or not trainer.has_probes:
+        return
+    try:
+        model = objective.journal.model_of(trial, study, objective.pruner.dense)
+    except InputError:
+        return  # tested earlier, and the file is gone
+    change = trainer.probe(trainer.dense).change_to(trainer.probe(model))
+    write_study(study, probes={"trial": trial.number, **change})
 
 
 def _test(objective: PruningObjective, model: Any) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.splits import Split
@@ -15,6 +16,7 @@ from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.matching import Reference
 from vit_ratio_opt.training.metrics import MEASURES
+from vit_ratio_opt.training.probes import Probe, probe
 from vit_ratio_opt.training.progress import SearchProgress
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.trainer import ImageTrainer
@@ -86,6 +88,15 @@ class FeatureTrainer(ImageTrainer):
         if known is None or known.precision != self.precision:
             self._known = known = Reference(self.dense, self.data, self.precision)
         return known
+
+    @property
+    def has_probes(self) -> bool:
+        """Return whether features can be probed: the images have labels that nothing else uses."""
+        return self.data.has_labels and not self.reference.is_classifier
+
+    def probe(self, model: nn.Module) -> Probe:
+        """Move ``model`` to the device and probe its features on the test split."""
+        return probe(model.to(self.device), self.data, precision=self.precision)
 
     def with_recipe(self, recipe: Recipe) -> FeatureTrainer:
         """Return a trainer of the same model, data, device and precision with another recipe."""
