@@ -7,12 +7,14 @@ from itertools import product
 
 import optuna
 import pytest
+import torch
 from PIL import Image
 
 from vit_ratio_opt.cli.pruning_options import PruningOptions, chosen_pruning
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.options import Structural
+from vit_ratio_opt.restore import load_search
 from vit_ratio_opt.runs import search_task
 
 
@@ -245,3 +247,20 @@ def test_bounds_of_parts_are_those_of_the_python_interface():
     options = PruningOptions(skip="blocks.0", bounds="blocks.3.mlp=0:0.5, blocks.4 = .1 : .6")
     bounds = {"blocks.3.mlp": (0.0, 0.5), "blocks.4": (0.1, 0.6)}
     assert chosen_pruning(options) == Structural(skip=("blocks.0",), bounds=bounds)
+
+
+def test_a_search_normalises_images_as_it_is_told(files, tmp_path, command, monkeypatch):
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    ended = command(
+        "search", "--data", files / "photos", "--checkpoint", files / "dense.safetensors",
+        "--mean", "0.5,0.4, 0.3", "--std", "0.2,0.25,0.3", "--fixed-ratio", "--n-trials", 1,
+        "--study-name", "told", "--folder", tmp_path,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    data = load_search("told", storage).data
+    assert (data.mean, data.std) == ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    black = data.normalise(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert black[0, :, 0, 0].tolist() == pytest.approx([-2.5, -1.6, -1.0])
+    settings = optuna.load_study(study_name="told", storage=storage).user_attrs["settings"]
+    assert (settings["mean"], settings["std"]) == ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3])

@@ -495,6 +495,8 @@ def test_an_item_that_is_no_image_is_refused_with_its_index(item, sentence):
 def test_items_without_labels_are_refused_with_the_task_that_takes_them(item):
     with pytest.raises(InputError, match=HINT):
         load([item] * 4, [item] * 4, options=USUAL, classes=["a", "b"])
+    with pytest.raises(InputError, match=r"as `classes`\. " + HINT):
+        load([item] * 4, [item] * 4, options=USUAL)
 
 
 def test_without_a_test_split_other_tasks_are_refused():

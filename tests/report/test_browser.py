@@ -6,10 +6,12 @@ photographs of the documentation in that folder.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
 import urllib.request
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +23,16 @@ from processes import run_alone, run_command_line
 from support import make_search
 from typer.testing import CliRunner
 
+from vit_ratio_opt import (
+    Budget,
+    CalibrationOptions,
+    Measure,
+    Metric,
+    RunOptions,
+    Search,
+    SearchOptions,
+    Tolerance,
+)
 from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.model_files.load import load_dense
@@ -29,9 +41,12 @@ from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.records.answer import answer_of, answer_trial
 from vit_ratio_opt.report.explainer import Explainer
 from vit_ratio_opt.report.html import html_page
+from vit_ratio_opt.runs.final import finish
 from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.finetune import finetune
+from vit_ratio_opt.training.metrics import MEASURES
 from vit_ratio_opt.training.recipe import Recipe
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -222,6 +237,108 @@ def test_on_a_phone_only_tables_are_wider_than_the_screen(make_study, open_page,
     page = open_page(path.as_uri(), width=360)
     page.wait_for_function("document.querySelectorAll('.figure.drawn').length == 3")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.fixture(scope="module")
+def other_tasks(untrained_url, tmp_path_factory):
+    """Files of a study of several labels and of one of a regression in millimetres, by name."""
+    folder, digits, files = tmp_path_factory.mktemp("tasks"), load_digits(), {}
+
+    def relabelled(task, classes, labels_of):
+        splits = {
+            name: replace(split, labels=labels_of(split.labels).float())
+            for name, split in (
+                ("train", digits.train),
+                ("val", digits.val),
+                ("test", digits.test),
+            )
+        }
+        return replace(digits, **splits, task=task, classes=classes, source={}, name=task)
+
+    millimetres = Measure(
+        Metric("mean absolute error", "mm", larger_is_better=False),
+        per_image=MEASURES["mae"].per_image,
+    )
+    several = relabelled(
+        "multi-label",
+        ("even", "large"),
+        lambda labels: torch.stack([labels % 2 == 0, labels > 4], dim=1),
+    )
+    number = relabelled("regression", ("height",), lambda labels: labels[:, None])
+    for data, limit, metric in ((several, Budget(0.6), None), (number, Tolerance(2), millimetres)):
+        torch.manual_seed(0)
+        dense = create_model(
+            "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=1,
+            num_heads=4, mlp_ratio=2.0, num_classes=len(data.classes),
+        )  # fmt: skip
+        search = Search(
+            dense,
+            data,
+            limit,
+            training=Recipe(epochs=0, metric=metric),
+            options=SearchOptions(screen=False, calibration=CalibrationOptions(images=32)),
+            run=RunOptions(progress=False),
+        )
+        study = search.create_study(data.task, storage=open_storage(untrained_url))
+        search.run(study, 2, say=lambda line: None)
+        best = study.trials[0]
+        pair = RatioPair(*(best.params[name] for name in RatioPair._fields))
+        path = folder / f"{data.task}.safetensors"
+        lineage = {"study": data.task, "trial": best.number, "search_accuracy": 1.0}
+        finish(
+            search.objective, pair, search.pruner.prune(pair), path, trainer=search.trainer,
+            lineage=lineage,
+        )  # fmt: skip
+        command = ["export", str(path), "--to", "torchscript"]
+        result = CliRunner().invoke(cli.app, command)
+        assert result.exit_code == 0, result.output
+        files[data.task] = path
+    return files
+
+
+@needs_chromium
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
+@pytest.mark.parametrize(
+    ("task", "name", "unit", "limit"),
+    [
+        ("multi-label", "mean average precision", "%", "at most 60 % of the FLOPs"),
+        (
+            "regression",
+            "mean absolute error",
+            "mm",
+            "mean absolute error at most 2 mm higher than the dense model's",
+        ),
+    ],
+)
+def test_studies_of_other_tasks_show_their_metric(
+    untrained_url, other_tasks, serve, open_page, tmp_path, task, name, unit, limit
+):
+    study = optuna.load_study(study_name=task, storage=untrained_url)
+    metric = Metric(name, unit, larger_is_better=unit == "%")
+    dense = metric.text(study.user_attrs["dense"]["val_accuracy"])
+
+    page = open_page(f"{serve(untrained_url)}/studies/{study._study_id}/note")
+    page.wait_for_selector("text=Progress", timeout=90_000)
+    report = tmp_path / "report.html"
+    report.write_text(html_page([study]))
+    texts = [page.inner_text("body")]
+    page = open_page(report.as_uri(), offline=True, width=1300)
+    page.wait_for_function("document.querySelectorAll('.figure.drawn').length == 3")
+    too_wide = "[...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth)"
+    assert page.evaluate(f"{too_wide}.length") == 0
+    texts.append(page.inner_text("body"))
+    for text in texts:
+        assert f"with {limit}; the dense model has {dense} on validation images" in text
+        assert f"{name} {unit}" in text  # the heading of a column
+        assert "accuracy" not in text
+    card = other_tasks[task].with_suffix(".md").read_text()
+    assert f"| validation {name} {unit} | test {name} {unit} |" in card
+    assert limit in card or unit == "%"
+    assert "accuracy" not in card
+
+    extra = {"metric": "", "task": ""}
+    torch.jit.load(other_tasks[task].with_suffix(".torchscript"), _extra_files=extra)
+    assert (json.loads(extra["metric"]), extra["task"].decode()) == (metric.to_json(), task)
 
 
 def assert_harmless(page):

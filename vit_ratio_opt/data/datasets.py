@@ -12,7 +12,7 @@ from vit_ratio_opt.data.assembly import assemble
 from vit_ratio_opt.data.folders import SPLIT_NAMES
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.items import ItemFormat, find_label_format
-from vit_ratio_opt.data.options import LoadOptions
+from vit_ratio_opt.data.options import NO_LABELS_HINT, LoadOptions
 from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.data.splits import Validation
 from vit_ratio_opt.errors import InputError
@@ -102,9 +102,10 @@ def _format(
     known, are_positions = find_label_format(splits, options.label_keys, options.task)
     if classes is None:
         if known is None and (options.task != "features" or options.label_keys):
+            hint = NO_LABELS_HINT if options.task == "single-label" else ""
             raise InputError(
                 f"{name}: the data sets know no names of classes: give them, in the order of the "
-                "labels, as `classes`."
+                f"labels, as `classes`.{hint}"
             )
         classes = known if known is not None else ()
     return ItemFormat(classes, options.task, options.image_key, options.label_keys, are_positions)

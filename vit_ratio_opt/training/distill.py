@@ -70,28 +70,55 @@ def distill(
         ...     my_loop(model)
     """
     _check_options(weight, temperature, task)
+    if teacher is None:
+        return model.register_forward_hook(_change_nothing)
+
+    def soften(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        _check_outputs(outputs, targets, task)
+        return weight * _gradient(outputs, targets, temperature, task, target_scale)
+
+    hook = _teach(teacher, soften, 1 - weight, loss_scale)
+    return model.register_forward_hook(hook, with_kwargs=True)
+
+
+def _change_nothing(module: nn.Module, args: Any, output: Any) -> None:
+    """Leave a model without a teacher as it is."""
+
+
+def _teach(
+    teacher: nn.Module,
+    soften: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    rest: float,
+    loss_scale: float | Callable[[], float] | None,
+) -> Callable[..., None]:
+    """Return a forward hook that mixes the gradient of the outputs with that of the soft loss.
+
+    Args:
+        teacher: The dense model.
+        soften: Function of the outputs of model and teacher that returns the weighted gradient.
+        rest: Weight of the loop's own gradient.
+        loss_scale: See :func:`distill`.
+    """
     batches = itertools.count()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def run_teacher(module: nn.Module, args: Any, options: Any, logits: torch.Tensor) -> None:
         # A function, not an object: a copy of the model, such as an average, copies no teacher.
-        if teacher is None or not logits.requires_grad:
+        if not logits.requires_grad:
             return
         with torch.no_grad(), evaluating(teacher):
-            targets = teacher(*args, **options)
-            _check_outputs(logits, targets, task)
-            soft = weight * _gradient(logits.detach(), targets, temperature, task, target_scale)
+            soft = soften(logits.detach(), teacher(*args, **options))
 
         def mix(gradient: torch.Tensor) -> torch.Tensor:
             if loss_scale is None:
                 _check_scale(gradient, module, is_first=next(batches) == 0)
             scale = loss_scale() if callable(loss_scale) else loss_scale
             added = soft if scale is None else scale * soft
-            return (1 - weight) * gradient + added.to(gradient.dtype)
+            return rest * gradient + added.to(gradient.dtype)
 
         logits.register_hook(mix)  # type: ignore[no-untyped-call]
 
-    return model.register_forward_hook(run_teacher, with_kwargs=True)
+    return run_teacher  # type: ignore[no-any-return]
 
 
 def _check_options(weight: float, temperature: float, task: Task) -> None:
