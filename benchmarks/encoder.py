@@ -59,12 +59,13 @@ from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.options import CalibrationOptions
 from vit_ratio_opt.pruning.pruner import ModelPruner
+from vit_ratio_opt.training.matching import MatchingLoss, Reference
+from vit_ratio_opt.training.probes import neighbour_votes
 from vit_ratio_opt.utils.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "encoder.json"
 METHODS = ("ours", "snapvit", "snapvit-gradients", "corp")
 POINTS = ((0.15, 0.0), (0.25, 0.1), (0.35, 0.2), (0.45, 0.3))  # of neurons and of heads
-NEIGHBOURS, TEMPERATURE = 20, 0.07
 BATCH, LR = 64, 1e-4
 KEYS = ("steps", "seed", "mlp", "heads", "method")
 
@@ -73,7 +74,7 @@ def main(
     checkpoint: DenseOption = None,
     data: DataOption = None,
     bank_images: Annotated[
-        int, typer.Option(min=NEIGHBOURS, help="Training images to find neighbours in.")
+        int, typer.Option(min=1, help="Training images to find neighbours in.")
     ] = 5000,
     test_images: Annotated[int, typer.Option(min=1)] = 5000,
     calibration_images: Annotated[int, typer.Option(min=1)] = 512,
@@ -144,6 +145,7 @@ class Encoder:
         self.dense.reset_classifier(0)
         self.shape = shape_of(self.dense)
         self.images = load_images(data, preprocess=preprocess_of(self.dense))
+        self.reference = Reference(self.dense, self.images)
         self.bank, self.bank_labels = _drawn(self.images, self.images.train, bank_images, 0)
         self.test, self.labels = _drawn(self.images, self.images.test, test_images, 0)
         self.calibration_images = calibration
@@ -153,7 +155,7 @@ class Encoder:
     def measure(self, model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         """Return which test images' neighbours vote for their class, and their features."""
         features = _features(model, self.test)
-        voted = _neighbours(features, _features(model, self.bank), self.bank_labels)
+        voted = neighbour_votes(features, _features(model, self.bank), self.bank_labels)
         return voted == self.labels, features
 
     def row(
@@ -168,7 +170,7 @@ class Encoder:
         cut = time.perf_counter()
         if steps:
             given = _drawn(self.images, self.images.train, steps * BATCH, seed + 1000)[0]
-            _match(model, self.dense, given)
+            _match(model, self.reference, given)
         trained = time.perf_counter()
         correct, features = self.measure(model)
         return {
@@ -227,40 +229,17 @@ def _features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return F.normalize(torch.cat(parts), dim=1)
 
 
-def _neighbours(features: torch.Tensor, bank: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the class that the nearest neighbours of each image vote for."""
-    near, places = (features @ bank.mT).topk(NEIGHBOURS, dim=1)
-    votes = torch.zeros(len(features), int(labels.max()) + 1)
-    votes.scatter_add_(1, labels[places], (near / TEMPERATURE).exp())
-    return votes.argmax(dim=1)
-
-
-def _match(model: Any, dense: Any, images: torch.Tensor) -> None:
+def _match(model: Any, reference: Reference, images: torch.Tensor) -> None:
     """Train a pruned encoder to give the dense one's tokens and output, in place, one epoch."""
-
-    def outputs(encoder: Any, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens = encoder.forward_features(batch)
-        return tokens, encoder.forward_head(tokens)
-
     steps = torch.split(images, BATCH)
-    with torch.no_grad():
-        scales = [
-            (part.flatten(0, -2).mean(dim=0), part.flatten(0, -2).std(dim=0))
-            for part in outputs(dense, images[: 4 * BATCH])
-        ]
+    matching = MatchingLoss(model, reference)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LR, total_steps=len(steps), pct_start=0.1
     )
     model.train()
     for batch in steps:
-        with torch.no_grad():
-            wanted = outputs(dense, batch)
-        loss = torch.zeros(())
-        for got, aim, (middle, spread) in zip(outputs(model, batch), wanted, scales, strict=True):
-            seen, target = (got - middle) / spread, (aim - middle) / spread
-            loss = loss + 1 - F.cosine_similarity(seen, target, dim=-1).mean()
-            loss = loss + F.smooth_l1_loss(seen, target)
+        loss, _ = matching.of_batch(model, batch, torch.empty(0), reference.model)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

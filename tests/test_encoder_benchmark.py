@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from vit_ratio_opt.data.image_data import ImageData
+from vit_ratio_opt.data.splits import split_in_memory
 from vit_ratio_opt.models.shape import shape_of
+from vit_ratio_opt.training.matching import Reference
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -99,12 +102,6 @@ def test_gradients_of_images_are_squared_before_they_are_averaged(peers, trunk, 
     assert (scores[0] > 0).all()
 
 
-def test_near_neighbours_weigh_more_than_many_far_ones(encoder):
-    bank = torch.eye(30)
-    labels = torch.tensor([1] + [0] * 29)
-    assert encoder._neighbours(bank[:1], bank, labels).tolist() == [1]
-
-
 def test_packed_answers_come_back(encoder):
     correct = torch.tensor([False, True, True, False, True])
     assert encoder._unpacked(encoder._packed(correct), 5).bool().tolist() == correct.tolist()
@@ -115,5 +112,8 @@ def test_matching_brings_a_pruned_encoder_nearer(encoder, peers, trunk, images):
     smaller = peers.corp(trunk, statistics, 4, shape_of(trunk).neurons // 2)
     wanted = outputs(trunk, images)
     before = (outputs(smaller, images) - wanted).square().mean()
-    encoder._match(smaller, trunk, images.repeat(40, 1, 1, 1))
+    noise = torch.randint(256, (64, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    split = split_in_memory(noise.to(torch.uint8), torch.full((64,), -1))
+    data = ImageData("noise", split, split, split, (), (0.5,) * 3, (0.25,) * 3, task="features")
+    encoder._match(smaller, Reference(trunk, data), images.repeat(40, 1, 1, 1))
     assert (outputs(smaller.eval(), images) - wanted).square().mean() < before

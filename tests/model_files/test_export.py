@@ -246,7 +246,7 @@ def test_the_command_measures_float_and_int8_on_the_studys_test_images(digits_fi
     smaller = digits_file.with_name("trial-0001.int8.onnx")
     lines = out.splitlines()
     assert lines[0].startswith(f"written to {output}: 0.")
-    assert "FLOPs (0.5123 of the dense model's), logits within " in lines[0]
+    assert "FLOPs (0.5123 of the dense model's), outputs within " in lines[0]
     assert lines[1].startswith(f"written to {smaller}: 0.0")
     data = load_digits(seed=3)
     model, _ = load_pruned(digits_file)

@@ -53,10 +53,9 @@ def test_tokens_are_averaged(digits: ImageData) -> None:
     assert vro.probe(_Pixels(tokens=True), few, bank_images=200).knn > 80
 
 
-def test_nearer_neighbours_weigh_more() -> None:
-    bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    votes = neighbour_votes(torch.tensor([[3.0, 0.1]]), bank, torch.tensor([0, 1, 1]))
-    assert votes.tolist() == [0]
+def test_near_neighbours_weigh_more_than_many_far_ones() -> None:
+    bank, labels = torch.eye(30), torch.tensor([1] + [0] * 29)
+    assert neighbour_votes(bank[:1], bank, labels).tolist() == [1]
 
 
 def test_images_without_one_class_each_are_refused(digits: ImageData) -> None:

@@ -69,7 +69,7 @@ def export(options: ExportOptions) -> None:
     of_dense = f" ({share:.4f} of the dense model's)" if isinstance(share, float) else ""
     print(
         f"written to {output}: {_megabytes(output)}, {shape_of(loaded).macs:,} FLOPs{of_dense}, "
-        f"logits within {difference:.1e} of the model's"
+        f"outputs within {difference:.1e} of the model's"
     )
     if options.int8:
         print(f"written to {quantize(output, smaller)}: {_megabytes(smaller)} in int8")
@@ -130,8 +130,10 @@ def _print_metric(paths: list[Path], images: Any, name: str | None) -> None:
     from vit_ratio_opt.training.metrics import MEASURES, measure_of
 
     if images.task == "features" or (name is not None and name not in MEASURES):
-        known = "the metric of features" if images.task == "features" else f"the metric {name!r}"
-        print(f"no metric is measured: {known} needs the program of the study")
+        needed = "the metric compares with the dense model"
+        if images.task != "features":
+            needed = f"the metric {name!r} needs the program of the study"
+        print(f"no metric is measured: {needed}")
         return
     measure, targets = measure_of(name, images), images.test.labels
     texts = [

@@ -114,7 +114,8 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
         option(
             Panel.TRAINING,
             "Metric on the validation images: accuracy, top5, balanced_accuracy, macro_f1, auroc, "
-            "map, r2, mae or loss. By default the usual one of the labels.",
+            "map, r2, mae or loss; without labels cosine, agreement or kl. By default the usual "
+            "one of the labels or outputs.",
             callback=check_text,
         ),
     ] = None
