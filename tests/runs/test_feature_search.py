@@ -206,6 +206,29 @@ def test_encoder_with_labels_is_refused_with_the_task_that_it_needs(
         _search(encoder, few_digits, vro.Budget(0.5), None)
 
 
+def test_scores_that_need_labels_are_refused(
+    dense: VisionTransformer, encoder: VisionTransformer, few_digits: ImageData
+) -> None:
+    data = replace(few_digits, task="features")
+    for model in (dense, encoder):
+        with pytest.raises(InputError, match="`unit='head'` scores heads by labels"):
+            _search(model, data, vro.Budget(0.6), None, pruning=vro.Structural(unit="head"))
+
+
+@pytest.mark.parametrize("pool", ["avg", ""])
+def test_other_outputs_of_an_encoder_are_compared_too(photos: ImageData, pool: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2,
+        num_heads=4, mlp_ratio=2.0, num_classes=0, global_pool=pool,
+    )  # fmt: skip
+    options = vro.SearchOptions(screen=False)
+    search = _search(model, photos, vro.Budget(0.6), None, pruning=vro.Both(), options=options)
+    study = search.create_study("s", storage=InMemoryStorage())
+    _quiet(search, study, 1)
+    assert 0 < study.trials[0].user_attrs["metric"] < search.dense_accuracy == 1
+
+
 def test_embeddings_of_a_projection_are_compared_by_their_cosine(
     dense: VisionTransformer, photos: ImageData
 ) -> None:

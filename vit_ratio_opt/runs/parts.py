@@ -73,6 +73,7 @@ class SearchParts:
         pruning = pruning or Structural()
         self.cost.check(strategy=pruning.name, iterative=self.options.iterative)
         _check_iterative(self.options, pruning, self.run_options)
+        _check_scores(pruning, self.data)
         dense = self._checked(dense)
         self.options = _with_task(self.options, self.data, dense, training)
         # A copy, so that nothing that the caller does later changes it.
@@ -222,6 +223,17 @@ def _with_task(
             f"{calibration.task!r}: leave out `task` of `CalibrationOptions`."
         )
     return replace(options, calibration=replace(calibration, task=calibration.task or task))
+
+
+def _check_scores(pruning: Pruning, data: ImageData | None) -> None:
+    """Refuse scores of heads and neurons that need labels where there are none to be used."""
+    if data is None or data.task != "features" or not isinstance(pruning, Structural):
+        return
+    if pruning.unit == "head" and pruning.criterion is None:
+        raise InputError(
+            "`unit='head'` scores heads by labels, but the task is 'features': use the default "
+            "unit, or `criterion=vro.magnitude_importance`."
+        )
 
 
 def _check_iterative(options: SearchOptions, pruning: Pruning, run: RunOptions) -> None:

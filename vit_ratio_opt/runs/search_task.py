@@ -267,7 +267,8 @@ class SearchTask(SearchParts):
         if standard_error is None:
             return UNKNOWN_NOISE * self._point
         error = standard_error(self.pruner.dense) or self._error_of_pruned(standard_error)
-        return seed_noise(max(error, _LEAST_ERROR * self._point))
+        has_scale = self.dense_accuracy != 0 or isinstance(self.limit, Tolerance)
+        return seed_noise(max(error, _LEAST_ERROR * self._point if has_scale else 0.0))
 
     def _error_of_pruned(self, standard_error: Callable[[ViT], float]) -> float:
         """Return the standard error of a pruned model near the limit, before any training.
