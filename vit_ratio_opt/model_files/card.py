@@ -30,7 +30,10 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
     number, measured = metric.number, f"{metric.name} {metric.unit}".rstrip()
     subject, origin, training = _subject(manifest), _origin(manifest), _training(manifest)
     outputs = manifest.get("outputs", "logits")
+    is_regression = _is_regression(manifest)
     kind = "image-classification" if outputs == "logits" else "image-feature-extraction"
+    tag = "" if is_regression else f"\npipeline_tag: {kind}"  # the hub has none for a regression
+    outputs = "outputs" if is_regression else outputs
     validation = "Validation images were held out of the training images."
     if manifest["images"].get("validation") == "test":
         validation = (
@@ -39,8 +42,7 @@ def model_card(manifest: Mapping[str, Any], file: str) -> str:
         )
     mean, std = (", ".join(f"{value:g}" for value in manifest[key]) for key in ("mean", "std"))
     return f"""---
-library_name: vit_ratio_opt
-pipeline_tag: {kind}
+library_name: vit_ratio_opt{tag}
 tags:
 - vision-transformer
 - pruning
@@ -78,9 +80,14 @@ def _subject(manifest: Mapping[str, Any]) -> str:
     pruned = f"with {mhsa:.1%} of its attention and {ffn:.1%} of its feed-forward modules pruned"
     if "outputs" in manifest:
         return f"A `{manifest['model']}` {pruned}, by images of {data} without labels."
-    return (
-        f"A `{manifest['model']}` for the {len(manifest['classes'])} classes of {data} {pruned}."
-    )
+    count = len(manifest["classes"])
+    kind = "target" if _is_regression(manifest) else "class"
+    kinds = kind if count == 1 else f"{kind}es" if kind == "class" else f"{kind}s"
+    return f"A `{manifest['model']}` for the {count} {kinds} of {data} {pruned}."
+
+
+def _is_regression(manifest: Mapping[str, Any]) -> bool:
+    return bool(manifest["images"].get("task") == "regression")
 
 
 def _training(manifest: Mapping[str, Any]) -> str:
@@ -118,7 +125,8 @@ def _probes(manifest: Mapping[str, Any]) -> str:
 def _classes(manifest: Mapping[str, Any]) -> str:
     """Return the line of code that names the classes; empty where none are known."""
     is_known = manifest["classes"] and "outputs" not in manifest
-    return '\nclasses = manifest["classes"]' if is_known else ""
+    word = "targets" if _is_regression(manifest) else "classes"
+    return f'\n{word} = manifest["classes"]' if is_known else ""
 
 
 def _origin(manifest: Mapping[str, Any]) -> str:
