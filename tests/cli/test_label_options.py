@@ -96,3 +96,29 @@ def test_options_of_labels_that_do_not_fit_are_one_sentence(photos, files, tmp_p
         "--task", "regression", "--folder", tmp_path / "run",
     )  # fmt: skip
     assert (ended.code, "one folder for each class gives each image one" in ended.err) == (2, True)
+
+
+def test_a_search_without_labels_ends_in_a_model_and_its_card(
+    photos, files, tmp_path, command, monkeypatch
+):
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    monkeypatch.setattr(search_task, "screen", lambda *arguments, **options: {})
+    ended = command(
+        "search", "--data", photos / "images", "--task", "features", "--checkpoint",
+        files / "dense.safetensors", "--budget", 0.8, "--n-trials", 1, "--fixed-ratio",
+        "--study-name", "unlabelled", "--folder", tmp_path,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert "agreement 100.00 -> " in ended.out
+    storage, output = f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "final.safetensors"
+    ended = command(
+        "final", "--study-name", "unlabelled", "--storage", storage, "--epochs", 1,
+        "--output", output,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    card = output.with_suffix(".md").read_text()
+    assert "to give the logits of the dense model" in card
+    assert "| validation agreement % |" in card
+    ended = command("export", output, "--data", photos / "images", "--to", "torch-export")
+    assert ended.code == 0, ended.err
+    assert "no metric is measured: the metric compares with the dense model" in ended.out
