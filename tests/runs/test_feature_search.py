@@ -206,6 +206,13 @@ def test_encoder_with_labels_is_refused_with_the_task_that_it_needs(
         _search(encoder, few_digits, vro.Budget(0.5), None)
 
 
+def test_tolerance_in_points_is_refused_for_a_cosine(
+    encoder: VisionTransformer, photos: ImageData
+) -> None:
+    with pytest.raises(InputError, match="must be below 1, but got 2"):
+        _search(encoder, photos, vro.Tolerance(2), None)
+
+
 def test_scores_that_need_labels_are_refused(
     dense: VisionTransformer, encoder: VisionTransformer, few_digits: ImageData
 ) -> None:

@@ -128,6 +128,16 @@ def test_own_measure_gets_the_dense_outputs(
     assert trainer.evaluate(damaged()) > 0
 
 
+def test_object_of_torchmetrics_gets_the_dense_outputs(
+    encoder: VisionTransformer, photos: ImageData, damaged: Callable[..., VisionTransformer]
+) -> None:
+    torchmetrics = pytest.importorskip("torchmetrics")
+    metric = torchmetrics.regression.CosineSimilarity(reduction="mean")
+    found = FeatureTrainer(encoder, photos, Recipe(metric=metric), device="cpu")
+    usual = FeatureTrainer(encoder, photos, device="cpu")
+    assert found.evaluate(damaged()) == pytest.approx(usual.evaluate(damaged()), abs=1e-5)
+
+
 @pytest.mark.parametrize("changes", [{}, {"augment": True}, {"ema": 0.5}])
 def test_training_brings_the_features_back(
     encoder: VisionTransformer,

@@ -215,7 +215,8 @@ def _with_task(
         return options
     calibration, task = options.calibration, data.task
     has_classes = task == "features" and gives_classes(dense)
-    if has_classes and getattr(training, "metric", None) != "cosine":
+    metric = training.metric if isinstance(training, Recipe) else None
+    if has_classes and not (isinstance(metric, str) and metric == "cosine"):
         task = "single-label"
     if calibration.task is not None and calibration.task != task and not has_classes:
         raise InputError(

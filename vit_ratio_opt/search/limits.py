@@ -15,7 +15,7 @@ from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair, Plan
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.curve import curve_and_baseline, fixed_ratio_pair, pair_columns
-from vit_ratio_opt.space.metric import ACCURACY, Metric
+from vit_ratio_opt.space.metric import ACCURACY, COSINE, Metric
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair
 
 __all__ = ["Budget", "Limit", "Tolerance", "direction_of", "plan_of"]
@@ -184,11 +184,17 @@ class Tolerance:
         """Refuse a tolerance that every model would keep.
 
         Raises:
-            InputError: The unit of the metric is ``"%"`` and 100 points may be lost.
+            InputError: The unit of the metric is ``"%"`` and 100 points may be lost, or all of a
+                cosine.
         """
         if metric.unit == "%" and self.points >= 100:
             raise InputError(
                 f"The tolerance must be above 0 and below 100 points, but got {self.points!r:.80}."
+            )
+        if metric == COSINE and self.points >= 1:
+            raise InputError(
+                f"A tolerance of the {metric.name} must be below 1, but got {self.points!r:.80}: "
+                "0.02, for example, allows a mean cosine of 0.98."
             )
 
     def to_json(self) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["ACCURACY", "Metric"]
+__all__ = ["ACCURACY", "COSINE", "Metric"]
 
 
 @dataclass(frozen=True)
@@ -154,3 +154,6 @@ class Metric:
 
 ACCURACY = Metric("accuracy", "%")
 """Top-1 accuracy in per cent."""
+
+COSINE = Metric("cosine similarity")
+"""Mean cosine of a model's outputs to those of the dense model, which has 1 itself."""

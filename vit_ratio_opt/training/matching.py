@@ -78,7 +78,7 @@ class Reference:
         self.model, self.data = model, data
         self.precision: Precision = precision or precision_of(model_device(model))
         self.is_classifier = type(model) in FAMILIES and gives_classes(model)
-        self._outputs: dict[int, torch.Tensor] = {}
+        self._outputs: list[tuple[Split, torch.Tensor]] = []
 
     def targets(self, split: Split) -> torch.Tensor:
         """Return the dense model's outputs for a split of the data, float32, on the CPU.
@@ -88,18 +88,19 @@ class Reference:
         Raises:
             InputError: They do not fit into memory.
         """
-        if id(split) not in self._outputs:
-            one = predict(self.model, self.data, split.subset(torch.arange(1)))
-            if one.numel() * len(split) > _MOST_OUTPUTS:
-                raise InputError(
-                    f"The model gives {one.numel():,} numbers for each of {len(split):,} images "
-                    f"of {self.data.name}, too many to keep: use `model.reset_classifier(0, "
-                    "'token')` or 'avg', or fewer images."
-                )
-            self._outputs[id(split)] = predict(
-                self.model, self.data, split, precision=self.precision
+        for known, outputs in self._outputs:
+            if known is split:
+                return outputs
+        one = predict(self.model, self.data, split.subset(torch.arange(1)))
+        if one.numel() * len(split) > _MOST_OUTPUTS:
+            raise InputError(
+                f"The model gives {one.numel():,} numbers for each of {len(split):,} images "
+                f"of {self.data.name}, too many to keep: use `model.reset_classifier(0, "
+                "'token')` or 'avg', or fewer images."
             )
-        return self._outputs[id(split)]
+        outputs = predict(self.model, self.data, split, precision=self.precision)
+        self._outputs.append((split, outputs))
+        return outputs
 
     def identity(self) -> dict[str, Any]:
         """Return JSON values that a resumed training must have as well."""
@@ -115,7 +116,7 @@ class Reference:
             model: The pruned model.
             recipe: Has the metric, and the temperature of probabilities.
         """
-        if self.is_classifier and recipe.metric != "cosine":
+        if self.is_classifier and not _is_named(recipe.metric, "cosine"):
             return TaskLoss(self.data, recipe, model_device(model))
         return MatchingLoss(model, self)
 
@@ -129,12 +130,12 @@ class Reference:
         check_recipe(recipe)
         usual = "agreement" if self.is_classifier else "cosine"
         given = usual if recipe.metric is None else recipe.metric
-        if given in ("agreement", "kl") and not self.is_classifier:
+        if _is_named(given, "agreement", "kl") and not self.is_classifier:
             raise InputError(
                 f"The metric {given!r} compares classes, but the model gives features: use "
                 "'cosine', or a function of your own."
             )
-        if given == "cosine" and _gives_one_value(self.model):
+        if _is_named(given, "cosine") and _gives_one_value(self.model):
             raise InputError(
                 "The model gives one value for each image, which has no direction: give `metric` "
                 "a function of your own."
@@ -199,6 +200,10 @@ class MatchingLoss:
         if self._token_scale is not None and are_alike and outputs.ndim == 2:
             loss = loss + self._token_scale.distance(own[0], wanted[0])
         return loss, outputs
+
+
+def _is_named(metric: Any, *names: str) -> bool:
+    return isinstance(metric, str) and metric in names  # torchmetrics has its own ==
 
 
 def _gives_one_value(model: nn.Module) -> bool:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.space.metric import ACCURACY, Metric
+from vit_ratio_opt.space.metric import ACCURACY, COSINE, Metric
 
 __all__ = ["MEASURES", "Measure", "as_measure", "measure_of", "standard_error"]
 
@@ -270,7 +270,7 @@ MEASURES = {
     "loss": _of_mean(
         Metric("loss", larger_is_better=False), _losses, "single-label", "multi-label"
     ),
-    "cosine": _of_mean(Metric("cosine similarity"), _cosines, "features"),
+    "cosine": _of_mean(COSINE, _cosines, "features"),
     "agreement": _of_mean(Metric("agreement", "%"), _same_class, "features"),
     "kl": _of_mean(
         Metric("KL divergence", "nats", larger_is_better=False), _divergences, "features"
