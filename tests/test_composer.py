@@ -246,6 +246,7 @@ CASES: dict[type, dict[str, Case]] = {
 }  # fmt: skip
 CHANGES_NO_RESULT = {
     (vro.CalibrationOptions, "cache"): "measurements are found by a hash of what they depend on",
+    (vro.CalibrationOptions, "task"): "the data set's, another one is refused: see test_tasks.py",
     (vro.SearchOptions, "screen"): "the study stores where it begins, and every worker reads it",
     (vro.Latency, "curves"): "measured once and stored by the study, which every worker adopts",
     (vro.RunOptions, "checkpoints"): "a folder for files",
