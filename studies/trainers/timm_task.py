@@ -38,7 +38,7 @@ class TaskTrainer:
     def train(self, model: nn.Module, context: vro.TrialContext) -> float:
         device, done = next(model.parameters()).device, 0
         options = {"device": device, "verbose": False}
-        task: Any = ClassificationTask(model, **options)
+        task: Any = ClassificationTask(model, nn.CrossEntropyLoss(), **options)
         if context.teacher is not None:
             task = LogitDistillationTask(
                 model, context.teacher, task_loss_weight=0.5, temperature=2.0, **options

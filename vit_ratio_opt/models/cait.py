@@ -82,7 +82,7 @@ def _class_attention_macs(model: Any, tokens: int) -> int:
 
 
 def _refusals(model: Any) -> Iterator[tuple[str, str]]:
-    if model.blocks_token_only is None:
+    if not model.blocks_token_only:  # None, or empty before timm 1.0.31
         yield (
             "blocks_token_only",
             "no blocks (timm's `features_only` removes them, so the encoder has no output of its "
