@@ -14,6 +14,7 @@ from vit_ratio_opt.training.trainer_checks import (
     layers_of,
     metric_value,
     warn_if_constant,
+    warn_if_reversed,
 )
 
 
@@ -105,3 +106,23 @@ def test_a_metric_that_never_changes_is_warned_about_once(caplog):
     optuna.logging.disable_propagation()
     (said,) = {record.message for record in caplog.records}
     assert said.startswith("The mIoU is 0.5 for the dense model and for each of 3")
+
+
+@pytest.mark.parametrize(
+    ("metric", "dense", "right", "wrong"),
+    [
+        (vro.Metric("accuracy", "%"), 77.0, [78.0, 60.0, 81.9], [83.0, 90.0, 82.1]),
+        (vro.Metric("error"), 0.0, [-0.1, 0.3, 0.2], [0.1, 0.3, 0.2]),
+        (vro.Metric("loss", larger_is_better=False), 0.5, [0.49, 0.7, 0.1], [0.4, 0.3, 0.2]),
+    ],
+)
+def test_a_metric_that_pruning_improves_is_warned_about_once(caplog, metric, dense, right, wrong):
+    optuna.logging.enable_propagation()
+    warn_if_reversed(metric, dense, right)
+    warn_if_reversed(metric, dense, [None, *wrong[1:]])
+    assert caplog.text == ""
+    for count in range(1, 5):
+        warn_if_reversed(metric, dense, [*wrong, *wrong][:count])
+    optuna.logging.disable_propagation()
+    (said,) = {record.message for record in caplog.records}
+    assert said.startswith(f"Each of 3 pruned models has a better {metric.name} before")

@@ -44,6 +44,7 @@ from vit_ratio_opt.training.trainer_checks import (
     layers_of,
     metric_value,
     warn_if_constant,
+    warn_if_reversed,
 )
 from vit_ratio_opt.utils.failures import is_storage_error, reason
 
@@ -194,6 +195,8 @@ class PruningObjective:
         write_trial(trial, metric=metric, accuracy=accuracy, accuracy_drop=loss)
         others = [attribute(other, "accuracy") for other in finished]
         warn_if_constant(metric, self.dense_accuracy, [*others, accuracy])
+        before = [attribute(other, "accuracy_pruned") for other in [*finished, trial]]
+        warn_if_reversed(metric, self.dense_accuracy, before)
         with clock("checkpoint"):
             manifest = dict(self.describe(suggestion.pair, model, accuracy))
             if space.cost.name != "macs":

@@ -15,10 +15,19 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.space.metric import Metric
 from vit_ratio_opt.training.context import Trainer, TrainingDiverged
 
-__all__ = ["check_layers", "check_trainer", "layers_of", "metric_value", "warn_if_constant"]
+__all__ = [
+    "check_layers",
+    "check_trainer",
+    "layers_of",
+    "metric_value",
+    "warn_if_constant",
+    "warn_if_reversed",
+]
 
 # Number of trained models whose metric equals that of the dense one only if something is wrong.
 _MOST_EQUAL = 3
+# Points by which no pruned model is better than the dense one before training.
+_CLEAR_POINTS = 5.0
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 
@@ -129,6 +138,27 @@ def warn_if_constant(metric: Metric, dense: float, values: Sequence[float | None
             f"The {metric.name} is {dense:g} for the dense model and for each of "
             f"{len(values)} pruned and trained ones. Check that the trainer measures the model "
             "that it is given."
+        )
+
+
+def warn_if_reversed(metric: Metric, dense: float, values: Sequence[float | None]) -> None:
+    """Warn if pruned models are clearly better than the dense one before any training.
+
+    The warning is logged once in a study, see :func:`warn_if_constant`.
+
+    Args:
+        metric: The metric.
+        dense: Its value of the dense model.
+        values: Its values of all models after pruning and before training; None where one is not
+            recorded.
+    """
+    clearly = _CLEAR_POINTS * metric.point(dense) if dense else 0.0  # a dense 0 has no unit
+    known = [-metric.loss(dense, value) for value in values if value is not None]
+    if len(values) == len(known) == _MOST_EQUAL and min(known) > clearly:
+        _logger.warning(
+            f"Each of {len(known)} pruned models has a better {metric.name} before any training "
+            f"than the dense model, which has {metric.number(dense)}. Check whether larger values "
+            "are better: `larger_is_better` of the metric says so."
         )
 
 
