@@ -241,12 +241,12 @@ def test_on_a_phone_only_tables_are_wider_than_the_screen(make_study, open_page,
 
 @pytest.fixture(scope="module")
 def other_tasks(untrained_url, tmp_path_factory):
-    """Files of a study of several labels and of one of a regression in millimetres, by name."""
+    """Files of studies of several labels, a regression in millimetres and no labels, by name."""
     folder, digits, files = tmp_path_factory.mktemp("tasks"), load_digits(), {}
 
     def relabelled(task, classes, labels_of):
         splits = {
-            name: replace(split, labels=labels_of(split.labels).float())
+            name: replace(split, labels=labels_of(split.labels))
             for name, split in (
                 ("train", digits.train),
                 ("val", digits.val),
@@ -262,10 +262,14 @@ def other_tasks(untrained_url, tmp_path_factory):
     several = relabelled(
         "multi-label",
         ("even", "large"),
-        lambda labels: torch.stack([labels % 2 == 0, labels > 4], dim=1),
+        lambda labels: torch.stack([labels % 2 == 0, labels > 4], dim=1).float(),
     )
-    number = relabelled("regression", ("height",), lambda labels: labels[:, None])
-    for data, limit, metric in ((several, Budget(0.6), None), (number, Tolerance(2), millimetres)):
+    number = relabelled("regression", ("height",), lambda labels: labels[:, None].float())
+    for data, limit, metric in (
+        (several, Budget(0.6), None),
+        (number, Tolerance(2), millimetres),
+        (relabelled("features", (), lambda labels: labels * 0 - 1), Tolerance(0.02), None),
+    ):
         torch.manual_seed(0)
         dense = create_model(
             "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=1,
@@ -308,14 +312,23 @@ def other_tasks(untrained_url, tmp_path_factory):
             "mm",
             "mean absolute error at most 2 mm higher than the dense model's",
         ),
+        (
+            "features",
+            "cosine similarity",
+            "",
+            "cosine similarity at most 0.02 lower than the dense model's",
+        ),
     ],
 )
 def test_studies_of_other_tasks_show_their_metric(
     untrained_url, other_tasks, serve, open_page, tmp_path, task, name, unit, limit
 ):
     study = optuna.load_study(study_name=task, storage=untrained_url)
-    metric = Metric(name, unit, larger_is_better=unit == "%")
-    dense = metric.text(study.user_attrs["dense"]["val_accuracy"])
+    metric = Metric(name, unit, larger_is_better=unit != "mm")
+    named = f"{name} {unit}".rstrip()
+    dense = f"has {metric.text(study.user_attrs['dense']['val_accuracy'])} on validation images"
+    if task == "features":  # compared with itself the dense model has 1
+        dense = "needs 44,608 FLOPs an image"
 
     page = open_page(f"{serve(untrained_url)}/studies/{study._study_id}/note")
     page.wait_for_selector("text=Progress", timeout=90_000)
@@ -328,11 +341,11 @@ def test_studies_of_other_tasks_show_their_metric(
     assert page.evaluate(f"{too_wide}.length") == 0
     texts.append(page.inner_text("body"))
     for text in texts:
-        assert f"with {limit}; the dense model has {dense} on validation images" in text
-        assert f"{name} {unit}" in text  # the heading of a column
+        assert f"with {limit}; the dense model {dense}" in text
+        assert named in text  # the heading of a column
         assert "accuracy" not in text
     card = other_tasks[task].with_suffix(".md").read_text()
-    assert f"| validation {name} {unit} | test {name} {unit} |" in card
+    assert f"| validation {named} | test {named} |" in card
     assert limit in card or unit == "%"
     assert "accuracy" not in card
 
