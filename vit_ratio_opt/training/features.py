@@ -15,7 +15,6 @@ from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.matching import Reference
-from vit_ratio_opt.training.metrics import MEASURES
 from vit_ratio_opt.training.probes import Probe, probe
 from vit_ratio_opt.training.progress import SearchProgress
 from vit_ratio_opt.training.recipe import Recipe
@@ -70,11 +69,10 @@ class FeatureTrainer(ImageTrainer):
             raise InputError(
                 f"{data.name} has the task {data.task!r}: load it with `task='features'`."
             )
-        recipe = recipe or Recipe()
-        measure = Reference(dense, data).measure(recipe)
+        recipe, reference = recipe or Recipe(), Reference(dense, data)
         if recipe.metric is None:  # the usual one is stored: it depends on the model
-            (name,) = (name for name, known in MEASURES.items() if known is measure)
-            recipe = replace(recipe, metric=name)
+            recipe = replace(recipe, metric=reference.usual_metric)
+        reference.measure(recipe)  # refuses what does not fit the model
         super().__init__(
             data, recipe, device=device, precision=precision, ranks=ranks, progress=progress
         )

@@ -102,6 +102,11 @@ class Reference:
         self._outputs.append((split, outputs))
         return outputs
 
+    @property
+    def usual_metric(self) -> str:
+        """Return the name of the metric that suits the outputs."""
+        return "agreement" if self.is_classifier else "cosine"
+
     def identity(self) -> dict[str, Any]:
         """Return JSON values that a resumed training must have as well."""
         return {"matched": weights_hash(self.model)}
@@ -128,8 +133,7 @@ class Reference:
                 labels.
         """
         check_recipe(recipe)
-        usual = "agreement" if self.is_classifier else "cosine"
-        given = usual if recipe.metric is None else recipe.metric
+        given = self.usual_metric if recipe.metric is None else recipe.metric
         if _is_named(given, "agreement", "kl") and not self.is_classifier:
             raise InputError(
                 f"The metric {given!r} compares classes, but the model gives features: use "
@@ -182,14 +186,7 @@ class MatchingLoss:
         targets: torch.Tensor,
         teacher: nn.Module | torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the mean loss of a batch and the pruned model's outputs.
-
-        Args:
-            forward: Forward pass of the pruned model.
-            images: Normalised images.
-            targets: Not used.
-            teacher: The dense model.
-        """
+        """Return the mean loss of a batch and the outputs, see :class:`BatchLoss`."""
         assert isinstance(teacher, nn.Module)
         with final_tokens(self._model) as own:
             outputs = forward(images)
