@@ -348,6 +348,7 @@ def test_studies_of_other_tasks_show_their_metric(
     assert f"| validation {named} | test {named} |" in card
     assert limit in card or unit == "%"
     assert "accuracy" not in card
+    assert ("for the 1 target of" in card) == (task == "regression")
 
     extra = {"metric": "", "task": ""}
     torch.jit.load(other_tasks[task].with_suffix(".torchscript"), _extra_files=extra)

@@ -109,7 +109,7 @@ def test_a_card_of_no_study_says_that_the_ratios_were_given(searched, tmp_path):
     assert 'load_pruned("m.safetensors")' in card
     assert "for the 10 classes of digits" in card
     assert "pipeline_tag: image-classification" in card
-    regression = {**made, "images": {**made["images"], "task": "regression"}, "classes": ["mm"]}
+    regression = {**made, "calibration_task": "regression", "classes": ["mm"]}
     card = model_card(regression, "m.safetensors")
     assert "for the 1 target of digits" in card
     assert "outputs = model(images)" in card

@@ -87,7 +87,7 @@ def _subject(manifest: Mapping[str, Any]) -> str:
 
 
 def _is_regression(manifest: Mapping[str, Any]) -> bool:
-    return bool(manifest["images"].get("task") == "regression")
+    return bool(manifest.get("calibration_task") == "regression")
 
 
 def _training(manifest: Mapping[str, Any]) -> str:
