@@ -65,7 +65,9 @@ def main(
     batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
     steps: Annotated[int, typer.Option(min=1, help="Steps a turn.")] = 10,
     turns: Annotated[int, typer.Option(min=3)] = 15,
-    fused: Annotated[bool, typer.Option("--fused", help="A fused AdamW in the bare loop.")] = False,
+    fused: Annotated[
+        bool, typer.Option("--fused", help="A fused AdamW in the bare loop.")
+    ] = False,
 ) -> None:
     """Race the built-in loop against a bare one."""
     if checkpoint is not None:
