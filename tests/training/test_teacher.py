@@ -116,6 +116,8 @@ def test_stochastic_depth_changes_a_training_and_is_reproducible(digits, dense):
 
 
 def test_stochastic_depth_needs_blocks(network):
-    with pytest.raises(InputError, match=r"`drop_path` needs the blocks of a timm model"):
-        with drop_paths(network, 0.1):
-            pass
+    with (
+        pytest.raises(InputError, match=r"`drop_path` needs the blocks of a timm model"),
+        drop_paths(network, 0.1),
+    ):
+        pass
