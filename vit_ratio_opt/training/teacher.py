@@ -29,6 +29,9 @@ class OtherTeacher(nn.Module):
         InputError: The model has another number of outputs, or does not take the images.
     """
 
+    factor: torch.Tensor
+    shift: torch.Tensor
+
     def __init__(self, model: nn.Module, data: ImageData) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
