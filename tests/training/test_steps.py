@@ -35,7 +35,8 @@ def test_a_state_of_an_optimizer_that_is_not_fused_goes_on_fused():
     new.load_state_dict(old.state_dict())
     later.load_state_dict(copy.deepcopy(earlier.state_dict()))
     for group in later.param_groups:
-        assert group["fused"] and group["lr"] == earlier.param_groups[0]["lr"]
+        assert group["fused"]
+        assert group["lr"] == earlier.param_groups[0]["lr"]
     for optimizer, model in ((earlier, old), (later, new)):
         take_step(optimizer, model)
     assert {int(values["step"]) for values in later.state.values()} == {2}
