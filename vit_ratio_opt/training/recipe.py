@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, Literal
 
 from vit_ratio_opt.errors import InputError
@@ -24,7 +25,9 @@ class Recipe:
     Args:
         epochs: Passes over the training split; 0 leaves the model unchanged.
         batch_size: Images in a step.
-        lr: Peak learning rate.
+        lr: Peak learning rate. ``"auto"`` fits it to the width of the model and to the divergence
+            from the dense model before the training, see :mod:`vit_ratio_opt.training.fitting`;
+            nothing is trained where nothing was lost.
         weight_decay: Weight decay; biases, norms and embeddings have none (timm's rule).
         warmup: Share of all steps in which the learning rate rises, in [0, 1). Afterwards the
             rate falls along a cosine.
@@ -58,7 +61,7 @@ class Recipe:
 
     epochs: int = 1
     batch_size: int = 128
-    lr: float = 1e-3
+    lr: float | Literal["auto"] = "auto"
     weight_decay: float = 0.01
     warmup: float = 0.1
     clip_norm: float = 1.0
@@ -77,7 +80,7 @@ class Recipe:
         rules = {
             "epochs": (self.epochs >= 0, "at least 0"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
-            "lr": (0 < self.lr < math.inf, "above 0"),
+            "lr": (self.lr == "auto" or _is_above_0(self.lr), "above 0, or 'auto'"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
             "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
             "clip_norm": (self.clip_norm > 0, "above 0"),
@@ -98,6 +101,17 @@ class Recipe:
             if not all(0 < weight < math.inf for weight in weights):
                 raise InputError(f"`class_weights` must be above 0, but got {weights!r:.80}.")
 
+    @property
+    def peak_lr(self) -> float:
+        """Return the learning rate as a number.
+
+        Raises:
+            InputError: It is ``"auto"``, which only a training resolves.
+        """
+        if self.lr == "auto":
+            raise InputError("`lr` must be a number here, but is 'auto': name one.")
+        return self.lr
+
     def to_json(self) -> dict[str, Any]:
         """Return the hyperparameters as JSON values, without new ones that have their default."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -109,3 +123,7 @@ class Recipe:
             if values[name] == getattr(Recipe, name):
                 del values[name]
         return values
+
+
+def _is_above_0(value: object) -> bool:
+    return isinstance(value, Real) and 0 < float(value) < math.inf
