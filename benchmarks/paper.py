@@ -56,7 +56,7 @@ import math
 import time
 from collections import defaultdict
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -81,7 +81,6 @@ from recording import (
     rows_so_far,
     spread,
 )
-from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.digits import load_digits
@@ -90,13 +89,14 @@ from vit_ratio_opt.data.load import load_images
 from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
+from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.pruning.options import Both, pruning_options
 from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.options import RunOptions, SearchOptions
 from vit_ratio_opt.search.limits import Tolerance
-from vit_ratio_opt.space.tokens import CP_VIT, LATE, Scores
+from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule, Scores
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate, predict
 from vit_ratio_opt.training.finetune import finetune
@@ -175,40 +175,21 @@ def main(
     optuna.logging.set_verbosity(logging.ERROR)
     dense = load_dense(checkpoint).to(best_device())
     images = _images(data, image_size, validation, val_images)
-    final = replace(images, train=_first(images.train, final_images))
-    images = replace(images, train=_first(images.train, train_images))
     batch_size = 128 if data else 64
     recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, distillation=distillation)
-    longer = replace(recipe, epochs=final_epochs if epochs else 0)
     rule = replace(CP_VIT, scores=scores, by_range=by_range)
-
-    def search(method: str, seed: int, points: float, folder: str | None = None) -> _Search:
-        strategy = METHODS[method].get("strategy", "structural")
-        return _Search(
-            dense,
-            images,
-            Tolerance(points),
-            pruning=pruning_options(strategy, rule=rule if strategy == "cascade" else None),
-            training=recipe,
-            options=SearchOptions(
-                fixed_ratio=METHODS[method].get("fixed_ratio", False),
-                seed=seed,
-                confirmations=1 if epochs else 0,  # without training it is the same again
-            ),
-            run=RunOptions(checkpoints=folder, progress=False),
-        )
-
-    @cache  # the same for every tolerance
-    def begins(method: str, seed: int) -> tuple[dict[str, Any], float]:
-        first = search(method, seed, 1.0)
-        return first.first_pairs(), first.dense_accuracy
-
-    @cache
-    def taught() -> torch.Tensor:
-        return predict(dense, final, final.train)
-
+    comparison = Comparison(
+        dense,
+        replace(images, train=_first(images.train, train_images)),
+        replace(images, train=_first(images.train, final_images)),
+        recipe,
+        replace(recipe, epochs=final_epochs if epochs else 0),
+        n_trials=n_trials,
+        rule=rule,
+    )
+    longer, final = comparison.longer, comparison.final
     head = header(
-        search("structural", 0, 1.0),
+        comparison.search("structural", 0, 1.0),
         benchmark="paper",
         name=name,
         threads=threads,
@@ -225,19 +206,7 @@ def main(
     for seed, points, method_name in product(range(seeds), tolerance or (1.0, 2.0), methods):
         if (method_name, points, seed) in done:
             continue
-        started = time.perf_counter()
-        with TemporaryDirectory() as folder:
-            composed = search(method_name, seed, points, folder)
-            composed.begins, composed.objective.dense_accuracy = begins(method_name, seed)
-            row, model = _search(composed, n_trials)
-            is_dense = row["is_dense"]
-        row = {"method": method_name, "tolerance": points, "seed": seed, **row}
-        if longer.epochs and not is_dense:
-            row["val_accuracy"] = finetune(
-                model, final, longer, TrialContext(seed=seed, progress=False), teacher=taught()
-            )
-        row["test_accuracy"] = evaluate(model, images, images.test)
-        row["seconds"] = round(time.perf_counter() - started, 1)
+        row = comparison.row(method_name, points, seed)
         rows.append(row)
         write_json({**head, "rows": rows}, path)
         note = ", the dense model" if row["is_dense"] else ""
@@ -249,6 +218,78 @@ def main(
             flush=True,
         )
     _show({**head, "rows": rows})
+
+
+class Comparison:
+    """Searches of each method over one dense model.
+
+    Args:
+        dense: The dense model, on its device.
+        images: Images of the searches.
+        final: The same with the training images of the answers.
+        recipe: Training of each trial; 0 epochs for none.
+        longer: Training of each answer; 0 epochs for none.
+        n_trials: Trained trials of a search.
+        rule: How the two cascades alone leave out tokens.
+    """
+
+    def __init__(
+        self,
+        dense: ViT,
+        images: ImageData,
+        final: ImageData,
+        recipe: Recipe,
+        longer: Recipe,
+        *,
+        n_trials: int = 8,
+        rule: CascadeRule = CP_VIT,
+    ) -> None:
+        self.dense, self.images, self.final = dense, images, final
+        self.recipe, self.longer = recipe, longer
+        self.n_trials, self.rule = n_trials, rule
+        self._begins: dict[tuple[str, int], tuple[dict[str, Any], float]] = {}
+
+    def search(self, method: str, seed: int, points: float, folder: str | None = None) -> _Search:
+        """Return the search of a method within a tolerance; models are kept in ``folder``."""
+        strategy = METHODS[method].get("strategy", "structural")
+        return _Search(
+            self.dense,
+            self.images,
+            Tolerance(points),
+            pruning=pruning_options(strategy, rule=self.rule if strategy == "cascade" else None),
+            training=self.recipe,
+            options=SearchOptions(
+                fixed_ratio=METHODS[method].get("fixed_ratio", False),
+                seed=seed,
+                # Without training it is the same again.
+                confirmations=1 if self.recipe.epochs else 0,
+            ),
+            run=RunOptions(checkpoints=folder, progress=False),
+        )
+
+    def row(self, method: str, points: float, seed: int) -> dict[str, Any]:
+        """Search, train the answer and test it once."""
+        started = time.perf_counter()
+        if (method, seed) not in self._begins:  # the same for every tolerance
+            first = self.search(method, seed, 1.0)
+            self._begins[method, seed] = first.first_pairs(), first.dense_accuracy
+        with TemporaryDirectory() as folder:
+            composed = self.search(method, seed, points, folder)
+            composed.begins, composed.objective.dense_accuracy = self._begins[method, seed]
+            found, model = _search(composed, self.n_trials)
+        row = {"method": method, "tolerance": points, "seed": seed, **found}
+        if self.longer.epochs and not row["is_dense"]:
+            context = TrialContext(seed=seed, progress=False)
+            row["val_accuracy"] = finetune(
+                model, self.final, self.longer, context, teacher=self._taught
+            )
+        row["test_accuracy"] = evaluate(model, self.images, self.images.test)
+        row["seconds"] = round(time.perf_counter() - started, 1)
+        return row
+
+    @cached_property
+    def _taught(self) -> torch.Tensor:
+        return predict(self.dense, self.final, self.final.train)
 
 
 def _images(
@@ -277,7 +318,7 @@ class _Search(Search):
         return super().first_pairs() if self.begins is None else self.begins
 
 
-def _search(search: Search, n_trials: int) -> tuple[dict[str, Any], VisionTransformer]:
+def _search(search: Search, n_trials: int) -> tuple[dict[str, Any], ViT]:
     """Return the row of a search and the model of its answer.
 
     ``search_accuracy`` and ``search_error`` are expected of the answer's pair in the search. Where

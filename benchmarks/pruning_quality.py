@@ -68,12 +68,12 @@ from recording import (
     rows_so_far,
     spread,
 )
-from timm.models.vision_transformer import VisionTransformer
 
 from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
+from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.options import CalibrationOptions, Structural
 from vit_ratio_opt.pruning.prune import prune
@@ -159,40 +159,6 @@ def main(
             run=RunOptions(progress=False),
         )
 
-    def pruned(name: str, macs_ratio: float, seed: int) -> VisionTransformer:
-        ours = search(seed, macs_ratio)
-        labelled: list[Any] = ours.pruner.batches
-        if name == "torch-pruning":
-            return torch_pruning(model, labelled, macs_ratio)
-        if name == "uniform-l1":
-            return uniform_l1(model, macs_ratio)
-        if name == "whole-heads":
-            return _whole_heads(ours, images, Budget(macs_ratio))
-        pair = likely_best(ours.pruner, ours.curve)
-        if name == "one-ratio":
-            pair = fixed_ratio_pair(ours.space, macs_ratio)
-        assert pair is not None
-        calibration = ours.pruner.calibration
-        batches = [batch for batch, _ in labelled]
-        if name == "taylor-neurons":
-            blocks = [
-                replace(block, neuron_order=score.argsort(), neuron_losses=score.sort().values)
-                for block, score in zip(
-                    calibration.blocks, ours.pruner.importance.neurons, strict=True
-                )
-            ]
-            calibration = replace(calibration, blocks=tuple(blocks))
-        if name == "leverage-neurons":
-            calibration = leverage_neurons(calibration, model, batches)
-        if name == "influence":
-            smaller = influence_blocks(RatioPair(*pair), calibration, model, batches, SMOOTHING)
-        else:
-            allocation: Any = name if name in ("energy", "uniform") else "global"
-            smaller = prune(model, pair, calibration, allocation=allocation)
-        if name != "no-repair":
-            repair(smaller, batches, calibration)
-        return smaller
-
     head = header(search(0, 0.9), benchmark="pruning_quality", name=name, threads=threads)
     path = RESULTS / f"pruning_quality-{name}.json"
     rows = rows_so_far(path, head)
@@ -201,7 +167,7 @@ def main(
         if (method_name, macs_ratio, seed) in done:
             continue
         started = time.perf_counter()
-        smaller = pruned(method_name, macs_ratio, seed)
+        smaller = pruned_by(method_name, search(seed, macs_ratio), images)
         seconds = time.perf_counter() - started
         shape = shape_of(smaller)
         accuracy_pruned = evaluate(smaller, images, images.val)
@@ -210,7 +176,9 @@ def main(
         accuracy = accuracy_pruned
         if epochs:
             context = TrialContext(seed=seed, progress=False)
-            accuracy = finetune(smaller, images, tuned, context, teacher=model)
+            accuracy = finetune(
+                smaller, images, tuned, context, teacher=search(seed, macs_ratio).dense
+            )
         row = {
             "method": method_name,
             "budget": macs_ratio,
@@ -234,7 +202,48 @@ def main(
     _show({**head, "rows": rows})
 
 
-def _whole_heads(ours: Search, images: ImageData, limit: Budget) -> VisionTransformer:
+def pruned_by(method: str, ours: Search, images: ImageData) -> ViT:
+    """Return what a method makes of the dense model within the budget of a search.
+
+    Args:
+        method: One of ``METHODS`` or ``PARTS``; any other name is ours as it is.
+        ours: The search, which has the dense model and the images that every method looks at.
+        images: Its data set.
+    """
+    assert isinstance(ours.limit, Budget)
+    model, macs_ratio, pruner = ours.dense, ours.limit.share, ours.pruner
+    labelled: list[Any] = pruner.batches
+    if method == "torch-pruning":
+        return torch_pruning(model, labelled, macs_ratio)
+    if method == "uniform-l1":
+        return uniform_l1(model, macs_ratio)
+    if method == "whole-heads":
+        return _whole_heads(ours, images, ours.limit)
+    pair = likely_best(pruner, ours.curve)
+    if method == "one-ratio":
+        pair = fixed_ratio_pair(ours.space, macs_ratio)
+    assert pair is not None
+    calibration = pruner.calibration
+    batches = [batch for batch, _ in labelled]
+    if method == "taylor-neurons":
+        blocks = [
+            replace(block, neuron_order=score.argsort(), neuron_losses=score.sort().values)
+            for block, score in zip(calibration.blocks, pruner.importance.neurons, strict=True)
+        ]
+        calibration = replace(calibration, blocks=tuple(blocks))
+    if method == "leverage-neurons":
+        calibration = leverage_neurons(calibration, model, batches)
+    if method == "influence":
+        smaller = influence_blocks(RatioPair(*pair), calibration, model, batches, SMOOTHING)
+    else:
+        allocation: Any = method if method in ("energy", "uniform") else "global"
+        smaller = prune(model, pair, calibration, allocation=allocation)
+    if method != "no-repair":
+        repair(smaller, batches, calibration)
+    return smaller
+
+
+def _whole_heads(ours: Search, images: ImageData, limit: Budget) -> ViT:
     """Remove heads by Taylor scores, at the best pair of a screen on training images."""
     chosen = torch.arange(min(2000, len(images.train)))
     data = replace(images, val=images.train.subset(chosen))

@@ -1,4 +1,4 @@
-"""``benchmarks/gpu.py`` rehearsed on the CPU, and its augmentation."""
+"""``benchmarks/gpu.py`` rehearsed on the CPU, stage by stage, and its augmentation."""
 
 import json
 import math
@@ -29,6 +29,13 @@ def gpu():
 
 
 @pytest.fixture(scope="module")
+def gpu_dense(gpu):
+    import gpu_dense
+
+    return gpu_dense
+
+
+@pytest.fixture(scope="module")
 def augment(gpu):
     import augment
 
@@ -37,32 +44,31 @@ def augment(gpu):
 
 @pytest.fixture(scope="module")
 def noise(gpu):
-    return gpu.noise_images(0)
+    return gpu.noise_images()
 
 
-def train(gpu, noise, out, **options):
+def train(gpu_dense, noise, out, **options):
     deadline = time.perf_counter() + SECONDS
     options = {"compiles": False, **options}
-    return gpu.train_dense(noise, gpu.REHEARSAL, out, deadline, **options)
+    return gpu_dense.train_dense(noise, gpu_dense.REHEARSAL, out, deadline, **options)
+
+
+def rehearse(gpu, noise, out, monkeypatch, *stages):
+    monkeypatch.setattr(gpu, "noise_images", lambda: noise)  # made already
+    gpu.main(
+        out=out, stage=list(stages), minutes=1, data=None, rehearse=True, compile_model=False,
+        commit="abc",
+    )  # fmt: skip
+    return json.loads((out / "gpu.json").read_text())["rows"]
 
 
 def test_the_rehearsal_gives_a_bfloat16_model_that_loads_and_a_row(
     gpu, noise, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(gpu, "noise_images", lambda seed: noise)  # made already
-    gpu.main(
-        out=tmp_path,
-        stage="dense",
-        minutes=0.05,
-        data=None,
-        rehearse=True,
-        compile_model=False,
-        commit="abc",
-        seed=0,
-    )
-    (row,) = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    monkeypatch.setattr(gpu, "REHEARSED_SECONDS", SECONDS)
+    (row,) = rehearse(gpu, noise, tmp_path, monkeypatch, "dense")
     with safe_open(tmp_path / "dense.safetensors", framework="pt") as file:
-        assert {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 == {torch.bfloat16}
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
     model = load_dense(tmp_path / "dense.safetensors")
     assert next(model.parameters()).dtype == torch.float32
     assert sum(p.numel() for p in model.parameters()) == row["params"]
@@ -73,20 +79,54 @@ def test_the_rehearsal_gives_a_bfloat16_model_that_loads_and_a_row(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense.safetensors", "gpu.json"]
 
 
+@pytest.mark.parametrize("stage", ["paper", "quality"])
+def test_a_rehearsal_gives_each_row_once(gpu, noise, tmp_path, monkeypatch, stage):
+    rows = rehearse(gpu, noise, tmp_path, monkeypatch, stage)
+    assert {row["stage"] for row in rows} == {stage}
+    assert all(row["device"] == "cpu" and row["commit"] == "abc" for row in rows)
+    assert rehearse(gpu, noise, tmp_path, monkeypatch, stage) == rows
+
+
+def test_a_stage_ends_with_its_time_and_goes_on_later(gpu, noise, tmp_path, monkeypatch, capsys):
+    measured = []
+
+    def tasks(images, dense):
+        for number in range(3):
+            yield {"number": number}, lambda number=number: measured.append(number) or {}
+
+    def clock():
+        return 100.0 * len(measured)
+
+    monkeypatch.setattr(gpu.gpu_pruned, "paper", tasks)
+    monkeypatch.setattr(gpu.time, "perf_counter", clock)
+    rows = rehearse(gpu, noise, tmp_path, monkeypatch, "paper")
+    assert [row["number"] for row in rows] == [0]
+    assert "run it again" in capsys.readouterr().out
+    measured.clear()
+    assert len(rehearse(gpu, noise, tmp_path, monkeypatch, "paper")) == 2
+
+
+def test_an_unknown_stage_is_refused(gpu, tmp_path):
+    with pytest.raises(InputError, match="--stage"):
+        gpu.main(out=tmp_path, stage=["papers"], rehearse=True)
+
+
 def test_a_stage_without_images_is_refused(gpu, tmp_path):
     with pytest.raises(InputError, match="--data"):
-        gpu.main(out=tmp_path, stage="dense", minutes=0.1)
+        gpu.main(out=tmp_path, stage=["dense"], minutes=0.1)
 
 
-def test_the_committed_model_fits_in_12_megabytes(gpu):
+def test_the_committed_model_fits_in_12_megabytes(gpu_dense):
     arguments = {"img_size": 32, "patch_size": 4, "num_classes": 10, "class_token": False}
-    model = gpu.create_model(gpu.MODEL, global_pool="avg", **arguments, **gpu.Training().model)
+    model = gpu_dense.create_model(
+        gpu_dense.MODEL, global_pool="avg", **arguments, **gpu_dense.Training().model
+    )
     assert 2 * sum(p.numel() for p in model.parameters()) < 12e6 - 20_000  # the header
 
 
-def test_a_killed_training_leaves_a_model_and_is_resumed(gpu, noise, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "SECONDS_PER_STATE", 0)
-    save, saved = gpu.save_half, []
+def test_a_killed_training_leaves_a_model_and_is_resumed(gpu_dense, noise, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_dense, "SECONDS_PER_STATE", 0)
+    save, saved = gpu_dense.save_half, []
 
     def killed(*args):
         save(*args)
@@ -94,32 +134,34 @@ def test_a_killed_training_leaves_a_model_and_is_resumed(gpu, noise, tmp_path, m
         if len(saved) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(gpu, "save_half", killed)
+    monkeypatch.setattr(gpu_dense, "save_half", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(gpu, noise, tmp_path)
+        train(gpu_dense, noise, tmp_path)
     load_dense(tmp_path / "dense.safetensors")
     with safe_open(tmp_path / "dense.training", framework="pt") as file:
         progress = json.loads(file.metadata()["progress"])
     assert progress["step"] == 3
     assert 0 < progress["progress"] < 1
-    found = train(gpu, noise, tmp_path)
-    assert found["epochs"] > 3 / (len(noise.train) // gpu.REHEARSAL.batch_size)
+    found = train(gpu_dense, noise, tmp_path)
+    assert found["epochs"] > 3 / (len(noise.train) // gpu_dense.REHEARSAL.batch_size)
     assert found["seconds"] > progress["seconds"]
 
 
-def test_a_training_of_another_recipe_is_not_resumed(gpu, noise, tmp_path, monkeypatch):
+def test_a_training_of_another_recipe_is_not_resumed(gpu_dense, noise, tmp_path, monkeypatch):
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gpu, "SECONDS_PER_STATE", 0)
-    monkeypatch.setattr(gpu, "save_half", killed)
+    monkeypatch.setattr(gpu_dense, "SECONDS_PER_STATE", 0)
+    monkeypatch.setattr(gpu_dense, "save_half", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(gpu, noise, tmp_path)
+        train(gpu_dense, noise, tmp_path)
     with pytest.raises(InputError, match="seed"):
-        train(gpu, noise, tmp_path, seed=1)
+        train(gpu_dense, noise, tmp_path, seed=1)
 
 
-def test_a_model_that_cannot_be_compiled_is_trained_as_it_is(gpu, noise, tmp_path, monkeypatch):
+def test_a_model_that_cannot_be_compiled_is_trained_as_it_is(
+    gpu_dense, noise, tmp_path, monkeypatch
+):
     def failing(model):
         def forward(images):
             raise RuntimeError("no compiler")
@@ -127,17 +169,19 @@ def test_a_model_that_cannot_be_compiled_is_trained_as_it_is(gpu, noise, tmp_pat
         return forward
 
     monkeypatch.setattr(torch, "compile", failing)
-    assert not train(gpu, noise, tmp_path, compiles=True)["compiled"]
+    assert not train(gpu_dense, noise, tmp_path, compiles=True)["compiled"]
 
 
-def test_without_time_to_train_in_nothing_is_written(gpu, noise, tmp_path):
+def test_without_time_to_train_in_nothing_is_written(gpu_dense, noise, tmp_path):
     with pytest.raises(InputError, match="--minutes"):
-        gpu.train_dense(noise, gpu.REHEARSAL, tmp_path, time.perf_counter(), compiles=False)
+        gpu_dense.train_dense(
+            noise, gpu_dense.REHEARSAL, tmp_path, time.perf_counter(), compiles=False
+        )
     assert not list(tmp_path.iterdir())
 
 
-def test_the_learning_rate_rises_then_falls_to_zero(gpu):
-    training = gpu.Training()
+def test_the_learning_rate_rises_then_falls_to_zero(gpu_dense):
+    training = gpu_dense.Training()
     rates = [training.lr_at(share / 100) for share in range(101)]
     assert rates[0] == 0
     assert rates[-1] == 0
@@ -145,13 +189,13 @@ def test_the_learning_rate_rises_then_falls_to_zero(gpu):
     assert rates.index(max(rates)) == pytest.approx(100 * training.warmup, abs=1)
 
 
-def test_heads_begin_with_queries_that_are_like_keys_and_values_that_are_subtracted(gpu):
+def test_heads_begin_with_queries_that_are_like_keys_and_values_that_are_subtracted(gpu_dense):
     torch.manual_seed(0)
     arguments = {"img_size": 32, "patch_size": 4, "class_token": False, "embed_dim": 64}
-    model = gpu.create_model(
-        gpu.MODEL, depth=1, num_heads=2, global_pool="avg", num_classes=10, **arguments
+    model = gpu_dense.create_model(
+        gpu_dense.MODEL, depth=1, num_heads=2, global_pool="avg", num_classes=10, **arguments
     )
-    gpu.initialise(model)
+    gpu_dense.initialise(model)
     attention = model.blocks[0].attn
     query, key, value = attention.qkv.weight.detach().chunk(3)
     for queries, keys in zip(query.chunk(2), key.chunk(2), strict=True):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.models.families import FAMILIES
     from vit_ratio_opt.models.family import AttentionKind, Branch, Family
     from vit_ratio_opt.models.larger import replace_encoder
+    from vit_ratio_opt.models.precision import faster_precision
     from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.models.to_hugging_face import to_huggingface
     from vit_ratio_opt.pruning.calibration import Calibration, calibrate
@@ -114,6 +115,7 @@ _HOMES = {
     "models.convert": ("to_timm",),
     "models.create": ("create_model",),
     "models.larger": ("replace_encoder",),
+    "models.precision": ("faster_precision",),
     "models.shape": ("shape_of",),
     "models.to_hugging_face": ("to_huggingface",),
     "pruning.calibration": (
@@ -258,6 +260,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export_model",
+    "faster_precision",
     "finetune",
     "hf_callback",
     "image_folder",
