@@ -18,6 +18,7 @@ from vit_ratio_opt.runs.signals import SearchStopped, stop_on_signals
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.features import FeatureTrainer
+from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.save_clock import SaveClock
 from vit_ratio_opt.training.trainer import ImageTrainer
 from vit_ratio_opt.utils.files import write_text
@@ -60,8 +61,10 @@ def finish(
     path, state = Path(path), Path(f"{path}.training")
     start = weights_hash(model) if lineage else None  # two studies may have one output
     own = {"blocks": shape_of(model).block_sizes, "start": start}
+    chosen = dict[str, Any]()
     context = TrialContext(
         seed=seed,
+        record=chosen.update,
         teacher=objective.pruner.dense,
         state=state,
         should_save=SaveClock(objective.state_every),
@@ -75,7 +78,7 @@ def finish(
     manifest |= {
         "test_accuracy": trainer.test(model),
         "test_images": len(trainer.data.test),
-        "recipe": trainer.recipe.to_json(),
+        "recipe": _as_trained(trainer.recipe, chosen),
         "training_seed": seed,
         "lineage": dict(lineage or {}),
         **_probes(trainer, model),
@@ -85,6 +88,14 @@ def finish(
     if trainer.recipe.epochs:
         state.unlink(missing_ok=True)
     return manifest
+
+
+def _as_trained(recipe: Recipe, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe as JSON values, with what the training chose by itself."""
+    values = recipe.to_json()
+    if "lr" in chosen:
+        values["lr"] = chosen["lr"]
+    return values if chosen.get("is_trained", True) else {**values, "epochs": 0}
 
 
 def _probes(trainer: ImageTrainer, model: ViT) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from vit_ratio_opt.records.trial import attribute, write_trial
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.contracts import JournalProtocol, PrunerProtocol
 from vit_ratio_opt.runs.lineage import fetch_state, interrupted_trials, state_artifact
-from vit_ratio_opt.runs.outcome import record_cost, record_sizes, trial_value
+from vit_ratio_opt.runs.outcome import record_cost, record_epochs, record_sizes, trial_value
 from vit_ratio_opt.runs.parents import find_parent
 from vit_ratio_opt.runs.resume import check_resumed, copy_progress, next_seed
 from vit_ratio_opt.runs.saving import StateKeeper
@@ -208,13 +208,12 @@ class PruningObjective:
             self.journal.keep_model(trial, model, manifest)
         with clock("explain"):
             self.journal.attach_files(trial)
-        recorded: dict[str, Any] = {
-            "epochs": self._epochs,
-            "device": getattr(self.trainer, "device_name", None),
-        }
+        record_epochs(trial, self._epochs)
+        device = getattr(self.trainer, "device_name", None)
+        if device is not None:
+            write_trial(trial, device=device)
         write_trial(
             trial,
-            **{name: value for name, value in recorded.items() if value is not None},
             seconds=round(time.perf_counter() - started, 3),
             timing={name: round(seconds, 4) for name, seconds in clock.seconds.items()},
         )
@@ -248,6 +247,7 @@ class PruningObjective:
             should_stop=self.should_stop or (lambda: False),
             state=state,
             identity=self.identity_of(pair),
+            record=lambda values: write_trial(trial, chosen=dict(values)),
             clock=clock,
             title=f"trial {trial.number}",
             progress=self.progress,

@@ -119,13 +119,16 @@ class SearchTask(SearchParts):
     def settings_for(self, stored: StudySettings) -> StudySettings:
         """Return the settings that this search has in a study with stored ones.
 
-        The study decides the precision where none was given, and which of the two hashes of the
-        validation split is compared.
+        The study decides the precision where none was given, the learning rate where it is
+        ``"auto"``, and which of the two hashes of the validation split is compared.
         """
         changes: dict[str, Any] = {}
         is_given = getattr(self.trainer, "is_precision_given", True)
         if stored.precision is not None and not is_given:
             changes["precision"] = stored.precision
+        own, theirs = self.settings.recipe or {}, stored.recipe or {}
+        if own.get("lr") == "auto" and "lr" in theirs:
+            changes["recipe"] = {**own, "lr": theirs["lr"]}
         hashed = stored.validation
         if self.data is not None and hashed is not None and self.data.has_fingerprint(hashed):
             changes["validation"] = hashed
@@ -177,13 +180,17 @@ class SearchTask(SearchParts):
         self.journal.mark_folders()
 
     def _adopt_measured(self, record: StudyRecord) -> None:
-        """Adopt precision, latency and dense accuracy of a study.
+        """Adopt precision, learning rate, latency and dense accuracy of a study.
 
         Another machine may measure another accuracy or latency, and would then search other pairs.
         """
-        precision = self.settings_for(record.settings).precision
-        if precision is not None and isinstance(self.trainer, ImageTrainer):
-            self.trainer.precision = cast(Precision, precision)
+        settings = self.settings_for(record.settings)
+        if isinstance(self.trainer, ImageTrainer):
+            if settings.precision is not None:
+                self.trainer.precision = cast(Precision, settings.precision)
+            lr = (settings.recipe or {}).get("lr")
+            if lr is not None:
+                self.trainer.recipe = replace(self.trainer.recipe, lr=lr)
         cost, latency = self.space.cost, record.latency
         if isinstance(cost, Latency) and latency is not None and latency != cost.curves:
             self._price(replace(cost, curves=latency))

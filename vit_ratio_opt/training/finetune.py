@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.device import Precision, model_device, precision_of
-from vit_ratio_opt.training.context import TrialContext
+from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
+from vit_ratio_opt.training.fitting import choose
 from vit_ratio_opt.training.loop import Loop, Mix
 from vit_ratio_opt.training.matching import Reference
 from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.training.saved_state import stored_training
 
 __all__ = ["Mix", "finetune"]
+
+_logger = logging.getLogger(f"optuna.{__name__}")
 
 
 def finetune(
@@ -62,7 +73,8 @@ def finetune(
         TrainingStopped: The context asked to stop.
     """
     context = context or TrialContext()
-    teacher = context.teacher if teacher is None else teacher
+    if teacher is None and recipe.distillation:
+        teacher = context.teacher
     if recipe.epochs and not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(
             "All weights of the model are frozen, so there is nothing to train: call "
@@ -73,7 +85,56 @@ def finetune(
         teacher = _reference(data, teacher, mix, precision)
     elif isinstance(teacher, torch.Tensor):
         _check_logits(teacher, data, is_changed=recipe.augment or mix is not None)
-    return Loop(model, data, recipe, context, teacher, mix, precision, ranks).run()
+    loop = partial(Loop, model, data, teacher=teacher, mix=mix, precision=precision)
+    if recipe.lr != "auto":
+        return loop(recipe, context, ranks=ranks).run()
+    ranks = ranks or Ranks(0, 1, model_device(model))
+    is_known = isinstance(teacher, Reference) or context.teacher is None
+    dense = teacher if is_known else context.teacher
+    chosen = _chosen(partial(choose, model, data, dense, precision), context.state, ranks)
+    context.record(chosen)
+    own = {"recipe": recipe.to_json(), "chosen": chosen}
+    context = replace(context, identity={**context.identity, **own})
+    fitted = replace(recipe, lr=chosen["lr"])
+    if chosen["is_trained"] or not recipe.epochs:
+        return loop(fitted, context, ranks=ranks).run()
+    _logger.info(f"{context.title}: pruning changed no output, so the model is not trained.")
+    value = None
+    if ranks.rank == 0:  # the other ranks have no weights before a training
+        untrained = replace(fitted, epochs=0)
+        value = loop(untrained, replace(context, state=None), ranks=None).run()
+    value = float(ranks.broadcast(value))
+    for epoch in range(1, recipe.epochs + 1) if ranks.rank == 0 else ():
+        context.report(epoch, value)
+    model.eval()
+    return value
+
+
+def _chosen(
+    choose_values: Callable[[], dict[str, Any]], state: Path | None, ranks: Ranks
+) -> dict[str, Any]:
+    """Return what rank 0 chooses, or has chosen before the state was saved, in every rank.
+
+    Raises:
+        InputError: The state is damaged or of another training, in rank 0.
+        TrainingStopped: Rank 0 could not choose.
+    """
+    chosen: dict[str, Any] | None = None
+    try:
+        if ranks.rank == 0 and state is not None and state.exists():
+            chosen = stored_training(state).get("chosen")
+            if chosen is None:
+                raise InputError(
+                    f"{state} is of a training with other recipe: name another file, or remove "
+                    "it to start again."
+                )
+        elif ranks.rank == 0:
+            chosen = choose_values()
+    finally:
+        chosen = ranks.broadcast(chosen)
+    if chosen is None:
+        raise TrainingStopped("rank 0 ended the training")
+    return chosen
 
 
 def _check_logits(logits: torch.Tensor, data: ImageData, *, is_changed: bool) -> None:

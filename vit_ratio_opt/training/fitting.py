@@ -23,6 +23,7 @@ from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.training.evaluate import predict
+from vit_ratio_opt.training.matching import Reference
 
 __all__ = ["choose", "divergence", "fitted_lr"]
 
@@ -32,26 +33,27 @@ _IMAGES = 512
 _LARGEST_LR, _WIDTH = 1e-3, 64
 # Divergence from which on the largest rate is used, and its smallest share below.
 _LARGE_DIVERGENCE, _LEAST_SHARE = 0.25, 0.3
-# Divergence below which nothing was lost but by rounding. More is no sign that a training could only
-# cost: the digits gained from labels at a divergence of 1e-5.
+# Divergence below which nothing was lost but by rounding. More is no sign that a training can only
+# cost: at 1e-5 the digits' model gained a point from the labels.
 _NOTHING = 1e-8
 
 
-def choose(
-    model: nn.Module, data: ImageData, dense: Any, precision: Precision
-) -> dict[str, Any]:
+def choose(model: nn.Module, data: ImageData, dense: Any, precision: Precision) -> dict[str, Any]:
     """Return what a training uses where its recipe says ``"auto"``, as JSON values.
 
     Args:
         model: The pruned model.
         data: The data set; the divergence is measured on training images.
-        dense: The dense model, or its outputs for all training images; None where it is unknown.
+        dense: The dense model, as a reference without labels, or its outputs for all training
+            images; None where it is unknown.
         precision: Precision of forward passes.
 
     Returns:
         ``lr``; ``divergence`` where outputs are class probabilities and the dense model is known;
         ``is_trained``, False where nothing was lost.
     """
+    if isinstance(dense, Reference):
+        dense = dense.model if dense.is_classifier else None
     lost = None
     if dense is not None and data.task != "regression":
         lost = divergence(model, data, dense, precision)

@@ -183,7 +183,7 @@ class ImageTrainer:
             model.to(self.device),
             self.data,
             self.recipe,
-            replace(context, teacher=None, progress=progress),
+            replace(context, progress=progress),
             teacher=teacher,
             precision=self.precision,
             ranks=self.ranks,
