@@ -15,7 +15,7 @@ VALUES = {
     "macs_ratio": 0.5, "macs": 100, "cost_ratio": 0.4, "planned_cost_ratio": 0.45, "params": 7,
     "accuracy_pruned": 70.0, "accuracy": 79.0, "accuracy_drop": 1.0, "parent_trial": "dense",
     "epochs": 2, "total_epochs": 4, "seconds": 1.5, "seed": 0, "device": "cpu",
-    "checkpoint": "trial-0000", "weights": "abc", "worker": "host 1", "failure": "ValueError: x",
+    "checkpoint": "trial-0000", "weights": "abc", "worker": "host 1", "chosen": {"lr": 3e-4}, "failure": "ValueError: x",
     "blocks": ((4, 4, 32), (4, 2, 16)), "tokens": ((17, 17, 9),), "losses": (1.5, 0.75),
     "timing": {"train": 1.0}, "resumed_from": {"trial": 0, "epoch": 1},
     "training_state": {"artifact": "x", "epoch": 1}, "state_not_kept": "OSError: full",

@@ -169,3 +169,22 @@ def test_only_a_training_resolves_the_word():
     for wrong in (0, -1, "fast", math.inf):
         with pytest.raises(InputError, match="`lr` must be above 0, or 'auto'"):
             vro.Recipe(lr=wrong)
+
+
+def test_recipes_by_name_differ_in_length_and_take_changes():
+    lengths = [
+        recipe.epochs
+        for recipe in (vro.Recipe.short(), vro.Recipe.standard(), vro.Recipe.imagenet())
+    ]
+    assert lengths == sorted(lengths)
+    assert lengths[-1] >= 100
+    assert vro.Recipe.short() == vro.Recipe(epochs=1)
+    assert vro.Recipe.standard(epochs=3).epochs == 3
+
+
+def test_the_recipe_for_imagenet_trains(few, dense, pruned):
+    before = weights(pruned)
+    recipe = vro.Recipe.imagenet(epochs=1, batch_size=48)
+    vro.finetune(pruned, few, recipe, vro.TrialContext(teacher=dense))
+    assert weights(pruned).isfinite().all()
+    assert not torch.equal(weights(pruned), before)

@@ -18,7 +18,6 @@ from vit_ratio_opt.runs.signals import SearchStopped, stop_on_signals
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.features import FeatureTrainer
-from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.save_clock import SaveClock
 from vit_ratio_opt.training.trainer import ImageTrainer
 from vit_ratio_opt.utils.files import write_text
@@ -61,10 +60,8 @@ def finish(
     path, state = Path(path), Path(f"{path}.training")
     start = weights_hash(model) if lineage else None  # two studies may have one output
     own = {"blocks": shape_of(model).block_sizes, "start": start}
-    chosen = dict[str, Any]()
     context = TrialContext(
         seed=seed,
-        record=chosen.update,
         teacher=objective.pruner.dense,
         state=state,
         should_save=SaveClock(objective.state_every),
@@ -72,13 +69,13 @@ def finish(
         title=path.name,
         progress=objective.progress,
     )
-    accuracy = _train(trainer, model, context)
+    accuracy, recipe = _train(trainer, model, context)
     manifest = {**objective.describe(pair, model, accuracy)}
     manifest["dense"]["test_accuracy"] = trainer.test(objective.pruner.dense)
     manifest |= {
         "test_accuracy": trainer.test(model),
         "test_images": len(trainer.data.test),
-        "recipe": _as_trained(trainer.recipe, chosen),
+        "recipe": recipe,
         "training_seed": seed,
         "lineage": dict(lineage or {}),
         **_probes(trainer, model),
@@ -90,14 +87,6 @@ def finish(
     return manifest
 
 
-def _as_trained(recipe: Recipe, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe as JSON values, with what the training chose by itself."""
-    values = recipe.to_json()
-    if "lr" in chosen:
-        values["lr"] = chosen["lr"]
-    return values if chosen.get("is_trained", True) else {**values, "epochs": 0}
-
-
 def _probes(trainer: ImageTrainer, model: ViT) -> dict[str, Any]:
     """Return what probes of the features measure, where the images have labels."""
     if not isinstance(trainer, FeatureTrainer) or not trainer.has_probes:
@@ -105,12 +94,24 @@ def _probes(trainer: ImageTrainer, model: ViT) -> dict[str, Any]:
     return {"probes": trainer.probe(trainer.dense).change_to(trainer.probe(model))}
 
 
-def _train(trainer: ImageTrainer, model: ViT, context: TrialContext) -> float:
-    """Train in place until the end or a signal; return the validation accuracy in per cent."""
-    if not trainer.recipe.epochs:
-        return trainer.evaluate(model)
+def _train(
+    trainer: ImageTrainer, model: ViT, context: TrialContext
+) -> tuple[float, dict[str, Any]]:
+    """Train in place until the end or a signal.
+
+    Returns:
+        The metric on the validation images, and the recipe as JSON values, with what the training
+        chose by itself.
+    """
+    recipe, chosen = trainer.recipe.to_json(), dict[str, Any]()
+    if not recipe["epochs"]:
+        return trainer.evaluate(model), recipe
     with stop_on_signals() as asked_to_stop:
         try:
-            return trainer.train(model, replace(context, should_stop=asked_to_stop))
+            value = trainer.train(
+                model, replace(context, should_stop=asked_to_stop, record=chosen.update)
+            )
         except TrainingStopped:
             raise SearchStopped(asked_to_stop.signal) from None
+    recipe["lr"] = chosen.get("lr", recipe["lr"])
+    return value, recipe if chosen.get("is_trained", True) else {**recipe, "epochs": 0}

@@ -85,29 +85,31 @@ def finetune(
         teacher = _reference(data, teacher, mix, precision)
     elif isinstance(teacher, torch.Tensor):
         _check_logits(teacher, data, is_changed=recipe.augment or mix is not None)
-    loop = partial(Loop, model, data, teacher=teacher, mix=mix, precision=precision)
-    if recipe.lr != "auto":
-        return loop(recipe, context, ranks=ranks).run()
     ranks = ranks or Ranks(0, 1, model_device(model))
-    is_known = isinstance(teacher, Reference) or context.teacher is None
-    dense = teacher if is_known else context.teacher
-    chosen = _chosen(partial(choose, model, data, dense, precision), context.state, ranks)
+    epochs = recipe.epochs
+    if recipe.lr == "auto":
+        is_known = isinstance(teacher, Reference) or context.teacher is None
+        dense = teacher if is_known else context.teacher
+        chosen = _chosen(partial(choose, model, data, dense, precision), context.state, ranks)
+        recipe, context = _fitted(recipe, context, chosen)
+    value = Loop(model, data, recipe, context, teacher, mix, precision, ranks).run()
+    for epoch in range(1, 1 + epochs - recipe.epochs) if ranks.rank == 0 else ():
+        context.report(epoch, value)  # of epochs that could only cost
+    return value
+
+
+def _fitted(
+    recipe: Recipe, context: TrialContext, chosen: dict[str, Any]
+) -> tuple[Recipe, TrialContext]:
+    """Return the recipe with what was chosen, and a context whose saved state knows both."""
     context.record(chosen)
     own = {"recipe": recipe.to_json(), "chosen": chosen}
     context = replace(context, identity={**context.identity, **own})
-    fitted = replace(recipe, lr=chosen["lr"])
+    recipe = replace(recipe, lr=chosen["lr"])
     if chosen["is_trained"] or not recipe.epochs:
-        return loop(fitted, context, ranks=ranks).run()
+        return recipe, context
     _logger.info(f"{context.title}: pruning changed no output, so the model is not trained.")
-    value = None
-    if ranks.rank == 0:  # the other ranks have no weights before a training
-        untrained = replace(fitted, epochs=0)
-        value = loop(untrained, replace(context, state=None), ranks=None).run()
-    value = float(ranks.broadcast(value))
-    for epoch in range(1, recipe.epochs + 1) if ranks.rank == 0 else ():
-        context.report(epoch, value)
-    model.eval()
-    return value
+    return replace(recipe, epochs=0), context
 
 
 def _chosen(

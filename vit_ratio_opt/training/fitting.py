@@ -33,9 +33,9 @@ _IMAGES = 512
 _LARGEST_LR, _WIDTH = 1e-3, 64
 # Divergence from which on the largest rate is used, and its smallest share below.
 _LARGE_DIVERGENCE, _LEAST_SHARE = 0.25, 0.3
-# Divergence below which nothing was lost but by rounding. More is no sign that a training can only
-# cost: at 1e-5 the digits' model gained a point from the labels.
-_NOTHING = 1e-8
+# Divergence below which nothing was lost but by rounding in float32. More is no sign that a training
+# can only cost: at 1e-5 the digits' model gained a point from the labels.
+_NOTHING = 1e-10
 
 
 def choose(model: nn.Module, data: ImageData, dense: Any, precision: Precision) -> dict[str, Any]:

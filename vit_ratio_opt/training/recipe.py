@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any, Literal
 
@@ -21,6 +21,9 @@ _SPARSE = ("label_smoothing", "class_weights", "metric", "drop_path", "teacher_l
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Hyperparameters of a training with AdamW.
+
+    Recipes by name: :meth:`short` for the trials of a search, :meth:`standard` for the model that
+    is kept, and :meth:`imagenet` for large pretrained models.
 
     Args:
         epochs: Passes over the training split; 0 leaves the model unchanged.
@@ -100,6 +103,56 @@ class Recipe:
             object.__setattr__(self, "class_weights", tuple(map(float, weights)))
             if not all(0 < weight < math.inf for weight in weights):
                 raise InputError(f"`class_weights` must be above 0, but got {weights!r:.80}.")
+
+    @classmethod
+    def short(cls, **changes: Any) -> Recipe:
+        """Return the recipe for the trials of a search: one epoch.
+
+        Args:
+            **changes: Fields with other values.
+        """
+        return replace(cls(epochs=1, lr="auto"), **changes)
+
+    @classmethod
+    def standard(cls, **changes: Any) -> Recipe:
+        """Return the recipe for the model that is kept: ten epochs, with averaged weights.
+
+        Args:
+            **changes: Fields with other values.
+        """
+        return replace(cls(epochs=10, lr="auto", ema=0.99), **changes)
+
+    @classmethod
+    def imagenet(cls, **changes: Any) -> Recipe:
+        """Return the recipe for a pruned ViT of ImageNet size: 100 epochs.
+
+        Give the trainer a convolutional network as ``teacher``, as DeiT has; without one, the
+        dense model teaches. The values are from:
+
+        - DeiT (Touvron 2021, arXiv 2012.12877): 1,024 images in a batch, weight decay 0.05, 5
+          epochs of warm-up, label smoothing 0.1, stochastic depth 0.1, and half of the loss from
+          the hard labels of the teacher.
+        - The fine-tuning of MAE (He 2022, arXiv 2111.06377): 100 epochs, and a learning rate that
+          falls by 0.75 from block to block (that of its ViT-L; 0.65 for ViT-B).
+        - This package: the peak learning rate. DeiT's 1e-3 is for training from scratch.
+
+        Args:
+            **changes: Fields with other values.
+        """
+        recipe = cls(
+            epochs=100,
+            batch_size=1024,
+            lr="auto",
+            weight_decay=0.05,
+            warmup=0.05,
+            layer_decay=0.75,
+            drop_path=0.1,
+            label_smoothing=0.1,
+            distillation=0.5,
+            teacher_labels="hard",
+            augment=True,
+        )
+        return replace(recipe, **changes)
 
     @property
     def peak_lr(self) -> float:

@@ -92,7 +92,7 @@ class Optimization:
         self.average = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         self._scheduler = CosineLRScheduler(
             self._optimizer,
-            t_initial=max(1, steps),
+            t_initial=max(2, steps),
             warmup_t=round(recipe.warmup * steps),
             warmup_lr_init=recipe.peak_lr / 100,
             lr_min=recipe.peak_lr / 100,
