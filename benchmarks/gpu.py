@@ -23,7 +23,6 @@ Output: ``OUT/gpu.json``, which is ``results/gpu.json`` with the new rows.
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -39,6 +38,7 @@ import typer
 from command_line import run_command
 from gpu_dense import REHEARSAL, Training, train_dense
 from gpu_pruned import Task
+from recording import head_commit
 from torchvision.datasets import FakeData
 
 from vit_ratio_opt.data.datasets import load_datasets
@@ -154,17 +154,6 @@ def noise_images() -> ImageData:
     parts = {name: FakeData(n, (3, 32, 32), random_offset=n) for name, n in sizes.items()}
     names = [str(label) for label in range(10)]
     return load_datasets(parts, name="noise", classes=names, preprocess=CIFAR10)
-
-
-def head_commit() -> str:
-    """Return the commit of the working tree; empty where git or the repository is missing."""
-    try:
-        return subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            capture_output=True, text=True, check=False, cwd=HERE,
-        ).stdout.strip()  # fmt: skip
-    except OSError:
-        return ""
 
 
 if __name__ == "__main__":

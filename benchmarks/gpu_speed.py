@@ -8,17 +8,20 @@ from itertools import product
 from typing import Any
 
 import timm
+from gpu_dense import MODEL, Training
 from gpu_pruned import Task
+from loop import measure_loops
 from speed import BATCHES, EFFORT, Contender, Mode, contenders, measure_speed
 
 from vit_ratio_opt.latency.timing import TimingEffort
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.device import best_device
+from vit_ratio_opt.models.device import best_device, precision_of
 
 __all__ = ["loop", "speed"]
 
 DEIT = "deit_small_patch16_224"
-MODELS = (DEIT, "vit_base_patch16_224")
+VIT_B = "vit_base_patch16_224"
+MODELS = (DEIT, VIT_B)
 SHARES = (0.75, 0.5, 0.25)
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
 
@@ -53,9 +56,32 @@ def speed(*, rehearse: bool, compiles: bool) -> Iterator[Task]:
 
 
 def loop(*, rehearse: bool) -> Iterator[Task]:
-    yield from ()
+    """Yield the races of the built-in training loop against a bare one, then prune times.
+
+    Args:
+        rehearse: Whether a tiny model runs.
+    """
+    if rehearse:
+        sizes = {"tiny": 8}
+        how = {"steps": 1, "turns": 1}
+    else:
+        sizes = {"d256": 512, DEIT: 256, VIT_B: 128}
+        how = {"steps": 20, "turns": 7}
+    precision = precision_of(best_device())
+
+    def race(name: str) -> dict[str, Any]:
+        batch = sizes[name]
+        return measure_loops(_model(name), batch=batch, precision=precision, fused=True, **how)
+
+    for name in sizes:
+        yield {"model": name, "measured": "images a second"}, partial(race, name)
 
 
 def _model(name: str) -> ViT:
-    model: ViT = timm.create_model(DEIT, **TINY) if name == "tiny" else timm.create_model(name)
+    """Return an untrained model: timm's, a tiny one, or the one of stage dense."""
+    if name == "d256":
+        small = {"img_size": 32, "patch_size": 4, "num_classes": 10, **Training().model}
+        model: ViT = timm.create_model(MODEL, class_token=False, global_pool="avg", **small)
+    else:
+        model = timm.create_model(DEIT, **TINY) if name == "tiny" else timm.create_model(name)
     return model.eval().to(best_device())
