@@ -75,6 +75,7 @@ def load_search(
     # Before any work.
     _check_no_custom_parts(record)
     checkpoints, artifacts = _folders(record, places)
+    is_precision_given = run.precision is not None
     run = replace(
         run,
         checkpoints=checkpoints,
@@ -84,7 +85,7 @@ def load_search(
     dense = _dense_model(record, places)
     data = _images(record, places)
     try:
-        return Search(
+        search = Search(
             dense,
             data,
             _limit(settings),
@@ -99,6 +100,9 @@ def load_search(
             f"Study {study_name!r} was created by another version of vit_ratio_opt "
             f"({record.versions.get('vit_ratio_opt')}): {error} does not fit."
         ) from None
+    if not is_precision_given:
+        search.use_precisions(settings)
+    return search
 
 
 def _check_no_custom_parts(record: StudyRecord) -> None:
