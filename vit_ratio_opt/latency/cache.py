@@ -31,6 +31,7 @@ def cached_latency(
     batch: int = 1,
     round_to: int = 1,
     precision: Precision | None = None,
+    is_compiled: bool = False,
 ) -> LatencyTable:
     """Return the latency table of a model, read from ``folder`` where it is stored.
 
@@ -41,10 +42,13 @@ def cached_latency(
         folder: Folder of the files, for any number of models and devices.
         batch: Images in a batch.
         round_to: Ranks and neurons left in a block are multiples of this.
-        precision: Precision in which the model is timed, see
-            :func:`vit_ratio_opt.models.device.autocast`.
+        precision: Precision of weights and activations; the usual one of the device by default.
+        is_compiled: Whether the blocks of the models are compiled.
     """
-    how: dict[str, Any] = {"batch": batch, "round_to": round_to, "precision": precision}
+    how: dict[str, Any] = {
+        **{"batch": batch, "round_to": round_to, "precision": precision},
+        "is_compiled": is_compiled,
+    }
     known = json.dumps([timing_conditions(model, **how), _processor()], sort_keys=True)
     key = hashlib.sha256(f"{_VERSION} {known}".encode()).hexdigest()
     return read_or_compute(

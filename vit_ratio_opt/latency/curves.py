@@ -6,6 +6,7 @@ import bisect
 from collections.abc import Sequence
 from typing import Any
 
+from vit_ratio_opt.latency.deployed import cast_weights
 from vit_ratio_opt.latency.table import LatencyTable
 from vit_ratio_opt.latency.timing import share_weights, time_models
 from vit_ratio_opt.models.blocks import ViT
@@ -107,9 +108,15 @@ def _measure_savings(
     table: LatencyTable, model: ViT, sizes: Sequence[Sequence[BlockShape]]
 ) -> list[float]:
     """Time models with these blocks; return the shares of the dense model's time they save."""
+    how, run_as = table.conditions, table.conditions.get("run_as", ())
+    model = cast_weights(model, how["precision"])
     models = [model, *(share_weights(model, blocks) for blocks in sizes)]
-    batch, precision = table.conditions["batch"], table.conditions["precision"]
-    whole, *taken = time_models(models, batch=batch, precision=precision)
+    whole, *taken = time_models(
+        models,
+        batch=how["batch"],
+        precision=how["precision"],
+        is_compiled="compiled" in run_as,
+    )
     return [1 - seconds / whole for seconds in taken]
 
 

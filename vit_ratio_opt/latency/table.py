@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from vit_ratio_opt.latency.deployed import cast_weights, is_graph
 from vit_ratio_opt.latency.timing import image_shape, share_weights, time_models
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
@@ -103,32 +104,55 @@ class LatencyTable:
 
 
 def timing_conditions(
-    model: ViT, *, batch: int = 1, round_to: int = 1, precision: Precision | None = None
+    model: ViT,
+    *,
+    batch: int = 1,
+    round_to: int = 1,
+    precision: Precision | None = None,
+    is_compiled: bool = False,
 ) -> dict[str, Any]:
     """Return everything that a model's latency depends on but its weights, as JSON values.
+
+    ``run_as`` names what eager runs in float32 by the clock of the host have not, and is absent
+    where there is none of it: ``"cast weights"``, ``"events"``, ``"graph"``, ``"compiled"``.
 
     Args:
         model: Model on the device.
         batch: Images in a batch.
         round_to: Ranks and neurons left in a block are multiples of this.
         precision: Precision in which the model is timed; the usual one of the device by default.
+        is_compiled: Whether the blocks of the models are compiled.
     """
     model = check_supported(model)
     device = model_device(model)
-    return {
+    precision = precision or precision_of(device)
+    run_as = {
+        "cast weights": precision != "float32",
+        "events": device.type == "cuda",
+        "graph": is_graph(device, batch),
+        "compiled": is_compiled,
+    }
+    known = {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "precision": precision or precision_of(device),
+        "precision": precision,
         "batch": batch,
         "round_to": round_to,
         "image": list(image_shape(model)),
         "model": architecture_of(model)["modules"],
     }
+    words = [word for word, is_so in run_as.items() if is_so]
+    return {**known, "run_as": words} if words else known
 
 
 def measure_latency(
-    model: ViT, *, batch: int = 1, round_to: int = 1, precision: Precision | None = None
+    model: ViT,
+    *,
+    batch: int = 1,
+    round_to: int = 1,
+    precision: Precision | None = None,
+    is_compiled: bool = False,
 ) -> LatencyTable:
     """Time models with smaller blocks than ``model`` has, on its device, and return the table.
 
@@ -139,14 +163,18 @@ def measure_latency(
         batch: Images in a batch.
         round_to: Ranks and neurons left in a block are multiples of this.
         precision: Precision in which models are timed; the usual one of the device by default.
+        is_compiled: Whether the blocks of the models are compiled: that takes seconds for each
+            size.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
-        InputError: ``batch`` is below 1.
+        InputError: ``batch`` is below 1, or a model cannot be captured as a CUDA graph.
     """
     model = check_supported(model)
     check_weights(model)
-    known = timing_conditions(model, batch=batch, round_to=round_to, precision=precision)
+    how: dict[str, Any] = {"batch": batch, "precision": precision, "is_compiled": is_compiled}
+    known = timing_conditions(model, round_to=round_to, **how)
+    model = cast_weights(model, precision)  # once, so that smaller models need no memory
     dense = StructuralUnits(read_shape(model), round_to=round_to)
     blocks = dense.shape.blocks
     depth = len(blocks)
@@ -165,7 +193,7 @@ def measure_latency(
     # Blocks of a pruned model differ in size, and none may be the largest in every dimension.
     even = model if set(blocks) == {most} else resize_model(model, most)
     models = [share_weights(even, [shape] * depth) for shape in shapes]
-    timed = time_models(models, batch=batch, precision=precision)
+    timed = time_models(models, **how)
     taken = {shape: seconds * 1e9 for shape, seconds in zip(shapes, timed, strict=True)}
     by_heads = [taken[shape] for shape in attention]
     by_hidden = [taken[shape] for shape in ffn]
@@ -179,17 +207,15 @@ def measure_latency(
         rest=rows[0][0] + by_hidden[0] - taken[middle],
         conditions=known,
     )
-    return replace(table, error=_error_of(table, model, batch, round_to, precision))
+    return replace(table, error=_error_of(table, model, round_to, how))
 
 
-def _error_of(
-    table: LatencyTable, model: ViT, batch: int, round_to: int, precision: Precision | None
-) -> float:
+def _error_of(table: LatencyTable, model: ViT, round_to: int, how: dict[str, Any]) -> float:
     """Return the median relative error of predictions for some random blocks."""
     shape, draw = read_shape(model), random.Random(0)
     checked = [random_blocks(shape, draw, round_to=round_to) for _ in range(_CHECKED)]
     models = [share_weights(model, blocks) for blocks in [shape.blocks, *checked]]
-    dense, *pruned = time_models(models, batch=batch, precision=precision)
+    dense, *pruned = time_models(models, **how)
     whole = table.predict(shape.blocks)
     return statistics.median(
         abs(table.predict(blocks) / whole / (seconds / dense) - 1)

@@ -8,25 +8,26 @@ against the reference's shortest run beside it.)
 
 from __future__ import annotations
 
-import contextlib
 import math
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.latency.deployed import Run, cast_weights, deployed, is_graph, time_runs
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.device import Precision, autocast, evaluating, model_device, synchronize
+from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.models.surgery import shrink_to
 from vit_ratio_opt.space.shape import BlockShape
 
-__all__ = ["TimingEffort", "image_shape", "share_weights", "time_models", "time_runs"]
+__all__ = ["TimingEffort", "image_shape", "race", "random_images", "share_weights", "time_models"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,62 +54,74 @@ def time_models(
     *,
     batch: int = 1,
     precision: Precision | None = None,
+    is_compiled: bool = False,
     effort: TimingEffort = TimingEffort(),
 ) -> list[float]:
-    """Return the seconds that each model takes for a batch; all take turns with the first.
+    """Return the seconds that each model takes for a batch, run as it would be deployed.
+
+    See :mod:`vit_ratio_opt.latency.deployed`. All models take turns with the first.
 
     Args:
         models: ViTs for images of one shape, on one device. Their modes are left as they were.
         batch: Images in a batch.
-        precision: Precision in which models are timed; the usual one of the device by default.
+        precision: Precision of weights and activations; the usual one of the device by default.
+        is_compiled: Whether the blocks of the models are compiled.
         effort: How often models are timed.
 
     Raises:
-        InputError: ``batch`` is below 1.
+        InputError: ``batch`` is below 1, or a model cannot be captured as a CUDA graph.
     """
     if batch < 1:
         raise InputError(f"The batch of a latency must be at least 1, but got {batch!r}.")
-    models = [check_supported(model) for model in models]
-    images = torch.randn(batch, *image_shape(models[0]), device=model_device(models[0]))
+    models = [cast_weights(check_supported(model), precision) for model in models]
+    images = random_images(models[0], batch)
+    graph = is_graph(images.device, batch)
+    with deployed(models, images, is_compiled=is_compiled, is_graph=graph) as runs:
+        return race([partial(_fastest, run, images) for run in runs], effort)
 
-    def fastest(model: torch.nn.Module, runs: int) -> float:
-        with torch.inference_mode(), autocast(images.device, precision):
-            return min(time_runs(model, images, runs))
 
-    order, shuffle = list(range(1, len(models))), random.Random(0).shuffle
-    ratios: list[list[float]] = [[] for _ in models]
-    with contextlib.ExitStack() as stack:
-        for model in models:
-            stack.enter_context(evaluating(model))
-        once = [fastest(model, effort.least_runs) for model in models]
-        runs = [max(effort.least_runs, math.ceil(effort.turn_seconds / each)) for each in once]
+def random_images(model: torch.nn.Module, batch: int) -> torch.Tensor:
+    """Return a batch of random images of the shape, device and precision of a model's weights."""
+    weight = next(model.parameters())
+    return torch.randn(batch, *image_shape(model), device=weight.device, dtype=weight.dtype)
 
-        def turn(index: int) -> float:
-            return fastest(models[index], runs[index])
 
-        reference = [once[0], turn(0)]
-        started = time.monotonic()
-        for turns in range(effort.turns):
-            if turns >= effort.least_turns and time.monotonic() > started + effort.max_seconds:
-                break
-            shuffle(order)
-            for index in order:
-                taken = turn(index)
-                reference.append(turn(0))
-                ratios[index].append(taken / statistics.fmean(reference[-2:]))
+def _fastest(run: Run, images: torch.Tensor, runs: int) -> float:
+    return min(time_runs(run, images, runs))
+
+
+def race(
+    contenders: Sequence[Callable[[int], float]], effort: TimingEffort = TimingEffort()
+) -> list[float]:
+    """Return the seconds that each contender takes, in turns with the first.
+
+    Args:
+        contenders: Functions that take a number of runs and return the seconds of the fastest.
+        effort: How often each of them is called.
+    """
+    order, shuffle = list(range(1, len(contenders))), random.Random(0).shuffle
+    ratios: list[list[float]] = [[] for _ in contenders]
+    once = [fastest(effort.least_runs) for fastest in contenders]
+    runs = [max(effort.least_runs, math.ceil(effort.turn_seconds / each)) for each in once]
+
+    def turn(index: int) -> float:
+        return contenders[index](runs[index])
+
+    reference = [once[0], turn(0)]
+    started = time.monotonic()
+    for turns in range(effort.turns):
+        if turns >= effort.least_turns and time.monotonic() > started + effort.max_seconds:
+            break
+        shuffle(order)
+        for index in order:
+            taken = turn(index)
+            reference.append(turn(0))
+            ratios[index].append(taken / statistics.fmean(reference[-2:]))
     best = min(reference)
-    return [best, *(best * statistics.median(ratios[index]) for index in range(1, len(models)))]
-
-
-def time_runs(model: torch.nn.Module, images: torch.Tensor, runs: int) -> list[float]:
-    """Return the seconds of each forward pass of ``images``."""
-    device, seconds = images.device, []
-    for _ in range(runs):
-        started = time.perf_counter()
-        model(images)
-        synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return seconds
+    return [
+        best,
+        *(best * statistics.median(ratios[index]) for index in range(1, len(contenders))),
+    ]
 
 
 def share_weights(model: ViT, blocks: Sequence[BlockShape]) -> ViT:
