@@ -82,10 +82,19 @@ def load_search(
         artifacts=artifacts,
         precision=run.precision or cast(Precision, settings.precision),
     )
+    search = _compose(record, places, run)
+    if not is_precision_given:
+        search.use_precisions(settings)
+    return search
+
+
+def _compose(record: StudyRecord, places: Places, run: RunOptions) -> Search:
+    """Return the search that the settings of a study describe."""
+    settings = record.settings
     dense = _dense_model(record, places)
     data = _images(record, places)
     try:
-        search = Search(
+        return Search(
             dense,
             data,
             _limit(settings),
@@ -97,12 +106,9 @@ def load_search(
         )
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"Study {study_name!r} was created by another version of vit_ratio_opt "
+            f"Study {record.name!r} was created by another version of vit_ratio_opt "
             f"({record.versions.get('vit_ratio_opt')}): {error} does not fit."
         ) from None
-    if not is_precision_given:
-        search.use_precisions(settings)
-    return search
 
 
 def _check_no_custom_parts(record: StudyRecord) -> None:

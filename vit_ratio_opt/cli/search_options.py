@@ -17,6 +17,7 @@ from vit_ratio_opt.cli.options import (
     ImageOptions,
     JsonLogOption,
     LearningRateOption,
+    PrecisionOption,
     SeedOption,
     TensorBoardOption,
 )
@@ -162,6 +163,7 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
         ),
     ] = None
     device: DeviceOption = None
+    precision: PrecisionOption = None
     output: Annotated[
         Path | None,
         option(

@@ -6,6 +6,7 @@ import optuna
 
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.precision import faster_precision
+from vit_ratio_opt.records.labels import precision_text
 from vit_ratio_opt.training.trainer import ImageTrainer
 
 __all__ = ["choose_precisions"]
@@ -36,10 +37,6 @@ def choose_precisions(trainer: ImageTrainer, dense: ViT, *, evaluation: bool) ->
     timed = {name: one.speedup for name, one in found.items()}
     speedups = {name: round(speedup, 3) for name, speedup in timed.items() if speedup is not None}
     if speedups:
-        measured = " and ".join(f"{value:.2f} times in {name}" for name, value in speedups.items())
-        trained = trainer.training_precision or trainer.precision
-        _logger.info(
-            f"bfloat16 is {measured} as fast as float32 here: models are evaluated in "
-            f"{trainer.precision} and trained in {trained}."
-        )
+        training = trainer.training_precision or trainer.precision
+        _logger.info(precision_text(trainer.precision, training, speedups))
     return speedups
