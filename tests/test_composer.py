@@ -217,7 +217,7 @@ CASES: dict[type, dict[str, Case]] = {
         for name, value in {
             "epochs": 2, "batch_size": 64, "lr": 0.5, "weight_decay": 0.5, "warmup": 0.5,
             "clip_norm": 0.5, "distillation": 0.25, "temperature": 4.0, "ema": 0.5,
-            "layer_decay": 0.5, "augment": True,
+            "layer_decay": 0.5, "augment": True, "drop_path": 0.5, "teacher_labels": "hard",
             "label_smoothing": 0.1, "class_weights": "balanced", "metric": "macro_f1",
         }.items()
     },

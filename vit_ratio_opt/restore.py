@@ -115,7 +115,8 @@ def _check_no_custom_parts(record: StudyRecord) -> None:
     """Refuse a study with parts that only the script that created it has.
 
     Raises:
-        InputError: The study has a custom trainer, custom images or a custom metric.
+        InputError: The study has a custom trainer, custom images, a custom metric or another
+            teacher than its dense model.
     """
     if record.settings.trainer is not None:
         part = "a custom trainer"
@@ -123,6 +124,8 @@ def _check_no_custom_parts(record: StudyRecord) -> None:
         part = "custom images"
     elif str((record.settings.recipe or {}).get("metric", "")).startswith(CUSTOM):
         part = "a custom metric"
+    elif record.settings.teacher is not None:
+        part = "a teacher other than its dense model"
     else:
         return
     raise InputError(f"Study {record.name!r} has {part}: run the script that created it.")

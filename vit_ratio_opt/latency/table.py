@@ -177,10 +177,7 @@ def measure_latency(
     model = cast_weights(model, precision)  # once, so that smaller models need no memory
     dense = StructuralUnits(read_shape(model), round_to=round_to)
     blocks = dense.shape.blocks
-    depth = len(blocks)
-    most = BlockShape(
-        *(max(getattr(b, name) for b in blocks) for name in BlockShape.__dataclass_fields__)
-    )
+    depth, most = len(blocks), _largest(blocks)
     heads = size_grid(most.num_heads if dense.shape.all_heads else 1, most.num_heads, _HEADS)
     ranks = size_grid(dense.least_dims(most), most.head_dim, _RANKS, round_to)
     least = min(least_neurons(round_to), most.hidden_dim)
@@ -208,6 +205,12 @@ def measure_latency(
         conditions=known,
     )
     return replace(table, error=_error_of(table, model, round_to, how))
+
+
+def _largest(blocks: Sequence[BlockShape]) -> BlockShape:
+    """Return the largest of each size."""
+    names = BlockShape.__dataclass_fields__
+    return BlockShape(*(max(getattr(block, name) for block in blocks) for name in names))
 
 
 def _error_of(table: LatencyTable, model: ViT, round_to: int, how: dict[str, Any]) -> float:

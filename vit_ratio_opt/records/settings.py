@@ -22,7 +22,7 @@ _NEW_IN_2 = (
 # Stored only where they differ from their default.
 _SPARSE = (
     *("cost", "latency_batch", "pruned", "rule", "ranges", "by_cascade", "criterion"),
-    *("trainer", "bounds", "frozen", "calibration_task", "training_precision"),
+    *("trainer", "bounds", "frozen", "calibration_task", "training_precision", "teacher"),
 )
 # Fields of this package's own training: None where `trainer` is given.
 _OF_IMAGES = ("dataset", "validation", "recipe")
@@ -61,6 +61,8 @@ class StudySettings:
         std: Standard deviation of the normalisation, one value for each channel.
         flip: Whether augmentation mirrors images.
         recipe: Fine-tuning of each trial.
+        teacher: Hash of the weights of a teacher that is not the dense model; None where the
+            dense model teaches.
         iterative: Whether trials start from pruned models.
         mhsa_unit: Unit that is removed from the attention: ``"rank"`` or ``"head"``.
         repair: Whether linear layers are refitted after pruning.
@@ -107,6 +109,7 @@ class StudySettings:
     std: tuple[float, ...] | None = None
     flip: bool | None = None
     recipe: dict[str, Any] | None = None
+    teacher: str | None = None
     iterative: bool
     mhsa_unit: str
     repair: bool

@@ -15,6 +15,7 @@ from vit_ratio_opt.models.device import has_float64, model_device, random_state_
 from vit_ratio_opt.models.precision import Precisions
 from vit_ratio_opt.training.context import TrainingDiverged, TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
+from vit_ratio_opt.training.drop_path import drop_paths
 from vit_ratio_opt.training.evaluate import measure_split
 from vit_ratio_opt.training.losses import BatchLoss, TaskLoss
 from vit_ratio_opt.training.matching import Reference
@@ -123,6 +124,7 @@ class Loop:
         shown = context.progress if self._ranks.rank == 0 else False
         with (
             random_state_kept(self._device),
+            drop_paths(self._model, self._recipe.drop_path),
             TrainingProgress(
                 context.title, self._steps, self._steps_per_epoch, shown=shown
             ) as bar,

@@ -40,7 +40,8 @@ class BatchLoss(Protocol):
 class TaskLoss:
     """Loss ``(1 - a) hard + a soft`` of a task, where ``a`` is the recipe's ``distillation``.
 
-    - *Single label.* Cross-entropy, and ``T^2 KL(teacher || student)`` (Hinton 2015).
+    - *Single label.* Cross-entropy, and ``T^2 KL(teacher || student)`` (Hinton 2015). With hard
+      labels of the teacher, ``soft`` is the cross-entropy with its likeliest class instead.
     - *Several labels.* The binary cross-entropy of each class, and the same against the teacher's
       probabilities at the temperature ``T``.
     - *Features.* ``soft`` of a single label alone: there are no labels.
@@ -55,10 +56,16 @@ class TaskLoss:
         device: Device of the outputs.
 
     Raises:
-        InputError: The class weights do not fit the classes or the task.
+        InputError: The class weights do not fit the classes or the task, or hard labels of the
+            teacher do not fit the task.
     """
 
     def __init__(self, data: ImageData, recipe: Recipe, device: torch.device) -> None:
+        if recipe.teacher_labels == "hard" and data.task != "single-label":
+            raise InputError(
+                "`teacher_labels='hard'` is for images of one class each, but the task is "
+                f"{data.task!r}: leave it out."
+            )
         self._task, self._recipe = data.task, recipe
         weights = _class_weights(data, recipe)
         self._weights = None if weights is None else weights.to(device)
@@ -111,6 +118,8 @@ class TaskLoss:
         return F.cross_entropy(outputs, targets, self._weights, label_smoothing=smoothing)
 
     def _soft(self, outputs: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        if self._recipe.teacher_labels == "hard":
+            return F.cross_entropy(outputs, teacher.argmax(dim=1))
         return soft_loss(
             outputs,
             teacher,

@@ -35,7 +35,7 @@ _LEAST_DEVIATION = 0.1
 # Outputs of 2 GB are kept.
 _MOST_OUTPUTS = 2**29
 # Hyperparameters of labels.
-_OF_LABELS = ("label_smoothing", "class_weights")
+_OF_LABELS = ("label_smoothing", "class_weights", "teacher_labels")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ CUSTOM = "custom: "
 """Beginning of the stored name of a metric that is no name of a built-in one."""
 
 # Hyperparameters that older studies do not store.
-_SPARSE = ("label_smoothing", "class_weights", "metric")
+_SPARSE = ("label_smoothing", "class_weights", "metric", "drop_path", "teacher_labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,10 @@ class Recipe:
             average is evaluated and kept. In the first steps the decay is smaller (timm's
             warm-up).
         layer_decay: Factor of the learning rate from each block to the block before it, in (0, 1].
+        drop_path: Rate of stochastic depth in the last block, in [0, 1); it rises linearly from 0
+            in the first block. 0 leaves the rates as the model has them.
+        teacher_labels: ``"soft"`` for the teacher's probabilities, ``"hard"`` for its likeliest
+            class, as DeiT does (Touvron 2021); hard ones are for images of one class each.
         label_smoothing: Share of each true label that is spread over all classes, in [0, 1); for
             labels, not for regression.
         class_weights: Weights of the classes in the cross-entropy, by label; ``"balanced"``
@@ -62,6 +66,8 @@ class Recipe:
     temperature: float = 2.0
     ema: float = 0.0
     layer_decay: float = 1.0
+    drop_path: float = 0.0
+    teacher_labels: Literal["soft", "hard"] = "soft"
     augment: bool = False
     label_smoothing: float = 0.0
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None
@@ -78,6 +84,8 @@ class Recipe:
             "distillation": (0 <= self.distillation <= 1, "in [0, 1]"),
             "ema": (0 <= self.ema < 1, "in [0, 1)"),
             "layer_decay": (0 < self.layer_decay <= 1, "in (0, 1]"),
+            "drop_path": (0 <= self.drop_path < 1, "in [0, 1)"),
+            "teacher_labels": (self.teacher_labels in ("soft", "hard"), "'soft' or 'hard'"),
             "temperature": (0 < self.temperature < math.inf, "above 0"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
         }

@@ -18,6 +18,7 @@ from vit_ratio_opt.models.device import (
     resolve_device,
 )
 from vit_ratio_opt.models.precision import Precisions
+from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.evaluate import count_correct, measure_split, predict
@@ -26,6 +27,7 @@ from vit_ratio_opt.training.matching import Reference
 from vit_ratio_opt.training.metrics import measure_of, standard_error
 from vit_ratio_opt.training.progress import SearchProgress
 from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.training.teacher import OtherTeacher
 
 __all__ = ["ImageTrainer"]
 
@@ -38,6 +40,7 @@ class ImageTrainer:
 
     Attributes:
         metric: Metric of the recipe; the top-1 accuracy in per cent by default.
+        teacher: The teacher that is not the dense model; None where the dense model teaches.
         precision: Precision in which models are evaluated. A study sets it where
             :attr:`is_precision_given` is False.
         training_precision: Precision in which models are trained, which a study may set as well;
@@ -53,10 +56,12 @@ class ImageTrainer:
         ranks: Processes that share each training; None for this process alone.
         progress: Progress bars of trainings whose context has none; None shows them in a terminal
             only.
+        teacher: Trained model that teaches instead of the dense one, such as a convolutional
+            network (Touvron 2021). It is copied, and sees images in its own normalisation.
 
     Raises:
-        InputError: This machine has no such device, the precision is unknown, or the metric does
-            not fit the data.
+        InputError: This machine has no such device, the precision is unknown, or the metric or the
+            teacher does not fit the data.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class ImageTrainer:
         precision: Precision | None = None,
         ranks: Ranks | None = None,
         progress: SearchProgress | bool | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         check_precision(precision)
         self.data, self.recipe = data, recipe or Recipe()
@@ -78,6 +84,7 @@ class ImageTrainer:
         self.precision: Precision = precision or precision_of(self.device)
         self.training_precision: Precision | None = None
         self.is_precision_given = precision is not None
+        self.teacher = None if teacher is None else OtherTeacher(teacher, data)
         self._logits: tuple[nn.Module, Precision, torch.Tensor] | None = None
 
     @property
@@ -99,6 +106,7 @@ class ImageTrainer:
             precision=self.precision,
             ranks=self.ranks,
             progress=self.progress,
+            teacher=None if self.teacher is None else self.teacher.model,
         )
         other.training_precision = self.training_precision
         return other
@@ -123,6 +131,7 @@ class ImageTrainer:
             "recipe": self.recipe.to_json(),
             "precision": self.precision,
             "training_precision": self.training_precision,
+            **({} if self.teacher is None else {"teacher": weights_hash(self.teacher)}),
         }
 
     def evaluate(self, model: nn.Module) -> float:
@@ -191,7 +200,8 @@ class ImageTrainer:
 
     def _teacher(self, context: TrialContext) -> nn.Module | torch.Tensor | Reference | None:
         """Return the teacher of a training."""
-        return None if context.teacher is None else self.teacher_of(context.teacher)
+        teacher = context.teacher if self.teacher is None else self.teacher
+        return None if teacher is None else self.teacher_of(teacher)
 
     def teacher_of(self, model: nn.Module) -> nn.Module | torch.Tensor | None:
         """Return the teacher of a training: logits if that is possible, else ``model``.
@@ -200,7 +210,7 @@ class ImageTrainer:
         pruned model. None if the recipe does not distill.
 
         Args:
-            model: The dense model.
+            model: The teacher, such as the dense model.
         """
         if self.recipe.distillation == 0:
             return None
