@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from vit_ratio_opt.cli.command import (
     LONGEST_SECONDS,
     Panel,
+    check_finite,
     check_numbers,
     check_text,
     check_texts,
@@ -34,6 +35,7 @@ __all__ = [
     "PrecisionOption",
     "SeedOption",
     "SkipDamagedOption",
+    "StateEveryOption",
     "StorageOption",
     "StudyNameOption",
     "StudyNamesOption",
@@ -85,6 +87,17 @@ GraceOption = Annotated[
         "requeued. Give all workers of a study the same value.",
         min=2,
         max=LONGEST_SECONDS,
+    ),
+]
+StateEveryOption = Annotated[
+    float,
+    option(
+        Panel.WORKERS,
+        "Seconds between two saves of a training's state, from which a killed trial resumes. 0 "
+        "saves before every step.",
+        min=0,
+        max=LONGEST_SECONDS,
+        callback=check_finite,
     ),
 ]
 EpochsOption = Annotated[

@@ -130,10 +130,9 @@ def train(options: TrainOptions) -> None:
         f"{images.name}: {len(images.train)} images to train on, {len(images.val)} to validate; "
         f"{shape.macs:,} FLOPs, {shape.params:,} parameters"
     )
-    checkpoint = options.checkpoint
+    checkpoint, clock = options.checkpoint, Stopwatch()
     check_writable_folder(checkpoint.parent)
     check_writable(checkpoint)
-    clock = Stopwatch()
     state = checkpoint.with_name(f"{checkpoint.name}.training")
     if state.exists():
         print(f"resuming from {state}")

@@ -23,7 +23,8 @@ from vit_ratio_opt.runs.contracts import JournalProtocol, PrunerProtocol
 from vit_ratio_opt.runs.lineage import fetch_state, interrupted_trials, state_artifact
 from vit_ratio_opt.runs.outcome import record_cost, record_sizes, trial_value
 from vit_ratio_opt.runs.parents import find_parent
-from vit_ratio_opt.runs.resume import check_resumed, copy_progress, last_epoch, next_seed
+from vit_ratio_opt.runs.resume import check_resumed, copy_progress, next_seed
+from vit_ratio_opt.runs.saving import StateKeeper
 from vit_ratio_opt.runs.state_files import remove
 from vit_ratio_opt.runs.suggest import suggest_pair
 from vit_ratio_opt.search.direction import check_direction
@@ -39,6 +40,7 @@ from vit_ratio_opt.training.context import (
 )
 from vit_ratio_opt.training.distributed import RanksBroken
 from vit_ratio_opt.training.progress import SearchProgress
+from vit_ratio_opt.training.save_clock import STATE_SECONDS
 from vit_ratio_opt.training.trainer_checks import (
     check_layers,
     layers_of,
@@ -91,6 +93,7 @@ class PruningObjective:
         describe: Function that returns the manifest of a pruned model; :meth:`describe_model` by
             default.
         progress: Progress bars of the search, or whether to show progress bars.
+        state_every: Seconds between two saves of a training's state.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class PruningObjective:
         self.should_stop: Callable[[], bool] | None = None
         self.describe: Callable[[RatioPair, ViT, float], Mapping[str, Any]] = self.describe_model
         self.progress: SearchProgress | bool | None = None
+        self.state_every = STATE_SECONDS
         self.admit: Callable[[Study], None] | None = None
 
     @property
@@ -227,7 +231,6 @@ class PruningObjective:
             if loss is not None:
                 losses = trial.user_attrs.get("losses", [])
                 write_trial(trial, losses=[*losses, round(loss, 5)])
-            self.journal.save_state(trial, state, epoch=epoch)
             metric = self.trainer.metric
             lost = metric.loss(self.dense_accuracy, value)
             tolerance = self.limit.points if isinstance(self.limit, Tolerance) else None
@@ -332,13 +335,16 @@ class PruningObjective:
                 }
             )
         layers = layers_of(model.train())  # as a new model is, on which frameworks rely
+        keeper = StateKeeper(
+            self.journal, trial, context, seconds=self.state_every, epochs=self._epochs
+        )
         try:
             with context.clock("train"), exit_means_stop(context):
-                value = self.trainer.train(model, context)
+                value = self.trainer.train(model, keeper.context)
             check_layers(layers, model, self.trainer)
             return metric_value(value, self.trainer, "train")
         except TrainingStopped:
-            self.journal.save_state(trial, context.state, epoch=last_epoch(trial))
+            keeper.keep()
             raise
         except (InputError, TrainingDiverged, optuna.TrialPruned):
             raise

@@ -40,7 +40,8 @@ def finetune(
         data: Data set; training on ``data.train``, validation on ``data.val`` after each epoch.
         recipe: Hyperparameters of the training.
         context: Seed, callbacks and file of the saved state, which is kept in the end. A resumed
-            training ends with the same weights on the same machine.
+            training ends with the same weights on the same machine. After the last epoch, no state
+            is saved.
         teacher: The dense model, for distillation, on the device of ``model``; by default the
             context's. Or its logits for every image of ``data.train``, see
             :func:`~vit_ratio_opt.training.evaluate.predict`, if images are neither augmented nor
