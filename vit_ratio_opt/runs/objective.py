@@ -344,6 +344,7 @@ class PruningObjective:
                     "blocks": shape_of(model).block_sizes,
                     "artifact": artifact,
                     "precision": getattr(self.trainer, "precision", None),
+                    "training_precision": getattr(self.trainer, "training_precision", None),
                 }
             )
         layers = layers_of(model.train())  # as a new model is, on which frameworks rely
