@@ -84,7 +84,10 @@ def make_search(options: SearchCommandOptions, place: StudyPlace, dense: Any) ->
             fixed_ratio=options.fixed_ratio, iterative=options.iterative, seed=options.seed
         ),
         run=RunOptions(
-            checkpoints=place.checkpoints, device=options.device, state_every=options.state_every
+            checkpoints=place.checkpoints,
+            device=options.device,
+            precision=options.precision,
+            state_every=options.state_every,
         ),
     )
 

@@ -17,6 +17,7 @@ from vit_ratio_opt.cli.options import (
     ImageOptions,
     JsonLogOption,
     LearningRateOption,
+    PrecisionOption,
     SeedOption,
     StateEveryOption,
     TensorBoardOption,
@@ -164,6 +165,7 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
         ),
     ] = None
     device: DeviceOption = None
+    precision: PrecisionOption = None
     state_every: StateEveryOption = STATE_SECONDS
     output: Annotated[
         Path | None,

@@ -190,7 +190,11 @@ class PruningObjective:
             # No suffix: a trainer of one's own chooses the format, and torch.load goes by it.
             state = None if self.journal.store is None else Path(folder, "state")
             context = self._context(trial, suggestion.pair, seed, state, clock)
-            model, accuracy = self._train_or_resume(trial, suggestion.pair, context, earlier)
+            try:
+                model, accuracy = self._train_or_resume(trial, suggestion.pair, context, earlier)
+            except (optuna.TrialPruned, TrainingDiverged):
+                self.journal.spend_states(trial, *earlier)
+                raise
         cost_ratio = record_cost(
             trial, suggestion, space, dense=self.pruner.shape, pruned=shape_of(model)
         )
@@ -262,9 +266,9 @@ class PruningObjective:
     ) -> tuple[ViT, float]:
         """Return the trained model of a pair and its metric, from a saved state where possible."""
         is_resumable = context.state is not None and self._epochs != 0
-        for interrupted in earlier if is_resumable else ():
+        for number, interrupted in enumerate(earlier if is_resumable else ()):
             try:
-                resumed = self._resume_training(trial, pair, context, interrupted)
+                resumed = self._resume_training(trial, pair, context, earlier[number:])
             except Exception as error:  # a framework raises many kinds for a damaged state
                 is_resumed = "resumed_from" in trial.user_attrs
                 if is_resumed or is_storage_error(error) or isinstance(error, RanksBroken):
@@ -290,9 +294,18 @@ class PruningObjective:
         return model, accuracy
 
     def _resume_training(
-        self, trial: BaseTrial, pair: RatioPair, context: TrialContext, interrupted: FrozenTrial
+        self,
+        trial: BaseTrial,
+        pair: RatioPair,
+        context: TrialContext,
+        earlier: Sequence[FrozenTrial],
     ) -> tuple[ViT, float] | None:
-        """Return model and metric of a training that was resumed; None without its state."""
+        """Resume the first of the ``earlier`` trainings and remove the states of the others.
+
+        Returns:
+            The model and its metric; None without its state.
+        """
+        interrupted, *older = earlier
         artifact, store = state_artifact(interrupted), self.journal.store
         assert artifact is not None
         assert store is not None
@@ -307,6 +320,8 @@ class PruningObjective:
 
         def resumed() -> None:
             copy_progress(trial, interrupted, self.trainer.metric)
+            self.journal.spend_states(*older)
+            self.journal.discard_spent_states()
 
         resuming = replace(context, on_resume=resumed, report=report)
         accuracy = self._train(trial, model, pair, resuming, artifact)
@@ -331,6 +346,7 @@ class PruningObjective:
                     "blocks": shape_of(model).block_sizes,
                     "artifact": artifact,
                     "precision": getattr(self.trainer, "precision", None),
+                    "training_precision": getattr(self.trainer, "training_precision", None),
                 }
             )
         layers = layers_of(model.train())  # as a new model is, on which frameworks rely

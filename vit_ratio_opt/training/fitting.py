@@ -33,8 +33,8 @@ _IMAGES = 512
 _LARGEST_LR, _WIDTH = 1e-3, 64
 # Divergence from which on the largest rate is used, and its smallest share below.
 _LARGE_DIVERGENCE, _LEAST_SHARE = 0.25, 0.3
-# Divergence below which nothing was lost but by rounding in float32. More is no sign that a training
-# can only cost: at 1e-5 the digits' model gained a point from the labels.
+# Divergence below which nothing was lost but by rounding in float32. More is no sign that a
+# training can only cost: at 1e-5 the digits' model gained a point from the labels.
 _NOTHING = 1e-10
 
 
