@@ -14,7 +14,7 @@ import vit_ratio_opt as vro
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.training.context import TrainingStopped
 from vit_ratio_opt.training.evaluate import predict
-from vit_ratio_opt.training.fitting import choose, divergence, fitted_lr
+from vit_ratio_opt.training.fitting import choose, divergence, fitted_share
 from vit_ratio_opt.training.matching import Reference
 
 AUTO = vro.Recipe(epochs=2, batch_size=32, lr="auto")
@@ -48,44 +48,51 @@ def weights(model):
 
 
 @pytest.mark.parametrize(
-    ("width", "lost", "lr"),
+    ("lost", "entropy", "share"),
     [
-        (64, 0.25, 1e-3),
-        (64, 9.0, 1e-3),
-        (64, 0.0625, 5e-4),
-        (64, 0.0, 3e-4),
-        (32, None, 1e-3),
-        (None, None, 1e-3),
-        (384, None, 1.7e-4),
-        (768, 0.0, 2.5e-5),
+        (0.21, 0.5, 1.0),
+        (9.0, 0.5, 1.0),
+        (0.0225, 0.5, 0.5),
+        (0.0, 0.08, 1.0),
+        (0.0, 0.32, 0.5),
+        (-1e-9, 0.32, 0.5),
+        (0.0, 0.0, 1.0),
     ],
 )
-def test_the_rate_falls_with_the_width_and_rises_with_the_loss(width, lost, lr):
-    assert fitted_lr(width, lost) == lr
+def test_the_rate_rises_with_the_loss_and_falls_with_the_entropy(lost, entropy, share):
+    assert fitted_share(lost, entropy) == pytest.approx(share, rel=1e-6)
 
 
-def test_the_divergence_is_that_of_the_training_images(few, dense, pruned):
-    outputs, wanted = (predict(model, few, few.train) for model in (pruned, dense))
-    expected = F.kl_div(outputs.log_softmax(1), wanted.softmax(1), reduction="batchmean").item()
-    assert divergence(pruned, few, dense, "float32") == pytest.approx(expected, rel=1e-4)
-    assert divergence(pruned, few, wanted, "float32") == pytest.approx(expected, rel=1e-4)
+@pytest.mark.parametrize(("width", "lr"), [(32, 1e-3), (64, 1e-3), (384, 1.7e-4), (768, 8.3e-5)])
+def test_the_rate_falls_with_the_width(few, pruned, width, lr):
+    pruned.embed_dim = width
+    assert choose(pruned, few, None, "float32") == {"lr": lr, "is_trained": True}
+
+
+def test_divergence_and_entropy_are_those_of_the_training_images(few, dense, pruned):
+    outputs, aim = (predict(model, few, few.train).double() for model in (pruned, dense))
+    lost = F.kl_div(outputs.log_softmax(1), aim.softmax(1), reduction="batchmean").item()
+    entropy = torch.distributions.Categorical(logits=aim).entropy().mean().item()
+    for known in (dense, aim.float()):
+        found = divergence(pruned, few, known, "float32")
+        assert found == pytest.approx((lost, entropy), rel=1e-5)
 
 
 def test_several_labels_diverge_by_the_sum_over_classes(few, dense, pruned):
     data = replace(few, task="multi-label")
     one, other = (predict(model, few, few.train).double() for model in (pruned, dense))
-    share = other.sigmoid()
-    terms = share * (F.logsigmoid(other) - F.logsigmoid(one))
-    terms += (1 - share) * (F.logsigmoid(-other) - F.logsigmoid(-one))
-    expected = terms.sum(dim=1).mean().item()
-    assert divergence(pruned, data, dense, "float32") == pytest.approx(expected, rel=1e-4)
+    of_one, of_other = (torch.distributions.Bernoulli(logits=logits) for logits in (one, other))
+    lost = torch.distributions.kl_divergence(of_other, of_one).sum(dim=1).mean().item()
+    entropy = of_other.entropy().sum(dim=1).mean().item()
+    found = divergence(pruned, data, dense, "float32")
+    assert found == pytest.approx((lost, entropy), rel=1e-5)
 
 
 def test_without_class_probabilities_the_width_alone_decides(few, dense, pruned):
     regression = replace(few, task="regression")
     for data, known in ((few, None), (regression, dense)):
         chosen = choose(pruned, data, known, "float32")
-        assert chosen == {"lr": fitted_lr(dense.embed_dim, None), "is_trained": True}
+        assert chosen == {"lr": 1e-3, "is_trained": True}
 
 
 def test_a_classifier_without_labels_diverges_and_an_encoder_does_not(few, dense, pruned):
@@ -95,14 +102,14 @@ def test_a_classifier_without_labels_diverges_and_an_encoder_does_not(few, dense
     for trunk in trunks:
         trunk.reset_classifier(0)
     chosen = choose(trunks[1], data, Reference(trunks[0], data), "float32")
-    assert chosen == {"lr": fitted_lr(dense.embed_dim, None), "is_trained": True}
+    assert chosen == {"lr": 1e-3, "is_trained": True}
 
 
 def test_outputs_that_are_nan_say_nothing(few, dense, pruned):
     with torch.no_grad():
         pruned.head.bias.fill_(math.nan)
     chosen = choose(pruned, few, dense, "float32")
-    assert chosen == {"lr": fitted_lr(dense.embed_dim, None), "is_trained": True}
+    assert chosen == {"lr": 1e-3, "is_trained": True}
 
 
 def test_a_training_is_the_one_with_the_chosen_number(few, dense, pruned):

@@ -21,7 +21,7 @@ from vit_ratio_opt.records.trial import attribute, write_trial
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.contracts import JournalProtocol, PrunerProtocol
 from vit_ratio_opt.runs.lineage import fetch_state, interrupted_trials, state_artifact
-from vit_ratio_opt.runs.outcome import record_cost, record_epochs, record_sizes, trial_value
+from vit_ratio_opt.runs.outcome import record_cost, record_sizes, record_training, trial_value
 from vit_ratio_opt.runs.parents import find_parent
 from vit_ratio_opt.runs.resume import check_resumed, copy_progress, next_seed
 from vit_ratio_opt.runs.saving import StateKeeper
@@ -212,10 +212,7 @@ class PruningObjective:
             self.journal.keep_model(trial, model, manifest)
         with clock("explain"):
             self.journal.attach_files(trial)
-        record_epochs(trial, self._epochs)
-        device = getattr(self.trainer, "device_name", None)
-        if device is not None:
-            write_trial(trial, device=device)
+        record_training(trial, self._epochs, getattr(self.trainer, "device_name", None))
         write_trial(
             trial,
             seconds=round(time.perf_counter() - started, 3),

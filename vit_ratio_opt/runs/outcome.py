@@ -14,7 +14,7 @@ from vit_ratio_opt.space.metric import Metric
 from vit_ratio_opt.space.pairs import PairSpace
 from vit_ratio_opt.space.shape import ViTShape
 
-__all__ = ["record_cost", "record_epochs", "record_sizes", "trial_value"]
+__all__ = ["record_cost", "record_sizes", "record_training", "trial_value"]
 
 
 def record_sizes(trial: BaseTrial, shape: ViTShape) -> None:
@@ -56,13 +56,16 @@ def record_cost(
     return left / whole
 
 
-def record_epochs(trial: BaseTrial, epochs: int | None) -> None:
-    """Record the epochs of a trained model; none where its training chose not to train.
+def record_training(trial: BaseTrial, epochs: int | None, device: str | None) -> None:
+    """Record device and epochs of a trained model; no epochs where nothing was to be gained.
 
     Args:
         trial: Trial of the model.
         epochs: Epochs of each training; None where the trainer does not say.
+        device: Name of the device; None where the trainer does not say.
     """
+    if device is not None:
+        write_trial(trial, device=device)
     if epochs is None:
         return
     chosen = attribute(trial, "chosen") or {}

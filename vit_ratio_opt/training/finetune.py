@@ -51,8 +51,7 @@ def finetune(
         data: Data set; training on ``data.train``, validation on ``data.val`` after each epoch.
         recipe: Hyperparameters of the training.
         context: Seed, callbacks and file of the saved state, which is kept in the end. A resumed
-            training ends with the same weights on the same machine. After the last epoch, no state
-            is saved.
+            training ends with the same weights on the same machine. The last epoch saves none.
         teacher: The dense model, for distillation, on the device of ``model``; by default the
             context's. Or its logits for every image of ``data.train``, see
             :func:`~vit_ratio_opt.training.evaluate.predict`, if images are neither augmented nor
@@ -77,14 +76,10 @@ def finetune(
         TrainingStopped: The context asked to stop.
     """
     context = context or TrialContext()
+    _check_trainable(model, recipe)
+    precisions = Precisions.of(precision, model_device(model))
     if teacher is None and recipe.distillation:
         teacher = context.teacher
-    if recipe.epochs and not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError(
-            "All weights of the model are frozen, so there is nothing to train: call "
-            "`model.requires_grad_(True)`."
-        )
-    precisions = Precisions.of(precision, model_device(model))
     if data.task == "features":
         teacher = _reference(data, teacher, mix, precisions.evaluation)
     elif isinstance(teacher, torch.Tensor):
@@ -92,16 +87,33 @@ def finetune(
     ranks = ranks or Ranks(0, 1, model_device(model))
     epochs = recipe.epochs
     if recipe.lr == "auto":
-        is_known = isinstance(teacher, Reference) or context.teacher is None
-        dense = teacher if is_known else context.teacher
-        chosen = _chosen(
-            partial(choose, model, data, dense, precisions.evaluation), context.state, ranks
-        )
-        recipe, context = _fitted(recipe, context, chosen)
+        choosing = partial(choose, model, data, _dense(teacher, context), precisions.evaluation)
+        recipe, context = _fitted(recipe, context, _chosen(choosing, context.state, ranks))
     value = Loop(model, data, recipe, context, teacher, mix, precisions, ranks).run()
-    for epoch in range(1, 1 + epochs - recipe.epochs) if ranks.rank == 0 else ():
-        context.report(epoch, value)  # of epochs that could only cost
+    _report_left_out(context, epochs - recipe.epochs, value, ranks)
     return value
+
+
+def _check_trainable(model: nn.Module, recipe: Recipe) -> None:
+    if recipe.epochs and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(
+            "All weights of the model are frozen, so there is nothing to train: call "
+            "`model.requires_grad_(True)`."
+        )
+
+
+def _dense(
+    teacher: nn.Module | torch.Tensor | Reference | None, context: TrialContext
+) -> nn.Module | torch.Tensor | Reference | None:
+    """Return the dense model, which the teacher need not be."""
+    is_dense = isinstance(teacher, Reference) or context.teacher is None
+    return teacher if is_dense else context.teacher
+
+
+def _report_left_out(context: TrialContext, epochs: int, value: float, ranks: Ranks) -> None:
+    """Report epochs that could only cost, so that Optuna's pruners see a value of each."""
+    for epoch in range(1, epochs + 1) if ranks.rank == 0 else ():
+        context.report(epoch, value)
 
 
 def _fitted(
