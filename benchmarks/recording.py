@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +23,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning.options import Structural
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.trainer import ImageTrainer
+from vit_ratio_opt.utils.files import write_json
 
 CheckpointOption = Annotated[Path, typer.Option(help="The dense model, safetensors.")]
 NameArgument = Annotated[Optional[str], typer.Argument(help="Of the results.")]  # noqa: UP045
@@ -121,6 +124,24 @@ def rows_so_far(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
         raise InputError(f"{path} was recorded with other {', '.join(differing)}: name another.")
     rows: list[dict[str, Any]] = stored["rows"]
     return rows
+
+
+def write_row(benchmark: str, row: dict[str, Any], same: Sequence[str], path: Path) -> None:
+    """Write a row to a file of rows, in place of one that is equal in all keys of ``same``."""
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [old for old in rows if any(old.get(key) != row[key] for key in same)] + [row]
+    write_json({"benchmark": benchmark, "rows": rows}, path)
+
+
+def head_commit() -> str:
+    """Return the commit of the working tree; empty where git or the repository is missing."""
+    try:
+        return subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            capture_output=True, text=True, check=False, cwd=Path(__file__).parent,
+        ).stdout.strip()  # fmt: skip
+    except OSError:
+        return ""
 
 
 def spread(values: list[float], digits: int = 2) -> str:

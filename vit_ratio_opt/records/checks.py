@@ -57,6 +57,7 @@ _ENTRIES: dict[str, dict[str, Any]] = {
         "threads": int,
         "run_as": tuple[str, ...] | None,
     },
+    "bfloat16_speedup": {"evaluation": float | None, "training": float | None},
     "per_class": {
         "trial": int,
         "images": tuple[int, ...],

@@ -26,6 +26,8 @@ from vit_ratio_opt.training.recipe import Recipe
 __all__ = ["Batch", "Optimization"]
 
 _logger = logging.getLogger(f"optuna.{__name__}")
+# Devices on which PyTorch updates all weights of a group by one call.
+_FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ class Optimization:
             lr=recipe.lr,
             weight_decay=recipe.weight_decay,
             layer_decay=None if recipe.layer_decay == 1 else recipe.layer_decay,
+            fused=model_device(model).type in _FUSED_DEVICES,
         )
+        self._optimizer.register_load_state_dict_pre_hook(_keep_implementation)
         self.average = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         self._scheduler = CosineLRScheduler(
             self._optimizer,
@@ -161,3 +165,11 @@ class Optimization:
             losses.append(loss.detach())
             outputs.append(logits.detach())
         return torch.stack(losses).sum(), torch.cat(outputs)
+
+
+def _keep_implementation(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> dict[str, Any]:
+    """Load a saved state into the optimiser's own implementation, whichever one saved it."""
+    own = {name: optimizer.defaults[name] for name in ("fused", "foreach")}
+    return {**state, "param_groups": [{**group, **own} for group in state["param_groups"]]}
