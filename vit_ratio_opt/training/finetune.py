@@ -80,10 +80,7 @@ def finetune(
     precisions = Precisions.of(precision, model_device(model))
     if teacher is None and recipe.distillation:
         teacher = context.teacher
-    if data.task == "features":
-        teacher = _reference(data, teacher, mix, precisions.evaluation)
-    elif isinstance(teacher, torch.Tensor):
-        _check_logits(teacher, data, is_changed=recipe.augment or mix is not None)
+    teacher = _checked(teacher, data, recipe, mix, precisions.evaluation)
     ranks = ranks or Ranks(0, 1, model_device(model))
     epochs = recipe.epochs
     if recipe.lr == "auto":
@@ -155,6 +152,21 @@ def _chosen(
     if chosen is None:
         raise TrainingStopped("rank 0 ended the training")
     return chosen
+
+
+def _checked(
+    teacher: nn.Module | torch.Tensor | Reference | None,
+    data: ImageData,
+    recipe: Recipe,
+    mix: Mix | None,
+    precision: Precision,
+) -> nn.Module | torch.Tensor | Reference | None:
+    """Return a teacher that fits the images; a reference where they have no labels."""
+    if data.task == "features":
+        return _reference(data, teacher, mix, precision)
+    if isinstance(teacher, torch.Tensor):
+        _check_logits(teacher, data, is_changed=recipe.augment or mix is not None)
+    return teacher
 
 
 def _check_logits(logits: torch.Tensor, data: ImageData, *, is_changed: bool) -> None:
