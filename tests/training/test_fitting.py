@@ -50,12 +50,12 @@ def weights(model):
 @pytest.mark.parametrize(
     ("lost", "entropy", "share"),
     [
-        (0.21, 0.5, 1.0),
+        (0.19, 0.5, 1.0),
         (9.0, 0.5, 1.0),
-        (0.0225, 0.5, 0.5),
-        (0.0, 0.08, 1.0),
-        (0.0, 0.32, 0.5),
-        (-1e-9, 0.32, 0.5),
+        (0.03, 0.72, 0.5),
+        (0.0, 0.12, 1.0),
+        (0.0, 0.48, 0.5),
+        (-1e-9, 0.48, 0.5),
         (0.0, 0.0, 1.0),
     ],
 )
@@ -63,9 +63,12 @@ def test_the_rate_rises_with_the_loss_and_falls_with_the_entropy(lost, entropy, 
     assert fitted_share(lost, entropy) == pytest.approx(share, rel=1e-6)
 
 
-@pytest.mark.parametrize(("width", "lr"), [(32, 1e-3), (64, 1e-3), (384, 1.7e-4), (768, 8.3e-5)])
-def test_the_rate_falls_with_the_width(few, pruned, width, lr):
-    pruned.embed_dim = width
+@pytest.mark.parametrize(
+    ("width", "depth", "lr"),
+    [(32, 2, 1e-3), (64, 4, 1e-3), (128, 4, 5e-4), (384, 12, 9.6e-5), (1024, 24, 2.6e-5)],
+)
+def test_the_rate_falls_with_width_and_depth(few, pruned, width, depth, lr):
+    pruned.embed_dim, pruned.blocks = width, torch.nn.Sequential(*[torch.nn.Identity()] * depth)
     assert choose(pruned, few, None, "float32") == {"lr": lr, "is_trained": True}
 
 

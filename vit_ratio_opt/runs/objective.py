@@ -20,6 +20,7 @@ from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.records.trial import attribute, write_trial
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.contracts import JournalProtocol, PrunerProtocol
+from vit_ratio_opt.runs.jobs import job_of
 from vit_ratio_opt.runs.lineage import fetch_state, interrupted_trials, state_artifact
 from vit_ratio_opt.runs.outcome import record_cost, record_sizes, record_training, trial_value
 from vit_ratio_opt.runs.parents import find_parent
@@ -336,16 +337,8 @@ class PruningObjective:
         """Train in place, with all ranks where there are several, and return the metric."""
         ranks = getattr(self.trainer, "ranks", None)
         if ranks is not None:
-            ranks.broadcast(
-                {
-                    "pair": pair,
-                    "seed": context.seed,
-                    "blocks": shape_of(model).block_sizes,
-                    "artifact": artifact,
-                    "precision": getattr(self.trainer, "precision", None),
-                    "training_precision": getattr(self.trainer, "training_precision", None),
-                }
-            )
+            shape, seed = shape_of(model), context.seed
+            ranks.broadcast(job_of(self.trainer, pair, seed=seed, shape=shape, artifact=artifact))
         layers = layers_of(model.train())  # as a new model is, on which frameworks rely
         keeper = StateKeeper(
             self.journal, trial, context, seconds=self.state_every, epochs=self._epochs

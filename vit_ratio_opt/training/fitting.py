@@ -1,11 +1,13 @@
 """Fit a recipe to a model: the learning rate that it leaves open, and whether to train at all.
 
 The rule has two factors. Adam's steps have the size of the learning rate in every weight, so that
-the outputs of a layer change with its width (Yang 2022, arXiv 2203.03466): the rate falls with
-the width. And a training moves a model that lost little as far as one that lost much: by a
-divergence that grows with the square of the rate and, as gradients are noise where the labels
-remain uncertain, with the entropy of the dense model's outputs. The second factor is the rate
-whose own divergence is that of the pruning, and a little more.
+the outputs of a layer change with its width, and those of a model with the root of its depth: the
+rate falls with both (Yang 2022, arXiv 2203.03466, and 2023, arXiv 2310.02244).
+
+And a training moves a model that lost little as far as one that lost much: by a divergence that
+grows with the square of the rate and, as gradients are noise where labels remain uncertain, with
+the entropy of the dense model's outputs. The second factor is the rate whose own divergence is
+that of the pruning, and a little more.
 
 Two results of a study are comparable only by the same rule. A study stores ``"auto"``, so a rule
 that chooses other values needs another word.
@@ -29,11 +31,11 @@ __all__ = ["choose", "divergence", "fitted_share"]
 
 # Training images that divergence and entropy are means over.
 _IMAGES = 512
-# Peak learning rate of models up to the width, for those that lost much.
-_LARGEST_LR, _WIDTH = 1e-3, 64
+# Peak learning rate of models up to the width and depth, for those that lost much.
+_LARGEST_LR, _WIDTH, _DEPTH = 1e-3, 64, 4
 # Divergence that the largest rate causes by itself, as a share of the entropy, and what is always
 # allowed. Both are fitted to `vit_cifar10_d64` and the digits' model.
-_CAUSED, _ALLOWED = 0.5, 0.04
+_CAUSED, _ALLOWED = 0.5, 0.06
 # Divergence below which nothing was lost but by rounding in float32. More is no sign that a
 # training can only cost: at 1e-5 the digits' model gained a point from the labels.
 _NOTHING = 1e-10
@@ -55,7 +57,7 @@ def choose(model: nn.Module, data: ImageData, dense: Any, precision: Precision) 
     """
     if isinstance(dense, Reference):
         dense = dense.model if dense.is_classifier else None
-    lr = _LARGEST_LR * min(1.0, _WIDTH / _width(model))
+    lr = _LARGEST_LR * _size_share(model)
     if dense is None or data.task == "regression":
         return {"lr": float(f"{lr:.2g}"), "is_trained": True}
     lost, entropy = divergence(model, data, dense, precision)
@@ -115,7 +117,7 @@ def divergence(
     return (cross - entropy).item() / len(drawn), entropy.item() / len(drawn)
 
 
-def _width(model: nn.Module) -> int:
-    """Return the dimensions of the embeddings; those of the smallest models where unknown."""
-    width = getattr(model, "embed_dim", None)
-    return width if isinstance(width, int) and width > 0 else _WIDTH
+def _size_share(model: Any) -> float:
+    """Return the share of the largest learning rate by width and depth; 1 where unknown."""
+    width, depth = getattr(model, "embed_dim", _WIDTH), len(getattr(model, "blocks", ()))
+    return min(1.0, _WIDTH / width) * math.sqrt(min(1.0, _DEPTH / max(1, depth)))
