@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
+from vit_ratio_opt.data.augmentation import mix_or_cut
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.device import (
@@ -66,7 +67,7 @@ class Loop:
         ranks: Ranks | None,
     ) -> None:
         self._model, self._data, self._recipe, self._context = model, data, recipe, context
-        self._mix, self._precision = mix, precision
+        self._precision = precision
         self._teacher = teacher.model if isinstance(teacher, Reference) else teacher
         self._device = model_device(model)
         self._ranks = ranks = ranks or Ranks(0, 1, self._device)
@@ -86,6 +87,10 @@ class Loop:
         self._augmentation = self._generator
         if ranks.size > 1:
             self._augmentation = torch.Generator().manual_seed(context.seed + ranks.rank)
+        has_classes = reference is None and data.task in ("single-label", "multi-label")
+        if mix is None and recipe.augment == "strong" and has_classes:
+            mix = mix_or_cut(len(data.classes), self._augmentation)
+        self._mix = mix
         self._step = 0
         self._accuracy: float | None = None
         self._loss_sum = torch.zeros(
@@ -206,7 +211,7 @@ class Loop:
         images = images.to(self._device, non_blocking=True)
         labels = labels.to(self._device, non_blocking=True)
         if self._recipe.augment:
-            images = self._data.augment(images, self._augmentation)
+            images = self._data.augment(images, self._augmentation, self._recipe.augment)
         images, targets = self._data.normalise(images), labels
         if self._mix is not None:
             images, targets = self._mix(images, labels)
