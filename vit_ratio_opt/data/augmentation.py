@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import v2
 
+from vit_ratio_opt.data.feed import to_device
 from vit_ratio_opt.data.task import Augmentation
 from vit_ratio_opt.errors import InputError
 
@@ -80,9 +81,9 @@ def shift(images: torch.Tensor, generator: torch.Generator, *, flip: bool) -> to
         columns = torch.where(mirrored, columns.flip(1), columns)
     index = torch.arange(n)[:, None, None]
     rows, columns = rows[:, :, None], columns[:, None, :]
-    device = images.device
+    index, rows, columns = (to_device(part, images.device) for part in (index, rows, columns))
     # Advanced indices around a slice put the channels last; moving them back is free.
-    chosen = padded[index.to(device), :, rows.to(device), columns.to(device)]
+    chosen = padded[index, :, rows, columns]
     return chosen.movedim(-1, 1).contiguous()
 
 
@@ -100,7 +101,7 @@ def crop(images: torch.Tensor, generator: torch.Generator, *, flip: bool) -> tor
         sides[1] *= 1 - 2 * (torch.rand(n, generator=generator) < 0.5).float()
     zeros = torch.zeros(n)
     rows = torch.stack((sides[1], zeros, centres[1])), torch.stack((zeros, sides[0], centres[0]))
-    maps = torch.stack(rows).permute(2, 0, 1).to(images.device)
+    maps = to_device(torch.stack(rows).permute(2, 0, 1), images.device)
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     # Reflection gives what the border does here, and Apple's GPUs have it.
     parts = F.grid_sample(
@@ -122,7 +123,8 @@ def erase(images: torch.Tensor, generator: torch.Generator, fill: Sequence[int])
 
     rows = inside(height, starts[0], sides[0]) & is_erased[:, None]
     columns = inside(width, starts[1], sides[1])
-    box = rows.to(images.device)[:, None, :, None] & columns.to(images.device)[:, None, None, :]
+    rows, columns = (to_device(part, images.device) for part in (rows, columns))
+    box = rows[:, None, :, None] & columns[:, None, None, :]
     colour = torch.tensor(fill, dtype=torch.uint8, device=images.device).view(-1, 1, 1)
     return torch.where(box, colour, images)
 
@@ -149,7 +151,8 @@ def _rand_augment(
     with _drawing_from(generator):
         for _ in range(_OPERATIONS):
             changed = torch.empty_like(images)
-            for alike in torch.randperm(len(images)).to(images.device).split(_ALIKE):
+            order = to_device(torch.randperm(len(images)), images.device)
+            for alike in torch.split(order, _ALIKE):
                 changed[alike] = change(images[alike])
             images = changed
     return images

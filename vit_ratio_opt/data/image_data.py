@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -142,16 +142,13 @@ class ImageData:
             batch_size: Images in a batch; the last one may be smaller.
             device: Device of the batches.
         """
-        for images, labels in split.batches(batch_size):
-            yield (
-                self.normalise(images.to(device, non_blocking=True)),
-                labels.to(device, non_blocking=True),
-            )
+        positions = torch.split(torch.arange(len(split)), batch_size)
+        for images, labels in split.feed(device).batches(positions):
+            yield self.normalise(images), labels
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """Return uint8 images as float32 with the data set's mean and standard deviation."""
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        mean, std = _channel_values(tuple(self.mean), tuple(self.std), images.device)
         return images.float().div_(255).sub_(mean).div_(std)
 
     def augment(
@@ -168,3 +165,13 @@ class ImageData:
             how: The augmentation, as :class:`~vit_ratio_opt.Recipe` describes it.
         """
         return augment_images(images, generator, how, flip=self.flip, mean=self.mean)
+
+
+@lru_cache(maxsize=16)
+def _channel_values(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation on a device: a copy a batch would wait for a GPU."""
+    with torch.inference_mode(False):
+        values = torch.tensor([mean, std], dtype=torch.float32, device=device).view(2, -1, 1, 1)
+    return values[0], values[1]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vit_ratio_opt.data.augmentation import mix_or_cut
+from vit_ratio_opt.data.feed import to_device
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.device import (
@@ -70,6 +71,7 @@ class Loop:
         self._precision = precision
         self._teacher = teacher.model if isinstance(teacher, Reference) else teacher
         self._device = model_device(model)
+        self._feed = data.train.feed(self._device)
         self._ranks = ranks = ranks or Ranks(0, 1, self._device)
         self._steps_per_epoch = math.ceil(len(data.train) / recipe.batch_size)
         self._steps = recipe.epochs * self._steps_per_epoch
@@ -192,11 +194,11 @@ class Loop:
         wholes = torch.split(order, self._recipe.batch_size)[done:]
         # A process without an image of a batch takes any one; its loss has no weight.
         owns = [own if len(own := self._ranks.share(whole)) else whole[:1] for whole in wholes]
-        decoded = train.subset(torch.cat(owns)).batches(len(owns[0]))
+        batches = self._feed.batches(owns)
         for whole, own in zip(wholes, owns, strict=True):
             self._stop_if_asked()
             with self._context.clock("data"):
-                batch = self._batch(*next(decoded), whole=whole, own=own)
+                batch = self._batch(*next(batches), whole=whole, own=own)
             yield batch
 
     def _batch(
@@ -207,9 +209,7 @@ class Loop:
         whole: torch.Tensor,
         own: torch.Tensor,
     ) -> Batch:
-        """Return a batch on the device, augmented, normalised and mixed."""
-        images = images.to(self._device, non_blocking=True)
-        labels = labels.to(self._device, non_blocking=True)
+        """Return a batch, augmented, normalised and mixed."""
         if self._recipe.augment:
             images = self._data.augment(images, self._augmentation, self._recipe.augment)
         images, targets = self._data.normalise(images), labels
@@ -218,7 +218,7 @@ class Loop:
         has_teacher = self._recipe.distillation or self._reference is not None
         teacher = self._teacher if has_teacher else None
         if isinstance(teacher, torch.Tensor):
-            teacher = teacher[own].to(self._device, non_blocking=True)
+            teacher = to_device(teacher[own], self._device)
         # Each part's loss is a mean, and the processes' gradients are averaged.
         weight = len(self._ranks.share(whole)) * self._ranks.size / len(whole)
         return Batch(images, labels, targets, len(whole), teacher, weight)
