@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import optuna
 import torch
 from safetensors.torch import load_file
 
+import vit_ratio_opt
 from vit_ratio_opt.model_files.load import load_pruned
 
 __all__ = [
@@ -72,6 +74,8 @@ def load_all(folder: Path) -> None:
 
 
 def run_trainer_script(script: str, folder: Path, epochs: int) -> None:
-    """Search with one of ``studies/trainers`` until one trial is trained."""
+    """Search with one of ``studies/trainers`` until one trial is trained, and keep each state."""
+    public: Any = vit_ratio_opt
+    public.RunOptions = partial(public.RunOptions, state_every=0)
     sys.path.insert(0, str(Path(__file__).parents[1] / "studies" / "trainers"))
     import_module(script).main(folder, n_trials=1, epochs=epochs)

@@ -18,7 +18,7 @@ __all__ = ["load_again", "make_search", "new_study"]
 
 _PRUNING = ("rule", "repair", "allocation", "round_to", "by_cascade", "criterion")
 _SEARCH = ("fixed_ratio", "noise", "confirmations", "screen", "iterative", "seed")
-_RUN = ("checkpoints", "artifacts", "device", "precision", "progress", "ranks")
+_RUN = ("checkpoints", "artifacts", "device", "precision", "progress", "ranks", "state_every")
 
 
 def make_search(model: Any, data: Any, **options: Any) -> Search:

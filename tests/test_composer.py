@@ -254,6 +254,7 @@ CHANGES_NO_RESULT = {
     (vro.RunOptions, "device"): "the precision, which a device decides by default, is a setting",
     (vro.RunOptions, "progress"): "bars in a terminal",
     (vro.RunOptions, "ranks"): "share each batch, whose size stays the same",
+    (vro.RunOptions, "state_every"): "a resumed training ends with the same weights",
 }
 # Only the script that made such a study has these functions.
 NOT_LOADED = {(vro.Structural, "criterion")}

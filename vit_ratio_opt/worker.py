@@ -12,6 +12,7 @@ from vit_ratio_opt.runs.options import Places, RunOptions
 from vit_ratio_opt.runs.ranks import join_trainings
 from vit_ratio_opt.runs.storage import BEATS_IN_GRACE, GRACE_SECONDS, open_storage
 from vit_ratio_opt.training.distributed import Ranks, RanksBroken
+from vit_ratio_opt.training.save_clock import STATE_SECONDS, check_state_every
 from vit_ratio_opt.utils.checks import check_count, check_flags
 
 __all__ = ["WorkerOptions", "run_worker"]
@@ -34,6 +35,7 @@ class WorkerOptions:
             die.
         grace: Seconds without a heartbeat after which a running trial is stale and its pair is
             requeued.
+        state_every: Seconds between two saves of a training's state.
         callbacks: Functions called after each trial of this worker, as callbacks of
             ``study.optimize``.
 
@@ -48,6 +50,7 @@ class WorkerOptions:
     device: str | None = None
     wait: bool = True
     grace: int = GRACE_SECONDS
+    state_every: float = STATE_SECONDS
     callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
@@ -63,6 +66,7 @@ class WorkerOptions:
             )
         check_flags(self, "wait")
         check_count("grace", self.grace, least=_LEAST_GRACE)
+        check_state_every(self.state_every)
         if not all(map(callable, self.callbacks)):
             raise InputError(
                 f"`callbacks` must be functions (study, trial), but got {self.callbacks!r:.80}."
@@ -85,7 +89,7 @@ def run_worker(options: WorkerOptions, *, say: Callable[[str], None] = print) ->
     """
     backend = open_storage(options.storage, must_exist=True, grace=options.grace)
     ranks = Ranks.from_environment()
-    run = RunOptions(device=options.device, ranks=ranks)
+    run = RunOptions(device=options.device, ranks=ranks, state_every=options.state_every)
     search = load_search(options.study_name, backend, options.places, run)
     search.journal.beat_seconds = options.grace / BEATS_IN_GRACE
     if ranks is not None and ranks.rank > 0:

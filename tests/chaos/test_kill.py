@@ -84,6 +84,7 @@ def test_an_interrupted_trial_goes_on_and_ends_as_if_nothing_had_been(
     url = f"sqlite:///{tmp_path / 'study.db'}"
     study = compose(recipe=recipe).create_study("s", storage=url)
     arguments = ("worker", "--storage", url, "--study-name", "s", "--n-trials", "1")
+    arguments += ("--state-every", "0")
     worker = start_command(*arguments)
 
     def in_the_middle():

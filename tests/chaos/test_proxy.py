@@ -76,6 +76,7 @@ def test_a_killed_worker_behind_the_proxy_is_reaped_and_another_machine_goes_on_
         storage=open_storage(url),
     )  # fmt: skip
     arguments = f"worker --storage {url} --study-name s --n-trials 1 --grace 3".split()
+    arguments += ["--state-every", "0.1"]
     arguments += ["--artifacts", location]  # a bucket is given by the user, not by a study
     first = start_command(*arguments, "--checkpoints", tmp_path / "first")
     wait_for(lambda: study.trials and len(study.trials[0].intermediate_values) >= 2)

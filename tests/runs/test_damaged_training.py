@@ -21,7 +21,7 @@ def make(few_digits, dense, tmp_path):
     def make_one(model=dense, **changes):
         options = {
             "budget": 0.6, "recipe": Recipe(epochs=3, batch_size=128), "progress": False,
-            "calibration_images": 64, "checkpoints": tmp_path / "models",
+            "calibration_images": 64, "checkpoints": tmp_path / "models", "state_every": 0,
         }  # fmt: skip
         search = make_search(model, few_digits, **{**options, **changes})
         search.journal.attach = None  # drawing a training takes longer than the training

@@ -121,7 +121,8 @@ def whole(searched, tmp_path_factory) -> tuple[list[object], Path]:
     """A command without the path of its output, and a model that it gave without a break."""
     url, *_ = searched
     path = tmp_path_factory.mktemp("whole") / "whole.safetensors"
-    arguments = ["final", "--study-name", "digits", "--storage", url, "--epochs", 8, "--output"]
+    arguments = ["final", "--study-name", "digits", "--storage", url, "--epochs", 8]
+    arguments += ["--state-every", 0, "--output"]
     assert command(*arguments, path)[0] == 0
     return arguments, path
 

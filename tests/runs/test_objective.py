@@ -379,7 +379,10 @@ def quietly(study, objective, n_trials):
 
 @pytest.fixture
 def plain(make):
-    options = {"iterative": False, "budget": 0.6, "recipe": Recipe(epochs=3, batch_size=128)}
+    options = {
+        "iterative": False, "budget": 0.6, "recipe": Recipe(epochs=3, batch_size=128),
+        "state_every": 0,
+    }  # fmt: skip
     return lambda **changes: make(**{**options, **changes})
 
 

@@ -41,7 +41,7 @@ def compose(dense, data, tmp_path):
             vro.Budget(0.6),
             training=trainer,
             options=vro.SearchOptions(calibration=vro.CalibrationOptions(images=64), **changes),
-            run=vro.RunOptions(checkpoints=tmp_path / name, progress=False),
+            run=vro.RunOptions(checkpoints=tmp_path / name, progress=False, state_every=0),
         )
         search.journal.attach = None
         return search

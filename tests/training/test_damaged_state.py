@@ -16,6 +16,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.training.save_clock import SaveClock
 from vit_ratio_opt.training.saved_state import checksum
 
 RECIPE = Recipe(epochs=1, batch_size=512)
@@ -31,9 +32,12 @@ def make_model(embed_dim=16):
 
 @pytest.fixture(scope="module")
 def saved(digits, tmp_path_factory):
-    """The state of a finished training."""
+    """The state of a training before its last step."""
     path = tmp_path_factory.mktemp("state") / "state"
-    finetune(make_model(), digits, RECIPE, TrialContext(state=path, identity={"pair": [0.5, 0.5]}))
+    context = TrialContext(
+        state=path, identity={"pair": [0.5, 0.5]}, should_save=SaveClock(seconds=0)
+    )
+    finetune(make_model(), digits, RECIPE, context)
     return path
 
 

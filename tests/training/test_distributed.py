@@ -12,6 +12,7 @@ from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.training.save_clock import SaveClock
 
 
 def build():
@@ -38,7 +39,8 @@ def train(told):
 
     ended = None
     try:
-        context = TrialContext(report=report, state=told["state"])
+        clock = SaveClock(told["state_every"])
+        context = TrialContext(report=report, state=told["state"], should_save=clock)
         if told["stop_after"]:
             context.should_stop = should_stop
         finetune(model, load_digits(), Recipe(**told["recipe"]), context, ranks=ranks)
@@ -63,7 +65,7 @@ def run(start_pair, tmp_path):
     def run_both(**told):
         told = {
             "recipe": {"epochs": 2, "batch_size": 64}, "state": None, "stop_after": 0,
-            "stopping_rank": 0, "raise_after": 0, "out": tmp_path, **told,
+            "state_every": 300, "stopping_rank": 0, "raise_after": 0, "out": tmp_path, **told,
         }  # fmt: skip
         processes = start_pair(train, told)
         for process in processes:
@@ -105,7 +107,7 @@ def test_a_stop_in_one_process_stops_both_and_they_go_on_together(run, tmp_path)
     stopped = run(state=state, stop_after=5, stopping_rank=1)
     assert [one["ended"] for one in stopped] == ["TrainingStopped"] * 2
     assert [one["reports"] for one in stopped] == [[], []]
-    resumed = run(state=state)
+    resumed = run(state=state, state_every=0)  # rank 0 says before each step that it is due
     assert [one["weights"] for one in resumed] == [one["weights"] for one in expected]
     for (*epoch, loss), (*expected_epoch, expected_loss) in zip(
         resumed[0]["reports"], expected[0]["reports"], strict=True

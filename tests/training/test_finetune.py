@@ -20,6 +20,7 @@ from vit_ratio_opt.training.evaluate import evaluate, predict
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.losses import TaskLoss
 from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.training.save_clock import SaveClock
 
 
 @pytest.fixture
@@ -178,7 +179,7 @@ def test_a_training_that_was_killed_ends_with_the_weights_it_would_have_had(
         if epoch == 2:
             raise KeyboardInterrupt
 
-    saved, seen = replace(common, state=tmp_path / "state"), []
+    saved, seen = replace(common, state=tmp_path / "state", should_save=SaveClock(0)), []
     with pytest.raises(KeyboardInterrupt):
         finetune(killed, digits, recipe, replace(saved, report=kill))
     again = copy.deepcopy(digits_vit)
@@ -188,7 +189,7 @@ def test_a_training_that_was_killed_ends_with_the_weights_it_would_have_had(
     assert seen == [3]
     assert accuracy == expected
     assert torch.equal(weights(again), weights(whole))
-    # A finished one trains no more.
+    # One that was killed at its very end makes its last steps again.
     once_more = copy.deepcopy(digits_vit)
     assert finetune(once_more, digits, recipe, saved) == expected
     assert torch.equal(weights(once_more), weights(whole))
@@ -198,7 +199,7 @@ def test_a_state_of_another_training_or_damaged_is_refused_and_changes_nothing(
     digits, digits_vit, tmp_path
 ):
     state = tmp_path / "state"
-    context = TrialContext(state=state)
+    context = TrialContext(state=state, should_save=SaveClock(0))
     finetune(copy.deepcopy(digits_vit), digits, Recipe(epochs=1), context)
     before = weights(digits_vit)
     with pytest.raises(InputError, match="a training with other recipe, seed"):
@@ -246,7 +247,8 @@ def test_a_training_stopped_in_the_middle_of_an_epoch_loses_no_step(
 def test_a_state_is_read_without_pickles(digits, digits_vit, tmp_path, monkeypatch):
     for module, name in ((torch, "load"), (torch, "save"), (pickle, "loads"), (pickle, "load")):
         monkeypatch.setattr(module, name, None)
-    recipe, context = Recipe(epochs=2, ema=0.9), TrialContext(state=tmp_path / "state")
+    recipe = Recipe(epochs=2, ema=0.9)
+    context = TrialContext(state=tmp_path / "state", should_save=SaveClock(0))
     expected = finetune(copy.deepcopy(digits_vit), digits, recipe, context)
     assert finetune(digits_vit, digits, recipe, context) == expected
 
@@ -256,7 +258,7 @@ def test_a_state_that_cannot_be_written_costs_a_warning_and_not_the_training(
 ):
     (tmp_path / "file").touch()
     model = copy.deepcopy(digits_vit)
-    context = TrialContext(state=tmp_path / "file" / "state")
+    context = TrialContext(state=tmp_path / "file" / "state", should_save=SaveClock(0))
     accuracy = finetune(model, digits, Recipe(epochs=1), context)
     assert "cannot be written" in caplog.text
     assert "The training continues" in caplog.text

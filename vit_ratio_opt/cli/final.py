@@ -18,6 +18,7 @@ from vit_ratio_opt.cli.options import (
     LearningRateOption,
     PlaceOptions,
     SeedOption,
+    StateEveryOption,
     StudyOptions,
 )
 from vit_ratio_opt.data.folders import check_folder
@@ -31,6 +32,7 @@ from vit_ratio_opt.report.sentences import expected_text
 from vit_ratio_opt.runs.signals import SearchStopped
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.storage_url import database_files
+from vit_ratio_opt.training.save_clock import STATE_SECONDS
 from vit_ratio_opt.utils.files import check_outputs, file_name
 
 __all__ = ["FinalOptions", "final", "make_model"]
@@ -54,12 +56,13 @@ class FinalOptions(PlaceOptions, StudyOptions):
         ),
     ] = None
     device: DeviceOption = None
+    state_every: StateEveryOption = STATE_SECONDS
 
 
 def final(options: FinalOptions) -> None:
     """Train a trial's model longer, test it once, and write it with a model card.
 
-    After an interruption the same command resumes from the last epoch.
+    After an interruption the same command resumes from the last saved state.
     """
     path = options.output or Path(f"{file_name(options.study_name)}.safetensors")
     check_model_output(path)
@@ -78,7 +81,7 @@ def final(options: FinalOptions) -> None:
     from vit_ratio_opt.runs.options import RunOptions
     from vit_ratio_opt.space.pairs import RatioPair
 
-    run = RunOptions(device=options.device)
+    run = RunOptions(device=options.device, state_every=options.state_every)
     search = load_search(options.study_name, backend, options.places, run)
     recipe = replace(search.recipe, epochs=options.epochs, lr=options.lr)
     lineage = _lineage(study, chosen)

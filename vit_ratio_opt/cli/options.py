@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from vit_ratio_opt.cli.command import (
     LONGEST_SECONDS,
     Panel,
+    check_finite,
     check_numbers,
     check_text,
     check_texts,
@@ -31,8 +32,10 @@ __all__ = [
     "JsonLogOption",
     "LearningRateOption",
     "PlaceOptions",
+    "PrecisionOption",
     "SeedOption",
     "SkipDamagedOption",
+    "StateEveryOption",
     "StorageOption",
     "StudyNameOption",
     "StudyNamesOption",
@@ -86,6 +89,17 @@ GraceOption = Annotated[
         max=LONGEST_SECONDS,
     ),
 ]
+StateEveryOption = Annotated[
+    float,
+    option(
+        Panel.WORKERS,
+        "Seconds between two saves of a training's state, from which a killed trial resumes. 0 "
+        "saves before every step.",
+        min=0,
+        max=LONGEST_SECONDS,
+        callback=check_finite,
+    ),
+]
 EpochsOption = Annotated[
     int, option(Panel.TRAINING, "Number of epochs of fine-tuning.", min=0, max=_MOST_EPOCHS)
 ]
@@ -129,6 +143,15 @@ DeviceOption = Annotated[
     str | None,
     option(
         Panel.WORKERS, "Device such as cuda:1 or cpu. By default the first GPU if there is one."
+    ),
+]
+PrecisionOption = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    option(
+        Panel.TRAINING,
+        "Precision of training and evaluation. By default bfloat16 on a GPU that has it; on a CPU "
+        "the faster of float32 and bfloat16, each for training and evaluation, by timing the "
+        "model.",
     ),
 ]
 JsonLogOption = Annotated[

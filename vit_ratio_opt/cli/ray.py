@@ -7,10 +7,17 @@ from functools import partial
 from typing import Annotated
 
 from vit_ratio_opt.cli.command import Panel, check_finite, option
-from vit_ratio_opt.cli.options import GraceOption, PlaceOptions, StudyOptions, TotalTrialsOption
+from vit_ratio_opt.cli.options import (
+    GraceOption,
+    PlaceOptions,
+    StateEveryOption,
+    StudyOptions,
+    TotalTrialsOption,
+)
 from vit_ratio_opt.cli.worker import WorkerCommandOptions, worker
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.runs.storage import GRACE_SECONDS, open_storage
+from vit_ratio_opt.training.save_clock import STATE_SECONDS
 
 __all__ = ["RayOptions", "ray"]
 
@@ -47,6 +54,7 @@ class RayOptions(PlaceOptions, StudyOptions):
         ),
     ] = 1
     grace: GraceOption = GRACE_SECONDS
+    state_every: StateEveryOption = STATE_SECONDS
 
 
 def ray(options: RayOptions) -> None:

@@ -83,7 +83,12 @@ def make_search(options: SearchCommandOptions, place: StudyPlace, dense: Any) ->
         options=SearchOptions(
             fixed_ratio=options.fixed_ratio, iterative=options.iterative, seed=options.seed
         ),
-        run=RunOptions(checkpoints=place.checkpoints, device=options.device),
+        run=RunOptions(
+            checkpoints=place.checkpoints,
+            device=options.device,
+            precision=options.precision,
+            state_every=options.state_every,
+        ),
     )
 
 

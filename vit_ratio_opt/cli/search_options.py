@@ -17,13 +17,16 @@ from vit_ratio_opt.cli.options import (
     ImageOptions,
     JsonLogOption,
     LearningRateOption,
+    PrecisionOption,
     SeedOption,
+    StateEveryOption,
     TensorBoardOption,
 )
 from vit_ratio_opt.cli.pruning_options import PruningOptions
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import CostName
+from vit_ratio_opt.training.save_clock import STATE_SECONDS
 from vit_ratio_opt.utils.files import named_folder
 from vit_ratio_opt.utils.text import strip_escapes
 
@@ -162,6 +165,8 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
         ),
     ] = None
     device: DeviceOption = None
+    precision: PrecisionOption = None
+    state_every: StateEveryOption = STATE_SECONDS
     output: Annotated[
         Path | None,
         option(

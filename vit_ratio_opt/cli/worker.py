@@ -12,6 +12,7 @@ from vit_ratio_opt.cli.options import (
     GraceOption,
     JsonLogOption,
     PlaceOptions,
+    StateEveryOption,
     StudyOptions,
     TensorBoardOption,
     TotalTrialsOption,
@@ -20,6 +21,7 @@ from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.runs.storage import GRACE_SECONDS, open_storage
 from vit_ratio_opt.runs.storage_url import database_files
+from vit_ratio_opt.training.save_clock import STATE_SECONDS
 from vit_ratio_opt.utils.files import check_outputs
 
 __all__ = ["WorkerCommandOptions", "worker"]
@@ -41,6 +43,7 @@ class WorkerCommandOptions(PlaceOptions, StudyOptions):
         ),
     ] = True
     grace: GraceOption = GRACE_SECONDS
+    state_every: StateEveryOption = STATE_SECONDS
 
 
 def worker(options: WorkerCommandOptions) -> None:
@@ -71,6 +74,7 @@ def worker(options: WorkerCommandOptions) -> None:
             device=options.device,
             wait=options.wait,
             grace=options.grace,
+            state_every=options.state_every,
             callbacks=callbacks,
         ),
         say=lambda text: print(text, flush=True),

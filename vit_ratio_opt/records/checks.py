@@ -56,6 +56,7 @@ _ENTRIES: dict[str, dict[str, Any]] = {
         "batch": int,
         "threads": int,
     },
+    "bfloat16_speedup": {"evaluation": float | None, "training": float | None},
     "per_class": {
         "trial": int,
         "images": tuple[int, ...],

@@ -22,7 +22,7 @@ _NEW_IN_2 = (
 # Stored only where they differ from their default.
 _SPARSE = (
     *("cost", "latency_batch", "pruned", "rule", "ranges", "by_cascade", "criterion"),
-    *("trainer", "bounds", "frozen", "calibration_task", "teacher"),
+    *("trainer", "bounds", "frozen", "calibration_task", "training_precision", "teacher"),
 )
 # Fields of this package's own training: None where `trainer` is given.
 _OF_IMAGES = ("dataset", "validation", "recipe")
@@ -78,8 +78,9 @@ class StudySettings:
             is estimated from the size of the validation split.
         confirmations: Times that the best pair is trained again.
         confidence: Probability with which the answer has to keep the limit.
-        precision: Number format in which models are trained and evaluated, such as
-            ``"bfloat16"``.
+        precision: Number format in which models are evaluated, such as ``"bfloat16"``.
+        training_precision: Number format in which models are trained; None where it is that of
+            evaluation.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -123,6 +124,7 @@ class StudySettings:
     confirmations: int | None
     confidence: float | None
     precision: str | None = None
+    training_precision: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values."""

@@ -18,6 +18,7 @@ from vit_ratio_opt.runs.signals import SearchStopped, stop_on_signals
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.features import FeatureTrainer
+from vit_ratio_opt.training.save_clock import SaveClock
 from vit_ratio_opt.training.trainer import ImageTrainer
 from vit_ratio_opt.utils.files import write_text
 
@@ -56,14 +57,14 @@ def finish(
         SearchStopped: A signal ended the training; its state is saved.
     """
     check_saveable(model)
-    path = Path(path)
-    state = path.with_name(f"{path.name}.training")
+    path, state = Path(path), Path(f"{path}.training")
     start = weights_hash(model) if lineage else None  # two studies may have one output
     own = {"blocks": shape_of(model).block_sizes, "start": start}
     context = TrialContext(
         seed=seed,
         teacher=objective.pruner.dense,
         state=state,
+        should_save=SaveClock(objective.state_every),
         identity={**objective.identity_of(pair), **own},
         title=path.name,
         progress=objective.progress,

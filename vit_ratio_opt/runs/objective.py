@@ -23,7 +23,8 @@ from vit_ratio_opt.runs.contracts import JournalProtocol, PrunerProtocol
 from vit_ratio_opt.runs.lineage import fetch_state, interrupted_trials, state_artifact
 from vit_ratio_opt.runs.outcome import record_cost, record_sizes, trial_value
 from vit_ratio_opt.runs.parents import find_parent
-from vit_ratio_opt.runs.resume import check_resumed, copy_progress, last_epoch, next_seed
+from vit_ratio_opt.runs.resume import check_resumed, copy_progress, next_seed
+from vit_ratio_opt.runs.saving import StateKeeper
 from vit_ratio_opt.runs.state_files import remove
 from vit_ratio_opt.runs.suggest import suggest_pair
 from vit_ratio_opt.search.direction import check_direction
@@ -39,6 +40,7 @@ from vit_ratio_opt.training.context import (
 )
 from vit_ratio_opt.training.distributed import RanksBroken
 from vit_ratio_opt.training.progress import SearchProgress
+from vit_ratio_opt.training.save_clock import STATE_SECONDS
 from vit_ratio_opt.training.trainer_checks import (
     check_layers,
     layers_of,
@@ -91,6 +93,7 @@ class PruningObjective:
         describe: Function that returns the manifest of a pruned model; :meth:`describe_model` by
             default.
         progress: Progress bars of the search, or whether to show progress bars.
+        state_every: Seconds between two saves of a training's state.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class PruningObjective:
         self.should_stop: Callable[[], bool] | None = None
         self.describe: Callable[[RatioPair, ViT, float], Mapping[str, Any]] = self.describe_model
         self.progress: SearchProgress | bool | None = None
+        self.state_every = STATE_SECONDS
         self.admit: Callable[[Study], None] | None = None
 
     @property
@@ -186,7 +190,11 @@ class PruningObjective:
             # No suffix: a trainer of one's own chooses the format, and torch.load goes by it.
             state = None if self.journal.store is None else Path(folder, "state")
             context = self._context(trial, suggestion.pair, seed, state, clock)
-            model, accuracy = self._train_or_resume(trial, suggestion.pair, context, earlier)
+            try:
+                model, accuracy = self._train_or_resume(trial, suggestion.pair, context, earlier)
+            except (optuna.TrialPruned, TrainingDiverged):
+                self.journal.spend_states(trial, *earlier)
+                raise
         cost_ratio = record_cost(
             trial, suggestion, space, dense=self.pruner.shape, pruned=shape_of(model)
         )
@@ -204,10 +212,8 @@ class PruningObjective:
             self.journal.keep_model(trial, model, manifest)
         with clock("explain"):
             self.journal.attach_files(trial)
-        recorded: dict[str, Any] = {
-            "epochs": self._epochs,
-            "device": getattr(self.trainer, "device_name", None),
-        }
+        device = getattr(self.trainer, "device_name", None)
+        recorded: dict[str, Any] = {"epochs": self._epochs, "device": device}
         write_trial(
             trial,
             **{name: value for name, value in recorded.items() if value is not None},
@@ -227,7 +233,6 @@ class PruningObjective:
             if loss is not None:
                 losses = trial.user_attrs.get("losses", [])
                 write_trial(trial, losses=[*losses, round(loss, 5)])
-            self.journal.save_state(trial, state, epoch=epoch)
             metric = self.trainer.metric
             lost = metric.loss(self.dense_accuracy, value)
             tolerance = self.limit.points if isinstance(self.limit, Tolerance) else None
@@ -259,9 +264,9 @@ class PruningObjective:
     ) -> tuple[ViT, float]:
         """Return the trained model of a pair and its metric, from a saved state where possible."""
         is_resumable = context.state is not None and self._epochs != 0
-        for interrupted in earlier if is_resumable else ():
+        for number, interrupted in enumerate(earlier if is_resumable else ()):
             try:
-                resumed = self._resume_training(trial, pair, context, interrupted)
+                resumed = self._resume_training(trial, pair, context, earlier[number:])
             except Exception as error:  # a framework raises many kinds for a damaged state
                 is_resumed = "resumed_from" in trial.user_attrs
                 if is_resumed or is_storage_error(error) or isinstance(error, RanksBroken):
@@ -287,9 +292,18 @@ class PruningObjective:
         return model, accuracy
 
     def _resume_training(
-        self, trial: BaseTrial, pair: RatioPair, context: TrialContext, interrupted: FrozenTrial
+        self,
+        trial: BaseTrial,
+        pair: RatioPair,
+        context: TrialContext,
+        earlier: Sequence[FrozenTrial],
     ) -> tuple[ViT, float] | None:
-        """Return model and metric of a training that was resumed; None without its state."""
+        """Resume the first of the ``earlier`` trainings and remove the states of the others.
+
+        Returns:
+            The model and its metric; None without its state.
+        """
+        interrupted, *older = earlier
         artifact, store = state_artifact(interrupted), self.journal.store
         assert artifact is not None
         assert store is not None
@@ -304,6 +318,8 @@ class PruningObjective:
 
         def resumed() -> None:
             copy_progress(trial, interrupted, self.trainer.metric)
+            self.journal.spend_states(*older)
+            self.journal.discard_spent_states()
 
         resuming = replace(context, on_resume=resumed, report=report)
         accuracy = self._train(trial, model, pair, resuming, artifact)
@@ -328,16 +344,20 @@ class PruningObjective:
                     "blocks": shape_of(model).block_sizes,
                     "artifact": artifact,
                     "precision": getattr(self.trainer, "precision", None),
+                    "training_precision": getattr(self.trainer, "training_precision", None),
                 }
             )
         layers = layers_of(model.train())  # as a new model is, on which frameworks rely
+        keeper = StateKeeper(
+            self.journal, trial, context, seconds=self.state_every, epochs=self._epochs
+        )
         try:
             with context.clock("train"), exit_means_stop(context):
-                value = self.trainer.train(model, context)
+                value = self.trainer.train(model, keeper.context)
             check_layers(layers, model, self.trainer)
             return metric_value(value, self.trainer, "train")
         except TrainingStopped:
-            self.journal.save_state(trial, context.state, epoch=last_epoch(trial))
+            keeper.keep()
             raise
         except (InputError, TrainingDiverged, optuna.TrialPruned):
             raise

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning.options import CalibrationOptions
+from vit_ratio_opt.training.save_clock import STATE_SECONDS, check_state_every
 from vit_ratio_opt.utils.checks import (
     LARGEST_SEED,
     check_count,
@@ -93,9 +94,11 @@ class RunOptions:
         progress: Whether to show progress bars; None shows them in a terminal only.
         ranks: Processes that share the training of each trial. Rank 0 runs the study, the others
             call :func:`vit_ratio_opt.runs.ranks.join_trainings`.
+        state_every: Seconds between two saves of a training's state: what a killed process loses
+            at most. 0 saves before every step.
 
     Raises:
-        InputError: A value has another type.
+        InputError: A value has another type or is out of range.
     """
 
     checkpoints: str | Path | None = None
@@ -104,6 +107,7 @@ class RunOptions:
     precision: Precision | None = None
     progress: bool | None = None
     ranks: Ranks | None = None
+    state_every: float = STATE_SECONDS
 
     def __post_init__(self) -> None:
         check_path("checkpoints", self.checkpoints)
@@ -116,6 +120,7 @@ class RunOptions:
             )
         if self.progress is not None:
             check_flags(self, "progress")
+        object.__setattr__(self, "state_every", check_state_every(self.state_every))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,6 +109,7 @@ class SearchParts:
             seed=self.options.seed,
         )
         self.objective.progress = self.run_options.progress
+        self.objective.state_every = self.run_options.state_every
         self._connect()
 
     def _connect(self) -> None:

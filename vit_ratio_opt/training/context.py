@@ -18,6 +18,7 @@ from torch import nn
 
 from vit_ratio_opt.space.metric import Metric
 from vit_ratio_opt.training.progress import SearchProgress
+from vit_ratio_opt.training.save_clock import SaveClock
 
 __all__ = [
     "Report",
@@ -86,7 +87,7 @@ class Report(Protocol):
 def _ignore_report(epoch: int, value: float, loss: float | None = None, /) -> None: ...
 
 
-def _ignore_resume() -> None: ...
+def _ignore() -> None: ...
 
 
 def _never_stop() -> bool:
@@ -109,6 +110,11 @@ class TrialContext:
         state: File or folder of the saved state, which the loop writes before it reports an epoch.
             If it exists when the training begins, the loop has to load it and call ``on_resume``.
             None saves nothing.
+        should_save: Function that returns whether to save the state now. A loop may ask before
+            each step and, with epochs to come, before each report, and then saves only where the
+            answer is True, and when it is asked to stop. A loop that never asks saves before each
+            report.
+        on_save: Function called after the state was saved in the middle of an epoch.
         identity: JSON values that identify the training, such as the pair of ratios. A saved state
             with another identity is refused.
         clock: Stopwatch of the seconds of ``train``, ``data`` and ``evaluate``.
@@ -121,8 +127,10 @@ class TrialContext:
     teacher: nn.Module | None = None
     report: Report = _ignore_report
     should_stop: Callable[[], bool] = _never_stop
-    on_resume: Callable[[], None] = _ignore_resume
+    on_resume: Callable[[], None] = _ignore
     state: Path | None = None
+    should_save: Callable[[], bool] = field(default_factory=SaveClock)
+    on_save: Callable[[], None] = _ignore
     identity: Mapping[str, Any] = field(default_factory=dict)
     clock: Stopwatch = field(default_factory=Stopwatch)
     title: str = "fine-tune"

@@ -13,12 +13,8 @@ from vit_ratio_opt.data.augmentation import mix_or_cut
 from vit_ratio_opt.data.feed import to_device
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.device import (
-    Precision,
-    has_float64,
-    model_device,
-    random_state_kept,
-)
+from vit_ratio_opt.models.device import has_float64, model_device, random_state_kept
+from vit_ratio_opt.models.precision import Precisions
 from vit_ratio_opt.training.context import TrainingDiverged, TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.drop_path import drop_paths
@@ -52,7 +48,7 @@ class Loop:
         teacher: The teacher, its logits for all images of ``data.train``, or the reference of a
             data set without labels.
         mix: Mixes the images and labels of each batch.
-        precision: Precision of forward passes.
+        precisions: Precisions of training and of evaluation.
         ranks: The processes that share each batch; None for this process alone.
     """
 
@@ -64,11 +60,11 @@ class Loop:
         context: TrialContext,
         teacher: nn.Module | torch.Tensor | Reference | None,
         mix: Mix | None,
-        precision: Precision,
+        precisions: Precisions,
         ranks: Ranks | None,
     ) -> None:
         self._model, self._data, self._recipe, self._context = model, data, recipe, context
-        self._precision = precision
+        self._precisions = precisions
         self._teacher = teacher.model if isinstance(teacher, Reference) else teacher
         self._device = model_device(model)
         self._feed = data.train.feed(self._device)
@@ -82,7 +78,9 @@ class Loop:
         else:
             loss = reference.loss(model, recipe)
             self._measure = reference.measure(recipe)
-        self._optimization = Optimization(model, recipe, self._steps, precision, ranks, loss)
+        self._optimization = Optimization(
+            model, recipe, self._steps, precisions.training, ranks, loss
+        )
         self._generator = torch.Generator().manual_seed(context.seed)
         # The order of images has to be equal in all processes, which draw different numbers for
         # the augmentation of parts that differ in size.
@@ -112,7 +110,7 @@ class Loop:
             "seed": context.seed,
             "images": len(self._data.train),
             "validation": self._data.fingerprint,
-            "precision": self._precision,
+            "precision": self._precisions.training,
             "mix": self._mix is not None,
             "teacher": self._teacher is not None,
             **({} if self._reference is None else self._reference.identity()),
@@ -161,7 +159,7 @@ class Loop:
             self._context.on_resume()
 
     def _run_epoch(self, bar: TrainingProgress) -> None:
-        """Make the steps that are left of an epoch, validate, save the state and report."""
+        """Make the steps that are left of an epoch, validate, save the state if due, report."""
         self._model.train()
         for batch in self._batches():
             with self._context.clock("train"):
@@ -179,11 +177,12 @@ class Loop:
         self._accuracy = self._evaluate(self._optimization.average or self._model)
         self._epoch_state = self._generator.get_state()
         self._loss_sum.zero_()
-        self._save()
+        if self._step < self._steps and self._is_save_due():
+            self._save(loss_sum=0.0)
         self._report(self._accuracy, mean_loss)
 
     def _batches(self) -> Iterator[Batch]:
-        """Yield the batches that are left of this epoch; stop before a step if that is asked."""
+        """Yield the batches that are left of this epoch; save or stop before a step if asked."""
         train = self._data.train
         done = self._step % self._steps_per_epoch  # not 0 if an epoch was interrupted
         now = self._generator.get_state()
@@ -196,7 +195,7 @@ class Loop:
         owns = [own if len(own := self._ranks.share(whole)) else whole[:1] for whole in wholes]
         batches = self._feed.batches(owns)
         for whole, own in zip(wholes, owns, strict=True):
-            self._stop_if_asked()
+            self._save_or_stop()
             with self._context.clock("data"):
                 batch = self._batch(*next(batches), whole=whole, own=own)
             yield batch
@@ -223,10 +222,16 @@ class Loop:
         weight = len(self._ranks.share(whole)) * self._ranks.size / len(whole)
         return Batch(images, labels, targets, len(whole), teacher, weight)
 
-    def _stop_if_asked(self) -> None:
-        if self._ranks.any(self._context.should_stop()):
-            self._save()
+    def _save_or_stop(self) -> None:
+        """Save the state if that is due or any process is asked to stop, which ends all."""
+        stops, saves = self._ranks.sum(self._context.should_stop(), self._is_save_due())
+        if not stops and not saves:
+            return
+        # Every process has its part of the loss, and takes part in the sum.
+        self._save(self._ranks.sum(self._loss_sum.item())[0] / self._ranks.size)
+        if stops:
             raise TrainingStopped(f"stopped after step {self._step} of {self._steps}")
+        self._context.on_save()
 
     def _mean_loss(self) -> float:
         mean = self._loss_sum.item() / (1 + (self._step - 1) % self._steps_per_epoch)
@@ -245,12 +250,15 @@ class Loop:
                 self._measure,
                 targets=None if reference is None else reference.targets(split),
                 ranks=None if self._ranks.size == 1 else self._ranks,
-                precision=self._precision,
+                precision=self._precisions.evaluation,
             )
 
-    def _save(self) -> None:
-        # Every process has its part of the loss, and takes part in the sum.
-        loss_sum = self._ranks.sum(self._loss_sum.item())[0] / self._ranks.size
+    def _is_save_due(self) -> bool:
+        """Return whether rank 0 has to save the state now; False in all other ranks."""
+        has_state = self._saved is not None and self._ranks.rank == 0
+        return has_state and self._context.should_save()
+
+    def _save(self, loss_sum: float) -> None:
         if self._saved is None or self._ranks.rank > 0:
             return
         position = {"step": self._step, "accuracy": self._accuracy, "loss_sum": loss_sum}
