@@ -228,7 +228,12 @@ def _limit(settings: StudySettings) -> Budget | Tolerance:
 
 
 def _cost(record: StudyRecord) -> Cost:
-    cost = cost_named(record.settings.cost, latency_batch=record.settings.latency_batch)
+    settings = record.settings
+    cost = cost_named(
+        settings.cost,
+        latency_batch=settings.latency_batch,
+        latency_compiled=settings.latency_compiled,
+    )
     return replace(cost, curves=record.latency) if isinstance(cost, Latency) else cost
 
 

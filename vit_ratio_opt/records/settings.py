@@ -21,7 +21,8 @@ _NEW_IN_2 = (
 )
 # Stored only where they differ from their default.
 _SPARSE = (
-    *("cost", "latency_batch", "pruned", "rule", "ranges", "by_cascade", "criterion"),
+    *("cost", "latency_batch", "latency_compiled", "pruned", "rule", "ranges"),
+    *("by_cascade", "criterion"),
     *("trainer", "bounds", "frozen", "calibration_task", "training_precision", "teacher"),
 )
 # Fields of this package's own training: None where `trainer` is given.
@@ -39,6 +40,7 @@ class StudySettings:
         tolerance: Largest loss of the metric, in its unit.
         cost: Name of the cost that the budget limits.
         latency_batch: Images in a batch whose latency counts.
+        latency_compiled: Whether models are compiled when their latency is measured.
         pruned: ``"structural"``, ``"cascade"`` or ``"both"``.
         rule: Rule by which a cascade leaves out tokens.
         ranges: Attention range of each block, for a rule that depends on it.
@@ -89,6 +91,7 @@ class StudySettings:
     tolerance: float | None
     cost: str = "macs"
     latency_batch: int = 1
+    latency_compiled: bool = False
     pruned: str = "structural"
     rule: dict[str, Any] | None = None
     ranges: tuple[float, ...] | None = None
