@@ -165,7 +165,7 @@ def _checked(
     if data.task == "features":
         return _reference(data, teacher, mix, precision)
     if isinstance(teacher, torch.Tensor):
-        _check_logits(teacher, data, is_changed=recipe.augment or mix is not None)
+        _check_logits(teacher, data, is_changed=bool(recipe.augment) or mix is not None)
     return teacher
 
 
