@@ -22,7 +22,7 @@ from vit_ratio_opt.runs.images import calibration_batches
 from vit_ratio_opt.runs.journal import Journal
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.options import RunOptions, SearchOptions
-from vit_ratio_opt.runs.pricing import measure_curves
+from vit_ratio_opt.runs.pricing import measure_curves, round_to_of
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import MACS, Cost, Latency, cost_named
 from vit_ratio_opt.space.curve import curve_and_baseline, fixed_ratio_pair
@@ -85,11 +85,12 @@ class SearchParts:
         self.dense.to(device)
         if self.data is not None:
             check_outputs(self.dense, self.data)
+        counted = MACS if isinstance(self.cost, Latency) else self.cost
         self.pruner = ModelPruner(
             self.dense,
             self._calibration_batches if isinstance(data, ImageData) else data,
             pruning=pruning,
-            cost=MACS if isinstance(self.cost, Latency) else self.cost,
+            cost=counted,
             calibration=self.options.calibration,
             seed=self.options.seed,
         )
@@ -97,6 +98,9 @@ class SearchParts:
             self.pruner.check_parents()
         self.curve: tuple[RatioPair, ...] = ()
         self.baseline: RatioPair | None = None
+        shown = self.run_options.progress
+        round_to = round_to_of(self.cost, self.pruner, self.precision, progress=shown)
+        self.pruner.price(counted, round_to=round_to)
         self._price(self.cost)
         self.journal = Journal(self.run_options.checkpoints, self.run_options.artifacts)
         self.objective = PruningObjective(
@@ -166,14 +170,14 @@ class SearchParts:
             self.data, training, device=run.device, precision=run.precision, ranks=run.ranks
         )
 
-    def _price(self, cost: Cost) -> None:
+    def _price(self, cost: Cost, *, round_to: int | None = None) -> None:
         budget = self.limit.share if isinstance(self.limit, Budget) else None
         if isinstance(cost, Latency) and cost.curves is None:
             shown = self.run_options.progress
             cost = measure_curves(
                 cost, self.pruner, budget=budget, precision=self.precision, progress=shown
             )
-        self.pruner.price(cost)
+        self.pruner.price(cost, round_to=round_to)
         if budget is None:
             return
         if self.options.fixed_ratio:
