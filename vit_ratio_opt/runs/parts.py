@@ -86,12 +86,11 @@ class SearchParts:
         self.dense.to(device)
         if self.data is not None:
             check_outputs(self.dense, self.data)
-        counted = MACS if isinstance(self.cost, Latency) else self.cost
         self.pruner = ModelPruner(
             self.dense,
             self._calibration_batches if isinstance(data, ImageData) else data,
             pruning=pruning,
-            cost=counted,
+            cost=self._counted,
             calibration=self.options.calibration,
             seed=self.options.seed,
         )
@@ -99,9 +98,7 @@ class SearchParts:
             self.pruner.check_parents()
         self.curve: tuple[RatioPair, ...] = ()
         self.baseline: RatioPair | None = None
-        shown = self.run_options.progress
-        round_to = round_to_of(self.cost, self.pruner, self.precision, progress=shown)
-        self.pruner.price(counted, round_to=round_to)
+        self._round_sizes()
         self._price(self.cost)
         self.journal = Journal(self.run_options.checkpoints, self.run_options.artifacts)
         self.objective = PruningObjective(
@@ -170,6 +167,17 @@ class SearchParts:
         ranks = run.ranks
         device = claim_device(ranks.device if run.device is None and ranks else run.device)
         return make(self.data, training, device=device, precision=run.precision, ranks=ranks)
+
+    @property
+    def _counted(self) -> Cost:
+        """Return the cost that is known before anything is measured."""
+        return MACS if isinstance(self.cost, Latency) else self.cost
+
+    def _round_sizes(self) -> None:
+        """Choose the number of which sizes are multiples, where none was given."""
+        shown = self.run_options.progress
+        round_to = round_to_of(self.cost, self.pruner, self.precision, progress=shown)
+        self.pruner.price(self._counted, round_to=round_to)
 
     def _price(self, cost: Cost, *, round_to: int | None = None) -> None:
         budget = self.limit.share if isinstance(self.limit, Budget) else None
