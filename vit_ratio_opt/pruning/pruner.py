@@ -34,6 +34,7 @@ from vit_ratio_opt.pruning.options import (
     Allocation,
     Both,
     CalibrationOptions,
+    CalibrationPrecision,
     Pruning,
     Structural,
     Tokens,
@@ -80,6 +81,7 @@ class ModelPruner:
         shape: Sizes of the dense model.
         round_to: Number of which ranks and neurons left in a block are multiples.
         is_round_to_given: Whether ``pruning`` has a number of which sizes are multiples.
+        precision: Precision of the passes of calibration and repair.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned in this way.
@@ -102,6 +104,7 @@ class ModelPruner:
         self.is_round_to_given = getattr(self.pruning, "round_to", 1) != "auto"
         self.round_to = self._chosen_round_to()
         self.calibration_options = calibration or CalibrationOptions()
+        self.precision: CalibrationPrecision = self.calibration_options.precision or "float32"
         self.seed = seed
         self._images = images
         if isinstance(self.pruning, (Tokens, Both)):
@@ -114,6 +117,13 @@ class ModelPruner:
     def device(self) -> torch.device:
         """Return the device of the dense model."""
         return model_device(self.dense)
+
+    def use_precision(self, precision: CalibrationPrecision) -> None:
+        """Calibrate and repair in a precision from here on."""
+        if precision != self.precision:
+            self.precision = precision
+            for name in ("calibration", "_expected_losses"):
+                vars(self).pop(name, None)
 
     def price(self, cost: Cost, *, round_to: int | None = None) -> None:
         """Replace the cost of the search space, for example by a measured latency.
@@ -208,6 +218,7 @@ class ModelPruner:
             "criterion": getattr(self.pruning, "criterion_name", None),
             "calibration_images": self.calibration_options.images,
             "calibration_task": self._task,
+            "calibration_precision": None if self.precision == "float32" else self.precision,
             "seed": self.seed,
             **self._model_identity,
         }
@@ -220,8 +231,8 @@ class ModelPruner:
             self.dense,
             self._image_batches,
             default_cache() if folder is None else Path(folder),
-            seed=self.seed,
-            task=self._task,
+            memory=self.calibration_options.memory,
+            **self._calibrated,
         )
 
     @cached_property
@@ -271,6 +282,10 @@ class ModelPruner:
                 "`Structural(unit='rank')`."
             )
         return labelled
+
+    @property
+    def _calibrated(self) -> dict[str, Any]:
+        return {"seed": self.seed, "task": self._task, "precision": self.precision}
 
     @property
     def _task(self) -> Task:
@@ -328,7 +343,7 @@ class ModelPruner:
         if self._unit == "rank":
             known = self.calibration
             if not is_dense:
-                known = calibrate(start, self._image_batches, seed=self.seed, task=self._task)
+                known = calibrate(start, self._image_batches, **self._calibrated)
         if isinstance(self.space, Combined):
             assert known is not None
             limits, tokens = self.space.module_macs(pair), self.space.tokens(pair)
