@@ -99,8 +99,7 @@ class SearchParts:
             self.pruner.check_parents()
         self.curve: tuple[RatioPair, ...] = ()
         self.baseline: RatioPair | None = None
-        self._round_sizes()
-        self._price(self.cost)
+        self._fit_space()
         self.journal = Journal(self.run_options.checkpoints, self.run_options.artifacts)
         self.objective = PruningObjective(
             self.pruner,
@@ -180,11 +179,12 @@ class SearchParts:
         """Return the cost that is known before anything is measured."""
         return MACS if isinstance(self.cost, Latency) else self.cost
 
-    def _round_sizes(self) -> None:
-        """Choose the number of which sizes are multiples, where none was given."""
+    def _fit_space(self) -> None:
+        """Choose the number of which sizes are multiples, if none was given; price pairs."""
         shown = self.run_options.progress
         round_to = round_to_of(self.cost, self.pruner, self.precision, progress=shown)
         self.pruner.price(self._counted, round_to=round_to)
+        self._price(self.cost)
 
     def _price(self, cost: Cost, *, round_to: int | None = None) -> None:
         budget = self.limit.share if isinstance(self.limit, Budget) else None
