@@ -206,9 +206,7 @@ class SearchTask(SearchParts):
         self.journal.mark_folders()
 
     def _adopt_measured(self, record: StudyRecord) -> None:
-        The study decides the precisions and the number of which sizes are multiples where none
-        was given, the learning rate where it is ``"auto"``, and which of the two hashes of the
-        validation split is compared.
+        """Adopt precisions, learning rate, latency, dense accuracy, and what sizes are multiples of.
 
         Another machine may measure others, and would then search other pairs.
         """
@@ -220,7 +218,7 @@ class SearchTask(SearchParts):
         cost, latency = self.space.cost, record.latency
         if isinstance(cost, Latency) and latency is not None:
             cost = replace(cost, curves=latency)
-        round_to = self.settings_for(record.settings).round_to
+        round_to = settings.round_to
         if cost != self.space.cost or round_to != self.pruner.round_to:
             self._price(cast(Cost, cost), round_to=round_to)
         if record.dense.val_accuracy is not None:
