@@ -10,6 +10,7 @@ are there too. All numbers are the CPU's. The rules:
 - ``torch.autocast`` casts the inputs of the operations in PyTorch's lists, and those that multiply
   matrices or normalise take one type of numbers. Decompositions of matrices have no half types.
 - ``"mps"`` has no float64, and no decompositions, which depend on the version of PyTorch there.
+- Nothing waits for the GPU while a CUDA graph is captured. A replay does nothing.
 
 Not followed: what C++ does by itself, such as the backward pass, and other threads.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -63,6 +64,7 @@ _RANDOM = {
     "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "random_", "randperm",
     "uniform_",
 }  # fmt: skip
+_WAITING = {"__bool__", "__float__", "__int__", "cpu", "item", "nonzero", "numpy", "tolist"}
 _CPU_INDICES = {"__getitem__", "__setitem__", "index_put", "index_put_"}
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -89,6 +91,8 @@ class _FakeDevice(TorchFunctionMode):
         super().__init__()
         self.device = torch.device(kind, 0)
         self.random = torch.Generator().get_state()
+        self.is_capturing = False
+        self.read = 0  # numbers
         self._inside = False
         self._special: dict[str, Callable[..., Any]] = {
             "to": self._to,
@@ -98,8 +102,8 @@ class _FakeDevice(TorchFunctionMode):
             "as_tensor": self._as_tensor,
             "copy_": torch.Tensor.copy_,
             "_has_compatible_shallow_copy_type": torch._has_compatible_shallow_copy_type,
-            "numpy": self._numpy,
-            "__array__": self._numpy,
+            "numpy": partial(self._numpy, torch.Tensor.numpy),
+            "__array__": partial(self._numpy, torch.Tensor.__array__),
             "pin_memory": self._pin,
             "register_hook": self._register_hook,
         }
@@ -114,6 +118,8 @@ class _FakeDevice(TorchFunctionMode):
                 return self._get(func, *args)
             if name == "__set__" and func.__self__.__name__ != "grad":
                 return func(*args)
+            if self.is_capturing and name in _WAITING:
+                raise RuntimeError(f"`{name}` is not permitted while a graph is captured.")
             if name in self._special:
                 return self._special[name](*args, **kwargs)
             return self._call(func, name, args, kwargs)
@@ -180,10 +186,10 @@ class _FakeDevice(TorchFunctionMode):
         made = torch.as_tensor(data, dtype=dtype)
         return made if device is None else self._to(made, device)
 
-    def _numpy(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _numpy(self, func: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.holds(tensor):
             raise TypeError(f"can't convert {self.device} device type tensor to numpy.")
-        return tensor.numpy(**kwargs) if not args else tensor.__array__(*args)
+        return func(tensor, *args, **kwargs)
 
     def _pin(self, tensor: torch.Tensor, *args: Any) -> torch.Tensor:
         if self.holds(tensor) or self.device.type == "mps":
@@ -220,6 +226,7 @@ class _FakeDevice(TorchFunctionMode):
                 f"{generator.device.type!r}."
             )
         if on_device and given:
+            self.read += sum(tensor.numel() for tensor in given)
             args, kwargs = self._autocast(name, given, args, kwargs)
             self._check_types(name, args, kwargs)
         with self._own_random_numbers() if on_device and name in _RANDOM else _NOTHING:
@@ -289,6 +296,55 @@ class _FakeDevice(TorchFunctionMode):
     def set_random_state(self, state: torch.Tensor, *_: Any) -> None:
         self.random = state.clone()
 
+    @contextlib.contextmanager
+    def capture(self, graph: _Graph, **_: object) -> Iterator[None]:
+        """Do as ``torch.cuda.graph`` does, but run what is captured."""
+        self.is_capturing, before = True, self.read
+        try:
+            yield
+        finally:
+            self.is_capturing, graph.read = False, self.read - before
+
+
+class _Event:
+    """A point in time of a device that takes a nanosecond for each number that it reads."""
+
+    def __init__(self, mode: _FakeDevice, **_: object) -> None:
+        self._mode, self._read = mode, 0
+
+    def record(self, *_: object) -> None:
+        self._read = self._mode.read
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, other: _Event) -> float:
+        return 1e-6 * (other._read - self._read)
+
+
+class _Graph:
+    """What was captured takes as long in a replay, which does nothing."""
+
+    def __init__(self, mode: _FakeDevice) -> None:
+        self._mode, self.read = mode, 0
+
+    def replay(self) -> None:
+        self._mode.read += self.read
+
+
+class _Stream:
+    """A queue that is always empty."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def wait_stream(self, other: _Stream) -> None: ...
+
+    def wait_event(self, event: object) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def is_capturing(self) -> bool:
+        return False
+
 
 _NOTHING = contextlib.nullcontext()
 
@@ -315,42 +371,51 @@ def fake_device(kind: str, *, bfloat16: bool = True) -> Iterator[torch.device]:
         bfloat16: Whether a GPU of NVIDIA has bfloat16, or emulates it.
     """
     mode = _FakeDevice(kind)
-    module = getattr(torch, kind)
-
-    def has_bfloat16(including_emulation: bool = True) -> bool:
-        return bfloat16 or including_emulation
-
-    functions: dict[Any, dict[str, Any]] = {
-        torch: {"Generator": _Generator},
-        torch.accelerator: {
-            "current_accelerator": lambda check_available=False: torch.device(kind),
-            "current_stream": lambda device=None: SimpleNamespace(is_capturing=lambda: False),
-            "is_available": lambda: True,
-            "synchronize": lambda device=None: None,
-        },
-        module: {
-            "is_available": lambda: True,
-            "device_count": lambda: 1,
-            "synchronize": lambda device=None: None,
-            "empty_cache": lambda: None,
-            "get_rng_state": lambda device=None: mode.random.clone(),
-            "set_rng_state": mode.set_random_state,
-            "manual_seed": mode.seed,
-        },
-    }
-    if kind == "cuda":
-        functions[module] |= {
-            "current_device": lambda: 0,
-            "get_device_name": lambda device=None: "Fake GPU",
-            "is_bf16_supported": has_bfloat16,
-            "is_current_stream_capturing": lambda: False,
-            "manual_seed_all": mode.seed,
-        }
-    else:
-        functions[torch.backends.mps] = {"is_available": lambda: True}
     with pytest.MonkeyPatch.context() as patch:
-        for owner, replaced in functions.items():
-            for name, function in replaced.items():
+        for owner, functions in _functions(mode, bfloat16).items():
+            for name, function in functions.items():
                 patch.setattr(owner, name, function, raising=False)
         with mode:
             yield mode.device
+
+
+def _functions(mode: _FakeDevice, bfloat16: bool) -> dict[Any, dict[str, Any]]:
+    """Return what replaces PyTorch's functions, by module and name."""
+    kind = mode.device.type
+    functions: dict[str, Any] = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "synchronize": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "get_rng_state": lambda device=None: mode.random.clone(),
+        "set_rng_state": mode.set_random_state,
+        "manual_seed": mode.seed,
+    }
+    if kind == "cuda":
+        functions |= {
+            "CUDAGraph": partial(_Graph, mode),
+            "Event": partial(_Event, mode),
+            "Stream": _Stream,
+            "current_device": lambda: 0,
+            "current_stream": _Stream,
+            "device": lambda device: contextlib.nullcontext(),
+            "get_device_name": lambda device=None: "Fake GPU",
+            "graph": mode.capture,
+            "graph_pool_handle": lambda: (0, 0),
+            "is_bf16_supported": lambda including_emulation=True: bfloat16 or including_emulation,
+            "is_current_stream_capturing": lambda: mode.is_capturing,
+            "manual_seed_all": mode.seed,
+            "stream": lambda stream: contextlib.nullcontext(),
+        }
+    accelerator = {
+        "current_accelerator": lambda check_available=False: torch.device(kind),
+        "current_stream": _Stream,
+        "is_available": lambda: True,
+        "synchronize": lambda device=None: None,
+    }
+    return {
+        torch: {"Generator": _Generator},
+        torch.accelerator: accelerator,
+        torch.backends.mps: {"is_available": lambda: kind == "mps"},
+        getattr(torch, kind): functions,
+    }
