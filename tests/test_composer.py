@@ -241,6 +241,10 @@ CASES: dict[type, dict[str, Case]] = {
             "latency_batch", {"cost": vro.Latency(curves=CURVES)},
             {"cost": vro.Latency(8, curves=CURVES)},
         ),
+        "compiled": (
+            "latency_compiled", {"cost": vro.Latency(curves=CURVES)},
+            {"cost": vro.Latency(curves=CURVES, compiled=True)},
+        ),
     },
     vro.RunOptions: {"precision": ("precision", {}, {"run": {"precision": "bfloat16"}})},
 }  # fmt: skip

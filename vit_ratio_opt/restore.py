@@ -75,12 +75,22 @@ def load_search(
     # Before any work.
     _check_no_custom_parts(record)
     checkpoints, artifacts = _folders(record, places)
+    is_precision_given = run.precision is not None
     run = replace(
         run,
         checkpoints=checkpoints,
         artifacts=artifacts,
         precision=run.precision or cast(Precision, settings.precision),
     )
+    search = _compose(record, places, run)
+    if not is_precision_given:
+        search.use_precisions(settings)
+    return search
+
+
+def _compose(record: StudyRecord, places: Places, run: RunOptions) -> Search:
+    """Return the search that the settings of a study describe."""
+    settings = record.settings
     dense = _dense_model(record, places)
     data = _images(record, places)
     try:
@@ -96,7 +106,7 @@ def load_search(
         )
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"Study {study_name!r} was created by another version of vit_ratio_opt "
+            f"Study {record.name!r} was created by another version of vit_ratio_opt "
             f"({record.versions.get('vit_ratio_opt')}): {error} does not fit."
         ) from None
 
@@ -218,7 +228,12 @@ def _limit(settings: StudySettings) -> Budget | Tolerance:
 
 
 def _cost(record: StudyRecord) -> Cost:
-    cost = cost_named(record.settings.cost, latency_batch=record.settings.latency_batch)
+    settings = record.settings
+    cost = cost_named(
+        settings.cost,
+        latency_batch=settings.latency_batch,
+        latency_compiled=settings.latency_compiled,
+    )
     return replace(cost, curves=record.latency) if isinstance(cost, Latency) else cost
 
 

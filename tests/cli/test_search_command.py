@@ -56,6 +56,13 @@ def test_search_writes_the_rows_and_resumes(searched, arguments, command, tmp_pa
     assert "none repeated" in again.out
 
 
+def test_another_precision_than_the_studys_is_refused(copied, arguments, command):
+    place = ["--folder", copied, "--study-name", "photos"]
+    other = command(*arguments, *place, "--precision", "bfloat16")
+    assert other.code == 2
+    assert "precision is 'float32', not 'bfloat16'" in other.err
+
+
 def test_the_written_options_repeat_the_search(searched, command, tmp_path, monkeypatch):
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
     kept = (searched / "rows.toml").read_text()

@@ -17,6 +17,7 @@ def test_train_leaves_a_model_that_a_search_can_load(tmp_path, command):
     ended = command("train", path, *size, *recipe, "--output", output)
     assert ended.code == 0, ended.err
     row, model = json.loads(output.read_text()), load_dense(path)
+    assert row["precision"] == "float32"  # a small model on a CPU
     digits = load_digits()
     assert row["val_accuracy"] == evaluate(model, digits, digits.val) > 15
     assert row["test_accuracy"] == evaluate(model, digits, digits.test)

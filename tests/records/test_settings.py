@@ -34,6 +34,9 @@ def test_settings_come_back_from_json():
 def test_what_version_1_left_out_is_left_out_still():
     assert not {"cost", "latency_batch", "pruned", "rule"} & as_stored(SETTINGS).keys()
     assert as_stored(replace(SETTINGS, cost="latency", latency_batch=8))["latency_batch"] == 8
+    assert "training_precision" not in as_stored(SETTINGS)
+    mixed = replace(SETTINGS, training_precision="bfloat16")
+    assert StudySettings.from_json(as_stored(mixed)) == mixed
 
 
 @pytest.mark.parametrize(

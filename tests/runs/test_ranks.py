@@ -54,12 +54,14 @@ def test_another_rank_trains_the_same_model_in_the_precision_of_rank_0(dense):
         vro.Search(dense, images, vro.Budget(0.6), training=Recorder(Group(rank, jobs), precision))
         for rank, precision in enumerate(("bfloat16", "float32"))
     )
+    first.trainer.training_precision = "float16"
     study = new_study(first, "s", storage=InMemoryStorage(), screen=False)
     study.optimize(first.objective, n_trials=2)
     join_trainings(second.objective)
     assert len(second.trainer.given) == 2
     assert second.trainer.given == first.trainer.given
     assert second.trainer.precision == "bfloat16"
+    assert second.trainer.training_precision == "float16"
     assert weights_hash(second.dense) == weights_hash(first.dense)
     with pytest.raises(InputError, match="Rank 0 runs the study"):
         join_trainings(first.objective)

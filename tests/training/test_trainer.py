@@ -119,6 +119,26 @@ def test_a_study_decides_the_precision_that_a_trainer_was_not_given(digits, mode
     assert search.settings_for(stored).precision == expected
 
 
+def test_training_has_a_precision_of_its_own(digits, model, teacher):
+    trainer = ImageTrainer(digits, RECIPE, device="cpu", precision="float32")
+    seen = []
+
+    def record(module, _, outputs):
+        seen.append((torch.is_grad_enabled(), outputs.dtype))
+
+    model.head.register_forward_hook(record)
+    as_in_both = trained(trainer, model, teacher)
+    assert {dtype for _, dtype in seen} == {torch.float32}
+    seen.clear()
+    trainer.training_precision = "bfloat16"
+    value, weights = trained(trainer, model, teacher)
+    assert set(seen) == {(True, torch.bfloat16), (False, torch.float32)}
+    assert not torch.equal(weights, as_in_both[1])
+    assert value == pytest.approx(as_in_both[0], abs=5)
+    identity = trainer.identity()
+    assert (identity["precision"], identity["training_precision"]) == ("float32", "bfloat16")
+
+
 class SquaredError:
     """A trainer of a user's own: it imports nothing, and its loss is another one."""
 

@@ -32,6 +32,7 @@ __all__ = [
     "JsonLogOption",
     "LearningRateOption",
     "PlaceOptions",
+    "PrecisionOption",
     "SeedOption",
     "SkipDamagedOption",
     "StateEveryOption",
@@ -142,6 +143,15 @@ DeviceOption = Annotated[
     str | None,
     option(
         Panel.WORKERS, "Device such as cuda:1 or cpu. By default the first GPU if there is one."
+    ),
+]
+PrecisionOption = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    option(
+        Panel.TRAINING,
+        "Precision of training and evaluation. By default bfloat16 on a GPU that has it; on a CPU "
+        "the faster of float32 and bfloat16, each for training and evaluation, by timing the "
+        "model.",
     ),
 ]
 JsonLogOption = Annotated[

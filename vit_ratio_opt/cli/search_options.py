@@ -17,6 +17,7 @@ from vit_ratio_opt.cli.options import (
     ImageOptions,
     JsonLogOption,
     LearningRateOption,
+    PrecisionOption,
     SeedOption,
     StateEveryOption,
     TensorBoardOption,
@@ -87,6 +88,14 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
     latency_batch: Annotated[
         int, option(Panel.LIMIT, "Number of images in a batch whose latency is limited.", min=1)
     ] = 1
+    latency_compiled: Annotated[
+        bool,
+        option(
+            Panel.LIMIT,
+            "Measure the latency of models whose blocks torch.compile has compiled.",
+            "--latency-compiled",
+        ),
+    ] = False
     fixed_ratio: Annotated[
         bool,
         option(
@@ -164,6 +173,7 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
         ),
     ] = None
     device: DeviceOption = None
+    precision: PrecisionOption = None
     state_every: StateEveryOption = STATE_SECONDS
     output: Annotated[
         Path | None,

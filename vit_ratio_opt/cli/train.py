@@ -13,6 +13,7 @@ from vit_ratio_opt.cli.command import Panel, option
 from vit_ratio_opt.cli.options import (
     ExifRotationOption,
     ImageSizeOption,
+    PrecisionOption,
     SeedOption,
     SkipDamagedOption,
 )
@@ -99,6 +100,7 @@ class TrainOptions:
         ),
     ] = 0.99
     seed: SeedOption = 0
+    precision: PrecisionOption = None
     output: Annotated[
         Path | None, option(Panel.OUTPUT, "File for recipe, accuracy and size as JSON.")
     ] = None
@@ -128,13 +130,14 @@ def train(options: TrainOptions) -> None:
         f"{images.name}: {len(images.train)} images to train on, {len(images.val)} to validate; "
         f"{shape.macs:,} FLOPs, {shape.params:,} parameters"
     )
-    checkpoint = options.checkpoint
+    checkpoint, clock = options.checkpoint, Stopwatch()
     check_writable_folder(checkpoint.parent)
     check_writable(checkpoint)
-    clock = Stopwatch()
     state = checkpoint.with_name(f"{checkpoint.name}.training")
     if state.exists():
         print(f"resuming from {state}")
+
+    precision = options.precision or _faster(model, images)
 
     def report(epoch: int, accuracy: float, loss: float | None = None, /) -> None:
         print(f"epoch {epoch:3d} of {options.epochs}: {accuracy:.2f} % on the validation split")
@@ -145,10 +148,11 @@ def train(options: TrainOptions) -> None:
         recipe,
         TrialContext(seed=options.seed, state=state, report=report, clock=clock, title="dense"),
         mix=_mix(len(images.classes), options),
+        precision=precision,
     )
     save_dense(model, checkpoint, name=_MODEL, arguments=arguments)
     state.unlink(missing_ok=True)  # a full disk leaves none
-    tested = evaluate(model, images, images.test)
+    tested = evaluate(model, images, images.test, precision=precision)
     print(
         f"{checkpoint}: {validated:.2f} % on the validation and {tested:.2f} % on the test split"
     )
@@ -158,6 +162,7 @@ def train(options: TrainOptions) -> None:
             "test_accuracy": tested,
             "macs": shape.macs,
             "params": shape.params,
+            "precision": precision,
             "seconds": round(sum(clock.seconds.values()), 1),
         }
         write_json(_description(options, recipe, arguments, images.name) | numbers, options.output)
@@ -175,6 +180,13 @@ def _new_model(options: TrainOptions, arguments: dict[str, Any], images: Any) ->
     model = create_model(_MODEL, **arguments, drop_path_rate=options.drop_path).to(best_device())
     remember_preprocessing(model, images.preprocess)  # stored in the model's file
     return model
+
+
+def _faster(model: Any, images: Any) -> Any:
+    """Return the precision in which the model is trained faster."""
+    from vit_ratio_opt.models.precision import faster_precision
+
+    return faster_precision(model, images.image_shape, training=True).precision
 
 
 def _description(

@@ -18,19 +18,48 @@ from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import (
     Precision,
     autocast,
+    check_precision,
     evaluating,
     model_device,
     precision_of,
 )
 from vit_ratio_opt.models.shape import shape_of
 
-__all__ = ["TimedPrecision", "faster_precision"]
+__all__ = ["Precisions", "TimedPrecision", "faster_precision"]
 
 # Smaller models are trained in minutes in any precision.
 _LEAST_MACS = 50_000_000
 _LEAST_SPEEDUP = 1.25
 _LEAST_IMAGES, _LEAST_TOKENS = 8, 1536  # of a batch
 _ROUNDS, _MAX_SECONDS = 3, 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precisions:
+    """The precision in which a model is trained, and that in which it is evaluated.
+
+    Args:
+        training: Precision of training.
+        evaluation: Precision of evaluation.
+
+    Raises:
+        InputError: A precision is unknown.
+    """
+
+    training: Precision
+    evaluation: Precision
+
+    def __post_init__(self) -> None:
+        check_precision(self.training)
+        check_precision(self.evaluation)
+
+    @classmethod
+    def of(cls, given: Precisions | Precision | None, device: torch.device) -> Precisions:
+        """Return both precisions; one that is given for both, or the usual one of the device."""
+        if isinstance(given, Precisions):
+            return given
+        one = precision_of(device) if given is None else given
+        return cls(training=one, evaluation=one)
 
 
 @dataclass(frozen=True)

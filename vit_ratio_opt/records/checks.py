@@ -55,7 +55,9 @@ _ENTRIES: dict[str, dict[str, Any]] = {
         "device": str,
         "batch": int,
         "threads": int,
+        "run_as": tuple[str, ...] | None,
     },
+    "bfloat16_speedup": {"evaluation": float | None, "training": float | None},
     "per_class": {
         "trial": int,
         "images": tuple[int, ...],

@@ -19,6 +19,7 @@ __all__ = [
     "LimitRecord",
     "format_below",
     "metric_from_json",
+    "precision_text",
 ]
 
 
@@ -136,3 +137,17 @@ def _entries(key: str, stored: object, hints: Mapping[str, Any]) -> dict[str, An
         name: check_type(f"`{name}` of the attribute `{key}`", stored.get(name), hint)
         for name, hint in hints.items()
     }
+
+
+def precision_text(evaluation: str, training: str, speedups: Mapping[str, float]) -> str:
+    """Return in which precisions a study evaluates and trains, and what was measured.
+
+    Args:
+        evaluation: Precision of evaluation.
+        training: Precision of training.
+        speedups: How many times as fast as in float32 the dense model was in bfloat16, in
+            ``evaluation`` and ``training``.
+    """
+    used = f"evaluated in {evaluation} and trained in {training}"
+    measured = " and ".join(f"{value:.2f} times in {name}" for name, value in speedups.items())
+    return f"Models are {used}: bfloat16 was {measured} as fast as float32."

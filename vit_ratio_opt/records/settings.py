@@ -21,8 +21,9 @@ _NEW_IN_2 = (
 )
 # Stored only where they differ from their default.
 _SPARSE = (
-    *("cost", "latency_batch", "pruned", "rule", "ranges", "by_cascade", "criterion"),
-    *("trainer", "bounds", "frozen", "calibration_task", "teacher"),
+    *("cost", "latency_batch", "latency_compiled", "pruned", "rule", "ranges"),
+    *("by_cascade", "criterion"),
+    *("trainer", "bounds", "frozen", "calibration_task", "training_precision", "teacher"),
 )
 # Fields of this package's own training: None where `trainer` is given.
 _OF_IMAGES = ("dataset", "validation", "recipe")
@@ -39,6 +40,7 @@ class StudySettings:
         tolerance: Largest loss of the metric, in its unit.
         cost: Name of the cost that the budget limits.
         latency_batch: Images in a batch whose latency counts.
+        latency_compiled: Whether models are compiled when their latency is measured.
         pruned: ``"structural"``, ``"cascade"`` or ``"both"``.
         rule: Rule by which a cascade leaves out tokens.
         ranges: Attention range of each block, for a rule that depends on it.
@@ -78,8 +80,9 @@ class StudySettings:
             is estimated from the size of the validation split.
         confirmations: Times that the best pair is trained again.
         confidence: Probability with which the answer has to keep the limit.
-        precision: Number format in which models are trained and evaluated, such as
-            ``"bfloat16"``.
+        precision: Number format in which models are evaluated, such as ``"bfloat16"``.
+        training_precision: Number format in which models are trained; None where it is that of
+            evaluation.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -88,6 +91,7 @@ class StudySettings:
     tolerance: float | None
     cost: str = "macs"
     latency_batch: int = 1
+    latency_compiled: bool = False
     pruned: str = "structural"
     rule: dict[str, Any] | None = None
     ranges: tuple[float, ...] | None = None
@@ -123,6 +127,7 @@ class StudySettings:
     confirmations: int | None
     confidence: float | None
     precision: str | None = None
+    training_precision: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values."""

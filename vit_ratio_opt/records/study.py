@@ -77,6 +77,8 @@ class StudyRecord:
         versions: Version of each package that created the study.
         device: Name of the device that created the study.
         origin: Places of the dense model, the images and the folders.
+        bfloat16_speedup: How many times as fast as in float32 the dense model was in bfloat16, in
+            ``evaluation`` and ``training``, where the study chose the precision by timing it.
         latency: Curves of the predicted latency, where the cost is the latency.
         plan: The search as JSON values, of which the answer is computed.
         saved: Cost that each ratio saves.
@@ -101,6 +103,7 @@ class StudyRecord:
     versions: dict[str, str] = field(default_factory=dict)
     device: str | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    bfloat16_speedup: dict[str, float] = field(default_factory=dict)
     latency: dict[str, Any] | None = None
     plan: dict[str, Any] | None = None
     saved: dict[str, Any] | None = None
@@ -320,7 +323,7 @@ def _record(
         metric = metric_from_json(attributes["metric"])
     names = (
         *("versions", "device", "origin", "latency", "plan", "saved", "tested", "per_class"),
-        *("probes", "config"),
+        *("probes", "config", "bfloat16_speedup"),
     )
     return StudyRecord(
         name=name,

@@ -99,6 +99,7 @@ def _settings(study: Study) -> list[tuple[str, str]]:
     record = record_of(study)
     latency, settings = record.latency or {}, record.optional_settings
     values: dict[str, Any] = {} if settings is None else settings.to_json()
+    values |= {f"bfloat16 speedup in {name}": n for name, n in record.bfloat16_speedup.items()}
     values |= {f"latency {name}": latency[name] for name in latency if name not in _CURVES}
     values |= {} if record.device is None else {"device": record.device}
     values |= record.versions

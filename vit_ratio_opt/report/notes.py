@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from vit_ratio_opt.records.labels import precision_text
 from vit_ratio_opt.records.loading import baseline_of
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import StudyRecord, record_of
@@ -51,6 +52,7 @@ def study_note(study: Study, others: Sequence[Study] = (), *, n_trials: int | No
         markdown_table(results_cells(group)),
         f"**Progress**: {count} trials are trained, {states[TrialState.RUNNING]} running, "
         f"{states[TrialState.FAIL]} failed.",
+        *_precision(record_of(study)),
         f"**Next**: {_next(study)}",
         f"**Resume**: {resume}",
     ]
@@ -99,6 +101,16 @@ def _headline(record: StudyRecord, known: TrialRecord, trial: FrozenTrial) -> st
         left.append(f"{100 * known.cost_ratio:.2f} % of the {record.cost.word}{predicted}")
     text = f"**{escape_markdown(shown) or 'no ratios yet'}**"
     return f"{text}: {escape_markdown(', '.join(left))}" if left else text
+
+
+def _precision(record: StudyRecord) -> list[str]:
+    """Return why models are trained and evaluated in their precisions, where that was measured."""
+    settings, speedups = record.optional_settings, record.bfloat16_speedup
+    if settings is None or settings.precision is None or not speedups:
+        return []
+    training = settings.training_precision or settings.precision
+    text = precision_text(settings.precision, training, speedups)
+    return [f"**Precision**: {escape_markdown(text)}"]
 
 
 def _next(study: Study) -> str:

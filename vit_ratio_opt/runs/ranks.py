@@ -40,8 +40,9 @@ def _train(
 ) -> None:
     """Train one model together with rank 0, which knows the pair, the seed and the sizes."""
     pair, store = RatioPair(*job["pair"]), objective.journal.store
-    if job["precision"] is not None:  # rank 0 has it from the study
-        objective.trainer.precision = job["precision"]  # type: ignore[attr-defined]
+    for name in ("precision", "training_precision"):
+        if job[name] is not None:  # rank 0 has it from the study
+            setattr(objective.trainer, name, job[name])
     model = objective.pruner.rebuild(pair, job["blocks"])
     with TemporaryDirectory() as folder:
         state = None

@@ -18,6 +18,7 @@ from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.runs.images import other_batches
 from vit_ratio_opt.runs.parts import SearchParts
+from vit_ratio_opt.runs.precision import choose_precisions
 from vit_ratio_opt.runs.screening import likely_path, screen
 from vit_ratio_opt.runs.task import check_settings, screened_best
 from vit_ratio_opt.search.binary_search import BinarySearchSampler
@@ -119,13 +120,14 @@ class SearchTask(SearchParts):
     def settings_for(self, stored: StudySettings) -> StudySettings:
         """Return the settings that this search has in a study with stored ones.
 
-        The study decides the precision where none was given, and which of the two hashes of the
+        The study decides the precisions where none was given, and which of the two hashes of the
         validation split is compared.
         """
         changes: dict[str, Any] = {}
         is_given = getattr(self.trainer, "is_precision_given", True)
         if stored.precision is not None and not is_given:
             changes["precision"] = stored.precision
+            changes["training_precision"] = stored.training_precision
         hashed = stored.validation
         if self.data is not None and hashed is not None and self.data.has_fingerprint(hashed):
             changes["validation"] = hashed
@@ -134,6 +136,7 @@ class SearchTask(SearchParts):
     def new_attributes(self) -> dict[str, Any]:
         """Compute all attributes that a new study stores, in the order of writing."""
         shape, cost, metric = self.pruner.shape, self.space.cost, self.trainer.metric
+        speedups = self._choose_precisions()
         begins = self.first_pairs()
         attributes = {
             "settings": self.settings.to_json(),
@@ -152,9 +155,26 @@ class SearchTask(SearchParts):
                 "tokens": shape.tokens,
             },
         }
+        if speedups:
+            attributes["bfloat16_speedup"] = speedups
         if isinstance(cost, Latency):
             attributes["latency"] = cost.curves
         return {**attributes, "plan": self.plan(attributes).to_json()}
+
+    def _choose_precisions(self) -> dict[str, float]:
+        """Choose the precisions of a new study by timing, where none was given.
+
+        A latency that counts as cost was measured in the precision of evaluation, which stays.
+        """
+        trainer, shown = self.trainer, self.run_options.progress
+        if not isinstance(trainer, ImageTrainer) or trainer.is_precision_given:
+            return {}
+        before, is_latency = trainer.precision, isinstance(self.space.cost, Latency)
+        with show_waiting("timing the model in float32 and bfloat16", enabled=shown):
+            speedups = choose_precisions(trainer, self.dense, evaluation=not is_latency)
+        if trainer.precision != before:  # the dense model is evaluated in it, too
+            vars(self.objective).pop("dense_accuracy", None)
+        return speedups
 
     def missing_attributes(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
         """Compute the attributes that a killed process of version 0.1.0 did not store."""
@@ -177,18 +197,23 @@ class SearchTask(SearchParts):
         self.journal.mark_folders()
 
     def _adopt_measured(self, record: StudyRecord) -> None:
-        """Adopt precision, latency and dense accuracy of a study.
+        """Adopt precisions, latency and dense accuracy of a study.
 
         Another machine may measure another accuracy or latency, and would then search other pairs.
         """
-        precision = self.settings_for(record.settings).precision
-        if precision is not None and isinstance(self.trainer, ImageTrainer):
-            self.trainer.precision = cast(Precision, precision)
+        self.use_precisions(self.settings_for(record.settings))
         cost, latency = self.space.cost, record.latency
         if isinstance(cost, Latency) and latency is not None and latency != cost.curves:
             self._price(replace(cost, curves=latency))
         if record.dense.val_accuracy is not None:
             self.objective.dense_accuracy = record.dense.val_accuracy
+
+    def use_precisions(self, settings: StudySettings) -> None:
+        """Train and evaluate in the precisions of a study; version 0.1.0 did not store them."""
+        trainer = self.trainer
+        if settings.precision is not None and isinstance(trainer, ImageTrainer):
+            trainer.precision = cast(Precision, settings.precision)
+            trainer.training_precision = cast("Precision | None", settings.training_precision)
 
     def sampler(self, attributes: Mapping[str, Any]) -> BinarySearchSampler:
         """Return the sampler of a study with these attributes."""

@@ -107,6 +107,7 @@ class FeatureTrainer(ImageTrainer):
             ranks=self.ranks,
             progress=self.progress,
         )
+        other.training_precision = self.training_precision
         other._known = self.reference
         return other
 

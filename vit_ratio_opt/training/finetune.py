@@ -7,7 +7,8 @@ from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.device import Precision, model_device, precision_of
+from vit_ratio_opt.models.device import Precision, model_device
+from vit_ratio_opt.models.precision import Precisions
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.loop import Loop, Mix
@@ -25,7 +26,7 @@ def finetune(
     *,
     teacher: nn.Module | torch.Tensor | Reference | None = None,
     mix: Mix | None = None,
-    precision: Precision | None = None,
+    precision: Precision | Precisions | None = None,
     ranks: Ranks | None = None,
 ) -> float:
     """Train ``model`` in place on its device and leave it in evaluation mode.
@@ -48,7 +49,9 @@ def finetune(
             ``reference`` of a :class:`~vit_ratio_opt.FeatureTrainer`, which keeps its outputs.
         mix: Function of the normalised images and the labels of each batch. It may return class
             probabilities for the labels, as torchvision's MixUp and CutMix do.
-        precision: Precision of forward passes; by default the usual one of the model's device.
+        precision: Precision of training and of evaluation, or one of each; by default the usual
+            one of the model's device. Nothing is timed here: see
+            :func:`~vit_ratio_opt.faster_precision`.
         ranks: Processes that share each batch of ``recipe.batch_size``, so that their number
             changes only the time (and the augmentation). All of them call this function. Rank 0
             reports and saves the state; all resume from it.
@@ -57,7 +60,8 @@ def finetune(
         The recipe's metric on the validation images after the last epoch.
 
     Raises:
-        InputError: The saved state is of another training, or logits or frozen weights do not fit.
+        InputError: The saved state is of another training, the precision is unknown, or logits or
+            frozen weights do not fit.
         TrainingDiverged: The loss is NaN or infinite.
         TrainingStopped: The context asked to stop.
     """
@@ -68,12 +72,12 @@ def finetune(
             "All weights of the model are frozen, so there is nothing to train: call "
             "`model.requires_grad_(True)`."
         )
-    precision = precision or precision_of(model_device(model))
+    precisions = Precisions.of(precision, model_device(model))
     if data.task == "features":
-        teacher = _reference(data, teacher, mix, precision)
+        teacher = _reference(data, teacher, mix, precisions.evaluation)
     elif isinstance(teacher, torch.Tensor):
         _check_logits(teacher, data, is_changed=recipe.augment or mix is not None)
-    return Loop(model, data, recipe, context, teacher, mix, precision, ranks).run()
+    return Loop(model, data, recipe, context, teacher, mix, precisions, ranks).run()
 
 
 def _check_logits(logits: torch.Tensor, data: ImageData, *, is_changed: bool) -> None:

@@ -11,12 +11,8 @@ from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.device import (
-    Precision,
-    has_float64,
-    model_device,
-    random_state_kept,
-)
+from vit_ratio_opt.models.device import has_float64, model_device, random_state_kept
+from vit_ratio_opt.models.precision import Precisions
 from vit_ratio_opt.training.context import TrainingDiverged, TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
 from vit_ratio_opt.training.drop_path import drop_paths
@@ -50,7 +46,7 @@ class Loop:
         teacher: The teacher, its logits for all images of ``data.train``, or the reference of a
             data set without labels.
         mix: Mixes the images and labels of each batch.
-        precision: Precision of forward passes.
+        precisions: Precisions of training and of evaluation.
         ranks: The processes that share each batch; None for this process alone.
     """
 
@@ -62,11 +58,11 @@ class Loop:
         context: TrialContext,
         teacher: nn.Module | torch.Tensor | Reference | None,
         mix: Mix | None,
-        precision: Precision,
+        precisions: Precisions,
         ranks: Ranks | None,
     ) -> None:
         self._model, self._data, self._recipe, self._context = model, data, recipe, context
-        self._mix, self._precision = mix, precision
+        self._mix, self._precisions = mix, precisions
         self._teacher = teacher.model if isinstance(teacher, Reference) else teacher
         self._device = model_device(model)
         self._ranks = ranks = ranks or Ranks(0, 1, self._device)
@@ -79,7 +75,9 @@ class Loop:
         else:
             loss = reference.loss(model, recipe)
             self._measure = reference.measure(recipe)
-        self._optimization = Optimization(model, recipe, self._steps, precision, ranks, loss)
+        self._optimization = Optimization(
+            model, recipe, self._steps, precisions.training, ranks, loss
+        )
         self._generator = torch.Generator().manual_seed(context.seed)
         # The order of images has to be equal in all processes, which draw different numbers for
         # the augmentation of parts that differ in size.
@@ -105,7 +103,7 @@ class Loop:
             "seed": context.seed,
             "images": len(self._data.train),
             "validation": self._data.fingerprint,
-            "precision": self._precision,
+            "precision": self._precisions.training,
             "mix": self._mix is not None,
             "teacher": self._teacher is not None,
             **({} if self._reference is None else self._reference.identity()),
@@ -247,7 +245,7 @@ class Loop:
                 self._measure,
                 targets=None if reference is None else reference.targets(split),
                 ranks=None if self._ranks.size == 1 else self._ranks,
-                precision=self._precision,
+                precision=self._precisions.evaluation,
             )
 
     def _is_save_due(self) -> bool:

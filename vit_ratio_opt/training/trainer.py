@@ -17,6 +17,7 @@ from vit_ratio_opt.models.device import (
     precision_of,
     resolve_device,
 )
+from vit_ratio_opt.models.precision import Precisions
 from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.distributed import Ranks
@@ -40,16 +41,18 @@ class ImageTrainer:
     Attributes:
         metric: Metric of the recipe; the top-1 accuracy in per cent by default.
         teacher: The teacher that is not the dense model; None where the dense model teaches.
-        precision: Precision in which models are trained and evaluated. A study sets it where
+        precision: Precision in which models are evaluated. A study sets it where
             :attr:`is_precision_given` is False.
+        training_precision: Precision in which models are trained, which a study may set as well;
+            that of evaluation if None.
         is_precision_given: Whether the caller chose the precision.
 
     Args:
         data: The data set.
         recipe: Hyperparameters of each training; the default ones if None.
         device: Device of the models, such as ``"cuda:0"``; the best one by default.
-        precision: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default the usual one of the
-            device: mixed on a CUDA GPU, full elsewhere.
+        precision: ``"float32"``, ``"bfloat16"`` or ``"float16"``. By default the usual one of the
+            device, mixed on a GPU and full elsewhere, or what a new study measures to be faster.
         ranks: Processes that share each training; None for this process alone.
         progress: Progress bars of trainings whose context has none; None shows them in a terminal
             only.
@@ -79,6 +82,7 @@ class ImageTrainer:
         self.ranks, self.progress = ranks, progress
         self.device = resolve_device(ranks.device if device is None and ranks else device)
         self.precision: Precision = precision or precision_of(self.device)
+        self.training_precision: Precision | None = None
         self.is_precision_given = precision is not None
         self.teacher = None if teacher is None else OtherTeacher(teacher, data)
         self._logits: tuple[nn.Module, Precision, torch.Tensor] | None = None
@@ -95,7 +99,7 @@ class ImageTrainer:
 
     def with_recipe(self, recipe: Recipe) -> ImageTrainer:
         """Return a trainer of the same data, device and precision with another recipe."""
-        return ImageTrainer(
+        other = ImageTrainer(
             self.data,
             recipe,
             device=self.device,
@@ -104,6 +108,8 @@ class ImageTrainer:
             progress=self.progress,
             teacher=None if self.teacher is None else self.teacher.model,
         )
+        other.training_precision = self.training_precision
+        return other
 
     def identity(self) -> dict[str, Any]:
         """Return the settings of data and training, by the names of ``StudySettings``.
@@ -124,6 +130,7 @@ class ImageTrainer:
             "flip": data.flip,
             "recipe": self.recipe.to_json(),
             "precision": self.precision,
+            "training_precision": self.training_precision,
             **({} if self.teacher is None else {"teacher": weights_hash(self.teacher)}),
         }
 
@@ -185,7 +192,9 @@ class ImageTrainer:
             self.recipe,
             replace(context, teacher=None, progress=progress),
             teacher=teacher,
-            precision=self.precision,
+            precision=Precisions(
+                training=self.training_precision or self.precision, evaluation=self.precision
+            ),
             ranks=self.ranks,
         )
 
