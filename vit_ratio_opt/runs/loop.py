@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trials import finished_trials
-from vit_ratio_opt.runs.lines import describe_start, describe_trial
+from vit_ratio_opt.runs.lines import describe_device, describe_start, describe_trial
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.optimize import keep_optimizing
 from vit_ratio_opt.runs.reaping import fail_dead_trials, fail_stale_trials, requeue_own_trials
@@ -78,7 +78,7 @@ def run_study(
         _steer_sampler(study.sampler, n_trials),
     ):
         bars.show_trained(len(finished_trials(study)))
-        for line in describe_start(study, n_trials):
+        for line in (*describe_device(objective.trainer), *describe_start(study, n_trials)):
             say(line)
         loop = _Loop(study, objective, n_trials, wait=wait, say=say, should_stop=asked_to_stop)
         loop.run([lambda study, _: bars.show_trained(len(finished_trials(study))), *callbacks])

@@ -348,9 +348,7 @@ class PruningObjective:
                 }
             )
         layers = layers_of(model.train())  # as a new model is, on which frameworks rely
-        keeper = StateKeeper(
-            self.journal, trial, context, seconds=self.state_every, epochs=self._epochs
-        )
+        keeper = StateKeeper(self.journal, trial, context, self.state_every, self._epochs)
         try:
             with context.clock("train"), exit_means_stop(context):
                 value = self.trainer.train(model, keeper.context)

@@ -17,6 +17,7 @@ from vit_ratio_opt.models.device import Precision, model_device, precision_of, r
 from vit_ratio_opt.models.shape import check_all_tokens
 from vit_ratio_opt.pruning.options import Pruning, Structural
 from vit_ratio_opt.pruning.pruner import Batch, ModelPruner
+from vit_ratio_opt.runs.devices import claim_device
 from vit_ratio_opt.runs.fit import check_fit, check_outputs
 from vit_ratio_opt.runs.images import calibration_batches
 from vit_ratio_opt.runs.journal import Journal
@@ -162,9 +163,9 @@ class SearchParts:
         make: Callable[..., ImageTrainer] = ImageTrainer
         if self.data.task == "features":
             make = partial(FeatureTrainer, self.dense)
-        return make(
-            self.data, training, device=run.device, precision=run.precision, ranks=run.ranks
-        )
+        ranks = run.ranks
+        device = claim_device(ranks.device if run.device is None and ranks else run.device)
+        return make(self.data, training, device=device, precision=run.precision, ranks=ranks)
 
     def _price(self, cost: Cost) -> None:
         budget = self.limit.share if isinstance(self.limit, Budget) else None
