@@ -60,7 +60,7 @@ TINY = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", help="device on which test_devices.py runs; a fake one by default")
+    parser.addoption("--device", help="device of test_on_device.py; a fake one by default")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -409,11 +409,3 @@ def _trained(
         intermediate_values=dict(enumerate(reported, start=1)),
         constraints=limit,
     )
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_call(item):
-    import time
-    t=time.process_time()
-    yield
-    with open("/tmp/fake-cpu.txt","a") as f: f.write(f"{time.process_time()-t:.2f} {item.name}\n")

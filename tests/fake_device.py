@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,6 +106,9 @@ class _FakeDevice(TorchFunctionMode):
             "numpy": partial(self._numpy, torch.Tensor.numpy),
             "__array__": partial(self._numpy, torch.Tensor.__array__),
             "pin_memory": self._pin,
+            "record_stream": lambda tensor, stream: self._check_devices(
+                "record_stream", [tensor], [self.holds(tensor)]
+            ),
             "register_hook": self._register_hook,
         }
 
@@ -218,6 +222,8 @@ class _FakeDevice(TorchFunctionMode):
             on_device = self.is_own(device)
             if on_device:
                 kwargs["device"] = "cpu"
+        if kwargs.pop("pin_memory", False):
+            self._pin(torch.empty(0))
         generator = kwargs.get("generator")
         wanted = self.device.type if on_device else "cpu"
         if generator is not None and generator.device.type != wanted:
@@ -342,6 +348,8 @@ class _Stream:
 
     def synchronize(self) -> None: ...
 
+    def record_event(self, *_: object) -> None: ...
+
     def is_capturing(self) -> bool:
         return False
 
@@ -363,23 +371,26 @@ def _tensors(values: Any) -> list[torch.Tensor]:
 
 
 @contextlib.contextmanager
-def fake_device(kind: str, *, bfloat16: bool = True) -> Iterator[torch.device]:
+def fake_device(
+    kind: str, *, bfloat16: bool = True, free_bytes: int = 2**30
+) -> Iterator[torch.device]:
     """Let PyTorch find one device of a kind inside the block.
 
     Args:
         kind: ``"cuda"`` or ``"mps"``.
         bfloat16: Whether a GPU of NVIDIA has bfloat16, or emulates it.
+        free_bytes: Free memory that the device tells; it has more.
     """
     mode = _FakeDevice(kind)
     with pytest.MonkeyPatch.context() as patch:
-        for owner, functions in _functions(mode, bfloat16).items():
+        for owner, functions in _functions(mode, bfloat16, free_bytes).items():
             for name, function in functions.items():
                 patch.setattr(owner, name, function, raising=False)
         with mode:
             yield mode.device
 
 
-def _functions(mode: _FakeDevice, bfloat16: bool) -> dict[Any, dict[str, Any]]:
+def _functions(mode: _FakeDevice, bfloat16: bool, free_bytes: int) -> dict[Any, dict[str, Any]]:
     """Return what replaces PyTorch's functions, by module and name."""
     kind = mode.device.type
     functions: dict[str, Any] = {
@@ -390,6 +401,8 @@ def _functions(mode: _FakeDevice, bfloat16: bool) -> dict[Any, dict[str, Any]]:
         "get_rng_state": lambda device=None: mode.random.clone(),
         "set_rng_state": mode.set_random_state,
         "manual_seed": mode.seed,
+        "recommended_max_memory": lambda: free_bytes,  # these two of Apple
+        "driver_allocated_memory": lambda: 0,
     }
     if kind == "cuda":
         functions |= {
@@ -400,16 +413,20 @@ def _functions(mode: _FakeDevice, bfloat16: bool) -> dict[Any, dict[str, Any]]:
             "current_stream": _Stream,
             "device": lambda device: contextlib.nullcontext(),
             "get_device_name": lambda device=None: "Fake GPU",
+            "get_device_properties": lambda device=None: SimpleNamespace(uuid="fake"),
             "graph": mode.capture,
             "graph_pool_handle": lambda: (0, 0),
             "is_bf16_supported": lambda including_emulation=True: bfloat16 or including_emulation,
             "is_current_stream_capturing": lambda: mode.is_capturing,
             "manual_seed_all": mode.seed,
+            "mem_get_info": lambda device=None: (free_bytes, free_bytes),
+            "set_device": lambda device: None,
             "stream": lambda stream: contextlib.nullcontext(),
         }
     accelerator = {
         "current_accelerator": lambda check_available=False: torch.device(kind),
         "current_stream": _Stream,
+        "device_count": lambda: 1,
         "is_available": lambda: True,
         "synchronize": lambda device=None: None,
     }

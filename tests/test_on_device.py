@@ -2,14 +2,16 @@
 
 Without a GPU, under the rules of one: see ``fake_device.py``. With one, on it:
 
-    python -m pytest tests/test_devices.py --device cuda
+    python -m pytest tests/test_on_device.py --device cuda
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,13 +25,17 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from support import make_search
 from torch import nn
+from torch.utils.data import Dataset
 
 import vit_ratio_opt as vro
+from vit_ratio_opt.data import feed
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.latency import curves, table
 from vit_ratio_opt.latency.timing import TimingEffort, time_models
 from vit_ratio_opt.models.device import Precision, autocast, model_device
 from vit_ratio_opt.models.separate import separate
+from vit_ratio_opt.runs import devices
+from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 
 SMALL = {
     "img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 4,
@@ -51,26 +57,37 @@ BF16, FP16 = Rules("cuda", "bfloat16"), Rules("cuda", "float16")
 MPS, MPS_FP16 = Rules("mps", "float32"), Rules("mps", "float16")
 
 
+Begin = Callable[..., AbstractContextManager[torch.device]]
+"""Give a device with some rules inside a block."""
+
+
 @pytest.fixture
-def on_device(request: pytest.FixtureRequest) -> Callable[[Rules], Any]:
-    """Give a device with these rules inside a block: a real one if the command line names it."""
-    real = request.config.getoption("--device", None)
+def real(request: pytest.FixtureRequest) -> str | None:
+    """The real device that the command line names."""
+    name: str | None = request.config.getoption("--device", None)
+    return name
+
+
+@pytest.fixture
+def on_device(real: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # nobody else's GPU is claimed
+    monkeypatch.setattr(devices, "_own", (0, {}))
 
     @contextlib.contextmanager
-    def begin(rules: Rules) -> Iterator[torch.device]:
+    def begin(rules: Rules, **options: Any) -> Iterator[torch.device]:
         if real is not None:
             yield torch.zeros(0, device=real).device
             return
-        with fake_device(rules.kind, bfloat16=rules.precision == "bfloat16") as device:
+        with fake_device(rules.kind, bfloat16=rules.precision == "bfloat16", **options) as device:
             yield device
 
     return begin
 
 
-def model_of(name: str, classes: int) -> nn.Module:
+def model_of(name: str, classes: int, **changes: Any) -> nn.Module:
     """Return a small untrained model whose outputs differ from image to image."""
     torch.manual_seed(0)
-    model = vro.create_model(name, num_classes=classes, **SMALL)
+    model = vro.create_model(name, num_classes=classes, **SMALL | changes)
     separate(model)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -106,7 +123,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize(("name", "rules"), FAMILIES.items())
 def test_a_family_is_measured_pruned_repaired_and_trained_as_on_the_cpu(
-    name: str, rules: Rules, on_device: Callable
+    name: str, rules: Rules, on_device: Begin
 ) -> None:
     images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(16) % 5
@@ -203,7 +220,7 @@ def brief_timing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("rules", "strategy", "family", "cost", "task", "resumed"), SEARCHES)
 def test_a_search_runs_resumes_and_answers_on_a_device(
     rules: Rules, strategy: dict[str, Any], family: str, cost: str, task: str, resumed: str,
-    few: ImageData, on_device: Callable, tmp_path: Path,
+    few: ImageData, on_device: Begin, real: str | None, tmp_path: Path,
 ) -> None:  # fmt: skip
     data = TASKS[task](few)
     dense = model_of(family, 0 if task == "features" else len(data.classes))
@@ -212,8 +229,9 @@ def test_a_search_runs_resumes_and_answers_on_a_device(
         # Overhead alone decides how long a model of this size takes: no budget is sure to be met.
         limit = {"tolerance": 50.0} if cost == "latency" else {"budget": 0.9}
         search = make_search(
-            dense, data, cost=cost, recipe=vro.Recipe(batch_size=16, ema=0.9, augment=not strategy),
-            calibration_images=32, precision=rules.precision, device=device, progress=False,
+            dense, data, cost=cost, calibration_images=32,
+            recipe=vro.Recipe(batch_size=16, ema=0.9, augment=not strategy),
+            precision=rules.precision, device=real, progress=False,
             iterative=resumed == "parents", checkpoints=None if resumed == "study" else tmp_path,
             screen=resumed == "study" and cost != "latency", **limit, **strategy,
         )  # fmt: skip
@@ -245,3 +263,68 @@ def test_a_search_runs_resumes_and_answers_on_a_device(
             assert search.test(study) is not None
             answer = search.answer(study)
             assert model_device(search.model_of(study, answer.found.trial)) == device
+
+
+# Trainings
+
+
+@pytest.mark.parametrize("rules", [BF16, FP16, MPS, MPS_FP16], ids=str)
+def test_a_training_resumes_exactly_on_a_device_and_on_the_cpu(
+    rules: Rules, few: ImageData, on_device: Begin, tmp_path: Path
+) -> None:
+    recipe = vro.Recipe(epochs=2, batch_size=16, augment=True, ema=0.9)
+    dense = model_of(VIT, 10, drop_path_rate=0.5)  # by the random numbers of the device
+
+    def train(device: torch.device, state: str, stops: int | None = None) -> torch.Tensor:
+        steps = iter([False] * (stops or 0) + [True])
+        model = copy.deepcopy(dense).to(device)
+        context = TrialContext(
+            state=tmp_path / state, progress=False, teacher=copy.deepcopy(dense).to(device),
+            should_stop=steps.__next__ if stops else lambda: False,
+        )  # fmt: skip
+        precision = rules.precision if device.type != "cpu" else "float32"
+        with pytest.raises(TrainingStopped) if stops else contextlib.nullcontext():
+            vro.finetune(model, few, recipe, context, precision=precision)
+        return nn.utils.parameters_to_vector(model.parameters()).detach().cpu()
+
+    cpu = torch.device("cpu")
+    train(cpu, "begun on the CPU", stops=4)
+    with on_device(rules) as device:
+        straight = train(device, "never stopped")
+        train(device, "stopped", stops=4)
+        torch.rand(3, device=device)  # another random state than at the stop
+        resumed = train(device, "stopped")
+        torch.testing.assert_close(resumed, straight, rtol=1e-4, atol=1e-5)
+        train(device, "begun on the device", stops=4)
+        assert train(device, "begun on the CPU").isfinite().all()
+    assert train(cpu, "begun on the device").isfinite().all()
+
+
+class Read(Dataset[Any]):
+    """Images that are read one by one, as from files."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.inner[index]
+
+
+@pytest.mark.parametrize("rules", [BF16, MPS], ids=str)
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_images_that_do_not_fit_on_a_device_are_copied_batch_by_batch(
+    rules: Rules, in_memory: bool, few: ImageData, on_device: Begin, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(feed, "worker_count", lambda: 0)
+    if not in_memory:
+        splits = {name: getattr(few, name) for name in ("train", "val")}
+        few = replace(few, **{n: replace(s, dataset=Read(s.dataset)) for n, s in splits.items()})
+    with on_device(rules, free_bytes=0) as device:
+        recipe = vro.Recipe(batch_size=16)
+        trainer = vro.ImageTrainer(few, recipe, device=device, precision=rules.precision)
+        model = model_of(VIT, 10)
+        value = trainer.train(model, TrialContext(progress=False))
+        assert trainer.evaluate(model) == value
