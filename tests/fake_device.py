@@ -106,9 +106,6 @@ class _FakeDevice(TorchFunctionMode):
             "numpy": partial(self._numpy, torch.Tensor.numpy),
             "__array__": partial(self._numpy, torch.Tensor.__array__),
             "pin_memory": self._pin,
-            "record_stream": lambda tensor, stream: self._check_devices(
-                "record_stream", [tensor], [self.holds(tensor)]
-            ),
             "register_hook": self._register_hook,
         }
 
@@ -296,6 +293,10 @@ class _FakeDevice(TorchFunctionMode):
             yield
             self.random = torch.get_rng_state()
 
+    def record_stream(self, tensor: torch.Tensor) -> None:
+        if not self.holds(tensor):
+            raise RuntimeError("`record_stream` needs a tensor of the device.")
+
     def seed(self, seed: int) -> None:
         self.random = torch.Generator().manual_seed(seed).get_state()
 
@@ -432,6 +433,7 @@ def _functions(mode: _FakeDevice, bfloat16: bool, free_bytes: int) -> dict[Any, 
     }
     return {
         torch: {"Generator": _Generator},
+        torch.Tensor: {"record_stream": lambda tensor, stream: mode.record_stream(tensor)},
         torch.accelerator: accelerator,
         torch.backends.mps: {"is_available": lambda: kind == "mps"},
         getattr(torch, kind): functions,

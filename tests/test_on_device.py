@@ -25,7 +25,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from support import make_search
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 import vit_ratio_opt as vro
 from vit_ratio_opt.data import feed
@@ -318,7 +318,9 @@ class Read(Dataset[Any]):
 def test_images_that_do_not_fit_on_a_device_are_copied_batch_by_batch(
     rules: Rules, in_memory: bool, few: ImageData, on_device: Begin, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(feed, "worker_count", lambda: 0)
+    # Processes and threads of a loader do not know of a fake device.
+    alone = {"num_workers": 0, "persistent_workers": False}
+    monkeypatch.setattr(feed, "DataLoader", lambda *a, **more: DataLoader(*a, **more | alone))
     if not in_memory:
         splits = {name: getattr(few, name) for name in ("train", "val")}
         few = replace(few, **{n: replace(s, dataset=Read(s.dataset)) for n, s in splits.items()})
