@@ -271,6 +271,7 @@ def _options(settings: StudySettings) -> SearchOptions:
         calibration=CalibrationOptions(
             images=settings.calibration_images,
             task=None if is_default else cast(Any, settings.calibration_task),
+            precision=cast(Any, settings.calibration_precision or "float32"),
         ),
     )
     if settings.confirmations is None:  # version 0.1.0 did not store it

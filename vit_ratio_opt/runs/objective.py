@@ -58,7 +58,7 @@ _STARTS_FROM = (
     *("calibration_images", "seed"),
 )
 # The same, left out where they are None: earlier versions did not have them.
-_MAY_START_FROM = ("bounds", "frozen")
+_MAY_START_FROM = ("bounds", "frozen", "calibration_precision")
 
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 

@@ -94,6 +94,7 @@ class SearchParts:
             calibration=self.options.calibration,
             seed=self.options.seed,
         )
+        self._follow_precision()
         if self.options.iterative:
             self.pruner.check_parents()
         self.curve: tuple[RatioPair, ...] = ()
@@ -139,6 +140,12 @@ class SearchParts:
         """Return the precision in which models are evaluated and timed."""
         precision: Precision | None = getattr(self.trainer, "precision", None)
         return precision or precision_of(self.pruner.device)
+
+    def _follow_precision(self) -> None:
+        """Calibrate in the precision of evaluation where none was given; never in float16."""
+        if self.options.calibration.precision is None:
+            in_half = self.precision == "bfloat16"
+            self.pruner.use_precision("bfloat16" if in_half else "float32")
 
     def _checked(self, dense: ViT) -> ViT:
         """Return a dense model that fits the data and can be saved where models are kept."""
