@@ -20,34 +20,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from autocast_lists import FULL, LOWER, WIDEST
+from fake_modules import replaced_functions
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["FULL", "LOWER", "WIDEST", "fake_device"]
+__all__ = ["fake_device"]
 
-# Autocast's lists: https://docs.pytorch.org/docs/stable/amp.html#autocast-op-reference
-LOWER = {
-    "addbmm", "addmm", "addmv", "addr", "baddbmm", "bmm", "chain_matmul", "conv1d", "conv2d",
-    "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "einsum",
-    "linalg_multi_dot", "linear", "matmul", "mm", "mv", "prelu", "scaled_dot_product_attention",
-}  # fmt: skip
-FULL = {
-    "acos", "asin", "binary_cross_entropy_with_logits", "cdist", "cosh", "cosine_embedding_loss",
-    "cosine_similarity", "cumprod", "cumsum", "dist", "erfinv", "exp", "expm1", "group_norm",
-    "hinge_embedding_loss", "huber_loss", "kl_div", "l1_loss", "layer_norm",
-    "linalg_matrix_norm", "linalg_vector_norm", "log", "log10", "log1p", "log2", "log_softmax",
-    "logsumexp", "margin_ranking_loss", "mse_loss", "nll_loss", "pdist", "pow", "prod",
-    "reciprocal", "renorm", "rsqrt", "sinh", "smooth_l1_loss", "soft_margin_loss", "softmax",
-    "softplus", "sum", "tan", "triplet_margin_loss",
-}  # fmt: skip
-WIDEST = {
-    "addcdiv", "addcmul", "atan2", "bilinear", "cross", "dot", "grid_sampler", "index_put",
-    "scatter_add", "tensordot", "vdot",
-}  # fmt: skip
 # Python's functions and operators that consist of operations in the lists.
 _SAME = {
     "__matmul__": "matmul", "__rmatmul__": "matmul", "__pow__": "pow", "__rpow__": "pow",
@@ -68,21 +50,6 @@ _RANDOM = {
 _WAITING = {"__bool__", "__float__", "__int__", "cpu", "item", "nonzero", "numpy", "tolist"}
 _CPU_INDICES = {"__getitem__", "__setitem__", "index_put", "index_put_"}
 _HALF = (torch.bfloat16, torch.float16)
-
-
-class _Generator(torch.Generator):
-    """Random numbers of the CPU that may be said to be the GPU's."""
-
-    _said = torch.device("cpu")
-
-    def __new__(cls, device: torch.device | str = "cpu") -> _Generator:
-        self = super().__new__(cls)
-        self._said = torch.device(device)
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        return self._said
 
 
 class _FakeDevice(TorchFunctionMode):
@@ -304,55 +271,13 @@ class _FakeDevice(TorchFunctionMode):
         self.random = state.clone()
 
     @contextlib.contextmanager
-    def capture(self, graph: _Graph, **_: object) -> Iterator[None]:
+    def capture(self, graph: Any, **_: object) -> Iterator[None]:
         """Do as ``torch.cuda.graph`` does, but run what is captured."""
         self.is_capturing, before = True, self.read
         try:
             yield
         finally:
             self.is_capturing, graph.read = False, self.read - before
-
-
-class _Event:
-    """A point in time of a device that takes a nanosecond for each number that it reads."""
-
-    def __init__(self, mode: _FakeDevice, **_: object) -> None:
-        self._mode, self._read = mode, 0
-
-    def record(self, *_: object) -> None:
-        self._read = self._mode.read
-
-    def synchronize(self) -> None: ...
-
-    def elapsed_time(self, other: _Event) -> float:
-        return 1e-6 * (other._read - self._read)
-
-
-class _Graph:
-    """What was captured takes as long in a replay, which does nothing."""
-
-    def __init__(self, mode: _FakeDevice) -> None:
-        self._mode, self.read = mode, 0
-
-    def replay(self) -> None:
-        self._mode.read += self.read
-
-
-class _Stream:
-    """A queue that is always empty."""
-
-    def __init__(self, *_: object, **__: object) -> None: ...
-
-    def wait_stream(self, other: _Stream) -> None: ...
-
-    def wait_event(self, event: object) -> None: ...
-
-    def synchronize(self) -> None: ...
-
-    def record_event(self, *_: object) -> None: ...
-
-    def is_capturing(self) -> bool:
-        return False
 
 
 _NOTHING = contextlib.nullcontext()
@@ -384,57 +309,8 @@ def fake_device(
     """
     mode = _FakeDevice(kind)
     with pytest.MonkeyPatch.context() as patch:
-        for owner, functions in _functions(mode, bfloat16, free_bytes).items():
+        for owner, functions in replaced_functions(mode, bfloat16, free_bytes).items():
             for name, function in functions.items():
                 patch.setattr(owner, name, function, raising=False)
         with mode:
             yield mode.device
-
-
-def _functions(mode: _FakeDevice, bfloat16: bool, free_bytes: int) -> dict[Any, dict[str, Any]]:
-    """Return what replaces PyTorch's functions, by module and name."""
-    kind = mode.device.type
-    functions: dict[str, Any] = {
-        "is_available": lambda: True,
-        "device_count": lambda: 1,
-        "synchronize": lambda device=None: None,
-        "empty_cache": lambda: None,
-        "get_rng_state": lambda device=None: mode.random.clone(),
-        "set_rng_state": mode.set_random_state,
-        "manual_seed": mode.seed,
-        "recommended_max_memory": lambda: free_bytes,  # these two of Apple
-        "driver_allocated_memory": lambda: 0,
-    }
-    if kind == "cuda":
-        functions |= {
-            "CUDAGraph": partial(_Graph, mode),
-            "Event": partial(_Event, mode),
-            "Stream": _Stream,
-            "current_device": lambda: 0,
-            "current_stream": _Stream,
-            "device": lambda device: contextlib.nullcontext(),
-            "get_device_name": lambda device=None: "Fake GPU",
-            "get_device_properties": lambda device=None: SimpleNamespace(uuid="fake"),
-            "graph": mode.capture,
-            "graph_pool_handle": lambda: (0, 0),
-            "is_bf16_supported": lambda including_emulation=True: bfloat16 or including_emulation,
-            "is_current_stream_capturing": lambda: mode.is_capturing,
-            "manual_seed_all": mode.seed,
-            "mem_get_info": lambda device=None: (free_bytes, free_bytes),
-            "set_device": lambda device: None,
-            "stream": lambda stream: contextlib.nullcontext(),
-        }
-    accelerator = {
-        "current_accelerator": lambda check_available=False: torch.device(kind),
-        "current_stream": _Stream,
-        "device_count": lambda: 1,
-        "is_available": lambda: True,
-        "synchronize": lambda device=None: None,
-    }
-    return {
-        torch: {"Generator": _Generator},
-        torch.Tensor: {"record_stream": lambda tensor, stream: mode.record_stream(tensor)},
-        torch.accelerator: accelerator,
-        torch.backends.mps: {"is_available": lambda: kind == "mps"},
-        getattr(torch, kind): functions,
-    }

@@ -230,6 +230,7 @@ def test_a_search_runs_resumes_and_answers_on_a_device(
         limit = {"tolerance": 50.0} if cost == "latency" else {"budget": 0.9}
         search = make_search(
             dense, data, cost=cost, calibration_images=32,
+            noise=None if task == "classes" else 0.01,  # else it is estimated, which takes a while
             recipe=vro.Recipe(batch_size=16, ema=0.9, augment=not strategy),
             precision=rules.precision, device=real, progress=False,
             iterative=resumed == "parents", checkpoints=None if resumed == "study" else tmp_path,
