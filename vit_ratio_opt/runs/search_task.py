@@ -206,7 +206,7 @@ class SearchTask(SearchParts):
         self.journal.mark_folders()
 
     def _adopt_measured(self, record: StudyRecord) -> None:
-        """Adopt precisions, learning rate, latency, dense accuracy, and what sizes are multiples of.
+        """Adopt precisions, learning rate, latency, dense accuracy and the multiple of sizes.
 
         Another machine may measure others, and would then search other pairs.
         """
