@@ -121,7 +121,7 @@ def measure_loops(
         precision: Precision of both loops.
         fused: Whether the bare loop has a fused AdamW.
     """
-    data, recipe = random_images(dense, batch * steps), Recipe(batch_size=batch)
+    data, recipe = random_images(dense, batch * steps), Recipe(batch_size=batch, lr=1e-3)
     logits = predict(dense, data, data.train, precision=precision)
     own, bare = copy.deepcopy(dense), copy.deepcopy(dense)
 

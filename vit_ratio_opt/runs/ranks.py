@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.runs.jobs import adopt_job
 from vit_ratio_opt.runs.lineage import fetch_state
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.signals import stop_on_signals
@@ -40,9 +41,7 @@ def _train(
 ) -> None:
     """Train one model together with rank 0, which knows the pair, the seed and the sizes."""
     pair, store = RatioPair(*job["pair"]), objective.journal.store
-    for name in ("precision", "training_precision"):
-        if job[name] is not None:  # rank 0 has it from the study
-            setattr(objective.trainer, name, job[name])
+    adopt_job(objective.trainer, job)
     model = objective.pruner.rebuild(pair, job["blocks"])
     with TemporaryDirectory() as folder:
         state = None

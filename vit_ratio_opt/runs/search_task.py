@@ -26,7 +26,7 @@ from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.search.noise import UNKNOWN_NOISE, Noise, accuracy_noise, seed_noise
 from vit_ratio_opt.search.tolerance import ToleranceSearch
-from vit_ratio_opt.space.costs import Latency
+from vit_ratio_opt.space.costs import Cost, Latency
 from vit_ratio_opt.space.curve import budget_curve, cost_saved, smallest_cost_ratio
 from vit_ratio_opt.space.metric import ACCURACY
 from vit_ratio_opt.space.pairs import RatioPair
@@ -120,7 +120,8 @@ class SearchTask(SearchParts):
     def settings_for(self, stored: StudySettings) -> StudySettings:
         """Return the settings that this search has in a study with stored ones.
 
-        The study decides the precisions where none was given, and which of the two hashes of the
+        The study decides the precisions and the number of which sizes are multiples where none
+        was given, the learning rate where it is ``"auto"``, and which of the two hashes of the
         validation split is compared.
         """
         changes: dict[str, Any] = {}
@@ -128,8 +129,13 @@ class SearchTask(SearchParts):
         if stored.precision is not None and not is_given:
             changes["precision"] = stored.precision
             changes["training_precision"] = stored.training_precision
+        if not self.pruner.is_round_to_given:
+            changes["round_to"] = stored.round_to
         if self.options.calibration.precision is None:
             changes["calibration_precision"] = stored.calibration_precision
+        own, theirs = self.settings.recipe or {}, stored.recipe or {}
+        if own.get("lr") == "auto" and "lr" in theirs:
+            changes["recipe"] = {**own, "lr": theirs["lr"]}
         hashed = stored.validation
         if self.data is not None and hashed is not None and self.data.has_fingerprint(hashed):
             changes["validation"] = hashed
@@ -200,14 +206,21 @@ class SearchTask(SearchParts):
         self.journal.mark_folders()
 
     def _adopt_measured(self, record: StudyRecord) -> None:
-        """Adopt precisions, latency and dense accuracy of a study.
+        """Adopt precisions, learning rate, latency, dense accuracy and the multiple of sizes.
 
-        Another machine may measure another accuracy or latency, and would then search other pairs.
+        Another machine may measure others, and would then search other pairs.
         """
-        self.use_precisions(self.settings_for(record.settings))
+        settings = self.settings_for(record.settings)
+        self.use_precisions(settings)
+        lr = (settings.recipe or {}).get("lr")
+        if lr is not None and isinstance(self.trainer, ImageTrainer):
+            self.trainer.recipe = replace(self.trainer.recipe, lr=lr)
         cost, latency = self.space.cost, record.latency
-        if isinstance(cost, Latency) and latency is not None and latency != cost.curves:
-            self._price(replace(cost, curves=latency))
+        if isinstance(cost, Latency) and latency is not None:
+            cost = replace(cost, curves=latency)
+        round_to = settings.round_to
+        if cost != self.space.cost or round_to != self.pruner.round_to:
+            self._price(cast(Cost, cost), round_to=round_to)
         if record.dense.val_accuracy is not None:
             self.objective.dense_accuracy = record.dense.val_accuracy
 
