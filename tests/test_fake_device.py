@@ -232,7 +232,7 @@ def test_an_error_in_the_package_ends_a_training_on_the_device(
 ) -> None:
     few = digits.train.subset(torch.arange(8))
     data = ImageData("few", few, few, few, digits.classes, digits.mean, digits.std)
-    recipe = Recipe(batch_size=8)
+    recipe = Recipe(batch_size=8, lr=1e-3)
     with fake_device("mps") as device:
         train = partial(finetune, dense.to(device), data, recipe, TrialContext(progress=False))
         train(precision="float32")

@@ -231,10 +231,12 @@ def test_a_search_runs_resumes_and_answers_on_a_device(
     def compose() -> vro.Search:
         # Overhead alone decides how long a model of this size takes: no budget is sure to be met.
         limit = {"tolerance": 50.0} if cost == "latency" else {"budget": 0.9}
+        # The automatic rate may find that no training helps: there is no step to stop at then.
+        lr = "auto" if resumed == "study" else 1e-3
         search = make_search(
             dense, data, cost=cost, calibration_images=32,
             noise=None if task == "classes" else 0.01,  # else it is estimated, which takes a while
-            recipe=vro.Recipe(batch_size=16, ema=0.9, augment=not strategy),
+            recipe=vro.Recipe(batch_size=16, lr=lr, ema=0.9, augment=not strategy),
             precision=rules.precision, device=real, progress=False,
             iterative=resumed == "parents", checkpoints=None if resumed == "study" else tmp_path,
             screen=resumed == "study" and cost != "latency", **limit, **strategy,
@@ -276,7 +278,7 @@ def test_a_search_runs_resumes_and_answers_on_a_device(
 def test_a_training_resumes_exactly_on_a_device_and_on_the_cpu(
     rules: Rules, few: ImageData, on_device: Begin, tmp_path: Path
 ) -> None:
-    recipe = vro.Recipe(epochs=2, batch_size=16, augment=True, ema=0.9)
+    recipe = vro.Recipe(epochs=2, batch_size=16, lr=1e-3, augment=True, ema=0.9)
     dense = model_of(VIT, 10, drop_path_rate=0.5)  # by the random numbers of the device
 
     def train(device: torch.device, state: str, stops: int | None = None) -> torch.Tensor:
@@ -329,7 +331,7 @@ def test_images_that_do_not_fit_on_a_device_are_copied_batch_by_batch(
         splits = {name: getattr(few, name) for name in ("train", "val")}
         few = replace(few, **{n: replace(s, dataset=Read(s.dataset)) for n, s in splits.items()})
     with on_device(rules, free_bytes=0) as device:
-        recipe = vro.Recipe(batch_size=16)
+        recipe = vro.Recipe(batch_size=16, lr=1e-3)
         trainer = vro.ImageTrainer(few, recipe, device=device, precision=rules.precision)
         model = model_of(VIT, 10)
         value = trainer.train(model, TrialContext(progress=False))
