@@ -6,11 +6,13 @@ Method: one epoch of the built-in loop and of a bare PyTorch loop take turns in 
 that what else the machine does falls on both. Both train the same model on the same random images
 in memory, with AdamW, a cosine, clipped gradients and distillation from the same logits, and
 validate on as many images. A row has the median over the turns of the ratio. One thread of a CPU
-is clocked by the time that it computed, which other processes change little.
+is clocked by the time that it computed, which other processes change little. With ``--automatic``
+the built-in loop races itself: in the precisions that a new study chooses, against float32.
 
     python benchmarks/loop.py --checkpoint FILE [--turns 15] [--fused]
     python benchmarks/loop.py --width 192
     python benchmarks/loop.py --model deit_small_patch16_224 --batch 32 --steps 4
+    python benchmarks/loop.py --batch 16 --steps 2 --turns 3 --automatic
 
 Output: ``results/loop.json``, a row for each model, batch, precision and bare loop; rows of the
 same are replaced. Runtime on one core: about a minute for the small models.
@@ -43,6 +45,7 @@ from vit_ratio_opt.data.splits import split_in_memory
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import best_device, device_name, model_device, synchronize
+from vit_ratio_opt.models.precision import Precisions, faster_precision
 from vit_ratio_opt.training.evaluate import predict
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
@@ -68,6 +71,9 @@ def main(
     fused: Annotated[
         bool, typer.Option("--fused", help="A fused AdamW in the bare loop.")
     ] = False,
+    automatic: Annotated[
+        bool, typer.Option("--automatic", help="Race the precision of a new study.")
+    ] = False,
 ) -> None:
     """Race the built-in loop against a bare one."""
     if checkpoint is not None:
@@ -83,12 +89,16 @@ def main(
     recipe = Recipe(batch_size=batch)
     logits = predict(dense, data, data.train, precision="float32")
     own, bare = copy.deepcopy(dense), copy.deepcopy(dense)
+    chosen, measured = choose_precisions(dense, data) if automatic else (None, {})
 
     def run_own() -> None:
-        finetune(own, data, recipe, teacher=logits, precision="float32")
+        finetune(own, data, recipe, teacher=logits, precision=chosen or "float32")
 
     def run_bare() -> None:
-        train_bare(bare, data, recipe, logits, fused=fused)
+        if automatic:
+            finetune(bare, data, recipe, teacher=logits, precision="float32")
+        else:
+            train_bare(bare, data, recipe, logits, fused=fused)
 
     device = model_device(dense)
     is_one_thread = device.type == "cpu" and torch.get_num_threads() == 1
@@ -99,8 +109,9 @@ def main(
         "batch": batch,
         "steps": steps,
         "turns": turns,
-        "precision": "float32",
-        "bare": "fused AdamW" if fused else "AdamW",
+        "precision": "float32" if chosen is None else "automatic",
+        **measured,
+        "bare": "the same in float32" if automatic else "fused AdamW" if fused else "AdamW",
         "own_images_per_second": batch * steps / statistics.median(a for a, _ in seconds),
         "bare_images_per_second": batch * steps / statistics.median(b for _, b in seconds),
         "ratio": statistics.median(b / a for a, b in seconds),
@@ -118,6 +129,16 @@ def main(
         f"{name}, batch {batch}: built-in {row['own_images_per_second']:.1f}, bare "
         f"{row['bare_images_per_second']:.1f} images/s, ratio {row['ratio']:.3f} {row['ratios']}"
     )
+
+
+def choose_precisions(dense: ViT, data: ImageData) -> tuple[Precisions, dict[str, Any]]:
+    """Return the precisions that a new study chooses, and how it came to them."""
+    training, evaluation = (
+        faster_precision(dense, data.image_shape, training=training) for training in (True, False)
+    )
+    chosen = Precisions(training=training.precision, evaluation=evaluation.precision)
+    speedups = {"training": training.speedup, "evaluation": evaluation.speedup}
+    return chosen, {"precisions": vars(chosen), "bfloat16_speedup": speedups}
 
 
 def random_images(model: ViT, count: int) -> ImageData:
