@@ -323,22 +323,21 @@ class PruningObjective:
     ) -> float:
         """Train in place, with all ranks where there are several, and return the metric."""
         ranks = getattr(self.trainer, "ranks", None)
-        if ranks is not None:
-            ranks.broadcast(
-                {
-                    "pair": pair,
-                    "seed": context.seed,
-                    "blocks": shape_of(model).block_sizes,
-                    "artifact": artifact,
-                    "precision": getattr(self.trainer, "precision", None),
-                    "training_precision": getattr(self.trainer, "training_precision", None),
-                }
-            )
+        job = {
+            "pair": pair,
+            "seed": context.seed,
+            "blocks": shape_of(model).block_sizes,
+            "artifact": artifact,
+            "precision": getattr(self.trainer, "precision", None),
+            "training_precision": getattr(self.trainer, "training_precision", None),
+        }
         layers = layers_of(model.train())  # as a new model is, on which frameworks rely
         keeper = StateKeeper(
             self.journal, trial, context, seconds=self.state_every, epochs=self._epochs
         )
         try:
+            if ranks is not None:
+                ranks.broadcast(job)
             with context.clock("train"), exit_means_stop(context):
                 value = self.trainer.train(model, keeper.context)
             check_layers(layers, model, self.trainer)
