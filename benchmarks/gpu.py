@@ -23,15 +23,14 @@ Output: ``OUT/gpu.json``, which is ``results/gpu.json`` with the new rows.
 from __future__ import annotations
 
 import json
-import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import datetime, timezone
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import gpu_pruned
 import gpu_speed
@@ -39,11 +38,13 @@ import typer
 from command_line import run_command
 from gpu_dense import REHEARSAL, Training, train_dense
 from gpu_pruned import Task
+from recording import head_commit
 from torchvision.datasets import FakeData
 
 from vit_ratio_opt.data.datasets import load_datasets
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.load import load_images
+from vit_ratio_opt.data.preprocessing import CIFAR10_MEAN, CIFAR10_STD, Preprocessing
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.device import best_device, device_name
 from vit_ratio_opt.utils.files import check_writable_folder, write_json
@@ -51,7 +52,9 @@ from vit_ratio_opt.utils.files import check_writable_folder, write_json
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "gpu.json"
 DENSE = HERE / "models" / "vit_cifar10_d256.safetensors"
+CIFAR10 = Preprocessing(CIFAR10_MEAN, CIFAR10_STD, (32, 32))
 REHEARSED_SECONDS = 4  # of stage dense
+NEED_IMAGES = {"dense", "paper", "quality"}
 STAGES = ("dense", "paper", "quality", "speed", "loop")
 
 
@@ -84,8 +87,8 @@ def main(
     unknown = sorted(set(stages) - set(STAGES))
     if unknown:
         raise InputError(f"`--stage` must be one of {STAGES}, not {unknown}.")
-    if data is None and not rehearse and set(stages) & {"dense", "paper", "quality"}:
-        raise InputError("These stages need images: give --data, or --rehearse.")
+    if data is None and not rehearse and set(stages) & NEED_IMAGES:
+        raise InputError(f"{sorted(NEED_IMAGES)} need images: give --data, or --rehearse.")
     check_writable_folder(out)
     path = out / "gpu.json"
     known = [path] if path.exists() else [RESULTS] * (not rehearse)
@@ -95,7 +98,7 @@ def main(
         "device": device_name(best_device()),
         "versions": {name: version(name) for name in ("vit_ratio_opt", "torch", "timm")},
     }
-    images = noise_images() if data is None else load_images(data)
+    images = cache(noise_images if data is None else partial(load_images, data))
     for name in stages:
         command = f"python benchmarks/gpu.py --minutes {minutes:g} --stage {name} --out OUT"
         command += " --rehearse" if rehearse else " --data DIR"
@@ -122,7 +125,7 @@ def main(
 
 def _tasks(
     stage: str,
-    images: ImageData,
+    images: Callable[[], ImageData],
     dense: Path,
     out: Path,
     deadline: float,
@@ -133,14 +136,16 @@ def _tasks(
     """Yield the tasks of a stage in the order in which they are worth most."""
     if stage == "dense":
         training = REHEARSAL if rehearse else Training()
-        key = {"dataset": images.name, "recipe": asdict(training)}
-        yield key, partial(train_dense, images, training, out, deadline, compiles=compiles)
-    elif stage in ("paper", "quality"):
-        tasks = gpu_pruned.paper if stage == "paper" else gpu_pruned.quality
-        yield from tasks(images, None if rehearse else dense)
+        key = {"dataset": images().name, "recipe": asdict(training)}
+        yield key, partial(train_dense, images(), training, out, deadline, compiles=compiles)
+    elif stage == "paper":
+        yield from gpu_pruned.paper(images(), None if rehearse else dense)
+    elif stage == "quality":
+        yield from gpu_pruned.quality(images(), None if rehearse else dense)
+    elif stage == "speed":
+        yield from gpu_speed.speed(rehearse=rehearse, compiles=compiles)
     else:
-        tasks = gpu_speed.speed if stage == "speed" else gpu_speed.loop
-        yield from tasks(rehearse=rehearse, compiles=compiles)
+        yield from gpu_speed.loop(rehearse=rehearse)
 
 
 def noise_images() -> ImageData:
@@ -148,18 +153,7 @@ def noise_images() -> ImageData:
     sizes = {"train": 600, "test": 200}
     parts = {name: FakeData(n, (3, 32, 32), random_offset=n) for name, n in sizes.items()}
     names = [str(label) for label in range(10)]
-    return load_datasets(parts, name="noise", classes=names)
-
-
-def head_commit() -> str:
-    """Return the commit of the working tree; empty where git or the repository is missing."""
-    try:
-        return subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            capture_output=True, text=True, check=False, cwd=HERE,
-        ).stdout.strip()  # fmt: skip
-    except OSError:
-        return ""
+    return load_datasets(parts, name="noise", classes=names, preprocess=CIFAR10)
 
 
 if __name__ == "__main__":

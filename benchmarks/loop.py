@@ -44,7 +44,14 @@ from vit_ratio_opt.data.preprocessing import CIFAR10_MEAN, CIFAR10_STD
 from vit_ratio_opt.data.splits import split_in_memory
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.device import best_device, device_name, model_device, synchronize
+from vit_ratio_opt.models.device import (
+    Precision,
+    autocast,
+    best_device,
+    device_name,
+    model_device,
+    synchronize,
+)
 from vit_ratio_opt.models.precision import Precisions, faster_precision
 from vit_ratio_opt.training.evaluate import predict
 from vit_ratio_opt.training.finetune import finetune
@@ -72,7 +79,7 @@ def main(
         bool, typer.Option("--fused", help="A fused AdamW in the bare loop.")
     ] = False,
     automatic: Annotated[
-        bool, typer.Option("--automatic", help="Race the precision of a new study.")
+        bool, typer.Option("--automatic", help="Race the precisions of a new study.")
     ] = False,
 ) -> None:
     """Race the built-in loop against a bare one."""
@@ -84,41 +91,16 @@ def main(
         dense = timm.create_model("vit_tiny_patch16_224", **small)
     else:
         name, dense = model, timm.create_model(model)
-    dense = dense.to(best_device())
-    data = random_images(dense, batch * steps)
-    recipe = Recipe(batch_size=batch)
-    logits = predict(dense, data, data.train, precision="float32")
-    own, bare = copy.deepcopy(dense), copy.deepcopy(dense)
-    chosen, measured = choose_precisions(dense, data) if automatic else (None, {})
-
-    def run_own() -> None:
-        finetune(own, data, recipe, teacher=logits, precision=chosen or "float32")
-
-    def run_bare() -> None:
-        if automatic:
-            finetune(bare, data, recipe, teacher=logits, precision="float32")
-        else:
-            train_bare(bare, data, recipe, logits, fused=fused)
-
-    device = model_device(dense)
-    is_one_thread = device.type == "cpu" and torch.get_num_threads() == 1
-    now = time.process_time if is_one_thread else time.perf_counter
-    seconds = race(run_own, run_bare, turns, device, now)
-    row: dict[str, Any] = {
+    row = {
         "model": name,
-        "batch": batch,
-        "steps": steps,
-        "turns": turns,
-        "precision": "float32" if chosen is None else "automatic",
-        **measured,
-        "bare": "the same in float32" if automatic else "fused AdamW" if fused else "AdamW",
-        "own_images_per_second": batch * steps / statistics.median(a for a, _ in seconds),
-        "bare_images_per_second": batch * steps / statistics.median(b for _, b in seconds),
-        "ratio": statistics.median(b / a for a, b in seconds),
-        "ratios": [round(b / a, 3) for a, b in seconds],
-        "clock": now.__name__,
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
+        **measure_loops(
+            dense.to(best_device()),
+            batch=batch,
+            steps=steps,
+            turns=turns,
+            fused=fused,
+            automatic=automatic,
+        ),
         "versions": {package: version(package) for package in ("torch", "timm")},
         "commit": head_commit(),
         "date": datetime.now(timezone.utc).date().isoformat(),
@@ -129,6 +111,62 @@ def main(
         f"{name}, batch {batch}: built-in {row['own_images_per_second']:.1f}, bare "
         f"{row['bare_images_per_second']:.1f} images/s, ratio {row['ratio']:.3f} {row['ratios']}"
     )
+
+
+def measure_loops(
+    dense: ViT,
+    *,
+    batch: int = 128,
+    steps: int = 10,
+    turns: int = 15,
+    precision: Precision = "float32",
+    fused: bool = False,
+    automatic: bool = False,
+) -> dict[str, Any]:
+    """Return the images a second of both loops and their ratio, the bare loop's being 1.
+
+    Args:
+        dense: The model, on its device; it is not changed.
+        batch: Images a step.
+        steps: Steps a turn.
+        turns: Turns that count.
+        precision: Precision of both loops.
+        fused: Whether the bare loop has a fused AdamW.
+        automatic: Whether the built-in loop in a new study's precisions races itself instead.
+    """
+    data, recipe = random_images(dense, batch * steps), Recipe(batch_size=batch)
+    logits = predict(dense, data, data.train, precision=precision)
+    own, bare = copy.deepcopy(dense), copy.deepcopy(dense)
+    chosen, measured = choose_precisions(dense, data) if automatic else (precision, {})
+
+    def run_own() -> None:
+        finetune(own, data, recipe, teacher=logits, precision=chosen)
+
+    def run_bare() -> None:
+        if automatic:
+            finetune(bare, data, recipe, teacher=logits, precision=precision)
+        else:
+            train_bare(bare, data, recipe, logits, precision=precision, fused=fused)
+
+    device = model_device(dense)
+    is_one_thread = device.type == "cpu" and torch.get_num_threads() == 1
+    now = time.process_time if is_one_thread else time.perf_counter
+    seconds = race(run_own, run_bare, turns, device, now)
+    return {
+        "batch": batch,
+        "steps": steps,
+        "turns": turns,
+        "precision": "automatic" if automatic else precision,
+        **measured,
+        "bare": "built-in, float32" if automatic else "fused AdamW" if fused else "AdamW",
+        "own_images_per_second": batch * steps / statistics.median(a for a, _ in seconds),
+        "bare_images_per_second": batch * steps / statistics.median(b for _, b in seconds),
+        "ratio": statistics.median(b / a for a, b in seconds),
+        "ratios": [round(b / a, 3) for a, b in seconds],
+        "clock": now.__name__,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def choose_precisions(dense: ViT, data: ImageData) -> tuple[Precisions, dict[str, Any]]:
@@ -158,7 +196,13 @@ def random_images(model: ViT, count: int) -> ImageData:
 
 
 def train_bare(
-    model: nn.Module, data: ImageData, recipe: Recipe, teacher: torch.Tensor, *, fused: bool
+    model: nn.Module,
+    data: ImageData,
+    recipe: Recipe,
+    teacher: torch.Tensor,
+    *,
+    precision: Precision,
+    fused: bool,
 ) -> None:
     """Train as a script for this one task does: nothing can be stopped, reported or resumed."""
     device = model_device(model)
@@ -175,7 +219,9 @@ def train_bare(
     model.train()
     for chosen in torch.split(torch.randperm(len(labels)), recipe.batch_size):
         images = pixels[chosen].to(device, non_blocking=True).float()
-        logits = model(images.div_(255).sub_(mean).div_(std))
+        with autocast(device, precision):
+            logits = model(images.div_(255).sub_(mean).div_(std))
+        logits = logits.float()
         hard = F.cross_entropy(logits, labels[chosen].to(device, non_blocking=True))
         soft = F.kl_div(
             F.log_softmax(logits / heat, dim=1),
@@ -189,7 +235,7 @@ def train_bare(
         optimizer.step()
         schedule.step()
     model.eval()
-    predict(model, data, data.val, precision="float32")
+    predict(model, data, data.val, precision=precision)
 
 
 def race(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -23,6 +24,7 @@ import vit_ratio_opt
 from vit_ratio_opt.model_files.load import load_pruned
 
 __all__ = [
+    "hold_lock",
     "import_without_dashboard",
     "load_all",
     "run_alone",
@@ -79,3 +81,14 @@ def run_trainer_script(script: str, folder: Path, epochs: int) -> None:
     public.RunOptions = partial(public.RunOptions, state_every=0)
     sys.path.insert(0, str(Path(__file__).parents[1] / "studies" / "trainers"))
     import_module(script).main(folder, n_trials=1, epochs=epochs)
+
+
+def hold_lock(path: Path, forked: Path) -> None:
+    """Lock a file, fork a child as a data loader does, and hang."""
+    from vit_ratio_opt.utils.locks import try_lock
+
+    assert try_lock(path) is not None
+    child = os.fork()
+    if child:
+        forked.write_text(str(child))
+    time.sleep(300)

@@ -223,6 +223,10 @@ CASES: dict[type, dict[str, Case]] = {
     },
     vro.CalibrationOptions: {
         "images": searched("calibration_images", calibration=vro.CalibrationOptions(images=32)),
+        "precision": searched(
+            "calibration_precision",
+            calibration=vro.CalibrationOptions(images=64, precision="bfloat16"),
+        ),
     },
     vro.SearchOptions: {
         "fixed_ratio": searched("strategy", fixed_ratio=True),
@@ -241,11 +245,16 @@ CASES: dict[type, dict[str, Case]] = {
             "latency_batch", {"cost": vro.Latency(curves=CURVES)},
             {"cost": vro.Latency(8, curves=CURVES)},
         ),
+        "compiled": (
+            "latency_compiled", {"cost": vro.Latency(curves=CURVES)},
+            {"cost": vro.Latency(curves=CURVES, compiled=True)},
+        ),
     },
     vro.RunOptions: {"precision": ("precision", {}, {"run": {"precision": "bfloat16"}})},
 }  # fmt: skip
 CHANGES_NO_RESULT = {
     (vro.CalibrationOptions, "cache"): "measurements are found by a hash of what they depend on",
+    (vro.CalibrationOptions, "memory"): "what does not fit lies in a file, with the same values",
     (vro.CalibrationOptions, "task"): "the data set's, another one is refused: see test_tasks.py",
     (vro.SearchOptions, "screen"): "the study stores where it begins, and every worker reads it",
     (vro.Latency, "curves"): "measured once and stored by the study, which every worker adopts",

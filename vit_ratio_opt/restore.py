@@ -228,7 +228,12 @@ def _limit(settings: StudySettings) -> Budget | Tolerance:
 
 
 def _cost(record: StudyRecord) -> Cost:
-    cost = cost_named(record.settings.cost, latency_batch=record.settings.latency_batch)
+    settings = record.settings
+    cost = cost_named(
+        settings.cost,
+        latency_batch=settings.latency_batch,
+        latency_compiled=settings.latency_compiled,
+    )
     return replace(cost, curves=record.latency) if isinstance(cost, Latency) else cost
 
 
@@ -266,6 +271,7 @@ def _options(settings: StudySettings) -> SearchOptions:
         calibration=CalibrationOptions(
             images=settings.calibration_images,
             task=None if is_default else cast(Any, settings.calibration_task),
+            precision=cast(Any, settings.calibration_precision or "float32"),
         ),
     )
     if settings.confirmations is None:  # version 0.1.0 did not store it

@@ -30,7 +30,8 @@ class WorkerOptions:
         n_trials: Number of trained trials of the study, those of other workers included; None runs
             until nothing is left to learn.
         places: Places of models and images on this machine.
-        device: Device of the models, such as ``"cuda:0"``; a GPU by default, if there is one.
+        device: Device of the models, such as ``"cuda:0"``; by default a GPU, if there is one, that
+            no other worker of this machine uses.
         wait: Whether to wait while other workers run trials, and retry the pairs of workers that
             die.
         grace: Seconds without a heartbeat after which a running trial is stale and its pair is

@@ -36,10 +36,11 @@ def test_it_is_measured_once_for_the_same_model_images_and_seed(
     cached_calibration(tiny_vit, [images + 1], tmp_path)
     cached_calibration(tiny_vit, [images], tmp_path, seed=1)
     cached_calibration(tiny_vit, [images], tmp_path, task="multi-label")
+    cached_calibration(tiny_vit, [images], tmp_path, precision="bfloat16")
     with torch.no_grad():
         tiny_vit.head.weight[0, 0] += 1
     cached_calibration(tiny_vit, [images], tmp_path)
-    assert len(measured) == 5
+    assert len(measured) == 6
 
 
 def test_an_activation_is_no_weight_but_measured_anew(

@@ -133,7 +133,7 @@ def test_equations_are_those_of_weighted_least_squares_and_do_not_grow() -> None
     equations = NormalEquations(bias=True)
     for a, b in zip(x.split(4), y.split(4), strict=True):
         equations.add(a, b, weights)
-    assert [half[0].shape for half in equations.halves] == [(4, 4)] * 2
+    assert [half[0].shape for half in equations.sums()] == [(4, 4)] * 2
     start = torch.zeros(4, 2, dtype=torch.double)
     solution, before, after = equations.solve(start)
     padded = torch.cat([x, torch.ones(40, 5, 1)], dim=2)[:, :4].double()

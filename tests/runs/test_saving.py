@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,15 @@ import pytest
 from optuna.trial import TrialState
 from support import make_search, new_study
 
+from vit_ratio_opt.runs.artifacts import ArtifactFolder
+from vit_ratio_opt.runs.lineage import (
+    keep_state,
+    remove_states,
+    state_artifact,
+    state_artifacts,
+)
 from vit_ratio_opt.runs.saving import StateKeeper
-from vit_ratio_opt.training.context import TrialContext
+from vit_ratio_opt.training.context import TrainingDiverged, TrialContext
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.save_clock import SaveClock
 
@@ -113,3 +121,103 @@ def test_a_trial_that_fails_within_an_epoch_resumes_there(few_digits, dense, mem
         assert resumed.user_attrs[name] == straight.trials[0].user_attrs[name], name
     assert resumed.intermediate_values == straight.trials[0].intermediate_values
     assert replace(search.run_options, state_every=7).state_every == 7.0
+
+
+# What is left in the store
+
+
+def states_in(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "artifacts").glob("training-state-*")}
+
+
+@pytest.fixture
+def trained(few_digits, dense, memory, tmp_path):
+    """A search of trainings that save each step, and its study."""
+    search = make_search(
+        dense, few_digits, budget=0.6, recipe=Recipe(epochs=2, batch_size=128),
+        checkpoints=tmp_path / "models", calibration_images=64, progress=False, state_every=0,
+    )  # fmt: skip
+    search.journal.attach = None
+    return search, new_study(search, "s", storage=memory, screen=False)
+
+
+def interrupt(search: Any, study: optuna.Study, error: BaseException, *, after: int) -> None:
+    """Run a trial that ends in its training."""
+    steps = iter(range(1000))
+
+    def fails() -> bool:
+        if next(steps) == after:
+            raise error
+        return False
+
+    search.objective.should_stop = fails
+    study.optimize(search.objective, n_trials=1, catch=(RuntimeError, TrainingDiverged))
+    search.objective.should_stop = None
+
+
+def test_a_kill_at_any_moment_leaves_no_state_that_the_trial_does_not_name(tmp_path, memory):
+    class Killed(BaseException):
+        pass
+
+    class Store(ArtifactFolder):
+        kills = ""
+
+        def write(self, *arguments: Any) -> None:
+            super().write(*arguments)
+            if self.kills == "after the upload":
+                raise Killed
+
+    folder, state = tmp_path / "models" / "artifacts", tmp_path / "state"
+    state.write_bytes(b"state")
+    for moment in ("after the upload", "before the removal"):
+        store, trial = Store(folder), optuna.create_study(storage=memory).ask()
+        for epoch in (1, 2, 3):
+            keep_state(trial, state, store, epoch=epoch)
+            assert len(states_in(folder.parent)) == 1
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
+            store.kills = moment
+            patch.setattr("vit_ratio_opt.runs.lineage.remove_states", lambda *_: None)
+            keep_state(trial, state, store, epoch=4)
+        assert len(states_in(folder.parent)) == 2
+        assert states_in(folder.parent) == set(state_artifacts(trial))
+        store.kills = ""
+        keep_state(trial, state, store, epoch=5)  # the next attempt takes the same name
+        assert states_in(folder.parent) <= set(state_artifacts(trial))
+        remove_states(state_artifacts(trial), store)
+        assert not states_in(folder.parent)
+
+
+def test_only_the_state_that_was_resumed_and_the_own_one_are_in_the_store(trained, tmp_path):
+    search, study = trained
+    for after in (2, 3, 4):
+        interrupt(search, study, RuntimeError("gone"), after=after)
+        assert len(states_in(tmp_path / "models")) <= 2
+
+
+def test_no_state_outlives_a_training_that_diverged_or_that_a_pruner_ended(trained, tmp_path):
+    search, study = trained
+    for error in (TrainingDiverged("nan"), optuna.TrialPruned()):
+        interrupt(search, study, RuntimeError("gone"), after=3)
+        assert states_in(tmp_path / "models")
+        interrupt(search, study, error, after=3)
+        search.journal.discard_spent_states()  # as before the next trial
+        assert not states_in(tmp_path / "models")
+
+
+def test_what_a_worker_left_that_was_killed_between_two_trials_is_removed_in_the_end(
+    trained, tmp_path, memory
+):
+    search, study = trained
+    interrupt(search, study, RuntimeError("gone"), after=3)
+    study.optimize(search.objective, n_trials=1)
+    done = study.trials[1]
+    assert "resumed_from" in done.user_attrs
+    search.journal._spent_states = []  # its memory
+    assert states_in(tmp_path / "models")
+    again = new_study(search, "s", storage=memory, screen=False)
+    search.run(again, 1, say=lambda line: None, explain=False)
+    assert not states_in(tmp_path / "models")
+    # A state that a later training resumes from stays.
+    interrupt(search, study, RuntimeError("gone"), after=3)
+    search.run(again, 1, say=lambda line: None, explain=False)
+    assert states_in(tmp_path / "models") == {state_artifact(study.trials[-1])}

@@ -156,7 +156,7 @@ def test_no_epochs_leave_the_model_as_it_is(digits, digits_vit):
     [
         {"epochs": -1}, {"batch_size": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"warmup": 1.0},
         {"distillation": 1.5}, {"temperature": 0.0}, {"clip_norm": 0.0}, {"weight_decay": -1.0},
-        {"ema": 1.0}, {"layer_decay": 0.0},
+        {"ema": 1.0}, {"layer_decay": 0.0}, {"augment": "weak"},
     ],
 )  # fmt: skip
 def test_impossible_recipes_are_refused_by_name(wrong):
@@ -167,7 +167,7 @@ def test_impossible_recipes_are_refused_by_name(wrong):
 # Going on after a kill
 
 
-@pytest.mark.parametrize("recipe", [Recipe(epochs=3), Recipe(epochs=3, ema=0.9, augment=True)])
+@pytest.mark.parametrize("recipe", [Recipe(epochs=3), Recipe(epochs=3, ema=0.9, augment="strong")])
 def test_a_training_that_was_killed_ends_with_the_weights_it_would_have_had(
     digits, digits_vit, tmp_path, recipe
 ):

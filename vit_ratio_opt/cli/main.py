@@ -14,6 +14,7 @@ import optuna
 import typer
 from typer.rich_utils import rich_format_error
 
+from vit_ratio_opt.cli.cache import cache
 from vit_ratio_opt.cli.command import command_of
 from vit_ratio_opt.cli.dashboard import dashboard
 from vit_ratio_opt.cli.demo import demo
@@ -40,7 +41,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 # By the panel of `--help`.
 COMMANDS: dict[str, tuple[Callable[[Any], None], ...]] = {
     "Search": (search, train, demo),
-    "Look at studies": (report, dashboard),
+    "Look at studies": (report, dashboard, cache),
     "Run workers": (worker, ray, serve, reap),
     "Make models": (prune, final, export),
 }

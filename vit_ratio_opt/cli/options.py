@@ -142,7 +142,9 @@ SkipDamagedOption = Annotated[
 DeviceOption = Annotated[
     str | None,
     option(
-        Panel.WORKERS, "Device such as cuda:1 or cpu. By default the first GPU if there is one."
+        Panel.WORKERS,
+        "Device such as cuda:1 or cpu. By default a GPU, if there is one, that no other worker of "
+        "this machine uses.",
     ),
 ]
 PrecisionOption = Annotated[

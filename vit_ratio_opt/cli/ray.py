@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Annotated
 
@@ -80,6 +80,8 @@ def _worker_options(options: RayOptions) -> WorkerCommandOptions:
 
 
 def _work(options: WorkerCommandOptions) -> int:
-    """Run one worker in a task of Ray's."""
-    worker(options)
+    """Run one worker in a task of Ray's, on the GPU that Ray lets it see."""
+    from vit_ratio_opt.models.device import best_device
+
+    worker(replace(options, device=str(best_device())))
     return 0

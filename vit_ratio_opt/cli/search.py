@@ -14,7 +14,7 @@ from vit_ratio_opt.cli.search_options import SearchCommandOptions, StudyPlace, f
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.storage_url import check_storage_url, database_files
-from vit_ratio_opt.space.costs import cost_named
+from vit_ratio_opt.space.costs import Cost, cost_named
 from vit_ratio_opt.space.curve import check_budget, fixed_ratio_pair
 from vit_ratio_opt.utils.files import check_outputs, check_writable_folder, is_plain, write_text
 from vit_ratio_opt.utils.redact import redact
@@ -71,7 +71,7 @@ def make_search(options: SearchCommandOptions, place: StudyPlace, dense: Any) ->
         dense,
         load_option_images(options, dense, options.seed),
         limit_of(options),
-        cost=cost_named(options.cost, latency_batch=options.latency_batch),
+        cost=_cost_of(options),
         pruning=chosen_pruning(options),
         training=Recipe(
             epochs=options.epochs,
@@ -89,6 +89,14 @@ def make_search(options: SearchCommandOptions, place: StudyPlace, dense: Any) ->
             precision=options.precision,
             state_every=options.state_every,
         ),
+    )
+
+
+def _cost_of(options: SearchCommandOptions) -> Cost:
+    return cost_named(
+        options.cost,
+        latency_batch=options.latency_batch,
+        latency_compiled=options.latency_compiled,
     )
 
 
@@ -116,7 +124,7 @@ def _check_files(
         InputError: Options do not go together, a file cannot be written, or an output would
             overwrite an input.
     """
-    cost = cost_named(options.cost, latency_batch=options.latency_batch)
+    cost = _cost_of(options)
     cost.check(strategy=chosen_pruning(options).name, iterative=options.iterative)
     limit_of(options)
     if options.storage is not None:

@@ -88,6 +88,14 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
     latency_batch: Annotated[
         int, option(Panel.LIMIT, "Number of images in a batch whose latency is limited.", min=1)
     ] = 1
+    latency_compiled: Annotated[
+        bool,
+        option(
+            Panel.LIMIT,
+            "Measure the latency of models whose blocks torch.compile has compiled.",
+            "--latency-compiled",
+        ),
+    ] = False
     fixed_ratio: Annotated[
         bool,
         option(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from vit_ratio_opt.data.augmentation import augment_images
 from vit_ratio_opt.data.preprocessing import Preprocessing, check_channels, to_floats
 from vit_ratio_opt.data.splits import Split, Validation
-from vit_ratio_opt.data.task import Task
+from vit_ratio_opt.data.task import Augmentation, Task
 
 __all__ = ["ImageData"]
 
@@ -142,40 +142,36 @@ class ImageData:
             batch_size: Images in a batch; the last one may be smaller.
             device: Device of the batches.
         """
-        for images, labels in split.batches(batch_size):
-            yield (
-                self.normalise(images.to(device, non_blocking=True)),
-                labels.to(device, non_blocking=True),
-            )
+        positions = torch.split(torch.arange(len(split)), batch_size)
+        for images, labels in split.feed(device).batches(positions):
+            yield self.normalise(images), labels
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """Return uint8 images as float32 with the data set's mean and standard deviation."""
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        mean, std = _channel_values(tuple(self.mean), tuple(self.std), images.device)
         return images.float().div_(255).sub_(mean).div_(std)
 
-    def augment(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Shift every image by up to an eighth of its size and, if :attr:`flip`, mirror half.
-
-        torchvision's transforms draw once for a whole batch, or run image by image on the CPU.
-        This draws for each image and moves the batch with one gather.
+    def augment(
+        self,
+        images: torch.Tensor,
+        generator: torch.Generator,
+        how: Augmentation | bool = True,
+    ) -> torch.Tensor:
+        """Return randomly changed images; mirrored ones only if :attr:`flip`.
 
         Args:
             images: uint8, ``(batch, channels, height, width)``.
             generator: On the CPU, so that a seed gives the same images on every device.
+            how: The augmentation, as :class:`~vit_ratio_opt.Recipe` describes it.
         """
-        n, _, height, width = images.shape
-        pad = max(1, height // 8)
-        padded = F.pad(images, (pad, pad, pad, pad))
-        shift = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=generator)
-        rows = shift[0] + torch.arange(height)
-        columns = shift[1] + torch.arange(width)
-        if self.flip:
-            mirrored = torch.rand((n, 1), generator=generator) < 0.5
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        index = torch.arange(n)[:, None, None]
-        rows, columns = rows[:, :, None], columns[:, None, :]
-        device = images.device
-        # Advanced indices around a slice put the channels last; moving them back is free.
-        moved = padded[index.to(device), :, rows.to(device), columns.to(device)]
-        return moved.movedim(-1, 1).contiguous()
+        return augment_images(images, generator, how, flip=self.flip, mean=self.mean)
+
+
+@lru_cache(maxsize=16)
+def _channel_values(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation on a device: a copy a batch would wait for a GPU."""
+    with torch.inference_mode(False):
+        values = torch.tensor([mean, std], dtype=torch.float32, device=device).view(2, -1, 1, 1)
+    return values[0], values[1]

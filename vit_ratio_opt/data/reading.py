@@ -24,12 +24,30 @@ from vit_ratio_opt.data.labels import NO_LABEL
 from vit_ratio_opt.data.preprocessing import Preprocessing
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["WORKERS", "AsUint8", "Files", "ReadItems", "find_first_image", "paths_of", "read_all"]
+__all__ = [
+    "AsUint8",
+    "Files",
+    "ReadItems",
+    "find_first_image",
+    "paths_of",
+    "read_all",
+    "worker_count",
+]
 
-WORKERS = min(8, os.cpu_count() or 1)
-
+_MOST_WORKERS = 16
 # Items that are read of torchvision's folders on disk, whose images are all RGB.
 _TRIED = 64
+
+
+def worker_count() -> int:
+    """Return how many processes read images, by the CPUs that this process may use.
+
+    Processes that share a training on one machine share its CPUs.
+    """
+    count = getattr(os, "process_cpu_count", os.cpu_count)  # Python 3.13
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count() or 1
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's
+    return max(1, min(_MOST_WORKERS, cpus // sharing))
 
 
 class UnreadableError(InputError):
@@ -220,7 +238,7 @@ def read_all(dataset: AsUint8, *, keep: bool) -> ReadItems:
     kept = torch.ones(count, dtype=torch.bool)
     done, position, unreadable = 0, 0, []
     # A worker process costs more than it saves on a few images.
-    workers = WORKERS if len(indices) > 5_000 else 0
+    workers = worker_count() if len(indices) > 5_000 else 0
     for batch, batch_labels, messages, broken in DataLoader(
         Subset(attempts, indices), 256, num_workers=workers
     ):

@@ -1,7 +1,8 @@
 """Splits of a data set: batches of uint8 images, hashes, and stratified shares.
 
 What fits in memory is decoded once and kept as uint8; everything else is decoded by ``DataLoader``
-workers batch by batch. Augmentation and normalisation happen on whole batches on the device.
+workers batch by batch. :mod:`~vit_ratio_opt.data.feed` brings batches to the device, where they
+are augmented and normalised.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
+from vit_ratio_opt.data.feed import Feed, read_batches
 from vit_ratio_opt.data.labels import NO_LABEL
-from vit_ratio_opt.data.reading import WORKERS, AsUint8, paths_of
+from vit_ratio_opt.data.reading import AsUint8, paths_of
 from vit_ratio_opt.errors import InputError
 
 __all__ = [
@@ -96,17 +98,18 @@ class Split:
         """
         n = len(self)
         order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
+        positions = torch.split(order, batch_size)
+        indices = [self.indices[batch] for batch in positions]
         if isinstance(self.dataset, TensorDataset):
-            images = self.dataset.tensors[0]
-            for positions in torch.split(order, batch_size):
-                yield images[self.indices[positions]], self.labels[positions]
+            pixels = self.dataset.tensors[0]
+            images: Iterator[torch.Tensor] = (pixels[batch] for batch in indices)
         else:
-            part = Subset(self.dataset, self.indices[order].tolist())
-            try:
-                yield from DataLoader(part, batch_size, num_workers=WORKERS)
-            except InputError as error:  # a worker process adds its traceback to the message
-                message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]
-                raise InputError(message.strip()) from None
+            images = read_batches(self.dataset, indices)
+        yield from zip(images, (self.labels[batch] for batch in positions), strict=True)
+
+    def feed(self, device: torch.device) -> Feed:
+        """Return the split's way to a device, which yields batches there in any order."""
+        return Feed(self.dataset, self.indices, self.labels, device)
 
 
 def _hash_contents(dataset: Dataset[Any], indices: Sequence[int]) -> bytes:

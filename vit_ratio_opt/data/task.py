@@ -1,4 +1,4 @@
-"""The four tasks. This file imports no torch, so that ``--help`` need not wait for it."""
+"""Names of tasks and augmentations. This file imports no torch, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from typing import Literal, get_args
 
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["Task", "check_task"]
+__all__ = ["Augmentation", "Task", "check_task"]
 
 Task = Literal["single-label", "multi-label", "regression", "features"]
 """What the labels of a data set are.
 
 Of ``"features"`` no labels are needed: the dense model's outputs are the targets.
 """
+
+Augmentation = Literal["crop", "strong"]
+"""Augmentations of training images beyond shifts and mirror images."""
 
 
 def check_task(task: object) -> None:

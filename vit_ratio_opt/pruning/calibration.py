@@ -13,9 +13,12 @@ a layer, images are not: on the CIFAR-10 models 4 of 64 patches were as good as 
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -24,20 +27,25 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.architecture import fingerprint_of
 from vit_ratio_opt.models.blocks import ViT, keeps_heads, keeps_ranks
 from vit_ratio_opt.models.classifier import gives_classes
-from vit_ratio_opt.models.device import evaluating
+from vit_ratio_opt.models.device import as_double, evaluating
 from vit_ratio_opt.models.shape import check_all_tokens, shape_of
 from vit_ratio_opt.models.weights import check_full_precision, check_weights
-from vit_ratio_opt.pruning.batches import chunks, image_batches, image_means
+from vit_ratio_opt.pruning.batches import CHUNK, chunks, image_batches, image_means
 from vit_ratio_opt.pruning.eliminate import elimination_order
 from vit_ratio_opt.pruning.factorize import HeadFactors, head_factors
-from vit_ratio_opt.pruning.fisher import branch_costs
-from vit_ratio_opt.pruning.moments import BlockMoments, block_moments
+from vit_ratio_opt.pruning.fisher import BranchCost, branch_costs
+from vit_ratio_opt.pruning.moments import Allocate, BlockMoments, block_moments
+from vit_ratio_opt.pruning.options import CalibrationPrecision
+from vit_ratio_opt.pruning.passes import halving, in_precision
+from vit_ratio_opt.pruning.targets import empty_on_disk
+from vit_ratio_opt.space.shape import ViTShape
 
 __all__ = ["BlockCalibration", "Calibration", "calibrate"]
 
 # Patches sampled of each image: at least 8, and enough that the widest layer has 8 samples for
 # each of its inputs.
 _LEAST_PATCHES, _TOKENS_PER_INPUT = 8, 8
+_HALF = torch.bfloat16  # type of the targets of passes in bfloat16
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,11 @@ class Calibration:
     model: torch.Tensor | None = None
     means: torch.Tensor | None = None
 
+    @property
+    def precision(self) -> CalibrationPrecision:
+        """Return the precision of the passes."""
+        return "bfloat16" if self.blocks[0].ffn_target.dtype == _HALF else "float32"
+
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """Return all tensors by name, for a safetensors file."""
         tensors = {"positions": self.positions}
@@ -120,7 +133,13 @@ class Calibration:
 
 
 def calibrate(
-    model: ViT, images: Iterable[torch.Tensor], *, seed: int = 0, task: Task = "single-label"
+    model: ViT,
+    images: Iterable[torch.Tensor],
+    *,
+    seed: int = 0,
+    task: Task = "single-label",
+    precision: CalibrationPrecision = "float32",
+    scratch: Path | None = None,
 ) -> Calibration:
     """Measure a model on images: one pass with gradients, one without.
 
@@ -134,6 +153,10 @@ def calibrate(
         task: Meaning of the outputs: logits of one class (``"single-label"``), logits of several
             classes (``"multi-label"``), or values (``"regression"`` and ``"features"``). A model
             without a classifier gives features with ``"single-label"`` too.
+        precision: Precision of the passes: ``"bfloat16"`` is faster where the device has units for
+            it. Sums and factors are in float32 or better. Repairs use the same precision.
+        scratch: Folder for a temporary file in which the targets of repairs lie; by default they
+            lie in memory.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
@@ -151,52 +174,103 @@ def calibrate(
             "Calibration needs at least one batch of images, but got none: a generator gives its "
             "batches only once."
         )
+    device = images[0].device
     positions = _sample(model, sum(len(batch) for batch in images), seed)
-    with evaluating(model):
-        costs = branch_costs(model, images, seed, positions.shape[1], task)
-        moments = block_moments(model, costs, positions)
-        hooks = [hook for block in moments for hook in block.hooks()]
-        try:
-            with torch.inference_mode():
-                for chunk in chunks(images):
-                    model.forward_features(chunk)
-        finally:
-            for hook in hooks:
-                hook.remove()
-    blocks = tuple(_calibrate_block(block) for block in moments)
-    return Calibration(blocks, positions, fingerprint_of(model), image_means(images))
+    with evaluating(model), in_precision(device, "float32"):
+        costs = branch_costs(model, images, seed, positions.shape[1], task, precision)
+        allocate = partial(_allocate, dtype=_target_type(precision), scratch=scratch)
+        on_device = allocate
+        if device.type != "cpu":  # moved to the CPU at once afterwards
+            on_device = partial(torch.empty, dtype=_target_type(precision), device=device)
+        gather = partial(_gather, model, images, costs, positions.to(device), on_device, precision)
+        moments = halving(gather, CHUNK, device)
+        blocks = []
+        while moments:  # each takes its sums along
+            blocks.append(_calibrate_block(moments.pop(0), allocate))
+    return Calibration(tuple(blocks), positions, fingerprint_of(model), image_means(images))
 
 
-def _calibrate_block(block: BlockMoments) -> BlockCalibration:
+def _gather(
+    model: ViT,
+    images: Sequence[torch.Tensor],
+    costs: Sequence[BranchCost],
+    positions: torch.Tensor,
+    allocate: Allocate,
+    precision: CalibrationPrecision,
+    at_once: int,
+) -> list[BlockMoments]:
+    """Return the moments of each block, from one pass without gradients."""
+    moments = block_moments(model, costs, positions, allocate)
+    hooks = [hook for block in moments for hook in block.hooks()]
+    try:
+        with torch.inference_mode(), in_precision(positions.device, precision):
+            for chunk in chunks(images, at_once):
+                model.forward_features(chunk)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return moments
+
+
+def _allocate(size: tuple[int, ...], dtype: torch.dtype, scratch: Path | None) -> torch.Tensor:
+    """Return an empty tensor on the CPU, in a temporary file where there is a folder for it."""
+    if scratch is not None:
+        with contextlib.suppress(OSError):  # the file of the cache is not written either
+            return empty_on_disk(size, dtype, scratch)
+    return torch.empty(size, dtype=dtype)
+
+
+def _calibrate_block(block: BlockMoments, allocate: Allocate) -> BlockCalibration:
     attn, fc2 = block.attn, block.fc2
     attention, ffn = block.attention_cost, block.ffn_cost
     order, losses = elimination_order(
         block.neuron_covariance(),
-        ffn.root @ fc2.weight.detach().cpu().double(),
+        ffn.root @ as_double(fc2.weight.detach()),
         samples=block.images * ffn.effective_tokens,
     )
-    return BlockCalibration(
-        head_factors(
-            block.head_moments(),
-            attention.root @ attn.proj.weight.detach().cpu().double(),
-            attn.scale,
-            truncate=not keeps_ranks(attn),
-            remove=not keeps_heads(attn),
-        ),
-        neuron_order=order,
-        neuron_losses=losses,
-        attention_weights=attention.weights,
-        ffn_weights=ffn.weights,
-        attention_target=torch.cat(block.attention_targets),
-        ffn_target=torch.cat(block.ffn_targets),
+    factors = head_factors(
+        block.head_moments(),
+        attention.root @ as_double(attn.proj.weight.detach()),
+        attn.scale,
+        truncate=not keeps_ranks(attn),
+        remove=not keeps_heads(attn),
     )
+    return BlockCalibration(
+        HeadFactors(**{name: tensor.cpu() for name, tensor in vars(factors).items()}),
+        neuron_order=order.cpu(),
+        neuron_losses=losses.cpu(),
+        attention_weights=attention.weights.cpu(),
+        ffn_weights=ffn.weights.cpu(),
+        attention_target=_on_cpu(block.attention_target, allocate),
+        ffn_target=_on_cpu(block.ffn_target, allocate),
+    )
+
+
+def _on_cpu(target: torch.Tensor, allocate: Allocate) -> torch.Tensor:
+    return target if target.device.type == "cpu" else allocate(target.shape).copy_(target)
+
+
+def targets_size(model: ViT, images: int, precision: CalibrationPrecision) -> int:
+    """Return the size of the targets of all blocks in bytes."""
+    shape = shape_of(model)
+    sampled = shape.prefix_tokens + min(_sampled_patches(shape, images), shape.patches)
+    numbers = 2 * len(shape.blocks) * images * sampled * shape.embed_dim
+    return numbers * _target_type(precision).itemsize
+
+
+def _target_type(precision: CalibrationPrecision) -> torch.dtype:
+    return torch.float32 if precision == "float32" else _HALF
+
+
+def _sampled_patches(shape: ViTShape, images: int) -> int:
+    widest = max(max(b.hidden_dim, b.num_heads * b.head_dim) for b in shape.blocks)
+    return max(_LEAST_PATCHES, math.ceil(_TOKENS_PER_INPUT * widest / max(1, images)))
 
 
 def _sample(model: ViT, images: int, seed: int) -> torch.Tensor:
     """Return the positions of the sampled tokens, ``(images, sampled)``."""
     shape = shape_of(model)
-    widest = max(max(b.hidden_dim, b.num_heads * b.head_dim) for b in shape.blocks)
-    patches = max(_LEAST_PATCHES, math.ceil(_TOKENS_PER_INPUT * widest / images))
+    patches = _sampled_patches(shape, images)
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(images, shape.patches, generator=generator).argsort(dim=1)
     prefix = torch.arange(shape.prefix_tokens).expand(images, -1)

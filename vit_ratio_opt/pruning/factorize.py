@@ -99,7 +99,7 @@ def head_factors(
         remove: False where no head can be removed.
     """
     heads, d, _ = moments.queries.shape
-    columns = torch.unflatten(projection.double(), 1, (heads, d)).transpose(0, 1)  # (H, E, d)
+    columns = torch.unflatten(projection, 1, (heads, d)).transpose(0, 1)  # (H, E, d)
     q, q_inverse = _roots(moments.queries)
     k, k_inverse = _roots(moments.keys)
     left, logits, right = torch.linalg.svd(q @ k)
@@ -110,7 +110,7 @@ def head_factors(
     queries, keys = q_inverse @ left * root, k_inverse @ right.mT * root
     logit_losses = (logits * scale).square() * moments.logit_effect[:, None]
     if not truncate:
-        queries = keys = torch.eye(d, dtype=queries.dtype).expand(heads, d, d)
+        queries = keys = torch.eye(d).to(queries).expand(heads, d, d)
         logit_losses = torch.full_like(logit_losses, torch.inf)
     return HeadFactors(
         queries=queries,

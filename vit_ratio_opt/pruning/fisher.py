@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +22,20 @@ from torch import nn
 from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.models.blocks import ViT, branches
 from vit_ratio_opt.models.classifier import gives_classes
+from vit_ratio_opt.models.device import as_double, model_device
 from vit_ratio_opt.models.shape import shape_of
-from vit_ratio_opt.pruning.batches import check_outputs, chunks
+from vit_ratio_opt.pruning.batches import CHUNK, check_outputs, chunks
+from vit_ratio_opt.pruning.options import CalibrationPrecision
+from vit_ratio_opt.pruning.passes import halving, in_precision
+from vit_ratio_opt.pruning.sums import RunningSum, gram
 
 __all__ = ["BranchCost", "branch_costs"]
 
 # Images with gradients, the most expensive part: two numbers a token and one matrix a branch are
 # computed from them.
 _GRADIENT_IMAGES = 256
+# What a pass with gradients may keep for the backward pass, about.
+_GRADIENT_BYTES = 2 * 2**30
 # Smallest variance of a channel of features, as a share of the median channel's: a channel that
 # hardly varies tells images hardly apart, however small its errors would have to be.
 _LEAST_VARIANCE = 1e-2
@@ -61,6 +68,7 @@ def branch_costs(
     seed: int,
     sampled: int,
     task: Task = "single-label",
+    precision: CalibrationPrecision = "float32",
 ) -> list[BranchCost]:
     """Return the cost of errors in every branch, attention and FFN in turn.
 
@@ -70,14 +78,41 @@ def branch_costs(
         seed: Random seed of the labels or of the noise.
         sampled: Number of sampled tokens of each image.
         task: Task of the outputs.
+        precision: Precision of the passes.
+
+    Returns:
+        The costs, on the model's device if that computes in double precision, else on the CPU.
     """
+    compute = partial(_branch_costs, model, images, seed, sampled, task, precision)
+    return halving(compute, _images_at_once(model), model_device(model))
+
+
+def _images_at_once(model: ViT) -> int:
+    """Return how many images' gradients fit into memory at once."""
+    shape = shape_of(model)
+    widths = [
+        4 * (shape.embed_dim + b.num_heads * b.head_dim) + 2 * b.hidden_dim for b in shape.blocks
+    ]
+    return min(CHUNK, max(1, _GRADIENT_BYTES // (4 * shape.tokens * sum(widths))))
+
+
+def _branch_costs(
+    model: ViT,
+    images: Sequence[torch.Tensor],
+    seed: int,
+    sampled: int,
+    task: Task,
+    precision: CalibrationPrecision,
+    at_once: int,
+) -> list[BranchCost]:
     generator = torch.Generator().manual_seed(seed)
     if task == "multi-label":
         loss_of = _several_labels_loss(generator)
     elif task == "single-label" and gives_classes(model):
         loss_of = _label_loss(generator)
     else:
-        loss_of = _feature_loss(_channel_variance(model, images), generator)
+        variance = _channel_variance(model, images, precision, at_once)
+        loss_of = _feature_loss(variance, generator)
     outputs: list[torch.Tensor] = []
 
     def keep(module: nn.Module, args: object, output: torch.Tensor) -> None:
@@ -85,32 +120,30 @@ def branch_costs(
 
     layers = [branch.last for pair in branches(model) for branch in pair]
     hooks = [layer.register_forward_hook(keep) for layer in layers]
-    squares = [torch.zeros(0)] * len(layers)
-    tokens = [torch.zeros(0)] * len(layers)
+    squares, tokens = [RunningSum() for _ in layers], [RunningSum() for _ in layers]
     seen = 0
     try:
         with torch.enable_grad():
-            for number, part in enumerate(chunks(images)):
+            for number, part in enumerate(chunks(images, at_once)):
                 chunk = part[: _GRADIENT_IMAGES - seen].detach().requires_grad_()
                 if not len(chunk):
                     break
                 outputs.clear()
-                given = model(chunk)
+                with in_precision(chunk.device, precision):
+                    given = model(chunk).float()
                 check_outputs(given, number)
-                loss = loss_of(given)
-                for index, gradient in enumerate(torch.autograd.grad(loss, outputs)):
-                    flat = gradient.flatten(0, 1)
-                    square = (flat.mT @ flat).cpu().double()
-                    token = gradient.square().sum(dim=(0, 2)).cpu().double()
-                    squares[index] = squares[index] + square if seen else square
-                    tokens[index] = tokens[index] + token if seen else token
+                gradients = torch.autograd.grad(loss_of(given), outputs)
+                for square, token, gradient in zip(squares, tokens, gradients, strict=True):
+                    rows = gradient.float()
+                    square.add(gram(rows.flatten(0, 1)))
+                    token.add(rows.square().sum(dim=(0, 2)))
                 seen += len(chunk)
     finally:
         for hook in hooks:
             hook.remove()
     prefix = shape_of(model).prefix_tokens
     return [
-        _branch_cost(square, token / seen, prefix, seen, sampled)
+        _branch_cost(square.total(), token.total() / seen, prefix, seen, sampled)
         for square, token in zip(squares, tokens, strict=True)
     ]
 
@@ -150,20 +183,25 @@ def _feature_loss(variance: torch.Tensor, generator: torch.Generator) -> _Loss:
 
 
 @torch.no_grad()
-def _channel_variance(model: ViT, images: Sequence[torch.Tensor]) -> torch.Tensor:
+def _channel_variance(
+    model: ViT, images: Sequence[torch.Tensor], precision: CalibrationPrecision, at_once: int
+) -> torch.Tensor:
     """Return the variance of each channel of the features over images and tokens."""
     seen, count = 0, 0
-    total = square = torch.zeros(1, dtype=torch.float64)
-    for number, part in enumerate(chunks(images)):
+    totals, squares = RunningSum(), RunningSum()
+    for number, part in enumerate(chunks(images, at_once)):
         chunk = part[: _GRADIENT_IMAGES - seen]
         if not len(chunk):
             break
-        features = model(chunk)
+        with in_precision(chunk.device, precision):
+            features = model(chunk)
         check_outputs(features, number)
-        rows = features.flatten(0, -2).cpu().double()
-        total, square = total + rows.sum(dim=0), square + rows.square().sum(dim=0)
+        rows = as_double(features.flatten(0, -2))
+        totals.add(rows.sum(dim=0))
+        squares.add(rows.square().sum(dim=0))
         seen, count = seen + len(chunk), count + len(rows)
-    variance = square / count - (total / count).square()
+    square = squares.total()
+    variance = square / count - (totals.total() / count).square()
     least = _LEAST_VARIANCE * float(variance.median())
     if least <= 0:  # such as those of a single image
         least = max(float(square.mean() / count), torch.finfo(torch.float32).tiny)
@@ -177,7 +215,7 @@ def _branch_cost(
     tokens[prefix:] = tokens[prefix:].mean()
     total = float(tokens.sum())
     if total == 0:  # a branch that changes nothing
-        weights = torch.full((sampled,), 1 / sampled, dtype=tokens.dtype)
+        weights = tokens.new_full((sampled,), 1 / sampled)
         return BranchCost(torch.zeros_like(square), weights)
     weights = tokens[:sampled] / total
     weights[prefix:] *= (len(tokens) - prefix) / (sampled - prefix)
@@ -185,7 +223,7 @@ def _branch_cost(
     metric = square / square.trace()
     # Few gradients estimate directions poorly: the fewer, the more the metric shrinks to identity.
     doubt = width / (images * _effective_samples(tokens))
-    metric = (metric + doubt / width * torch.eye(width, dtype=metric.dtype)) / (1 + doubt)
+    metric = (metric + doubt / width * torch.eye(width).to(metric)) / (1 + doubt)
     values, vectors = torch.linalg.eigh(metric * total / 2)
     return BranchCost(values.clamp_min(0).sqrt()[:, None] * vectors.mT, weights)
 

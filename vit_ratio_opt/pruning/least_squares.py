@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
 
 import torch
-from torch import nn
 
 from vit_ratio_opt.models.device import as_double
+from vit_ratio_opt.pruning.options import CalibrationPrecision
+from vit_ratio_opt.pruning.sums import RunningSum, gram
 
 __all__ = ["NormalEquations"]
 
@@ -15,25 +16,29 @@ __all__ = ["NormalEquations"]
 _RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _VALIDATED = 32  # outputs that choose, so that the choice costs little more than factorising
 
-# Squares of the inputs, products with the targets, and the targets' sum of squares.
-_Sums = tuple[torch.Tensor, torch.Tensor, float]
+# Squares of the inputs, products with the targets, and the targets' sum of squares, in float64.
+_Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-@dataclass
 class NormalEquations:
     """Sums of a weighted least-squares problem ``weight @ x + bias = y``, in two halves.
 
-    They take ``(inputs + 1)^2`` numbers, however many samples are added.
+    They take ``(inputs + 1)^2`` numbers, however many samples are added, and stay on the device of
+    the samples if that computes in double precision.
 
     Args:
         bias: Whether the layer has a bias.
-        halves: Sums of each half of the batches.
-        added: Number of batches added.
+        precision: Precision of the inputs. Products of inputs in float32 are computed in double
+            precision: with fewer samples than inputs, rounding would outweigh the ridge. Those of
+            inputs in bfloat16, which are rounded more coarsely, are computed in float32. All are
+            added in double precision.
     """
 
-    bias: bool
-    halves: list[_Sums] = field(default_factory=list)
-    added: int = 0
+    def __init__(self, bias: bool, precision: CalibrationPrecision = "float32") -> None:
+        self.bias = bias
+        self.precision = precision
+        self._halves: list[tuple[RunningSum, RunningSum, RunningSum]] = []
+        self._added = 0
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         """Add a batch.
@@ -46,19 +51,19 @@ class NormalEquations:
             weights: Weight of each token, ``(tokens,)``.
         """
         counts = weights > 0
-        # With fewer samples than inputs, rounding to single precision would outweigh the ridge.
-        x, y = (as_double(values[:, counts]) for values in (inputs, targets))
-        if self.bias:
-            x = nn.functional.pad(x, (0, 1), value=1.0)
+        x, y = inputs[:, counts], targets[:, counts]
+        x, y = map(as_double if self.precision == "float32" else torch.Tensor.float, (x, y))
         roots = weights[counts].to(x).sqrt()[:, None]
-        x, y = (x * roots).flatten(0, 1), (y * roots).flatten(0, 1)
-        sums = (x.mT @ x).cpu(), (x.mT @ y).cpu(), float(y.square().sum())
-        if self.added < 2:
-            self.halves.append(sums)
-        else:
-            half = self.added % 2
-            self.halves[half] = _sum(self.halves[half], sums)
-        self.added += 1
+        x, y = x * roots, y * roots
+        if self.bias:
+            x = torch.cat([x, roots.expand(len(x), -1, -1)], dim=2)
+        x, y = x.flatten(0, 1), y.flatten(0, 1)
+        if self._added < 2:
+            self._halves.append((RunningSum(), RunningSum(), RunningSum()))
+        half = self._halves[self._added % 2]
+        for total, value in zip(half, (gram(x), x.mT @ y, y.square().sum()), strict=True):
+            total.add(value)
+        self._added += 1
 
     def solve(self, start: torch.Tensor) -> tuple[torch.Tensor, float, float]:
         """Return the ridge solution nearest to ``start``.
@@ -69,53 +74,64 @@ class NormalEquations:
         better answer to the ridge problem.
 
         Args:
-            start: ``(inputs [+ 1], outputs)``, the bias as the last row.
+            start: ``(inputs [+ 1], outputs)``, the bias as the last row, in float64, on the device
+                of the equations.
 
         Returns:
             The solution, the squared error of ``start`` and that of the solution.
         """
-        whole = self.halves[0]
-        ridge = _RIDGES[len(_RIDGES) // 2]
-        if len(self.halves) == 2:
-            ridge = self._choose_ridge(start)
-            whole = _sum(*self.halves)
-        solution = self._fit(whole, start, ridge)
-        before, after = _error(whole, start), _error(whole, solution)
+        halves = self.sums()
+        whole, choice = halves[0], len(_RIDGES) // 2
+        if len(halves) == 2:
+            choice = self._choose_ridge(halves, start)
+            whole = _sum(*halves)
+        before = float(_error(whole, start))
+        for ridge in _RIDGES[choice:]:
+            solution = self._fit(whole, start, ridge)
+            after = float(_error(whole, solution))
+            if math.isfinite(after):  # else rounding outweighs the ridge
+                break
         # Rounding alone can make an exact fit worse.
         return (solution, before, after) if after <= before else (start, before, before)
 
-    def _choose_ridge(self, start: torch.Tensor) -> float:
+    def sums(self) -> list[_Sums]:
+        """Return the sums of each half."""
+        return [(a.total(), b.total(), c.total()) for a, b, c in self._halves]
+
+    def _choose_ridge(self, halves: list[_Sums], start: torch.Tensor) -> int:
+        """Return the index of the ridge."""
         outputs = slice(None, None, max(1, start.shape[1] // _VALIDATED))
         start = start[:, outputs]
-        first, second = ((a, b[:, outputs], total) for a, b, total in self.halves)
-
-        def validation_error(ridge: float) -> float:
-            return _error(second, self._fit(first, start, ridge)) + _error(
-                first, self._fit(second, start, ridge)
-            )
-
-        return min(_RIDGES, key=validation_error)
+        first, second = ((a, b[:, outputs], total) for a, b, total in halves)
+        errors = [
+            _error(second, self._fit(first, start, ridge))
+            + _error(first, self._fit(second, start, ridge))
+            for ridge in _RIDGES
+        ]
+        return int(torch.stack(errors).nan_to_num(torch.inf).argmin())
 
     @property
     def target_square(self) -> float:
         """Return the weighted sum of squares of all targets."""
-        return sum(total for _, _, total in self.halves)
+        return float(sum(total.total() for _, _, total in self._halves))
 
     def _fit(self, half: _Sums, start: torch.Tensor, ridge: float) -> torch.Tensor:
+        """Return the solution of a ridge; NaN where rounding outweighs the ridge."""
         squares, products, _ = half
         diagonal = squares.diagonal()
         inputs = diagonal[: len(diagonal) - self.bias]
-        added = torch.full_like(diagonal, ridge * float(inputs.mean().clamp_min(1e-30)))
+        added = (ridge * inputs.mean().clamp_min(1e-30)).expand(len(diagonal)).clone()
         if self.bias:
             added[-1] = 1e-12 * diagonal[-1]  # free, but for rounding
-        factor = torch.linalg.cholesky(squares + torch.diag(added))
-        return start + torch.cholesky_solve(products - squares @ start, factor)
+        factor, failed = torch.linalg.cholesky_ex(squares + torch.diag(added))
+        solution = start + torch.cholesky_solve(products - squares @ start, factor)
+        return solution.where(failed == 0, torch.nan)
 
 
 def _sum(one: _Sums, other: _Sums) -> _Sums:
     return one[0] + other[0], one[1] + other[1], one[2] + other[2]
 
 
-def _error(half: _Sums, solution: torch.Tensor) -> float:
+def _error(half: _Sums, solution: torch.Tensor) -> torch.Tensor:
     squares, products, total = half
-    return float((solution * (squares @ solution - 2 * products)).sum()) + total
+    return (solution * (squares @ solution - 2 * products)).sum() + total

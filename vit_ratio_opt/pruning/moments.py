@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -12,14 +13,20 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from vit_ratio_opt.models.blocks import ViT, attention_kind, branches, stages
+from vit_ratio_opt.models.device import as_double
 from vit_ratio_opt.pruning.batches import tokens_at
 from vit_ratio_opt.pruning.factorize import HeadMoments
 from vit_ratio_opt.pruning.fisher import BranchCost
+from vit_ratio_opt.pruning.passes import in_precision
+from vit_ratio_opt.pruning.sums import RunningSum, gram
 
 __all__ = ["BlockMoments", "block_moments"]
 
 _Tap = Callable[[Callable[[torch.Tensor], None]], RemovableHandle]
 """Register ``callback(tensor)`` on every forward pass; return the hook handle."""
+
+Allocate = Callable[[tuple[int, ...]], torch.Tensor]
+"""Return an empty tensor of a shape."""
 
 
 class BlockMoments:
@@ -32,11 +39,13 @@ class BlockMoments:
         end: Tap on the residual stream after the FFN.
         attention_cost: Cost of errors in the attention's output.
         ffn_cost: Cost of errors in the FFN's output.
-        positions: Positions of the sampled tokens, ``(images, sampled)``.
+        positions: Positions of the sampled tokens, ``(images, sampled)``, on the model's device.
+        allocate: Function that returns an empty tensor of a shape, for the targets.
 
     Attributes:
-        attention_targets: Residual stream after the attention at the sampled tokens, by batch.
-        ffn_targets: Residual stream after the FFN at the sampled tokens, by batch.
+        attention_target: Residual stream after the attention at the sampled tokens,
+            ``(images, sampled, D)``.
+        ffn_target: Residual stream after the FFN at the sampled tokens, ``(images, sampled, D)``.
     """
 
     def __init__(
@@ -48,21 +57,26 @@ class BlockMoments:
         attention_cost: BranchCost,
         ffn_cost: BranchCost,
         positions: torch.Tensor,
+        allocate: Allocate,
     ) -> None:
         self.attn, self.fc2 = attn, ffn.fc2
         self.attention_cost, self.ffn_cost = attention_cost, ffn_cost
-        self.attention_targets: list[torch.Tensor] = []
-        self.ffn_targets: list[torch.Tensor] = []
+        size = (*positions.shape, attn.proj.out_features)
+        self.attention_target, self.ffn_target = allocate(size), allocate(size)
         self._taps = middle, end
         self._positions = positions
         self._batch = slice(0, 0)  # images of the current batch
-        self._sums: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, RunningSum] = defaultdict(RunningSum)
         self._qkv = torch.zeros(0)
-        columns = (attention_cost.root @ attn.proj.weight.detach().cpu().double()).float()
+        columns = (attention_cost.root @ as_double(attn.proj.weight.detach())).float()
         columns = torch.unflatten(columns, 1, (attn.num_heads, -1)).transpose(0, 1)
-        self._gram = (
-            columns.mT @ columns
-        )  # (H, d, d): an error v of a head's output costs v' gram v
+        self._gram = (  # (H, d, d): an error v of a head's output costs v' gram v
+            (columns.mT @ columns).to(positions.device)
+        )
+        self._weights = {  # of the tokens, (sampled, 1)
+            kind: cost.weights.float().to(positions.device)[:, None]
+            for kind, cost in (("attention", attention_cost), ("ffn", ffn_cost))
+        }
 
     @property
     def images(self) -> int:
@@ -77,66 +91,69 @@ class BlockMoments:
             self.attn.qkv.register_forward_hook(self._on_qkv),
             self.attn.proj.register_forward_pre_hook(self._on_heads),
             self.fc2.register_forward_pre_hook(self._on_neurons),
-            middle(partial(self._keep_target, self.attention_targets)),
-            end(partial(self._keep_target, self.ffn_targets)),
+            middle(partial(self._keep_target, self.attention_target)),
+            end(partial(self._keep_target, self.ffn_target)),
         ]
 
     def _on_batch(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         self._batch = slice(self._batch.stop, self._batch.stop + len(args[0]))
 
     def _sampled(self, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens_at(tokens, self._positions[self._batch].to(tokens.device))
+        return tokens_at(tokens, self._positions[self._batch])
 
-    def _keep_target(self, targets: list[torch.Tensor], stream: torch.Tensor) -> None:
-        targets.append(self._sampled(stream).cpu())
+    def _keep_target(self, target: torch.Tensor, stream: torch.Tensor) -> None:
+        target[self._batch] = self._sampled(stream).to(target.dtype)
 
     def _on_qkv(self, module: nn.Module, args: object, output: torch.Tensor) -> None:
         self._qkv = output
 
     def _on_heads(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        with in_precision(args[0].device, "float32"):
+            self._add_heads(args[0])
+
+    def _add_heads(self, heads: torch.Tensor) -> None:
         attn = self.attn
         sizes = (attn.num_heads, attn.head_dim)
         q, k, v = self._qkv.chunk(3, dim=-1)
         q, k, v, outputs = (
-            torch.unflatten(rows, 2, sizes).transpose(1, 2)  # (B, H, N, d)
-            for rows in (self._sampled(q), k, v, self._sampled(args[0]))
+            torch.unflatten(rows.float(), 2, sizes).transpose(1, 2)  # (B, H, N, d)
+            for rows in (self._sampled(q), k, v, self._sampled(heads))
         )
         q, k = attn.q_norm(q), attn.k_norm(k)
-        weights = self.attention_cost.weights.to(q)[:, None]
+        weights = self._weights["attention"]
         self._add("queries", _products(q * weights, q))
         self._add("outputs", _products(outputs * weights, outputs))
         self._add("output_mean", (outputs * weights).sum(dim=(0, 2)))
         k = k - k.mean(dim=2, keepdim=True)
         self._add("keys", _products(k, k) / k.shape[2])
         logits = q @ k.mT * attn.scale
-        gram = self._gram.to(q)
         kind = attention_kind(attn)
         if kind.mixers is not None:
             first, second = (getattr(attn, name) for name in kind.mixers)
-            effect = _mixed_effect(first, second, logits, v, gram)
+            effect = _mixed_effect(first, second, logits, v, self._gram)
         else:
             bias = None if kind.bias is None else kind.bias(attn)
             if bias is not None:
-                where = self._positions[self._batch].to(q.device)
+                where = self._positions[self._batch]
                 logits = logits + bias[0][:, where].transpose(0, 1)
-            effect = _logit_effect(logits.softmax(dim=-1), v, outputs, gram)
+            effect = _logit_effect(logits.softmax(dim=-1), v, outputs, self._gram)
         self._add("logit_effect", (effect * weights[:, 0]).sum(dim=(0, 2)))
 
     def _on_neurons(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        hidden = self._sampled(args[0])
-        weighted = hidden * self.ffn_cost.weights.to(hidden)[:, None]
-        self._add("neurons", weighted.flatten(0, 1).mT @ hidden.flatten(0, 1))
-        self._add("neuron_mean", weighted.sum(dim=(0, 1)))
+        with in_precision(args[0].device, "float32"):
+            roots = self._weights["ffn"].sqrt()
+            hidden = self._sampled(args[0]).float() * roots
+            self._add("neurons", gram(hidden.flatten(0, 1)))
+            self._add("neuron_mean", (hidden * roots).sum(dim=(0, 1)))
 
     def _add(self, name: str, value: torch.Tensor) -> None:
-        value = value.cpu().double()
-        self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._sums[name].add(value)
 
     def _mean(self, name: str) -> torch.Tensor:
-        return self._sums[name] / self.images
+        return self._sums.pop(name).total() / self.images
 
     def head_moments(self) -> HeadMoments:
-        """Return the moments of the heads over all images."""
+        """Return the moments of the heads over all images, once."""
         centre = self._mean("output_mean")
         if self.attn.proj.bias is None:
             centre = torch.zeros_like(centre)
@@ -149,23 +166,27 @@ class BlockMoments:
         )
 
     def neuron_covariance(self) -> torch.Tensor:
-        """Return the covariance of the hidden neurons, ``(M, M)``; not centred without a bias."""
+        """Return the covariance of the hidden neurons, ``(M, M)``, once.
+
+        It is not centred where the layer has no bias.
+        """
         products, mean = self._mean("neurons"), self._mean("neuron_mean")
         return products if self.fc2.bias is None else products - torch.outer(mean, mean)
 
 
 def block_moments(
-    model: ViT, costs: Sequence[BranchCost], positions: torch.Tensor
+    model: ViT, costs: Sequence[BranchCost], positions: torch.Tensor, allocate: Allocate
 ) -> list[BlockMoments]:
     """Return the moments of each block, with nothing gathered yet.
 
     Args:
         model: Dense or pruned model.
         costs: Cost of errors in every branch, attention and FFN in turn.
-        positions: Positions of the sampled tokens, ``(images, sampled)``.
+        positions: Positions of the sampled tokens, ``(images, sampled)``, on the model's device.
+        allocate: Function that returns an empty tensor of a shape, for the targets.
     """
     return [
-        BlockMoments(*parts, costs[2 * index], costs[2 * index + 1], positions)
+        BlockMoments(*parts, costs[2 * index], costs[2 * index + 1], positions, allocate)
         for index, parts in enumerate(_parts(model))
     ]
 

@@ -6,6 +6,7 @@ One of :class:`Structural` (weights), :class:`Tokens` (patches) and :class:`Both
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "Allocation",
     "Both",
     "CalibrationOptions",
+    "CalibrationPrecision",
     "Pruning",
     "Structural",
     "Tokens",
@@ -34,6 +36,9 @@ __all__ = [
 
 Allocation = Literal["global", "energy", "uniform"]
 """How a ratio is allocated across blocks, see :func:`vit_ratio_opt.prune`."""
+
+CalibrationPrecision = Literal["float32", "bfloat16"]
+"""Precision of the matrix products in the passes of calibration and repair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,18 +189,34 @@ class CalibrationOptions:
             folder by default.
         task: Meaning of the model's outputs, see :func:`vit_ratio_opt.calibrate`; by default the
             task of the data set, and ``"single-label"`` where only images are given.
+        precision: Precision of the passes of calibration and repair, ``"float32"`` or
+            ``"bfloat16"``. By default that of the study: bfloat16 where the study evaluates its
+            models in it, else float32; and float32 outside of a study.
+        memory: Largest memory in GiB for what the dense model gave on the images. More of it stays
+            in a file of the cache and is read from there, which changes no result.
 
     Raises:
-        InputError: ``images`` is no integer of at least 1, ``cache`` is no path, or the task is
-            unknown.
+        InputError: ``images`` is no integer of at least 1, ``cache`` is no path, ``memory`` is no
+            number of at least 0, or the task or the precision is unknown.
     """
 
     images: int = 512
     cache: str | Path | None = None
     task: Task | None = None
+    precision: CalibrationPrecision | None = None
+    memory: float = 2.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", check_count("calibration_images", self.images))
+        memory = check_number(
+            "calibration_memory", self.memory, "at least 0, in GiB", least=0, most=math.inf
+        )
+        object.__setattr__(self, "memory", memory)
+        if self.precision not in (None, *get_args(CalibrationPrecision)):
+            raise InputError(
+                f"`precision` of the calibration must be one of {get_args(CalibrationPrecision)}, "
+                f"but got {self.precision!r}."
+            )
         check_path("cache", self.cache)
         if self.task is not None:
             check_task(self.task)

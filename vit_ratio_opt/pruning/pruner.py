@@ -34,6 +34,7 @@ from vit_ratio_opt.pruning.options import (
     Allocation,
     Both,
     CalibrationOptions,
+    CalibrationPrecision,
     Pruning,
     Structural,
     Tokens,
@@ -77,6 +78,7 @@ class ModelPruner:
     Attributes:
         space: Search space: all pairs of ratios, with their costs.
         shape: Sizes of the dense model.
+        precision: Precision of the passes of calibration and repair.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned in this way.
@@ -96,6 +98,7 @@ class ModelPruner:
         self.dense = dense
         self.pruning = Structural() if pruning is None else pruning
         self.calibration_options = calibration or CalibrationOptions()
+        self.precision: CalibrationPrecision = self.calibration_options.precision or "float32"
         self.seed = seed
         self._images = images
         self.shape = shape_of(dense)
@@ -109,6 +112,13 @@ class ModelPruner:
     def device(self) -> torch.device:
         """Return the device of the dense model."""
         return model_device(self.dense)
+
+    def use_precision(self, precision: CalibrationPrecision) -> None:
+        """Calibrate and repair in a precision from here on."""
+        if precision != self.precision:
+            self.precision = precision
+            for name in ("calibration", "_expected_losses"):
+                vars(self).pop(name, None)
 
     def price(self, cost: Cost) -> None:
         """Replace the cost of the search space, for example by a measured latency.
@@ -186,6 +196,7 @@ class ModelPruner:
             "by_cascade": self.pruning.by_cascade if isinstance(self.pruning, Both) else None,
             "cost": self.space.cost.name,
             "latency_batch": getattr(self.space.cost, "batch", 1),
+            "latency_compiled": getattr(self.space.cost, "compiled", False),
             "mhsa_unit": self._unit,
             "repair": not isinstance(self.pruning, Both | Structural) or self.pruning.repair,
             "allocation": self.allocation,
@@ -194,6 +205,7 @@ class ModelPruner:
             "criterion": getattr(self.pruning, "criterion_name", None),
             "calibration_images": self.calibration_options.images,
             "calibration_task": self._task,
+            "calibration_precision": None if self.precision == "float32" else self.precision,
             "seed": self.seed,
             **self._model_identity,
         }
@@ -206,8 +218,8 @@ class ModelPruner:
             self.dense,
             self._image_batches,
             default_cache() if folder is None else Path(folder),
-            seed=self.seed,
-            task=self._task,
+            memory=self.calibration_options.memory,
+            **self._calibrated,
         )
 
     @cached_property
@@ -257,6 +269,10 @@ class ModelPruner:
                 "`Structural(unit='rank')`."
             )
         return labelled
+
+    @property
+    def _calibrated(self) -> dict[str, Any]:
+        return {"seed": self.seed, "task": self._task, "precision": self.precision}
 
     @property
     def _task(self) -> Task:
@@ -312,7 +328,7 @@ class ModelPruner:
         if self._unit == "rank":
             known = self.calibration
             if not is_dense:
-                known = calibrate(start, self._image_batches, seed=self.seed, task=self._task)
+                known = calibrate(start, self._image_batches, **self._calibrated)
         if isinstance(self.space, Combined):
             assert known is not None
             limits, tokens = self.space.module_macs(pair), self.space.tokens(pair)

@@ -7,7 +7,7 @@ model, so that a block also corrects the errors of the blocks before it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT, branches, stages
 from vit_ratio_opt.models.copies import frozen_parts
-from vit_ratio_opt.models.device import evaluating
+from vit_ratio_opt.models.device import as_double, evaluating
 from vit_ratio_opt.models.family import Branch
 from vit_ratio_opt.models.shape import read_shape
 from vit_ratio_opt.models.supported import check_supported
@@ -26,21 +26,27 @@ from vit_ratio_opt.models.weights import check_weights
 from vit_ratio_opt.pruning.batches import image_batches, image_means, tokens_at
 from vit_ratio_opt.pruning.calibration import BlockCalibration, Calibration
 from vit_ratio_opt.pruning.least_squares import NormalEquations
+from vit_ratio_opt.pruning.options import CalibrationPrecision
+from vit_ratio_opt.pruning.passes import halving, in_precision
 
 __all__ = ["embed", "repair"]
 
-# An error of the stream of this size, squared and relative, is rounding.
-_ROUNDING = 1e-10
+# An error of the stream of this size, squared and relative, is rounding: of sums in float32, of
+# targets in bfloat16.
+_ROUNDING = {"float32": 1e-10, "bfloat16": 2.0**-18}
 
 
 def repair(
-    pruned: ViT, images: Iterable[torch.Tensor], calibration: Calibration
+    pruned: ViT,
+    images: Iterable[torch.Tensor],
+    calibration: Calibration,
 ) -> list[tuple[float, float]]:
     """Refit ``proj`` and ``fc2`` of ``pruned`` in place, so that its stream follows the dense one.
 
     The calibration holds what the dense model gave on the same images, at some tokens of each, so
-    this is one forward pass of the pruned model and a few systems of equations. Frozen layers of
-    an attention or FFN that lost nothing stay as they are, unless the whole model is frozen.
+    this is one forward pass of the pruned model, in the precision of the calibration, and a few
+    systems of equations, in double precision. Frozen layers of an attention or FFN that lost
+    nothing stay as they are, unless the whole model is frozen.
 
     Memory: the stream of the pruned model, ``images * tokens * width`` numbers, and the inputs of
     one layer; the equations do not grow with the images.
@@ -61,19 +67,15 @@ def repair(
             model's weights are not finite numbers in float32.
         UnsupportedModelError: The model cannot be pruned.
     """
-    pruned = check_supported(pruned)
-    check_precision(pruned)
-    check_weights(pruned)
-    images = image_batches(pruned, images)
-    _check_match(pruned, images, calibration)
+    pruned, images = _checked(pruned, images, calibration)
     device, sizes = images[0].device, [len(batch) for batch in images]
+    precision = calibration.precision
     positions = torch.split(calibration.positions.to(device), sizes)
     errors, fixed = [], _frozen_and_whole(pruned, calibration)
-    with evaluating(pruned), torch.inference_mode():
-        starts = [embed(pruned, batch) for batch in images]
-        streams, options = [stream for stream, _ in starts], {"attention": starts[0][1]}
+    with evaluating(pruned), torch.inference_mode(), in_precision(device, "float32"):
+        streams, options = _embed(pruned, images, precision)
         for stage in stages(pruned):
-            tails = [_Tail(branch, options.get(branch.kind, {})) for branch in stage]
+            tails = [_Tail(branch, options.get(branch.kind, {}), precision) for branch in stage]
             inputs = [[tail.inputs(stream) for stream in streams] for tail in tails]
             now, *sampled = (
                 [tokens_at(*batch) for batch in zip(values, positions, strict=True)]
@@ -82,17 +84,29 @@ def repair(
             for number, branch in enumerate(stage):
                 if branch.name in fixed:
                     continue
-                target, weights = _target(calibration.blocks[branch.index], branch.kind)
-                goals = torch.split(target.to(device), sizes)
+                target, weights = _target(calibration.blocks[branch.index], branch.kind, device)
+                goals = torch.split(target, sizes)
                 wanted = _missing_output(goals, now, tails, sampled, number)
-                scale = sum(_square(goal, weights.to(goal)) for goal in torch.split(target, sizes))
-                refitted = tails[number].refit(sampled[number], wanted, weights.to(device), scale)
+                scale = sum(_square(goal, weights) for goal in goals)
+                refitted = tails[number].refit(sampled[number], wanted, weights, scale)
                 if refitted is not None:
                     errors.append(refitted)
             for batch in range(len(streams)):
                 for tail, own in zip(tails, inputs, strict=True):
                     streams[batch] = streams[batch] + tail.add(own[batch])
     return errors
+
+
+def _checked(
+    pruned: ViT, images: Iterable[torch.Tensor], calibration: Calibration
+) -> tuple[ViT, list[torch.Tensor]]:
+    """Return a model and batches that can be repaired."""
+    pruned = check_supported(pruned)
+    check_precision(pruned)
+    check_weights(pruned)
+    batches = image_batches(pruned, images)
+    _check_match(pruned, batches, calibration)
+    return pruned, batches
 
 
 def _check_match(pruned: ViT, images: Sequence[torch.Tensor], calibration: object) -> None:
@@ -138,11 +152,15 @@ def _frozen_and_whole(pruned: ViT, calibration: Calibration) -> set[str]:
     return found
 
 
-def _target(block: BlockCalibration, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _target(
+    block: BlockCalibration, kind: str, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the dense stream after a branch at the sampled tokens, and their weights."""
+    found = block.attention_target, block.attention_weights
     if kind == "ffn":
-        return block.ffn_target, block.ffn_weights
-    return block.attention_target, block.attention_weights
+        found = block.ffn_target, block.ffn_weights
+    target, weights = found
+    return target.to(device).float(), weights.float().to(device)
 
 
 def _missing_output(
@@ -169,6 +187,15 @@ def _missing_output(
                 added = added - tail.add(inputs[other][batch])
         missing.append(added)
     return missing
+
+
+def _embed(
+    model: ViT, images: Sequence[torch.Tensor], precision: CalibrationPrecision
+) -> tuple[list[torch.Tensor], dict[str, dict[str, Any]]]:
+    """Return the input of the first block by batch, and the other arguments of each kind."""
+    with in_precision(images[0].device, precision):
+        starts = [embed(model, batch) for batch in images]
+    return [stream.float() for stream, _ in starts], {"attention": starts[0][1]}
 
 
 class _StopForward(Exception):
@@ -202,26 +229,44 @@ class _Tail:
     Args:
         branch: The branch.
         options: Arguments that the branch's module takes besides the stream.
+        precision: Precision of the passes.
     """
 
-    def __init__(self, branch: Branch, options: dict[str, Any]) -> None:
+    def __init__(
+        self, branch: Branch, options: dict[str, Any], precision: CalibrationPrecision
+    ) -> None:
         self._branch, self.layer, self._after = branch, branch.last, branch.after
-        self._options = options
+        self._options, self._precision = options, precision
 
     def inputs(self, stream: torch.Tensor) -> torch.Tensor:
         """Return the input of the last layer."""
         module, name = self._branch.module, self._branch.last_name
         setattr(module, name, nn.Identity())
         try:
-            inputs: torch.Tensor = module(self._branch.before(stream), **self._options)
+            return self._in_parts(self._up_to_last, stream)
         finally:
             setattr(module, name, self.layer)
-        return inputs
 
     def add(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return what the branch adds to the stream, given the inputs of its last layer."""
-        added: torch.Tensor = self._after(self.layer(inputs))
-        return added
+        return self._in_parts(lambda rows: self._after(self.layer(rows)), inputs)
+
+    def _up_to_last(self, stream: torch.Tensor) -> torch.Tensor:
+        inputs: torch.Tensor = self._branch.module(self._branch.before(stream), **self._options)
+        return inputs
+
+    def _in_parts(
+        self, layers: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the output of layers for a batch, in parts where memory is short."""
+
+        def compute(size: int) -> torch.Tensor:
+            with in_precision(rows.device, self._precision):
+                if size == len(rows):
+                    return layers(rows)
+                return torch.cat([layers(part) for part in torch.split(rows, size)])
+
+        return halving(compute, len(rows), rows.device)
 
     def refit(
         self,
@@ -246,12 +291,12 @@ class _Tail:
         is_affine = isinstance(after, nn.LayerNorm) and None not in (after.weight, after.bias)
         if not is_affine and not isinstance(after, (nn.Identity, LayerScale)):
             return None  # such as an RMSNorm, for which there are no equations here
-        equations = NormalEquations(self.layer.bias is not None)
+        equations = NormalEquations(self.layer.bias is not None, self._precision)
         before = 0.0
         for x, added in zip(inputs, wanted, strict=True):
-            equations.add(x, self._undo_scale(x, added), weights.to(x))
-            before += _square(added - self.add(x), weights.to(x))
-        if before <= _ROUNDING * scale:
+            equations.add(x, self._undo_scale(x, added), weights)
+            before += _square(added - self.add(x), weights)
+        if before <= _ROUNDING[self._precision] * scale:
             return None
         if not isinstance(self._after, nn.LayerNorm):
             return _refit(self.layer, equations)
@@ -259,7 +304,7 @@ class _Tail:
         kept = {name: tensor.clone() for name, tensor in self.layer.state_dict().items()}
         refitted = _refit(self.layer, equations)
         pairs = zip(inputs, wanted, strict=True)
-        if sum(_square(y - self.add(x), weights.to(x)) for x, y in pairs) > before:
+        if sum(_square(y - self.add(x), weights) for x, y in pairs) > before:
             self.layer.load_state_dict(kept)
             return None
         return refitted
@@ -269,7 +314,7 @@ class _Tail:
         after: Any = self._after
         scale: torch.Tensor | None
         if isinstance(after, nn.LayerNorm):  # with the mean and spread that the layer gives now
-            now = self.layer(inputs)
+            now = self.layer(inputs.float())
             scale = after.weight / (now.var(dim=2, keepdim=True, correction=0) + after.eps).sqrt()
             mean: torch.Tensor = now.mean(dim=2, keepdim=True)
             return _quotient(added - after.bias, scale) + mean
@@ -287,9 +332,9 @@ def _square(tokens: torch.Tensor, weights: torch.Tensor) -> float:
 
 def _refit(linear: nn.Linear, equations: NormalEquations) -> tuple[float, float]:
     """Solve the equations for a layer in place; return the relative error before and after."""
-    start = linear.weight.detach().cpu().double().mT
+    start = as_double(linear.weight.detach()).mT
     if linear.bias is not None:
-        start = torch.cat([start, linear.bias.detach().cpu().double()[None]])
+        start = torch.cat([start, as_double(linear.bias.detach())[None]])
     solution, before, after = equations.solve(start)
     linear.weight.copy_(solution[: linear.in_features].mT)
     if linear.bias is not None:

@@ -55,6 +55,7 @@ _ENTRIES: dict[str, dict[str, Any]] = {
         "device": str,
         "batch": int,
         "threads": int,
+        "run_as": tuple[str, ...] | None,
     },
     "bfloat16_speedup": {"evaluation": float | None, "training": float | None},
     "per_class": {

@@ -21,8 +21,10 @@ _NEW_IN_2 = (
 )
 # Stored only where they differ from their default.
 _SPARSE = (
-    *("cost", "latency_batch", "pruned", "rule", "ranges", "by_cascade", "criterion"),
-    *("trainer", "bounds", "frozen", "calibration_task", "training_precision", "teacher"),
+    *("cost", "latency_batch", "latency_compiled", "pruned", "rule", "ranges"),
+    *("by_cascade", "criterion"),
+    *("trainer", "bounds", "frozen", "calibration_task", "calibration_precision"),
+    *("training_precision", "teacher"),
 )
 # Fields of this package's own training: None where `trainer` is given.
 _OF_IMAGES = ("dataset", "validation", "recipe")
@@ -39,6 +41,7 @@ class StudySettings:
         tolerance: Largest loss of the metric, in its unit.
         cost: Name of the cost that the budget limits.
         latency_batch: Images in a batch whose latency counts.
+        latency_compiled: Whether models are compiled when their latency is measured.
         pruned: ``"structural"``, ``"cascade"`` or ``"both"``.
         rule: Rule by which a cascade leaves out tokens.
         ranges: Attention range of each block, for a rule that depends on it.
@@ -73,6 +76,7 @@ class StudySettings:
         frozen: Names of the parts of the dense model that are not trained; None where all are.
         calibration_images: Training images for importance, factors and repair.
         calibration_task: Task by which errors of the outputs were weighed in the calibration.
+        calibration_precision: Precision of the passes of calibration and repair; None for float32.
         seed: Random seed of calibration images and fine-tuning.
         noise: Standard deviation of the metric over seeds, in its unit; None where it
             is estimated from the size of the validation split.
@@ -89,6 +93,7 @@ class StudySettings:
     tolerance: float | None
     cost: str = "macs"
     latency_batch: int = 1
+    latency_compiled: bool = False
     pruned: str = "structural"
     rule: dict[str, Any] | None = None
     ranges: tuple[float, ...] | None = None
@@ -119,6 +124,7 @@ class StudySettings:
     frozen: tuple[str, ...] | None = None
     calibration_images: int
     calibration_task: str = "single-label"
+    calibration_precision: str | None = None
     seed: int
     noise: float | None
     confirmations: int | None

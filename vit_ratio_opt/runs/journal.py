@@ -19,7 +19,7 @@ from vit_ratio_opt.models.state_dicts import weights_hash
 from vit_ratio_opt.records.trial import write_trial
 from vit_ratio_opt.runs.artifacts import artifact_location, check_store, open_artifacts
 from vit_ratio_opt.runs.heartbeats import record_heartbeats
-from vit_ratio_opt.runs.lineage import keep_state, remove_states, state_artifact
+from vit_ratio_opt.runs.lineage import keep_state, remove_states, state_artifacts
 from vit_ratio_opt.runs.processes import process_name
 from vit_ratio_opt.runs.state_files import is_saved
 from vit_ratio_opt.runs.trial_models import check_has_model, keep_model, read_model
@@ -145,7 +145,6 @@ class Journal:
         try:
             yield
         except optuna.TrialPruned:
-            self.spend_states(trial)
             raise
         except (Exception, KeyboardInterrupt) as error:
             is_stored = not is_storage_error(error)
@@ -246,8 +245,8 @@ class Journal:
 
     def spend_states(self, *trials: BaseTrial | FrozenTrial) -> None:
         """Mark training states for removal once the results of their trials are stored."""
-        states = map(state_artifact, trials)
-        self._spent_states += [artifact for artifact in states if artifact is not None]
+        for trial in trials:
+            self._spent_states += state_artifacts(trial)
 
     def discard_spent_states(self) -> None:
         """Remove the states of trainings that have ended."""

@@ -12,7 +12,14 @@ from vit_ratio_opt.records.trial import TrialRecord
 from vit_ratio_opt.records.trials import cost_word, finished_trials
 from vit_ratio_opt.runs.task import screened_best
 
-__all__ = ["describe_start", "describe_trial"]
+__all__ = ["describe_device", "describe_start", "describe_trial"]
+
+
+def describe_device(trainer: object) -> Iterator[str]:
+    """Yield a line that says on which GPU this process trains, if it does."""
+    device = getattr(trainer, "device", None)
+    if getattr(device, "type", "cpu") != "cpu":
+        yield f"this worker trains on {device}, {getattr(trainer, 'device_name', 'a GPU')}"
 
 
 def describe_start(study: Study, n_trials: int | None) -> Iterator[str]:

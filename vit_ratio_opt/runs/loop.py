@@ -14,10 +14,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trials import finished_trials
-from vit_ratio_opt.runs.lines import describe_start, describe_trial
+from vit_ratio_opt.runs.lines import describe_device, describe_start, describe_trial
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.optimize import keep_optimizing
 from vit_ratio_opt.runs.reaping import fail_dead_trials, fail_stale_trials, requeue_own_trials
+from vit_ratio_opt.runs.resume import spent_trials
 from vit_ratio_opt.runs.signals import SearchStopped, StopRequest, stop_on_signals
 from vit_ratio_opt.runs.storage import is_temporary
 from vit_ratio_opt.search.sampler import PlanSampler
@@ -77,10 +78,14 @@ def run_study(
         _steer_sampler(study.sampler, n_trials),
     ):
         bars.show_trained(len(finished_trials(study)))
-        for line in describe_start(study, n_trials):
+        for line in (*describe_device(objective.trainer), *describe_start(study, n_trials)):
             say(line)
         loop = _Loop(study, objective, n_trials, wait=wait, say=say, should_stop=asked_to_stop)
         loop.run([lambda study, _: bars.show_trained(len(finished_trials(study))), *callbacks])
+        # Also those that a worker left behind that was killed between two trials.
+        trials = study.get_trials(deepcopy=False)
+        spent = spent_trials(objective.seed, trials, finished_trials(study))
+        objective.journal.spend_states(*spent)
     if asked_to_stop():
         say("Stopped; progress saved. Run the same command to resume.")
         raise SearchStopped(asked_to_stop.signal)

@@ -58,7 +58,7 @@ _STARTS_FROM = (
     *("calibration_images", "seed"),
 )
 # The same, left out where they are None: earlier versions did not have them.
-_MAY_START_FROM = ("bounds", "frozen")
+_MAY_START_FROM = ("bounds", "frozen", "calibration_precision")
 
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
@@ -190,7 +190,11 @@ class PruningObjective:
             # No suffix: a trainer of one's own chooses the format, and torch.load goes by it.
             state = None if self.journal.store is None else Path(folder, "state")
             context = self._context(trial, suggestion.pair, seed, state, clock)
-            model, accuracy = self._train_or_resume(trial, suggestion.pair, context, earlier)
+            try:
+                model, accuracy = self._train_or_resume(trial, suggestion.pair, context, earlier)
+            except (optuna.TrialPruned, TrainingDiverged):
+                self.journal.spend_states(trial, *earlier)
+                raise
         cost_ratio = record_cost(
             trial, suggestion, space, dense=self.pruner.shape, pruned=shape_of(model)
         )
@@ -208,10 +212,8 @@ class PruningObjective:
             self.journal.keep_model(trial, model, manifest)
         with clock("explain"):
             self.journal.attach_files(trial)
-        recorded: dict[str, Any] = {
-            "epochs": self._epochs,
-            "device": getattr(self.trainer, "device_name", None),
-        }
+        device = getattr(self.trainer, "device_name", None)
+        recorded: dict[str, Any] = {"epochs": self._epochs, "device": device}
         write_trial(
             trial,
             **{name: value for name, value in recorded.items() if value is not None},
@@ -262,9 +264,9 @@ class PruningObjective:
     ) -> tuple[ViT, float]:
         """Return the trained model of a pair and its metric, from a saved state where possible."""
         is_resumable = context.state is not None and self._epochs != 0
-        for interrupted in earlier if is_resumable else ():
+        for number, interrupted in enumerate(earlier if is_resumable else ()):
             try:
-                resumed = self._resume_training(trial, pair, context, interrupted)
+                resumed = self._resume_training(trial, pair, context, earlier[number:])
             except Exception as error:  # a framework raises many kinds for a damaged state
                 is_resumed = "resumed_from" in trial.user_attrs
                 if is_resumed or is_storage_error(error) or isinstance(error, RanksBroken):
@@ -290,9 +292,18 @@ class PruningObjective:
         return model, accuracy
 
     def _resume_training(
-        self, trial: BaseTrial, pair: RatioPair, context: TrialContext, interrupted: FrozenTrial
+        self,
+        trial: BaseTrial,
+        pair: RatioPair,
+        context: TrialContext,
+        earlier: Sequence[FrozenTrial],
     ) -> tuple[ViT, float] | None:
-        """Return model and metric of a training that was resumed; None without its state."""
+        """Resume the first of the ``earlier`` trainings and remove the states of the others.
+
+        Returns:
+            The model and its metric; None without its state.
+        """
+        interrupted, *older = earlier
         artifact, store = state_artifact(interrupted), self.journal.store
         assert artifact is not None
         assert store is not None
@@ -307,6 +318,8 @@ class PruningObjective:
 
         def resumed() -> None:
             copy_progress(trial, interrupted, self.trainer.metric)
+            self.journal.spend_states(*older)
+            self.journal.discard_spent_states()
 
         resuming = replace(context, on_resume=resumed, report=report)
         accuracy = self._train(trial, model, pair, resuming, artifact)
@@ -332,9 +345,7 @@ class PruningObjective:
             "training_precision": getattr(self.trainer, "training_precision", None),
         }
         layers = layers_of(model.train())  # as a new model is, on which frameworks rely
-        keeper = StateKeeper(
-            self.journal, trial, context, seconds=self.state_every, epochs=self._epochs
-        )
+        keeper = StateKeeper(self.journal, trial, context, self.state_every, self._epochs)
         try:
             if ranks is not None:
                 ranks.broadcast(job)

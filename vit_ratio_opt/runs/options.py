@@ -86,8 +86,8 @@ class RunOptions:
         artifacts: Store of models and training states that workers share: a folder,
             ``s3://bucket``, or any store of Optuna's. By default the folder ``artifacts`` of
             ``checkpoints``.
-        device: Device of models and images, such as ``"cuda:0"``; a GPU by default, if there is
-            one.
+        device: Device of models and images, such as ``"cuda:0"``; by default a GPU, if there is
+            one, that no other worker of this machine uses. A custom trainer chooses its own.
         precision: ``"float32"``, ``"bfloat16"`` or ``"float16"``, of training, evaluation
             and timing. By default the precision of the study, for a new study the usual one of
             the device.

@@ -17,6 +17,7 @@ from vit_ratio_opt.models.device import Precision, model_device, precision_of, r
 from vit_ratio_opt.models.shape import check_all_tokens
 from vit_ratio_opt.pruning.options import Pruning, Structural
 from vit_ratio_opt.pruning.pruner import Batch, ModelPruner
+from vit_ratio_opt.runs.devices import claim_device
 from vit_ratio_opt.runs.fit import check_fit, check_outputs
 from vit_ratio_opt.runs.images import calibration_batches
 from vit_ratio_opt.runs.journal import Journal
@@ -93,6 +94,7 @@ class SearchParts:
             calibration=self.options.calibration,
             seed=self.options.seed,
         )
+        self._follow_precision()
         if self.options.iterative:
             self.pruner.check_parents()
         self.curve: tuple[RatioPair, ...] = ()
@@ -139,6 +141,12 @@ class SearchParts:
         precision: Precision | None = getattr(self.trainer, "precision", None)
         return precision or precision_of(self.pruner.device)
 
+    def _follow_precision(self) -> None:
+        """Calibrate in the precision of evaluation where none was given; never in float16."""
+        if self.options.calibration.precision is None:
+            in_half = self.precision == "bfloat16"
+            self.pruner.use_precision("bfloat16" if in_half else "float32")
+
     def _checked(self, dense: ViT) -> ViT:
         """Return a dense model that fits the data and can be saved where models are kept."""
         dense = check_all_tokens(dense)
@@ -162,9 +170,9 @@ class SearchParts:
         make: Callable[..., ImageTrainer] = ImageTrainer
         if self.data.task == "features":
             make = partial(FeatureTrainer, self.dense)
-        return make(
-            self.data, training, device=run.device, precision=run.precision, ranks=run.ranks
-        )
+        ranks = run.ranks
+        device = claim_device(ranks.device if run.device is None and ranks else run.device)
+        return make(self.data, training, device=device, precision=run.precision, ranks=ranks)
 
     def _price(self, cost: Cost) -> None:
         budget = self.limit.share if isinstance(self.limit, Budget) else None

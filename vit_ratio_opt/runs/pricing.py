@@ -45,6 +45,7 @@ def measure_curves(
             batch=cost.batch,
             round_to=space.round_to,
             precision=precision,
+            is_compiled=cost.compiled,
         )
     curves = predict_latency(
         table,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from optuna.trial import BaseTrial, FrozenTrial, Trial
+from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trial import attribute, write_trial
@@ -13,7 +13,7 @@ from vit_ratio_opt.space.metric import Metric
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrainingDiverged
 
-__all__ = ["check_resumed", "copy_progress", "last_epoch", "next_seed", "pair_of"]
+__all__ = ["check_resumed", "copy_progress", "last_epoch", "next_seed", "pair_of", "spent_trials"]
 
 # What an interrupted trial has recorded before its training.
 _KNOWN = ("params", "blocks", "tokens", "parent_trial", "total_epochs")
@@ -79,6 +79,22 @@ def next_seed(
     trained = [trial for trial in finished if pair_of(trial) == pair]
     diverged = [trial for trial in trials if _has_diverged(trial) and pair_of(trial) == pair]
     return seed + len(trained) + len(diverged)
+
+
+def spent_trials(
+    seed: int, trials: list[FrozenTrial], finished: list[FrozenTrial]
+) -> list[FrozenTrial]:
+    """Return the ended trials from whose states no training will resume.
+
+    These are all but the failed ones whose pair's next training has their seed.
+    """
+
+    def may_resume(trial: FrozenTrial) -> bool:
+        following = next_seed(seed, pair_of(trial), trials, finished)
+        return trial.state == TrialState.FAIL and trial.user_attrs.get("seed") == following
+
+    ended = [trial for trial in trials if trial.state.is_finished()]
+    return [t for t in ended if "training_state" in t.user_attrs and not may_resume(t)]
 
 
 def pair_of(trial: FrozenTrial) -> RatioPair:

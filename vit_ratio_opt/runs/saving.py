@@ -33,7 +33,6 @@ class StateKeeper:
         journal: JournalProtocol,
         trial: BaseTrial,
         context: TrialContext,
-        *,
         seconds: float,
         epochs: int | None,
     ) -> None:

@@ -128,6 +128,8 @@ class SearchTask(SearchParts):
         if stored.precision is not None and not is_given:
             changes["precision"] = stored.precision
             changes["training_precision"] = stored.training_precision
+        if self.options.calibration.precision is None:
+            changes["calibration_precision"] = stored.calibration_precision
         hashed = stored.validation
         if self.data is not None and hashed is not None and self.data.has_fingerprint(hashed):
             changes["validation"] = hashed
@@ -137,6 +139,7 @@ class SearchTask(SearchParts):
         """Compute all attributes that a new study stores, in the order of writing."""
         shape, cost, metric = self.pruner.shape, self.space.cost, self.trainer.metric
         speedups = self._choose_precisions()
+        self._follow_precision()
         begins = self.first_pairs()
         attributes = {
             "settings": self.settings.to_json(),
@@ -209,7 +212,11 @@ class SearchTask(SearchParts):
             self.objective.dense_accuracy = record.dense.val_accuracy
 
     def use_precisions(self, settings: StudySettings) -> None:
-        """Train and evaluate in the precisions of a study; version 0.1.0 did not store them."""
+        """Calibrate, train and evaluate in the precisions of a study.
+
+        Version 0.1.0 did not store those of training and evaluation.
+        """
+        self.pruner.use_precision(cast(Any, settings.calibration_precision or "float32"))
         trainer = self.trainer
         if settings.precision is not None and isinstance(trainer, ImageTrainer):
             trainer.precision = cast(Precision, settings.precision)

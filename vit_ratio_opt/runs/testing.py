@@ -134,7 +134,9 @@ def _latency(study: Study, objective: PruningObjective, trial: FrozenTrial) -> d
     assert isinstance(cost, Latency)
     model = objective.journal.model_of(trial, study, pruner.dense).to(pruner.device)
     precision = getattr(objective.trainer, "precision", None)
-    taken = time_models([pruner.dense, model], batch=cost.batch, precision=precision)
+    taken = time_models(
+        [pruner.dense, model], batch=cost.batch, precision=precision, is_compiled=cost.compiled
+    )
     measured: dict[str, Any] = {
         name: round(1e3 * seconds, 4) for name, seconds in zip(names, taken, strict=True)
     }

@@ -16,6 +16,7 @@ from vit_ratio_opt.space.cost_table import CostTable
 from vit_ratio_opt.space.pairs import CostLabel
 from vit_ratio_opt.space.shape import ViTShape
 from vit_ratio_opt.space.units import StructuralUnits
+from vit_ratio_opt.utils.checks import check_flags
 
 __all__ = [
     "MACS",
@@ -131,6 +132,7 @@ class Latency(Cost):
         curves: The measured time by removed units: ``rest``, ``mhsa`` and ``ffn`` of
             :func:`vit_ratio_opt.latency.curves.predict_latency`, as a study stores them. None
             before they are measured.
+        compiled: Whether the blocks are compiled by ``torch.compile``, in the dense model too.
 
     Raises:
         InputError: ``batch`` is below 1.
@@ -138,6 +140,7 @@ class Latency(Cost):
 
     batch: int = 1
     curves: Mapping[str, Any] | None = field(default=None, hash=False, repr=False)
+    compiled: bool = field(default=False, kw_only=True)
     name: ClassVar[str] = "latency"
     word: ClassVar[str] = "latency"
     constraint: ClassVar[str] = "latency"
@@ -145,6 +148,7 @@ class Latency(Cost):
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise InputError(f"`latency_batch` must be at least 1, but got {self.batch!r}.")
+        check_flags(self, "compiled")
 
     def price(self, units: StructuralUnits) -> CostTable:
         """Return the predicted latency of every pair.
@@ -177,21 +181,26 @@ class Latency(Cost):
             )
 
 
-def cost_named(name: str, *, latency_batch: int = 1) -> Cost:
+def cost_named(name: str, *, latency_batch: int = 1, latency_compiled: bool = False) -> Cost:
     """Return the built-in cost with a name.
 
     Args:
         name: ``"macs"``, ``"params"`` or ``"latency"``.
         latency_batch: Images in the batch of the cost ``"latency"``; 1 for the other costs.
+        latency_compiled: Whether the models of the cost ``"latency"`` are compiled.
 
     Raises:
-        InputError: There is no such cost, or ``latency_batch`` does not go with it.
+        InputError: There is no such cost, or an option is for the cost ``"latency"``.
     """
     if name not in get_args(CostName):
         raise InputError(f"`cost` must be one of {get_args(CostName)}, but got {name!r}.")
-    latency = Latency(latency_batch)
-    if name != latency.name and latency_batch != 1:
-        raise InputError(f"`latency_batch` is for the cost 'latency', but the cost is {name!r}.")
+    latency = Latency(latency_batch, compiled=latency_compiled)
+    for option, is_given in (
+        ("latency_batch", latency_batch != 1),
+        ("latency_compiled", latency_compiled),
+    ):
+        if is_given and name != latency.name:
+            raise InputError(f"`{option}` is for the cost 'latency', but the cost is {name!r}.")
     return {cost.name: cost for cost in (MACS, PARAMS, latency)}[name]
 
 

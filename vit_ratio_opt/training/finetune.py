@@ -76,7 +76,7 @@ def finetune(
     if data.task == "features":
         teacher = _reference(data, teacher, mix, precisions.evaluation)
     elif isinstance(teacher, torch.Tensor):
-        _check_logits(teacher, data, is_changed=recipe.augment or mix is not None)
+        _check_logits(teacher, data, is_changed=bool(recipe.augment) or mix is not None)
     return Loop(model, data, recipe, context, teacher, mix, precisions, ranks).run()
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
+from vit_ratio_opt.data.augmentation import mix_or_cut
+from vit_ratio_opt.data.feed import to_device
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.device import has_float64, model_device, random_state_kept
@@ -62,9 +64,10 @@ class Loop:
         ranks: Ranks | None,
     ) -> None:
         self._model, self._data, self._recipe, self._context = model, data, recipe, context
-        self._mix, self._precisions = mix, precisions
+        self._precisions = precisions
         self._teacher = teacher.model if isinstance(teacher, Reference) else teacher
         self._device = model_device(model)
+        self._feed = data.train.feed(self._device)
         self._ranks = ranks = ranks or Ranks(0, 1, self._device)
         self._steps_per_epoch = math.ceil(len(data.train) / recipe.batch_size)
         self._steps = recipe.epochs * self._steps_per_epoch
@@ -85,6 +88,10 @@ class Loop:
         if ranks.size > 1:
             self._augmentation = torch.Generator().manual_seed(context.seed + ranks.rank)
         self._polls = Polls(ranks)
+        has_classes = reference is None and data.task in ("single-label", "multi-label")
+        if mix is None and recipe.augment == "strong" and has_classes:
+            mix = mix_or_cut(len(data.classes), self._augmentation)
+        self._mix = mix
         self._step = 0
         self._accuracy: float | None = None
         self._loss_sum = torch.zeros(
@@ -189,11 +196,11 @@ class Loop:
         wholes = torch.split(order, self._recipe.batch_size)[done:]
         # A process without an image of a batch takes any one; its loss has no weight.
         owns = [own if len(own := self._ranks.share(whole)) else whole[:1] for whole in wholes]
-        decoded = train.subset(torch.cat(owns)).batches(len(owns[0]))
+        batches = self._feed.batches(owns)
         for whole, own in zip(wholes, owns, strict=True):
             self._save_or_stop()
             with self._context.clock("data"):
-                batch = self._batch(*next(decoded), whole=whole, own=own)
+                batch = self._batch(*next(batches), whole=whole, own=own)
             yield batch
 
     def _batch(
@@ -204,18 +211,16 @@ class Loop:
         whole: torch.Tensor,
         own: torch.Tensor,
     ) -> Batch:
-        """Return a batch on the device, augmented, normalised and mixed."""
-        images = images.to(self._device, non_blocking=True)
-        labels = labels.to(self._device, non_blocking=True)
+        """Return a batch, augmented, normalised and mixed."""
         if self._recipe.augment:
-            images = self._data.augment(images, self._augmentation)
+            images = self._data.augment(images, self._augmentation, self._recipe.augment)
         images, targets = self._data.normalise(images), labels
         if self._mix is not None:
             images, targets = self._mix(images, labels)
         has_teacher = self._recipe.distillation or self._reference is not None
         teacher = self._teacher if has_teacher else None
         if isinstance(teacher, torch.Tensor):
-            teacher = teacher[own].to(self._device, non_blocking=True)
+            teacher = to_device(teacher[own], self._device)
         # Each part's loss is a mean, and the processes' gradients are averaged.
         weight = len(self._ranks.share(whole)) * self._ranks.size / len(whole)
         return Batch(images, labels, targets, len(whole), teacher, weight)

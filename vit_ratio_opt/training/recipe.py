@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from vit_ratio_opt.data.task import Augmentation
 from vit_ratio_opt.errors import InputError
 
 __all__ = ["CUSTOM", "Recipe"]
@@ -49,8 +50,14 @@ class Recipe:
             :data:`~vit_ratio_opt.training.metrics.MEASURES`, a :class:`~vit_ratio_opt.Measure`, or
             an object of torchmetrics. By default the accuracy, the mean average precision of
             several labels, or the mean absolute error of a regression.
-        augment: Whether training images are shifted and mirrored. Meant for training from scratch:
-            in the few epochs after pruning it lowered the accuracy in every measurement.
+        augment: How training images are changed at random. Meant for many epochs: in the few
+            epochs after pruning it lowered the accuracy in every measurement.
+
+            - True: shifted by up to an eighth, and mirrored.
+            - ``"crop"``: a random part, enlarged to the whole, and mirrored; images of at most 64
+              pixels as by True.
+            - ``"strong"``: as ``"crop"``, and RandAugment, Random Erasing, and MixUp or CutMix in
+              each batch, with DeiT's values (Touvron 2021).
 
     Raises:
         InputError: A value is out of range.
@@ -68,7 +75,7 @@ class Recipe:
     layer_decay: float = 1.0
     drop_path: float = 0.0
     teacher_labels: Literal["soft", "hard"] = "soft"
-    augment: bool = False
+    augment: bool | Augmentation = False
     label_smoothing: float = 0.0
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None
     metric: Any = None
@@ -83,6 +90,10 @@ class Recipe:
             "clip_norm": (self.clip_norm > 0, "above 0"),
             "distillation": (0 <= self.distillation <= 1, "in [0, 1]"),
             "ema": (0 <= self.ema < 1, "in [0, 1)"),
+            "augment": (
+                self.augment in (False, True, *get_args(Augmentation)),
+                "True, False, 'crop' or 'strong'",
+            ),
             "layer_decay": (0 < self.layer_decay <= 1, "in (0, 1]"),
             "drop_path": (0 <= self.drop_path < 1, "in [0, 1)"),
             "teacher_labels": (self.teacher_labels in ("soft", "hard"), "'soft' or 'hard'"),
