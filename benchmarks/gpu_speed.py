@@ -11,6 +11,7 @@ import timm
 from gpu_dense import MODEL, Training
 from gpu_pruned import Task
 from loop import measure_loops
+from prune_time import measure_trials
 from speed import BATCHES, EFFORT, Contender, Mode, contenders, measure_speed
 
 from vit_ratio_opt.latency.timing import TimingEffort
@@ -73,8 +74,14 @@ def loop(*, rehearse: bool) -> Iterator[Task]:
         batch = sizes[name]
         return measure_loops(_model(name), batch=batch, precision=precision, fused=True, **how)
 
+    def prune(name: str) -> dict[str, Any]:
+        measured = measure_trials(_model(name), 16 if rehearse else 512, precision)
+        return {"precision": precision, "pruning": measured}
+
     for name in sizes:
         yield {"model": name, "measured": "images a second"}, partial(race, name)
+    for name in sizes:
+        yield {"model": name, "measured": "seconds of pruning"}, partial(prune, name)
 
 
 def _model(name: str) -> ViT:

@@ -343,6 +343,7 @@ class PruningObjective:
             "artifact": artifact,
             "precision": getattr(self.trainer, "precision", None),
             "training_precision": getattr(self.trainer, "training_precision", None),
+            "calibration_precision": getattr(self.pruner, "precision", None),
         }
         layers = layers_of(model.train())  # as a new model is, on which frameworks rely
         keeper = StateKeeper(self.journal, trial, context, self.state_every, self._epochs)

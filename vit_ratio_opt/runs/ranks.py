@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.pruning.pruner import ModelPruner
 from vit_ratio_opt.runs.lineage import fetch_state
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.signals import stop_on_signals
@@ -43,6 +44,8 @@ def _train(
     for name in ("precision", "training_precision"):
         if job[name] is not None:  # rank 0 has it from the study
             setattr(objective.trainer, name, job[name])
+    if job["calibration_precision"] is not None:
+        cast(ModelPruner, objective.pruner).use_precision(job["calibration_precision"])
     model = objective.pruner.rebuild(pair, job["blocks"])
     with TemporaryDirectory() as folder:
         state = None
