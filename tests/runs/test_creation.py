@@ -178,6 +178,23 @@ def test_a_worker_takes_the_precision_of_the_study(make):
         make(precision="int8")
 
 
+def test_a_worker_takes_the_sizes_of_the_study_whatever_its_device_prefers(make, monkeypatch):
+    storage, prefers = InMemoryStorage(), "vit_ratio_opt.runs.pricing.usual_round_to"
+    first = make()
+    study = create(first, storage)
+    assert study.user_attrs["settings"]["round_to"] == 1  # as of studies before there was "auto"
+    monkeypatch.setattr(prefers, lambda shape, device, precision: 4)
+    joining = make()
+    assert joining.settings.round_to == 4
+    assert len(joining.space.ffn_ratios) < len(first.space.ffn_ratios)
+    create(joining, storage)
+    assert joining.settings == first.settings
+    assert (joining.curve, joining.baseline) == (first.curve, first.baseline)
+    with pytest.raises(InputError, match="round_to is 1, not 2"):
+        create(make(round_to=2), storage)
+    assert create(make(), storage, "t").user_attrs["settings"]["round_to"] == 4
+
+
 def test_the_precision_is_that_of_training_and_evaluation(make):
     trial = {"mhsa_ratio": 0.5, "ffn_ratio": 0.5}
     recipe = Recipe(epochs=1, batch_size=512)

@@ -453,3 +453,27 @@ def test_accuracies_may_be_fractions(pruner):
         found.append((pairs_of(study), candidate.pair, round(candidate.error / unit, 9)))
     assert found[0] == found[1]
     assert 0 < found[0][2] < 0.01
+
+
+def test_own_style_refuses_a_study_of_other_sizes_and_keeps_an_earlier_one(monkeypatch):
+    images = [torch.randn(4, 1, 8, 8)]
+
+    def suggest(study, **options):
+        return vro.Pruner(make_dense(), images, **options).suggest(study.ask(), LIMIT)
+
+    def study_of(pruner):
+        sampler = vro.BinarySearchSampler(pruner.space, LIMIT)
+        return optuna.create_study(direction="maximize", sampler=sampler)
+
+    study = study_of(vro.Pruner(make_dense(), images))
+    suggest(study)
+    assert study.user_attrs["round_to"] == 1
+    monkeypatch.setattr("vit_ratio_opt.pruning.pruner.usual_round_to", lambda shape, device: 4)
+    with pytest.raises(InputError, match=r"multiples of 1, but here they are of 4: give that"):
+        suggest(study)
+    suggest(study, pruning=vro.Structural(round_to=1))
+    earlier = study_of(vro.Pruner(make_dense(), images, pruning=vro.Structural(round_to=2)))
+    earlier.set_user_attr("dense", {"macs": 1, "params": 1})  # stored no number
+    suggest(earlier, pruning=vro.Structural(round_to=2))
+    with pytest.raises(InputError, match=r"multiples of 1, but here they are of 4"):
+        suggest(earlier)

@@ -18,6 +18,7 @@ from vit_ratio_opt.search.limits import Tolerance
 
 __all__ = [
     "LONGEST_SECONDS",
+    "NumberOrAuto",
     "Panel",
     "check_confidence",
     "check_finite",
@@ -43,6 +44,12 @@ class Panel(str, Enum):
     STUDY = "Study"
     WORKERS = "Workers"
     OUTPUT = "Output"
+
+
+class NumberOrAuto(str):
+    """A number as a text, or ``"auto"``; a TOML file may have the number itself."""
+
+    __slots__ = ()
 
 
 LONGEST_SECONDS = 31_536_000

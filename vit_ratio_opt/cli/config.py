@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import typer
 from optuna.study import Study
 
+from vit_ratio_opt.cli.command import NumberOrAuto
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.utils.text import shorten
 
@@ -29,7 +30,10 @@ _ATTRIBUTE = "config"
 
 # The second one on the command line replaces the first one in the file.
 _ALTERNATIVES = {"budget": "tolerance", "tolerance": "budget", "confidence": "budget"}
-_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
+_WORDS = {
+    **{bool: "true or false", int: "an integer", float: "a number", str: "a text"},
+    NumberOrAuto: 'a number or "auto"',
+}
 
 
 def read_config(path: Path, options: type) -> dict[str, Any]:
@@ -146,7 +150,8 @@ def _fits(value: Any, kind: type) -> bool:
     """Return whether a TOML value is of a type; integers are numbers, booleans are not."""
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+    kinds = {float: (int, float), NumberOrAuto: (int, float, str)}
+    return isinstance(value, kinds.get(kind, kind))
 
 
 def _unknown_key(path: Path, key: str, known: list[str]) -> str:

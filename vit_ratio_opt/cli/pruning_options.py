@@ -5,12 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from vit_ratio_opt.cli.command import Panel, check_text, option
+import typer
+
+from vit_ratio_opt.cli.command import NumberOrAuto, Panel, check_text, option
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.pruning.options import Pruning, pruning_options
 from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule
+from vit_ratio_opt.utils.text import shorten
 
 __all__ = ["PruningOptions", "chosen_pruning"]
+
+
+_MOST = 65_536
+_AUTO = NumberOrAuto("auto")
+
+
+def _parse_round_to(text: str) -> NumberOrAuto:
+    if text != "auto" and not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MOST):
+        raise typer.BadParameter(f"{shorten(text)!r} is neither auto nor in 1 to {_MOST}.")
+    return NumberOrAuto(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +62,15 @@ class PruningOptions:
         ),
     ] = True
     round_to: Annotated[
-        int,
+        NumberOrAuto,
         option(
             Panel.PRUNING,
-            "Number of which all ranks and hidden sizes are multiples, for fast kernels.",
-            min=1,
-            max=65_536,
+            "Number of which all ranks and hidden sizes are multiples, for fast kernels. auto: 8 "
+            "on CUDA, 1 on a CPU, and what is measured to be fast where the latency is limited.",
+            parser=_parse_round_to,
+            metavar="INTEGER|auto",
         ),
-    ] = 1
+    ] = _AUTO
     skip: Annotated[
         str | None,
         option(
@@ -89,7 +103,7 @@ def chosen_pruning(options: PruningOptions) -> Pruning:
         rule=rules[options.cascade],
         unit=options.mhsa_unit,
         repair=options.repair,
-        round_to=options.round_to,
+        round_to="auto" if options.round_to == "auto" else int(options.round_to),
         skip=_names(options.skip),
         bounds=_bounds(options.bounds),
     )

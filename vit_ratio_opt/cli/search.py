@@ -157,7 +157,8 @@ def _check_budget(options: SearchCommandOptions, dense: Any) -> None:
     cost, pruning = cost_named(options.cost), chosen_pruning(options)
     assert isinstance(pruning, Structural)
     bounds = resolve_bounds(dense, pruning.skip, pruning.bounds)
-    space = StructuralSpace(shape_of(dense), pruning.unit, pruning.round_to, cost, bounds=bounds)
+    round_to = 1 if pruning.round_to == "auto" else pruning.round_to  # not known yet
+    space = StructuralSpace(shape_of(dense), pruning.unit, round_to, cost, bounds=bounds)
     check_budget(space, options.budget)
     if options.fixed_ratio:
         fixed_ratio_pair(space, options.budget)

@@ -1,4 +1,4 @@
-"""Keep latency tables on disk for all studies of a machine."""
+"""Keep latency tables and fast sizes on disk for all studies of a machine."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from vit_ratio_opt.latency.steps import fastest_step
 from vit_ratio_opt.latency.table import LatencyTable, measure_latency, timing_conditions
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import Precision
+from vit_ratio_opt.pruning.rounding import STEPS
 from vit_ratio_opt.utils.caching import read_or_compute
 from vit_ratio_opt.utils.files import replacing
 
-__all__ = ["cached_latency"]
+__all__ = ["cached_latency", "cached_step"]
 
 _logger = logging.getLogger(f"optuna.{__name__}")
-# Change it when the measurement or the file changes.
-_VERSION = "latency-3"
+# Change them when the measurement or the file changes.
+_VERSION, _STEP_VERSION = "latency-3", "step-1"
 # A table with a larger median relative error is not kept.
 _MAX_ERROR = 0.1
 
@@ -49,14 +51,58 @@ def cached_latency(
         **{"batch": batch, "round_to": round_to, "precision": precision},
         "is_compiled": is_compiled,
     }
-    known = json.dumps([timing_conditions(model, **how), _processor()], sort_keys=True)
-    key = hashlib.sha256(f"{_VERSION} {known}".encode()).hexdigest()
+    key = _key(_VERSION, model, how)
     return read_or_compute(
         folder / f"{key[:32]}.json",
         read=lambda path: _read(path, key),
         compute=lambda: measure_latency(model, **how),
         write=lambda table, path: _write(table, path, key),
     )
+
+
+def cached_step(
+    model: ViT,
+    folder: Path,
+    *,
+    least: int,
+    batch: int = 1,
+    precision: Precision | None = None,
+    is_compiled: bool = False,
+) -> int:
+    """Return :func:`~vit_ratio_opt.latency.steps.fastest_step`, read where it is stored.
+
+    Args:
+        model: Model without a cascade; only the sizes of its weights count.
+        folder: Folder of the files, for any number of models and devices.
+        least: Smallest number that is returned.
+        batch: Images in a batch.
+        precision: Precision of weights and activations; the usual one of the device by default.
+        is_compiled: Whether the blocks of the models are compiled.
+    """
+    how: dict[str, Any] = {"batch": batch, "precision": precision, "is_compiled": is_compiled}
+    key = _key(_STEP_VERSION, model, {**how, "round_to": least})
+
+    def write(step: int, path: Path) -> None:
+        with replacing(path) as partial:
+            partial.write_text(json.dumps({"key": key, "step": step}))
+
+    def read(path: Path) -> int:
+        stored = json.loads(path.read_text())
+        if stored["key"] != key or stored["step"] not in {*STEPS, least}:
+            raise ValueError("it is of another model or device")
+        return int(stored["step"])
+
+    return read_or_compute(
+        folder / f"{key[:32]}.json",
+        read=read,
+        compute=lambda: fastest_step(model, least=least, **how),
+        write=write,
+    )
+
+
+def _key(version: str, model: ViT, how: dict[str, Any]) -> str:
+    known = json.dumps([timing_conditions(model, **how), _processor()], sort_keys=True)
+    return hashlib.sha256(f"{version} {known}".encode()).hexdigest()
 
 
 def _read(path: Path, key: str) -> LatencyTable:

@@ -27,12 +27,17 @@ __all__ = [
     "CalibrationOptions",
     "CalibrationPrecision",
     "Pruning",
+    "RoundTo",
     "Structural",
     "Tokens",
     "check_allocation",
     "check_bounds",
+    "check_round_to",
     "pruning_options",
 ]
+
+RoundTo: TypeAlias = int | Literal["auto"]
+"""Number of which sizes are multiples, or ``"auto"``: the one that fits the device."""
 
 Allocation = Literal["global", "energy", "uniform"]
 """How a ratio is allocated across blocks, see :func:`vit_ratio_opt.prune`."""
@@ -53,7 +58,8 @@ class Structural:
             :func:`vit_ratio_opt.repair`.
         allocation: How each ratio is allocated across blocks, see :func:`vit_ratio_opt.prune`.
         round_to: Ranks and neurons left in a block are multiples of this; ratios count in such
-            steps.
+            steps. ``"auto"`` is what the device computes fast, see
+            :func:`vit_ratio_opt.pruning.rounding.usual_round_to`; a study stores the number.
         criterion: Function ``(model, batches) -> Importance`` that scores heads and neurons, with
             ``unit="head"`` only; by default :func:`vit_ratio_opt.taylor_importance`. A study
             stores its name.
@@ -69,7 +75,7 @@ class Structural:
     unit: MhsaUnit = "rank"
     repair: bool = True
     allocation: Allocation = "global"
-    round_to: int = 1
+    round_to: RoundTo = "auto"
     criterion: Criterion | None = None
     skip: tuple[str, ...] = ()
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
@@ -81,7 +87,7 @@ class Structural:
         if self.unit not in get_args(MhsaUnit):
             raise InputError(f"`mhsa_unit` must be 'head' or 'rank', but got {self.unit!r}.")
         check_allocation(self.allocation)
-        object.__setattr__(self, "round_to", check_count("round_to", self.round_to))
+        object.__setattr__(self, "round_to", check_round_to(self.round_to))
         check_flags(self, "repair")
         if self.criterion is None:
             return
@@ -144,7 +150,8 @@ class Both:
         rule: Rule that chooses the patches to leave out in each block.
         repair: Whether ``proj`` and ``fc2`` are refitted after pruning, see
             :func:`vit_ratio_opt.repair`.
-        round_to: Ranks and neurons left in a block are multiples of this.
+        round_to: Ranks and neurons left in a block are multiples of this; ``"auto"`` as in
+            :class:`Structural`.
         by_cascade: Share of the saving, in logarithms, that leaving out patches brings, in [0, 1];
             see :class:`~vit_ratio_opt.space.both.Combined`.
         ranges: How far the attention of each block reaches, for a rule that depends on it;
@@ -156,7 +163,7 @@ class Both:
 
     rule: CascadeRule = LATE
     repair: bool = True
-    round_to: int = 1
+    round_to: RoundTo = "auto"
     by_cascade: float = 0.05
     ranges: tuple[float, ...] | None = None
 
@@ -164,7 +171,7 @@ class Both:
         _check_rule(self.rule)
         if self.rule.heads:
             raise InputError("A rule with `heads` is for the strategy 'cascade' only.")
-        object.__setattr__(self, "round_to", check_count("round_to", self.round_to))
+        object.__setattr__(self, "round_to", check_round_to(self.round_to))
         check_flags(self, "repair")
         by_cascade = check_number("by_cascade", self.by_cascade, "in [0, 1]", least=0, most=1)
         object.__setattr__(self, "by_cascade", by_cascade)
@@ -281,6 +288,15 @@ def check_allocation(allocation: str) -> None:
         raise InputError(
             f"`allocation` must be 'global', 'energy' or 'uniform', but got {allocation!r}."
         )
+
+
+def check_round_to(round_to: object) -> RoundTo:
+    """Return a number of which sizes are multiples, or ``"auto"``.
+
+    Raises:
+        InputError: It is neither ``"auto"`` nor an integer of at least 1.
+    """
+    return "auto" if round_to == "auto" else check_count("round_to", round_to)
 
 
 def check_bounds(skip: object, bounds: object) -> None:

@@ -41,6 +41,7 @@ from vit_ratio_opt.pruning.options import (
 )
 from vit_ratio_opt.pruning.prune import prune_ranks, prune_to_macs, prune_units
 from vit_ratio_opt.pruning.reconstruct import repair
+from vit_ratio_opt.pruning.rounding import usual_round_to
 from vit_ratio_opt.pruning.sizes import expected_losses
 from vit_ratio_opt.pruning.survey import AttentionSurvey, keep_heads, survey_attention
 from vit_ratio_opt.space.both import Combined
@@ -78,6 +79,8 @@ class ModelPruner:
     Attributes:
         space: Search space: all pairs of ratios, with their costs.
         shape: Sizes of the dense model.
+        round_to: Number of which ranks and neurons left in a block are multiples.
+        is_round_to_given: Whether ``pruning`` has a number of which sizes are multiples.
         precision: Precision of the passes of calibration and repair.
 
     Raises:
@@ -96,12 +99,14 @@ class ModelPruner:
         seed: int = 0,
     ) -> None:
         self.dense = dense
+        self.shape = shape_of(dense)
         self.pruning = Structural() if pruning is None else pruning
+        self.is_round_to_given = getattr(self.pruning, "round_to", 1) != "auto"
+        self.round_to = self._chosen_round_to()
         self.calibration_options = calibration or CalibrationOptions()
         self.precision: CalibrationPrecision = self.calibration_options.precision or "float32"
         self.seed = seed
         self._images = images
-        self.shape = shape_of(dense)
         if isinstance(self.pruning, (Tokens, Both)):
             check_cascade(dense)
         if self.shape.all_heads and self._unit == "head":
@@ -120,12 +125,20 @@ class ModelPruner:
             for name in ("calibration", "_expected_losses"):
                 vars(self).pop(name, None)
 
-    def price(self, cost: Cost) -> None:
+    def price(self, cost: Cost, *, round_to: int | None = None) -> None:
         """Replace the cost of the search space, for example by a measured latency.
+
+        Args:
+            cost: Cost of the pairs.
+            round_to: Number of which sizes are multiples from now on, such as that of a study;
+                it has no effect where the caller of the constructor has given one.
 
         Raises:
             InputError: The cost does not go with what is pruned, or is of another model.
         """
+        if round_to is not None and not self.is_round_to_given:
+            self.round_to = round_to
+            vars(self).pop("_expected_losses", None)
         self.space = self._space(cost)
 
     def prune(self, pair: RatioPair | Sequence[float], parent: ViT | None = None) -> ViT:
@@ -200,7 +213,7 @@ class ModelPruner:
             "mhsa_unit": self._unit,
             "repair": not isinstance(self.pruning, Both | Structural) or self.pruning.repair,
             "allocation": self.allocation,
-            "round_to": self._round_to,
+            "round_to": self.round_to,
             "bounds": named_bounds(self.dense, self._bounds) or None,
             "criterion": getattr(self.pruning, "criterion_name", None),
             "calibration_images": self.calibration_options.images,
@@ -282,9 +295,11 @@ class ModelPruner:
     def _unit(self) -> MhsaUnit:
         return self.pruning.unit if isinstance(self.pruning, Structural) else "rank"
 
-    @property
-    def _round_to(self) -> int:
-        return 1 if isinstance(self.pruning, Tokens) else self.pruning.round_to
+    def _chosen_round_to(self) -> int:
+        if isinstance(self.pruning, Tokens):
+            return 1
+        given = self.pruning.round_to
+        return usual_round_to(self.shape, self.device) if given == "auto" else given
 
     @cached_property
     def _bounds(self) -> tuple[BlockBounds, ...]:
@@ -311,7 +326,7 @@ class ModelPruner:
         cost.check(strategy=self.pruning.name)
         if isinstance(self.pruning, Structural):
             return StructuralSpace(
-                self.shape, self.pruning.unit, self.pruning.round_to, cost, bounds=self._bounds
+                self.shape, self.pruning.unit, self.round_to, cost, bounds=self._bounds
             )
         rule, ranges = self.pruning.rule, self.pruning.ranges
         if ranges is None:
@@ -319,7 +334,7 @@ class ModelPruner:
         tokens = TokenSpace(self.shape, rule, tuple(ranges), reads_prefix_only(self.dense))
         if isinstance(self.pruning, Tokens):
             return tokens
-        return Combined(tokens, self.pruning.by_cascade, self.pruning.round_to)
+        return Combined(tokens, self.pruning.by_cascade, self.round_to)
 
     def _cut(self, start: ViT, pair: RatioPair) -> ViT:
         """Return ``start`` with fewer heads, ranks and neurons."""
@@ -332,13 +347,13 @@ class ModelPruner:
         if isinstance(self.space, Combined):
             assert known is not None
             limits, tokens = self.space.module_macs(pair), self.space.tokens(pair)
-            return prune_to_macs(start, *limits, tokens, known, round_to=self._round_to)
+            return prune_to_macs(start, *limits, tokens, known, round_to=self.round_to)
         assert isinstance(self.space, StructuralSpace)
         units, neurons = self.space.removed(pair)
         neurons -= self.shape.neurons - now.neurons
         how: dict[str, Any] = {
             "allocation": self.allocation,
-            "round_to": self._round_to,
+            "round_to": self.round_to,
             "bounds": self._bounds,
         }
         if known is not None:

@@ -91,6 +91,7 @@ _OTHERS: dict[str, Any] = {
     "saved": dict[str, _Pairs] | None,
     "dense_full_test_accuracy": float,
     "config": str,
+    "round_to": int,
 }
 _REQUIRED = ("dense", "versions", "device")
 

@@ -79,6 +79,8 @@ class StudyRecord:
         origin: Places of the dense model, the images and the folders.
         bfloat16_speedup: How many times as fast as in float32 the dense model was in bfloat16, in
             ``evaluation`` and ``training``, where the study chose the precision by timing it.
+        round_to: Number of which sizes are multiples, in a study of a custom objective; the
+            settings have it otherwise.
         latency: Curves of the predicted latency, where the cost is the latency.
         plan: The search as JSON values, of which the answer is computed.
         saved: Cost that each ratio saves.
@@ -104,6 +106,7 @@ class StudyRecord:
     device: str | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     bfloat16_speedup: dict[str, float] = field(default_factory=dict)
+    round_to: int | None = None
     latency: dict[str, Any] | None = None
     plan: dict[str, Any] | None = None
     saved: dict[str, Any] | None = None
@@ -323,7 +326,7 @@ def _record(
         metric = metric_from_json(attributes["metric"])
     names = (
         *("versions", "device", "origin", "latency", "plan", "saved", "tested", "per_class"),
-        *("probes", "config", "bfloat16_speedup"),
+        *("probes", "config", "bfloat16_speedup", "round_to"),
     )
     return StudyRecord(
         name=name,

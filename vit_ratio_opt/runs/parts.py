@@ -23,7 +23,7 @@ from vit_ratio_opt.runs.images import calibration_batches
 from vit_ratio_opt.runs.journal import Journal
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.options import RunOptions, SearchOptions
-from vit_ratio_opt.runs.pricing import measure_curves
+from vit_ratio_opt.runs.pricing import measure_curves, round_to_of
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.costs import MACS, Cost, Latency, cost_named
 from vit_ratio_opt.space.curve import curve_and_baseline, fixed_ratio_pair
@@ -90,7 +90,7 @@ class SearchParts:
             self.dense,
             self._calibration_batches if isinstance(data, ImageData) else data,
             pruning=pruning,
-            cost=MACS if isinstance(self.cost, Latency) else self.cost,
+            cost=self._counted,
             calibration=self.options.calibration,
             seed=self.options.seed,
         )
@@ -99,7 +99,7 @@ class SearchParts:
             self.pruner.check_parents()
         self.curve: tuple[RatioPair, ...] = ()
         self.baseline: RatioPair | None = None
-        self._price(self.cost)
+        self._fit_space()
         self.journal = Journal(self.run_options.checkpoints, self.run_options.artifacts)
         self.objective = PruningObjective(
             self.pruner,
@@ -174,14 +174,26 @@ class SearchParts:
         device = claim_device(ranks.device if run.device is None and ranks else run.device)
         return make(self.data, training, device=device, precision=run.precision, ranks=ranks)
 
-    def _price(self, cost: Cost) -> None:
+    @property
+    def _counted(self) -> Cost:
+        """Return the cost that is known before anything is measured."""
+        return MACS if isinstance(self.cost, Latency) else self.cost
+
+    def _fit_space(self) -> None:
+        """Choose the number of which sizes are multiples, if none was given; price pairs."""
+        shown = self.run_options.progress
+        round_to = round_to_of(self.cost, self.pruner, self.precision, progress=shown)
+        self.pruner.price(self._counted, round_to=round_to)
+        self._price(self.cost)
+
+    def _price(self, cost: Cost, *, round_to: int | None = None) -> None:
         budget = self.limit.share if isinstance(self.limit, Budget) else None
         if isinstance(cost, Latency) and cost.curves is None:
             shown = self.run_options.progress
             cost = measure_curves(
                 cost, self.pruner, budget=budget, precision=self.precision, progress=shown
             )
-        self.pruner.price(cost)
+        self.pruner.price(cost, round_to=round_to)
         if budget is None:
             return
         if self.options.fixed_ratio:

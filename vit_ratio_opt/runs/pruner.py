@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from typing import Any
 
 import optuna
 from optuna.study import Study
 from optuna.trial import BaseTrial
 
+from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.copies import copy_for_training
 from vit_ratio_opt.models.shape import check_all_tokens, shape_of
@@ -17,6 +19,7 @@ from vit_ratio_opt.pruning.pruner import Batch, ModelPruner
 from vit_ratio_opt.records.labels import CostRecord
 from vit_ratio_opt.records.study import write_study
 from vit_ratio_opt.records.trial import write_trial
+from vit_ratio_opt.records.typed import shorten_repr
 from vit_ratio_opt.runs.outcome import record_cost, record_sizes, trial_value
 from vit_ratio_opt.runs.suggest import suggest_pair
 from vit_ratio_opt.search.direction import check_direction
@@ -129,8 +132,14 @@ class Pruner(ModelPruner):
         return trial_value(trial, limit, metric, value=value, loss=loss, cost_ratio=cost_ratio)
 
     def _describe_study(self, study: Study) -> None:
-        """Record the sizes and costs of the dense model in the study, once."""
-        if "dense" in study.user_attrs:
+        """Record the sizes and costs of the dense model in the study, once.
+
+        Raises:
+            InputError: The study prunes to multiples of another number.
+        """
+        stored = study.user_attrs
+        if "dense" in stored:
+            self._check_round_to(study.study_name, stored)
             return
         shape = self.shape
         sizes = {"blocks": shape.block_sizes, "tokens": shape.tokens}
@@ -138,7 +147,19 @@ class Pruner(ModelPruner):
             study,
             cost=asdict(CostRecord.of(self.space.cost)),
             dense={"macs": shape.macs, "params": shape.params, **sizes},
+            round_to=self.round_to,
         )
+
+    def _check_round_to(self, study_name: str, attributes: Mapping[str, Any]) -> None:
+        """Refuse a study of other sizes: earlier versions stored none, and had 1 by default."""
+        earlier = self.round_to if self.is_round_to_given else 1
+        stored = attributes.get("round_to", earlier)
+        if stored != self.round_to:
+            raise InputError(
+                f"Study {study_name!r} prunes to multiples of {shorten_repr(stored)}, but "
+                f"here they are of {self.round_to}: give that number, as in "
+                "`pruning=vro.Structural(round_to=...)`."
+            )
 
 
 def _metric_of(trial: BaseTrial, given: Metric | None) -> Metric:

@@ -26,7 +26,7 @@ from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.search.noise import UNKNOWN_NOISE, Noise, accuracy_noise, seed_noise
 from vit_ratio_opt.search.tolerance import ToleranceSearch
-from vit_ratio_opt.space.costs import Latency
+from vit_ratio_opt.space.costs import Cost, Latency
 from vit_ratio_opt.space.curve import budget_curve, cost_saved, smallest_cost_ratio
 from vit_ratio_opt.space.metric import ACCURACY
 from vit_ratio_opt.space.pairs import RatioPair
@@ -120,14 +120,16 @@ class SearchTask(SearchParts):
     def settings_for(self, stored: StudySettings) -> StudySettings:
         """Return the settings that this search has in a study with stored ones.
 
-        The study decides the precisions where none was given, and which of the two hashes of the
-        validation split is compared.
+        The study decides the precisions and the number of which sizes are multiples where none
+        was given, and which of the two hashes of the validation split is compared.
         """
         changes: dict[str, Any] = {}
         is_given = getattr(self.trainer, "is_precision_given", True)
         if stored.precision is not None and not is_given:
             changes["precision"] = stored.precision
             changes["training_precision"] = stored.training_precision
+        if not self.pruner.is_round_to_given:
+            changes["round_to"] = stored.round_to
         if self.options.calibration.precision is None:
             changes["calibration_precision"] = stored.calibration_precision
         hashed = stored.validation
@@ -200,14 +202,17 @@ class SearchTask(SearchParts):
         self.journal.mark_folders()
 
     def _adopt_measured(self, record: StudyRecord) -> None:
-        """Adopt precisions, latency and dense accuracy of a study.
+        """Adopt precisions, latency, dense accuracy, and what sizes are multiples of.
 
-        Another machine may measure another accuracy or latency, and would then search other pairs.
+        Another machine may measure others, and would then search other pairs.
         """
         self.use_precisions(self.settings_for(record.settings))
         cost, latency = self.space.cost, record.latency
-        if isinstance(cost, Latency) and latency is not None and latency != cost.curves:
-            self._price(replace(cost, curves=latency))
+        if isinstance(cost, Latency) and latency is not None:
+            cost = replace(cost, curves=latency)
+        round_to = self.settings_for(record.settings).round_to
+        if cost != self.space.cost or round_to != self.pruner.round_to:
+            self._price(cast(Cost, cost), round_to=round_to)
         if record.dense.val_accuracy is not None:
             self.objective.dense_accuracy = record.dense.val_accuracy
 
