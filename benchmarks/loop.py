@@ -134,7 +134,7 @@ def measure_loops(
         fused: Whether the bare loop has a fused AdamW.
         automatic: Whether the built-in loop in a new study's precisions races itself instead.
     """
-    data, recipe = random_images(dense, batch * steps), Recipe(batch_size=batch)
+    data, recipe = random_images(dense, batch * steps), Recipe(batch_size=batch, lr=1e-3)
     logits = predict(dense, data, data.train, precision=precision)
     own, bare = copy.deepcopy(dense), copy.deepcopy(dense)
     chosen, measured = choose_precisions(dense, data) if automatic else (precision, {})

@@ -137,7 +137,7 @@ def main(
     final_images: Annotated[
         int, typer.Option(min=1, help="Training images of an epoch of the answer.")
     ] = 25_600,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of both.")] = Recipe.lr,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of both.")] = 1e-3,
     distillation: Annotated[
         float, typer.Option(min=0, max=1, help="Weight of the dense model's labels in both.")
     ] = Recipe.distillation,

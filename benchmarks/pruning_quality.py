@@ -101,8 +101,8 @@ RECIPES: dict[str, Callable[[Recipe], Recipe]] = {
     "all-distillation": lambda recipe: replace(recipe, distillation=1.0),
     "ema": lambda recipe: replace(recipe, ema=0.99),
     "layer-decay": lambda recipe: replace(recipe, layer_decay=0.8),
-    "half-lr": lambda recipe: replace(recipe, lr=recipe.lr / 2),
-    "double-lr": lambda recipe: replace(recipe, lr=recipe.lr * 2),
+    "half-lr": lambda recipe: replace(recipe, lr=recipe.peak_lr / 2),
+    "double-lr": lambda recipe: replace(recipe, lr=recipe.peak_lr * 2),
     "augmentation": lambda recipe: replace(recipe, augment=True),
 }
 
@@ -139,7 +139,7 @@ def main(
     model = load_dense(checkpoint)
     images = joined(load_images(data, train_images))
     # That of the study on the same images.
-    recipe = Recipe(epochs=epochs, batch_size=128 if data else 64)
+    recipe = Recipe(epochs=epochs, batch_size=128 if data else 64, lr=1e-3)
     methods = method or (["ours", *PARTS, *RECIPES] if ablation else list(METHODS))
     unknown = sorted(set(methods) - {*METHODS, *PARTS, *RECIPES})
     if unknown:

@@ -26,7 +26,7 @@ def main(
         dense,
         images,
         vro.Budget(0.7),
-        training=vro.Recipe(epochs=1),
+        training=vro.Recipe(epochs=1, lr=1e-3),
         run=vro.RunOptions(checkpoints=folder / "checkpoints"),
     )
     study = search.create_study("cifar10", storage=f"sqlite:///{folder / 'study.db'}")

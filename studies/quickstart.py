@@ -22,7 +22,7 @@ def main(folder: Path = Path("runs/quickstart"), n_trials: int = 8, epochs: int 
         vro.load_dense(DENSE),
         vro.load_digits(),
         vro.Budget(0.2),
-        training=vro.Recipe(epochs=epochs, batch_size=64),
+        training=vro.Recipe(epochs=epochs, batch_size=64, lr=1e-3),
         run=vro.RunOptions(checkpoints=folder / "checkpoints"),
     )
     study = search.create_study("quickstart", storage=f"sqlite:///{folder / 'study.db'}")

@@ -10,6 +10,7 @@ are there too. All numbers are the CPU's. The rules:
 - ``torch.autocast`` casts the inputs of the operations in PyTorch's lists, and those that multiply
   matrices or normalise take one type of numbers. Decompositions of matrices have no half types.
 - ``"mps"`` has no float64, and no decompositions, which depend on the version of PyTorch there.
+- Nothing waits for the GPU while a CUDA graph is captured. A replay does nothing.
 
 Not followed: what C++ does by itself, such as the backward pass, and other threads.
 """
@@ -18,34 +19,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from autocast_lists import FULL, LOWER, WIDEST
+from fake_modules import replaced_functions
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["FULL", "LOWER", "WIDEST", "fake_device"]
+__all__ = ["fake_device"]
 
-# Autocast's lists: https://docs.pytorch.org/docs/stable/amp.html#autocast-op-reference
-LOWER = {
-    "addbmm", "addmm", "addmv", "addr", "baddbmm", "bmm", "chain_matmul", "conv1d", "conv2d",
-    "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "einsum",
-    "linalg_multi_dot", "linear", "matmul", "mm", "mv", "prelu", "scaled_dot_product_attention",
-}  # fmt: skip
-FULL = {
-    "acos", "asin", "binary_cross_entropy_with_logits", "cdist", "cosh", "cosine_embedding_loss",
-    "cosine_similarity", "cumprod", "cumsum", "dist", "erfinv", "exp", "expm1", "group_norm",
-    "hinge_embedding_loss", "huber_loss", "kl_div", "l1_loss", "layer_norm",
-    "linalg_matrix_norm", "linalg_vector_norm", "log", "log10", "log1p", "log2", "log_softmax",
-    "logsumexp", "margin_ranking_loss", "mse_loss", "nll_loss", "pdist", "pow", "prod",
-    "reciprocal", "renorm", "rsqrt", "sinh", "smooth_l1_loss", "soft_margin_loss", "softmax",
-    "softplus", "sum", "tan", "triplet_margin_loss",
-}  # fmt: skip
-WIDEST = {
-    "addcdiv", "addcmul", "atan2", "bilinear", "cross", "dot", "grid_sampler", "index_put",
-    "scatter_add", "tensordot", "vdot",
-}  # fmt: skip
 # Python's functions and operators that consist of operations in the lists.
 _SAME = {
     "__matmul__": "matmul", "__rmatmul__": "matmul", "__pow__": "pow", "__rpow__": "pow",
@@ -63,23 +47,9 @@ _RANDOM = {
     "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "random_", "randperm",
     "uniform_",
 }  # fmt: skip
+_WAITING = {"__bool__", "__float__", "__int__", "cpu", "item", "nonzero", "numpy", "tolist"}
 _CPU_INDICES = {"__getitem__", "__setitem__", "index_put", "index_put_"}
 _HALF = (torch.bfloat16, torch.float16)
-
-
-class _Generator(torch.Generator):
-    """Random numbers of the CPU that may be said to be the GPU's."""
-
-    _said = torch.device("cpu")
-
-    def __new__(cls, device: torch.device | str = "cpu") -> _Generator:
-        self = super().__new__(cls)
-        self._said = torch.device(device)
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        return self._said
 
 
 class _FakeDevice(TorchFunctionMode):
@@ -89,6 +59,8 @@ class _FakeDevice(TorchFunctionMode):
         super().__init__()
         self.device = torch.device(kind, 0)
         self.random = torch.Generator().get_state()
+        self.is_capturing = False
+        self.read = 0  # numbers
         self._inside = False
         self._special: dict[str, Callable[..., Any]] = {
             "to": self._to,
@@ -98,8 +70,8 @@ class _FakeDevice(TorchFunctionMode):
             "as_tensor": self._as_tensor,
             "copy_": torch.Tensor.copy_,
             "_has_compatible_shallow_copy_type": torch._has_compatible_shallow_copy_type,
-            "numpy": self._numpy,
-            "__array__": self._numpy,
+            "numpy": partial(self._numpy, torch.Tensor.numpy),
+            "__array__": partial(self._numpy, torch.Tensor.__array__),
             "pin_memory": self._pin,
             "register_hook": self._register_hook,
         }
@@ -114,6 +86,8 @@ class _FakeDevice(TorchFunctionMode):
                 return self._get(func, *args)
             if name == "__set__" and func.__self__.__name__ != "grad":
                 return func(*args)
+            if self.is_capturing and name in _WAITING:
+                raise RuntimeError(f"`{name}` is not permitted while a graph is captured.")
             if name in self._special:
                 return self._special[name](*args, **kwargs)
             return self._call(func, name, args, kwargs)
@@ -180,10 +154,10 @@ class _FakeDevice(TorchFunctionMode):
         made = torch.as_tensor(data, dtype=dtype)
         return made if device is None else self._to(made, device)
 
-    def _numpy(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _numpy(self, func: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.holds(tensor):
             raise TypeError(f"can't convert {self.device} device type tensor to numpy.")
-        return tensor.numpy(**kwargs) if not args else tensor.__array__(*args)
+        return func(tensor, *args, **kwargs)
 
     def _pin(self, tensor: torch.Tensor, *args: Any) -> torch.Tensor:
         if self.holds(tensor) or self.device.type == "mps":
@@ -212,6 +186,8 @@ class _FakeDevice(TorchFunctionMode):
             on_device = self.is_own(device)
             if on_device:
                 kwargs["device"] = "cpu"
+        if kwargs.pop("pin_memory", False):
+            self._pin(torch.empty(0))
         generator = kwargs.get("generator")
         wanted = self.device.type if on_device else "cpu"
         if generator is not None and generator.device.type != wanted:
@@ -220,6 +196,7 @@ class _FakeDevice(TorchFunctionMode):
                 f"{generator.device.type!r}."
             )
         if on_device and given:
+            self.read += sum(tensor.numel() for tensor in given)
             args, kwargs = self._autocast(name, given, args, kwargs)
             self._check_types(name, args, kwargs)
         with self._own_random_numbers() if on_device and name in _RANDOM else _NOTHING:
@@ -283,11 +260,24 @@ class _FakeDevice(TorchFunctionMode):
             yield
             self.random = torch.get_rng_state()
 
+    def record_stream(self, tensor: torch.Tensor) -> None:
+        if not self.holds(tensor):
+            raise RuntimeError("`record_stream` needs a tensor of the device.")
+
     def seed(self, seed: int) -> None:
         self.random = torch.Generator().manual_seed(seed).get_state()
 
     def set_random_state(self, state: torch.Tensor, *_: Any) -> None:
         self.random = state.clone()
+
+    @contextlib.contextmanager
+    def capture(self, graph: Any, **_: object) -> Iterator[None]:
+        """Do as ``torch.cuda.graph`` does, but run what is captured."""
+        self.is_capturing, before = True, self.read
+        try:
+            yield
+        finally:
+            self.is_capturing, graph.read = False, self.read - before
 
 
 _NOTHING = contextlib.nullcontext()
@@ -307,50 +297,20 @@ def _tensors(values: Any) -> list[torch.Tensor]:
 
 
 @contextlib.contextmanager
-def fake_device(kind: str, *, bfloat16: bool = True) -> Iterator[torch.device]:
+def fake_device(
+    kind: str, *, bfloat16: bool = True, free_bytes: int = 2**30
+) -> Iterator[torch.device]:
     """Let PyTorch find one device of a kind inside the block.
 
     Args:
         kind: ``"cuda"`` or ``"mps"``.
         bfloat16: Whether a GPU of NVIDIA has bfloat16, or emulates it.
+        free_bytes: Free memory that the device tells; it has more.
     """
     mode = _FakeDevice(kind)
-    module = getattr(torch, kind)
-
-    def has_bfloat16(including_emulation: bool = True) -> bool:
-        return bfloat16 or including_emulation
-
-    functions: dict[Any, dict[str, Any]] = {
-        torch: {"Generator": _Generator},
-        torch.accelerator: {
-            "current_accelerator": lambda check_available=False: torch.device(kind),
-            "current_stream": lambda device=None: SimpleNamespace(is_capturing=lambda: False),
-            "is_available": lambda: True,
-            "synchronize": lambda device=None: None,
-        },
-        module: {
-            "is_available": lambda: True,
-            "device_count": lambda: 1,
-            "synchronize": lambda device=None: None,
-            "empty_cache": lambda: None,
-            "get_rng_state": lambda device=None: mode.random.clone(),
-            "set_rng_state": mode.set_random_state,
-            "manual_seed": mode.seed,
-        },
-    }
-    if kind == "cuda":
-        functions[module] |= {
-            "current_device": lambda: 0,
-            "get_device_name": lambda device=None: "Fake GPU",
-            "is_bf16_supported": has_bfloat16,
-            "is_current_stream_capturing": lambda: False,
-            "manual_seed_all": mode.seed,
-        }
-    else:
-        functions[torch.backends.mps] = {"is_available": lambda: True}
     with pytest.MonkeyPatch.context() as patch:
-        for owner, replaced in functions.items():
-            for name, function in replaced.items():
+        for owner, functions in replaced_functions(mode, bfloat16, free_bytes).items():
+            for name, function in functions.items():
                 patch.setattr(owner, name, function, raising=False)
         with mode:
             yield mode.device

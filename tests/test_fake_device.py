@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_device import FULL, LOWER, WIDEST, fake_device
+from autocast_lists import FULL, LOWER, WIDEST
+from fake_device import fake_device
 from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData

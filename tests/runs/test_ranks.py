@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from optuna.storages import InMemoryStorage
@@ -10,6 +12,7 @@ from support import new_study
 import vit_ratio_opt as vro
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.state_dicts import weights_hash
+from vit_ratio_opt.runs.jobs import adopt_job, job_of
 from vit_ratio_opt.runs.ranks import join_trainings
 
 
@@ -65,3 +68,14 @@ def test_another_rank_trains_the_same_model_in_the_precision_of_rank_0(dense):
     assert weights_hash(second.dense) == weights_hash(first.dense)
     with pytest.raises(InputError, match="Rank 0 runs the study"):
         join_trainings(first.objective)
+
+
+def test_another_rank_trains_at_the_learning_rate_of_rank_0(dense):
+    shape = vro.shape_of(dense)
+    first, second = (
+        SimpleNamespace(precision=None, recipe=vro.Recipe(epochs=2, lr=lr))
+        for lr in (5e-4, "auto")
+    )
+    job = job_of(first, vro.RatioPair(0.5, 0.5), seed=0, shape=shape, artifact=None)
+    adopt_job(second, job)
+    assert second.recipe == first.recipe

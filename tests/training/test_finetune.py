@@ -167,7 +167,9 @@ def test_impossible_recipes_are_refused_by_name(wrong):
 # Going on after a kill
 
 
-@pytest.mark.parametrize("recipe", [Recipe(epochs=3), Recipe(epochs=3, ema=0.9, augment="strong")])
+@pytest.mark.parametrize(
+    "recipe", [Recipe(epochs=3, lr=1e-3), Recipe(epochs=3, lr=1e-3, ema=0.9, augment="strong")]
+)
 def test_a_training_that_was_killed_ends_with_the_weights_it_would_have_had(
     digits, digits_vit, tmp_path, recipe
 ):
@@ -301,7 +303,8 @@ def test_a_batch_that_does_not_fit_is_passed_through_in_parts_with_the_same_resu
     )  # fmt: skip
     teacher = predict(digits_vit, digits, digits.train)
     models = [Small(copy.deepcopy(digits_vit), most) for most in (10_000, 50)]
-    accuracies = [finetune(model, digits, Recipe(epochs=2), teacher=teacher) for model in models]
+    recipe = Recipe(epochs=2, lr=1e-3)
+    accuracies = [finetune(model, digits, recipe, teacher=teacher) for model in models]
     assert accuracies[0] == pytest.approx(accuracies[1], abs=0.4)
     torch.testing.assert_close(weights(models[0]), weights(models[1]), atol=1e-4, rtol=1e-3)
     assert "in 4 parts, with the same gradients" in caplog.text

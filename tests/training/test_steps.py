@@ -16,7 +16,7 @@ from vit_ratio_opt.training.steps import Optimization
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     ranks = Ranks(0, 1, torch.device("cpu"))
     loss = None  # no step is made
-    return Optimization(model, Recipe(), 10, "float16", ranks, loss).parts["optimizer"]  # type: ignore[arg-type]
+    return Optimization(model, Recipe(lr=1e-3), 10, "float16", ranks, loss).parts["optimizer"]  # type: ignore[arg-type]
 
 
 def take_step(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

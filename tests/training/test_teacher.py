@@ -83,7 +83,7 @@ def test_a_teacher_of_other_classes_or_images_is_refused(digits, network):
 
 def test_a_trial_learns_from_the_other_teacher_and_the_study_names_it(digits, dense, network):
     few = replace(digits, train=digits.train.subset(torch.arange(64)))
-    recipe = vro.Recipe(batch_size=32, distillation=1.0, teacher_labels="hard")
+    recipe = vro.Recipe(batch_size=32, lr=1e-3, distillation=1.0, teacher_labels="hard")
     trainer = vro.ImageTrainer(few, recipe, teacher=network)
     taught, alone = copy.deepcopy(dense), copy.deepcopy(dense)
     context = vro.TrialContext(teacher=dense)

@@ -71,13 +71,13 @@ def test_a_trainer_trains_as_finetune_does_and_asks_the_teacher_once(digits, mod
 
 
 def test_augmented_images_are_distilled_from_the_model_itself(digits, model, teacher):
-    recipe = Recipe(epochs=1, batch_size=256, augment=True)
+    recipe = Recipe(epochs=1, batch_size=256, augment=True, lr=1e-3)
     trained(ImageTrainer(digits, recipe), model, teacher)
     assert teacher.passes == 5  # one a step
 
 
 def test_without_distillation_the_teacher_makes_no_difference(digits, model, teacher, tmp_path):
-    recipe = Recipe(epochs=1, batch_size=256, distillation=0.0)
+    recipe = Recipe(epochs=1, batch_size=256, distillation=0.0, lr=1e-3)
     trainer, state = ImageTrainer(digits, recipe), tmp_path / "state"
     with_teacher = trained(trainer, model, teacher, state=state)
     assert teacher.passes == 0

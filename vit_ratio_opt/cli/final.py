@@ -47,7 +47,7 @@ class FinalOptions(PlaceOptions, StudyOptions):
         option(Panel.STUDY, "Number of the trial to train. By default the study's answer.", min=0),
     ] = None
     epochs: EpochsOption = 10
-    lr: LearningRateOption = 1e-3
+    lr: LearningRateOption = None
     seed: SeedOption = 0
     output: Annotated[
         Path | None,
@@ -83,7 +83,9 @@ def final(options: FinalOptions) -> None:
 
     run = RunOptions(device=options.device, state_every=options.state_every)
     search = load_search(options.study_name, backend, options.places, run)
-    recipe = replace(search.recipe, epochs=options.epochs, lr=options.lr)
+    recipe = replace(
+        search.recipe, epochs=options.epochs, lr="auto" if options.lr is None else options.lr
+    )
     lineage = _lineage(study, chosen)
     make_model(
         lambda: finish(

@@ -103,7 +103,14 @@ StateEveryOption = Annotated[
 EpochsOption = Annotated[
     int, option(Panel.TRAINING, "Number of epochs of fine-tuning.", min=0, max=_MOST_EPOCHS)
 ]
-LearningRateOption = Annotated[float, option(Panel.TRAINING, "Peak learning rate of fine-tuning.")]
+LearningRateOption = Annotated[
+    float | None,
+    option(
+        Panel.TRAINING,
+        "Peak learning rate of fine-tuning. By default it fits the width of the model and what "
+        "pruning lost.",
+    ),
+]
 SeedOption = Annotated[
     int,
     option(

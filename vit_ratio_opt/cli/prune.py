@@ -41,7 +41,7 @@ class PruneOptions(PruningOptions, ImageOptions, DenseOptions):
         float, option(Panel.PRUNING, "Share of the feed-forward network to remove, in [0, 1).")
     ]
     epochs: EpochsOption = 0
-    lr: LearningRateOption = 1e-3
+    lr: LearningRateOption = None
     seed: SeedOption = 0
     output: Annotated[Path, option(Panel.OUTPUT, "Path of the pruned model's file.")] = Path(
         "pruned.safetensors"
@@ -70,7 +70,7 @@ def prune(options: PruneOptions) -> None:
     from vit_ratio_opt.space.pairs import RatioPair, check_pair
     from vit_ratio_opt.training.recipe import Recipe
 
-    recipe = Recipe(epochs=options.epochs, lr=options.lr)
+    recipe = Recipe(epochs=options.epochs, lr="auto" if options.lr is None else options.lr)
     search = Search(
         dense,
         load_option_images(options, dense, options.seed),

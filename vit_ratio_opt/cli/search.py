@@ -75,7 +75,7 @@ def make_search(options: SearchCommandOptions, place: StudyPlace, dense: Any) ->
         pruning=chosen_pruning(options),
         training=Recipe(
             epochs=options.epochs,
-            lr=options.lr,
+            lr="auto" if options.lr is None else options.lr,
             metric=options.metric,
             label_smoothing=options.label_smoothing,
             class_weights="balanced" if options.balance_classes else None,

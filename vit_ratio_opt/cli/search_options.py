@@ -119,7 +119,7 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
         ),
     ] = 8
     epochs: EpochsOption = 1
-    lr: LearningRateOption = 1e-3
+    lr: LearningRateOption = None
     metric: Annotated[
         str | None,
         option(

@@ -53,7 +53,8 @@ class NormalEquations:
         counts = weights > 0
         x, y = inputs[:, counts], targets[:, counts]
         x, y = map(as_double if self.precision == "float32" else torch.Tensor.float, (x, y))
-        roots = weights[counts].to(x).sqrt()[:, None]
+        # MPS converts while it copies, and has no float64: move first.
+        roots = weights[counts].to(x.device).to(x.dtype).sqrt()[:, None]
         x, y = x * roots, y * roots
         if self.bias:
             x = torch.cat([x, roots.expand(len(x), -1, -1)], dim=2)

@@ -50,6 +50,7 @@ class TrialRecord:
         checkpoint: File name of the pruned model.
         weights: Hash of the weights in that file.
         worker: Name of the process that runs the trial.
+        chosen: What the training chose by itself, such as its learning rate, by name.
         failure: Reason why the trial failed.
         blocks: Heads, dimensions of a head and hidden neurons of each block.
         tokens: After a cascade: queries, keys and FFN tokens of each block.
@@ -77,6 +78,7 @@ class TrialRecord:
     checkpoint: str | None = None
     weights: str | None = None
     worker: str | None = None
+    chosen: dict[str, Any] | None = None
     failure: str | None = None
     blocks: _Sizes | None = None
     tokens: _Sizes | None = None

@@ -69,13 +69,13 @@ def finish(
         title=path.name,
         progress=objective.progress,
     )
-    accuracy = _train(trainer, model, context)
+    accuracy, recipe = _train(trainer, model, context)
     manifest = {**objective.describe(pair, model, accuracy)}
     manifest["dense"]["test_accuracy"] = trainer.test(objective.pruner.dense)
     manifest |= {
         "test_accuracy": trainer.test(model),
         "test_images": len(trainer.data.test),
-        "recipe": trainer.recipe.to_json(),
+        "recipe": recipe,
         "training_seed": seed,
         "lineage": dict(lineage or {}),
         **_probes(trainer, model),
@@ -94,12 +94,24 @@ def _probes(trainer: ImageTrainer, model: ViT) -> dict[str, Any]:
     return {"probes": trainer.probe(trainer.dense).change_to(trainer.probe(model))}
 
 
-def _train(trainer: ImageTrainer, model: ViT, context: TrialContext) -> float:
-    """Train in place until the end or a signal; return the validation accuracy in per cent."""
-    if not trainer.recipe.epochs:
-        return trainer.evaluate(model)
+def _train(
+    trainer: ImageTrainer, model: ViT, context: TrialContext
+) -> tuple[float, dict[str, Any]]:
+    """Train in place until the end or a signal.
+
+    Returns:
+        The metric on the validation images, and the recipe as JSON values, with what the training
+        chose by itself.
+    """
+    recipe, chosen = trainer.recipe.to_json(), dict[str, Any]()
+    if not recipe["epochs"]:
+        return trainer.evaluate(model), recipe
     with stop_on_signals() as asked_to_stop:
         try:
-            return trainer.train(model, replace(context, should_stop=asked_to_stop))
+            value = trainer.train(
+                model, replace(context, should_stop=asked_to_stop, record=chosen.update)
+            )
         except TrainingStopped:
             raise SearchStopped(asked_to_stop.signal) from None
+    recipe["lr"] = chosen.get("lr", recipe["lr"])
+    return value, recipe if chosen.get("is_trained", True) else {**recipe, "epochs": 0}

@@ -20,8 +20,9 @@ from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.records.trial import attribute, write_trial
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.runs.contracts import JournalProtocol, PrunerProtocol
+from vit_ratio_opt.runs.jobs import job_of
 from vit_ratio_opt.runs.lineage import fetch_state, interrupted_trials, state_artifact
-from vit_ratio_opt.runs.outcome import record_cost, record_sizes, trial_value
+from vit_ratio_opt.runs.outcome import record_cost, record_sizes, record_training, trial_value
 from vit_ratio_opt.runs.parents import find_parent
 from vit_ratio_opt.runs.resume import check_resumed, copy_progress, next_seed
 from vit_ratio_opt.runs.saving import StateKeeper
@@ -212,11 +213,9 @@ class PruningObjective:
             self.journal.keep_model(trial, model, manifest)
         with clock("explain"):
             self.journal.attach_files(trial)
-        device = getattr(self.trainer, "device_name", None)
-        recorded: dict[str, Any] = {"epochs": self._epochs, "device": device}
+        record_training(trial, self._epochs, getattr(self.trainer, "device_name", None))
         write_trial(
             trial,
-            **{name: value for name, value in recorded.items() if value is not None},
             seconds=round(time.perf_counter() - started, 3),
             timing={name: round(seconds, 4) for name, seconds in clock.seconds.items()},
         )
@@ -250,6 +249,7 @@ class PruningObjective:
             should_stop=self.should_stop or (lambda: False),
             state=state,
             identity=self.identity_of(pair),
+            record=lambda values: write_trial(trial, chosen=dict(values)),
             clock=clock,
             title=f"trial {trial.number}",
             progress=self.progress,
@@ -336,15 +336,9 @@ class PruningObjective:
     ) -> float:
         """Train in place, with all ranks where there are several, and return the metric."""
         ranks = getattr(self.trainer, "ranks", None)
-        job = {
-            "pair": pair,
-            "seed": context.seed,
-            "blocks": shape_of(model).block_sizes,
-            "artifact": artifact,
-            "precision": getattr(self.trainer, "precision", None),
-            "training_precision": getattr(self.trainer, "training_precision", None),
-            "calibration_precision": getattr(self.pruner, "precision", None),
-        }
+        shape, seed = shape_of(model), context.seed
+        job = job_of(self.trainer, pair, seed=seed, shape=shape, artifact=artifact)
+        job["identity"] = dict(context.identity)
         layers = layers_of(model.train())  # as a new model is, on which frameworks rely
         keeper = StateKeeper(self.journal, trial, context, self.state_every, self._epochs)
         try:

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import optuna
 from optuna.trial import BaseTrial
 
-from vit_ratio_opt.records.trial import write_trial
+from vit_ratio_opt.records.trial import attribute, write_trial
 from vit_ratio_opt.runs.suggest import Suggestion
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.metric import Metric
 from vit_ratio_opt.space.pairs import PairSpace
 from vit_ratio_opt.space.shape import ViTShape
 
-__all__ = ["record_cost", "record_sizes", "trial_value"]
+__all__ = ["record_cost", "record_sizes", "record_training", "trial_value"]
 
 
 def record_sizes(trial: BaseTrial, shape: ViTShape) -> None:
@@ -54,6 +54,25 @@ def record_cost(
     if space.cost.name != "macs":
         write_trial(trial, cost_ratio=left / whole)
     return left / whole
+
+
+def record_training(trial: BaseTrial, epochs: int | None, device: str | None) -> None:
+    """Record device and epochs of a trained model; no epochs where nothing was to be gained.
+
+    Args:
+        trial: Trial of the model.
+        epochs: Epochs of each training; None where the trainer does not say.
+        device: Name of the device; None where the trainer does not say.
+    """
+    if device is not None:
+        write_trial(trial, device=device)
+    if epochs is None:
+        return
+    chosen = attribute(trial, "chosen") or {}
+    if chosen.get("is_trained", True):
+        write_trial(trial, epochs=epochs)
+    else:
+        write_trial(trial, epochs=0, total_epochs=trial.user_attrs["total_epochs"] - epochs)
 
 
 def trial_value(

@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning.pruner import ModelPruner
+from vit_ratio_opt.runs.jobs import adopt_job
 from vit_ratio_opt.runs.lineage import fetch_state
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.signals import stop_on_signals
@@ -41,11 +41,7 @@ def _train(
 ) -> None:
     """Train one model together with rank 0, which knows the pair, the seed and the sizes."""
     pair, store = RatioPair(*job["pair"]), objective.journal.store
-    for name in ("precision", "training_precision"):
-        if job[name] is not None:  # rank 0 has it from the study
-            setattr(objective.trainer, name, job[name])
-    if job["calibration_precision"] is not None:
-        cast(ModelPruner, objective.pruner).use_precision(job["calibration_precision"])
+    adopt_job(objective.trainer, job)
     model = objective.pruner.rebuild(pair, job["blocks"])
     with TemporaryDirectory() as folder:
         state = None
@@ -57,7 +53,7 @@ def _train(
             teacher=objective.pruner.dense,
             state=state,
             should_stop=should_stop,
-            identity=objective.identity_of(pair),
+            identity=job["identity"],
         )
         # What ends the training in rank 0 ends it here.
         with contextlib.suppress(TrainingStopped, TrainingDiverged, InputError):

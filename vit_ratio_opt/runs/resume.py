@@ -16,7 +16,7 @@ from vit_ratio_opt.training.context import TrainingDiverged
 __all__ = ["check_resumed", "copy_progress", "last_epoch", "next_seed", "pair_of", "spent_trials"]
 
 # What an interrupted trial has recorded before its training.
-_KNOWN = ("params", "blocks", "tokens", "parent_trial", "total_epochs")
+_KNOWN = ("params", "blocks", "tokens", "parent_trial", "total_epochs", "chosen")
 
 
 def copy_progress(trial: BaseTrial, earlier: FrozenTrial, metric: Metric) -> None:

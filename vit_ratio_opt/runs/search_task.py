@@ -121,7 +121,8 @@ class SearchTask(SearchParts):
         """Return the settings that this search has in a study with stored ones.
 
         The study decides the precisions and the number of which sizes are multiples where none
-        was given, and which of the two hashes of the validation split is compared.
+        was given, the learning rate where it is ``"auto"``, and which of the two hashes of the
+        validation split is compared.
         """
         changes: dict[str, Any] = {}
         is_given = getattr(self.trainer, "is_precision_given", True)
@@ -132,6 +133,9 @@ class SearchTask(SearchParts):
             changes["round_to"] = stored.round_to
         if self.options.calibration.precision is None:
             changes["calibration_precision"] = stored.calibration_precision
+        own, theirs = self.settings.recipe or {}, stored.recipe or {}
+        if own.get("lr") == "auto" and "lr" in theirs:
+            changes["recipe"] = {**own, "lr": theirs["lr"]}
         hashed = stored.validation
         if self.data is not None and hashed is not None and self.data.has_fingerprint(hashed):
             changes["validation"] = hashed
@@ -202,15 +206,19 @@ class SearchTask(SearchParts):
         self.journal.mark_folders()
 
     def _adopt_measured(self, record: StudyRecord) -> None:
-        """Adopt precisions, latency, dense accuracy, and what sizes are multiples of.
+        """Adopt precisions, learning rate, latency, dense accuracy and the multiple of sizes.
 
         Another machine may measure others, and would then search other pairs.
         """
-        self.use_precisions(self.settings_for(record.settings))
+        settings = self.settings_for(record.settings)
+        self.use_precisions(settings)
+        lr = (settings.recipe or {}).get("lr")
+        if lr is not None and isinstance(self.trainer, ImageTrainer):
+            self.trainer.recipe = replace(self.trainer.recipe, lr=lr)
         cost, latency = self.space.cost, record.latency
         if isinstance(cost, Latency) and latency is not None:
             cost = replace(cost, curves=latency)
-        round_to = self.settings_for(record.settings).round_to
+        round_to = settings.round_to
         if cost != self.space.cost or round_to != self.pruner.round_to:
             self._price(cast(Cost, cost), round_to=round_to)
         if record.dense.val_accuracy is not None:

@@ -90,6 +90,9 @@ def _ignore_report(epoch: int, value: float, loss: float | None = None, /) -> No
 def _ignore() -> None: ...
 
 
+def _ignore_values(values: Mapping[str, Any], /) -> None: ...
+
+
 def _never_stop() -> bool:
     return False
 
@@ -117,6 +120,8 @@ class TrialContext:
         on_save: Function called after the state was saved in the middle of an epoch.
         identity: JSON values that identify the training, such as the pair of ratios. A saved state
             with another identity is refused.
+        record: Function called with JSON values that the loop chose by itself, such as its
+            learning rate, by name: a search stores them with the trial.
         clock: Stopwatch of the seconds of ``train``, ``data`` and ``evaluate``.
         title: Title of the progress bar.
         progress: Progress bars of the search, or whether to show progress bars; None shows them in
@@ -132,6 +137,7 @@ class TrialContext:
     should_save: Callable[[], bool] = field(default_factory=SaveClock)
     on_save: Callable[[], None] = _ignore
     identity: Mapping[str, Any] = field(default_factory=dict)
+    record: Callable[[Mapping[str, Any]], None] = _ignore_values
     clock: Stopwatch = field(default_factory=Stopwatch)
     title: str = "fine-tune"
     progress: SearchProgress | bool | None = None

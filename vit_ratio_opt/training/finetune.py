@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -9,13 +16,17 @@ from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.device import Precision, model_device
 from vit_ratio_opt.models.precision import Precisions
-from vit_ratio_opt.training.context import TrialContext
+from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
+from vit_ratio_opt.training.fitting import choose
 from vit_ratio_opt.training.loop import Loop, Mix
 from vit_ratio_opt.training.matching import Reference
 from vit_ratio_opt.training.recipe import Recipe
+from vit_ratio_opt.training.saved_state import stored_training
 
 __all__ = ["Mix", "finetune"]
+
+_logger = logging.getLogger(f"optuna.{__name__}")
 
 
 def finetune(
@@ -40,8 +51,7 @@ def finetune(
         data: Data set; training on ``data.train``, validation on ``data.val`` after each epoch.
         recipe: Hyperparameters of the training.
         context: Seed, callbacks and file of the saved state, which is kept in the end. A resumed
-            training ends with the same weights on the same machine. After the last epoch, no state
-            is saved.
+            training ends with the same weights on the same machine. The last epoch saves none.
         teacher: The dense model, for distillation, on the device of ``model``; by default the
             context's. Or its logits for every image of ``data.train``, see
             :func:`~vit_ratio_opt.training.evaluate.predict`, if images are neither augmented nor
@@ -66,18 +76,97 @@ def finetune(
         TrainingStopped: The context asked to stop.
     """
     context = context or TrialContext()
-    teacher = context.teacher if teacher is None else teacher
+    _check_trainable(model, recipe)
+    precisions = Precisions.of(precision, model_device(model))
+    if teacher is None and recipe.distillation:
+        teacher = context.teacher
+    teacher = _checked(teacher, data, recipe, mix, precisions.evaluation)
+    ranks = ranks or Ranks(0, 1, model_device(model))
+    epochs = recipe.epochs
+    if recipe.lr == "auto":
+        choosing = partial(choose, model, data, _dense(teacher, context), precisions.evaluation)
+        recipe, context = _fitted(recipe, context, _chosen(choosing, context.state, ranks))
+    value = Loop(model, data, recipe, context, teacher, mix, precisions, ranks).run()
+    _report_left_out(context, epochs - recipe.epochs, value, ranks)
+    return value
+
+
+def _check_trainable(model: nn.Module, recipe: Recipe) -> None:
     if recipe.epochs and not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(
             "All weights of the model are frozen, so there is nothing to train: call "
             "`model.requires_grad_(True)`."
         )
-    precisions = Precisions.of(precision, model_device(model))
+
+
+def _dense(
+    teacher: nn.Module | torch.Tensor | Reference | None, context: TrialContext
+) -> nn.Module | torch.Tensor | Reference | None:
+    """Return the dense model, which the teacher need not be."""
+    is_dense = isinstance(teacher, Reference) or context.teacher is None
+    return teacher if is_dense else context.teacher
+
+
+def _report_left_out(context: TrialContext, epochs: int, value: float, ranks: Ranks) -> None:
+    """Report epochs that could only cost, so that Optuna's pruners see a value of each."""
+    for epoch in range(1, epochs + 1) if ranks.rank == 0 else ():
+        context.report(epoch, value)
+
+
+def _fitted(
+    recipe: Recipe, context: TrialContext, chosen: dict[str, Any]
+) -> tuple[Recipe, TrialContext]:
+    """Return the recipe with what was chosen, and a context whose saved state knows both."""
+    context.record(chosen)
+    own = {"recipe": recipe.to_json(), "chosen": chosen}
+    context = replace(context, identity={**context.identity, **own})
+    recipe = replace(recipe, lr=chosen["lr"])
+    if chosen["is_trained"] or not recipe.epochs:
+        return recipe, context
+    _logger.info(f"{context.title}: pruning changed no output, so the model is not trained.")
+    return replace(recipe, epochs=0), context
+
+
+def _chosen(
+    choose_values: Callable[[], dict[str, Any]], state: Path | None, ranks: Ranks
+) -> dict[str, Any]:
+    """Return what rank 0 chooses, or has chosen before the state was saved, in every rank.
+
+    Raises:
+        InputError: The state is damaged or of another training, in rank 0.
+        TrainingStopped: Rank 0 could not choose.
+    """
+    chosen: dict[str, Any] | None = None
+    try:
+        if ranks.rank == 0 and state is not None and state.exists():
+            chosen = stored_training(state).get("chosen")
+            if chosen is None:
+                raise InputError(
+                    f"{state} is of a training with other recipe: name another file, or remove "
+                    "it to start again."
+                )
+        elif ranks.rank == 0:
+            chosen = choose_values()
+    finally:
+        chosen = ranks.broadcast(chosen)
+    if chosen is None:
+        raise TrainingStopped("rank 0 ended the training")
+    return chosen
+
+
+def _checked(
+    teacher: nn.Module | torch.Tensor | Reference | None,
+    data: ImageData,
+    recipe: Recipe,
+    mix: Mix | None,
+    precision: Precision,
+) -> nn.Module | torch.Tensor | Reference | None:
+    """Return a teacher that fits the images; a reference where they have no labels."""
     if data.task == "features":
-        teacher = _reference(data, teacher, mix, precisions.evaluation)
-    elif isinstance(teacher, torch.Tensor):
+        return _reference(data, teacher, mix, precision)
+    if isinstance(teacher, torch.Tensor):
         _check_logits(teacher, data, is_changed=bool(recipe.augment) or mix is not None)
-    return Loop(model, data, recipe, context, teacher, mix, precisions, ranks).run()
+    return teacher
 
 
 def _check_logits(logits: torch.Tensor, data: ImageData, *, is_changed: bool) -> None:

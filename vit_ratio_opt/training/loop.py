@@ -140,8 +140,8 @@ class Loop:
             torch.manual_seed(context.seed)  # mixing, dropout and stochastic depth
             self._resume()
             bar.skip(self._step)
-            if self._step < self._steps:
-                self._optimization.begin()
+            if self._step < self._steps or not self._steps:
+                self._optimization.begin()  # all processes have rank 0's weights, trained or not
             while self._step < self._steps:
                 self._run_epoch(bar)
         self._model.eval()

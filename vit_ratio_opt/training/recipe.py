@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from vit_ratio_opt.data.task import Augmentation
@@ -22,10 +23,15 @@ _SPARSE = ("label_smoothing", "class_weights", "metric", "drop_path", "teacher_l
 class Recipe:
     """Hyperparameters of a training with AdamW.
 
+    Recipes by name: :meth:`short` for the trials of a search, :meth:`standard` for the model that
+    is kept, and :meth:`imagenet` for large pretrained models.
+
     Args:
         epochs: Passes over the training split; 0 leaves the model unchanged.
         batch_size: Images in a step.
-        lr: Peak learning rate.
+        lr: Peak learning rate. ``"auto"`` fits it to the width of the model and to the divergence
+            from the dense model before the training, see :mod:`vit_ratio_opt.training.fitting`;
+            nothing is trained where nothing was lost.
         weight_decay: Weight decay; biases, norms and embeddings have none (timm's rule).
         warmup: Share of all steps in which the learning rate rises, in [0, 1). Afterwards the
             rate falls along a cosine.
@@ -65,7 +71,7 @@ class Recipe:
 
     epochs: int = 1
     batch_size: int = 128
-    lr: float = 1e-3
+    lr: float | Literal["auto"] = "auto"
     weight_decay: float = 0.01
     warmup: float = 0.1
     clip_norm: float = 1.0
@@ -84,7 +90,7 @@ class Recipe:
         rules = {
             "epochs": (self.epochs >= 0, "at least 0"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
-            "lr": (0 < self.lr < math.inf, "above 0"),
+            "lr": (self.lr == "auto" or _is_above_0(self.lr), "above 0, or 'auto'"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
             "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
             "clip_norm": (self.clip_norm > 0, "above 0"),
@@ -109,6 +115,67 @@ class Recipe:
             if not all(0 < weight < math.inf for weight in weights):
                 raise InputError(f"`class_weights` must be above 0, but got {weights!r:.80}.")
 
+    @classmethod
+    def short(cls, **changes: Any) -> Recipe:
+        """Return the recipe for the trials of a search: one epoch.
+
+        Args:
+            **changes: Fields with other values.
+        """
+        return replace(cls(epochs=1, lr="auto"), **changes)
+
+    @classmethod
+    def standard(cls, **changes: Any) -> Recipe:
+        """Return the recipe for the model that is kept: ten epochs, with averaged weights.
+
+        Args:
+            **changes: Fields with other values.
+        """
+        return replace(cls(epochs=10, lr="auto", ema=0.99), **changes)
+
+    @classmethod
+    def imagenet(cls, **changes: Any) -> Recipe:
+        """Return the recipe for a pruned ViT of ImageNet size: 100 epochs.
+
+        Give the trainer a convolutional network as ``teacher``, as DeiT has; without one, the
+        dense model teaches. The values are from:
+
+        - DeiT (Touvron 2021, arXiv 2012.12877): 1,024 images in a batch, weight decay 0.05, 5
+          epochs of warm-up, label smoothing 0.1, stochastic depth 0.1, strong augmentation, and
+          half of the loss from the hard labels of the teacher.
+        - The fine-tuning of MAE (He 2022, arXiv 2111.06377): 100 epochs, and a learning rate that
+          falls by 0.75 from block to block (that of its ViT-L; 0.65 for ViT-B).
+        - This package: the peak learning rate. DeiT's 1e-3 is for training from scratch.
+
+        Args:
+            **changes: Fields with other values.
+        """
+        recipe = cls(
+            epochs=100,
+            batch_size=1024,
+            lr="auto",
+            weight_decay=0.05,
+            warmup=0.05,
+            layer_decay=0.75,
+            drop_path=0.1,
+            label_smoothing=0.1,
+            distillation=0.5,
+            teacher_labels="hard",
+            augment="strong",
+        )
+        return replace(recipe, **changes)
+
+    @property
+    def peak_lr(self) -> float:
+        """Return the learning rate as a number.
+
+        Raises:
+            InputError: It is ``"auto"``, which only a training resolves.
+        """
+        if self.lr == "auto":
+            raise InputError("`lr` must be a number here, but is 'auto': name one.")
+        return self.lr
+
     def to_json(self) -> dict[str, Any]:
         """Return the hyperparameters as JSON values, without new ones that have their default."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -120,3 +187,7 @@ class Recipe:
             if values[name] == getattr(Recipe, name):
                 del values[name]
         return values
+
+
+def _is_above_0(value: object) -> bool:
+    return isinstance(value, Real) and 0 < float(value) < math.inf

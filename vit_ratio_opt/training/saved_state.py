@@ -22,7 +22,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.device import random_state, set_random_state
 from vit_ratio_opt.utils.files import replacing, why_not
 
-__all__ = ["TrainingState", "checksum"]
+__all__ = ["TrainingState", "checksum", "stored_training"]
 
 _logger = logging.getLogger(f"optuna.{__name__}")
 _FORMAT = "vit_ratio_opt training/1"
@@ -101,9 +101,7 @@ class TrainingState:
             return self.generator.get_state(), {}
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise ValueError(f"its format is {metadata.get('format')!r}")
+                metadata = _metadata(file)
                 stored = json.loads(metadata["training"])
                 progress = json.loads(metadata["progress"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -112,10 +110,7 @@ class TrainingState:
             if stored_sum is not None and stored_sum != checksum(tensors, metadata):
                 raise ValueError("its checksum differs")
         except Exception as error:  # safetensors and JSON raise many kinds for a damaged file
-            raise InputError(
-                f"{path} is no readable state of a training ({type(error).__name__}: {error}): "
-                "remove it to start again."
-            ) from None
+            raise _unreadable(path, error) from None
         wanted = json.loads(json.dumps(dict(self.training)))
         differing = {key for key in wanted if stored.get(key) != wanted[key]}
         if "precision" in differing:  # a device of another kind may lack the old one
@@ -162,6 +157,34 @@ class TrainingState:
                         is_tensor = isinstance(value, torch.Tensor) and value.dim()
                         if is_tensor and value.shape != parameter.shape:
                             raise ValueError(f"the optimiser has {tuple(value.shape)}")
+
+
+def stored_training(path: Path) -> dict[str, Any]:
+    """Return the JSON values that identify the training of a file, see :class:`TrainingState`.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(json.loads(_metadata(file)["training"]))
+    except Exception as error:  # safetensors and JSON raise many kinds for a damaged file
+        raise _unreadable(path, error) from None
+
+
+def _metadata(file: Any) -> dict[str, str]:
+    """Return the header of a file of this format, opened by ``safe_open``."""
+    metadata: dict[str, str] = file.metadata() or {}
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(f"its format is {metadata.get('format')!r}")
+    return metadata
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path} is no readable state of a training ({type(error).__name__}: {error}): "
+        "remove it to start again."
+    )
 
 
 def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

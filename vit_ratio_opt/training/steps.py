@@ -83,7 +83,7 @@ class Optimization:
         self._optimizer = create_optimizer_v2(
             model,
             opt="adamw",
-            lr=recipe.lr,
+            lr=recipe.peak_lr,
             weight_decay=recipe.weight_decay,
             layer_decay=None if recipe.layer_decay == 1 else recipe.layer_decay,
             fused=model_device(model).type in _FUSED_DEVICES,
@@ -92,10 +92,10 @@ class Optimization:
         self.average = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         self._scheduler = CosineLRScheduler(
             self._optimizer,
-            t_initial=max(1, steps),
+            t_initial=max(2, steps),
             warmup_t=round(recipe.warmup * steps),
-            warmup_lr_init=recipe.lr / 100,
-            lr_min=recipe.lr / 100,
+            warmup_lr_init=recipe.peak_lr / 100,
+            lr_min=recipe.peak_lr / 100,
             warmup_prefix=False,
             t_in_epochs=False,
         )

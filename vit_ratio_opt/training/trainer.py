@@ -185,12 +185,14 @@ class ImageTrainer:
         """
         with context.clock("train"):
             teacher = self._teacher(context)
+        # Where the dense model teaches, its outputs are not computed a second time.
+        dense = context.teacher if teacher is None or self.teacher is not None else None
         progress = self.progress if context.progress is None else context.progress
         return finetune(
             model.to(self.device),
             self.data,
             self.recipe,
-            replace(context, teacher=None, progress=progress),
+            replace(context, progress=progress, teacher=dense),
             teacher=teacher,
             precision=Precisions(
                 training=self.training_precision or self.precision, evaluation=self.precision
