@@ -28,7 +28,7 @@ from autocast_lists import FULL, LOWER, WIDEST
 from fake_modules import replaced_functions
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["fake_device"]
+__all__ = ["fake_device", "fake_seconds"]
 
 # Python's functions and operators that consist of operations in the lists.
 _SAME = {
@@ -54,6 +54,8 @@ _HALF = (torch.bfloat16, torch.float16)
 
 class _FakeDevice(TorchFunctionMode):
     """Follow the rules in every call of PyTorch."""
+
+    current: _FakeDevice
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -312,5 +314,11 @@ def fake_device(
         for owner, functions in replaced_functions(mode, bfloat16, free_bytes).items():
             for name, function in functions.items():
                 patch.setattr(owner, name, function, raising=False)
+        patch.setattr(_FakeDevice, "current", mode, raising=False)
         with mode:
             yield mode.device
+
+
+def fake_seconds() -> float:
+    """Return the time of the fake device: a nanosecond for each number that it has read."""
+    return 1e-9 * _FakeDevice.current.read

@@ -15,12 +15,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_device import fake_device
+from fake_device import fake_device, fake_seconds
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from support import make_search
@@ -30,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 import vit_ratio_opt as vro
 from vit_ratio_opt.data import feed
 from vit_ratio_opt.data.image_data import ImageData
-from vit_ratio_opt.latency import curves, table
+from vit_ratio_opt.latency import curves, deployed, table
 from vit_ratio_opt.latency.timing import TimingEffort, time_models
 from vit_ratio_opt.models.device import Precision, autocast, model_device
 from vit_ratio_opt.models.separate import separate
@@ -210,7 +211,9 @@ SEARCHES = [
 
 
 @pytest.fixture
-def brief_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+def brief_timing(real: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if real is None:  # events tell the time of CUDA, a clock that of MPS
+        monkeypatch.setattr(deployed, "time", SimpleNamespace(perf_counter=fake_seconds))
     effort = TimingEffort(turns=1, least_turns=1, turn_seconds=0)
     for module in (table, curves):
         monkeypatch.setattr(module, "time_models", partial(time_models, effort=effort))

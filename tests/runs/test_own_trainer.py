@@ -86,7 +86,7 @@ class WrittenOut:
             targets = context.teacher.eval()(images)
         steps = recipe.epochs * -(-FEW // recipe.batch_size)
         optimizer = create_optimizer_v2(
-            model, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay
+            model, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
         )
         scheduler = CosineLRScheduler(
             optimizer, steps, lr_min=recipe.lr / 100, t_in_epochs=False,
