@@ -70,7 +70,7 @@ def _stored_changes(settings):
         "noise": 0.3, "cost": "params", "latency_batch": 8, "pruned": "both",
         "criterion": "mine", "trainer": {"lr": 1}, "bounds": {"blocks.0.mlp": [0, 0]},
         "frozen": ["blocks.0"], "calibration_task": "regression",
-        "training_precision": "bfloat16", "teacher": "abc",
+        "training_precision": "bfloat16", "teacher": "abc", "latency_compiled": True,
     }  # fmt: skip
     for field in fields(StudySettings):
         if field.name != "schema_version":
