@@ -211,7 +211,10 @@ def train_bare(
     mean = torch.tensor(data.mean, device=device).view(-1, 1, 1)
     std = torch.tensor(data.std, device=device).view(-1, 1, 1)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused or None
+        model.parameters(),
+        lr=recipe.peak_lr,
+        weight_decay=recipe.weight_decay,
+        fused=fused or None,
     )
     steps = math.ceil(len(labels) / recipe.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -122,6 +122,7 @@ def main(
         few, epochs = _few(images, steps, batch_size, seed)
         own = search(seed, macs_ratio)
         pair = likely_best(own.pruner, own.curve)
+        assert pair is not None
         pruned = own.pruner.prune(pair)
         logits = predict(dense, few, few.train)
         before = evaluate(pruned, few, few.val)
@@ -132,7 +133,7 @@ def main(
             started = time.perf_counter()
             accuracy = finetune(model, few, how, context, teacher=logits)
             row = {
-                "recipe": kind, "budget": macs_ratio, "seed": seed, "pair": [*pair],
+                "recipe": kind, "budget": macs_ratio, "seed": seed, "pair": list(pair),
                 "accuracy_pruned": before, "accuracy": accuracy,
                 **{"lr": how.lr, **chosen},
                 "seconds": round(time.perf_counter() - started, 1),
