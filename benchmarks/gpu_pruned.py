@@ -60,9 +60,9 @@ class Plan:
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
-FULL = Plan(recipe=Recipe(epochs=5, batch_size=512, lr=3e-4, distillation=1.0))
+FULL = Plan(recipe=Recipe(epochs=5, batch_size=512))
 REHEARSAL = Plan(
-    recipe=Recipe(epochs=1, batch_size=256, lr=3e-4, distillation=1.0),
+    recipe=Recipe(epochs=1, batch_size=256),
     final_epochs=1,
     n_trials=1,
     tolerances=(50.0,),

@@ -6,11 +6,13 @@ Method: one epoch of the built-in loop and of a bare PyTorch loop take turns in 
 that what else the machine does falls on both. Both train the same model on the same random images
 in memory, with AdamW, a cosine, clipped gradients and distillation from the same logits, and
 validate on as many images. A row has the median over the turns of the ratio. One thread of a CPU
-is clocked by the time that it computed, which other processes change little.
+is clocked by the time that it computed, which other processes change little. With ``--automatic``
+the built-in loop races itself: in the precisions that a new study chooses, against float32.
 
     python benchmarks/loop.py --checkpoint FILE [--turns 15] [--fused]
     python benchmarks/loop.py --width 192
     python benchmarks/loop.py --model deit_small_patch16_224 --batch 32 --steps 4
+    python benchmarks/loop.py --batch 16 --steps 2 --turns 3 --automatic
 
 Output: ``results/loop.json``, a row for each model, batch, precision and bare loop; rows of the
 same are replaced. Runtime on one core: about a minute for the small models.
@@ -50,6 +52,7 @@ from vit_ratio_opt.models.device import (
     model_device,
     synchronize,
 )
+from vit_ratio_opt.models.precision import Precisions, faster_precision
 from vit_ratio_opt.training.evaluate import predict
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
@@ -75,6 +78,9 @@ def main(
     fused: Annotated[
         bool, typer.Option("--fused", help="A fused AdamW in the bare loop.")
     ] = False,
+    automatic: Annotated[
+        bool, typer.Option("--automatic", help="Race the precisions of a new study.")
+    ] = False,
 ) -> None:
     """Race the built-in loop against a bare one."""
     if checkpoint is not None:
@@ -88,7 +94,12 @@ def main(
     row = {
         "model": name,
         **measure_loops(
-            dense.to(best_device()), batch=batch, steps=steps, turns=turns, fused=fused
+            dense.to(best_device()),
+            batch=batch,
+            steps=steps,
+            turns=turns,
+            fused=fused,
+            automatic=automatic,
         ),
         "versions": {package: version(package) for package in ("torch", "timm")},
         "commit": head_commit(),
@@ -110,6 +121,7 @@ def measure_loops(
     turns: int = 15,
     precision: Precision = "float32",
     fused: bool = False,
+    automatic: bool = False,
 ) -> dict[str, Any]:
     """Return the images a second of both loops and their ratio, the bare loop's being 1.
 
@@ -120,16 +132,21 @@ def measure_loops(
         turns: Turns that count.
         precision: Precision of both loops.
         fused: Whether the bare loop has a fused AdamW.
+        automatic: Whether the built-in loop in a new study's precisions races itself instead.
     """
     data, recipe = random_images(dense, batch * steps), Recipe(batch_size=batch, lr=1e-3)
     logits = predict(dense, data, data.train, precision=precision)
     own, bare = copy.deepcopy(dense), copy.deepcopy(dense)
+    chosen, measured = choose_precisions(dense, data) if automatic else (precision, {})
 
     def run_own() -> None:
-        finetune(own, data, recipe, teacher=logits, precision=precision)
+        finetune(own, data, recipe, teacher=logits, precision=chosen)
 
     def run_bare() -> None:
-        train_bare(bare, data, recipe, logits, precision=precision, fused=fused)
+        if automatic:
+            finetune(bare, data, recipe, teacher=logits, precision=precision)
+        else:
+            train_bare(bare, data, recipe, logits, precision=precision, fused=fused)
 
     device = model_device(dense)
     is_one_thread = device.type == "cpu" and torch.get_num_threads() == 1
@@ -139,8 +156,9 @@ def measure_loops(
         "batch": batch,
         "steps": steps,
         "turns": turns,
-        "precision": precision,
-        "bare": "fused AdamW" if fused else "AdamW",
+        "precision": "automatic" if automatic else precision,
+        **measured,
+        "bare": "built-in, float32" if automatic else "fused AdamW" if fused else "AdamW",
         "own_images_per_second": batch * steps / statistics.median(a for a, _ in seconds),
         "bare_images_per_second": batch * steps / statistics.median(b for _, b in seconds),
         "ratio": statistics.median(b / a for a, b in seconds),
@@ -149,6 +167,16 @@ def measure_loops(
         "device": device_name(device),
         "threads": torch.get_num_threads(),
     }
+
+
+def choose_precisions(dense: ViT, data: ImageData) -> tuple[Precisions, dict[str, Any]]:
+    """Return the precisions that a new study chooses, and how it came to them."""
+    training, evaluation = (
+        faster_precision(dense, data.image_shape, training=training) for training in (True, False)
+    )
+    chosen = Precisions(training=training.precision, evaluation=evaluation.precision)
+    speedups = {"training": training.speedup, "evaluation": evaluation.speedup}
+    return chosen, {"precisions": vars(chosen), "bfloat16_speedup": speedups}
 
 
 def random_images(model: ViT, count: int) -> ImageData:
@@ -183,7 +211,10 @@ def train_bare(
     mean = torch.tensor(data.mean, device=device).view(-1, 1, 1)
     std = torch.tensor(data.std, device=device).view(-1, 1, 1)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused or None
+        model.parameters(),
+        lr=recipe.peak_lr,
+        weight_decay=recipe.weight_decay,
+        fused=fused or None,
     )
     steps = math.ceil(len(labels) / recipe.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -92,6 +92,7 @@ def test_blocks_that_are_not_run_say_why():
     ]
     assert reasons == [
         "needs a folder of images and a file.",
+        "needs pretrained weights.",
         "needs a model and a loop of your own.",
         *["needs pretrained weights."] * 2,
     ]

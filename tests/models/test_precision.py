@@ -32,7 +32,8 @@ def timed(monkeypatch):
     monkeypatch.setattr(precision, "_LEAST_MACS", 0)
     monkeypatch.setattr(precision, "_computes_bfloat16", lambda: True)
     monkeypatch.setattr(precision, "autocast", run)
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: now[0])
+    for clock in ("perf_counter", "process_time"):
+        monkeypatch.setattr(precision.time, clock, lambda: now[0])
     return seconds, precisions
 
 

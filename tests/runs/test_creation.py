@@ -69,8 +69,8 @@ def _stored_changes(settings):
         "tolerance": 1.0, "rule": {"heads": True}, "ranges": [0.5], "by_cascade": 0.1,
         "noise": 0.3, "cost": "params", "latency_batch": 8, "pruned": "both",
         "criterion": "mine", "trainer": {"lr": 1}, "bounds": {"blocks.0.mlp": [0, 0]},
-        "frozen": ["blocks.0"], "calibration_task": "regression",
-        "training_precision": "bfloat16", "teacher": "abc",
+        "frozen": ["blocks.0"], "calibration_task": "regression", "latency_compiled": True,
+        "calibration_precision": "bfloat16", "training_precision": "bfloat16", "teacher": "abc",
     }  # fmt: skip
     for field in fields(StudySettings):
         if field.name != "schema_version":
@@ -79,7 +79,10 @@ def _stored_changes(settings):
 
 
 def test_every_other_setting_is_refused_by_name(make):
-    storage, search = InMemoryStorage(), make(precision="float32", recipe=Recipe(epochs=1))
+    given = {"precision": "float32", "round_to": 1}  # else the study's are taken
+    storage, search = InMemoryStorage(), make(recipe=Recipe(epochs=1), **given)
+    calibration = replace(search.options.calibration, precision="float32")
+    search.options = replace(search.options, calibration=calibration)
     study = create(search, storage)
     settings = study.user_attrs["settings"]
     for name, value in _stored_changes(settings):

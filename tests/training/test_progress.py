@@ -25,7 +25,8 @@ def test_search_trial_and_epoch_have_bars(terminal):
     with SearchProgress(4) as search:
         search.show_trained(1)
         with TrainingProgress("trial 1", 20, 10, shown=search) as training:
-            training.advance(15, 32, 0.5, 87.5)
+            training.count(32)
+            training.advance(15, 0.5, 87.5)
             search.bars.refresh()
             tasks = {task.description: (task.completed, task.total) for task in search.bars.tasks}
         left = [task.description for task in search.bars.tasks]
@@ -36,11 +37,28 @@ def test_search_trial_and_epoch_have_bars(terminal):
 
 def test_the_last_step_of_an_epoch_belongs_to_it():
     with TrainingProgress("t", 20, 10, shown=True) as training:
-        training.advance(10, 1, 0.0, 0.0)
+        training.advance(10, 0.0, 0.0)
         assert training.bars.tasks[1].completed == 10
         assert training.bars.tasks[1].description == "epoch 1"
         training.skip(11)
         assert training.bars.tasks[1].description == "epoch 2"
+
+
+def test_a_loss_is_read_five_times_a_second_and_at_the_end_of_an_epoch(
+    monkeypatch,
+):
+    now, due = [100.0], []
+    with TrainingProgress("t", 20, 10, shown=True) as training, monkeypatch.context() as patch:
+        patch.setattr(progress.time, "monotonic", lambda: now[0])
+        for step in range(1, 21):
+            now[0] += 0.0625
+            training.count(8)
+            if training.is_due(step):
+                training.advance(step, 0.0, None)
+                due.append(step)
+    assert due == [1, 5, 9, 10, 14, 18, 20]
+    with TrainingProgress("t", 20, 10, shown=False) as training:
+        assert not training.is_due(10)
 
 
 def test_where_nobody_watches_nothing_is_written(capsys):

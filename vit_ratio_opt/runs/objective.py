@@ -336,12 +336,14 @@ class PruningObjective:
     ) -> float:
         """Train in place, with all ranks where there are several, and return the metric."""
         ranks = getattr(self.trainer, "ranks", None)
-        if ranks is not None:
-            shape, seed = shape_of(model), context.seed
-            ranks.broadcast(job_of(self.trainer, pair, seed=seed, shape=shape, artifact=artifact))
+        shape, seed = shape_of(model), context.seed
+        job = job_of(self.trainer, pair, seed=seed, shape=shape, artifact=artifact)
+        job["identity"] = dict(context.identity)
         layers = layers_of(model.train())  # as a new model is, on which frameworks rely
         keeper = StateKeeper(self.journal, trial, context, self.state_every, self._epochs)
         try:
+            if ranks is not None:
+                ranks.broadcast(job)
             with context.clock("train"), exit_means_stop(context):
                 value = self.trainer.train(model, keeper.context)
             check_layers(layers, model, self.trainer)

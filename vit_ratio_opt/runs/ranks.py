@@ -53,7 +53,7 @@ def _train(
             teacher=objective.pruner.dense,
             state=state,
             should_stop=should_stop,
-            identity=objective.identity_of(pair),
+            identity=job["identity"],
         )
         # What ends the training in rank 0 ends it here.
         with contextlib.suppress(TrainingStopped, TrainingDiverged, InputError):

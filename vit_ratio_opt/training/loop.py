@@ -16,7 +16,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.device import has_float64, model_device, random_state_kept
 from vit_ratio_opt.models.precision import Precisions
 from vit_ratio_opt.training.context import TrainingDiverged, TrainingStopped, TrialContext
-from vit_ratio_opt.training.distributed import Ranks
+from vit_ratio_opt.training.distributed import Polls, Ranks
 from vit_ratio_opt.training.drop_path import drop_paths
 from vit_ratio_opt.training.evaluate import measure_split
 from vit_ratio_opt.training.losses import BatchLoss, TaskLoss
@@ -87,6 +87,7 @@ class Loop:
         self._augmentation = self._generator
         if ranks.size > 1:
             self._augmentation = torch.Generator().manual_seed(context.seed + ranks.rank)
+        self._polls = Polls(ranks)
         has_classes = reference is None and data.task in ("single-label", "multi-label")
         if mix is None and recipe.augment == "strong" and has_classes:
             mix = mix_or_cut(len(data.classes), self._augmentation)
@@ -168,18 +169,20 @@ class Loop:
                 self._loss_sum += loss / self._ranks.size
             if self._step % _STEPS_BETWEEN_CHECKS == 0:
                 self._mean_loss()
-            if bar.enabled:
+            bar.count(batch.size)
+            if bar.is_due(self._step):  # what it shows is computed on the device
                 share = None
                 if batch.labels.ndim == 1 and self._reference is None:
                     share = 100 * (logits.argmax(dim=1) == batch.labels).float().mean().item()
-                bar.advance(self._step, batch.size, loss.item(), share)
+                bar.advance(self._step, loss.item(), share)
         mean_loss = self._mean_loss()
         self._accuracy = self._evaluate(self._optimization.average or self._model)
         self._epoch_state = self._generator.get_state()
         self._loss_sum.zero_()
         if self._step < self._steps and self._is_save_due():
             self._save(loss_sum=0.0)
-        self._report(self._accuracy, mean_loss)
+        accuracy = self._accuracy
+        self._in_rank_0(lambda: self._context.report(self._epochs_done, accuracy, mean_loss))
 
     def _batches(self) -> Iterator[Batch]:
         """Yield the batches that are left of this epoch; save or stop before a step if asked."""
@@ -224,14 +227,18 @@ class Loop:
 
     def _save_or_stop(self) -> None:
         """Save the state if that is due or any process is asked to stop, which ends all."""
-        stops, saves = self._ranks.sum(self._context.should_stop(), self._is_save_due())
+        if not self._polls.is_due(self._step):
+            return
+        stops, saves = self._polls.sum(
+            self._step, self._context.should_stop(), self._is_save_due()
+        )
         if not stops and not saves:
             return
         # Every process has its part of the loss, and takes part in the sum.
         self._save(self._ranks.sum(self._loss_sum.item())[0] / self._ranks.size)
         if stops:
             raise TrainingStopped(f"stopped after step {self._step} of {self._steps}")
-        self._context.on_save()
+        self._in_rank_0(self._context.on_save)
 
     def _mean_loss(self) -> float:
         mean = self._loss_sum.item() / (1 + (self._step - 1) % self._steps_per_epoch)
@@ -267,14 +274,21 @@ class Loop:
         except InputError as error:  # a full disk, say: no reason to lose the training
             _logger.warning(f"{error} The training continues, but could not be resumed.")
 
-    def _report(self, accuracy: float, mean_loss: float) -> None:
-        """Report in rank 0; an exception raised there ends the training in all processes."""
+    @property
+    def _epochs_done(self) -> int:
+        return self._step // self._steps_per_epoch
+
+    def _in_rank_0(self, tell: Callable[[], None]) -> None:
+        """Tell rank 0's caller something while all others wait, for hours if need be.
+
+        An exception raised there ends the training in all processes.
+        """
         if self._ranks.rank > 0:
             if not self._ranks.broadcast():
                 raise TrainingStopped("rank 0 ended the training")
             return
         try:
-            self._context.report(self._step // self._steps_per_epoch, accuracy, mean_loss)
+            tell()
         except BaseException:
             self._ranks.broadcast(False)
             raise

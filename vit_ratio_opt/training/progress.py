@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 
 from rich.console import Console
 from rich.progress import (
@@ -20,6 +21,7 @@ __all__ = ["SearchProgress", "TrainingProgress", "show_waiting"]
 
 # The time left is estimated from the last 10 minutes, which evens out epochs and evaluations.
 _SPEED_SECONDS = 600
+_REFRESH_SECONDS = 0.2
 
 
 def show_waiting(
@@ -84,7 +86,7 @@ class TrainingProgress:
         self.bars = shown.bars if isinstance(shown, SearchProgress) else _bars(shown)
         self._tasks: list[TaskID] = []
         self._title, self._steps, self._epoch_steps = title, steps, epoch_steps
-        self._images = 0
+        self._images, self._shown_at = 0, 0.0
 
     def __enter__(self) -> TrainingProgress:
         if self._search is None:
@@ -110,16 +112,27 @@ class TrainingProgress:
         """Show that ``steps`` batches were done before this training was resumed."""
         self._show(steps)
 
-    def advance(self, step: int, images: int, loss: float, accuracy: float | None) -> None:
+    def count(self, images: int) -> None:
+        """Count the images of a batch that is done."""
+        self._images += images
+
+    def is_due(self, step: int) -> bool:
+        """Return whether to show that ``step`` batches are done, a few times a second.
+
+        What is shown has to be read from a GPU, which then waits. An epoch's end is always shown.
+        """
+        is_due = time.monotonic() >= self._shown_at + _REFRESH_SECONDS
+        return self.enabled and (is_due or step % max(1, self._epoch_steps) == 0)
+
+    def advance(self, step: int, loss: float, accuracy: float | None) -> None:
         """Show that a batch is done.
 
         Args:
             step: Number of batches that are done.
-            images: Number of images in the last batch.
             loss: Loss of the last batch.
             accuracy: Accuracy on the last batch, in per cent; None without labels.
         """
-        self._images += images
+        self._shown_at = time.monotonic()
         whole = next(task for task in self.bars.tasks if task.id == self._tasks[0])
         elapsed = whole.elapsed or 1e-9
         correct = "" if accuracy is None else f"acc {accuracy:5.1f} %  "
