@@ -63,16 +63,16 @@ def loop(*, rehearse: bool) -> Iterator[Task]:
         rehearse: Whether a tiny model runs.
     """
     if rehearse:
-        sizes = {"tiny": 8}
-        how = {"steps": 1, "turns": 1}
+        sizes, steps, turns = {"tiny": 8}, 1, 1
     else:
-        sizes = {"d256": 512, DEIT: 256, VIT_B: 128}
-        how = {"steps": 20, "turns": 7}
+        sizes, steps, turns = {"d256": 512, DEIT: 256, VIT_B: 128}, 20, 7
     precision = precision_of(best_device())
 
     def race(name: str) -> dict[str, Any]:
         batch = sizes[name]
-        return measure_loops(_model(name), batch=batch, precision=precision, fused=True, **how)
+        return measure_loops(
+            _model(name), batch=batch, steps=steps, turns=turns, precision=precision, fused=True
+        )
 
     def prune(name: str) -> dict[str, Any]:
         measured = measure_trials(_model(name), 16 if rehearse else 512, precision)

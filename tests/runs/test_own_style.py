@@ -248,7 +248,7 @@ def compose(
         task.train_batches[:1],
         limit,
         training=trainer,
-        run=vro.RunOptions(checkpoints=folder, progress=False),
+        run=vro.RunOptions(checkpoints=folder, progress=False, state_every=0),
     )
     if not attach:  # drawing a training takes longer than the training
         search.journal.attach = None
