@@ -121,7 +121,7 @@ def test_parts_of_a_gpu_and_gpus_without_a_uuid_are_told_apart(machine, caplog, 
     assert not caplog.text
 
 
-def test_a_given_device_is_taken_whoever_uses_it_and_others_keep_away_from_it(machine, caplog):
+def test_a_given_device_is_taken_even_if_it_is_used_and_others_keep_away_from_it(machine, caplog):
     assert machine.worker(0, 1, device="cuda:0") == torch.device("cuda", 0)
     assert machine.worker(0, 1, device="cuda:0") == torch.device("cuda", 0)
     assert machine.worker(0, 1) == torch.device("cuda", 1)

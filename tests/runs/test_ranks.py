@@ -76,6 +76,6 @@ def test_another_rank_trains_at_the_learning_rate_of_rank_0(dense):
         SimpleNamespace(precision=None, recipe=vro.Recipe(epochs=2, lr=lr))
         for lr in (5e-4, "auto")
     )
-    job = job_of(first, vro.RatioPair(0.5, 0.5), seed=0, shape=shape, artifact=None)
+    job = job_of(first, vro.RatioPair(0.5, 0.5), vro.TrialContext(), shape=shape, artifact=None)
     adopt_job(second, job)
     assert second.recipe == first.recipe

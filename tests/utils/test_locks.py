@@ -20,7 +20,7 @@ def test_a_lock_is_held_by_one_until_it_is_freed(tmp_path):
     unlock(again)
 
 
-def test_shared_locks_keep_away_whoever_wants_the_file_alone(tmp_path):
+def test_a_shared_lock_keeps_the_file_from_a_process_that_wants_it_alone(tmp_path):
     path = tmp_path / "file"
     path.touch()
     readers = [try_lock(path, is_shared=True) for _ in range(2)]

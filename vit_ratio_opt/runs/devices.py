@@ -45,7 +45,7 @@ def claim_device(device: torch.device | str | None = None) -> torch.device:
     has another current device than the first, that counts as given.
 
     Args:
-        device: A given device, which is taken whoever uses it; None for a free one.
+        device: A given device, which is taken even if it is used; None for a free one.
 
     Raises:
         InputError: This machine has no such device.

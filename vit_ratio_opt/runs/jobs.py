@@ -8,6 +8,7 @@ from typing import Any
 
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.space.shape import ViTShape
+from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.recipe import Recipe
 
 __all__ = ["adopt_job", "job_of"]
@@ -17,21 +18,27 @@ _OF_TRAINER = ("precision", "training_precision")
 
 
 def job_of(
-    trainer: Any, pair: RatioPair, *, seed: int, shape: ViTShape, artifact: str | None
+    trainer: Any,
+    pair: RatioPair,
+    context: TrialContext,
+    *,
+    shape: ViTShape,
+    artifact: str | None,
 ) -> dict[str, Any]:
     """Return the training of a pruned model.
 
     Args:
         trainer: The trainer of rank 0, which may have values from the study.
         pair: Ratios of the model.
-        seed: Random seed of the training.
+        context: Context of the training in rank 0, of which seed and identity are told.
         shape: Sizes of the model.
         artifact: Artifact of the saved state; None for a training from its beginning.
     """
     recipe = getattr(trainer, "recipe", None)
     return {
         "pair": pair,
-        "seed": seed,
+        "seed": context.seed,
+        "identity": dict(context.identity),
         "blocks": shape.block_sizes,
         "artifact": artifact,
         "lr": recipe.lr if isinstance(recipe, Recipe) else None,

@@ -336,9 +336,7 @@ class PruningObjective:
     ) -> float:
         """Train in place, with all ranks where there are several, and return the metric."""
         ranks = getattr(self.trainer, "ranks", None)
-        shape, seed = shape_of(model), context.seed
-        job = job_of(self.trainer, pair, seed=seed, shape=shape, artifact=artifact)
-        job["identity"] = dict(context.identity)
+        job = job_of(self.trainer, pair, context, shape=shape_of(model), artifact=artifact)
         layers = layers_of(model.train())  # as a new model is, on which frameworks rely
         keeper = StateKeeper(self.journal, trial, context, self.state_every, self._epochs)
         try:
