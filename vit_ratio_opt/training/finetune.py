@@ -14,7 +14,7 @@ from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.device import Precision, model_device
+from vit_ratio_opt.models.device import Precision, check_training_precision, model_device
 from vit_ratio_opt.models.precision import Precisions
 from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
@@ -78,6 +78,8 @@ def finetune(
     context = context or TrialContext()
     _check_trainable(model, recipe)
     precisions = Precisions.of(precision, model_device(model))
+    if recipe.epochs:
+        check_training_precision(precisions.training, model_device(model))
     if teacher is None and recipe.distillation:
         teacher = context.teacher
     teacher = _checked(teacher, data, recipe, mix, precisions.evaluation)
