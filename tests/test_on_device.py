@@ -229,7 +229,8 @@ def test_a_search_runs_resumes_and_answers_on_a_device(
     few: ImageData, on_device: Begin, real: str | None, tmp_path: Path,
 ) -> None:  # fmt: skip
     data = TASKS[task](few)
-    dense = model_of(family, 0 if task == "features" else len(data.classes))
+    depth = 1 if cost == "latency" else 2  # few sizes to time
+    dense = model_of(family, 0 if task == "features" else len(data.classes), depth=depth)
 
     def compose() -> vro.Search:
         # Overhead alone decides how long a model of this size takes: no budget is sure to be met.
