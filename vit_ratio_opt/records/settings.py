@@ -24,7 +24,7 @@ _SPARSE = (
     *("cost", "latency_batch", "latency_compiled", "pruned", "rule", "ranges"),
     *("by_cascade", "criterion"),
     *("trainer", "bounds", "frozen", "calibration_task", "calibration_precision"),
-    *("training_precision", "teacher"),
+    *("training_precision", "teacher", "frontier"),
 )
 # Fields of this package's own training: None where `trainer` is given.
 _OF_IMAGES = ("dataset", "validation", "recipe")
@@ -39,6 +39,7 @@ class StudySettings:
         strategy: ``"fixed"``, one ratio for both modules, or ``"searched"``.
         budget: Largest share of the dense model's cost.
         tolerance: Largest loss of the metric, in its unit.
+        frontier: Number of levels of the frontier, or its budgets.
         cost: Name of the cost that the budget limits.
         latency_batch: Images in a batch whose latency counts.
         latency_compiled: Whether models are compiled when their latency is measured.
@@ -91,6 +92,7 @@ class StudySettings:
     strategy: Literal["fixed", "searched"]
     budget: float | None
     tolerance: float | None
+    frontier: int | tuple[float, ...] | None = None
     cost: str = "macs"
     latency_batch: int = 1
     latency_compiled: bool = False

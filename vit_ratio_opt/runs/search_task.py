@@ -23,7 +23,8 @@ from vit_ratio_opt.runs.screening import likely_path, screen
 from vit_ratio_opt.runs.task import check_settings, screened_best
 from vit_ratio_opt.search.binary_search import BinarySearchSampler
 from vit_ratio_opt.search.budget import BudgetSearch
-from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.search.frontier import FrontierSearch
+from vit_ratio_opt.search.limits import Budget, Frontier, Tolerance
 from vit_ratio_opt.search.noise import UNKNOWN_NOISE, Noise, accuracy_noise, seed_noise
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.costs import Cost, Latency
@@ -51,11 +52,12 @@ class SearchTask(SearchParts):
         self.objective.describe = self.describe
 
     @property
-    def metric_name(self) -> str:
-        """Return the name of the value of a trial, for optuna-dashboard."""
+    def value_names(self) -> list[str]:
+        """Return the name of each value of a trial, for optuna-dashboard."""
+        cost, metric = f"{self.space.cost.word} of dense", self.trainer.metric.name
         if isinstance(self.limit, Tolerance):
-            return f"{self.space.cost.word} of dense"
-        return self.trainer.metric.name
+            return [cost]
+        return [metric, cost] if isinstance(self.limit, Frontier) else [metric]
 
     @property
     def settings(self) -> StudySettings:
@@ -68,6 +70,7 @@ class SearchTask(SearchParts):
             budget=limit.share if isinstance(limit, Budget) else None,
             tolerance=limit.points if isinstance(limit, Tolerance) else None,
             confidence=getattr(limit, "confidence", Tolerance.confidence),
+            frontier=limit.to_json()["frontier"] if isinstance(limit, Frontier) else None,
             noise=options.noise,
             confirmations=options.confirmations,
             iterative=options.iterative,
@@ -239,7 +242,7 @@ class SearchTask(SearchParts):
         """Return the sampler of a study with these attributes."""
         return BinarySearchSampler(self.space, self.plan(attributes), seed=self.options.seed)
 
-    def plan(self, attributes: Mapping[str, Any]) -> BudgetSearch | ToleranceSearch:
+    def plan(self, attributes: Mapping[str, Any]) -> BudgetSearch | ToleranceSearch | FrontierSearch:
         """Return the plan of a study with these attributes."""
         options, metric, point = self.options, self.trainer.metric, self._point
         stored = attributes.get("plan", {})

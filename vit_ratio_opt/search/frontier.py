@@ -63,6 +63,8 @@ class FrontierSearch:
         confirmations: Number of times that a pair may be trained again, and two.
         resolution: What a trial has to promise for the search to continue, as a share of
             ``worst``.
+        larger_is_better: Whether the metric is maximised. If not, ``dense`` and the values that
+            this search observes are the study's with the opposite sign.
 
     Raises:
         InputError: There is no level or no mark, the costs of the levels do not fall, or a number
@@ -70,6 +72,7 @@ class FrontierSearch:
     """
 
     constraint = None
+    objectives = 2
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class FrontierSearch:
         noise: float | Noise = 0.0,
         confirmations: int = 0,
         resolution: float = 1e-5,
+        larger_is_better: bool = True,
     ) -> None:
         costs = [cost(*pair) for pair in levels]
         if not costs or any(more <= less for more, less in itertools.pairwise(costs)):
@@ -101,10 +105,16 @@ class FrontierSearch:
         self.marks = np.array(marks, dtype=np.float64)
         self.confirmations = confirmations
         self.resolution = resolution
+        self.larger_is_better = larger_is_better
         self._costs = np.array([cost(*pair) for pair in self.pairs])
         first, second = as_array(self.pairs).max(axis=0).tolist()
         noise = as_noise(noise, confirmations)
         self.rule = Rule(dense, worst, (first or 1.0, second or 1.0), noise)
+
+    @property
+    def dense(self) -> float:
+        """Return the value of the dense model."""
+        return self.rule.dense
 
     @property
     def limits(self) -> tuple[Pair, Pair]:
@@ -180,6 +190,7 @@ class FrontierSearch:
             noise=self.rule.noise,
             confirmations=self.confirmations,
             resolution=self.resolution,
+            larger_is_better=self.larger_is_better,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def training_curve(
     from matplotlib.figure import Figure  # takes half a second to import
     from matplotlib.ticker import MaxNLocator
 
-    reported = sorted(trial.intermediate_values.items())
+    reported = sorted(reports_of(trial).items())
     pruned = attribute(trial, "accuracy_pruned")
     accuracies = [] if pruned is None else [(0, pruned)]
     accuracies += [
