@@ -71,7 +71,7 @@ class View(NamedTuple):
         observed: Values of each pair, one for each training.
         complete: Pairs with a COMPLETE trial.
         pending: Pairs that running trials have claimed.
-        blocked: Pairs that keep failing.
+        blocked: Pairs that keep failing, and pairs that another training would not change.
         unclaimed: Numbers of running trials that have claimed no pair yet.
         queued: Numbers of waiting trials that will have to claim a pair.
         timed_out: Numbers of trials that some trial has stopped waiting for.
@@ -209,6 +209,8 @@ class TrialReader:
             known.blocked.add(pair)
         else:
             known.observed[pair] = (*known.observed.get(pair, ()), value)
+            if _is_untrained(trial):  # its value again would make the noise look small
+                known.blocked.add(pair)
             if state == TrialState.COMPLETE:
                 known.complete.add(pair)
 
@@ -238,6 +240,12 @@ def value_of(
         return None
     last = trial.intermediate_values[trial.last_step]
     return sign * last if last == last else None  # not NaN
+
+
+def _is_untrained(trial: FrozenTrial) -> bool:
+    """Return whether pruning lost nothing, so that the trial left out its training."""
+    chosen = trial.user_attrs.get("chosen")
+    return isinstance(chosen, dict) and chosen.get("is_trained") is False
 
 
 def is_surplus(trial: FrozenTrial) -> bool:
@@ -284,7 +292,7 @@ class _Finished:
         observed: Values of each pair.
         complete: Pairs with a COMPLETE trial.
         failures: How often each pair failed.
-        blocked: Pairs whose trial was pruned without any value.
+        blocked: Pairs whose trial was pruned without any value, or left out its training.
         timed_out: Numbers of trials that some trial has stopped waiting for.
     """
 
