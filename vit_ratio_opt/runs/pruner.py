@@ -74,7 +74,11 @@ class Pruner(ModelPruner):
         )
 
     def suggest(
-        self, trial: BaseTrial, limit: Budget | Tolerance | Frontier, *, metric: Metric | None = None
+        self,
+        trial: BaseTrial,
+        limit: Budget | Tolerance | Frontier,
+        *,
+        metric: Metric | None = None,
     ) -> ViT:
         """Suggest both ratios of a trial and return the pruned, untrained model.
 

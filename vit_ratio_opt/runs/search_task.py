@@ -244,7 +244,9 @@ class SearchTask(SearchParts):
         """Return the sampler of a study with these attributes."""
         return BinarySearchSampler(self.space, self.plan(attributes), seed=self.options.seed)
 
-    def plan(self, attributes: Mapping[str, Any]) -> BudgetSearch | ToleranceSearch | FrontierSearch:
+    def plan(
+        self, attributes: Mapping[str, Any]
+    ) -> BudgetSearch | ToleranceSearch | FrontierSearch:
         """Return the plan of a study with these attributes."""
         options, metric, point = self.options, self.trainer.metric, self._point
         stored = attributes.get("plan", {})
@@ -270,7 +272,7 @@ class SearchTask(SearchParts):
 
         Returns:
             ``screened``: within a budget, ratios and accuracy of the pairs that were evaluated
-            without training. ``path``: with a tolerance, the likeliest pair at each cost.
+            without training. ``path``: otherwise, the likeliest pair at each cost.
         """
         screened: dict[tuple[float, float], float] = {}
         path: tuple[tuple[float, float], ...] = ()
@@ -333,7 +335,7 @@ class SearchTask(SearchParts):
         model = self.pruner.prune(curve[len(curve) // 2])
         error = standard_error(model)
         loss = metric.loss(self.dense_accuracy, self.objective.evaluate(model))
-        if isinstance(limit, Budget) or loss <= 0:
+        if not isinstance(limit, Tolerance) or loss <= 0:
             return error
         return error * math.sqrt(limit.points / loss)
 

@@ -144,11 +144,11 @@ class FrontierSearch:
         judged = judge({**expected, **observed}, self.cost, self.rule) or judged
         new = self._best_new(judged, [*off, *observed])
         again = self._best_again(judged, {*off, *expected})
-        pair, gain = max(new, again, key=lambda promise: promise[1])
-        if pair is None or gain <= self.resolution * self.rule.worst:
+        best, gain = max(new, again, key=lambda promise: promise[1])
+        if best is None or gain <= self.resolution * self.rule.worst:
             return Proposal(None, "no pair is expected to lower the frontier")
-        what = "again, " if pair in observed else ""
-        return Proposal(pair, f"{what}expected to lower the frontier by {gain:.3g} on average")
+        what = "again, " if best in observed else ""
+        return Proposal(best, f"{what}expected to lower the frontier by {gain:.3g} on average")
 
     def front(
         self, observed: Observed, *, complete: Container[Pair] | None = None

@@ -7,6 +7,7 @@ import io
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.records.trial import attribute
+from vit_ratio_opt.records.trials import reports_of
 from vit_ratio_opt.report.figures.style import COLOURS
 from vit_ratio_opt.space.metric import ACCURACY, Metric
 
