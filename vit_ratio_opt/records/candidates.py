@@ -159,17 +159,16 @@ def estimate_pairs(study: Study) -> Estimates | None:
         if any(trial.state == TrialState.COMPLETE for trial in found)
     }
     first = next(iter(trials.values()))[0]
+    costs = {pair: _planned_cost_ratio(found[0]) for pair, found in trials.items()}
     offset, baseline, confidence = 0.0, None, None
     dense = _dense_accuracy(study, first)
     if record.has_frontier:
         assert record.plan is not None
-        costs = {pair: _planned_cost_ratio(found[0]) for pair, found in trials.items()}
         found_front, estimates = frontier_answer(
             record.plan, values, lambda *pair: costs[pair], complete=complete
         )
+        best = knee(found_front, lambda *pair: costs[pair])
         front = tuple(one.pair for one in found_front)
-        points = [(costs[one.pair], -one.mean) for one in found_front]
-        best = found_front[knee(points)] if points else None
     elif not is_tolerance:
         known = None if dense is None else sign * dense
         search = BudgetSearch.from_json({"dense": known, **_curve(record.plan, values)})
@@ -178,7 +177,6 @@ def estimate_pairs(study: Study) -> Estimates | None:
     else:
         dense = 0.0 if dense is None else dense
         tolerance = _tolerance(record, first)
-        costs = {pair: _planned_cost_ratio(found[0]) for pair, found in trials.items()}
         plan = record.plan or {"tolerance": tolerance, "scale": _largest(record), **_MEANS}
         best, estimates = tolerance_answer(
             plan, values, lambda *pair: costs[pair], complete=complete
@@ -188,13 +186,7 @@ def estimate_pairs(study: Study) -> Estimates | None:
         best=None if best is None else best.pair,
         estimates=estimates,
         trials=trials,
-        accuracies={
-            pair: tuple(
-                _own_accuracy(trial, offset + sign * value)
-                for trial, value in zip(trials[pair], found, strict=True)
-            )
-            for pair, found in values.items()
-        },
+        accuracies=_own_accuracies(trials, values, offset, sign),
         offset=offset,
         sign=sign,
         dense_accuracy=dense,
@@ -233,9 +225,16 @@ def _dense_accuracy(study: Study, trial: FrozenTrial) -> float | None:
     return record.metric.after_loss(accuracy, -float(drop))
 
 
-def _own_accuracy(trial: FrozenTrial, otherwise: float) -> float:
-    accuracy = attribute(trial, "accuracy")
-    return otherwise if accuracy is None else float(accuracy)
+def _own_accuracies(
+    trials: Mapping[Pair, list[FrozenTrial]], values: _Values, offset: float, sign: float
+) -> dict[Pair, tuple[float, ...]]:
+    """Return the accuracy of each training of each pair; where it is not stored, of its value."""
+
+    def accuracy(trial: FrozenTrial, value: float) -> float:
+        stored = attribute(trial, "accuracy")
+        return offset + sign * value if stored is None else float(stored)
+
+    return {pair: tuple(map(accuracy, trials[pair], found)) for pair, found in values.items()}
 
 
 def _tolerance(record: StudyRecord, trial: FrozenTrial) -> float:

@@ -196,16 +196,19 @@ def _next_to_front(costs: Array, losses: Array) -> list[int]:
     return sorted(np.argsort(excess, kind="stable")[:_NEAREST].tolist())
 
 
-def knee(front: Sequence[tuple[float, float]]) -> int:
-    """Return the index of the point that is the furthest below the line between both ends.
+def knee(front: Sequence[Estimate], cost: Callable[[float, float], float]) -> Estimate | None:
+    """Return the pair that is the furthest above the line between both ends; None without pairs.
 
     Args:
-        front: Cost and loss of each point, in the order of the cost.
+        front: The pairs of a frontier, of rising cost.
+        cost: Function that returns the cost of a pair.
     """
-    (first_cost, first_loss), (last_cost, last_loss) = front[0], front[-1]
-    slope = (last_loss - first_loss) / ((last_cost - first_cost) or 1.0)
-    below = [first_loss + slope * (cost - first_cost) - loss for cost, loss in front]
-    return below.index(max(below))
+    if not front:
+        return None
+    costs, (first, *_, last) = [cost(*one.pair) for one in front], [*front, front[-1]]
+    slope = (last.mean - first.mean) / ((costs[-1] - costs[0]) or 1.0)
+    above = [one.mean - slope * at for one, at in zip(front, costs, strict=True)]
+    return front[above.index(max(above))]
 
 
 def frontier_answer(

@@ -26,6 +26,7 @@ from vit_ratio_opt.search.plan import (
 __all__ = ["FrontierSearch"]
 
 _MORE_TRAININGS = 2  # of one pair, beyond its confirmations
+_RESOLUTION = 1e-5  # of the worst loss, that a trial has to promise for the search to go on
 _LEAST_VARIANCE = 1e-12
 _LARGEST_EXPONENT = 20.0
 
@@ -47,8 +48,8 @@ class FrontierSearch:
     expected to change then (the knowledge gradient, Frazier 2009). A pending pair counts as
     trained with the loss that is expected of it, so k workers spread.
 
-    All of this is heuristic. The search ends when no trial promises more than ``resolution``;
-    without noise no pair is tried twice, so it ends in any case.
+    All of this is heuristic. The search ends when no trial promises more than a hundred-thousandth
+    of the worst loss; without noise no pair is tried twice, so it ends in any case.
 
     A proposal costs O(pairs * (observed^2 + marks)), all bounded: some milliseconds.
 
@@ -61,10 +62,6 @@ class FrontierSearch:
         worst: Loss of a model of which nothing is left, above 0.
         noise: Standard deviation of one value, or a :class:`~vit_ratio_opt.search.noise.Noise`.
         confirmations: Number of times that a pair may be trained again, and two.
-        resolution: What a trial has to promise for the search to continue, as a share of
-            ``worst``.
-        larger_is_better: Whether the metric is maximised. If not, ``dense`` and the values that
-            this search observes are the study's with the opposite sign.
 
     Raises:
         InputError: There is no level or no mark, the costs of the levels do not fall, or a number
@@ -72,7 +69,10 @@ class FrontierSearch:
     """
 
     constraint = None
-    objectives = 2
+    objectives = 2  # metric and cost
+    larger_is_better = True
+    """Whether the metric is maximised. If not, ``dense`` and the values that the search observes
+    are those of the study with the opposite sign."""
 
     def __init__(
         self,
@@ -85,8 +85,6 @@ class FrontierSearch:
         worst: float,
         noise: float | Noise = 0.0,
         confirmations: int = 0,
-        resolution: float = 1e-5,
-        larger_is_better: bool = True,
     ) -> None:
         costs = [cost(*pair) for pair in levels]
         if not costs or any(more <= less for more, less in itertools.pairwise(costs)):
@@ -104,8 +102,6 @@ class FrontierSearch:
         self.cost = cost
         self.marks = np.array(marks, dtype=np.float64)
         self.confirmations = confirmations
-        self.resolution = resolution
-        self.larger_is_better = larger_is_better
         self._costs = np.array([cost(*pair) for pair in self.pairs])
         first, second = as_array(self.pairs).max(axis=0).tolist()
         noise = as_noise(noise, confirmations)
@@ -145,7 +141,7 @@ class FrontierSearch:
         new = self._best_new(judged, [*off, *observed])
         again = self._best_again(judged, {*off, *expected})
         best, gain = max(new, again, key=lambda promise: promise[1])
-        if best is None or gain <= self.resolution * self.rule.worst:
+        if best is None or gain <= _RESOLUTION * self.rule.worst:
             return Proposal(None, "no pair is expected to lower the frontier")
         what = "again, " if best in observed else ""
         return Proposal(best, f"{what}expected to lower the frontier by {gain:.3g} on average")
@@ -169,9 +165,7 @@ class FrontierSearch:
         self, observed: Observed, *, complete: Container[Pair] | None = None
     ) -> Estimate | None:
         """Return the knee of the frontier; None where nothing was trained."""
-        front = self.front(observed, complete=complete)
-        points = [(self.cost(*found.pair), self.rule.dense - found.mean) for found in front]
-        return front[knee(points)] if front else None
+        return knee(self.front(observed, complete=complete), self.cost)
 
     def fix_ratio(self, axis: int, value: float) -> FrontierSearch:
         """Return the search among the pairs whose one ratio is the nearest to a value."""
@@ -180,7 +174,7 @@ class FrontierSearch:
         falling = {self.cost(*pair): pair for pair in reversed(fixed)}
         levels = sorted(falling.values(), key=lambda pair: -self.cost(*pair))
         step = max(1, len(levels) // len(self.levels))
-        return FrontierSearch(
+        search = FrontierSearch(
             levels[::step],
             fixed,
             self.cost,
@@ -189,9 +183,9 @@ class FrontierSearch:
             worst=self.rule.worst,
             noise=self.rule.noise,
             confirmations=self.confirmations,
-            resolution=self.resolution,
-            larger_is_better=self.larger_is_better,
         )
+        search.larger_is_better = self.larger_is_better
+        return search
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values for :func:`~vit_ratio_opt.search.front.frontier_answer`."""

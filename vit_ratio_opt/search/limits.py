@@ -37,7 +37,7 @@ _WORST_POINTS = 100  # loss of a model of which nothing is left, where the metri
 
 
 class Limit(Protocol):
-    """Limit of a search: a :class:`Budget`, :class:`Tolerance`, :class:`Frontier`, or a custom one.
+    """A :class:`Budget`, a :class:`Tolerance`, a :class:`Frontier`, or a custom limit.
 
     ``plan`` may take the options ``noise`` and ``confirmations``, and those of
     :meth:`Budget.plan` that it can use; it must accept the others.
@@ -290,7 +290,7 @@ class Frontier:
         worst = sign * dense if sign * dense > 0 else _WORST_POINTS * metric.point(dense)
         first = [_likeliest(space, curves[level], level, path) for level in levels]
         costs = [space.cost_ratio(*pair) for pair in first]
-        return FrontierSearch(
+        search = FrontierSearch(
             [p for i, p in enumerate(first) if costs[i] < min(costs[:i], default=math.inf)],
             [pair for mark in marks for pair in curves[mark]],
             space.cost_ratio,
@@ -299,8 +299,9 @@ class Frontier:
             worst=worst,
             noise=0.0 if noise is None else noise,
             confirmations=confirmations,
-            larger_is_better=metric.larger_is_better,
         )
+        search.larger_is_better = metric.larger_is_better
+        return search
 
     def _costs(self, least: float) -> tuple[list[float], list[float]]:
         """Return the costs that are tried first and all that count, falling."""
@@ -366,8 +367,8 @@ def plan_of(limit: Limit | Plan, space: PairSpace, **options: Any) -> Plan:
         return cast(Plan, limit)
     if not hasattr(limit, "plan"):
         raise InputError(
-            "`limit` must be a Budget, Tolerance, Frontier, or an object with a `plan` method, but got "
-            f"{limit!r:.80}: use vro.Budget(0.6), for example."
+            "`limit` must be a Budget, Tolerance, Frontier, or an object with a `plan` method, "
+            f"but got {limit!r:.80}: use vro.Budget(0.6), for example."
         )
     return limit.plan(space, **options)
 
