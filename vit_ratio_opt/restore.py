@@ -32,7 +32,7 @@ from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.runs.options import Places, RunOptions, SearchOptions
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.search.limits import Budget, Frontier, Tolerance
-from vit_ratio_opt.space.costs import Cost, Latency, cost_named
+from vit_ratio_opt.space.costs import Cost, Engine, Latency, cost_named
 from vit_ratio_opt.space.tokens import CP_VIT, CascadeRule
 from vit_ratio_opt.training.recipe import CUSTOM, Recipe
 from vit_ratio_opt.utils.text import shorten
@@ -236,7 +236,7 @@ def _cost(record: StudyRecord) -> Cost:
     cost = cost_named(
         settings.cost,
         latency_batch=settings.latency_batch,
-        latency_compiled=settings.latency_compiled,
+        latency_engine=cast(Engine, settings.latency_engine),
     )
     return replace(cost, curves=record.latency) if isinstance(cost, Latency) else cost
 

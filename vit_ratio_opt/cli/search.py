@@ -100,7 +100,7 @@ def _cost_of(options: SearchCommandOptions) -> Cost:
     return cost_named(
         options.cost,
         latency_batch=options.latency_batch,
-        latency_compiled=options.latency_compiled,
+        latency_engine=options.latency_engine,
     )
 
 

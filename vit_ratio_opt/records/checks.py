@@ -59,6 +59,7 @@ _ENTRIES: dict[str, dict[str, Any]] = {
         "batch": int,
         "threads": int,
         "run_as": tuple[str, ...] | None,
+        "provider": str | None,
     },
     "bfloat16_speedup": {"evaluation": float | None, "training": float | None},
     "per_class": {
