@@ -31,7 +31,7 @@ from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.runs.options import Places, RunOptions, SearchOptions
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.search.limits import Budget, Frontier, Tolerance
 from vit_ratio_opt.space.costs import Cost, Engine, Latency, cost_named
 from vit_ratio_opt.space.tokens import CP_VIT, CascadeRule
 from vit_ratio_opt.training.recipe import CUSTOM, Recipe
@@ -218,9 +218,13 @@ def _check_root(source: Mapping[str, Any], study_name: str, data: str | Path | N
 # Options of a search from its stored settings.
 
 
-def _limit(settings: StudySettings) -> Budget | Tolerance:
+def _limit(settings: StudySettings) -> Budget | Tolerance | Frontier:
     if settings.budget is not None:
         return Budget(settings.budget)
+    if isinstance(settings.frontier, int):
+        return Frontier(settings.frontier)
+    if settings.frontier is not None:
+        return Frontier(budgets=settings.frontier)
     assert settings.tolerance is not None  # StudyRecord.read checks it
     if settings.confidence is None:  # version 0.1.0 did not store it
         return Tolerance(settings.tolerance)

@@ -71,6 +71,7 @@ def _stored_changes(settings):
         "criterion": "mine", "trainer": {"lr": 1}, "bounds": {"blocks.0.mlp": [0, 0]},
         "frozen": ["blocks.0"], "calibration_task": "regression", "latency_engine": "compiled",
         "calibration_precision": "bfloat16", "training_precision": "bfloat16", "teacher": "abc",
+        "frontier": 8,
     }  # fmt: skip
     for field in fields(StudySettings):
         if field.name != "schema_version":

@@ -24,7 +24,7 @@ from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.search.binary_search import BinarySearchSampler
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.claims import refuse_surplus
-from vit_ratio_opt.search.limits import Budget, Limit, Tolerance, direction_of
+from vit_ratio_opt.search.limits import Budget, Limit, Tolerance, directions_of
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Plan
 from vit_ratio_opt.search.sampler import PlanSampler
@@ -51,7 +51,7 @@ def objective(limit: Limit) -> Callable[[Trial], float]:
         refuse_surplus(trial)
         trial.set_user_attr("macs_ratio", SPACE.macs_ratio(first, second))
         drop = lost(first, second)
-        if direction_of(limit) == "maximize":
+        if directions_of(limit) == ["maximize"]:
             return DENSE - drop
         trial.set_constraint("accuracy_drop", drop - limit.points)
         return SPACE.cost_ratio(first, second)
@@ -62,7 +62,7 @@ def objective(limit: Limit) -> Callable[[Trial], float]:
 def create(limit: Limit, storage: object = None, **options: object) -> Study:
     sampler = BinarySearchSampler(SPACE, limit, seed=0, **options)
     return optuna.create_study(
-        direction=direction_of(limit),
+        directions=directions_of(limit),
         sampler=sampler,
         storage=storage,
         study_name="s",
@@ -93,7 +93,7 @@ def test_search_is_that_of_the_limits_plan(limit: Limit) -> None:
     guess = Noise(0.5, is_known=False) if isinstance(limit, Budget) else None
     plan = limit.plan(SPACE, confirmations=1, noise=guess)
     theirs = optuna.create_study(
-        direction=direction_of(limit),
+        directions=directions_of(limit),
         sampler=PlanSampler(ratio_distributions(SPACE), plan, seed=0),
     )
     for study in (ours, theirs):

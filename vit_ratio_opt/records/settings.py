@@ -24,7 +24,7 @@ _SPARSE = (
     *("cost", "latency_batch", "latency_engine", "pruned", "rule", "ranges"),
     *("by_cascade", "criterion"),
     *("trainer", "bounds", "frozen", "calibration_task", "calibration_precision"),
-    *("training_precision", "teacher"),
+    *("training_precision", "teacher", "frontier"),
 )
 # Its flag became an engine before any version was released with it.
 _COMPILED = "`latency_compiled` of the settings"
@@ -41,6 +41,7 @@ class StudySettings:
         strategy: ``"fixed"``, one ratio for both modules, or ``"searched"``.
         budget: Largest share of the dense model's cost.
         tolerance: Largest loss of the metric, in its unit.
+        frontier: Number of levels of the frontier, or its budgets.
         cost: Name of the cost that the budget limits.
         latency_batch: Images in a batch whose latency counts.
         latency_engine: What runs the models whose latency counts: ``"eager"``, ``"compiled"`` or
@@ -94,6 +95,7 @@ class StudySettings:
     strategy: Literal["fixed", "searched"]
     budget: float | None
     tolerance: float | None
+    frontier: int | tuple[float, ...] | None = None
     cost: str = "macs"
     latency_batch: int = 1
     latency_engine: str = "eager"

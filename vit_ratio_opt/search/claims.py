@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from optuna.exceptions import TrialPruned
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt._compat import enqueued_params
+from vit_ratio_opt.search.direction import sign_of
 from vit_ratio_opt.search.plan import Pair
 
 __all__ = [
@@ -122,7 +123,7 @@ class TrialReader:
             asking: Trial that asks for a pair; it does not count itself.
             ending: Trial that counts as ended already.
         """
-        sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
+        sign = sign_of(study)
         taken = time.monotonic()
         known, unfinished = self._read_finished(study, sign)
         pending: set[Pair] = set()
