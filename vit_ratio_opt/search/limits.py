@@ -274,12 +274,12 @@ class Frontier:
             fixed_ratio: Whether to search the baseline instead, one ratio for both modules.
 
         Raises:
-            InputError: No pair of the space keeps a budget, or ``dense`` is None.
+            InputError: No pair of the space keeps a budget, or ``dense`` is no finite number.
         """
-        if dense is None:
+        if dense is None or not math.isfinite(dense):
             raise InputError(
                 "A search of the frontier counts losses from the dense model: give its metric as "
-                "`dense`."
+                f"`dense`, a number, but got {dense!r}."
             )
         least = smallest_cost_ratio(space)
         levels, marks = self._costs(least)
