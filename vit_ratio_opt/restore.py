@@ -100,7 +100,7 @@ def _compose(record: StudyRecord, places: Places, run: RunOptions) -> Search:
             _limit(settings),
             cost=_cost(record),
             pruning=_pruning(settings),
-            training=Recipe.from_json(settings.recipe or {}),
+            training=Recipe(**(settings.recipe or {})),
             options=_options(settings),
             run=run,
         )

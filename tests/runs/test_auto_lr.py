@@ -46,9 +46,7 @@ def test_a_trial_stores_what_it_chose(make):
     assert 0 < chosen["lr"] <= 1e-3
     assert chosen["divergence"] > 0
     assert (trial.user_attrs["epochs"], trial.user_attrs["total_epochs"]) == (2, 2)
-    stored = study.user_attrs["settings"]["recipe"]
-    assert (stored["lr"], stored["lr_rule"]) == ("auto", 2)
-    assert Recipe.from_json(stored) == AUTO
+    assert study.user_attrs["settings"]["recipe"]["lr"] == "auto"
 
 
 def test_a_trial_that_lost_nothing_is_not_trained_and_says_so(make, monkeypatch):
@@ -72,7 +70,6 @@ def test_a_study_with_a_number_keeps_it_and_refuses_another(make):
     joining = make()
     create(joining, storage)
     assert joining.recipe.lr == joining.settings.recipe["lr"] == 5e-4
-    assert "lr_rule" not in joining.settings.recipe
     with pytest.raises(InputError, match=r"recipe\.lr is 0\.0005, not 0\.001"):
         create(make(replace(AUTO, lr=1e-3)), storage)
 
@@ -83,13 +80,3 @@ def test_a_study_without_a_number_refuses_one(make):
     create(make(), storage)
     with pytest.raises(InputError, match=r"recipe\.lr is 'auto', not 0\.001"):
         create(make(replace(AUTO, lr=1e-3)), storage)
-
-
-def test_a_study_of_the_first_rule_is_not_mixed_with_the_second(make):
-    storage = InMemoryStorage()
-    study = create(make(), storage)
-    settings = study.user_attrs["settings"]
-    del settings["recipe"]["lr_rule"]
-    study.set_user_attr("settings", settings)
-    with pytest.raises(InputError, match=r"recipe\.lr_rule is unset, not 2"):
-        create(make(), storage)

@@ -114,5 +114,4 @@ def _train(
         except TrainingStopped:
             raise SearchStopped(asked_to_stop.signal) from None
     recipe["lr"] = chosen.get("lr", recipe["lr"])
-    recipe.pop("lr_rule", None)
     return value, recipe if chosen.get("is_trained", True) else {**recipe, "epochs": 0}

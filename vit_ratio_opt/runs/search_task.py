@@ -136,8 +136,6 @@ class SearchTask(SearchParts):
         own, theirs = self.settings.recipe or {}, stored.recipe or {}
         if own.get("lr") == "auto" and "lr" in theirs:
             changes["recipe"] = {**own, "lr": theirs["lr"]}
-            if theirs["lr"] != "auto":
-                del changes["recipe"]["lr_rule"]
         hashed = stored.validation
         if self.data is not None and hashed is not None and self.data.has_fingerprint(hashed):
             changes["validation"] = hashed

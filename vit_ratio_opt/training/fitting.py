@@ -1,19 +1,16 @@
 """Fit a recipe to a model: the learning rate that it leaves open, and whether to train at all.
 
 The rule has two factors. Adam's steps have the size of the learning rate in every weight, so that
-the outputs of a layer change with the number of its inputs, and those of a model with the root of
-its depth: the rate falls with both (Yang 2022, arXiv 2203.03466, and 2023, arXiv 2310.02244). The
-inputs are those of the pruned model: pruned heads and neurons leave ``proj`` and ``fc2`` narrower
-than the dense model's width says.
+the outputs of a layer change with its width, and those of a model with the root of its depth: the
+rate falls with both (Yang 2022, arXiv 2203.03466, and 2023, arXiv 2310.02244).
 
 And a training moves a model that lost little as far as one that lost much: by a divergence that
 grows with the square of the rate and, as gradients are noise where labels remain uncertain, with
 the entropy of the dense model's outputs. The second factor is the rate whose own divergence is
 that of the pruning, and a little more.
 
-Two results of a study are comparable only by the same rule. A study stores ``"auto"`` and the
-number of the rule, :data:`~vit_ratio_opt.training.recipe.LR_RULE`: a rule that chooses other
-values needs another number.
+Two results of a study are comparable only by the same rule. A study stores ``"auto"``, so a rule
+that chooses other values needs another word.
 """
 
 from __future__ import annotations
@@ -26,9 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData
-from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.device import Precision
-from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.training.evaluate import predict
 from vit_ratio_opt.training.matching import Reference
 
@@ -36,8 +31,8 @@ __all__ = ["choose", "divergence", "fitted_share"]
 
 # Training images that divergence and entropy are means over.
 _IMAGES = 512
-# Peak learning rate of models that lost much, up to the size of this one.
-_LARGEST_LR, _WIDTH, _NEURONS, _DEPTH = 1e-3, 64, 256, 4
+# Peak learning rate of models up to the width and depth, for those that lost much.
+_LARGEST_LR, _WIDTH, _DEPTH = 1e-3, 64, 4
 # Divergence that the largest rate causes by itself, as a share of the entropy up to a largest one,
 # and what is always allowed. Fitted to `vit_cifar10_d64`, the digits and Mini-ImageNet.
 _CAUSED, _LARGEST_ENTROPY, _ALLOWED = 0.5, 0.6, 0.06
@@ -124,21 +119,6 @@ def divergence(
 
 
 def _size_share(model: Any) -> float:
-    """Return the share of the largest learning rate by the inputs of all layers in the blocks.
-
-    A layer's step changes the outputs of the model by a divergence that grows with the square of
-    the number of its inputs, and the divergences of the layers add up.
-    """
-    try:
-        shape = shape_of(model)
-    except InputError:  # not prunable: all layers as wide as those of a ViT that is not pruned
-        width, depth = getattr(model, "embed_dim", _WIDTH), len(getattr(model, "blocks", ()))
-        moved = 4 * max(1, depth) * (width / _WIDTH) ** 2
-    else:
-        moved = sum(
-            2 * (shape.embed_dim / _WIDTH) ** 2  # qkv and fc1
-            + (block.num_heads * block.head_dim / _WIDTH) ** 2  # proj
-            + (block.hidden_dim / _NEURONS) ** 2  # fc2
-            for block in shape.blocks
-        )
-    return math.sqrt(min(1.0, 4 * _DEPTH / moved))
+    """Return the share of the largest learning rate by width and depth; 1 where unknown."""
+    width, depth = getattr(model, "embed_dim", _WIDTH), len(getattr(model, "blocks", ()))
+    return min(1.0, _WIDTH / width) * math.sqrt(min(1.0, _DEPTH / max(1, depth)))

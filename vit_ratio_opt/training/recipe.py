@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -11,13 +10,10 @@ from typing import Any, Literal, get_args
 from vit_ratio_opt.data.task import Augmentation
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["CUSTOM", "LR_RULE", "Recipe"]
+__all__ = ["CUSTOM", "Recipe"]
 
 CUSTOM = "custom: "
 """Beginning of the stored name of a metric that is no name of a built-in one."""
-
-LR_RULE = 2
-"""Number of the rule behind ``lr="auto"``, stored as ``lr_rule``. The first one stored none."""
 
 # Hyperparameters that older studies do not store.
 _SPARSE = ("label_smoothing", "class_weights", "metric", "drop_path", "teacher_labels")
@@ -33,7 +29,7 @@ class Recipe:
     Args:
         epochs: Passes over the training split; 0 leaves the model unchanged.
         batch_size: Images in a step.
-        lr: Peak learning rate. ``"auto"`` fits it to the sizes of the model and to the divergence
+        lr: Peak learning rate. ``"auto"`` fits it to the width of the model and to the divergence
             from the dense model before the training, see :mod:`vit_ratio_opt.training.fitting`;
             nothing is trained where nothing was lost.
         weight_decay: Weight decay; biases, norms and embeddings have none (timm's rule).
@@ -190,16 +186,7 @@ class Recipe:
         for name in _SPARSE:
             if values[name] == getattr(Recipe, name):
                 del values[name]
-        return values if self.lr != "auto" else {**values, "lr_rule": LR_RULE}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Recipe:
-        """Return the recipe of values from :meth:`to_json`; a rule of the rate is left out.
-
-        Args:
-            stored: Hyperparameters.
-        """
-        return cls(**{name: value for name, value in stored.items() if name != "lr_rule"})
+        return values
 
 
 def _is_above_0(value: object) -> bool:
