@@ -11,21 +11,26 @@ that of its share of the dense model's time. The search is of ``--budget`` on CI
 fine-tuning; its best model and the dense one are timed in turns again.
 
     python benchmarks/latency.py predict [--checkpoint FILE] [--batch 1] [--threads 1]
+    python benchmarks/latency.py predict --checkpoint FILE --engine onnxruntime
     python benchmarks/latency.py search --data DIR --checkpoint FILE [--budget 0.7] [--batch 1]
     python benchmarks/latency.py show
 
-Output: ``results/latency.json``, a row for each model, batch and number of threads (and budget);
-rows of the same are replaced. Runtime on one core: a minute for a CIFAR-10 model at batch 1, three
-for DeiT-S at 224 pixels; two or three for the search.
+Output: ``results/latency.json``, a row for each model, engine, batch and number of threads (and
+budget); rows of the same are replaced. Runtime on one core: a minute for a CIFAR-10 model at batch
+1, three for DeiT-S at 224 pixels; two or three for the search. Each model that ONNX Runtime runs
+is exported, which takes some 4 seconds for a CIFAR-10 model: seven minutes in all.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import random
 import statistics
+import sys
 import time
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +40,7 @@ import timm
 import torch
 import typer
 from command_line import run_command
+from recording import head_commit
 
 from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.load import load_images
@@ -47,7 +53,7 @@ from vit_ratio_opt.pruning.options import CalibrationOptions
 from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.runs.options import RunOptions, SearchOptions
 from vit_ratio_opt.search.limits import Budget
-from vit_ratio_opt.space.costs import Latency
+from vit_ratio_opt.space.costs import Engine, Latency
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.utils.files import write_json
 
@@ -56,6 +62,7 @@ RESULTS = Path(__file__).parent / "results" / "latency.json"
 Checkpoint = Annotated[Optional[Path], typer.Option(help="A dense model.")]  # noqa: UP045
 Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
 Threads = Annotated[int, typer.Option(min=1, help="Of torch, on a CPU.")]
+RunBy = Annotated[Engine, typer.Option("--engine", help="What runs the models.")]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -66,6 +73,7 @@ def predict(
     checkpoint: Checkpoint = None,
     batch: Batch = 1,
     threads: Threads = 1,
+    engine: RunBy = "eager",
     shapes: Annotated[int, typer.Option(min=1, help="Random shapes that are timed.")] = 30,
 ) -> None:
     """Predicted against measured, for random shapes."""
@@ -73,12 +81,12 @@ def predict(
     dense = timm.create_model(model) if checkpoint is None else load_dense(checkpoint)
     dense = dense.eval().to(best_device())
     started = time.perf_counter()
-    table = measure_latency(dense, batch=batch)
+    table = measure_latency(dense, batch=batch, engine=engine)
     table_seconds = time.perf_counter() - started
     shape, draw = shape_of(dense), random.Random(1)
     drawn = [random_blocks(shape, draw) for _ in range(shapes)]
     pruned = [share_weights(dense, blocks) for blocks in drawn]
-    dense_seconds, *seconds = time_models([dense, *pruned], batch=batch)
+    dense_seconds, *seconds = time_models([dense, *pruned], batch=batch, engine=engine)
     whole = table.predict(shape.blocks)
     rows = [
         {
@@ -94,6 +102,7 @@ def predict(
             "kind": "predict",
             "model": model if checkpoint is None else checkpoint.stem,
             "batch": batch,
+            "engine": engine,
             **_machine(table.conditions),
             "table_seconds": round(table_seconds, 1),
             "table_error": round(table.error, 4),
@@ -113,6 +122,7 @@ def search(
     budget: Annotated[float, typer.Option(help="Share of the dense model's latency.")] = 0.7,
     batch: Batch = 1,
     threads: Threads = 1,
+    engine: RunBy = "eager",
     n_trials: Annotated[int, typer.Option(min=1)] = 3,
 ) -> None:
     """A search with a latency budget, and what its best model takes."""
@@ -125,7 +135,7 @@ def search(
             dense,
             images,
             Budget(budget),
-            cost=Latency(batch=batch),
+            cost=Latency(batch=batch, engine=engine),
             training=Recipe(epochs=0),
             options=SearchOptions(screen=False, calibration=calibration),
             run=RunOptions(checkpoints=folder),
@@ -142,6 +152,7 @@ def search(
             "kind": "search",
             "model": checkpoint.stem,
             "batch": batch,
+            "engine": engine,
             **_machine(known),
             "budget": budget,
             "trials": n_trials,
@@ -164,28 +175,36 @@ def search(
 def show() -> None:
     """Print the tables of what was recorded."""
     rows = _rows()
-    print("| model | batch | threads | table, s | median error | 90th percentile | dense, ms |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| model | engine | batch | threads | table, s | median error | 90th percentile "
+        "| dense, ms |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         if row["kind"] == "predict":
             print(
-                f"| {row['model']} | {row['batch']} | {row['threads']} | {row['table_seconds']} "
-                f"| {100 * row['median_error']:.1f} % | {100 * row['p90_error']:.1f} % "
+                f"| {row['model']} | {row['engine']} | {row['batch']} | {row['threads']} "
+                f"| {row['table_seconds']} | {100 * row['median_error']:.1f} % "
+                f"| {100 * row['p90_error']:.1f} % "
                 f"| {row['dense_ms']:.1f} |"
             )
-    print("\n| model | batch | budget | predicted | measured | FLOPs | test % | dense % |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "\n| model | engine | batch | budget | predicted | measured | FLOPs | test % | dense % |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         if row["kind"] == "search":
             print(
-                f"| {row['model']} | {row['batch']} | {row['budget']} | {row['predicted']:.3f} "
-                f"| {row['measured']:.3f} | {row['macs_ratio']:.3f} | {row['test_accuracy']:.2f} "
+                f"| {row['model']} | {row['engine']} | {row['batch']} | {row['budget']} "
+                f"| {row['predicted']:.3f} | {row['measured']:.3f} | {row['macs_ratio']:.3f} "
+                f"| {row['test_accuracy']:.2f} "
                 f"| {row['dense_test_accuracy']:.2f} |"
             )
 
 
 def _machine(known: dict[str, Any]) -> dict[str, Any]:
-    return {key: known[key] for key in ("device", "threads", "precision")}
+    names = ("device", "threads", "precision", "provider", "onnxruntime")
+    return {key: known[key] for key in names if key in known}
 
 
 def _rows() -> list[dict[str, Any]]:
@@ -195,14 +214,22 @@ def _rows() -> list[dict[str, Any]]:
     return rows
 
 
+def _without_folders(words: list[str]) -> list[str]:
+    """Return a command's words with the names of files in place of their paths."""
+    return [os.path.basename(word) if os.sep in word else word for word in words]
+
+
 def _keep(row: dict[str, Any]) -> None:
-    same = ("kind", "model", "batch", "device", "threads", "budget")
+    same = ("kind", "model", "batch", "engine", "device", "threads", "budget")
     rows = [r for r in _rows() if any(r.get(key) != row.get(key) for key in same)]
-    machine = {
+    row |= {
         "machine": platform.machine(),
         "versions": {package: version(package) for package in ("torch", "timm")},
+        "date": date.today().isoformat(),
+        "commit": head_commit(),
+        "command": " ".join(["python benchmarks/latency.py", *_without_folders(sys.argv[1:])]),
     }
-    write_json({**machine, "rows": [*rows, row]}, RESULTS)
+    write_json({"rows": [*rows, row]}, RESULTS)
     print(json.dumps({key: value for key, value in row.items() if key != "shapes"}, indent=2))
 
 

@@ -113,6 +113,9 @@ def replaced_functions(mode: Any, bfloat16: bool, free_bytes: int) -> dict[Any, 
         torch: {"Generator": Generator},
         torch.Tensor: {"record_stream": lambda tensor, stream: mode.record_stream(tensor)},
         torch.accelerator: accelerator,
-        torch.backends.mps: {"is_available": lambda: kind == "mps"},
+        torch.backends.mps: {
+            "is_available": lambda: kind == "mps",
+            "is_macos_or_newer": lambda major, minor: True,  # asked by autocast of PyTorch 2.7
+        },
         getattr(torch, kind): functions,
     }

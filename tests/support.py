@@ -31,7 +31,11 @@ def make_search(model: Any, data: Any, **options: Any) -> Search:
         options["unit"] = options.pop("mhsa_unit")
     if "calibration_images" in options:
         options["images"] = options.pop("calibration_images")
-    cost = cost_named(options.pop("cost", "macs"), latency_batch=options.pop("latency_batch", 1))
+    cost = cost_named(
+        options.pop("cost", "macs"),
+        latency_batch=options.pop("latency_batch", 1),
+        latency_engine=options.pop("latency_engine", "eager"),
+    )
     if "latency" in options:
         cost = replace(cost, curves=options.pop("latency"))
     pruning = pruning_options(options.pop("strategy", "structural"), **take("unit", *_PRUNING))

@@ -245,9 +245,9 @@ CASES: dict[type, dict[str, Case]] = {
             "latency_batch", {"cost": vro.Latency(curves=CURVES)},
             {"cost": vro.Latency(8, curves=CURVES)},
         ),
-        "compiled": (
-            "latency_compiled", {"cost": vro.Latency(curves=CURVES)},
-            {"cost": vro.Latency(curves=CURVES, compiled=True)},
+        "engine": (
+            "latency_engine", {"cost": vro.Latency(curves=CURVES)},
+            {"cost": vro.Latency(curves=CURVES, engine="onnxruntime")},
         ),
     },
     vro.RunOptions: {"precision": ("precision", {}, {"run": {"precision": "bfloat16"}})},

@@ -208,7 +208,10 @@ def test_the_lists_are_those_of_pytorch(key: str) -> None:
         for name in torch._C._dispatch_get_all_op_names()
         if torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
     }
-    assert (LOWER | FULL | WIDEST) - registered <= {"einsum", "linalg_vecdot", "vdot"}
+    unlisted = {"einsum", "linalg_vecdot", "vdot"}
+    if key == "AutocastMPS":
+        unlisted |= {"conv3d", "conv_transpose3d"}  # which PyTorch 2.7 left as they are
+    assert (LOWER | FULL | WIDEST) - registered <= unlisted
 
 
 # Errors in the package itself

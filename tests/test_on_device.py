@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from fake_device import fake_device, fake_seconds
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
+from packaging.version import Version
 from support import make_search
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -55,7 +56,9 @@ class Rules:
 
 
 BF16, FP16 = Rules("cuda", "bfloat16"), Rules("cuda", "float16")
-MPS, MPS_FP16 = Rules("mps", "float32"), Rules("mps", "float16")
+MPS = Rules("mps", "float32")
+# Older versions of PyTorch do not train in float16 there.
+MPS_FP16 = Rules("mps", "float16" if Version(torch.__version__) >= Version("2.8") else "bfloat16")
 
 
 Begin = Callable[..., AbstractContextManager[torch.device]]
@@ -226,7 +229,8 @@ def test_a_search_runs_resumes_and_answers_on_a_device(
     few: ImageData, on_device: Begin, real: str | None, tmp_path: Path,
 ) -> None:  # fmt: skip
     data = TASKS[task](few)
-    dense = model_of(family, 0 if task == "features" else len(data.classes))
+    depth = 1 if cost == "latency" else 2  # few sizes to time
+    dense = model_of(family, 0 if task == "features" else len(data.classes), depth=depth)
 
     def compose() -> vro.Search:
         # Overhead alone decides how long a model of this size takes: no budget is sure to be met.
@@ -304,6 +308,21 @@ def test_a_training_resumes_exactly_on_a_device_and_on_the_cpu(
         train(device, "begun on the device", stops=4)
         assert train(device, "begun on the CPU").isfinite().all()
     assert train(cpu, "begun on the device").isfinite().all()
+
+
+def test_a_training_in_float16_is_refused_where_pytorch_cannot_scale_its_gradients(
+    few: ImageData, on_device: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vit_ratio_opt.models.device._scales_on_mps", lambda: False)
+    with on_device(MPS) as device:
+        if device.type != "mps":
+            pytest.skip("for GPUs of Apple")
+        with pytest.raises(vro.InputError, match=r"needs PyTorch 2\.8 or newer, but this is"):
+            vro.ImageTrainer(few, device=device, precision="float16")
+        model = model_of(VIT, 10).to(device)
+        with pytest.raises(vro.InputError, match="give precision='float32'"):
+            vro.finetune(model, few, vro.Recipe(), precision="float16")
+        vro.ImageTrainer(few, vro.Recipe(epochs=0), device=device, precision="float16")
 
 
 class Read(Dataset[Any]):

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.runs.options import Places, RunOptions, SearchOptions
     from vit_ratio_opt.runs.pruner import Pruner
     from vit_ratio_opt.search.binary_search import BinarySearchSampler
-    from vit_ratio_opt.search.limits import Budget, Tolerance
+    from vit_ratio_opt.search.limits import Budget, Frontier, Tolerance
     from vit_ratio_opt.space.cost_table import CostTable
     from vit_ratio_opt.space.costs import MACS, PARAMS, Cost, Latency
     from vit_ratio_opt.space.curve import budget_curve
@@ -150,6 +150,7 @@ _HOMES = {
     "search.binary_search": ("BinarySearchSampler",),
     "search.limits": (
         "Budget",
+        "Frontier",
         "Tolerance",
     ),
     "space.cost_table": ("CostTable",),
@@ -220,6 +221,7 @@ __all__ = [
     "FAMILIES",
     "Family",
     "FeatureTrainer",
+    "Frontier",
     "ImageData",
     "ImageTrainer",
     "Importance",

@@ -39,7 +39,8 @@ class Search(SearchTask):
             that are frozen (``requires_grad`` is False) stay frozen in fine-tuning.
         data: Images of training, validation and test. With a custom trainer this may also be
             an iterable of calibration batches, normalised and on the device of ``dense``.
-        limit: :class:`~vit_ratio_opt.Budget` or :class:`~vit_ratio_opt.Tolerance`.
+        limit: :class:`~vit_ratio_opt.Budget`, :class:`~vit_ratio_opt.Tolerance` or
+            :class:`~vit_ratio_opt.Frontier`.
         cost: What a budget is a share of: ``"macs"``, ``"params"``, ``"latency"`` or a cost
             object.
         pruning: Weights, patches or both: :class:`~vit_ratio_opt.Structural` (weights) by default,

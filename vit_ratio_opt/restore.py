@@ -31,8 +31,8 @@ from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.runs.options import Places, RunOptions, SearchOptions
 from vit_ratio_opt.runs.storage import open_storage
-from vit_ratio_opt.search.limits import Budget, Tolerance
-from vit_ratio_opt.space.costs import Cost, Latency, cost_named
+from vit_ratio_opt.search.limits import Budget, Frontier, Tolerance
+from vit_ratio_opt.space.costs import Cost, Engine, Latency, cost_named
 from vit_ratio_opt.space.tokens import CP_VIT, CascadeRule
 from vit_ratio_opt.training.recipe import CUSTOM, Recipe
 from vit_ratio_opt.utils.text import shorten
@@ -218,9 +218,13 @@ def _check_root(source: Mapping[str, Any], study_name: str, data: str | Path | N
 # Options of a search from its stored settings.
 
 
-def _limit(settings: StudySettings) -> Budget | Tolerance:
+def _limit(settings: StudySettings) -> Budget | Tolerance | Frontier:
     if settings.budget is not None:
         return Budget(settings.budget)
+    if isinstance(settings.frontier, int):
+        return Frontier(settings.frontier)
+    if settings.frontier is not None:
+        return Frontier(budgets=settings.frontier)
     assert settings.tolerance is not None  # StudyRecord.read checks it
     if settings.confidence is None:  # version 0.1.0 did not store it
         return Tolerance(settings.tolerance)
@@ -232,7 +236,7 @@ def _cost(record: StudyRecord) -> Cost:
     cost = cost_named(
         settings.cost,
         latency_batch=settings.latency_batch,
-        latency_compiled=settings.latency_compiled,
+        latency_engine=cast(Engine, settings.latency_engine),
     )
     return replace(cost, curves=record.latency) if isinstance(cost, Latency) else cost
 

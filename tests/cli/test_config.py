@@ -53,6 +53,7 @@ def test_every_option_is_a_key_but_the_file_itself(tmp_path):
         ("budget = 1.5", "must be in (0, 1]"),
         ("n-trials = 0", "--n-trials"),
         ("strategy = 'tokens'", "'cascade'"),
+        ('folder = "a\\u0000b"', "null"),
         (None, "--config run.toml cannot be read: No such file or directory."),
     ],
 )

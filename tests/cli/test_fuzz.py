@@ -44,6 +44,7 @@ ADDRESSES = (
 )  # fmt: skip
 COMMANDS = {
     "report": ({}, ("storage", "study-name", "html", "markdown", "csv", "json", "toml")),
+    "cache": ({}, ("list", "clear")),
     "dashboard": ({}, ("storage", "host", "port", "study-name")),
     "worker": ({"study-name": "good"}, (
         "storage", "study-name", "n-trials", "checkpoint", "start", "data", "artifacts",
@@ -57,13 +58,14 @@ COMMANDS = {
         "study-name", "storage", "trial", "epochs", "lr", "seed", "output", "data", "device")),
     "prune": ({"data": "missing", "mhsa-ratio": "0.5", "ffn-ratio": "0.5"}, (
         "data", "mhsa-ratio", "ffn-ratio", "checkpoint", "start", "output", "epochs", "lr",
-        "image-size", "round-to", "seed", "strategy")),
+        "image-size", "round-to", "calibration-memory", "seed", "strategy")),
     "search": ({"data": "missing"}, (
         "data", "image-size", "checkpoint", "start", "budget", "tolerance", "confidence", "cost",
-        "latency-batch", "n-trials", "epochs", "seed", "round-to", "folder", "storage",
-        "study-name", "json-log", "output", "config")),
+        "latency-batch", "n-trials", "epochs", "seed", "round-to", "calibration-memory", "folder",
+        "storage", "study-name", "json-log", "output", "config")),
     "train": ({}, ("data", "epochs", "lr", "batch-size", "image-size", "seed", "output")),
 }  # fmt: skip
+FLAGS = ("list", "clear")
 
 
 def values_of(option: str) -> tuple[str, ...]:
@@ -91,6 +93,7 @@ def scratch(tmp_path, monkeypatch, make_study):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     # Built for each run, from the options of all commands: most of what a refusal takes.
     monkeypatch.setattr("typer.main.get_command", functools.cache(typer.main.get_command))
     monkeypatch.setattr("optuna_dashboard.run_server", lambda *a, **o: None)
@@ -124,9 +127,10 @@ def test_300_fuzzed_commands_end_without_a_traceback(scratch, monkeypatch, capsy
         given = {"storage": "sqlite:///good.db", **given} if "storage" in options else given
         arguments = [name]
         arguments += [dice.choice(HOSTILE[3:])] if name in ("export", "train") else []
-        chosen = dice.sample(options, dice.choice((1, 1, 2, 3)))
+        chosen = dice.sample(options, min(dice.choice((1, 1, 2, 3)), len(options)))
         given = given | {option: dice.choice(values_of(option)) for option in chosen}
-        arguments += [part for option in given for part in (f"--{option}", given[option])]
+        for option, value in given.items():
+            arguments += [f"--{option}"] if option in FLAGS else [f"--{option}", value]
         try:
             code, said = ended(arguments, monkeypatch, capsys)
         except BaseException as error:
@@ -135,6 +139,24 @@ def test_300_fuzzed_commands_end_without_a_traceback(scratch, monkeypatch, capsy
         if code not in (0, 1, 2, 130) or "Traceback" in said or "geheim" in said:
             found.append((arguments, code, said[-300:]))
     assert found == []
+
+
+@pytest.mark.parametrize("flag", ["--list", "--clear"])
+def test_a_hostile_cache_is_shown_as_text_or_refused(scratch, monkeypatch, capsys, flag):
+    tables = [json.dumps({"table": {"device": text}}) for text in HOSTILE if text != "\udcff"]
+    homes = [*(name for name in HOSTILE if "\0" not in name), "good.db", "real"]
+    monkeypatch.setenv("HOME", str(scratch))
+    (scratch / "real" / "vit_ratio_opt").mkdir(parents=True)
+    (scratch / "vit_ratio_opt").write_text("no folder")
+    for number, text in enumerate([*tables, "{", "[" * 100_000]):
+        path = scratch / "real" / "vit_ratio_opt" / f"{number:032x}.json"
+        path.write_text(text, encoding="utf-8")
+    for home in homes:
+        monkeypatch.setenv("XDG_CACHE_HOME", home)
+        code, said = ended(["cache", flag], monkeypatch, capsys)
+        assert code in (0, 2), (home, said)
+        assert not {"\x1b", "\x9b", "\u202e"} & set(said), home
+    assert f"{len(tables) + 2} file(s)" in said
 
 
 WRONG = (None, "x", 5, -1, 0.5, True, [], {}, [["a"]], [[1, 2, 3]], {"a": {}}, float("nan"),

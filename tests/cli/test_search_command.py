@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from vit_ratio_opt.cli.pruning_options import PruningOptions, chosen_pruning
+from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.options import Structural
@@ -39,6 +40,26 @@ def copied(searched, tmp_path):
     """A copy of the finished search, to go on with."""
     shutil.copytree(searched, tmp_path / "copy")
     return tmp_path / "copy"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("search", ["--budget", 0.8]), ("prune", ["--mhsa-ratio", 0.5, "--ffn-ratio", 0.5])],
+)
+def test_the_memory_of_the_calibration_is_limited(
+    arguments, command, monkeypatch, tmp_path, name, options
+):
+    asked = []
+
+    def refuse(*arguments, memory, **others):
+        asked.append(memory)
+        raise InputError("Stopped by the test.")
+
+    monkeypatch.setattr("vit_ratio_opt.pruning.pruner.cached_calibration", refuse)
+    given = [name, *arguments[1:5], *options, "--calibration-memory", 0.25]
+    place = ["--folder" if name == "search" else "--output", tmp_path / "x.safetensors"]
+    ended = command(*given, *place)
+    assert (ended.code, asked) == (2, [0.25]), ended.err
 
 
 def test_search_writes_the_rows_and_resumes(searched, arguments, command, tmp_path):
@@ -128,6 +149,8 @@ def test_search_logs_each_trial(copied, arguments, command, tmp_path):
         (["--mean", "0.5"], "`mean` and `std` must have 3 values"),
         (["--budget", "0.9", "--round-to", "999"], "all ranks and all neurons in every block"),
         (["--budget", "0.9", "--round-to", "999"], "a lower `round_to` (--round-to) allows less"),
+        (["--calibration-memory", "-1"], "--calibration-memory"),
+        (["--calibration-memory", "nan"], "--calibration-memory"),
         (["--tolerance", "1", "--confidence", "0.5"], "0.5 is not in (0.5, 1)"),
         (["--tolerance", "1", "--confidence", "1"], "1 is not in (0.5, 1)"),
         (["--strategy", "tokens"], "'cascade'"),

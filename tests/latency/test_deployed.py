@@ -134,7 +134,7 @@ def test_blocks_of_any_number_of_sizes_are_compiled_once_each(make_vit, monkeypa
 def test_how_models_are_run_is_a_condition_unless_it_is_as_it_ever_was(tiny_vit, monkeypatch):
     assert "run_as" not in timing_conditions(tiny_vit)
     assert timing_conditions(tiny_vit, precision="bfloat16")["run_as"] == ["cast weights"]
-    assert timing_conditions(tiny_vit, is_compiled=True)["run_as"] == ["compiled"]
+    assert timing_conditions(tiny_vit, engine="compiled")["run_as"] == ["compiled"]
     monkeypatch.setattr(
         "vit_ratio_opt.latency.table.model_device", lambda model: torch.device("cuda")
     )

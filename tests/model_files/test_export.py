@@ -15,11 +15,12 @@ from vit_ratio_opt.data.digits import load_digits
 from vit_ratio_opt.data.load import load_images
 from vit_ratio_opt.data.options import LoadOptions
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files import export, exported
+from vit_ratio_opt.model_files import export
 from vit_ratio_opt.model_files.export import export_model, quantize
 from vit_ratio_opt.model_files.exported import SUFFIXES, exported_accuracy, load_exported
 from vit_ratio_opt.model_files.load import load_pruned
 from vit_ratio_opt.model_files.save import save_dense, save_pruned
+from vit_ratio_opt.models import onnx_file
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.pruning.cascade import prune_tokens
 from vit_ratio_opt.pruning.importance import magnitude_importance
@@ -200,9 +201,9 @@ def test_an_exporters_error_is_told_in_one_line(small, tmp_path, monkeypatch):
 
 
 def test_a_missing_package_is_told_with_its_extra(small, tmp_path, monkeypatch):
-    find = exported.find_spec
+    find = onnx_file.find_spec
     monkeypatch.setattr(
-        exported, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
+        onnx_file, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
     )
     with pytest.raises(
         InputError, match=r"^ONNX needs onnxruntime: pip install 'vit_ratio_opt\[onnx\]'\.$"
@@ -220,7 +221,7 @@ def test_names_formats_folders_and_sizes_that_cannot_be_are_refused(small, tmp_p
     for folder in ("file", "missing"):
         with pytest.raises(InputError, match=r"a\.torchscript cannot be written"):
             export_model(small, tmp_path / folder / "a.torchscript", "torchscript")
-    monkeypatch.setattr(export, "_LARGEST_ONNX", 10)
+    monkeypatch.setattr(onnx_file, "_LARGEST", 10)
     with pytest.raises(InputError, match="One ONNX file holds less than 2 GB"):
         export_model(small, tmp_path / "a.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

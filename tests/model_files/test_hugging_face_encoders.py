@@ -161,7 +161,10 @@ def test_a_pruned_encoder_comes_back_from_its_file_bit_for_bit(pruned, kind, tmp
     assert_same(got, expected, atol=0)
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
+# The other two consist of what these have: timm's ViT, its scales and register tokens.
+@pytest.mark.parametrize(
+    "kind", ["Dinov2WithRegistersModel", "DINOv3ViTModel", "CLIPVisionModel", "SiglipVisionModel"]
+)
 def test_a_pruned_encoder_is_exported_to_onnx(make, kind, tmp_path):
     model = make(kind, num_hidden_layers=1)
     dense = to_timm(model)

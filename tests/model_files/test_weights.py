@@ -357,19 +357,21 @@ def test_what_tensors_tell_needs_no_argument(tmp_path, images):
     torch.manual_seed(0)
     for name, arguments, told in (
         (NAME, {"num_classes": 10}, (10, 3, (224, 224), 12)),
-        (NAME, {"num_classes": 3, "in_chans": 1, "img_size": 64}, (3, 1, (64, 64), 12)),
+        (NAME, {"num_classes": 3, "in_chans": 1, "img_size": 64, "depth": 3}, (3, 1, (64, 64), 3)),
         (NAME, {"patch_size": 32, "depth": 2}, (1000, 3, (224, 224), 2)),
-        (NAME, {"reg_tokens": 4, "img_size": 32, "init_values": 0.1}, (1000, 3, (32, 32), 12)),
+        (NAME, {"reg_tokens": 4, "img_size": 32, "init_values": 0.1, "depth": 2},
+         (1000, 3, (32, 32), 2)),
         (NAME, {"global_pool": "avg", "qkv_bias": False, "depth": 1}, (1000, 3, (224, 224), 1)),
         (NAME, {"mlp_ratio": 1.7, "pre_norm": True, "depth": 1}, (1000, 3, (224, 224), 1)),
         (NAME, {"class_token": False, "global_pool": "avg", "depth": 1}, (1000, 3, (224, 224), 1)),
         ("vit_base_patch16_clip_224", {"depth": 1, "num_classes": 5}, (5, 3, (224, 224), 1)),
-        ("deit_tiny_distilled_patch16_224", {"num_classes": 7}, (7, 3, (224, 224), 12)),
+        ("deit_tiny_distilled_patch16_224", {"num_classes": 7, "depth": 2},
+         (7, 3, (224, 224), 2)),
         ("deit3_small_patch16_224", {"num_classes": 7, "depth": 2}, (7, 3, (224, 224), 2)),
         ("beit_base_patch16_224", {"num_classes": 7, "depth": 2}, (7, 3, (224, 224), 2)),
         ("eva02_tiny_patch14_224", {"num_classes": 7, "depth": 2}, (7, 3, (224, 224), 2)),
         ("cait_xxs24_224", {"num_classes": 7, "depth": 2}, (7, 3, (224, 224), 2)),
-    ):
+    ):  # fmt: skip
         model = timm.create_model(name, **arguments).eval()
         torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
         loaded = load_dense(tmp_path / "x.pth", name=name)

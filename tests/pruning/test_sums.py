@@ -1,10 +1,12 @@
 """Tests for sums that stay on a device."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from vit_ratio_opt.pruning import sums
-from vit_ratio_opt.pruning.sums import RunningSum, gram
+from vit_ratio_opt.pruning.sums import RunningSum, gram, product
 
 
 @pytest.mark.parametrize("has_float64", [True, False], ids=["float64", "two float32"])
@@ -36,3 +38,25 @@ def test_a_sum_leaves_what_is_added_as_it_is() -> None:
 def test_products_from_one_triangle_are_those_of_all_columns(columns: int) -> None:
     rows = torch.randn(30, columns, generator=torch.Generator().manual_seed(0)).double()
     torch.testing.assert_close(gram(rows), rows.T @ rows)
+
+
+@pytest.mark.parametrize("is_main", [True, False], ids=["main thread", "another thread"])
+def test_products_of_bfloat16_lose_no_more_than_those_of_float32(is_main: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(500, n, generator=generator).bfloat16() for n in (40, 9))
+    exact = first.double().T @ second.double(), first.double().T @ first.double()
+    rounded = (first.T @ second).double()
+    assert (rounded - exact[0]).abs().max() > 0.05  # so that the test can fail
+    with ThreadPoolExecutor(1) as pool:
+        run = (lambda f, *args: f(*args)) if is_main else lambda *call: pool.submit(*call).result()
+        found = run(product, first, second), run(gram, first)
+    assert [values.dtype for values in found] == [torch.float32] * 2
+    for values, aim in zip(found, exact, strict=True):
+        torch.testing.assert_close(values.double(), aim, rtol=1e-6, atol=1e-3)
+
+
+def test_products_of_bfloat16_leave_those_of_float32_as_they_are() -> None:
+    rows = torch.randn(500, 40, generator=torch.Generator().manual_seed(0))
+    before = rows.T @ rows
+    gram(rows.bfloat16())
+    assert torch.equal(rows.T @ rows, before)

@@ -39,6 +39,15 @@ def test_what_version_1_left_out_is_left_out_still():
     assert StudySettings.from_json(as_stored(mixed)) == mixed
 
 
+def test_an_engine_is_stored_unless_it_is_eager_and_an_earlier_flag_is_read():
+    assert "latency_engine" not in as_stored(SETTINGS)
+    compiled = replace(SETTINGS, cost="latency", latency_engine="compiled")
+    stored = as_stored(compiled)
+    assert stored["latency_engine"] == "compiled"
+    del stored["latency_engine"]
+    assert StudySettings.from_json({**stored, "latency_compiled": True}) == compiled
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -54,6 +63,7 @@ def test_what_version_1_left_out_is_left_out_still():
         ({"classes": "ab"}, "`classes`"),
         ({"budget": "0.6"}, "`budget`"),
         ({"flops": 1}, "unknown field `flops`"),
+        ({"latency_compiled": "yes"}, "`latency_compiled` of the settings must be bool"),
         ({"schema_version": "2"}, "`schema_version` of the settings must be int"),
         ({"schema_version": 9}, "newer vit_ratio_opt.*upgrade"),
     ],

@@ -18,6 +18,7 @@ VALUES = {
     "checkpoint": "trial-0000", "weights": "abc", "worker": "host 1", "failure": "ValueError: x",
     "chosen": {"lr": 3e-4},
     "blocks": ((4, 4, 32), (4, 2, 16)), "tokens": ((17, 17, 9),), "losses": (1.5, 0.75),
+    "reports": {"1": 78.5},
     "timing": {"train": 1.0}, "resumed_from": {"trial": 0, "epoch": 1},
     "training_state": {"artifact": "x", "epoch": 1}, "state_not_kept": "OSError: full",
 }  # fmt: skip

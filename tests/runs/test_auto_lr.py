@@ -55,8 +55,9 @@ def test_a_trial_that_lost_nothing_is_not_trained_and_says_so(make, monkeypatch)
     none = type(search.curve[0])(0.0, 0.0)
     monkeypatch.setattr(ModelPruner, "prune", lambda self, pair, parent=None: prune(self, none))
     study = create(search, InMemoryStorage())
-    study.optimize(search.objective, n_trials=1)
-    (trial,) = study.trials
+    study.optimize(search.objective, n_trials=6)
+    assert len({tuple(trial.params.values()) for trial in study.trials}) == len(study.trials) > 1
+    trial = study.trials[0]
     known = trial.user_attrs
     assert not known["chosen"]["is_trained"]
     assert (known["epochs"], known["total_epochs"], known["losses"]) == (0, 0, [])

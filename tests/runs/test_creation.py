@@ -69,8 +69,9 @@ def _stored_changes(settings):
         "tolerance": 1.0, "rule": {"heads": True}, "ranges": [0.5], "by_cascade": 0.1,
         "noise": 0.3, "cost": "params", "latency_batch": 8, "pruned": "both",
         "criterion": "mine", "trainer": {"lr": 1}, "bounds": {"blocks.0.mlp": [0, 0]},
-        "frozen": ["blocks.0"], "calibration_task": "regression", "latency_compiled": True,
+        "frozen": ["blocks.0"], "calibration_task": "regression", "latency_engine": "compiled",
         "calibration_precision": "bfloat16", "training_precision": "bfloat16", "teacher": "abc",
+        "frontier": 8,
     }  # fmt: skip
     for field in fields(StudySettings):
         if field.name != "schema_version":

@@ -273,7 +273,9 @@ def test_without_a_screen_the_search_begins_at_the_fixed_ratio(make, memory):
 
 @pytest.mark.parametrize("limit", [None, 0.6, "0.6"])
 def test_a_limit_is_needed(dense, digits, limit):
-    with pytest.raises(InputError, match=r"`limit` must be a Budget or a Tolerance, but got"):
+    with pytest.raises(
+        InputError, match=r"`limit` must be a Budget, a Tolerance or a Frontier, but got"
+    ):
         Search(dense, digits, limit)
 
 

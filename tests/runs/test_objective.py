@@ -551,7 +551,7 @@ def test_with_a_tolerance_the_value_is_the_share_of_the_cost(make, memory):
     nothing, half = study.trials
     assert nothing.value == nothing.user_attrs["cost_ratio"] == 1.0
     assert half.value == objective.space.cost_ratio(0.5, 0.25) < half.user_attrs["macs_ratio"]
-    assert objective.direction == "minimize"
+    assert objective.directions == ["minimize"]
 
 
 def test_a_pair_over_the_latency_is_pruned_before_any_training(make, memory):

@@ -117,5 +117,5 @@ def test_limits_may_be_given_options_of_each_other() -> None:
 def test_a_plan_is_its_own_limit_and_anything_else_is_refused() -> None:
     plan = Budget(0.65).plan(SPACE)
     assert plan_of(plan, SPACE, noise=3.0) is plan
-    with pytest.raises(InputError, match=r"must be a Budget, a Tolerance, .* but got 0\.6"):
+    with pytest.raises(InputError, match=r"must be a Budget, Tolerance, .* but got 0\.6"):
         plan_of(0.6, SPACE)

@@ -240,6 +240,23 @@ def test_winner_is_the_pair_of_the_plan_s_answer() -> None:
     assert study.sampler.answer(study) == estimate.pair
 
 
+@pytest.mark.parametrize("n_trials", [None, 8])
+def test_a_pair_that_was_not_trained_is_not_tried_again(n_trials: int | None) -> None:
+    def left_out(trial: Trial) -> float:
+        trial.set_user_attr("chosen", {"lr": 1e-3, "is_trained": False})
+        return objective(trial)
+
+    plan = BudgetSearch(CURVE, baseline=FIXED, noise=NOISE, dense=0.9, confirmations=2)
+    repeated = {}
+    for name, run in {"trained": objective, "left out": left_out}.items():
+        study = create(sampler=PlanSampler(SPACE, plan, n_trials=n_trials))
+        study.optimize(run, n_trials=n_trials or FAR_TOO_MANY)
+        found = completed(study)
+        repeated[name] = len(found) - len(set(found))
+    assert repeated["trained"] > 0
+    assert repeated["left out"] == 0  # equal values would have made the noise look small
+
+
 def test_a_pickled_sampler_keeps_its_number_of_trials() -> None:
     study = noisy_study(8)
     copy = pickle.loads(pickle.dumps(study.sampler))

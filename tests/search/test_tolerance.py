@@ -496,6 +496,14 @@ def test_one_pair_alone(noise: float | Noise) -> None:
     assert 2 <= len(observed[0.5, 0.5]) <= 3
 
 
+@pytest.mark.parametrize("confirm", [False, True])
+def test_an_answer_that_has_no_other_value_is_not_confirmed(confirm: bool) -> None:
+    plan = ToleranceSearch([(0.5, [0.5])], cost, 1.0, noise=0.3, confirmations=1)
+    observed = {(0.5, 0.5): [0.9]}
+    assert plan.propose(observed, confirm=confirm).pair == (0.5, 0.5)
+    assert plan.propose(observed, blocked=[(0.5, 0.5)], confirm=confirm).pair is None
+
+
 def test_nothing_is_proposed_while_everything_runs() -> None:
     columns = [(i / 4, [0.0, 0.25, 0.5]) for i in range(3)]
     pairs = [(first, second) for first, seconds in columns for second in seconds]

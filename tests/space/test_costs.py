@@ -80,6 +80,9 @@ def test_every_built_in_cost_is_found_by_its_name() -> None:
         ({"name": "latency", "latency_batch": 0}, "at least 1"),
         ({"name": "macs", "latency_batch": 0}, "at least 1"),
         ({"name": "params", "latency_batch": 2}, "is for the cost 'latency'"),
+        ({"name": "macs", "latency_engine": "compiled"}, "`latency_engine` is for the cost"),
+        ({"name": "latency", "latency_engine": "tflite"}, "must be one of .*but got 'tflite'"),
+        ({"name": "latency", "latency_engine": True}, "`latency_engine` must be one of"),
     ],
 )
 def test_names_of_no_cost_are_refused(options, match) -> None:

@@ -13,6 +13,7 @@ from vit_ratio_opt.cli.command import Panel, option
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.utils.cache_files import CachedFile, cached_files, remove_unused
 from vit_ratio_opt.utils.caching import default_cache
+from vit_ratio_opt.utils.text import shorten
 
 __all__ = ["CacheOptions", "cache"]
 
@@ -40,18 +41,18 @@ def cache(options: CacheOptions) -> None:
     if options.list and options.clear:
         raise InputError("--list and --clear are two commands: give one of them.")
     folder = default_cache()
-    files = cached_files(folder)
+    files, shown = cached_files(folder), shorten(folder, 200)
     if options.clear:
         gone = [file for file in files if remove_unused(file.path)]
         kept = len(files) - len(gone)
         print(
-            f"removed {len(gone)} file(s) of {_size(gone)} from {folder}"
+            f"removed {len(gone)} file(s) of {_size(gone)} from {shown}"
             + (f"; {kept} are in use or belong to another user" if kept else "")
         )
         return
     if files:
-        Console().print(_table(files))
-    print(f"{len(files)} file(s) of {_size(files)} in {folder}")
+        Console(markup=False).print(_table(files))
+    print(f"{len(files)} file(s) of {_size(files)} in {shown}")
 
 
 def _table(files: list[CachedFile]) -> Table:
@@ -62,7 +63,8 @@ def _table(files: list[CachedFile]) -> Table:
     for file in reversed(files):
         days = max(time.time() - file.used, 0) / _DAY_SECONDS
         name = file.path.name[:12]
-        table.add_row(name, file.kind, file.about, f"{file.size / _MB:.1f}", f"{days:.1f}")
+        about = shorten(file.about)
+        table.add_row(name, file.kind, about, f"{file.size / _MB:.1f}", f"{days:.1f}")
     return table
 
 

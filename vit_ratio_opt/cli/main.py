@@ -91,6 +91,8 @@ def run_command(command: Callable[..., Any] | typer.Typer) -> NoReturn:
             code = _refuse(f"{where}{error.strerror}.")
         elif isinstance(error, JSONDecodeError):  # an attribute that is half written, say
             code = _refuse(f"What the storage or a file holds is damaged, no JSON: {error}.")
+        elif isinstance(error, ValueError) and "embedded null" in str(error):  # earlier click
+            code = _refuse("A path has a null character, which no file can have in its name.")
         elif _is_out_of_memory(error):
             code = _refuse("The memory is not enough: use smaller images or models.")
         else:

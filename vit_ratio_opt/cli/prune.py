@@ -64,6 +64,7 @@ def prune(options: PruneOptions) -> None:
     dense = load_dense_model(options)
 
     from vit_ratio_opt.composer import Search
+    from vit_ratio_opt.pruning.options import CalibrationOptions
     from vit_ratio_opt.runs.final import finish
     from vit_ratio_opt.runs.options import SearchOptions
     from vit_ratio_opt.search.limits import Budget
@@ -77,7 +78,9 @@ def prune(options: PruneOptions) -> None:
         Budget(1.0),
         pruning=pruning,
         training=recipe,
-        options=SearchOptions(seed=options.seed),
+        options=SearchOptions(
+            seed=options.seed, calibration=CalibrationOptions(memory=options.calibration_memory)
+        ),
     )
     pair = RatioPair(options.mhsa_ratio, options.ffn_ratio)
     check_pair(search.space, pair)

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from vit_ratio_opt.cli.command import NumberOrAuto, Panel, check_text, option
+from vit_ratio_opt.cli.command import NumberOrAuto, Panel, check_finite, check_text, option
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.pruning.options import Pruning, pruning_options
+from vit_ratio_opt.pruning.options import CalibrationOptions, Pruning, pruning_options
 from vit_ratio_opt.space.tokens import CP_VIT, LATE, CascadeRule
 from vit_ratio_opt.utils.text import shorten
 
@@ -66,7 +66,8 @@ class PruningOptions:
         option(
             Panel.PRUNING,
             "Number of which all ranks and hidden sizes are multiples, for fast kernels. auto: 8 "
-            "on CUDA, 1 on a CPU, and what is measured to be fast where the latency is limited.",
+            "on CUDA, 32 on a CPU in bfloat16, 1 elsewhere; where the latency is limited, what is "
+            "measured to be fast.",
             parser=_parse_round_to,
             metavar="INTEGER|auto",
         ),
@@ -89,6 +90,16 @@ class PruningOptions:
             callback=check_text,
         ),
     ] = None
+    calibration_memory: Annotated[
+        float,
+        option(
+            Panel.PRUNING,
+            "Largest memory in GiB for what the dense model gave on the calibration images. More "
+            "of it stays in a file of the cache, which changes no result.",
+            min=0,
+            callback=check_finite,
+        ),
+    ] = CalibrationOptions.memory
 
 
 def chosen_pruning(options: PruningOptions) -> Pruning:

@@ -64,6 +64,7 @@ def make_search(options: SearchCommandOptions, place: StudyPlace, dense: Any) ->
         InputError: The images cannot be loaded, or an option does not fit them or the model.
     """
     from vit_ratio_opt.composer import Search
+    from vit_ratio_opt.pruning.options import CalibrationOptions
     from vit_ratio_opt.runs.options import RunOptions, SearchOptions
     from vit_ratio_opt.training.recipe import Recipe
 
@@ -81,7 +82,10 @@ def make_search(options: SearchCommandOptions, place: StudyPlace, dense: Any) ->
             class_weights="balanced" if options.balance_classes else None,
         ),
         options=SearchOptions(
-            fixed_ratio=options.fixed_ratio, iterative=options.iterative, seed=options.seed
+            fixed_ratio=options.fixed_ratio,
+            iterative=options.iterative,
+            seed=options.seed,
+            calibration=CalibrationOptions(memory=options.calibration_memory),
         ),
         run=RunOptions(
             checkpoints=place.checkpoints,
@@ -96,7 +100,7 @@ def _cost_of(options: SearchCommandOptions) -> Cost:
     return cost_named(
         options.cost,
         latency_batch=options.latency_batch,
-        latency_compiled=options.latency_compiled,
+        latency_engine=options.latency_engine,
     )
 
 

@@ -25,7 +25,7 @@ from vit_ratio_opt.cli.options import (
 from vit_ratio_opt.cli.pruning_options import PruningOptions
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.limits import Budget, Tolerance
-from vit_ratio_opt.space.costs import CostName
+from vit_ratio_opt.space.costs import CostName, Engine
 from vit_ratio_opt.training.save_clock import STATE_SECONDS
 from vit_ratio_opt.utils.files import named_folder
 from vit_ratio_opt.utils.text import strip_escapes
@@ -88,14 +88,15 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
     latency_batch: Annotated[
         int, option(Panel.LIMIT, "Number of images in a batch whose latency is limited.", min=1)
     ] = 1
-    latency_compiled: Annotated[
-        bool,
+    latency_engine: Annotated[
+        Engine,
         option(
             Panel.LIMIT,
-            "Measure the latency of models whose blocks torch.compile has compiled.",
-            "--latency-compiled",
+            "What runs the models whose latency is limited: PyTorch (eager), PyTorch with blocks "
+            "compiled by torch.compile (compiled), or exported files in ONNX Runtime "
+            "(onnxruntime).",
         ),
-    ] = False
+    ] = "eager"
     fixed_ratio: Annotated[
         bool,
         option(

@@ -14,6 +14,7 @@ from vit_ratio_opt.latency.table import LatencyTable, measure_latency, timing_co
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.pruning.rounding import STEPS
+from vit_ratio_opt.space.costs import Engine
 from vit_ratio_opt.utils.caching import read_or_compute
 from vit_ratio_opt.utils.files import replacing
 
@@ -33,7 +34,7 @@ def cached_latency(
     batch: int = 1,
     round_to: int = 1,
     precision: Precision | None = None,
-    is_compiled: bool = False,
+    engine: Engine = "eager",
 ) -> LatencyTable:
     """Return the latency table of a model, read from ``folder`` where it is stored.
 
@@ -45,11 +46,11 @@ def cached_latency(
         batch: Images in a batch.
         round_to: Ranks and neurons left in a block are multiples of this.
         precision: Precision of weights and activations; the usual one of the device by default.
-        is_compiled: Whether the blocks of the models are compiled.
+        engine: What runs the models.
     """
     how: dict[str, Any] = {
         **{"batch": batch, "round_to": round_to, "precision": precision},
-        "is_compiled": is_compiled,
+        "engine": engine,
     }
     key = _key(_VERSION, model, how)
     return read_or_compute(
@@ -67,7 +68,7 @@ def cached_step(
     least: int,
     batch: int = 1,
     precision: Precision | None = None,
-    is_compiled: bool = False,
+    engine: Engine = "eager",
 ) -> int:
     """Return :func:`~vit_ratio_opt.latency.steps.fastest_step`, read where it is stored.
 
@@ -77,9 +78,9 @@ def cached_step(
         least: Smallest number that is returned.
         batch: Images in a batch.
         precision: Precision of weights and activations; the usual one of the device by default.
-        is_compiled: Whether the blocks of the models are compiled.
+        engine: What runs the models.
     """
-    how: dict[str, Any] = {"batch": batch, "precision": precision, "is_compiled": is_compiled}
+    how: dict[str, Any] = {"batch": batch, "precision": precision, "engine": engine}
     key = _key(_STEP_VERSION, model, {**how, "round_to": least})
 
     def write(step: int, path: Path) -> None:

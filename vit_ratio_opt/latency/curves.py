@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from vit_ratio_opt.latency.deployed import cast_weights
 from vit_ratio_opt.latency.table import LatencyTable
@@ -15,6 +15,7 @@ from vit_ratio_opt.pruning.importance import Importance
 from vit_ratio_opt.pruning.options import Allocation
 from vit_ratio_opt.pruning.sizes import predict_sizes
 from vit_ratio_opt.space.cost_table import monotone_envelope
+from vit_ratio_opt.space.costs import Engine
 from vit_ratio_opt.space.pairs import RatioPair, pick_evenly
 from vit_ratio_opt.space.shape import BlockShape
 from vit_ratio_opt.space.units import StructuralUnits
@@ -109,13 +110,11 @@ def _measure_savings(
 ) -> list[float]:
     """Time models with these blocks; return the shares of the dense model's time they save."""
     how, run_as = table.conditions, table.conditions.get("run_as", ())
+    engine: Engine = next((name for name in get_args(Engine) if name in run_as), "eager")
     model = cast_weights(model, how["precision"])
     models = [model, *(share_weights(model, blocks) for blocks in sizes)]
     whole, *taken = time_models(
-        models,
-        batch=how["batch"],
-        precision=how["precision"],
-        is_compiled="compiled" in run_as,
+        models, batch=how["batch"], precision=how["precision"], engine=engine
     )
     return [1 - seconds / whole for seconds in taken]
 

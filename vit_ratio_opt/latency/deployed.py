@@ -1,4 +1,4 @@
-"""Run models as they would be deployed, and time their runs.
+"""Run models in PyTorch as they would be deployed, and time their runs.
 
 Weights are cast to the precision once, instead of at every call as ``autocast`` does. On CUDA a
 batch of one image is a CUDA graph, since launching its kernels takes longer than running them, and
@@ -27,7 +27,7 @@ from vit_ratio_opt.models.device import (
 )
 from vit_ratio_opt.utils.failures import reason
 
-__all__ = ["Run", "cast_weights", "deployed", "is_graph", "time_runs"]
+__all__ = ["Run", "cast_weights", "clock_runs", "deployed", "is_graph", "time_runs"]
 
 Run: TypeAlias = Callable[[torch.Tensor], object]
 """A forward pass of images: a model, or a CUDA graph of one."""
@@ -152,11 +152,16 @@ def time_runs(run: Run, images: torch.Tensor, runs: int) -> list[float]:
     if device.type == "cuda":
         with torch.cuda.device(device):
             return [_event_seconds(run, images) for _ in range(runs)]
+    return clock_runs(run, images, runs)
+
+
+def clock_runs(run: Run, images: torch.Tensor, runs: int) -> list[float]:
+    """Return the seconds of each forward pass of ``images`` by the clock of the host."""
     seconds = []
     for _ in range(runs):
         started = time.perf_counter()
         run(images)
-        synchronize(device)
+        synchronize(images.device)
         seconds.append(time.perf_counter() - started)
     return seconds
 

@@ -23,7 +23,13 @@ from typing import Any
 import torch
 
 from vit_ratio_opt.latency.deployed import cast_weights, is_graph
-from vit_ratio_opt.latency.timing import image_shape, share_weights, time_models
+from vit_ratio_opt.latency.sessions import runtime_conditions
+from vit_ratio_opt.latency.timing import (
+    image_shape,
+    share_weights,
+    time_models,
+    timed_precision,
+)
 from vit_ratio_opt.models.architecture import architecture_of
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import Precision, device_name, model_device, precision_of
@@ -31,6 +37,7 @@ from vit_ratio_opt.models.shape import read_shape
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.models.surgery import resize_model
 from vit_ratio_opt.models.weights import check_weights
+from vit_ratio_opt.space.costs import Engine
 from vit_ratio_opt.space.shape import BlockShape, ViTShape
 from vit_ratio_opt.space.units import StructuralUnits, least_neurons
 
@@ -109,28 +116,35 @@ def timing_conditions(
     batch: int = 1,
     round_to: int = 1,
     precision: Precision | None = None,
-    is_compiled: bool = False,
+    engine: Engine = "eager",
 ) -> dict[str, Any]:
     """Return everything that a model's latency depends on but its weights, as JSON values.
 
     ``run_as`` names what eager runs in float32 by the clock of the host have not, and is absent
-    where there is none of it: ``"cast weights"``, ``"events"``, ``"graph"``, ``"compiled"``.
+    where there is none of it: ``"cast weights"``, ``"events"``, ``"graph"``, ``"compiled"``,
+    ``"onnxruntime"``. With the last there are the entries of
+    :func:`vit_ratio_opt.latency.sessions.runtime_conditions` too.
 
     Args:
         model: Model on the device.
         batch: Images in a batch.
         round_to: Ranks and neurons left in a block are multiples of this.
         precision: Precision in which the model is timed; the usual one of the device by default.
-        is_compiled: Whether the blocks of the models are compiled.
+        engine: What runs the models.
+
+    Raises:
+        UnsupportedModelError: The model cannot be pruned.
+        InputError: ONNX Runtime is not installed, or cannot use the device.
     """
     model = check_supported(model)
     device = model_device(model)
-    precision = precision or precision_of(device)
+    precision = timed_precision(precision, engine) or precision_of(device)
+    is_torch = engine != "onnxruntime"
     run_as = {
         "cast weights": precision != "float32",
-        "events": device.type == "cuda",
-        "graph": is_graph(device, batch),
-        "compiled": is_compiled,
+        "events": is_torch and device.type == "cuda",
+        "graph": is_torch and is_graph(device, batch),
+        engine: engine != "eager",
     }
     known = {
         "device": device_name(device),
@@ -141,6 +155,7 @@ def timing_conditions(
         "round_to": round_to,
         "image": list(image_shape(model)),
         "model": architecture_of(model)["modules"],
+        **({} if is_torch else runtime_conditions(device)),
     }
     words = [word for word, is_so in run_as.items() if is_so]
     return {**known, "run_as": words} if words else known
@@ -152,7 +167,7 @@ def measure_latency(
     batch: int = 1,
     round_to: int = 1,
     precision: Precision | None = None,
-    is_compiled: bool = False,
+    engine: Engine = "eager",
 ) -> LatencyTable:
     """Time models with smaller blocks than ``model`` has, on its device, and return the table.
 
@@ -163,18 +178,18 @@ def measure_latency(
         batch: Images in a batch.
         round_to: Ranks and neurons left in a block are multiples of this.
         precision: Precision in which models are timed; the usual one of the device by default.
-        is_compiled: Whether the blocks of the models are compiled: that takes seconds for each
-            size.
+        engine: What runs the models. Compiling or exporting takes seconds for each size.
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
-        InputError: ``batch`` is below 1, or a model cannot be captured as a CUDA graph.
+        InputError: ``batch`` is below 1, a model cannot be captured as a CUDA graph, or ONNX
+            Runtime cannot run one on its device.
     """
     model = check_supported(model)
     check_weights(model)
-    how: dict[str, Any] = {"batch": batch, "precision": precision, "is_compiled": is_compiled}
+    how: dict[str, Any] = {"batch": batch, "precision": precision, "engine": engine}
     known = timing_conditions(model, round_to=round_to, **how)
-    model = cast_weights(model, precision)  # once, so that smaller models need no memory
+    model = cast_weights(model, known["precision"])  # once, so that smaller models need no memory
     dense = StructuralUnits(read_shape(model), round_to=round_to)
     blocks = dense.shape.blocks
     depth, most = len(blocks), _largest(blocks)

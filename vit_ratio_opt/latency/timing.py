@@ -20,14 +20,33 @@ from typing import Any
 import torch
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.latency.deployed import Run, cast_weights, deployed, is_graph, time_runs
+from vit_ratio_opt.latency.deployed import (
+    Run,
+    cast_weights,
+    clock_runs,
+    deployed,
+    is_graph,
+    time_runs,
+)
+from vit_ratio_opt.latency.sessions import find_provider, open_session
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.models.surgery import shrink_to
+from vit_ratio_opt.space.costs import Engine
 from vit_ratio_opt.space.shape import BlockShape
 
-__all__ = ["TimingEffort", "image_shape", "race", "random_images", "share_weights", "time_models"]
+__all__ = [
+    "TimingEffort",
+    "image_shape",
+    "race",
+    "random_images",
+    "share_weights",
+    "time_models",
+    "timed_precision",
+]
+
+_MOST_SESSIONS = 8  # beside that of the reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,30 +73,63 @@ def time_models(
     *,
     batch: int = 1,
     precision: Precision | None = None,
-    is_compiled: bool = False,
+    engine: Engine = "eager",
     effort: TimingEffort = TimingEffort(),
 ) -> list[float]:
     """Return the seconds that each model takes for a batch, run as it would be deployed.
 
-    See :mod:`vit_ratio_opt.latency.deployed`. All models take turns with the first.
+    See :mod:`vit_ratio_opt.latency.deployed` and :mod:`vit_ratio_opt.latency.sessions`. All models
+    take turns with the first.
 
     Args:
         models: ViTs for images of one shape, on one device. Their modes are left as they were.
         batch: Images in a batch.
         precision: Precision of weights and activations; the usual one of the device by default.
-        is_compiled: Whether the blocks of the models are compiled.
+        engine: What runs the models. ONNX Runtime runs them in float32.
         effort: How often models are timed.
 
     Raises:
-        InputError: ``batch`` is below 1, or a model cannot be captured as a CUDA graph.
+        InputError: ``batch`` is below 1, a model cannot be captured as a CUDA graph, or ONNX
+            Runtime cannot run one on its device.
     """
     if batch < 1:
         raise InputError(f"The batch of a latency must be at least 1, but got {batch!r}.")
+    precision = timed_precision(precision, engine)
     models = [cast_weights(check_supported(model), precision) for model in models]
     images = random_images(models[0], batch)
+    if engine == "onnxruntime":
+        return _race_sessions(models, images, effort)
     graph = is_graph(images.device, batch)
-    with deployed(models, images, is_compiled=is_compiled, is_graph=graph) as runs:
+    with deployed(models, images, is_compiled=engine == "compiled", is_graph=graph) as runs:
         return race([partial(_fastest, run, images) for run in runs], effort)
+
+
+def timed_precision(precision: Precision | None, engine: Engine) -> Precision | None:
+    """Return the precision of the weights that are timed: exported files are in float32."""
+    return "float32" if engine == "onnxruntime" else precision
+
+
+def _race_sessions(
+    models: Sequence[torch.nn.Module], images: torch.Tensor, effort: TimingEffort
+) -> list[float]:
+    """Return the seconds of each model in ONNX Runtime.
+
+    A session holds its own copy of the weights, so a few models at once take turns with the first,
+    and are closed before the next few.
+    """
+    provider = find_provider(images.device)
+
+    def contender(model: torch.nn.Module) -> Callable[[int], float]:
+        run = open_session(model, images, provider)
+        return lambda runs: min(clock_runs(run, images, runs))
+
+    first, *others = models
+    reference, best, ratios = contender(first), math.inf, [1.0]
+    for start in range(0, max(1, len(others)), _MOST_SESSIONS):
+        few = others[start : start + _MOST_SESSIONS]
+        whole, *taken = race([reference, *map(contender, few)], effort)
+        best, ratios = min(best, whole), ratios + [seconds / whole for seconds in taken]
+    return [best * ratio for ratio in ratios]
 
 
 def random_images(model: torch.nn.Module, batch: int) -> torch.Tensor:

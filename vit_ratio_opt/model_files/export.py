@@ -22,10 +22,9 @@ from vit_ratio_opt.model_files.exported import (
     Run,
     check_target,
     load_exported,
-    silence_exporters,
 )
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.shape import read_shape
+from vit_ratio_opt.models.onnx_file import any_batch, fits_onnx, silence_exporters, write_onnx
 from vit_ratio_opt.models.supported import check_supported
 from vit_ratio_opt.models.weights import check_weights
 from vit_ratio_opt.pruning.cascade import CascadeBlocks
@@ -40,7 +39,6 @@ __all__ = [
 
 _MOST_DIFFERENCE = 1e-4
 _CHECKED_BATCHES = (1, 2, 5)
-_LARGEST_ONNX = 2**31  # bytes; protobuf's limit for one file
 
 
 def export_model(
@@ -82,7 +80,7 @@ def export_model(
     check_weights(model)
     shape = image_shape(model, image_size)
     model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
-    if to == "onnx" and sum(p.nbytes for p in model.state_dict().values()) >= _LARGEST_ONNX:
+    if to == "onnx" and not fits_onnx(model):
         raise InputError("One ONNX file holds less than 2 GB: export to 'torch-export' instead.")
     texts = _as_texts({**(metadata or {}), "image_size": shape[1:]})
     try:
@@ -178,27 +176,10 @@ def _write(
     model: ViT, example: torch.Tensor, path: Path, to: Format, texts: dict[str, str]
 ) -> None:
     """Write the file as ``path``, whatever its suffix."""
-    # torch 2.7 cannot export a batch without an upper bound.
-    any_batch = ({0: torch.export.Dim("batch", max=2**31 - 1)},)
     if to == "onnx":
-        from onnx_ir.passes.common import ClearMetadataAndDocStringPass  # onnxscript's
-
-        exported = torch.onnx.export(
-            model,
-            (example,),
-            input_names=["images"],
-            output_names=["logits" if read_shape(model).num_classes else "features"],
-            dynamic_shapes=any_batch,
-            dynamo=True,
-            verbose=False,
-        )
-        assert exported is not None
-        # Without lines of source and their paths on this machine.
-        ClearMetadataAndDocStringPass()(exported.model)
-        exported.model.metadata_props.update(texts)
-        exported.save(path, external_data=False)
+        write_onnx(model, example, path, texts)
     elif to == "torch-export":
-        program = torch.export.export(model, (example,), dynamic_shapes=any_batch)
+        program = torch.export.export(model, (example,), dynamic_shapes=any_batch())
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # paths on this machine
         with path.open("wb") as file:

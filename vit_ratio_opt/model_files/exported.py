@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,6 +10,7 @@ import torch
 
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.models.onnx_file import check_onnx, session_options, silence_exporters
 from vit_ratio_opt.utils.failures import reason
 
 __all__ = [
@@ -25,7 +21,6 @@ __all__ = [
     "exported_accuracy",
     "exported_outputs",
     "load_exported",
-    "silence_exporters",
 ]
 
 Format = Literal["onnx", "torch-export", "torchscript"]
@@ -49,11 +44,7 @@ def check_target(path: str | Path, to: Format) -> None:
     if Path(path).suffix != SUFFIXES[to]:
         raise InputError(f"A file for {to} must end in {SUFFIXES[to]!r}, but got {path}.")
     if to == "onnx":
-        missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
-        if missing:
-            raise InputError(
-                f"ONNX needs {' and '.join(missing)}: pip install 'vit_ratio_opt[onnx]'."
-            )
+        check_onnx()
 
 
 def load_exported(path: str | Path, to: Format | None = None) -> Run:
@@ -78,10 +69,9 @@ def load_exported(path: str | Path, to: Format | None = None) -> Run:
             if to == "onnx":
                 import onnxruntime
 
-                options = onnxruntime.SessionOptions()
-                options.log_severity_level = 3  # errors
-                options.intra_op_num_threads = torch.get_num_threads()
-                session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+                session = onnxruntime.InferenceSession(
+                    path, session_options(), ["CPUExecutionProvider"]
+                )
                 return lambda images: torch.from_numpy(
                     session.run(None, {"images": images.numpy()})[0]
                 )
@@ -123,16 +113,3 @@ def exported_outputs(path: str | Path, data: ImageData) -> torch.Tensor:
             return torch.cat([run(data.normalise(images)) for images, _ in batches])
     except Exception as error:  # onnxruntime's and torch's
         raise InputError(f"{path} cannot take images of {data.name}: {reason(error)}") from None
-
-
-@contextlib.contextmanager
-def silence_exporters() -> Iterator[None]:
-    """Silence the exporters' output inside the block; their errors still come through."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

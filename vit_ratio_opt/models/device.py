@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Literal, get_args
 
 import torch
+from packaging.version import Version
 from torch import nn
 
 from vit_ratio_opt.errors import InputError
@@ -18,6 +19,7 @@ __all__ = [
     "autocast",
     "best_device",
     "check_precision",
+    "check_training_precision",
     "device_name",
     "evaluating",
     "free_memory",
@@ -146,6 +148,23 @@ def check_precision(precision: str | None) -> None:
         raise InputError(
             f"`precision` must be one of {get_args(Precision)}, but got {precision!r}."
         )
+
+
+def check_training_precision(precision: str | None, device: torch.device) -> None:
+    """Refuse float16 where the gradients' scale needs float64, which Apple's GPUs do not have.
+
+    Raises:
+        InputError: PyTorch is older than 2.8, and the device is a GPU of Apple.
+    """
+    if precision == "float16" and device.type == "mps" and not _scales_on_mps():
+        raise InputError(
+            "Training in float16 on a GPU of Apple needs PyTorch 2.8 or newer, but this is "
+            f"{torch.__version__}: give precision='float32' (--precision float32)."
+        )
+
+
+def _scales_on_mps() -> bool:
+    return Version(torch.__version__) >= Version("2.8")
 
 
 def autocast(

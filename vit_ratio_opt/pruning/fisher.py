@@ -134,9 +134,8 @@ def _branch_costs(
                 check_outputs(given, number)
                 gradients = torch.autograd.grad(loss_of(given), outputs)
                 for square, token, gradient in zip(squares, tokens, gradients, strict=True):
-                    rows = gradient.float()
-                    square.add(gram(rows.flatten(0, 1)))
-                    token.add(rows.square().sum(dim=(0, 2)))
+                    square.add(gram(gradient.flatten(0, 1)))
+                    token.add(gradient.float().square().sum(dim=(0, 2)))
                 seen += len(chunk)
     finally:
         for hook in hooks:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 
 from vit_ratio_opt.models.device import as_double
 from vit_ratio_opt.pruning.options import CalibrationPrecision
-from vit_ratio_opt.pruning.sums import RunningSum, gram
+from vit_ratio_opt.pruning.sums import RunningSum, gram, product
 
 __all__ = ["NormalEquations"]
 
@@ -52,17 +53,21 @@ class NormalEquations:
         """
         counts = weights > 0
         x, y = inputs[:, counts], targets[:, counts]
-        x, y = map(as_double if self.precision == "float32" else torch.Tensor.float, (x, y))
+        if self.precision == "bfloat16":
+            x = x.bfloat16()
+        else:
+            x, y = as_double(x), as_double(y)
         # MPS converts while it copies, and has no float64: move first.
         roots = weights[counts].to(x.device).to(x.dtype).sqrt()[:, None]
-        x, y = x * roots, y * roots
+        x, y = x * roots, (y * roots).to(x.dtype)
         if self.bias:
             x = torch.cat([x, roots.expand(len(x), -1, -1)], dim=2)
         x, y = x.flatten(0, 1), y.flatten(0, 1)
+        square = (y.float() if y.dtype == torch.bfloat16 else y).square().sum()
         if self._added < 2:
             self._halves.append((RunningSum(), RunningSum(), RunningSum()))
         half = self._halves[self._added % 2]
-        for total, value in zip(half, (gram(x), x.mT @ y, y.square().sum()), strict=True):
+        for total, value in zip(half, (gram(x), product(x, y), square), strict=True):
             total.add(value)
         self._added += 1
 
@@ -104,12 +109,21 @@ class NormalEquations:
         outputs = slice(None, None, max(1, start.shape[1] // _VALIDATED))
         start = start[:, outputs]
         first, second = ((a, b[:, outputs], total) for a, b, total in halves)
-        errors = [
-            _error(second, self._fit(first, start, ridge))
-            + _error(first, self._fit(second, start, ridge))
-            for ridge in _RIDGES
-        ]
-        return int(torch.stack(errors).nan_to_num(torch.inf).argmin())
+
+        @functools.cache
+        def error(choice: int) -> float:
+            ridge = _RIDGES[choice]
+            found = _error(second, self._fit(first, start, ridge))
+            found = found + _error(first, self._fit(second, start, ridge))
+            return float(found.nan_to_num(torch.inf))
+
+        # Each ridge is two factorisations, so downhill from the better end. The error has one
+        # minimum, but for few images, where it can have one at either end.
+        last = len(_RIDGES) - 1
+        choice, step = (0, 1) if error(0) < error(last) else (last, -1)
+        while 0 <= choice + step <= last and error(choice + step) <= error(choice):
+            choice += step
+        return choice
 
     @property
     def target_square(self) -> float:
@@ -124,7 +138,9 @@ class NormalEquations:
         added = (ridge * inputs.mean().clamp_min(1e-30)).expand(len(diagonal)).clone()
         if self.bias:
             added[-1] = 1e-12 * diagonal[-1]  # free, but for rounding
-        factor, failed = torch.linalg.cholesky_ex(squares + torch.diag(added))
+        system = squares.clone()
+        system.diagonal().add_(added)
+        factor, failed = torch.linalg.cholesky_ex(system)
         solution = start + torch.cholesky_solve(products - squares @ start, factor)
         return solution.where(failed == 0, torch.nan)
 

@@ -142,7 +142,8 @@ class BlockMoments:
     def _on_neurons(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         with in_precision(args[0].device, "float32"):
             roots = self._weights["ffn"].sqrt()
-            hidden = self._sampled(args[0]).float() * roots
+            hidden = self._sampled(args[0])
+            hidden = hidden * roots.to(hidden.dtype)
             self._add("neurons", gram(hidden.flatten(0, 1)))
             self._add("neuron_mean", (hidden * roots).sum(dim=(0, 1)))
 

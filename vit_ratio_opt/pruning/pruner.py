@@ -209,7 +209,7 @@ class ModelPruner:
             "by_cascade": self.pruning.by_cascade if isinstance(self.pruning, Both) else None,
             "cost": self.space.cost.name,
             "latency_batch": getattr(self.space.cost, "batch", 1),
-            "latency_compiled": getattr(self.space.cost, "compiled", False),
+            "latency_engine": getattr(self.space.cost, "engine", "eager"),
             "mhsa_unit": self._unit,
             "repair": not isinstance(self.pruning, Both | Structural) or self.pruning.repair,
             "allocation": self.allocation,

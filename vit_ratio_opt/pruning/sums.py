@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+
 import torch
 
 from vit_ratio_opt.models.device import has_float64
 
-__all__ = ["RunningSum", "gram"]
+__all__ = ["RunningSum", "gram", "product"]
 
 # Products of fewer columns gain nothing from symmetry.
 _LEAST_SYMMETRIC = 768
@@ -48,16 +52,54 @@ class RunningSum:
         return self._sum.cpu().double() + self._rest.cpu().double()
 
 
+def product(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return ``first.T @ second`` of ``(n, M)`` and ``(n, K)``; those in bfloat16 in float32."""
+    if first.dtype != torch.bfloat16:
+        return first.mT @ second
+    with _bfloat16_units(first.device):
+        return first.float().mT @ second.float()
+
+
 def gram(rows: torch.Tensor) -> torch.Tensor:
-    """Return ``rows.T @ rows`` of ``(n, M)``, of which only one triangle is computed if large."""
+    """Return ``rows.T @ rows`` of ``(n, M)``, of which only one triangle is computed if large.
+
+    Products of rows in bfloat16 are in float32.
+    """
+    if rows.dtype != torch.bfloat16:
+        return _gram(rows)
+    with _bfloat16_units(rows.device):
+        return _gram(rows.float())
+
+
+def _gram(rows: torch.Tensor) -> torch.Tensor:
     size = rows.shape[1]
     if size < _LEAST_SYMMETRIC:
         return rows.mT @ rows
     half = size // 2
     first, second = rows[:, :half], rows[:, half:]
     product = rows.new_empty(size, size)
-    product[:half, :half] = gram(first)
-    product[half:, half:] = gram(second)
+    product[:half, :half] = _gram(first)
+    product[half:, half:] = _gram(second)
     product[:half, half:] = across = first.mT @ second
     product[half:, :half] = across.mT
     return product
+
+
+@contextlib.contextmanager
+def _bfloat16_units(device: torch.device) -> Iterator[None]:
+    """Let a CPU multiply float32 in its units for bfloat16, whose sums are float32.
+
+    PyTorch has no product of bfloat16 with a float32 result on a CPU. The setting holds for the
+    whole process, so only the main thread changes it: other threads compute the same in full.
+    """
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)  # not before torch 2.9
+    is_main = threading.current_thread() is threading.main_thread()
+    if device.type != "cpu" or matmul is None or not is_main:
+        yield
+        return
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before

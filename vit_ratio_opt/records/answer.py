@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.candidates import Candidate, estimate_pairs
+from vit_ratio_opt.records.frontier import best_within, cheapest_keeping
 from vit_ratio_opt.records.labels import MACS, CostRecord, format_below
 from vit_ratio_opt.records.snapshot import StudySnapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trial import attribute
 from vit_ratio_opt.records.trials import finished_trials, has_pair, pair_of
+from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.metric import ACCURACY, Metric
 
 __all__ = ["Answer", "answer_of", "answer_trial", "trained_trial"]
@@ -48,6 +50,8 @@ class Answer:
         study_name: Name of the study.
         cost: Cost that the budget limits, or that is minimised within a tolerance.
         metric: Metric of the trials.
+        front: The pairs of the frontier, of rising cost, where the study searches it; ``found`` is
+            the one at its knee, or the one that :meth:`at` has chosen.
         loader: Function that returns the pruned model of a trial, see :meth:`bind`.
         study: The study, see :meth:`bind`.
     """
@@ -63,6 +67,7 @@ class Answer:
     study_name: str = ""
     cost: CostRecord = MACS
     metric: Metric = ACCURACY
+    front: tuple[Candidate, ...] = ()
     loader: Callable[[FrozenTrial], Any] | None = field(default=None, compare=False)
     study: Study | None = field(default=None, compare=False)
 
@@ -96,6 +101,44 @@ class Answer:
             loader: Function that returns the pruned model of a trial.
         """
         return replace(self, study=study, loader=loader)
+
+    def at(
+        self,
+        *,
+        budget: float | None = None,
+        tolerance: float | None = None,
+        confidence: float = Tolerance.confidence,
+    ) -> Answer:
+        """Return the answer for a budget or for a tolerance, from the pairs of the frontier.
+
+        Args:
+            budget: Largest share of the dense model's cost: the pair that loses the least.
+            tolerance: Largest loss, in the unit of the metric: the cheapest pair.
+            confidence: Probability with which the pair has to keep the tolerance; where none
+                does, the answer is the dense model.
+
+        Raises:
+            InputError: The study does not search the frontier, not exactly one of both is given,
+                or every pair is over the budget.
+        """
+        if not self.front:
+            raise InputError(
+                f"Study {self.study_name!r} searches no frontier: its answer is for its own limit."
+            )
+        if (budget is None) == (tolerance is None):
+            raise InputError("`at` needs a budget or a tolerance, and only one of both.")
+        if budget is not None:
+            return replace(self, found=best_within(self.front, Budget(budget).share))
+        limit = Tolerance(cast(float, tolerance), confidence)
+        limit.check(self.metric)
+        found = cheapest_keeping(
+            self.front,
+            limit.points,
+            dense=0.0 if self.dense_accuracy is None else self.dense_accuracy,
+            metric=self.metric,
+            confidence=confidence,
+        )
+        return replace(self, found=found, confidence=confidence)
 
     def load_model(self) -> Any:
         """Return the pruned and fine-tuned model of the answer, as a timm model.
@@ -131,7 +174,9 @@ class Answer:
             f"{100 * found.cost_ratio:.1f} % of the {self.cost.word}",
             f"{text(found.accuracy, error=found.error)} {self.metric.label} expected{dense}",
         ]
-        if self.confidence is not None:
+        if self.front:
+            lines.append(f"one of the {len(self.front)} pairs of the frontier")
+        elif self.confidence is not None:
             lines.append(f"keeps the tolerance with a probability of {found.probability:.2f}")
         elif self.is_baseline:
             lines.append("the fixed ratio itself: no other pair is better")
@@ -210,6 +255,8 @@ def answer_of(study: Study) -> Answer | None:
     - Within a budget: the pair of the highest posterior mean, or the fixed ratio's where none is
       better with a probability above one half, see
       :class:`~vit_ratio_opt.search.budget.BudgetSearch`.
+    - On a frontier: the pair at its knee, which is the furthest below the line between both ends,
+      see :class:`~vit_ratio_opt.search.frontier.FrontierSearch`; :meth:`Answer.at` gives others.
     - With a tolerance: the cheapest pair that keeps it with the confidence of the study, else the
       dense model, see :class:`~vit_ratio_opt.search.tolerance.ToleranceSearch`.
     """
@@ -246,6 +293,7 @@ def _answer_of(study: Study) -> Answer | None:
         study_name=study.study_name,
         cost=record_of(study).cost,
         metric=estimates.metric,
+        front=tuple(filter(None, map(estimates.candidate, estimates.front))),
     )
 
 
@@ -290,6 +338,8 @@ def trained_trial(study: Study, number: int | None = None) -> FrozenTrial:
 
 
 def _optunas_best(study: Study) -> FrozenTrial | None:
+    if len(study.directions) > 1:
+        return None
     try:
         best = study.best_trial
     except ValueError:  # no trial is complete and feasible

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.records.study import StudyRecord, record_of
@@ -23,6 +23,8 @@ from vit_ratio_opt.records.trials import (
 )
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.claims import is_surplus, value_of
+from vit_ratio_opt.search.direction import sign_of
+from vit_ratio_opt.search.front import frontier_answer, knee
 from vit_ratio_opt.search.margins import tolerance_answer
 from vit_ratio_opt.search.plan import Estimate, Pair
 from vit_ratio_opt.space.metric import Metric
@@ -49,7 +51,8 @@ class Candidate:
         error: Standard error of ``accuracy``, in the unit of the metric.
         own_accuracies: Validation accuracy of each training, in the order of ``trials``.
         probability: Within a budget, probability that the pair is better than the fixed ratio's;
-            with a tolerance, probability that it keeps the tolerance.
+            with a tolerance, probability that it keeps the tolerance; on a frontier, probability
+            that it loses less than every cheaper pair is expected to.
     """
 
     pair: Pair
@@ -98,6 +101,7 @@ class Estimates:
         confidence: Probability with which the answer has to keep the tolerance; None within a
             budget.
         metric: Metric of the trials.
+        front: The pairs on the frontier, of rising cost; none with another limit.
     """
 
     best: Pair | None
@@ -110,6 +114,7 @@ class Estimates:
     baseline: Pair | None
     confidence: float | None
     metric: Metric
+    front: tuple[Pair, ...] = ()
 
     def candidate(self, pair: Pair | None) -> Candidate | None:
         """Return a pair with its estimate; None where the pair has none."""
@@ -140,8 +145,9 @@ def candidate_of(study: Study, trial: FrozenTrial) -> Candidate | None:
 def estimate_pairs(study: Study) -> Estimates | None:
     """Return estimates of all pairs that were trained, or None before any was trained."""
     record, is_tolerance = record_of(study), has_tolerance(study)
+    front: tuple[Pair, ...] = ()
     metric = record.metric
-    sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
+    sign = sign_of(study)
     if is_tolerance:
         sign = metric.sign
     trials, values = _values(study, record.constraint if is_tolerance else None, sign)
@@ -153,9 +159,17 @@ def estimate_pairs(study: Study) -> Estimates | None:
         if any(trial.state == TrialState.COMPLETE for trial in found)
     }
     first = next(iter(trials.values()))[0]
+    costs = {pair: _planned_cost_ratio(found[0]) for pair, found in trials.items()}
     offset, baseline, confidence = 0.0, None, None
     dense = _dense_accuracy(study, first)
-    if not is_tolerance:
+    if record.has_frontier:
+        assert record.plan is not None
+        found_front, estimates = frontier_answer(
+            record.plan, values, lambda *pair: costs[pair], complete=complete
+        )
+        best = knee(found_front, lambda *pair: costs[pair])
+        front = tuple(one.pair for one in found_front)
+    elif not is_tolerance:
         known = None if dense is None else sign * dense
         search = BudgetSearch.from_json({"dense": known, **_curve(record.plan, values)})
         best, estimates = search.answer(values, complete=complete), search.estimates(values)
@@ -163,7 +177,6 @@ def estimate_pairs(study: Study) -> Estimates | None:
     else:
         dense = 0.0 if dense is None else dense
         tolerance = _tolerance(record, first)
-        costs = {pair: _planned_cost_ratio(found[0]) for pair, found in trials.items()}
         plan = record.plan or {"tolerance": tolerance, "scale": _largest(record), **_MEANS}
         best, estimates = tolerance_answer(
             plan, values, lambda *pair: costs[pair], complete=complete
@@ -173,19 +186,14 @@ def estimate_pairs(study: Study) -> Estimates | None:
         best=None if best is None else best.pair,
         estimates=estimates,
         trials=trials,
-        accuracies={
-            pair: tuple(
-                _own_accuracy(trial, offset + sign * value)
-                for trial, value in zip(trials[pair], found, strict=True)
-            )
-            for pair, found in values.items()
-        },
+        accuracies=_own_accuracies(trials, values, offset, sign),
         offset=offset,
         sign=sign,
         dense_accuracy=dense,
         baseline=baseline,
         confidence=confidence,
         metric=metric,
+        front=front,
     )
 
 
@@ -205,7 +213,7 @@ def _values(
 
 
 def _dense_accuracy(study: Study, trial: FrozenTrial) -> float | None:
-    """Return the dense model's validation accuracy, from the study or from one of its trials."""
+    """Return the dense model's validation accuracy, from the study, a trial or the plan."""
     record = record_of(study)
     if record.dense.val_accuracy is not None:
         return float(record.dense.val_accuracy)
@@ -213,13 +221,21 @@ def _dense_accuracy(study: Study, trial: FrozenTrial) -> float | None:
     if drop is None and record.has_tolerance and record.limit is not None:
         drop = trial.constraints[record.constraint] + (record.limit.tolerance or 0.0)
     if accuracy is None or drop is None:
-        return None
+        known = (record.plan or {}).get("dense")
+        return None if known is None else sign_of(study) * float(known)
     return record.metric.after_loss(accuracy, -float(drop))
 
 
-def _own_accuracy(trial: FrozenTrial, otherwise: float) -> float:
-    accuracy = attribute(trial, "accuracy")
-    return otherwise if accuracy is None else float(accuracy)
+def _own_accuracies(
+    trials: Mapping[Pair, list[FrozenTrial]], values: _Values, offset: float, sign: float
+) -> dict[Pair, tuple[float, ...]]:
+    """Return the accuracy of each training of each pair; where it is not stored, of its value."""
+
+    def accuracy(trial: FrozenTrial, value: float) -> float:
+        stored = attribute(trial, "accuracy")
+        return offset + sign * value if stored is None else float(stored)
+
+    return {pair: tuple(map(accuracy, trials[pair], found)) for pair, found in values.items()}
 
 
 def _tolerance(record: StudyRecord, trial: FrozenTrial) -> float:

@@ -46,6 +46,9 @@ _ENTRIES: dict[str, dict[str, Any]] = {
         "tolerance": float | None,
         "scale": tuple[float, float] | None,
         "confidence": float | None,
+        "worst": float | None,
+        "marks": tuple[float, ...] | None,
+        "levels": _Pairs | None,
     },
     "latency": {
         "rest": float,
@@ -56,6 +59,7 @@ _ENTRIES: dict[str, dict[str, Any]] = {
         "batch": int,
         "threads": int,
         "run_as": tuple[str, ...] | None,
+        "provider": str | None,
     },
     "bfloat16_speedup": {"evaluation": float | None, "training": float | None},
     "per_class": {
@@ -121,9 +125,14 @@ def check_attributes(
     if settings is None:
         _check_plan(attributes["plan"], LimitRecord.from_json(attributes.get("limit")))
         return
-    if (settings.budget is None) == (settings.tolerance is None):
-        raise InputError("The settings must have either `budget` or `tolerance`.")
-    limit = LimitRecord(settings.budget, settings.tolerance, settings.confidence)
+    if [settings.budget, settings.tolerance, settings.frontier].count(None) != 2:
+        raise InputError("The settings must have one of `budget`, `tolerance` and `frontier`.")
+    limit = LimitRecord(
+        budget=settings.budget,
+        tolerance=settings.tolerance,
+        frontier=settings.frontier,
+        confidence=settings.confidence,
+    )
     if not is_old:
         _check_plan(attributes["plan"], limit, confirmations=settings.confirmations)
     elif "plan" in attributes:
@@ -217,16 +226,22 @@ def _check_plan(
     """
     if limit.other is not None and not {"curve", "tolerance"} & plan.keys():
         return  # a custom search
-    is_budget = "curve" in plan if limit.other is not None else limit.tolerance is None
+    is_frontier = limit.frontier is not None
+    is_budget = limit.tolerance is None and not is_frontier
+    if limit.other is not None:
+        is_budget = "curve" in plan
     entries = ["noise", "noise_is_known"]
-    entries += ["curve", "baseline", "start", "confirmations", "dense"] if is_budget else []
-    entries += [] if is_budget else ["tolerance", "scale", "confidence"]
+    wanted: dict[str, Any] = {"confirmations": confirmations}
+    if is_budget:
+        entries += ["curve", "baseline", "start", "confirmations", "dense"]
+    elif is_frontier:
+        entries += ["levels", "marks", "scale", "confirmations", "dense", "worst"]
+    else:
+        entries += ["tolerance", "scale", "confidence"]
+        wanted = {"tolerance": limit.tolerance, "confidence": limit.confidence}
     missing = [name for name in entries if name not in plan]
     if missing:
         raise InputError(f"The attribute `plan` has no `{missing[0]}`.")
-    wanted = {"tolerance": limit.tolerance, "confidence": limit.confidence}
-    if is_budget:
-        wanted = {"confirmations": confirmations}
     for name, value in wanted.items():
         if plan[name] != value and value is not None:
             raise InputError(
@@ -239,5 +254,10 @@ def _check_plan(
         raise InputError(
             f"`scale` of the attribute `plan` must be two numbers above 0, but is "
             f"{shorten_repr(plan['scale'])}."
+        )
+    if is_frontier and (plan["dense"] is None or not (plan["worst"] or 0) > 0):
+        raise InputError(
+            "The attribute `plan` of a frontier needs `dense`, and `worst` above 0, but has "
+            f"{shorten_repr((plan['dense'], plan['worst']))}."
         )
     Noise.from_json(plan)

@@ -76,11 +76,12 @@ CHANGE = Metric("change of accuracy", "points")
 
 @dataclass(frozen=True)
 class LimitRecord:
-    """The limit of a study, one of three.
+    """The limit of a study, one of four.
 
     Args:
         budget: Largest share of the dense model's cost.
         tolerance: Largest loss of the metric, in its unit.
+        frontier: Number of levels of the frontier, or its budgets.
         confidence: Probability with which the answer has to keep the tolerance.
         other: Name of the class of a custom limit or search.
         cost: Name of the cost, where the sampler has written it.
@@ -89,6 +90,7 @@ class LimitRecord:
 
     budget: float | None = None
     tolerance: float | None = None
+    frontier: int | tuple[float, ...] | None = None
     confidence: float | None = None
     other: str | None = None
     cost: str | None = None
@@ -99,13 +101,15 @@ class LimitRecord:
         """Return the record of the attribute ``limit``.
 
         Raises:
-            InputError: It has not exactly one of ``budget``, ``tolerance`` and ``other``, or a
-                part is of another type.
+            InputError: It has not exactly one of ``budget``, ``tolerance``, ``frontier`` and
+                ``other``, or a part is of another type.
         """
         hints = field_types(cls)
         limit = cls(**_entries("limit", stored, hints))
-        if [limit.budget, limit.tolerance, limit.other].count(None) != 2:
-            raise InputError("The attribute `limit` must have either `budget` or `tolerance`.")
+        if [limit.budget, limit.tolerance, limit.frontier, limit.other].count(None) != 3:
+            raise InputError(
+                "The attribute `limit` must have one of `budget`, `tolerance` and `frontier`."
+            )
         return limit
 
     def text(self, word: str, metric: Metric) -> str:
@@ -117,6 +121,8 @@ class LimitRecord:
         """
         if self.budget is not None:
             return f"at most {100 * self.budget:g} % of the {word}"
+        if self.frontier is not None:
+            return f"the frontier of {metric.name} and {word}"
         if self.tolerance is None:
             return f"a limit of its own, {self.other}"
         return metric.lost(self.tolerance, "at most ")

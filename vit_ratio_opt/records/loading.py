@@ -110,7 +110,7 @@ def baseline_of(study: Study, studies: Sequence[Study]) -> Study | None:
         return None
     alike = (
         *("weights", "dataset", "validation", "trainer", "pruned"),
-        *("budget", "tolerance", "cost", "latency_batch", "latency_compiled"),
+        *("budget", "tolerance", "cost", "latency_batch", "latency_engine"),
     )
     found = [other for other in studies if record_of(other).is_fixed and is_same(other, *alike)]
     return max(found, key=lambda other: is_same(other, "recipe", "seed"), default=None)

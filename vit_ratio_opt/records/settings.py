@@ -21,11 +21,13 @@ _NEW_IN_2 = (
 )
 # Stored only where they differ from their default.
 _SPARSE = (
-    *("cost", "latency_batch", "latency_compiled", "pruned", "rule", "ranges"),
+    *("cost", "latency_batch", "latency_engine", "pruned", "rule", "ranges"),
     *("by_cascade", "criterion"),
     *("trainer", "bounds", "frozen", "calibration_task", "calibration_precision"),
-    *("training_precision", "teacher"),
+    *("training_precision", "teacher", "frontier"),
 )
+# Its flag became an engine before any version was released with it.
+_COMPILED = "`latency_compiled` of the settings"
 # Fields of this package's own training: None where `trainer` is given.
 _OF_IMAGES = ("dataset", "validation", "recipe")
 
@@ -39,9 +41,11 @@ class StudySettings:
         strategy: ``"fixed"``, one ratio for both modules, or ``"searched"``.
         budget: Largest share of the dense model's cost.
         tolerance: Largest loss of the metric, in its unit.
+        frontier: Number of levels of the frontier, or its budgets.
         cost: Name of the cost that the budget limits.
         latency_batch: Images in a batch whose latency counts.
-        latency_compiled: Whether models are compiled when their latency is measured.
+        latency_engine: What runs the models whose latency counts: ``"eager"``, ``"compiled"`` or
+            ``"onnxruntime"``.
         pruned: ``"structural"``, ``"cascade"`` or ``"both"``.
         rule: Rule by which a cascade leaves out tokens.
         ranges: Attention range of each block, for a rule that depends on it.
@@ -91,9 +95,10 @@ class StudySettings:
     strategy: Literal["fixed", "searched"]
     budget: float | None
     tolerance: float | None
+    frontier: int | tuple[float, ...] | None = None
     cost: str = "macs"
     latency_batch: int = 1
-    latency_compiled: bool = False
+    latency_engine: str = "eager"
     pruned: str = "structural"
     rule: dict[str, Any] | None = None
     ranges: tuple[float, ...] | None = None
@@ -156,6 +161,8 @@ class StudySettings:
                 f"Settings of schema version {version} are of a newer vit_ratio_opt, and this one "
                 f"reads up to {SCHEMA_VERSION}: upgrade with `pip install -U vit_ratio_opt`."
             )
+        if check_type(_COMPILED, values.pop("latency_compiled", False), bool):
+            values["latency_engine"] = "compiled"
         if version == 1:
             values = dict.fromkeys(_NEW_IN_2) | values
         values = _DEFAULTS | values

@@ -198,6 +198,11 @@ class StudyRecord:
         return "no limit" if self.limit is None else self.limit.text(self.cost.word, self.metric)
 
     @property
+    def has_frontier(self) -> bool:
+        """Return whether the study searches the frontier of metric and cost."""
+        return self.limit is not None and self.limit.frontier is not None
+
+    @property
     def has_tolerance(self) -> bool:
         """Return whether the study minimises the cost within a tolerance."""
         if self.limit is not None and self.limit.other is not None:
@@ -312,7 +317,11 @@ def _record(
     limit = None
     if settings is not None:
         limit = LimitRecord(
-            settings.budget, settings.tolerance, settings.confidence, cost=settings.cost
+            budget=settings.budget,
+            tolerance=settings.tolerance,
+            frontier=settings.frontier,
+            confidence=settings.confidence,
+            cost=settings.cost,
         )
     elif "limit" in attributes:
         limit = LimitRecord.from_json(attributes["limit"])
@@ -351,5 +360,5 @@ def _guessed_metric(study: Study, record: StudyRecord) -> Metric:
     if record.has_tolerance:
         return CHANGE
     names = study.metric_names
-    is_larger = study.directions == [StudyDirection.MAXIMIZE]
+    is_larger = study.directions[0] == StudyDirection.MAXIMIZE
     return Metric("value" if names is None else names[0], "", is_larger)

@@ -55,6 +55,8 @@ class TrialRecord:
         blocks: Heads, dimensions of a head and hidden neurons of each block.
         tokens: After a cascade: queries, keys and FFN tokens of each block.
         losses: Training loss of each epoch.
+        reports: Metric after each epoch in a study of several objectives, for which Optuna keeps
+            no reports.
         timing: Seconds of each part of the trial.
         resumed_from: Trial and epoch from which the training was resumed.
         training_state: Artifact and epoch of the saved training state.
@@ -83,6 +85,7 @@ class TrialRecord:
     blocks: _Sizes | None = None
     tokens: _Sizes | None = None
     losses: tuple[float, ...] | None = None
+    reports: dict[str, float] | None = None
     timing: dict[str, float] | None = None
     resumed_from: dict[str, int] | None = None
     training_state: dict[str, Any] | None = None

@@ -24,6 +24,7 @@ __all__ = [
     "has_tolerance",
     "is_ratio",
     "pair_of",
+    "reports_of",
     "tested_accuracy",
 ]
 
@@ -41,13 +42,21 @@ def finished_trials(study: Study) -> list[FrozenTrial]:
         for trial in trials
         if (
             trial.state == TrialState.COMPLETE
-            or trial.intermediate_values
+            or reports_of(trial)
             or attribute(trial, "accuracy_drop") is not None
             or constraint in trial.constraints
         )
         and has_pair(trial)
         and _cost_ratio(trial) is not None
     ]
+
+
+def reports_of(trial: FrozenTrial) -> dict[int, float]:
+    """Return the value that was reported after each epoch: with a tolerance, the loss."""
+    if trial.intermediate_values:
+        return trial.intermediate_values
+    kept = attribute(trial, "reports") or {}
+    return {int(epoch): value for epoch, value in kept.items() if epoch.isdecimal()}
 
 
 def has_pair(trial: FrozenTrial) -> bool:
@@ -90,7 +99,7 @@ def has_tolerance(study: Study) -> bool:
     """
     record = record_of(study)
     return record.has_tolerance or (
-        record.limit is None and study.direction == StudyDirection.MINIMIZE
+        record.limit is None and study.directions == [StudyDirection.MINIMIZE]
     )
 
 
@@ -109,8 +118,8 @@ def accuracy_of(trial: FrozenTrial, study: Study) -> float | None:
     if accuracy is not None:
         return float(accuracy)
     if not has_tolerance(study):
-        if trial.state == TrialState.COMPLETE and not trial.intermediate_values:
-            return trial.value
+        if trial.state == TrialState.COMPLETE and not reports_of(trial):
+            return trial.values[0] if trial.values else None
         return _last_report(trial)
     record, drop = record_of(study), _last_report(trial)
     metric = record.metric
@@ -122,9 +131,10 @@ def accuracy_of(trial: FrozenTrial, study: Study) -> float | None:
 
 def _last_report(trial: FrozenTrial) -> float | None:
     """Return the value after the last reported epoch: with a tolerance, the loss."""
-    if not trial.intermediate_values:
+    reports = reports_of(trial)
+    if not reports:
         return None
-    reported = trial.intermediate_values[max(trial.intermediate_values)]
+    reported = reports[max(reports)]
     return reported if math.isfinite(reported) else None
 
 

@@ -13,7 +13,13 @@ from vit_ratio_opt.records.loading import baseline_of
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import StudyRecord, record_of
 from vit_ratio_opt.records.trial import TrialRecord
-from vit_ratio_opt.records.trials import accuracy_of, block_rows, finished_trials, has_tolerance
+from vit_ratio_opt.records.trials import (
+    accuracy_of,
+    block_rows,
+    finished_trials,
+    has_tolerance,
+    reports_of,
+)
 from vit_ratio_opt.report.cells import results_cells
 from vit_ratio_opt.report.commands import resume_command, storage_url
 from vit_ratio_opt.report.markdown import code, code_block, markdown_table
@@ -128,7 +134,7 @@ def _training(study: Study, trial: FrozenTrial, known: TrialRecord) -> str | Non
     """Return the training in one line; None where nothing about it is recorded."""
     record, accuracy = record_of(study), accuracy_of(trial, study)
     metric, dense, pruned = record.metric, record.dense.val_accuracy, known.accuracy_pruned
-    reported = [v for _, v in sorted(trial.intermediate_values.items()) if math.isfinite(v)]
+    reported = [v for _, v in sorted(reports_of(trial).items()) if math.isfinite(v)]
     if has_tolerance(study):
         reported = [] if dense is None else [metric.after_loss(dense, v) for v in reported]
     values = [] if dense is None else [f"{metric.text(dense)} dense"]

@@ -298,7 +298,11 @@ def _conditions(latency: Mapping[str, Any]) -> str:
     device = shorten(latency["device"])
     if device == "cpu":
         device += f" with {latency['threads']} thread(s)"
-    run_as = {"compiled": "compiled", "graph": "as a CUDA graph"}
+    run_as = {
+        "compiled": "compiled",
+        "graph": "as a CUDA graph",
+        "onnxruntime": f"in ONNX Runtime by {shorten(latency.get('provider') or 'a provider')}",
+    }
     device += "".join(f", {run_as[w]}" for w in run_as if w in (latency.get("run_as") or ()))
     return (
         f"{dense_ms(latency):.2f} ms for a batch of {latency['batch']} on {device}"

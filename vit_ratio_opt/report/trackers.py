@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 from vit_ratio_opt.errors import CannotWriteError, InputError
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trial import TrialRecord
-from vit_ratio_opt.records.trials import has_tolerance
+from vit_ratio_opt.records.trials import has_tolerance, reports_of
 from vit_ratio_opt.utils.files import (
     check_writable,
     check_writable_folder,
@@ -131,7 +131,7 @@ class TensorBoardLog:
         drops = has_tolerance(study) and dense is not None
         run = named_folder(self.folder, study.study_name) / f"trial-{trial.number:04d}"
         with self._writer(str(run)) as writer:
-            for epoch, value in trial.intermediate_values.items():
+            for epoch, value in reports_of(trial).items():
                 if drops:
                     value = metric.after_loss(dense or 0, value)
                 writer.add_scalar(metric.name, value, epoch)

@@ -7,7 +7,7 @@ from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import record_of
-from vit_ratio_opt.records.trials import block_rows, has_tolerance
+from vit_ratio_opt.records.trials import block_rows, has_tolerance, reports_of
 from vit_ratio_opt.report.figures.training_curve import training_curve
 from vit_ratio_opt.utils.text import csv_text
 
@@ -21,7 +21,7 @@ def trial_files(study: Study, trial: FrozenTrial) -> dict[str, bytes]:
     """
     study = snapshot(study)
     record, files = record_of(study), {}
-    if record.dense.val_accuracy is not None and trial.intermediate_values:
+    if record.dense.val_accuracy is not None and reports_of(trial):
         files["training-curve.png"] = training_curve(
             trial,
             record.dense.val_accuracy,

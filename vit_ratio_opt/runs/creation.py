@@ -164,14 +164,14 @@ def _create(
     """Claim the name and write everything; False where another process has the name."""
     try:
         study = optuna.create_study(
-            study_name=study_name, storage=storage, direction=task.direction
+            study_name=study_name, storage=storage, directions=task.directions
         )
     except DuplicatedStudyError:
         return False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names([task.metric_name])
+            study.set_metric_names(task.value_names)
         for key, value in new.items():
             study.set_user_attr(key, value)
         return _attributes(storage, study._study_id) == dict(new)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.study import Study
@@ -24,12 +24,12 @@ from vit_ratio_opt.runs.jobs import job_of
 from vit_ratio_opt.runs.lineage import fetch_state, interrupted_trials, state_artifact
 from vit_ratio_opt.runs.outcome import record_cost, record_sizes, record_training, trial_value
 from vit_ratio_opt.runs.parents import find_parent
-from vit_ratio_opt.runs.resume import check_resumed, copy_progress, next_seed
+from vit_ratio_opt.runs.resume import check_resumed, copy_progress, next_seed, report_epoch
 from vit_ratio_opt.runs.saving import StateKeeper
 from vit_ratio_opt.runs.state_files import remove
 from vit_ratio_opt.runs.suggest import suggest_pair
-from vit_ratio_opt.search.direction import check_direction
-from vit_ratio_opt.search.limits import Budget, Tolerance, direction_of
+from vit_ratio_opt.search.direction import Direction, check_directions
+from vit_ratio_opt.search.limits import Budget, Frontier, Tolerance, directions_of
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import (
     Stopwatch,
@@ -70,7 +70,8 @@ class PruningObjective:
     With a :class:`~vit_ratio_opt.Budget`, the value is the trainer's metric, to be improved; a
     pair over the budget is PRUNED before any training. With a :class:`~vit_ratio_opt.Tolerance`,
     the value is the share of the cost that is left, to be minimised; a pair that loses more than
-    the tolerance is PRUNED after its training.
+    the tolerance is PRUNED after its training. With a :class:`~vit_ratio_opt.Frontier`, the values
+    are both, metric and cost, and no trial is PRUNED.
 
     Every pair is first trained with the same seed, so that pairs differ in nothing but the pair; a
     pair that is trained again, or whose training diverged, takes the next seed.
@@ -78,7 +79,7 @@ class PruningObjective:
     Args:
         pruner: Prunes the dense model.
         trainer: Trains and evaluates the pruned models.
-        limit: Budget or tolerance of the search.
+        limit: Budget, tolerance or frontier of the search.
         journal: Writes trials, models and training states.
         fixed_ratio: Whether both ratios have to be equal, as in the baseline.
         iterative: Whether each trial starts from the nearest finished trial that pruned neither
@@ -101,7 +102,7 @@ class PruningObjective:
         self,
         pruner: PrunerProtocol,
         trainer: Trainer,
-        limit: Budget | Tolerance,
+        limit: Budget | Tolerance | Frontier,
         journal: JournalProtocol,
         *,
         fixed_ratio: bool = False,
@@ -122,9 +123,9 @@ class PruningObjective:
         self.admit: Callable[[Study], None] | None = None
 
     @property
-    def direction(self) -> Literal["maximize", "minimize"]:
-        """Return the direction of the study."""
-        return direction_of(self.limit, self.trainer.metric)
+    def directions(self) -> list[Direction]:
+        """Return the direction of each objective of the study."""
+        return directions_of(self.limit, self.trainer.metric)
 
     @cached_property
     def dense_accuracy(self) -> float:
@@ -139,7 +140,7 @@ class PruningObjective:
         """
         return metric_value(self.trainer.evaluate(model), self.trainer, "evaluate")
 
-    def __call__(self, trial: BaseTrial) -> float:
+    def __call__(self, trial: BaseTrial) -> float | tuple[float, float]:
         """Run one trial.
 
         Raises:
@@ -162,7 +163,7 @@ class PruningObjective:
             CannotWriteError: Models or training states cannot be written.
         """
         if study is not None:
-            check_direction(study, self.direction)
+            check_directions(study, self.directions)
             if self.admit is not None:
                 self.admit(study)
         self.journal.check_writable()
@@ -175,7 +176,7 @@ class PruningObjective:
         pruning["iterative"] = self.iterative
         return {"pair": list(pair), "dense": known["weights"], "pruning": pruning}
 
-    def _run(self, trial: BaseTrial) -> float:
+    def _run(self, trial: BaseTrial) -> float | tuple[float, float]:
         started, clock = time.perf_counter(), Stopwatch()
         space = self.pruner.space
         suggestion = suggest_pair(trial, space, self.limit, fixed_ratio=self.fixed_ratio)
@@ -236,8 +237,8 @@ class PruningObjective:
             lost = metric.loss(self.dense_accuracy, value)
             tolerance = self.limit.points if isinstance(self.limit, Tolerance) else None
             # Optuna's pruners compare reports in the direction of the study.
-            trial.report(value if tolerance is None else lost, epoch)
-            if trial.should_prune():
+            report_epoch(trial, epoch, value if tolerance is None else lost)
+            if not isinstance(self.limit, Frontier) and trial.should_prune():
                 if tolerance is not None:
                     trial.set_constraint(metric.constraint, lost - tolerance)
                 raise optuna.TrialPruned(f"{value:.4g} {metric.unit} after epoch {epoch}.")

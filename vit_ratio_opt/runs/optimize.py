@@ -15,13 +15,16 @@ from vit_ratio_opt.utils.failures import is_storage_error
 
 __all__ = ["keep_optimizing"]
 
+Objective = Callable[[Trial], float | Sequence[float]]
+"""A function to optimise: its value, or its values, of a trial."""
+
 # Failures in a row that no pair explains.
 _MOST_FAILURES = 3
 
 
 def keep_optimizing(
     study: Study,
-    objective: Callable[[Trial], float],
+    objective: Objective,
     *,
     n_trials: int,
     callbacks: Sequence[Callable[[Study, FrozenTrial], None]] = (),
@@ -81,14 +84,14 @@ class _Guarded:
         last: Exception of the last failure.
     """
 
-    def __init__(self, objective: Callable[[Trial], float]) -> None:
+    def __init__(self, objective: Objective) -> None:
         self._objective = objective
         self.begun = 0
         self.failures = 0
         self.last: Exception | None = None
         self._is_quiet = False
 
-    def __call__(self, trial: Trial) -> float:
+    def __call__(self, trial: Trial) -> float | Sequence[float]:
         self.begun, self._is_quiet = self.begun + 1, False
         try:
             value = self._objective(trial)

@@ -9,7 +9,7 @@ from optuna.trial import BaseTrial
 
 from vit_ratio_opt.records.trial import attribute, write_trial
 from vit_ratio_opt.runs.suggest import Suggestion
-from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.search.limits import Budget, Frontier, Tolerance
 from vit_ratio_opt.space.metric import Metric
 from vit_ratio_opt.space.pairs import PairSpace
 from vit_ratio_opt.space.shape import ViTShape
@@ -77,14 +77,14 @@ def record_training(trial: BaseTrial, epochs: int | None, device: str | None) ->
 
 def trial_value(
     trial: BaseTrial,
-    limit: Budget | Tolerance,
+    limit: Budget | Tolerance | Frontier,
     metric: Metric,
     *,
     value: float,
     loss: float,
     cost_ratio: float,
-) -> float:
-    """Return the value of a trial: the metric (budget) or the cost that is left (tolerance).
+) -> float | tuple[float, float]:
+    """Return the value of a trial: the metric (budget), the cost (tolerance) or both (frontier).
 
     Args:
         trial: The trial.
@@ -97,6 +97,8 @@ def trial_value(
     Raises:
         TrialPruned: The loss is over the tolerance.
     """
+    if isinstance(limit, Frontier):
+        return value, cost_ratio
     if not isinstance(limit, Tolerance):
         return value
     trial.set_constraint(metric.constraint, loss - limit.points)

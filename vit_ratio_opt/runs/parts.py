@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
@@ -24,7 +24,8 @@ from vit_ratio_opt.runs.journal import Journal
 from vit_ratio_opt.runs.objective import PruningObjective
 from vit_ratio_opt.runs.options import RunOptions, SearchOptions
 from vit_ratio_opt.runs.pricing import measure_curves, round_to_of
-from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.search.direction import Direction
+from vit_ratio_opt.search.limits import Budget, Frontier, Tolerance
 from vit_ratio_opt.space.costs import MACS, Cost, Latency, cost_named
 from vit_ratio_opt.space.curve import curve_and_baseline, fixed_ratio_pair
 from vit_ratio_opt.space.metric import ACCURACY
@@ -57,7 +58,7 @@ class SearchParts:
         self,
         dense: ViT,
         data: ImageData | Iterable[Batch],
-        limit: Budget | Tolerance,
+        limit: Budget | Tolerance | Frontier,
         *,
         cost: str | Cost = "macs",
         pruning: Pruning | None = None,
@@ -123,9 +124,9 @@ class SearchParts:
         return self.pruner.space
 
     @property
-    def direction(self) -> Literal["maximize", "minimize"]:
-        """Return the direction of the study."""
-        return self.objective.direction
+    def directions(self) -> list[Direction]:
+        """Return the direction of each objective of the study."""
+        return self.objective.directions
 
     @property
     def dense_accuracy(self) -> float:
@@ -215,10 +216,10 @@ class SearchParts:
         }
 
 
-def _check_limit(limit: Budget | Tolerance) -> Budget | Tolerance:
-    if not isinstance(limit, (Budget, Tolerance)):
+def _check_limit(limit: Budget | Tolerance | Frontier) -> Budget | Tolerance | Frontier:
+    if not isinstance(limit, (Budget, Tolerance, Frontier)):
         raise InputError(
-            f"`limit` must be a Budget or a Tolerance, but got {limit!r:.80}: give "
+            f"`limit` must be a Budget, a Tolerance or a Frontier, but got {limit!r:.80}: give "
             "vro.Budget(0.6), for example."
         )
     return limit

@@ -43,7 +43,7 @@ def round_to_of(
             least=usual_round_to(pruner.shape, pruner.device),
             batch=cost.batch,
             precision=precision,
-            is_compiled=cost.compiled,
+            engine=cost.engine,
         )
 
 
@@ -75,7 +75,7 @@ def measure_curves(
             batch=cost.batch,
             round_to=space.round_to,
             precision=precision,
-            is_compiled=cost.compiled,
+            engine=cost.engine,
         )
     curves = predict_latency(
         table,

@@ -22,8 +22,8 @@ from vit_ratio_opt.records.trial import write_trial
 from vit_ratio_opt.records.typed import shorten_repr
 from vit_ratio_opt.runs.outcome import record_cost, record_sizes, trial_value
 from vit_ratio_opt.runs.suggest import suggest_pair
-from vit_ratio_opt.search.direction import check_direction
-from vit_ratio_opt.search.limits import Budget, Tolerance, direction_of
+from vit_ratio_opt.search.direction import check_directions
+from vit_ratio_opt.search.limits import Budget, Frontier, Tolerance, directions_of
 from vit_ratio_opt.space.costs import MACS, Cost
 from vit_ratio_opt.space.metric import ACCURACY, Metric
 
@@ -74,7 +74,11 @@ class Pruner(ModelPruner):
         )
 
     def suggest(
-        self, trial: BaseTrial, limit: Budget | Tolerance, *, metric: Metric | None = None
+        self,
+        trial: BaseTrial,
+        limit: Budget | Tolerance | Frontier,
+        *,
+        metric: Metric | None = None,
     ) -> ViT:
         """Suggest both ratios of a trial and return the pruned, untrained model.
 
@@ -91,7 +95,7 @@ class Pruner(ModelPruner):
                 nothing left to learn.
         """
         if isinstance(trial, optuna.Trial):
-            check_direction(trial.study, direction_of(limit, _metric_of(trial, metric)))
+            check_directions(trial.study, directions_of(limit, _metric_of(trial, metric)))
             self._describe_study(trial.study)
         suggestion = suggest_pair(trial, self.space, limit)
         model = self.prune(suggestion.pair)
@@ -103,16 +107,16 @@ class Pruner(ModelPruner):
     def result(
         self,
         trial: BaseTrial,
-        limit: Budget | Tolerance,
+        limit: Budget | Tolerance | Frontier,
         value: float,
         dense_value: float,
         *,
         metric: Metric | None = None,
-    ) -> float:
+    ) -> float | tuple[float, float]:
         """Record the metric of a trained model and return the value of the trial.
 
         Within a budget that is the metric itself. With a tolerance it is the share of the cost
-        that is left, in a study that is minimised.
+        that is left, in a study that is minimised. For a frontier it is both.
 
         Args:
             trial: Trial whose model was trained.

@@ -9,11 +9,20 @@ from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trial import attribute, write_trial
+from vit_ratio_opt.records.trials import reports_of
 from vit_ratio_opt.space.metric import Metric
 from vit_ratio_opt.space.pairs import RatioPair
 from vit_ratio_opt.training.context import TrainingDiverged
 
-__all__ = ["check_resumed", "copy_progress", "last_epoch", "next_seed", "pair_of", "spent_trials"]
+__all__ = [
+    "check_resumed",
+    "copy_progress",
+    "last_epoch",
+    "next_seed",
+    "pair_of",
+    "report_epoch",
+    "spent_trials",
+]
 
 # What an interrupted trial has recorded before its training.
 _KNOWN = ("params", "blocks", "tokens", "parent_trial", "total_epochs", "chosen")
@@ -40,9 +49,9 @@ def copy_progress(trial: BaseTrial, earlier: FrozenTrial, metric: Metric) -> Non
         losses=earlier.user_attrs["losses"][:epoch],  # later epochs are trained again
         resumed_from={"trial": earlier.number, "epoch": epoch},
     )
-    for step, value in earlier.intermediate_values.items():
+    for step, value in reports_of(earlier).items():
         if step <= epoch:
-            trial.report(value, step)
+            report_epoch(trial, step, value)
 
 
 def check_resumed(trial: BaseTrial) -> None:
@@ -64,8 +73,19 @@ def last_epoch(trial: BaseTrial) -> int:
     """Return the last epoch that was reported; 0 without one."""
     if not isinstance(trial, Trial):
         return 0
-    reported = trial.storage.get_trial(trial._trial_id).intermediate_values
-    return max(reported, default=0)
+    return max(reports_of(trial.storage.get_trial(trial._trial_id)), default=0)
+
+
+def report_epoch(trial: BaseTrial, epoch: int, value: float) -> None:
+    """Record the metric after an epoch; with a tolerance, the loss.
+
+    Optuna refuses reports in a study of several objectives.
+    """
+    if isinstance(trial, Trial) and len(trial.study.directions) > 1:
+        known = attribute(trial, "reports") or {}
+        write_trial(trial, reports={**known, str(epoch): value})
+    else:
+        trial.report(value, epoch)
 
 
 def next_seed(

@@ -23,7 +23,8 @@ from vit_ratio_opt.runs.screening import likely_path, screen
 from vit_ratio_opt.runs.task import check_settings, screened_best
 from vit_ratio_opt.search.binary_search import BinarySearchSampler
 from vit_ratio_opt.search.budget import BudgetSearch
-from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.search.frontier import FrontierSearch
+from vit_ratio_opt.search.limits import Budget, Frontier, Tolerance
 from vit_ratio_opt.search.noise import UNKNOWN_NOISE, Noise, accuracy_noise, seed_noise
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.costs import Cost, Latency
@@ -51,11 +52,12 @@ class SearchTask(SearchParts):
         self.objective.describe = self.describe
 
     @property
-    def metric_name(self) -> str:
-        """Return the name of the value of a trial, for optuna-dashboard."""
+    def value_names(self) -> list[str]:
+        """Return the name of each value of a trial, for optuna-dashboard."""
+        cost, metric = f"{self.space.cost.word} of dense", self.trainer.metric.name
         if isinstance(self.limit, Tolerance):
-            return f"{self.space.cost.word} of dense"
-        return self.trainer.metric.name
+            return [cost]
+        return [metric, cost] if isinstance(self.limit, Frontier) else [metric]
 
     @property
     def settings(self) -> StudySettings:
@@ -68,6 +70,7 @@ class SearchTask(SearchParts):
             budget=limit.share if isinstance(limit, Budget) else None,
             tolerance=limit.points if isinstance(limit, Tolerance) else None,
             confidence=getattr(limit, "confidence", Tolerance.confidence),
+            frontier=limit.to_json()["frontier"] if isinstance(limit, Frontier) else None,
             noise=options.noise,
             confirmations=options.confirmations,
             iterative=options.iterative,
@@ -173,7 +176,8 @@ class SearchTask(SearchParts):
     def _choose_precisions(self) -> dict[str, float]:
         """Choose the precisions of a new study by timing, where none was given.
 
-        A latency that counts as cost was measured in the precision of evaluation, which stays.
+        The number of which sizes are multiples fits the precision of evaluation. A latency that
+        counts as cost was measured in that precision, which stays.
         """
         trainer, shown = self.trainer, self.run_options.progress
         if not isinstance(trainer, ImageTrainer) or trainer.is_precision_given:
@@ -181,8 +185,9 @@ class SearchTask(SearchParts):
         before, is_latency = trainer.precision, isinstance(self.space.cost, Latency)
         with show_waiting("timing the model in float32 and bfloat16", enabled=shown):
             speedups = choose_precisions(trainer, self.dense, evaluation=not is_latency)
-        if trainer.precision != before:  # the dense model is evaluated in it, too
-            vars(self.objective).pop("dense_accuracy", None)
+        if trainer.precision != before:
+            vars(self.objective).pop("dense_accuracy", None)  # the dense model's is in it, too
+            self._fit_space()  # other sizes may be fast
         return speedups
 
     def missing_attributes(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,7 +244,9 @@ class SearchTask(SearchParts):
         """Return the sampler of a study with these attributes."""
         return BinarySearchSampler(self.space, self.plan(attributes), seed=self.options.seed)
 
-    def plan(self, attributes: Mapping[str, Any]) -> BudgetSearch | ToleranceSearch:
+    def plan(
+        self, attributes: Mapping[str, Any]
+    ) -> BudgetSearch | ToleranceSearch | FrontierSearch:
         """Return the plan of a study with these attributes."""
         options, metric, point = self.options, self.trainer.metric, self._point
         stored = attributes.get("plan", {})
@@ -265,7 +272,7 @@ class SearchTask(SearchParts):
 
         Returns:
             ``screened``: within a budget, ratios and accuracy of the pairs that were evaluated
-            without training. ``path``: with a tolerance, the likeliest pair at each cost.
+            without training. ``path``: otherwise, the likeliest pair at each cost.
         """
         screened: dict[tuple[float, float], float] = {}
         path: tuple[tuple[float, float], ...] = ()
@@ -328,7 +335,7 @@ class SearchTask(SearchParts):
         model = self.pruner.prune(curve[len(curve) // 2])
         error = standard_error(model)
         loss = metric.loss(self.dense_accuracy, self.objective.evaluate(model))
-        if isinstance(limit, Budget) or loss <= 0:
+        if not isinstance(limit, Tolerance) or loss <= 0:
             return error
         return error * math.sqrt(limit.points / loss)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from optuna.samplers import BaseSampler
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.study import StudyRecord, settings_of
+from vit_ratio_opt.search.direction import Direction
 from vit_ratio_opt.search.plan import Pair
 from vit_ratio_opt.utils.versions import installed_versions
 
@@ -23,12 +24,12 @@ class StudyTask(Protocol):
     """A search whose study is created: :class:`vit_ratio_opt.Search` is one."""
 
     @property
-    def direction(self) -> Literal["maximize", "minimize"]:
-        """Return the direction of the study."""
+    def directions(self) -> list[Direction]:
+        """Return the direction of each objective of the study."""
 
     @property
-    def metric_name(self) -> str:
-        """Return the name of the value of a trial, for optuna-dashboard."""
+    def value_names(self) -> list[str]:
+        """Return the name of each value of a trial, for optuna-dashboard."""
 
     def check(self) -> None:
         """Raise an InputError if trials cannot be run or kept here."""

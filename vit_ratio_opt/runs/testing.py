@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vit_ratio_opt.data.labels import class_counts
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.latency.sessions import find_provider
 from vit_ratio_opt.latency.timing import time_models
 from vit_ratio_opt.records.answer import Answer
 from vit_ratio_opt.records.per_class import fallen_sentence
@@ -135,9 +136,12 @@ def _latency(study: Study, objective: PruningObjective, trial: FrozenTrial) -> d
     model = objective.journal.model_of(trial, study, pruner.dense).to(pruner.device)
     precision = getattr(objective.trainer, "precision", None)
     taken = time_models(
-        [pruner.dense, model], batch=cost.batch, precision=precision, is_compiled=cost.compiled
+        [pruner.dense, model], batch=cost.batch, precision=precision, engine=cost.engine
     )
     measured: dict[str, Any] = {
         name: round(1e3 * seconds, 4) for name, seconds in zip(names, taken, strict=True)
     }
-    return {**measured, "device": getattr(objective.trainer, "device_name", "unknown")}
+    device = getattr(objective.trainer, "device_name", "unknown")
+    if cost.engine == "onnxruntime":
+        device += f" in ONNX Runtime by {find_provider(pruner.device)}"
+    return {**measured, "device": device}

@@ -145,18 +145,22 @@ class BudgetSearch:
         elif gaps:
             a, b = self._widest(gaps, believed)
             return Proposal(self.curve[(a + b) // 2], f"halves the gap of {b - a - 1} pairs")
-        return self._confirm(believed, answer, off)
+        return self._confirm(believed, answer, pending, blocked)
 
     def _confirm(
-        self, believed: Believed | None, answer: int | None, off: Collection[Pair]
+        self,
+        believed: Believed | None,
+        answer: int | None,
+        pending: Collection[Pair],
+        blocked: Collection[Pair],
     ) -> Proposal:
         """Return the answer where it has to be trained again, else why nothing is left."""
-        if believed is None or answer is None or believed.pairs[answer] in off:
+        if believed is None or answer is None or believed.pairs[answer] in pending:
             return Proposal(None, "every pair that could be the best is being trained")
         if len(self.curve) == 1:
             return Proposal(None, "one pair meets the budget, and it was trained")
         best, count = believed.pairs[answer], int(believed.counts[answer])
-        if count <= self.confirmations:
+        if count <= self.confirmations and best not in blocked:
             return Proposal(best, "confirms the best pair with a fresh seed")
         confirmed = f", trained {count} times" if count > 1 else ""
         return Proposal(

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from optuna.exceptions import TrialPruned
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from vit_ratio_opt._compat import enqueued_params
+from vit_ratio_opt.search.direction import sign_of
 from vit_ratio_opt.search.plan import Pair
 
 __all__ = [
@@ -70,7 +71,7 @@ class View(NamedTuple):
         observed: Values of each pair, one for each training.
         complete: Pairs with a COMPLETE trial.
         pending: Pairs that running trials have claimed.
-        blocked: Pairs that keep failing.
+        blocked: Pairs that keep failing, and pairs that another training would not change.
         unclaimed: Numbers of running trials that have claimed no pair yet.
         queued: Numbers of waiting trials that will have to claim a pair.
         timed_out: Numbers of trials that some trial has stopped waiting for.
@@ -122,7 +123,7 @@ class TrialReader:
             asking: Trial that asks for a pair; it does not count itself.
             ending: Trial that counts as ended already.
         """
-        sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
+        sign = sign_of(study)
         taken = time.monotonic()
         known, unfinished = self._read_finished(study, sign)
         pending: set[Pair] = set()
@@ -208,6 +209,8 @@ class TrialReader:
             known.blocked.add(pair)
         else:
             known.observed[pair] = (*known.observed.get(pair, ()), value)
+            if _is_untrained(trial):  # its value again would make the noise look small
+                known.blocked.add(pair)
             if state == TrialState.COMPLETE:
                 known.complete.add(pair)
 
@@ -237,6 +240,12 @@ def value_of(
         return None
     last = trial.intermediate_values[trial.last_step]
     return sign * last if last == last else None  # not NaN
+
+
+def _is_untrained(trial: FrozenTrial) -> bool:
+    """Return whether pruning lost nothing, so that the trial left out its training."""
+    chosen = trial.user_attrs.get("chosen")
+    return isinstance(chosen, dict) and chosen.get("is_trained") is False
 
 
 def is_surplus(trial: FrozenTrial) -> bool:
@@ -283,7 +292,7 @@ class _Finished:
         observed: Values of each pair.
         complete: Pairs with a COMPLETE trial.
         failures: How often each pair failed.
-        blocked: Pairs whose trial was pruned without any value.
+        blocked: Pairs whose trial was pruned without any value, or left out its training.
         timed_out: Numbers of trials that some trial has stopped waiting for.
     """
 

@@ -1,4 +1,4 @@
-"""The limits of a search, a budget or a tolerance; a limit makes the plan of a space."""
+"""The limits of a search: a budget, a tolerance, or none for the whole frontier."""
 
 from __future__ import annotations
 
@@ -11,22 +11,33 @@ from typing import Any, Protocol, cast
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.direction import Direction
+from vit_ratio_opt.search.frontier import FrontierSearch
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair, Plan
 from vit_ratio_opt.search.tolerance import ToleranceSearch
-from vit_ratio_opt.space.curve import curve_and_baseline, fixed_ratio_pair, pair_columns
+from vit_ratio_opt.space.curve import (
+    budget_curve,
+    check_budget,
+    curve_and_baseline,
+    fixed_ratio_pair,
+    pair_columns,
+    smallest_cost_ratio,
+)
 from vit_ratio_opt.space.metric import ACCURACY, COSINE, Metric
 from vit_ratio_opt.space.pairs import PairSpace, RatioPair
 
-__all__ = ["Budget", "Limit", "Tolerance", "direction_of", "plan_of"]
+__all__ = ["Budget", "Frontier", "Limit", "Tolerance", "directions_of", "plan_of"]
 
 # Standard deviation of the metric over seeds, as a share of the tolerance, where nothing is
 # known of it: trainings of a pair correct it.
 _NOISE_SHARE = 0.25
+# Costs of a frontier that count, for each of its levels, and pairs of each that may be tried.
+_MARKS, _PAIRS = 4, 48
+_WORST_POINTS = 100  # loss of a model of which nothing is left, where the metric does not tell
 
 
 class Limit(Protocol):
-    """Limit of a search: a :class:`Budget`, a :class:`Tolerance`, or a custom class.
+    """A :class:`Budget`, a :class:`Tolerance`, a :class:`Frontier`, or a custom limit.
 
     ``plan`` may take the options ``noise`` and ``confirmations``, and those of
     :meth:`Budget.plan` that it can use; it must accept the others.
@@ -202,10 +213,143 @@ class Tolerance:
         return {"tolerance": float(self.points), "confidence": float(self.confidence)}
 
 
-def direction_of(limit: Limit, metric: Metric = ACCURACY) -> Direction:
-    """Return the direction of a study: of the cost with a tolerance, else of the metric."""
-    is_larger = metric.larger_is_better and not isinstance(limit, Tolerance)
-    return "maximize" if is_larger else "minimize"
+@dataclass(frozen=True)
+class Frontier:
+    """Find the best pair at every cost, from the dense model to the smallest one.
+
+    A study of it has two objectives, the metric and the share of the cost that is left.
+
+    Args:
+        levels: Number of costs, evenly spaced, at which the best pair is searched; three more
+            between each two of them count too. Half of the levels are tried first.
+        budgets: The costs themselves, as shares of the dense model's cost, in place of ``levels``.
+            All of them are tried first.
+
+    Raises:
+        InputError: ``levels`` is below 2, or ``budgets`` has none or others than shares in (0, 1).
+    """
+
+    levels: int = 8
+    budgets: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 2:
+            raise InputError(
+                f"`levels` must be a whole number of at least 2, but got {self.levels!r:.80}."
+            )
+        if self.budgets is None:
+            return
+        given = tuple(self.budgets) if isinstance(self.budgets, Sequence) else ()
+        if not given or not all(_is_between(share, 0, 1) for share in given):
+            raise InputError(
+                "`budgets` must be fractions of the dense model's cost, between 0 and 1, but got "
+                f"{self.budgets!r:.80}."
+            )
+        object.__setattr__(self, "budgets", tuple(sorted(set(map(float, given)), reverse=True)))
+
+    def plan(
+        self,
+        space: PairSpace,
+        *,
+        noise: float | Noise | None = None,
+        confirmations: int = 1,
+        dense: float | None = None,
+        metric: Metric = ACCURACY,
+        start: Pair | None = None,
+        path: Sequence[Pair] = (),
+        fixed_ratio: bool = False,
+    ) -> FrontierSearch:
+        """Return the search along the curves of pairs that use up one cost each.
+
+        Args:
+            space: Space of the dense model.
+            noise: Standard deviation of the metric over seeds, in its unit, or what is known of
+                it; None takes every value as exact.
+            confirmations: Number of times that a pair may be trained again, and two.
+            dense: Metric of the dense model.
+            metric: Name, unit and direction of the values.
+            start: Accepted for a :class:`Budget`; a frontier ignores it.
+            path: The likeliest pairs at each cost, next to which the search begins; by default it
+                begins with one ratio for both modules.
+            fixed_ratio: Whether to search the baseline instead, one ratio for both modules.
+
+        Raises:
+            InputError: No pair of the space keeps a budget, or ``dense`` is no finite number.
+        """
+        if dense is None or not math.isfinite(dense):
+            raise InputError(
+                "A search of the frontier counts losses from the dense model: give its metric as "
+                f"`dense`, a number, but got {dense!r}."
+            )
+        least = smallest_cost_ratio(space)
+        levels, marks = self._costs(least)
+        for budget in self.budgets or ():
+            check_budget(space, budget)
+        curves = {mark: _thinned_curve(space, mark, fixed_ratio) for mark in {*levels, *marks}}
+        sign = metric.sign
+        worst = sign * dense if sign * dense > 0 else _WORST_POINTS * metric.point(dense)
+        first = [_likeliest(space, curves[level], level, path) for level in levels]
+        costs = [space.cost_ratio(*pair) for pair in first]
+        search = FrontierSearch(
+            [p for i, p in enumerate(first) if costs[i] < min(costs[:i], default=math.inf)],
+            [pair for mark in marks for pair in curves[mark]],
+            space.cost_ratio,
+            marks,
+            dense=sign * dense,
+            worst=worst,
+            noise=0.0 if noise is None else noise,
+            confirmations=confirmations,
+        )
+        search.larger_is_better = metric.larger_is_better
+        return search
+
+    def _costs(self, least: float) -> tuple[list[float], list[float]]:
+        """Return the costs that are tried first and all that count, falling."""
+        if self.budgets is not None:
+            return list(self.budgets), list(self.budgets)
+
+        def evenly(parts: int) -> list[float]:
+            return [1 - (1 - least) * part / parts for part in range(1, parts)]
+
+        return evenly(self.levels // 2 + 1), [*evenly(_MARKS * self.levels), least]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the limit as a study stores it."""
+        return {"frontier": self.levels if self.budgets is None else list(self.budgets)}
+
+
+def _thinned_curve(space: PairSpace, budget: float, fixed_ratio: bool) -> list[Pair]:
+    """Return at most 48 of the pairs that use up a budget, evenly spaced along their curve."""
+    if fixed_ratio:
+        try:
+            return [fixed_ratio_pair(space, budget)]
+        except InputError:  # one module reaches its minimum before
+            return []
+    curve = budget_curve(space, budget)
+    steps = min(_PAIRS, len(curve)) - 1
+    return [curve[round(i * (len(curve) - 1) / max(1, steps))] for i in range(steps + 1)]
+
+
+def _likeliest(
+    space: PairSpace, curve: Sequence[Pair], budget: float, path: Sequence[Pair]
+) -> Pair:
+    """Return the pair of a curve that is next to the path, or to one ratio for both modules."""
+    if not path:
+        return min(curve, key=lambda pair: abs(pair[0] - pair[1]))
+    aim = min(path, key=lambda pair: abs(space.cost_ratio(*pair) - budget))
+    return min(curve, key=lambda pair: abs(pair[0] - aim[0]) + abs(pair[1] - aim[1]))
+
+
+def directions_of(limit: Limit, metric: Metric = ACCURACY) -> list[Direction]:
+    """Return the direction of each objective of a study.
+
+    It is that of the cost with a tolerance, of the metric and of the cost for the frontier, else
+    of the metric.
+    """
+    if isinstance(limit, Tolerance):
+        return ["minimize"]
+    of_metric: Direction = "maximize" if metric.larger_is_better else "minimize"
+    return [of_metric, "minimize"] if isinstance(limit, Frontier) else [of_metric]
 
 
 def plan_of(limit: Limit | Plan, space: PairSpace, **options: Any) -> Plan:
@@ -223,8 +367,8 @@ def plan_of(limit: Limit | Plan, space: PairSpace, **options: Any) -> Plan:
         return cast(Plan, limit)
     if not hasattr(limit, "plan"):
         raise InputError(
-            "`limit` must be a Budget, a Tolerance, or an object with a `plan` method, but got "
-            f"{limit!r:.80}: use vro.Budget(0.6), for example."
+            "`limit` must be a Budget, Tolerance, Frontier, or an object with a `plan` method, "
+            f"but got {limit!r:.80}: use vro.Budget(0.6), for example."
         )
     return limit.plan(space, **options)
 

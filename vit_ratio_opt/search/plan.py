@@ -9,8 +9,8 @@ of known cost:
 
 Both are pure and deterministic: no study, no clock. They take ``observed`` (pair to its values,
 one for each time it was trained), ``pending`` (pairs that are being trained) and ``blocked``
-(pairs that keep failing), and return a :class:`Proposal`. Any worker that asks with the same three
-gets the same answer.
+(pairs that are not tried again), and return a :class:`Proposal`. Any worker that asks with the
+same three gets the same answer.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Plan(Protocol):
         Args:
             observed: Values of each pair, one for each training.
             pending: Pairs that are being trained.
-            blocked: Pairs that keep failing.
+            blocked: Pairs that are not tried again: they keep failing, or have no other value.
             confirm: Whether this is one of the last trials, so that an answer that was trained
                 once is trained again before anything else.
         """

@@ -24,7 +24,7 @@ from vit_ratio_opt.search.claims import (
     TrialReader,
     View,
 )
-from vit_ratio_opt.search.direction import Direction, check_direction
+from vit_ratio_opt.search.direction import Direction, check_directions
 from vit_ratio_opt.search.plan import Pair, Plan, Proposal
 
 __all__ = ["PlanSampler"]
@@ -133,10 +133,10 @@ class PlanSampler(BaseSampler):
         """Return the next pair of the plan; other parameters come from the independent sampler.
 
         Raises:
-            ValueError: The study has several objectives.
+            ValueError: The study has another number of objectives than the plan.
             InputError: Its direction is not the plan's.
         """
-        _check_one_objective(study)
+        self._check_objectives(study)
         self._check_study(study, trial)
         params = {
             name: self.sample_independent(study, trial, name, distribution)
@@ -159,9 +159,9 @@ class PlanSampler(BaseSampler):
         """Return a value for a parameter that is not part of the pair.
 
         Raises:
-            ValueError: The study has several objectives.
+            ValueError: The study has another number of objectives than the plan.
         """
-        _check_one_objective(study)
+        self._check_objectives(study)
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -179,7 +179,7 @@ class PlanSampler(BaseSampler):
         self._independent.after_trial(study, trial, state, values)
         if state == TrialState.FAIL:
             study._storage.set_trial_system_attr(trial._trial_id, FAILED, True)
-        if len(study.directions) > 1:  # its trials were refused
+        if len(study.directions) != self._objectives:  # its trials were refused
             return
         # In the storage this trial is still RUNNING.
         view = self._trials.read(study, ending=Ending(trial.number, state, values))
@@ -207,7 +207,8 @@ class PlanSampler(BaseSampler):
         elif getattr(self._plan, "dense", None) is not None:
             wanted = "maximize" if getattr(self._plan, "larger_is_better", True) else "minimize"
         if wanted is not None:
-            check_direction(study, wanted)
+            costs: list[Direction] = ["minimize"] * (self._objectives - 1)
+            check_directions(study, [wanted, *costs])
 
     def _claim(self, study: Study, trial: FrozenTrial) -> Pair:
         """Choose the trial's pair, write it into the trial, and return it."""
@@ -314,10 +315,23 @@ class PlanSampler(BaseSampler):
         first, second = (distribution.low for distribution in self._search_space.values())
         return first, second
 
+    @property
+    def _objectives(self) -> int:
+        """Return the number of objectives: with the cost, two of a search of the frontier."""
+        return int(getattr(self._plan, "objectives", 1))
 
-def _check_one_objective(study: Study) -> None:
-    if len(study.directions) > 1:
+    def _check_objectives(self, study: Study) -> None:
+        wanted, found = self._objectives, len(study.directions)
+        if found == wanted:
+            return
+        if wanted > 1:
+            first = "maximize" if getattr(self._plan, "larger_is_better", True) else "minimize"
+            raise ValueError(
+                f"A search of the frontier has {wanted} objectives, the metric and the cost, but "
+                f"study {study.study_name!r} has {found}: create it with "
+                f"`directions={[first, 'minimize']!r}`."
+            )
         raise ValueError(
-            f"A search has one objective, but study {study.study_name!r} has "
-            f"{len(study.directions)}: create it with `direction`, not `directions`."
+            f"A search has one objective, but study {study.study_name!r} has {found}: create it "
+            "with `direction`, not `directions`."
         )

@@ -160,7 +160,7 @@ class ToleranceSearch:
         place = cheapest_kept(seen, believed, self.rule)
         answer = None if place is None else as_pair(seen.pairs[place])
         once = answer is not None and len(observed[answer]) < 2
-        if confirm and once and answer not in pending:
+        if confirm and once and answer not in {*pending, *blocked}:
             return Proposal(answer, "confirms the answer, which was trained once")
 
         limit = self.cost(0.0, 0.0) if answer is None else self.cost(*answer)
@@ -184,7 +184,8 @@ class ToleranceSearch:
             return _once_more(again, gain)
         if best is not None and saving > self.resolution:
             return Proposal(best, f"expected to save {saving:.4f} of the cost")
-        return self._confirm(answer, 0 if answer is None else len(observed[answer]), pending)
+        trained = 0 if answer is None else len(observed[answer])
+        return self._confirm(answer, trained, pending, blocked)
 
     def _best_near_path(self, promising: _Promising) -> _Promise:
         """Return the most promising pair on the path, else in the corridor around it."""
@@ -212,14 +213,20 @@ class ToleranceSearch:
             best, saving = last if last[1] > saving else (best, saving)
         return best, saving
 
-    def _confirm(self, answer: Pair | None, trained: int, pending: Collection[Pair]) -> Proposal:
+    def _confirm(
+        self,
+        answer: Pair | None,
+        trained: int,
+        pending: Collection[Pair],
+        blocked: Collection[Pair],
+    ) -> Proposal:
         """Return the answer where it has to be trained again, else why nothing is left."""
         if answer is None:
             why = "no pair can be expected to keep the accuracy within the tolerance"
             return Proposal(None, why)
         if answer in pending:
             return Proposal(None, "the answer is being trained again")
-        if trained <= self.confirmations:
+        if trained <= self.confirmations and answer not in blocked:
             return Proposal(answer, "confirms the answer with a fresh seed")
         return Proposal(
             None, f"no other pair is expected to save more than {self.resolution:g} of the cost"

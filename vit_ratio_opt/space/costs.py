@@ -16,13 +16,13 @@ from vit_ratio_opt.space.cost_table import CostTable
 from vit_ratio_opt.space.pairs import CostLabel
 from vit_ratio_opt.space.shape import ViTShape
 from vit_ratio_opt.space.units import StructuralUnits
-from vit_ratio_opt.utils.checks import check_flags
 
 __all__ = [
     "MACS",
     "PARAMS",
     "Cost",
     "CostName",
+    "Engine",
     "Latency",
     "cost_label",
     "cost_named",
@@ -30,6 +30,13 @@ __all__ = [
 
 CostName = Literal["macs", "params", "latency"]
 """Name of a built-in cost, for the command line."""
+
+Engine = Literal["eager", "compiled", "onnxruntime"]
+"""What runs models while their latency is measured.
+
+``"eager"`` is PyTorch as it is, ``"compiled"`` has the blocks compiled by ``torch.compile``, and
+``"onnxruntime"`` runs exported files in float32.
+"""
 
 
 class Cost(CostLabel, Protocol):
@@ -132,15 +139,16 @@ class Latency(Cost):
         curves: The measured time by removed units: ``rest``, ``mhsa`` and ``ffn`` of
             :func:`vit_ratio_opt.latency.curves.predict_latency`, as a study stores them. None
             before they are measured.
-        compiled: Whether the blocks are compiled by ``torch.compile``, in the dense model too.
+        engine: What runs the models, the dense one too: ``"eager"`` PyTorch, ``"compiled"`` blocks
+            by ``torch.compile``, or ``"onnxruntime"`` with exported files.
 
     Raises:
-        InputError: ``batch`` is below 1.
+        InputError: ``batch`` is below 1, or the engine is unknown.
     """
 
     batch: int = 1
     curves: Mapping[str, Any] | None = field(default=None, hash=False, repr=False)
-    compiled: bool = field(default=False, kw_only=True)
+    engine: Engine = field(default="eager", kw_only=True)
     name: ClassVar[str] = "latency"
     word: ClassVar[str] = "latency"
     constraint: ClassVar[str] = "latency"
@@ -148,7 +156,10 @@ class Latency(Cost):
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise InputError(f"`latency_batch` must be at least 1, but got {self.batch!r}.")
-        check_flags(self, "compiled")
+        if self.engine not in get_args(Engine):
+            raise InputError(
+                f"`latency_engine` must be one of {get_args(Engine)}, but got {self.engine!r:.80}."
+            )
 
     def price(self, units: StructuralUnits) -> CostTable:
         """Return the predicted latency of every pair.
@@ -181,23 +192,23 @@ class Latency(Cost):
             )
 
 
-def cost_named(name: str, *, latency_batch: int = 1, latency_compiled: bool = False) -> Cost:
+def cost_named(name: str, *, latency_batch: int = 1, latency_engine: Engine = "eager") -> Cost:
     """Return the built-in cost with a name.
 
     Args:
         name: ``"macs"``, ``"params"`` or ``"latency"``.
         latency_batch: Images in the batch of the cost ``"latency"``; 1 for the other costs.
-        latency_compiled: Whether the models of the cost ``"latency"`` are compiled.
+        latency_engine: What runs the models of the cost ``"latency"``.
 
     Raises:
         InputError: There is no such cost, or an option is for the cost ``"latency"``.
     """
     if name not in get_args(CostName):
         raise InputError(f"`cost` must be one of {get_args(CostName)}, but got {name!r}.")
-    latency = Latency(latency_batch, compiled=latency_compiled)
+    latency = Latency(latency_batch, engine=latency_engine)
     for option, is_given in (
         ("latency_batch", latency_batch != 1),
-        ("latency_compiled", latency_compiled),
+        ("latency_engine", latency_engine != "eager"),
     ):
         if is_given and name != latency.name:
             raise InputError(f"`{option}` is for the cost 'latency', but the cost is {name!r}.")

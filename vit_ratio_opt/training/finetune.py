@@ -14,7 +14,7 @@ from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.models.device import Precision, model_device
+from vit_ratio_opt.models.device import Precision, check_training_precision, model_device
 from vit_ratio_opt.models.precision import Precisions
 from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
@@ -76,8 +76,8 @@ def finetune(
         TrainingStopped: The context asked to stop.
     """
     context = context or TrialContext()
-    _check_trainable(model, recipe)
     precisions = Precisions.of(precision, model_device(model))
+    _check_trainable(model, recipe, precisions)
     if teacher is None and recipe.distillation:
         teacher = context.teacher
     teacher = _checked(teacher, data, recipe, mix, precisions.evaluation)
@@ -91,8 +91,11 @@ def finetune(
     return value
 
 
-def _check_trainable(model: nn.Module, recipe: Recipe) -> None:
-    if recipe.epochs and not any(parameter.requires_grad for parameter in model.parameters()):
+def _check_trainable(model: nn.Module, recipe: Recipe, precisions: Precisions) -> None:
+    if not recipe.epochs:
+        return
+    check_training_precision(precisions.training, model_device(model))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(
             "All weights of the model are frozen, so there is nothing to train: call "
             "`model.requires_grad_(True)`."

@@ -13,6 +13,7 @@ from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.models.device import (
     Precision,
     check_precision,
+    check_training_precision,
     device_name,
     precision_of,
     resolve_device,
@@ -82,6 +83,8 @@ class ImageTrainer:
         self.ranks, self.progress = ranks, progress
         self.device = resolve_device(ranks.device if device is None and ranks else device)
         self.precision: Precision = precision or precision_of(self.device)
+        if self.epochs:
+            check_training_precision(self.precision, self.device)
         self.training_precision: Precision | None = None
         self.is_precision_given = precision is not None
         self.teacher = None if teacher is None else OtherTeacher(teacher, data)

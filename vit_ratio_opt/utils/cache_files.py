@@ -65,7 +65,8 @@ class CachedFile:
     @property
     def about(self) -> str:
         """Return the device of a latency table, or the model of a calibration; "" if unknown."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        damage = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+        with contextlib.suppress(OSError, *damage):
             if self.path.suffix == ".json":
                 return str(json.loads(self.path.read_text())["table"]["device"])
             with self.path.open("rb") as file:

@@ -7,6 +7,7 @@ import io
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.records.trial import attribute
+from vit_ratio_opt.records.trials import reports_of
 from vit_ratio_opt.report.figures.style import COLOURS
 from vit_ratio_opt.space.metric import ACCURACY, Metric
 
@@ -27,7 +28,7 @@ def training_curve(
     from matplotlib.figure import Figure  # takes half a second to import
     from matplotlib.ticker import MaxNLocator
 
-    reported = sorted(trial.intermediate_values.items())
+    reported = sorted(reports_of(trial).items())
     pruned = attribute(trial, "accuracy_pruned")
     accuracies = [] if pruned is None else [(0, pruned)]
     accuracies += [

@@ -1,0 +1,239 @@
+"""Judge the pairs that a search of the frontier has trained, and find those on it.
+
+A *loss* is how much worse than the dense model a pair is, in the unit of the metric.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vit_ratio_opt.search.belief import Belief, fit
+from vit_ratio_opt.search.columns import as_array
+from vit_ratio_opt.search.noise import Noise, Repeats
+from vit_ratio_opt.search.plan import (
+    Array,
+    Estimate,
+    Observed,
+    Pair,
+    alternatives,
+    normal_cdf,
+)
+
+__all__ = ["Judged", "Rule", "frontier_answer", "judge", "knee"]
+
+_NEAREST = 48  # observed pairs that a belief is made from
+_OFFSET = 0.02  # of the loss under the logarithm, so that gains have one, as a share of the worst
+_DENSE_VARIANCE, _EVERYTHING_VARIANCE = 0.01, 1.0  # of what is expected at both ends
+_SAME = 1e-4  # variance of values without noise
+_LARGEST_EXPONENT = 20.0
+
+
+class Rule(NamedTuple):
+    """Parameters on which the frontier depends, beside the observed values.
+
+    Args:
+        dense: Value of the dense model.
+        worst: Loss of a model of which nothing is left, above 0.
+        scale: Largest ratios.
+        noise: Noise of one value.
+    """
+
+    dense: float
+    worst: float
+    scale: tuple[float, float]
+    noise: Noise
+
+    @property
+    def offset(self) -> float:
+        """Return the offset of the loss under the logarithm."""
+        return _OFFSET * self.worst + 2 * self.noise.guess
+
+    def points(self, pairs: Sequence[Pair]) -> Array:
+        """Return pairs on the belief's unit square, ``(n, 2)``."""
+        points: Array = as_array(pairs) / self.scale
+        return points
+
+
+class Judged(NamedTuple):
+    """Posterior of the trained pairs next to the frontier; arrays ``(n,)``.
+
+    Args:
+        pairs: The pairs.
+        costs: Their costs.
+        own: Mean loss of each pair's own trainings.
+        counts: Number of trainings of each pair.
+        losses: Expected losses.
+        errors: Standard errors of ``losses``.
+        mean: Posterior mean in the units of the belief, which is ``-log(1 + loss / offset)``.
+        variance: Posterior variance in the units of the belief.
+        belief: The belief.
+    """
+
+    pairs: list[Pair]
+    costs: Array
+    own: Array
+    counts: Array
+    losses: Array
+    errors: Array
+    mean: Array
+    variance: Array
+    belief: Belief
+
+    def front(self, complete: Container[Pair] | None = None) -> list[int]:
+        """Return the places of the pairs that lose less than every cheaper one, of rising cost.
+
+        Args:
+            complete: The only pairs that count; all by default.
+        """
+        places = [i for i, p in enumerate(self.pairs) if complete is None or p in complete]
+        found: list[int] = []
+        for place in sorted(places, key=lambda i: (self.costs[i], self.losses[i], self.pairs[i])):
+            if not found or self.losses[place] < self.losses[found[-1]]:
+                found.append(place)
+        return found
+
+    def heights(self, marks: Array, worst: float, *, without: int | None = None) -> Array:
+        """Return the least loss of the pairs that cost at most so much, ``(marks,)``.
+
+        Args:
+            marks: Costs.
+            worst: Largest loss, which also holds where no pair is as cheap.
+            without: Place of a pair that does not count.
+        """
+        allowed = self.costs[:, None] <= marks
+        if without is not None:
+            allowed[without] = False
+        losses = np.where(allowed, self.losses[:, None], worst)
+        heights: Array = np.minimum(losses.min(axis=0, initial=worst), worst)
+        return heights
+
+    def estimate(self, place: int, dense: float) -> Estimate:
+        """Return the estimate of one pair.
+
+        Its probability is that of losing less than every cheaper pair is expected to.
+        """
+        loss, error = float(self.losses[place]), float(self.errors[place])
+        cheaper = self.losses[self.costs < self.costs[place]]
+        apart = float(cheaper.min(initial=math.inf)) - loss
+        sure = float(apart > 0)
+        return Estimate(
+            self.pairs[place],
+            dense - loss,
+            error,
+            dense - float(self.own[place]),
+            int(self.counts[place]),
+            float(normal_cdf(np.array(apart / error))) if error > 0 else sure,
+        )
+
+
+def judge(observed: Observed, cost: Callable[[float, float], float], rule: Rule) -> Judged | None:
+    """Return the posterior of the trained pairs next to the frontier; None without any.
+
+    Args:
+        observed: Values of each pair, one for each training.
+        cost: Function that returns the cost of an observed pair.
+        rule: Parameters of the search.
+    """
+    pairs = [pair for pair, values in observed.items() if values]
+    if not pairs:
+        return None
+    costs = np.array([cost(*pair) for pair in pairs])
+    means = np.array([math.fsum(observed[pair]) / len(observed[pair]) for pair in pairs])
+    chosen = _next_to_front(costs, rule.dense - means)
+    pairs, costs, means = [pairs[place] for place in chosen], costs[chosen], means[chosen]
+    own = rule.dense - means
+    counts = np.array([len(observed[pair]) for pair in pairs], dtype=np.float64)
+    squares = np.array(
+        [
+            math.fsum((value - mean) ** 2 for value in observed[pair])
+            for pair, mean in zip(pairs, means.tolist(), strict=True)
+        ]
+    )
+    belief = _fit(rule, pairs, Repeats(own, squares, counts))
+    each, variances = (array[:, : len(pairs)] for array in belief.components())
+    mean = belief.weights @ each
+    variance = belief.weights @ (variances + each**2) - mean**2
+    if rule.noise.guess == 0:
+        losses, errors = own, np.zeros(len(pairs))
+    else:
+        # Mean and variance of a log-normal variable, of the average over all components. Values
+        # that contradict each other would overflow.
+        small = np.minimum(variances, _LARGEST_EXPONENT)
+        whole = rule.offset * np.exp(np.minimum(small / 2 - each, _LARGEST_EXPONENT))
+        expected = belief.weights @ whole
+        second = belief.weights @ (whole**2 * np.exp(small))
+        losses = expected - rule.offset
+        errors = np.sqrt(np.maximum(second - expected**2, 0.0))
+    return Judged(pairs, costs, own, counts, losses, errors, mean, variance, belief)
+
+
+def _fit(rule: Rule, pairs: Sequence[Pair], repeats: Repeats) -> Belief:
+    """Return the belief over ``-log(1 + loss / offset)``, which is 0 for the dense model."""
+    offset = rule.offset
+    lost = np.maximum(repeats.losses, -offset / 2) + offset
+    # The dense model loses nothing, and one of which nothing is left about the worst.
+    points = np.concatenate([rule.points(pairs), [[0.0, 0.0], [1.0, 1.0]]])
+    ends = [0.0, -math.log1p(rule.worst / offset)]
+    levels = rule.noise.levels(repeats, least_loss=offset)
+    found = alternatives(levels, repeats, offset, np.append(1 / lost, 1 / np.median(lost)))
+    noise = np.tile([_DENSE_VARIANCE, _EVERYTHING_VARIANCE], (len(found.log_weights), 1))
+    found = found._replace(
+        noise=np.concatenate([found.noise + _SAME, noise], axis=1),
+        own=np.concatenate([found.own, np.zeros_like(noise)], axis=1),
+    )
+    return fit(points, np.concatenate([-np.log(lost / offset), ends]), found)
+
+
+def _next_to_front(costs: Array, losses: Array) -> list[int]:
+    """Return the places of at most 48 pairs, those that lose the least more than cheaper ones."""
+    order = np.lexsort((losses, costs))
+    excess = np.empty(len(losses))
+    excess[order] = losses[order] - np.minimum.accumulate(losses[order])
+    return sorted(np.argsort(excess, kind="stable")[:_NEAREST].tolist())
+
+
+def knee(front: Sequence[Estimate], cost: Callable[[float, float], float]) -> Estimate | None:
+    """Return the pair that is the furthest above the line between both ends; None without pairs.
+
+    Args:
+        front: The pairs of a frontier, of rising cost.
+        cost: Function that returns the cost of a pair.
+    """
+    if not front:
+        return None
+    costs, (first, *_, last) = [cost(*one.pair) for one in front], [*front, front[-1]]
+    slope = (last.mean - first.mean) / ((costs[-1] - costs[0]) or 1.0)
+    above = [one.mean - slope * at for one, at in zip(front, costs, strict=True)]
+    return front[above.index(max(above))]
+
+
+def frontier_answer(
+    stored: Mapping[str, Any],
+    observed: Observed,
+    cost: Callable[[float, float], float],
+    *,
+    complete: Container[Pair] | None = None,
+) -> tuple[list[Estimate], dict[Pair, Estimate]]:
+    """Return the frontier of the search whose :meth:`FrontierSearch.to_json` was ``stored``.
+
+    Args:
+        stored: JSON values of the plan.
+        observed: Values of each pair, to be maximised.
+        cost: Function that returns the cost of an observed pair.
+        complete: Pairs with a training that was not stopped early; all by default.
+
+    Returns:
+        The estimates of the pairs on the frontier, of rising cost, and those of all that are next
+        to it.
+    """
+    first, second = stored["scale"]
+    rule = Rule(stored["dense"], stored["worst"], (first, second), Noise.from_json(stored))
+    judged = judge(observed, cost, rule)
+    if judged is None:
+        return [], {}
+    all_ = {p: judged.estimate(place, rule.dense) for place, p in enumerate(judged.pairs)}
+    return [all_[judged.pairs[place]] for place in judged.front(complete)], all_
