@@ -108,6 +108,20 @@ def test_a_given_precision_is_that_of_both_and_never_times(make, timed, given):
         new_study(make(precision=given), "chosen", storage=storage, screen=False)
 
 
+def test_a_calibration_is_in_bfloat16_where_training_is_too(make, timed, monkeypatch):
+    search = make()
+    study = new_study(search, "s", storage=InMemoryStorage(), screen=False)
+    assert precisions_of(search) == ("bfloat16", "float32")
+    assert search.pruner.precision == "float32"
+    assert "calibration_precision" not in study.user_attrs["settings"]
+    monkeypatch.setattr(
+        precision, "faster_precision", lambda *args, **how: TimedPrecision("bfloat16", 2.0)
+    )
+    search = make()
+    new_study(search, "s", storage=InMemoryStorage(), screen=False)
+    assert search.pruner.precision == "bfloat16"
+
+
 def test_what_a_latency_limits_is_timed_in_the_usual_precision(make, timed):
     search = make(cost="latency", latency=CURVES)
     study = new_study(search, "s", storage=InMemoryStorage(), screen=False)
