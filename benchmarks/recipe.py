@@ -2,10 +2,11 @@
 
 Question: after pruning to 0.8, 0.6, 0.4 and 0.25 of the MACs and a short training, is the
 recipe's automatic learning rate ever worse than the fixed recipe (learning rate
-1e-3, half of the loss distillation), and is it better where pruning lost little?
+1e-3, half of the loss distillation), and is it better where pruning lost little? And is it better
+still when the whole loss is distillation (``--recipe distilled``)?
 
 Method: the pair of the budget's curve with the least expected loss is pruned and repaired, and
-the same pruned model is trained by both recipes: the same seed, images, order and steps. A seed
+the same pruned model is trained by each recipe: the same seed, images, order and steps. A seed
 draws calibration images, training images and their order, so differences are paired. Images of
 the test split are measured, the same for all seeds, since the dense models have seen all training
 images (for the digits, of validation and test split). The numbers of the rule were fitted to d64,
@@ -17,6 +18,7 @@ Rows are written as they come: run the same command again and it goes on where i
     python benchmarks/recipe.py d128 --data DIR --checkpoint FILE --steps 50 --eval-images 2000
     python benchmarks/recipe.py mini-imagenet --data DIR --checkpoint FILE --steps 60
     python benchmarks/recipe.py digits --checkpoint FILE --steps 90
+    python benchmarks/recipe.py digits --checkpoint FILE --steps 90 --recipe distilled --flops 0.8
     python benchmarks/recipe.py --show
 
 Output: ``results/recipe-NAME.json`` and a table. Runtime on one core: 10 to 50 seconds a row.
@@ -27,8 +29,10 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 import time
 from dataclasses import replace
+from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -44,6 +48,7 @@ from recording import (
     SeedsOption,
     ShowOption,
     ThreadsOption,
+    head_commit,
     header,
     joined,
     load_images,
@@ -67,7 +72,11 @@ from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (0.8, 0.6, 0.4, 0.25)
-RECIPES = {"fixed": Recipe(lr=1e-3), "auto": Recipe(lr="auto")}
+RECIPES = {
+    "fixed": Recipe(lr=1e-3),
+    "auto": Recipe(lr="auto"),
+    "distilled": Recipe(lr="auto", distillation=1.0),
+}
 
 
 def main(
@@ -80,7 +89,11 @@ def main(
     seeds: SeedsOption = 3,
     recipe: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Only this one: fixed or auto."),
+        typer.Option(help="Only this one: fixed, auto or distilled. Without it, fixed and auto."),
+    ] = None,
+    flops: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Only this share of the FLOPs."),
     ] = None,
     threads: ThreadsOption = 1,
     show: ShowOption = False,
@@ -112,11 +125,14 @@ def main(
     head = header(search(0, 0.9), **more, threads=threads)
     path = RESULTS / f"recipe-{name}.json"
     rows = rows_so_far(path, head)
-    for seed, macs_ratio in product(range(seeds), BUDGETS):
+    wanted = ("fixed", "auto") if recipe is None else (recipe,)
+    places = {str(data): "DIR", str(checkpoint): "FILE"}
+    command = ["python benchmarks/recipe.py", *(places.get(word, word) for word in sys.argv[1:])]
+    for seed, macs_ratio in product(range(seeds), BUDGETS if flops is None else (flops,)):
         done = {
             row["recipe"] for row in rows if (row["seed"], row["budget"]) == (seed, macs_ratio)
         }
-        names = [other for other in RECIPES if other not in done and recipe in (None, other)]
+        names = [other for other in wanted if other not in done]
         if not names:
             continue
         few, epochs = _few(images, steps, batch_size, seed)
@@ -137,6 +153,8 @@ def main(
                 "accuracy_pruned": before, "accuracy": accuracy,
                 **{"lr": how.lr, **chosen},
                 "seconds": round(time.perf_counter() - started, 1),
+                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "commit": head_commit(), "command": " ".join(command),
             }  # fmt: skip
             rows.append(row)
             write_json({**head, "rows": rows}, path)
@@ -160,37 +178,40 @@ def _few(images: ImageData, steps: int, batch_size: int, seed: int) -> tuple[Ima
 
 
 def _show(results: dict[str, Any]) -> None:
-    """Print means over the seeds, and the paired difference with its standard error."""
+    """Print means over the seeds, and paired differences with their standard errors."""
     print(
         f"\n{results['name']}: dense {results['dense_accuracy']:.2f} %, on "
-        f"{results['eval_images']} images, {results['steps']} steps of {results['batch_size']}\n\n"
-        "| FLOPs | not trained | fixed | auto | auto - fixed | learning rates | seeds |\n"
-        f"|{' --- |' * 7}"
+        f"{results['eval_images']} images, {results['steps']} steps of {results['batch_size']}"
     )
-    for budget in BUDGETS:
-        by_recipe = {
-            kind: {row["seed"]: row for row in results["rows"] if _is(row, kind, budget)}
-            for kind in RECIPES
-        }
-        seeds = sorted(by_recipe["fixed"].keys() & by_recipe["auto"].keys())
-        if not seeds:
-            continue
-        fixed, auto = ([by_recipe[kind][seed] for seed in seeds] for kind in RECIPES)
-        gains = [a["accuracy"] - b["accuracy"] for a, b in zip(auto, fixed, strict=True)]
-        error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
-        means = [
-            mean(row[key] for row in rows)
-            for rows, key in ((fixed, "accuracy_pruned"), (fixed, "accuracy"), (auto, "accuracy"))
-        ]
-        rates = ", ".join(f"{row['lr']:g}" for row in auto)
-        cells = " | ".join(f"{value:.2f}" for value in means)
-        print(
-            f"| {budget} | {cells} | {mean(gains):+.2f} ± {error:.2f} | {rates} | {len(seeds)} |"
-        )
+    for recipe, other in (("auto", "fixed"), ("distilled", "auto")):
+        lines = [_line(results["rows"], budget, recipe, other) for budget in BUDGETS]
+        if any(lines):
+            print(
+                f"\n| FLOPs | not trained | {other} | {recipe} | {recipe} - {other} "
+                f"| learning rates | seeds |\n|{' --- |' * 7}"
+            )
+            print("\n".join(filter(None, lines)))
 
 
-def _is(row: dict[str, Any], kind: str, budget: float) -> bool:
-    return bool(row["recipe"] == kind and row["budget"] == budget)
+def _line(rows: list[dict[str, Any]], budget: float, recipe: str, other: str) -> str:
+    """Return the line of a table that compares two recipes; empty where nothing was measured."""
+    one, base = (
+        {row["seed"]: row for row in rows if (row["recipe"], row["budget"]) == (kind, budget)}
+        for kind in (recipe, other)
+    )
+    pairs = [(one[seed], base[seed]) for seed in sorted(one.keys() & base.keys())]
+    if not pairs:
+        return ""
+    gains = [row["accuracy"] - against["accuracy"] for row, against in pairs]
+    error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
+    means = (
+        mean(against["accuracy_pruned"] for _, against in pairs),
+        mean(against["accuracy"] for _, against in pairs),
+        mean(row["accuracy"] for row, _ in pairs),
+    )
+    cells = " | ".join(f"{value:.2f}" for value in means)
+    rates = ", ".join(f"{row['lr']:g}" for row, _ in pairs)
+    return f"| {budget} | {cells} | {mean(gains):+.2f} ± {error:.2f} | {rates} | {len(gains)} |"
 
 
 if __name__ == "__main__":

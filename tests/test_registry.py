@@ -67,6 +67,32 @@ print(study.trials[0].params["x"], study.sampler.answer(study)[0])
     assert abs(best - 0.2) < 0.2
 
 
+def test_registry_package_searches_the_frontier(package):
+    code = """
+import sys, optunahub
+module = optunahub.load_local_module("samplers/binary_search", registry_root=sys.argv[1])
+import optuna
+from optuna.distributions import FloatDistribution as Float
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+space = {"x": Float(0, 1), "y": Float(0, 1)}
+cost = lambda x, y: 1 - (x + y) / 2
+pairs = [(i / 8, j / 8) for i in range(9) for j in range(9) if i + j in (4, 8, 12)]
+levels = [(level / 8, level / 8) for level in (2, 4, 6)]
+plan = module.FrontierSearch(levels, pairs, cost, (0.25, 0.5, 0.75), dense=1.0, worst=1.0)
+study = optuna.create_study(
+    directions=["maximize", "minimize"], sampler=module.BinarySearchSampler(space, plan)
+)
+def objective(trial):
+    x, y = (trial.suggest_float(name, 0, 1) for name in space)
+    return 1 - 0.1 * x**2 - 0.6 * y**2, cost(x, y)
+study.optimize(objective, n_trials=12)
+print(len(study.trials), min(study.best_trials, key=lambda t: abs(t.values[1] - 0.5)).params["x"])
+"""
+    trials, best = run(package, code).split()
+    assert 3 < int(trials) <= 12
+    assert float(best) > 0.5  # y costs more
+
+
 def test_registry_example_runs(package):
     said = run(package, f"import runpy; runpy.run_path({str(package / 'example.py')!r})")
     assert "costs 0.5" in said

@@ -2,6 +2,7 @@
 
 from ._budget import BudgetSearch
 from ._claims import refuse_surplus
+from ._frontier import FrontierSearch
 from ._noise import Noise
 from ._plan import Estimate, Plan, Proposal
 from ._sampler import PlanSampler as BinarySearchSampler
@@ -11,6 +12,7 @@ __all__ = [
     "BinarySearchSampler",
     "BudgetSearch",
     "Estimate",
+    "FrontierSearch",
     "Noise",
     "Plan",
     "Proposal",

@@ -47,7 +47,10 @@ def test_every_option_is_a_key_but_the_file_itself(tmp_path):
         ("repair = 1", "`repair` in run.toml must be true or false, but is 1."),
         ("data = ['x']", '`data` in run.toml must be a text, but is ["x"].'),
         ("seed = 2024-01-01", '`seed` in run.toml must be an integer, but is "2024-01-01".'),
-        ("budget = 0.5\ntolerance = 1", "has both `budget` and `tolerance`: remove one."),
+        ("budget = 0.5\ntolerance = 1", "has `budget` and `tolerance`: keep one of them."),
+        ("frontier = 8\nbudget = 1", "has `budget` and `frontier`: keep one of them."),
+        ("frontier = [0.5]", '`frontier` in run.toml must be a number, or a text such as "0.8,'),
+        ("frontier = 8.5", "'8.5' is neither a number of levels from 2 to 100"),
         ("budget 0.5", "--config run.toml cannot be read: it is no TOML"),
         (b"\xff\xfe", "--config run.toml cannot be read: it is no TOML"),
         ("budget = 1.5", "must be in (0, 1]"),
@@ -94,9 +97,24 @@ def test_a_budget_on_the_command_line_replaces_a_tolerance_with_its_confidence(
     monkeypatch.setattr("vit_ratio_opt.cli.search.fill_in", seen.append)
     path = tmp_path / "run.toml"
     path.write_text("data = 'x'\ntolerance = 1\nconfidence = 0.9\n")
-    for flags in ([], ["--budget", 0.5]):
+    for flags in ([], ["--budget", 0.5], ["--frontier", 6]):
         with pytest.raises(TypeError):  # the stub returns nothing
             command("search", "--config", path, *flags)
-    assert [(one.budget, one.tolerance, one.confidence) for one in seen] == [
-        (None, 1.0, 0.9), (0.5, None, 0.8),
+    assert [(one.budget, one.tolerance, one.frontier, one.confidence) for one in seen] == [
+        (None, 1.0, None, 0.9), (0.5, None, None, 0.8), (None, None, "6", 0.8),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ["6", '"0.8,0.5"', "0.5"])
+def test_a_frontier_in_a_file_is_a_number_or_a_text(tmp_path, monkeypatch, command, given):
+    seen = []
+    monkeypatch.setattr("vit_ratio_opt.cli.search.check_folder", lambda path: None)
+    monkeypatch.setattr("vit_ratio_opt.cli.search.fill_in", seen.append)
+    path = tmp_path / "run.toml"
+    path.write_text(f"data = 'x'\nfrontier = {given}\n")
+    for flags in ([], ["--budget", 0.7]):
+        with pytest.raises(TypeError):  # the stub returns nothing
+            command("search", "--config", path, *flags)
+    assert [(one.budget, one.frontier) for one in seen] == [(None, given.strip('"')), (0.7, None)]
+    path.write_text(config_text(seen[0]))
+    assert read_config(path, SearchCommandOptions)["frontier"] == given.strip('"')

@@ -32,7 +32,7 @@ from vit_ratio_opt.report.terminal import results_table, trials_table
 from vit_ratio_opt.report.trial_files import trial_files
 from vit_ratio_opt.report.trial_rows import trial_rows
 from vit_ratio_opt.search.binary_search import BinarySearchSampler
-from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.search.limits import Budget, Frontier, Tolerance, directions_of
 from vit_ratio_opt.search.plan import Proposal
 from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.space.shape import BlockShape, ViTShape
@@ -74,16 +74,18 @@ def make_own():
             if isinstance(limit, Budget):
                 trial.set_constraint("flops", macs_ratio - limit.share)
                 return metric(pair)
+            if isinstance(limit, Frontier):
+                return metric(pair), macs_ratio
             drop = 80 - accuracy_at(pair)
             trial.set_constraint("accuracy_drop", drop - limit.points)
             if drop > limit.points:
                 raise optuna.TrialPruned
             return macs_ratio
 
-        sampler = BinarySearchSampler(SPACE, limit, seed=0)
-        direction = "maximize" if isinstance(limit, Budget) else "minimize"
+        dense = 80.0 if isinstance(limit, Frontier) else None
+        sampler = BinarySearchSampler(SPACE, limit, dense=dense, seed=0)
         study = optuna.create_study(
-            study_name=name, storage=storage, sampler=sampler, direction=direction
+            study_name=name, storage=storage, sampler=sampler, directions=directions_of(limit)
         )
         study.optimize(objective, n_trials=trials)
         return study
@@ -113,7 +115,11 @@ def shown(study) -> dict[str, str]:
     }
 
 
-LIMITS = [Budget(0.6), Tolerance(2.0)]
+LIMITS = [Budget(0.6), Tolerance(2.0), Frontier(levels=4)]
+LIMIT_TEXTS = (
+    *("at most 60 % of the FLOPs", "at most 2 points of accuracy lost"),
+    "the frontier of {} and FLOPs",
+)
 RECORDS = [(), ("macs", "params", "blocks", "accuracy")]
 
 
@@ -124,9 +130,8 @@ def test_it_is_loaded_and_shown_everywhere(make_own, limit, records, url):
     if records:
         describe_dense(study, val_accuracy=80.0)
     (loaded,) = load_studies(study._storage)
-    assert record_of(loaded).limit_text == (
-        "at most 60 % of the FLOPs" if limit == LIMITS[0] else "at most 2 points of accuracy lost"
-    )
+    limit_text = LIMIT_TEXTS[LIMITS.index(limit)].format("accuracy" if records else "value")
+    assert record_of(loaded).limit_text == limit_text
     answer = answer_of(study)
     assert answer.found.pair == study.sampler.answer(study)
     for place, text in shown(study).items():

@@ -17,6 +17,7 @@ from torch import nn
 import vit_ratio_opt as vro
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import answer_of
+from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trials import finished_trials
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.report.notes import study_note, trial_note
@@ -191,6 +192,37 @@ def test_with_a_tolerance_a_result_is_the_cost_or_pruned(pruner, loss):
     assert (answer.found is None) == (loss > 2.0)
     assert "Tolerance" not in html_page([study])
     assert "2 points" in study_note(study)
+
+
+def test_for_a_frontier_a_result_is_metric_and_cost(pruner, task):
+    limit, dense_value = vro.Frontier(levels=4), 80.0
+
+    def objective(trial):
+        model = pruner.suggest(trial, limit)
+        kept = vro.shape_of(model).macs / vro.shape_of(pruner.dense).macs
+        return pruner.result(trial, limit, dense_value - 20 * (1 - kept) ** 2, dense_value)
+
+    def study_of(directions):
+        sampler = vro.BinarySearchSampler(pruner.space, limit, dense=dense_value)
+        return optuna.create_study(directions=directions, sampler=sampler)
+
+    study = study_of(["maximize", "minimize"])
+    study.optimize(objective, n_trials=5)
+    for trial in study.trials:
+        assert trial.values == [trial.user_attrs["accuracy"], trial.user_attrs["macs_ratio"]]
+    record, answer = record_of(study), answer_of(study)
+    assert record.limit.frontier == 4
+    assert record.has_frontier
+    assert answer.dense_accuracy == dense_value
+    costs = [candidate.cost_ratio for candidate in answer.front]
+    assert costs == sorted(set(costs))
+    assert answer.at(budget=0.7).found.cost_ratio == max(c for c in costs if c <= 0.7)
+    assert answer.at(tolerance=19.0).found.accuracy > 61.0
+    assert "the frontier of accuracy and FLOPs" in study_note(study)
+    with pytest.raises(ValueError, match=r"create it with `directions=\['maximize', 'minimize'"):
+        study_of(["maximize"]).optimize(objective, n_trials=1)
+    with pytest.raises(InputError, match=r"create it with `directions=\['maximize', 'minimize'"):
+        study_of(["maximize", "maximize"]).optimize(objective, n_trials=1)
 
 
 def test_within_a_budget_a_result_is_the_accuracy(pruner):

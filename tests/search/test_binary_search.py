@@ -24,7 +24,7 @@ from vit_ratio_opt.records.answer import answer_of
 from vit_ratio_opt.search.binary_search import BinarySearchSampler
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.claims import refuse_surplus
-from vit_ratio_opt.search.limits import Budget, Limit, Tolerance, directions_of
+from vit_ratio_opt.search.limits import Budget, Frontier, Limit, Tolerance, directions_of
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Plan
 from vit_ratio_opt.search.sampler import PlanSampler
@@ -33,7 +33,8 @@ from vit_ratio_opt.space.structural import StructuralSpace
 
 SPACE = whole_head_space(hidden_dim=64, blocks=3)
 BUDGET, TOLERANCE = Budget(0.65), Tolerance(2.0)
-LIMITS = [BUDGET, TOLERANCE]
+FRONTIER = Frontier(levels=4)
+LIMITS = [BUDGET, TOLERANCE, FRONTIER]
 DENSE = 90.0
 
 
@@ -41,8 +42,8 @@ def lost(first: float, second: float) -> float:
     return 4 * first**2 + 5 * second**3 + first * second
 
 
-def objective(limit: Limit) -> Callable[[Trial], float]:
-    def run(trial: Trial) -> float:
+def objective(limit: Limit) -> Callable[[Trial], float | tuple[float, float]]:
+    def run(trial: Trial) -> float | tuple[float, float]:
         trial.suggest_float("lr", 1e-5, 1e-3, log=True)
         first, second = (
             trial.suggest_float(name, d.low, d.high)
@@ -53,6 +54,8 @@ def objective(limit: Limit) -> Callable[[Trial], float]:
         drop = lost(first, second)
         if directions_of(limit) == ["maximize"]:
             return DENSE - drop
+        if isinstance(limit, Frontier):
+            return DENSE - drop, SPACE.cost_ratio(first, second)
         trial.set_constraint("accuracy_drop", drop - limit.points)
         return SPACE.cost_ratio(first, second)
 
@@ -60,6 +63,7 @@ def objective(limit: Limit) -> Callable[[Trial], float]:
 
 
 def create(limit: Limit, storage: object = None, **options: object) -> Study:
+    options = {"dense": DENSE, **options} if isinstance(limit, Frontier) else options
     sampler = BinarySearchSampler(SPACE, limit, seed=0, **options)
     return optuna.create_study(
         directions=directions_of(limit),
@@ -90,8 +94,9 @@ class TestOptunaKitOfASpace(
 @pytest.mark.parametrize("limit", LIMITS)
 def test_search_is_that_of_the_limits_plan(limit: Limit) -> None:
     ours = create(limit)
-    guess = Noise(0.5, is_known=False) if isinstance(limit, Budget) else None
-    plan = limit.plan(SPACE, confirmations=1, noise=guess)
+    guess = None if isinstance(limit, Tolerance) else Noise(0.5, is_known=False)
+    dense = DENSE if isinstance(limit, Frontier) else None
+    plan = limit.plan(SPACE, confirmations=1, noise=guess, dense=dense)
     theirs = optuna.create_study(
         directions=directions_of(limit),
         sampler=PlanSampler(ratio_distributions(SPACE), plan, seed=0),
@@ -114,6 +119,38 @@ def test_study_says_what_a_reader_needs_without_settings(limit: Limit) -> None:
     assert answer is not None
     assert answer.found is not None
     assert answer.found.pair == study.sampler.answer(study)
+
+
+def test_a_frontier_has_answers_for_any_limit_and_needs_the_dense_models_value() -> None:
+    study = create(FRONTIER)
+    study.optimize(objective(FRONTIER), n_trials=12)
+    answer = answer_of(study)
+    assert answer is not None
+    assert answer.dense_accuracy == DENSE  # as the sampler knows it
+    within, keeps = answer.at(budget=0.5).found, answer.at(tolerance=4.0).found
+    assert within is not None
+    assert keeps is not None
+    assert within.cost_ratio <= 0.5
+    assert lost(*within.pair) < min(
+        lost(*pair) for pair in trained(study) if SPACE.cost_ratio(*pair) < within.cost_ratio
+    )
+    assert lost(*keeps.pair) < 4.0
+    for dense in (None, float("nan")):
+        with pytest.raises(InputError, match=r"give its metric as `dense`, a number"):
+            create(FRONTIER, dense=dense)
+
+
+def test_a_frontier_in_fractions_has_half_a_point_of_noise() -> None:
+    assert create(FRONTIER, dense=0.9).sampler.plan.to_json()["noise"] == 0.005
+    assert create(FRONTIER).sampler.plan.to_json()["noise"] == 0.5
+
+
+def test_a_frontier_needs_two_objectives() -> None:
+    sampler = BinarySearchSampler(SPACE, FRONTIER, dense=DENSE)
+    study = optuna.create_study(sampler=sampler, direction="maximize")
+    with pytest.raises(ValueError, match=r"with `directions=\['maximize', 'minimize'\]`\.$"):
+        study.optimize(objective(FRONTIER), n_trials=1)
+    assert study.user_attrs == {}
 
 
 def test_answer_with_a_tolerance_keeps_the_one_of_the_study() -> None:

@@ -19,6 +19,7 @@ from vit_ratio_opt.search.limits import Tolerance
 __all__ = [
     "LONGEST_SECONDS",
     "NumberOrAuto",
+    "Numbers",
     "Panel",
     "check_confidence",
     "check_finite",
@@ -44,6 +45,12 @@ class Panel(str, Enum):
     STUDY = "Study"
     WORKERS = "Workers"
     OUTPUT = "Output"
+
+
+class Numbers(str):
+    """A number, or several with commas, as a text; a TOML file may have one number itself."""
+
+    __slots__ = ()
 
 
 class NumberOrAuto(str):

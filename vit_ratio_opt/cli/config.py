@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import typer
 from optuna.study import Study
 
-from vit_ratio_opt.cli.command import NumberOrAuto
+from vit_ratio_opt.cli.command import NumberOrAuto, Numbers
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.utils.text import shorten
 
@@ -28,11 +28,16 @@ __all__ = ["config_text", "load_config", "read_config", "save_config", "use_conf
 # User attribute of a study: the options of its last `search` as TOML.
 _ATTRIBUTE = "config"
 
-# The second one on the command line replaces the first one in the file.
-_ALTERNATIVES = {"budget": "tolerance", "tolerance": "budget", "confidence": "budget"}
+_LIMITS = ("budget", "tolerance", "frontier")
+# One of the second ones on the command line replaces the first one in the file.
+_ALTERNATIVES = {
+    **{name: tuple(other for other in _LIMITS if other != name) for name in _LIMITS},
+    "confidence": ("budget", "frontier"),
+}
 _WORDS = {
     **{bool: "true or false", int: "an integer", float: "a number", str: "a text"},
     NumberOrAuto: 'a number or "auto"',
+    Numbers: 'a number, or a text such as "0.8,0.5"',
 }
 
 
@@ -61,8 +66,9 @@ def read_config(path: Path, options: type) -> dict[str, Any]:
                 f"`{key}` in {shorten(path, 200)} must be {_WORDS[types[key]]}, but is "
                 f"{shorten(json.dumps(value, default=str))}."
             )
-    if "budget" in values and "tolerance" in values:
-        raise InputError(f"{shorten(path, 200)} has both `budget` and `tolerance`: remove one.")
+    limits = [f"`{name}`" for name in _LIMITS if name in values]
+    if len(limits) > 1:
+        raise InputError(f"{shorten(path, 200)} has {' and '.join(limits)}: keep one of them.")
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 
@@ -81,12 +87,12 @@ def use_config(ctx: typer.Context, path: Path | None, options: type) -> Path | N
 
 
 def _unless_replaced(ctx: typer.Context, name: str, value: Any) -> Callable[[], Any]:
-    """Return a function that gives the value, or None if its alternative is already given.
+    """Return a function that gives the value, or None if an alternative is already given.
 
     Options of the command line are processed first, so these are known when a default is needed.
     """
-    other = _ALTERNATIVES.get(name)
-    return lambda: None if other is not None and ctx.params.get(other) is not None else value
+    others = _ALTERNATIVES.get(name, ())
+    return lambda: value if all(ctx.params.get(other) is None for other in others) else None
 
 
 def config_text(options: Any) -> str:
@@ -150,7 +156,7 @@ def _fits(value: Any, kind: type) -> bool:
     """Return whether a TOML value is of a type; integers are numbers, booleans are not."""
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
-    kinds = {float: (int, float), NumberOrAuto: (int, float, str)}
+    kinds = {float: (int, float), NumberOrAuto: (int, float, str), Numbers: (int, float, str)}
     return isinstance(value, kinds.get(kind, kind))
 
 

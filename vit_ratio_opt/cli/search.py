@@ -14,6 +14,7 @@ from vit_ratio_opt.cli.search_options import SearchCommandOptions, StudyPlace, f
 from vit_ratio_opt.data.folders import check_folder
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.storage_url import check_storage_url, database_files
+from vit_ratio_opt.search.limits import Budget
 from vit_ratio_opt.space.costs import Cost, cost_named
 from vit_ratio_opt.space.curve import check_budget, fixed_ratio_pair
 from vit_ratio_opt.utils.files import check_outputs, check_writable_folder, is_plain, write_text
@@ -28,8 +29,9 @@ __all__ = ["make_search", "search"]
 def search(options: SearchCommandOptions) -> None:
     """Search the pruning ratios of a Vision Transformer's attention and FFN modules.
 
-    The limit is a --budget (the most accurate pair within it wins) or a --tolerance (the cheapest
-    pair that keeps it wins). Run the same command again to resume the search.
+    The limit is a --budget (the most accurate pair within it wins), a --tolerance (the cheapest
+    pair that keeps it wins) or a --frontier (the best pair at every cost). Run the same command
+    again to resume the search.
     """
     check_folder(options.data)
     options, place = fill_in(options)
@@ -146,12 +148,14 @@ def _check_files(
 
 
 def _check_budget(options: SearchCommandOptions, dense: Any) -> None:
-    """Raise if no pair meets the budget, where that is known without the images.
+    """Raise if no pair meets a budget, where that is known without the images.
 
     Raises:
-        InputError: The budget is out of range or cannot be met.
+        InputError: A budget is out of range or cannot be met.
     """
-    if options.budget is None or options.strategy != "structural" or options.cost == "latency":
+    limit = limit_of(options)
+    budgets = [limit.share] if isinstance(limit, Budget) else getattr(limit, "budgets", None)
+    if not budgets or options.strategy != "structural" or options.cost == "latency":
         return
     from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.pruning.bounds import resolve_bounds
@@ -163,17 +167,20 @@ def _check_budget(options: SearchCommandOptions, dense: Any) -> None:
     bounds = resolve_bounds(dense, pruning.skip, pruning.bounds)
     round_to = 1 if pruning.round_to == "auto" else pruning.round_to  # not known yet
     space = StructuralSpace(shape_of(dense), pruning.unit, round_to, cost, bounds=bounds)
-    check_budget(space, options.budget)
-    if options.fixed_ratio:
-        fixed_ratio_pair(space, options.budget)
+    for budget in budgets:
+        check_budget(space, budget)
+        if options.fixed_ratio:
+            fixed_ratio_pair(space, budget)
 
 
 def _introduce(options: SearchCommandOptions, made: Search) -> None:
     """Print what is searched."""
-    if options.tolerance is None:
+    word = cost_named(options.cost).word
+    if options.frontier is not None:
+        aim = f"the frontier of {made.trainer.metric.name} and {word}"
+    elif options.tolerance is None:
         aim = f"{len(made.curve)} pair(s) meet the budget {options.budget}"
     else:
-        word = cost_named(options.cost).word
         limit = made.trainer.metric.lost(options.tolerance, "at most ")
         aim = f"the lowest {word} with {limit}"
     print(f"study {options.study_name!r}: {aim}")

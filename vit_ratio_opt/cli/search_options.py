@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from vit_ratio_opt.cli.command import Panel, check_confidence, check_text, option
+from vit_ratio_opt.cli.command import (
+    Numbers,
+    Panel,
+    check_confidence,
+    check_text,
+    option,
+    split_numbers,
+)
 from vit_ratio_opt.cli.config import use_config
 from vit_ratio_opt.cli.options import (
     DenseOptions,
@@ -24,11 +31,11 @@ from vit_ratio_opt.cli.options import (
 )
 from vit_ratio_opt.cli.pruning_options import PruningOptions
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.search.limits import Budget, Frontier, Tolerance
 from vit_ratio_opt.space.costs import CostName, Engine
 from vit_ratio_opt.training.save_clock import STATE_SECONDS
 from vit_ratio_opt.utils.files import named_folder
-from vit_ratio_opt.utils.text import strip_escapes
+from vit_ratio_opt.utils.text import shorten, strip_escapes
 
 __all__ = ["SearchCommandOptions", "StudyPlace", "fill_in", "limit_of"]
 
@@ -37,6 +44,23 @@ _DEFAULT_BUDGET = 0.6
 
 def _use_config(ctx: typer.Context, value: Path | None) -> Path | None:
     return use_config(ctx, value, SearchCommandOptions)
+
+
+def _parse_frontier(text: object) -> Numbers:
+    """Return the levels or shares of a frontier as a text; a TOML file may have a number.
+
+    Raises:
+        typer.BadParameter: The text is neither.
+    """
+    found = Numbers(text)
+    try:
+        _frontier_of(found)
+    except ValueError:  # of which InputError is one
+        raise typer.BadParameter(
+            f"{shorten(found)!r} is neither a number of levels from 2 to 100, nor shares of the "
+            "cost between 0 and 1 with commas, such as 0.8,0.65,0.5."
+        ) from None
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +82,8 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
         option(
             Panel.LIMIT,
             "Largest share of the dense model's --cost, in (0, 1]. The pair with the best "
-            f"accuracy wins. Default: {_DEFAULT_BUDGET}, unless --tolerance is given.",
+            f"accuracy wins. Default: {_DEFAULT_BUDGET}, unless --tolerance or --frontier is "
+            "given.",
         ),
     ] = None
     tolerance: Annotated[
@@ -67,6 +92,16 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
             Panel.LIMIT,
             "Instead of --budget: largest loss of the metric, percentage points of accuracy by "
             "default. The pair with the lowest --cost wins.",
+        ),
+    ] = None
+    frontier: Annotated[
+        Numbers | None,
+        option(
+            Panel.LIMIT,
+            "Instead of --budget: search the best pair at every --cost. A number of levels, such "
+            "as 8, or the shares of the cost, such as 0.8,0.65,0.5.",
+            parser=_parse_frontier,
+            metavar="LEVELS|SHARES",
         ),
     ] = None
     confidence: Annotated[
@@ -208,7 +243,7 @@ class StudyPlace:
         return named_folder(self.folder / "checkpoints", self.study_name)
 
 
-def limit_of(options: SearchCommandOptions) -> Budget | Tolerance:
+def limit_of(options: SearchCommandOptions) -> Budget | Tolerance | Frontier:
     """Return the limit that the options give.
 
     Raises:
@@ -216,26 +251,39 @@ def limit_of(options: SearchCommandOptions) -> Budget | Tolerance:
     """
     if options.tolerance is not None:
         return Tolerance(options.tolerance, options.confidence)
+    if options.frontier is not None:
+        return _frontier_of(options.frontier)
     return Budget(_DEFAULT_BUDGET if options.budget is None else options.budget)
+
+
+def _frontier_of(text: str) -> Frontier:
+    """Return the frontier of a number of levels, or of the shares of the cost.
+
+    Raises:
+        ValueError: The text is neither.
+    """
+    if text.strip().isdecimal():
+        return Frontier(int(text))
+    return Frontier(budgets=split_numbers(text))
 
 
 def fill_in(options: SearchCommandOptions) -> tuple[SearchCommandOptions, StudyPlace]:
     """Return the options with all defaults that depend on others, and the place of the study.
 
     Raises:
-        InputError: Both limits are given, or --confidence without --tolerance.
+        InputError: Several limits are given, or --confidence without --tolerance.
     """
-    if options.budget is not None and options.tolerance is not None:
-        raise InputError("Give --budget or --tolerance, not both.")
+    limits = (options.budget, options.tolerance, options.frontier)
+    if limits.count(None) < 2:
+        raise InputError("Give --budget, --tolerance or --frontier, only one of them.")
     if options.tolerance is None and options.confidence != Tolerance.confidence:
         raise InputError(
-            f"--confidence {options.confidence:g} is for a --tolerance, which a search within a "
-            "budget does not have: leave it out, or give --tolerance instead of --budget."
+            f"--confidence {options.confidence:g} is for a --tolerance, which this search does "
+            "not have: leave it out, or give --tolerance instead of --budget and --frontier."
         )
-    if options.budget is None and options.tolerance is None:
+    if limits.count(None) == 3:
         options = replace(options, budget=_DEFAULT_BUDGET)
     dataset = strip_escapes(options.data.resolve().name) or "search"
-    limit = f"{options.budget}" if options.tolerance is None else f"drop{options.tolerance}"
     kinds = [
         "" if options.strategy == "structural" else f"-{options.strategy}",
         "" if options.cost == "macs" else f"-{options.cost}",
@@ -245,6 +293,15 @@ def fill_in(options: SearchCommandOptions) -> tuple[SearchCommandOptions, StudyP
     place = StudyPlace(
         folder=folder,
         storage=options.storage or f"sqlite:///{folder / 'study.db'}",
-        study_name=options.study_name or f"{dataset}-{limit}{''.join(kinds)}",
+        study_name=options.study_name or f"{dataset}-{_limit_name(options)}{''.join(kinds)}",
     )
     return replace(options, folder=folder, study_name=place.study_name), place
+
+
+def _limit_name(options: SearchCommandOptions) -> str:
+    """Return the limit as a part of the default name of a study."""
+    if options.frontier is not None:
+        limit = _frontier_of(options.frontier)
+        levels = [limit.levels] if limit.budgets is None else limit.budgets
+        return f"frontier{'-'.join(map(str, levels))}"
+    return f"{options.budget}" if options.tolerance is None else f"drop{options.tolerance}"

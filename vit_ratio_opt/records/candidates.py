@@ -213,7 +213,7 @@ def _values(
 
 
 def _dense_accuracy(study: Study, trial: FrozenTrial) -> float | None:
-    """Return the dense model's validation accuracy, from the study or from one of its trials."""
+    """Return the dense model's validation accuracy, from the study, a trial or the plan."""
     record = record_of(study)
     if record.dense.val_accuracy is not None:
         return float(record.dense.val_accuracy)
@@ -221,7 +221,8 @@ def _dense_accuracy(study: Study, trial: FrozenTrial) -> float | None:
     if drop is None and record.has_tolerance and record.limit is not None:
         drop = trial.constraints[record.constraint] + (record.limit.tolerance or 0.0)
     if accuracy is None or drop is None:
-        return None
+        known = (record.plan or {}).get("dense")
+        return None if known is None else sign_of(study) * float(known)
     return record.metric.after_loss(accuracy, -float(drop))
 
 

@@ -360,5 +360,5 @@ def _guessed_metric(study: Study, record: StudyRecord) -> Metric:
     if record.has_tolerance:
         return CHANGE
     names = study.metric_names
-    is_larger = study.directions == [StudyDirection.MAXIMIZE]
+    is_larger = study.directions[0] == StudyDirection.MAXIMIZE
     return Metric("value" if names is None else names[0], "", is_larger)

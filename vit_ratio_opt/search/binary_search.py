@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.search.limits import Budget, Limit, plan_of
+from vit_ratio_opt.search.limits import Budget, Frontier, Limit, plan_of
 from vit_ratio_opt.search.noise import UNKNOWN_NOISE, Noise
 from vit_ratio_opt.search.plan import Plan
 from vit_ratio_opt.search.sampler import PlanSampler
@@ -20,6 +21,8 @@ from vit_ratio_opt.space.pairs import PairSpace
 from vit_ratio_opt.utils.versions import installed_versions
 
 __all__ = ["BinarySearchSampler"]
+
+_CONFIRMATIONS = 1  # times that the answer is trained again before the search ends
 
 
 class BinarySearchSampler(PlanSampler):
@@ -33,14 +36,16 @@ class BinarySearchSampler(PlanSampler):
         space: Space of the dense model, such as ``pruner.space``.
         limit: :class:`~vit_ratio_opt.Budget` in a study of the metric;
             :class:`~vit_ratio_opt.Tolerance` in one that minimises the cost, whose trials set the
-            constraint ``metric.constraint`` to the loss minus the tolerance; or a custom limit or
+            constraint ``metric.constraint`` to the loss minus the tolerance;
+            :class:`~vit_ratio_opt.Frontier` in one of both, metric and cost; or a custom limit or
             plan.
         metric: Name, unit and direction of the values; the accuracy in per cent by default.
+        dense: Metric of the dense model. A frontier needs it; other limits do without.
         noise: Standard deviation of the metric over seeds, in its unit; by default that of the
             metric, or a guess that the trainings of a pair correct: half a percentage point
-            within a budget, a quarter of a tolerance. Values without ``"%"`` within a budget are
-            taken as exact. What other parameters change, such as a learning rate, is noise too.
-        confirmations: Number of times that the answer is trained again before the search ends.
+            within a budget or along a frontier, a quarter of a tolerance. Values without ``"%"``
+            are taken as exact, but for a tolerance. What other parameters change, such as a
+            learning rate, is noise too.
         independent_sampler: Sampler of all other parameters; random by default.
         seed: Random seed of the default independent sampler.
         n_trials: Number of trained trials at the end of the study, an eighth of which are kept
@@ -60,17 +65,21 @@ class BinarySearchSampler(PlanSampler):
         limit: Limit | Plan,
         *,
         metric: Metric | None = None,
+        dense: float | None = None,
         noise: float | Noise | None = None,
-        confirmations: int = 1,
         independent_sampler: BaseSampler | None = None,
         seed: int | None = None,
         n_trials: int | None = None,
     ) -> None:
         known = metric or ACCURACY
         noise = known.noise if noise is None else noise
-        if noise is None and isinstance(limit, Budget) and known.unit == "%":
+        if noise is None and isinstance(limit, (Budget, Frontier)) and known.unit == "%":
             noise = Noise(UNKNOWN_NOISE, is_known=False, may_be_fractions=metric is None)
-        plan = plan_of(limit, space, noise=noise, confirmations=confirmations, metric=known)
+            if dense is not None:
+                noise = noise.of_values(np.array([dense]))
+        plan = plan_of(
+            limit, space, noise=noise, confirmations=_CONFIRMATIONS, dense=dense, metric=known
+        )
         super().__init__(
             ratio_distributions(space),
             plan,

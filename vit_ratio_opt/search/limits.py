@@ -33,6 +33,7 @@ __all__ = ["Budget", "Frontier", "Limit", "Tolerance", "directions_of", "plan_of
 _NOISE_SHARE = 0.25
 # Costs of a frontier that count, for each of its levels, and pairs of each that may be tried.
 _MARKS, _PAIRS = 4, 48
+_MOST_LEVELS = 100  # the time of a proposal grows with them
 _WORST_POINTS = 100  # loss of a model of which nothing is left, where the metric does not tell
 
 
@@ -220,22 +221,25 @@ class Frontier:
     A study of it has two objectives, the metric and the share of the cost that is left.
 
     Args:
-        levels: Number of costs, evenly spaced, at which the best pair is searched; three more
-            between each two of them count too. Half of the levels are tried first.
+        levels: Number of costs, evenly spaced, at which the best pair is searched, from 2 to 100;
+            three more between each two of them count too. Half of the levels are tried first.
         budgets: The costs themselves, as shares of the dense model's cost, in place of ``levels``.
             All of them are tried first.
 
     Raises:
-        InputError: ``levels`` is below 2, or ``budgets`` has none or others than shares in (0, 1).
+        InputError: ``levels`` is not in 2 to 100, or ``budgets`` has none or others than shares
+            in (0, 1).
     """
 
     levels: int = 8
     budgets: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 2:
+        is_whole = isinstance(self.levels, int) and not isinstance(self.levels, bool)
+        if not (is_whole and 2 <= self.levels <= _MOST_LEVELS):
             raise InputError(
-                f"`levels` must be a whole number of at least 2, but got {self.levels!r:.80}."
+                f"`levels` must be a whole number from 2 to {_MOST_LEVELS}, but got "
+                f"{self.levels!r:.80}."
             )
         if self.budgets is None:
             return
@@ -274,21 +278,24 @@ class Frontier:
             fixed_ratio: Whether to search the baseline instead, one ratio for both modules.
 
         Raises:
-            InputError: No pair of the space keeps a budget, or ``dense`` is None.
+            InputError: No pair of the space keeps a budget, or ``dense`` is no finite number.
         """
-        if dense is None:
+        if dense is None or not math.isfinite(dense):
             raise InputError(
                 "A search of the frontier counts losses from the dense model: give its metric as "
-                "`dense`."
+                f"`dense`, a number, but got {dense!r}."
             )
         least = smallest_cost_ratio(space)
         levels, marks = self._costs(least)
         for budget in self.budgets or ():
             check_budget(space, budget)
+            if fixed_ratio:
+                fixed_ratio_pair(space, budget)
         curves = {mark: _thinned_curve(space, mark, fixed_ratio) for mark in {*levels, *marks}}
         sign = metric.sign
         worst = sign * dense if sign * dense > 0 else _WORST_POINTS * metric.point(dense)
-        first = [_likeliest(space, curves[level], level, path) for level in levels]
+        reached = [level for level in levels if curves[level]]
+        first = [_likeliest(space, curves[level], level, path) for level in reached]
         costs = [space.cost_ratio(*pair) for pair in first]
         search = FrontierSearch(
             [p for i, p in enumerate(first) if costs[i] < min(costs[:i], default=math.inf)],

@@ -325,9 +325,11 @@ class PlanSampler(BaseSampler):
         if found == wanted:
             return
         if wanted > 1:
+            first = "maximize" if getattr(self._plan, "larger_is_better", True) else "minimize"
             raise ValueError(
                 f"A search of the frontier has {wanted} objectives, the metric and the cost, but "
-                f"study {study.study_name!r} has {found}: create it with `directions`."
+                f"study {study.study_name!r} has {found}: create it with "
+                f"`directions={[first, 'minimize']!r}`."
             )
         raise ValueError(
             f"A search has one objective, but study {study.study_name!r} has {found}: create it "
