@@ -19,7 +19,7 @@ from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.report.rows import build_report, group_studies
 from vit_ratio_opt.report.sentences import answer_sentences
-from vit_ratio_opt.report.terminal import results_table, trials_table
+from vit_ratio_opt.report.terminal import front_table, results_table, trials_table
 from vit_ratio_opt.report.trial_rows import timing_split, trial_rows
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE, database_files
@@ -150,6 +150,9 @@ def print_report(
     console = console or Console(markup=False, highlight=False)
     studies = [snapshot(study) for study in studies]
     built = build_report(studies)
+    for front in filter(None, map(front_table, studies)):
+        console.print()
+        console.print(front)
     console.print()
     console.print(results_table(built))
     console.print()

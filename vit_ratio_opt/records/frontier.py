@@ -1,7 +1,8 @@
-"""Choose a pair from a frontier, for a budget or for a tolerance."""
+"""Choose a pair from a frontier, for a budget or a tolerance, and estimate between the pairs."""
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import NormalDist
@@ -10,7 +11,7 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.candidates import Candidate
 from vit_ratio_opt.space.metric import Metric
 
-__all__ = ["best_within", "cheapest_keeping"]
+__all__ = ["best_within", "cheapest_keeping", "interpolate_front"]
 
 
 def best_within(front: Sequence[Candidate], budget: float) -> Candidate:
@@ -59,3 +60,27 @@ def cheapest_keeping(
         if kept >= confidence:
             return replace(candidate, probability=kept)
     return None
+
+
+def interpolate_front(front: Sequence[Candidate], cost_ratio: float) -> tuple[float, float] | None:
+    """Return the metric that is expected at a cost, and its standard error; None below all pairs.
+
+    Between two pairs both are interpolated, as if the two estimates were wrong together. Above the
+    most expensive pair they are those of that pair.
+
+    Args:
+        front: The pairs of the frontier, of rising cost.
+        cost_ratio: Share of the dense model's cost.
+    """
+    costs = [candidate.cost_ratio for candidate in front]
+    after = bisect.bisect_right(costs, cost_ratio)
+    if after == 0:
+        return None
+    before = front[after - 1]
+    if after == len(front):
+        return before.accuracy, before.error
+    share = (cost_ratio - costs[after - 1]) / (costs[after] - costs[after - 1])
+    return (
+        (1 - share) * before.accuracy + share * front[after].accuracy,
+        (1 - share) * before.error + share * front[after].error,
+    )

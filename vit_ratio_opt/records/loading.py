@@ -98,7 +98,8 @@ def baseline_of(study: Study, studies: Sequence[Study]) -> Study | None:
     Args:
         study: The searched study.
         studies: Studies to choose from. A baseline has the dense model, data and limit of
-            ``study``; one with its recipe and seed too is preferred.
+            ``study``, or other levels of the frontier; one with its recipe and seed too is
+            preferred.
     """
     settings = record_of(study).optional_settings
 
@@ -112,5 +113,12 @@ def baseline_of(study: Study, studies: Sequence[Study]) -> Study | None:
         *("weights", "dataset", "validation", "trainer", "pruned"),
         *("budget", "tolerance", "cost", "latency_batch", "latency_engine"),
     )
-    found = [other for other in studies if record_of(other).is_fixed and is_same(other, *alike)]
+    has_frontier = record_of(study).has_frontier
+    found = [
+        other
+        for other in studies
+        if record_of(other).is_fixed
+        and record_of(other).has_frontier == has_frontier
+        and is_same(other, *alike)
+    ]
     return max(found, key=lambda other: is_same(other, "recipe", "seed"), default=None)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from optuna.study import Study
 
 from vit_ratio_opt.records.answer import answer_trial
 from vit_ratio_opt.records.per_class import class_accuracies
-from vit_ratio_opt.records.study import record_of
+from vit_ratio_opt.records.study import StudyRecord, record_of
+from vit_ratio_opt.report.frontier import frontier_rows, pick_rows
 from vit_ratio_opt.report.rows import build_report
 from vit_ratio_opt.report.trial_rows import TRIAL_COLUMNS, trial_rows
 from vit_ratio_opt.space.metric import ACCURACY, Metric
@@ -18,7 +19,9 @@ from vit_ratio_opt.utils.text import shorten
 __all__ = [
     "Cells",
     "cell",
+    "FrontierTable",
     "class_cells",
+    "frontier_table",
     "metric_heading",
     "results_cells",
     "row_cells",
@@ -79,6 +82,10 @@ _DIGITS = {
     "measured_ms": 2,
     "seconds": 1,
 }
+_FRONTIER = (
+    *("cost_ratio", "mhsa_ratio", "ffn_ratio", "val_accuracy", "accuracy_drop", "own_accuracy"),
+    *("trained", "trial", "note"),
+)
 # Columns that a page leaves out: it says the same above the table, or only programs need it.
 _LEFT_OUT = ("study", "best", "macs", "device", "checkpoint")
 _TRIALS = tuple(name for name in TRIAL_COLUMNS if name not in _LEFT_OUT)
@@ -89,13 +96,17 @@ def results_cells(group: Sequence[Study]) -> Cells:
     records = {study.study_name: record_of(study) for study in group}
     metric, rows = next(iter(records.values())).metric, []
     for row in build_report(group)["rows"]:
-        limit = None if row["study"] is None else records[row["study"]].limit_text
+        limit = None if row["study"] is None else _limit(records[row["study"]])
         shown = {**row, "limit": limit, "val_accuracy": val_text(row, metric)}
         if row["trial"] is None:  # the dense model was not trained here
             shown |= {"own_accuracy": None, "trained": None}
             shown["trial"] = None if row["study"] is None else "the dense model"
         rows.append(shown)
     return row_cells(rows, _RESULTS, metric)
+
+
+def _limit(record: StudyRecord) -> str:
+    return "frontier" if record.has_frontier else record.limit_text
 
 
 def trial_cells(study: Study) -> Cells:
@@ -125,6 +136,44 @@ def class_cells(study: Study) -> Cells | None:
         "note",
     ]
     return (headings, rows) if rows else None
+
+
+class FrontierTable(NamedTuple):
+    """Table of the pairs of a frontier.
+
+    Args:
+        cells: Headings and cells of at most twelve pairs.
+        knee: Place of the knee among them.
+        note: Sentences below the table: what the knee is, and how many more pairs there are.
+    """
+
+    cells: Cells
+    knee: int
+    note: str
+
+
+def frontier_table(study: Study) -> FrontierTable | None:
+    """Return the table of the pairs of a study's frontier; None without a pair."""
+    rows, record = frontier_rows(study), record_of(study)
+    if not rows:
+        return None
+    shown = [
+        {
+            **row,
+            "val_accuracy": val_text(row, record.metric),
+            "note": "knee" if row["knee"] else "",
+        }
+        for row in pick_rows(rows)
+    ]
+    headings, cells = row_cells(shown, _FRONTIER, record.metric)
+    headings[0] = record.cost.word
+    more = len(rows) - len(shown)
+    side = "above" if record.metric.larger_is_better else "below"
+    note = f"The knee is the pair that is the furthest {side} the line between both ends."
+    if more:
+        note += f" {more} more pair{' is' if more == 1 else 's are'} on the frontier."
+    knee = [row["knee"] for row in shown].index(True)
+    return FrontierTable((headings, cells), knee, note)
 
 
 def val_text(row: Mapping[str, Any], metric: Metric) -> str | None:

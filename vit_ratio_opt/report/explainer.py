@@ -16,6 +16,7 @@ from vit_ratio_opt.records.loading import baseline_of, fixed_studies
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.report.figures.accuracy import accuracy_figure
+from vit_ratio_opt.report.figures.frontier import frontier_figure
 from vit_ratio_opt.report.figures.path import path_figure
 from vit_ratio_opt.report.figures.widths import widths_figure
 from vit_ratio_opt.report.notes import study_note, trial_note
@@ -86,8 +87,12 @@ class Explainer:
             return
         baseline = baseline_of(study, self._fixed)
         both = [study] if baseline is None else [study, baseline]
+        record = record_of(study)
+        first = f"accuracy-against-{record.cost.constraint}", accuracy_figure
+        if record.has_frontier:
+            first = "frontier", frontier_figure
         for name, figure in (
-            (f"accuracy-against-{record_of(study).cost.constraint}", accuracy_figure(both)),
+            (first[0], first[1](both)),
             ("path-of-the-search", path_figure(study, height=_CARD)),
             ("blocks-of-the-best-model", widths_figure([study])),
         ):

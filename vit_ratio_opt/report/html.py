@@ -23,6 +23,7 @@ from vit_ratio_opt.records.trials import block_rows, finished_trials
 from vit_ratio_opt.report.cells import (
     cell,
     class_cells,
+    frontier_table,
     results_cells,
     row_cells,
     searched_first,
@@ -83,6 +84,7 @@ def _study_parts(study: Study, storage: str | None) -> dict[str, Any]:
     numbers = [trial.number for trial in study.get_trials(deepcopy=False)]
     return {
         "name": shorten(study.study_name),
+        "front": frontier_table(study),
         "trials": trials,
         "best": [] if best is None else [numbers.index(best.number)],
         "blocks": row_cells(blocks, tuple(blocks[0])) if blocks else None,

@@ -11,6 +11,7 @@ from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.report.cells import (
     Cells,
     class_cells,
+    frontier_table,
     results_cells,
     searched_first,
     trial_cells,
@@ -37,6 +38,11 @@ def markdown_page(studies: Sequence[Study], *, trials: bool = True) -> str:
             aim, answer, *others = map(escape_markdown, summary(study, group))
             parts.append(" ".join([aim, f"**{answer}**", *others]) + "\n")
         parts.append(markdown_table(results_cells(group)))
+        for study in searched:
+            front = frontier_table(study)
+            if front is not None:
+                parts.append(f"### Frontier of {code(study.study_name)}\n")
+                parts += [markdown_table(front.cells), f"{front.note}\n"]
         for study in searched if trials else ():
             parts.append(f"### Trials of {code(study.study_name)}\n")
             parts.append(markdown_table(trial_cells(study)))

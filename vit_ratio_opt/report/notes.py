@@ -20,7 +20,7 @@ from vit_ratio_opt.records.trials import (
     has_tolerance,
     reports_of,
 )
-from vit_ratio_opt.report.cells import results_cells
+from vit_ratio_opt.report.cells import frontier_table, results_cells
 from vit_ratio_opt.report.commands import resume_command, storage_url
 from vit_ratio_opt.report.markdown import code, code_block, markdown_table
 from vit_ratio_opt.report.sentences import summary
@@ -53,9 +53,11 @@ def study_note(study: Study, others: Sequence[Study] = (), *, n_trials: int | No
     resume = "run the script that created the study again."
     if command is not None:
         resume = f"run this, here or on another machine:\n\n{code_block(command)}"
+    front = frontier_table(study)
     parts = [
         "\n\n".join([f"**{found[0]}**", *found[1:], aim]),
         markdown_table(results_cells(group)),
+        *([] if front is None else ["**Frontier**:", markdown_table(front.cells), front.note]),
         f"**Progress**: {count} trials are trained, {states[TrialState.RUNNING]} running, "
         f"{states[TrialState.FAIL]} failed.",
         *_precision(record_of(study)),

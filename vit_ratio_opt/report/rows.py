@@ -16,7 +16,8 @@ Accuracies are in per cent:
   standard error in percentage points; ``own_accuracy``: mean of the pair's own trainings.
 - ``trial``: the number of the trial whose model is taken; ``trained``: trainings of the pair.
 - ``probability``: within a budget, that the pair is better than the fixed ratio's of the same
-  study, else None; with a tolerance, that it keeps the tolerance.
+  study, else None; with a tolerance, that it keeps the tolerance; None on a frontier, whose
+  answer is its knee.
 - ``test_accuracy``: of the model of ``trial``, None until it was tested.
 - ``trials`` and ``seconds``: of all trials of the study; in the row of a fixed ratio that a
   search has trained, of its own trainings only.
@@ -41,6 +42,7 @@ from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trial import attribute
 from vit_ratio_opt.records.trials import finished_trials, tested_accuracy
+from vit_ratio_opt.report.frontier import frontier_rows
 from vit_ratio_opt.utils.text import shorten
 
 __all__ = [
@@ -74,8 +76,10 @@ def group_studies(studies: Sequence[Study]) -> list[list[Study]]:
 def build_report(studies: Sequence[Study]) -> dict[str, Any]:
     """Return ``{studies, model, dataset, seed, epochs, device, versions, rows}`` of one model.
 
-    The report also has ``budget`` and ``tolerance``, one of which is None, ``cost`` and its word,
-    and ``metric``. A value that the studies do not store is None. The module describes the rows.
+    The report also has ``budget``, ``tolerance`` and ``frontier``, all but one of which are None,
+    ``cost`` and its word, and ``metric``; and ``front``, the pairs of all frontiers, see
+    :func:`~vit_ratio_opt.report.frontier.frontier_rows`. A value that the studies do not store is
+    None. The module describes the rows.
 
     Raises:
         InputError: The studies are of different dense models or data.
@@ -104,10 +108,12 @@ def build_report(studies: Sequence[Study]) -> dict[str, Any]:
         "versions": first.versions,
         "budget": None if first.limit is None else first.limit.budget,
         "tolerance": None if first.limit is None else first.limit.tolerance,
+        "frontier": None if first.limit is None else first.limit.frontier,
         "cost": first.cost.name,
         "cost_word": first.cost.word,
         "metric": first.metric.to_json(),
         "rows": rows,
+        "front": [row for study in studies for row in frontier_rows(study)],
     }
     # Where validation took half of the test split: the dense model on both halves together.
     for study in studies:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from optuna.study import Study
 
 from vit_ratio_opt.records.answer import Answer, answer_of
 from vit_ratio_opt.records.candidates import Candidate
+from vit_ratio_opt.records.frontier import interpolate_front
 from vit_ratio_opt.records.loading import baseline_of
 from vit_ratio_opt.records.per_class import fallen_sentence
 from vit_ratio_opt.records.probes import probe_sentence
@@ -69,7 +71,7 @@ def _aim(study: Study) -> str:
     where = "the dense model" if record.model is None else title(study)
     aim = (
         f"This study looks for {ratios} attention (MHSA) and feed-forward (FFN) to prune from "
-        f"{where}, with {record.limit_text}"
+        f"{where}, {'along' if record.has_frontier else 'with'} {record.limit_text}"
     )
     dense, has = record.dense, []
     if dense.val_accuracy is not None and not record.compares_with_dense:
@@ -123,10 +125,8 @@ def answer_sentences(study: Study) -> list[str]:
     if answer is None and not done:
         return ["There is no answer yet: no trial was trained."]
     if answer is None:
-        return [
-            f"There is no answer yet: none of {done} trained trials is complete and within the "
-            "limit."
-        ]
+        within = "" if record_of(study).has_frontier else " and within the limit"
+        return [f"There is no answer yet: none of {done} trained trials is complete{within}."]
     remarks = (answer.harm_of_training, answer.why_not_best)
     why = [remark for remark in remarks if remark is not None]
     found = answer.found
@@ -150,11 +150,24 @@ def answer_sentences(study: Study) -> list[str]:
         )
     metric = answer.metric
     return [
-        f"The answer is trial {found.trial.number}, {pair}{reason}. It has "
+        f"{_begin(answer)} trial {found.trial.number}, {pair}{reason}. It has "
         f"{100 * found.cost_ratio:.1f} % of the {answer.cost.word}, and "
         f"{expected_text(found, metric)} {metric.label} is expected; {_trainings(found, metric)}.",
         *why,
     ]
+
+
+def _begin(answer: Answer) -> str:
+    """Return the words before the trial of the answer; of a frontier, how far it reaches."""
+    if not answer.front:
+        return "The answer is"
+    if len(answer.front) == 1:
+        return "The frontier has one pair so far:"
+    cheapest, dearest = (100 * answer.front[end].cost_ratio for end in (0, -1))
+    return (
+        f"The frontier has {len(answer.front)} pairs from {cheapest:.1f} % to {dearest:.1f} % of "
+        f"the {answer.cost.word}. Its knee, the answer, is"
+    )
 
 
 def expected_text(found: Candidate, metric: Metric = ACCURACY) -> str:
@@ -224,6 +237,8 @@ def _comparison(study: Study, answer: Answer, studies: Sequence[Study]) -> list[
         ]
     other = baseline_of(study, studies)
     compared = None if other is None else answer_of(other)
+    if record.has_frontier:
+        return _against_front(answer, compared)
     if answer.has_baseline and compared is None:
         return ["The fixed ratio of this study was not trained yet."]
     if other is not None and compared is not None:
@@ -251,6 +266,24 @@ def _against_study(record: StudyRecord, answer: Answer, other: Study, compared: 
         return f"{against} the answer needs {share:.3f} times the {word}."
     gain = answer.metric.gain(answer.accuracy - compared.accuracy)
     return f"{against} that is {gain}, for {share:.3f} times the {word}."
+
+
+def _against_front(answer: Answer, compared: Answer | None) -> list[str]:
+    """Return what the knee gains against the frontier of one fixed ratio, in a sentence."""
+    found, metric = answer.found, answer.metric
+    if found is None or compared is None:
+        return []
+    expected = interpolate_front(compared.front, found.cost_ratio)
+    if expected is None:
+        return []
+    fixed, error = expected
+    # The difference of the two printed figures, as a reader would subtract them.
+    gain = float(metric.number(found.accuracy)) - float(metric.number(fixed))
+    return [
+        f"Against the frontier of one fixed ratio (study {shorten(compared.study_name)}, "
+        f"{metric.text(fixed, error=error)} expected at this cost) that is "
+        f"{metric.gain(gain, error=math.hypot(found.error, error))}."
+    ]
 
 
 def _measurements(study: Study, answer: Answer) -> list[str]:

@@ -12,11 +12,13 @@ from rich.text import Text
 from vit_ratio_opt.records.labels import metric_from_json
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import record_of
-from vit_ratio_opt.report.cells import metric_heading, val_text
+from vit_ratio_opt.report.cells import frontier_table, metric_heading, val_text
 from vit_ratio_opt.report.trial_rows import trial_rows
 from vit_ratio_opt.utils.text import shorten, strip_escapes
 
-__all__ = ["results_table", "trials_table"]
+__all__ = ["front_table", "results_table", "trials_table"]
+
+_LOOK: dict[str, Any] = {"box": SIMPLE, "padding": (0, 1, 0, 0), "show_edge": False}
 
 
 def results_table(report: dict[str, Any]) -> Table:
@@ -42,13 +44,33 @@ def results_table(report: dict[str, Any]) -> Table:
         "sec": [f"{row['seconds']:,.0f}" for row in rows],
     }
     columns = {name: cells for name, cells in columns.items() if cells}
-    look: dict[str, Any] = {"box": SIMPLE, "padding": (0, 1, 0, 0), "show_edge": False}
     heading = f"{strip_escapes(shorten(about, 120))}, {shares} as a share of dense"
-    table = Table(title=Text(heading), title_justify="left", **look)
+    table = Table(title=Text(heading), title_justify="left", **_LOOK)
     for name in columns:
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*cells)
+    return table
+
+
+def front_table(study: Study) -> Table | None:
+    """Return the pairs of a study's frontier as a table for 80 columns; None without a pair."""
+    found = frontier_table(study)
+    if found is None:
+        return None
+    headings, rows = found.cells
+    table = Table(
+        title=Text(f"frontier of study {shorten(study.study_name)!r}"),
+        title_justify="left",
+        caption=Text(found.note),
+        caption_justify="left",
+        **_LOOK,
+    )
+    for heading in headings:
+        name = heading.removesuffix(" ratio")
+        table.add_column(name, justify="left" if heading == "note" else "right", no_wrap=True)
+    for place, cells in enumerate(rows):
+        table.add_row(*cells, style="bold" if place == found.knee else "")
     return table
 
 

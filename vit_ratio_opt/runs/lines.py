@@ -48,8 +48,10 @@ def describe_start(study: Study, n_trials: int | None) -> Iterator[str]:
         )
     path = study.user_attrs.get("path", [])
     if path:
+        levels = study.user_attrs.get("plan", {}).get("levels")  # of a frontier
+        begins = f"along {len(path)} pairs" if levels is None else f"with {len(levels)} pairs"
         word = cost_word(study)
-        yield f"begins along {len(path)} pairs, the likeliest of their {word} before any training"
+        yield f"begins {begins}, the likeliest of their {word} before any training"
 
 
 def describe_trial(study: Study, trial: FrozenTrial, n_trials: int | None) -> str:

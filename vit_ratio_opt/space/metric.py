@@ -124,9 +124,10 @@ class Metric:
         shown = f"{value:.2f}" if self.unit == "%" else f"{value:.4g}"
         return f"{shown} ± {self.number(error)}" if error else shown
 
-    def gain(self, difference: float) -> str:
-        """Return a difference of two values with its sign and unit."""
+    def gain(self, difference: float, *, error: float | None = None) -> str:
+        """Return a difference of two values with its sign, standard error if known, and unit."""
         shown = f"{difference:+.2f}" if self.unit == "%" else f"{difference:+.4g}"
+        shown += f" ± {self.number(error)}" if error else ""
         return f"{shown}{self.points}"
 
     def change(self, loss: float) -> str:

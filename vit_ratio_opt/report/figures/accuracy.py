@@ -26,7 +26,7 @@ from vit_ratio_opt.report.figures.style import (
 )
 from vit_ratio_opt.space.metric import Metric
 
-__all__ = ["accuracy_figure"]
+__all__ = ["accuracy_figure", "shared_cost"]
 
 _CostOf = Callable[[FrozenTrial], float]
 _MARKERS = (
@@ -46,14 +46,8 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
     """
     studies = [snapshot(study) for study in studies]
     figure = go.Figure()
-    costs = {record_of(study).cost for study in studies}
-    cost = costs.pop() if len(costs) == 1 else MACS
+    cost, cost_of = shared_cost(studies)
     metric = record_of(studies[0]).metric
-
-    def cost_of(trial: FrozenTrial) -> float:
-        share = attribute(trial, "macs_ratio" if cost.name == "macs" else "cost_ratio")
-        return cost_ratio_of(trial) if share is None else float(share)
-
     for index, study in enumerate(studies):
         _add_trials(figure, study, cost_of, colour_of(index))
         answer = answer_of(study)
@@ -66,6 +60,18 @@ def accuracy_figure(studies: Sequence[Study]) -> go.Figure:
         x=f"{cost.word}, share of the dense model's",
         y=metric.axis,
     )
+
+
+def shared_cost(studies: Sequence[Study]) -> tuple[CostRecord, Callable[[FrozenTrial], float]]:
+    """Return the cost of studies, FLOPs where they differ in it, and a trial's share of it."""
+    costs = {record_of(study).cost for study in studies}
+    cost = costs.pop() if len(costs) == 1 else MACS
+
+    def cost_of(trial: FrozenTrial) -> float:
+        share = attribute(trial, "macs_ratio" if cost.name == "macs" else "cost_ratio")
+        return cost_ratio_of(trial) if share is None else float(share)
+
+    return cost, cost_of
 
 
 def _add_trials(figure: go.Figure, study: Study, cost_of: _CostOf, colour: str) -> None:

@@ -43,12 +43,12 @@ _Interval = tuple[list[int], list[float], list[float]]
 
 
 def path_figure(study: Study, *, height: int = 680) -> go.Figure:
-    """Return the path of a search, and below it the interval that was still open.
+    """Return the path of a search, and below it the interval that was still open, or the costs.
 
     The upper half shows the trials in their order over lines of equal cost. The lower half shows
     the open interval after each trial: within a budget the part of the budget curve that has the
     best pair, with a tolerance the costs between the largest model that lost too much and the
-    smallest that did not.
+    smallest that did not. A frontier has no such interval, but the costs of the trials.
 
     Args:
         study: The study.
@@ -66,7 +66,8 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
     figure.update_yaxes(title_text="FFN ratio", row=1, col=1)
     figure.update_xaxes(title_text="trained trials", row=2, col=1)
     figure.update_layout(showlegend=height > _LOW)
-    return finish_figure(figure, "Path of the search", x="MHSA ratio", height=height)
+    title = "Pairs of the search" if record_of(study).has_frontier else "Path of the search"
+    return finish_figure(figure, title, x="MHSA ratio", height=height)
 
 
 def _add_equal_cost(figure: go.Figure, study: Study) -> None:
@@ -94,10 +95,13 @@ def _add_equal_cost(figure: go.Figure, study: Study) -> None:
 
 
 def _add_curve(figure: go.Figure, study: Study) -> None:
-    """Add the pairs that use up the budget; a tolerance has no such curve."""
+    """Add the pairs that use up the budget, or those of the frontier; a tolerance has none."""
     record = record_of(study)
     curve = (record.plan or {}).get("curve")
-    if curve is None:
+    if record.has_frontier:
+        answer = answer_of(study)
+        curve = [] if answer is None else [one.pair for one in answer.front]
+    if not curve:
         return
     drawn = pick_evenly(curve, _MOST_MOMENTS)
     figure.add_scatter(
@@ -105,21 +109,24 @@ def _add_curve(figure: go.Figure, study: Study) -> None:
         y=[ffn_ratio for _, ffn_ratio in drawn],
         mode="lines",
         line={"color": COLOURS[1], "width": 2},
-        name=as_label(record.limit_text),
+        name="frontier" if record.has_frontier else as_label(record.limit_text),
         hoverinfo="skip",
     )
 
 
 def _add_path(figure: go.Figure, study: Study, drawn: Sequence[FrozenTrial]) -> None:
-    """Add the trials in their order, coloured by accuracy, with a rim by their state."""
-    metric = record_of(study).metric
+    """Add the trials in their order, coloured by accuracy, with a rim by their state.
+
+    Those of a frontier jump from cost to cost, so no line connects them.
+    """
+    metric, is_connected = record_of(study).metric, not record_of(study).has_frontier
     accuracies = [accuracy_of(trial, study) for trial in drawn]
     is_known = any(accuracy is not None for accuracy in accuracies)
     shown = f": %{{marker.color:.2f}} {metric.unit}".rstrip() if is_known else ""
     figure.add_scatter(
         x=[trial.params["mhsa_ratio"] for trial in drawn],
         y=[trial.params["ffn_ratio"] for trial in drawn],
-        mode="lines+markers",
+        mode="lines+markers" if is_connected else "markers",
         line={"color": INK, "width": 1, "dash": "dot"},
         marker={
             "size": 10,
@@ -132,7 +139,7 @@ def _add_path(figure: go.Figure, study: Study, drawn: Sequence[FrozenTrial]) -> 
         customdata=[trial.number for trial in drawn],
         hovertemplate=f"trial %{{customdata}}<br>MHSA %{{x:.3f}}, FFN %{{y:.3f}}{shown}"
         "<extra></extra>",
-        name="trials in their order",
+        name="trials in their order" if is_connected else "trials",
     )
 
 
@@ -157,15 +164,16 @@ def _add_interval(
     figure: go.Figure, study: Study, trials: Sequence[FrozenTrial], drawn: Sequence[FrozenTrial]
 ) -> None:
     """Add the open interval after each trial, and the trials, to the lower half."""
-    if has_tolerance(study):
-        unit = f"{record_of(study).cost.word} of dense"
+    record = record_of(study)
+    if has_tolerance(study) or record.has_frontier:
+        unit = f"{record.cost.word} of dense"
         values = [cost_ratio_of(trial) for trial in drawn]
-        moments, low, high = _open_costs(trials)
+        moments, low, high = ([], [], []) if record.has_frontier else _open_costs(trials)
     else:
         unit = "MHSA ratio"
         values = [trial.params["mhsa_ratio"] for trial in drawn]
         moments, low, high = _open_ratios(study, trials)
-    for bound, fill in ((low, None), (high, "tonexty")):
+    for bound, fill in ((low, None), (high, "tonexty")) if moments else ():
         figure.add_scatter(
             x=moments,
             y=bound,

@@ -21,6 +21,7 @@ __all__ = [
     "colour_of",
     "finish_figure",
     "pick_evenly",
+    "shade_of",
     "thin_trials",
 ]
 
@@ -49,6 +50,12 @@ def pick_evenly(values: Sequence[_T], most: int) -> list[_T]:
 def colour_of(index: int) -> str:
     """Return the colour of the n-th study."""
     return COLOURS[index % len(COLOURS)]
+
+
+def shade_of(colour: str) -> str:
+    """Return a colour such as ``#0072B2`` as the shade of an area."""
+    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.25)"
 
 
 def as_label(name: object) -> str:

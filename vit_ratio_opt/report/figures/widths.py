@@ -47,7 +47,7 @@ def widths_figure(studies: Sequence[Study]) -> go.Figure:
                 marker_color=colour,
                 name=name,
                 legendgroup=name,
-                showlegend=row == 1,
+                showlegend=all(trace.name != name for trace in figure.data),
                 row=row,
                 col=1,
             )
