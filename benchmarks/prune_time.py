@@ -155,8 +155,8 @@ def _faster_precision(dense: ViT) -> str:
     from vit_ratio_opt.models.precision import faster_precision  # not in earlier commits
 
     shape = dense.patch_embed.proj.in_channels, *dense.patch_embed.img_size
-    timed = faster_precision(dense, shape, training=False)
-    return "bfloat16" if timed.precision == "bfloat16" else "float32"
+    timed = [faster_precision(dense, shape, training=training) for training in (False, True)]
+    return "bfloat16" if all(one.precision == "bfloat16" for one in timed) else "float32"
 
 
 def _in_process(tree: Path, command: list[str]) -> dict[str, Any]:

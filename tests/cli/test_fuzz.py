@@ -15,6 +15,7 @@ import optuna
 import pytest
 import typer
 from rich.console import Console
+from spaces import whole_head_space
 
 from vit_ratio_opt.cli import main as cli
 from vit_ratio_opt.cli.report import print_report
@@ -30,6 +31,9 @@ from vit_ratio_opt.report.terminal import trials_table
 from vit_ratio_opt.report.trial_rows import trial_rows
 from vit_ratio_opt.restore import load_search
 from vit_ratio_opt.runs.storage import open_storage
+from vit_ratio_opt.search.binary_search import BinarySearchSampler
+from vit_ratio_opt.search.limits import Frontier
+from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.utils.text import csv_text
 
 HOSTILE = (
@@ -44,6 +48,9 @@ ADDRESSES = (
 )  # fmt: skip
 COMMANDS = {
     "report": ({}, ("storage", "study-name", "html", "markdown", "csv", "json", "toml")),
+    "frontier": ({"study-name": "along"}, (
+        "study-name", "storage", "at", "at-tolerance", "confidence", "output", "data",
+        "checkpoint", "checkpoints", "artifacts", "device")),
     "cache": ({}, ("list", "clear")),
     "dashboard": ({}, ("storage", "host", "port", "study-name")),
     "worker": ({"study-name": "good"}, (
@@ -66,6 +73,7 @@ COMMANDS = {
     "train": ({}, ("data", "epochs", "lr", "batch-size", "image-size", "seed", "output")),
 }  # fmt: skip
 FLAGS = ("list", "clear")
+SPACE = whole_head_space(hidden_dim=32, blocks=2)
 
 
 def values_of(option: str) -> tuple[str, ...]:
@@ -80,6 +88,14 @@ def values_of(option: str) -> tuple[str, ...]:
     ):
         return (*HOSTILE, "missing/x", "/proc/nothing/x", "good.db/x", ".", "file")
     return NUMBERS
+
+
+def two_values(trial: optuna.Trial) -> tuple[float, float]:
+    first, second = (
+        trial.suggest_float(name, one.low, one.high)
+        for name, one in ratio_distributions(SPACE).items()
+    )
+    return 80 - first - second, SPACE.cost_ratio(first, second)
 
 
 @pytest.fixture
@@ -105,6 +121,11 @@ def scratch(tmp_path, monkeypatch, make_study):
     optuna.copy_study(
         from_study_name="good", from_storage=memory._storage, to_storage="sqlite:///good.db"
     )
+    along = optuna.create_study(
+        study_name="along", storage="sqlite:///good.db", directions=["maximize", "minimize"],
+        sampler=BinarySearchSampler(SPACE, Frontier(levels=4), dense=80.0),
+    )  # fmt: skip
+    along.optimize(two_values, n_trials=3)
     return tmp_path
 
 

@@ -29,10 +29,8 @@ def deit(make_vit):
 
 
 def test_sizes_are_multiples_of_eight_on_cuda_and_free_on_a_cpu(deit):
-    assert usual_round_to(deit, CUDA) == usual_round_to(deit, CUDA, "float16") == 8
-    assert usual_round_to(deit, CPU) == usual_round_to(deit, CPU, "float32") == 1
-    assert usual_round_to(deit, torch.device("mps")) == 1
-    assert usual_round_to(deit, CPU, "bfloat16") == 32
+    assert usual_round_to(deit, CUDA) == 8
+    assert usual_round_to(deit, CPU) == usual_round_to(deit, torch.device("mps")) == 1
 
 
 def test_small_heads_can_still_lose_half_of_their_rank(deit):

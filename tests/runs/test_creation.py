@@ -187,7 +187,7 @@ def test_a_worker_takes_the_sizes_of_the_study_whatever_its_device_prefers(make,
     first = make()
     study = create(first, storage)
     assert study.user_attrs["settings"]["round_to"] == 1  # as of studies before there was "auto"
-    monkeypatch.setattr(prefers, lambda shape, device, precision: 4)
+    monkeypatch.setattr(prefers, lambda shape, device: 4)
     joining = make()
     assert joining.settings.round_to == 4
     assert len(joining.space.ffn_ratios) < len(first.space.ffn_ratios)

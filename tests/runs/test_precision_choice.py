@@ -108,20 +108,18 @@ def test_a_given_precision_is_that_of_both_and_never_times(make, timed, given):
         new_study(make(precision=given), "chosen", storage=storage, screen=False)
 
 
-def test_sizes_fit_the_precision_that_was_timed_as_they_fit_a_given_one(make, timed):
-    chosen, given = make(), make(precision="bfloat16")
-    assert (chosen.pruner.round_to, given.pruner.round_to) == (1, 4)  # heads of 8 get 4, not 32
-    storage = InMemoryStorage()
-    study = new_study(chosen, "s", storage=storage, screen=False)
-    assert chosen.pruner.round_to == study.user_attrs["settings"]["round_to"] == 4
-    assert (chosen.curve, chosen.baseline) == (given.curve, given.baseline)
-    assert study.user_attrs["plan"]["curve"] == [list(pair) for pair in given.curve]
-    joining = make()
-    new_study(joining, "s", storage=storage, screen=False)
-    assert joining.curve == given.curve
-    own = make(round_to=2)
-    new_study(own, "own", storage=storage, screen=False)
-    assert own.settings.round_to == 2
+def test_a_calibration_is_in_bfloat16_where_training_is_too(make, timed, monkeypatch):
+    search = make()
+    study = new_study(search, "s", storage=InMemoryStorage(), screen=False)
+    assert precisions_of(search) == ("bfloat16", "float32")
+    assert search.pruner.precision == "float32"
+    assert "calibration_precision" not in study.user_attrs["settings"]
+    monkeypatch.setattr(
+        precision, "faster_precision", lambda *args, **how: TimedPrecision("bfloat16", 2.0)
+    )
+    search = make()
+    new_study(search, "s", storage=InMemoryStorage(), screen=False)
+    assert search.pruner.precision == "bfloat16"
 
 
 def test_what_a_latency_limits_is_timed_in_the_usual_precision(make, timed):

@@ -44,7 +44,12 @@ class FinalOptions(PlaceOptions, StudyOptions):
 
     trial: Annotated[
         int | None,
-        option(Panel.STUDY, "Number of the trial to train. By default the study's answer.", min=0),
+        option(
+            Panel.STUDY,
+            "Number of the trial to train. By default the study's answer, which is the knee of a "
+            "frontier; the command frontier names its other trials.",
+            min=0,
+        ),
     ] = None
     epochs: EpochsOption = 10
     lr: LearningRateOption = None

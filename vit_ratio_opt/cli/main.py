@@ -20,6 +20,7 @@ from vit_ratio_opt.cli.dashboard import dashboard
 from vit_ratio_opt.cli.demo import demo
 from vit_ratio_opt.cli.export import export
 from vit_ratio_opt.cli.final import final
+from vit_ratio_opt.cli.frontier import frontier
 from vit_ratio_opt.cli.prune import prune
 from vit_ratio_opt.cli.ray import ray
 from vit_ratio_opt.cli.reap import reap
@@ -41,7 +42,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 # By the panel of `--help`.
 COMMANDS: dict[str, tuple[Callable[[Any], None], ...]] = {
     "Search": (search, train, demo),
-    "Look at studies": (report, dashboard, cache),
+    "Look at studies": (report, frontier, dashboard, cache),
     "Run workers": (worker, ray, serve, reap),
     "Make models": (prune, final, export),
 }

@@ -66,8 +66,7 @@ class PruningOptions:
         option(
             Panel.PRUNING,
             "Number of which all ranks and hidden sizes are multiples, for fast kernels. auto: 8 "
-            "on CUDA, 32 on a CPU in bfloat16, 1 elsewhere; where the latency is limited, what is "
-            "measured to be fast.",
+            "on CUDA, 1 elsewhere; where the latency is limited, what is measured to be fast.",
             parser=_parse_round_to,
             metavar="INTEGER|auto",
         ),

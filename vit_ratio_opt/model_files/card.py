@@ -94,6 +94,8 @@ def _training(manifest: Mapping[str, Any]) -> str:
     """Return how the model was trained after pruning, in a sentence."""
     recipe = manifest["recipe"]
     if not recipe["epochs"]:
+        if manifest["lineage"].get("study") is not None:
+            return "Its weights are those at the end of the trial."
         return "It was not trained after pruning."
     training = (
         f"After pruning it was trained for {recipe['epochs']} epoch(s) on {manifest['dataset']} "
@@ -136,7 +138,9 @@ def _origin(manifest: Mapping[str, Any]) -> str:
         return "Its two ratios were given by hand."
     word = cost_label(manifest.get("cost", "macs")).word
     limit = f"within a budget of {manifest['budget']} of the {word}"
-    if manifest["budget"] is None:
+    if manifest.get("frontier") is not None:
+        limit = f"the frontier of {metric_of(manifest).name} and {word}"
+    elif manifest["budget"] is None:
         limit = f"with {metric_of(manifest).lost(manifest['tolerance'], 'at most ')}"
     mhsa, ffn = manifest["mhsa_ratio"], manifest["ffn_ratio"]
     origin = (

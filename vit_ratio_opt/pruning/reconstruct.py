@@ -93,7 +93,7 @@ def repair(
                     errors.append(refitted)
             for batch in range(len(streams)):
                 for tail, own in zip(tails, inputs, strict=True):
-                    streams[batch] = streams[batch] + tail.add(own[batch])
+                    streams[batch] += tail.add(own[batch])
     return errors
 
 

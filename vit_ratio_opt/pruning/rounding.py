@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.space.shape import ViTShape
 
 __all__ = ["STEPS", "fitting_step", "usual_round_to"]
@@ -13,24 +12,18 @@ STEPS = (1, 8, 16, 32)
 """Numbers of which sizes may be multiples. Tensor cores read rows of 16 bytes: 8 half numbers."""
 
 
-def usual_round_to(
-    shape: ViTShape, device: torch.device, precision: Precision | None = None
-) -> int:
+def usual_round_to(shape: ViTShape, device: torch.device) -> int:
     """Return the number of which ranks and neurons should be multiples on a device.
 
-    8 on CUDA, whose tensor cores are several times slower with odd sizes; 32 on a CPU in bfloat16,
-    where other sizes take as long as the next multiple; 1 elsewhere. Smaller heads get less, so
-    that their rank can still be halved.
+    8 on CUDA, whose tensor cores are several times slower with odd sizes; 1 elsewhere, where a
+    finer choice of sizes keeps more accuracy. Smaller heads get less, so that their rank can still
+    be halved.
 
     Args:
         shape: Shape of the dense model.
         device: Device that the pruned models will run on.
-        precision: Precision in which they will run; None where it is not known.
     """
-    wanted = 8 if device.type == "cuda" else 1
-    if device.type == "cpu" and precision == "bfloat16":
-        wanted = 32
-    return fitting_step(shape, wanted)
+    return fitting_step(shape, 8 if device.type == "cuda" else 1)
 
 
 def fitting_step(shape: ViTShape, wanted: int) -> int:

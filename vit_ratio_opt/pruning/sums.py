@@ -77,12 +77,12 @@ def _gram(rows: torch.Tensor) -> torch.Tensor:
         return rows.mT @ rows
     half = size // 2
     first, second = rows[:, :half], rows[:, half:]
-    product = rows.new_empty(size, size)
-    product[:half, :half] = _gram(first)
-    product[half:, half:] = _gram(second)
-    product[:half, half:] = across = first.mT @ second
-    product[half:, :half] = across.mT
-    return product
+    whole = rows.new_empty(size, size)
+    whole[:half, :half] = _gram(first)
+    whole[half:, half:] = _gram(second)
+    whole[:half, half:] = across = first.mT @ second
+    whole[half:, :half] = across.mT
+    return whole
 
 
 @contextlib.contextmanager

@@ -143,9 +143,13 @@ class SearchParts:
         return precision or precision_of(self.pruner.device)
 
     def _follow_precision(self) -> None:
-        """Calibrate in the precision of evaluation where none was given; never in float16."""
+        """Calibrate in the precision of the models where none was given; never in float16.
+
+        A calibration has gradients, so that it is in bfloat16 where training is, too.
+        """
         if self.options.calibration.precision is None:
-            in_half = self.precision == "bfloat16"
+            training = getattr(self.trainer, "training_precision", None) or self.precision
+            in_half = self.precision == training == "bfloat16"
             self.pruner.use_precision("bfloat16" if in_half else "float32")
 
     def _checked(self, dense: ViT) -> ViT:

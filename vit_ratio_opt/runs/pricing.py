@@ -35,7 +35,7 @@ def round_to_of(
     if pruner.is_round_to_given:
         return pruner.round_to
     if not isinstance(cost, Latency) or cost.curves is not None:
-        return usual_round_to(pruner.shape, pruner.device, precision)
+        return usual_round_to(pruner.shape, pruner.device)
     with show_waiting("measuring which sizes are fast", enabled=progress):
         return cached_step(
             pruner.dense,

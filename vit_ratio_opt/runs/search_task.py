@@ -176,8 +176,7 @@ class SearchTask(SearchParts):
     def _choose_precisions(self) -> dict[str, float]:
         """Choose the precisions of a new study by timing, where none was given.
 
-        The number of which sizes are multiples fits the precision of evaluation. A latency that
-        counts as cost was measured in that precision, which stays.
+        A latency that counts as cost was measured in the precision of evaluation, which stays.
         """
         trainer, shown = self.trainer, self.run_options.progress
         if not isinstance(trainer, ImageTrainer) or trainer.is_precision_given:
@@ -185,9 +184,8 @@ class SearchTask(SearchParts):
         before, is_latency = trainer.precision, isinstance(self.space.cost, Latency)
         with show_waiting("timing the model in float32 and bfloat16", enabled=shown):
             speedups = choose_precisions(trainer, self.dense, evaluation=not is_latency)
-        if trainer.precision != before:
-            vars(self.objective).pop("dense_accuracy", None)  # the dense model's is in it, too
-            self._fit_space()  # other sizes may be fast
+        if trainer.precision != before:  # the dense model is evaluated in it, too
+            vars(self.objective).pop("dense_accuracy", None)
         return speedups
 
     def missing_attributes(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
