@@ -68,7 +68,7 @@ def test_sixteen_trials_come_nearer_to_the_frontier_than_all_pairs_of_one_ratio(
     best = area(make().pairs)
     searched = area(run(make(), 16))
     assert searched < area(fixed.pairs)
-    assert searched - best < 1.0  # point of accuracy, over all costs
+    assert searched - best < 1.5  # points of accuracy, over all costs
 
 
 def test_a_search_without_noise_tries_no_pair_twice_and_ends():
@@ -161,7 +161,7 @@ def test_a_fixed_ratio_is_that_of_all_pairs():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"levels": 1}, "at least 2"),
+        ({"levels": 1}, "from 2 to 100"),
         ({"levels": 2.5}, "whole number"),
         ({"budgets": ()}, "between 0 and 1"),
         ({"budgets": (0.5, 1.2)}, "between 0 and 1"),
