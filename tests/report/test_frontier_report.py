@@ -26,6 +26,7 @@ from vit_ratio_opt.report.notes import study_note
 from vit_ratio_opt.report.rows import build_report
 from vit_ratio_opt.report.sentences import answer_sentences, summary
 from vit_ratio_opt.report.trial_rows import trial_rows
+from vit_ratio_opt.runs.lines import describe_start
 from vit_ratio_opt.space.metric import Metric
 from vit_ratio_opt.utils.text import csv_text
 
@@ -232,6 +233,33 @@ def test_the_dashboard_gets_the_figure_of_the_frontier(group):
     Explainer()(study, study.trials[0])
     attributes = study._storage.get_study_system_attrs(study._study_id)
     (text,) = [value for key, value in attributes.items() if key.endswith("plot_data:frontier:0")]
-    names = [one.get("name") for one in json.loads(text)["data"]]
+    traces = json.loads(text)["data"]
+    names = [one.get("name") for one in traces]
+    listed = [one["name"] for one in traces if one.get("showlegend")]
+    assert listed == ["one ratio for both", "MHSA ratio", "FFN ratio"]
     assert "one: one fixed ratio" in names
     assert not any("accuracy-against" in key for key in attributes)
+
+
+def test_a_frontier_that_is_much_deeper_does_not_press_the_first_one_flat(group):
+    assert frontier_figure(group).layout.yaxis.range is None
+    study, trials = group[0], frontier_study(name="low", fixed=True).trials
+    for trial in trials:
+        trial.values = [trial.values[0] - 60, trial.values[1]]
+        trial.user_attrs["accuracy"] -= 60
+    deep = frontier_study(name="deep", fixed=True, trials=0)
+    deep.add_trials(trials)
+    least, most = frontier_figure([study, deep]).layout.yaxis.range
+    front = answer_of(study).front
+    assert least < front[0].accuracy - front[0].error
+    assert most > DENSE
+    assert front[0].accuracy - least < 1.5 * (most - front[0].accuracy)
+
+
+def test_a_frontier_begins_with_the_likeliest_pairs_of_its_levels():
+    study = frontier_study(trials=0)
+    study.set_user_attr("path", [[0.1, 0.1], [0.5, 0.5]])
+    levels = len(study.user_attrs["plan"]["levels"])
+    assert list(describe_start(study, None)) == [
+        f"begins with {levels} pairs, the likeliest of their FLOPs before any training"
+    ]

@@ -88,11 +88,13 @@ class Explainer:
         baseline = baseline_of(study, self._fixed)
         both = [study] if baseline is None else [study, baseline]
         record = record_of(study)
-        first = f"accuracy-against-{record.cost.constraint}", accuracy_figure
-        if record.has_frontier:
-            first = "frontier", frontier_figure
+        first = (
+            ("frontier", frontier_figure(both, height=_CARD))
+            if record.has_frontier
+            else (f"accuracy-against-{record.cost.constraint}", accuracy_figure(both))
+        )
         for name, figure in (
-            (first[0], first[1](both)),
+            first,
             ("path-of-the-search", path_figure(study, height=_CARD)),
             ("blocks-of-the-best-model", widths_figure([study])),
         ):

@@ -18,6 +18,7 @@ from vit_ratio_opt.report.figures.accuracy import shared_cost
 from vit_ratio_opt.report.figures.style import (
     COLOURS,
     INK,
+    LOW,
     as_label,
     colour_of,
     finish_figure,
@@ -45,7 +46,7 @@ def frontier_figure(studies: Sequence[Study], *, height: int = 640) -> go.Figure
     Args:
         studies: Studies of one dense model that search the frontier, those of both ratios first;
             where they differ in the cost, FLOPs are drawn.
-        height: Height in pixels.
+        height: Height in pixels; the legend of a low figure has only the ratios.
     """
     studies = [snapshot(study) for study in studies]
     figure = make_subplots(
@@ -69,10 +70,14 @@ def frontier_figure(studies: Sequence[Study], *, height: int = 640) -> go.Figure
         figure.add_scatter(x=[1.0], y=[dense], mode="markers", marker=marker, name="dense")
     figure.update_yaxes(range=_range(figure, record.metric, answers[0]), row=1, col=1)
     _add_ratios(figure, studies, answers, cost_of)
-    figure.update_yaxes(title_text="share removed", range=[-0.04, 1.04], row=2, col=1)
+    is_low, metric = height <= LOW, record.metric
+    removed = "removed" if is_low else "share removed"
+    figure.update_yaxes(title_text=removed, range=[-0.04, 1.04], row=2, col=1)
     figure.update_xaxes(title_text=f"{cost.word}, share of the dense model's", row=2, col=1)
-    title = f"Frontier of {record.metric.name} and {cost.word}"
-    return finish_figure(figure, title, y=record.metric.axis, height=height)
+    if is_low:
+        figure.for_each_trace(lambda one: one.update(showlegend=one.yaxis == "y2", legendgroup=""))
+    title, y = f"Frontier of {metric.name} and {cost.word}", metric.axis
+    return finish_figure(figure, title, y=metric.heading if is_low else y, height=height)
 
 
 def _add_trials(

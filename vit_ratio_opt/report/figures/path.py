@@ -24,6 +24,7 @@ from vit_ratio_opt.records.trials import (
 from vit_ratio_opt.report.figures.style import (
     COLOURS,
     INK,
+    LOW,
     SHADE,
     as_label,
     finish_figure,
@@ -37,7 +38,6 @@ from vit_ratio_opt.space.pairs import RatioPair
 __all__ = ["path_figure"]
 
 _MOST_MOMENTS = 60  # at which the interval is drawn
-_LOW = 500  # pixels, below which a figure has no room for a legend
 
 _Interval = tuple[list[int], list[float], list[float]]
 
@@ -65,7 +65,7 @@ def path_figure(study: Study, *, height: int = 680) -> go.Figure:
     _add_interval(figure, study, trials, drawn)
     figure.update_yaxes(title_text="FFN ratio", row=1, col=1)
     figure.update_xaxes(title_text="trained trials", row=2, col=1)
-    figure.update_layout(showlegend=height > _LOW)
+    figure.update_layout(showlegend=height > LOW)
     title = "Pairs of the search" if record_of(study).has_frontier else "Path of the search"
     return finish_figure(figure, title, x="MHSA ratio", height=height)
 

@@ -15,6 +15,7 @@ from vit_ratio_opt.utils.text import shorten
 __all__ = [
     "COLOURS",
     "INK",
+    "LOW",
     "MOST_POINTS",
     "SHADE",
     "as_label",
@@ -29,6 +30,7 @@ __all__ = [
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 INK, SHADE = "#808080", "rgba(0,114,178,0.15)"
 MOST_POINTS = 200  # of one trace
+LOW = 500  # pixels of height, below which a figure has little room for a legend
 _GRID, _CLEAR = "rgba(128,128,128,0.25)", "rgba(0,0,0,0)"
 
 _T = TypeVar("_T")
