@@ -71,11 +71,10 @@ def test_a_frontier_is_searched_and_repeated_from_its_options(folder, command, t
 def test_the_pairs_are_listed_with_the_knee(frontier, answer):
     ended = frontier()
     assert ended.code == 0, ended.err
-    rows = [line.split() for line in ended.out.splitlines()]
-    costs = [f"{one.cost_ratio:.4f}" for one in answer.front]
-    shown = [row[2 if row[1] == "*" else 1] for row in rows if row and row[0].isdigit()]
-    assert shown == costs[::-1]
-    assert [row[0] for row in rows if "*" in row[:2]] == [str(answer.found.trial.number)]
+    rows = [line.split() for line in ended.out.splitlines() if line.strip()[:2] == "0."]
+    assert [row[0] for row in rows] == [f"{one.cost_ratio:.4f}" for one in answer.front]
+    (knee,) = (row for row in rows if row[-1] == "knee")
+    assert knee[0] == f"{answer.found.cost_ratio:.4f}"
 
 
 def test_a_model_of_the_frontier_is_written_with_its_card(frontier, answer, tmp_path):

@@ -138,7 +138,8 @@ def test_it_is_loaded_and_shown_everywhere(make_own, limit, records, url):
         assert "None" not in text.replace("None yet", ""), place
         assert "nan" not in text.lower().split(), place
     sentence = answer_sentences(study)[0]
-    assert f"The answer is trial {answer.found.trial.number}, " in sentence
+    begin = "Its knee, the answer, is" if answer.front else "The answer is"
+    assert f"{begin} trial {answer.found.trial.number}, " in sentence
     assert "lr" in shown(study)["notes"]
     assert json.dumps(build_report([study]))
     assert len(finished_trials(study)) == 6

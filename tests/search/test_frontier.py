@@ -128,6 +128,16 @@ def test_the_front_is_monotone_and_its_means_are_shrunk_with_errors():
     assert np.mean(inside) > 0.7
 
 
+@pytest.mark.parametrize("noise", [Noise(0.3), 0.0])
+def test_gains_over_the_dense_model_are_estimated_and_compared(noise):
+    plan = make(noise)
+    gains = {(0.2, 0.2): 9.0, (0.4, 0.4): 10.0, (0.6, 0.6): 5.0, (0.7, 0.7): -20.0}
+    front = plan.front({pair: [DENSE + gain] * 2 for pair, gain in gains.items()})
+    assert [found.pair for found in front] == [(0.7, 0.7), (0.6, 0.6), (0.4, 0.4)]
+    assert [found.mean - DENSE for found in front] == pytest.approx([-20, 5, 10], abs=1.5)
+    assert all(abs(found.mean - DENSE - gains[found.pair]) <= 3 * found.error for found in front)
+
+
 def test_only_complete_pairs_are_on_the_front():
     observed = run(make(), 8)
     front = make().front(observed)
@@ -162,6 +172,7 @@ def test_a_fixed_ratio_is_that_of_all_pairs():
     ("options", "message"),
     [
         ({"levels": 1}, "from 2 to 100"),
+        ({"levels": 101}, "from 2 to 100"),
         ({"levels": 2.5}, "whole number"),
         ({"budgets": ()}, "between 0 and 1"),
         ({"budgets": (0.5, 1.2)}, "between 0 and 1"),

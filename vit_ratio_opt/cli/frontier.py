@@ -6,22 +6,21 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from vit_ratio_opt.cli.command import Panel, check_confidence, option
 from vit_ratio_opt.cli.files import check_model_output
 from vit_ratio_opt.cli.final import FinalOptions, final
 from vit_ratio_opt.cli.options import DeviceOption, PlaceOptions, StudyOptions
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.answer import Answer, answer_of, trained_trial
+from vit_ratio_opt.records.answer import answer_of, trained_trial
 from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import record_of
+from vit_ratio_opt.report.terminal import front_table
 from vit_ratio_opt.runs.storage import open_storage
 from vit_ratio_opt.search.limits import Tolerance
-from vit_ratio_opt.utils.text import shorten, strip_escapes
+from vit_ratio_opt.utils.text import strip_escapes
 
 __all__ = ["FrontierOptions", "frontier"]
 
@@ -84,7 +83,8 @@ def frontier(options: FrontierOptions) -> None:
         raise InputError(
             f"Study {options.study_name!r} searches no frontier: `report` shows its answer."
         )
-    answer = answer_of(snapshot(study))
+    found = snapshot(study)
+    answer = answer_of(found)
     if answer is None:
         trained_trial(study)  # raises, as there is none
         return
@@ -96,7 +96,7 @@ def frontier(options: FrontierOptions) -> None:
         )
         console.print(strip_escapes(str(answer)), soft_wrap=True)
     else:
-        console.print(_table(answer))
+        console.print(front_table(found, is_whole=True))
     if options.output is None:
         return
     if answer.found is None:
@@ -105,30 +105,6 @@ def frontier(options: FrontierOptions) -> None:
             "run more trials."
         )
     final(_final_options(options, answer.found.trial.number))
-
-
-def _table(answer: Answer) -> Table:
-    """Return a table of the pairs of a frontier."""
-    assert answer.found is not None
-    metric, knee = answer.metric, answer.found.pair
-    table = Table(
-        title=f"frontier of study {strip_escapes(shorten(answer.study_name))!r} (*: the knee)",
-        title_justify="left",
-        box=SIMPLE,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-    )
-    for heading in ("trial", answer.cost.word, "MHSA", "FFN", metric.heading, "trained"):
-        table.add_column(heading, justify="left" if heading == "trial" else "right", no_wrap=True)
-    for one in reversed(answer.front):
-        table.add_row(
-            f"{one.trial.number}{' *' if one.pair == knee else ''}",
-            f"{one.cost_ratio:.4f}",
-            *(f"{ratio:.3f}" for ratio in one.pair),
-            metric.number(one.accuracy, error=one.error),
-            str(one.trained),
-        )
-    return table
 
 
 def _final_options(options: FrontierOptions, trial: int) -> FinalOptions:

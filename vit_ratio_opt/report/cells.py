@@ -142,7 +142,7 @@ class FrontierTable(NamedTuple):
     """Table of the pairs of a frontier.
 
     Args:
-        cells: Headings and cells of at most twelve pairs.
+        cells: Headings and cells of the pairs.
         knee: Place of the knee among them.
         note: Sentences below the table: what the knee is, and how many more pairs there are.
     """
@@ -152,8 +152,13 @@ class FrontierTable(NamedTuple):
     note: str
 
 
-def frontier_table(study: Study) -> FrontierTable | None:
-    """Return the table of the pairs of a study's frontier; None without a pair."""
+def frontier_table(study: Study, *, is_whole: bool = False) -> FrontierTable | None:
+    """Return the table of the pairs of a study's frontier; None without a pair.
+
+    Args:
+        study: The study.
+        is_whole: Whether to show all pairs; by default at most twelve.
+    """
     rows, record = frontier_rows(study), record_of(study)
     if not rows:
         return None
@@ -163,7 +168,7 @@ def frontier_table(study: Study) -> FrontierTable | None:
             "val_accuracy": val_text(row, record.metric),
             "note": "knee" if row["knee"] else "",
         }
-        for row in pick_rows(rows)
+        for row in (rows if is_whole else pick_rows(rows))
     ]
     headings, cells = row_cells(shown, _FRONTIER, record.metric)
     headings[0] = record.cost.word

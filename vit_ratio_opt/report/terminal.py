@@ -53,9 +53,14 @@ def results_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def front_table(study: Study) -> Table | None:
-    """Return the pairs of a study's frontier as a table for 80 columns; None without a pair."""
-    found = frontier_table(study)
+def front_table(study: Study, *, is_whole: bool = False) -> Table | None:
+    """Return the pairs of a study's frontier as a table for 80 columns; None without a pair.
+
+    Args:
+        study: The study.
+        is_whole: Whether to show all pairs; by default at most twelve.
+    """
+    found = frontier_table(study, is_whole=is_whole)
     if found is None:
         return None
     headings, rows = found.cells

@@ -52,6 +52,18 @@ class Rule(NamedTuple):
         """Return the offset of the loss under the logarithm."""
         return _OFFSET * self.worst + 2 * self.noise.guess
 
+    def above(self, values: Array) -> Rule:
+        """Return the rule with losses counted from above the dense model, where values are above.
+
+        A training may gain more than it loses by pruning. The logarithm has room for gains of half
+        the offset; beyond that all pairs would count as equal.
+
+        Args:
+            values: Values of the pairs, at least one.
+        """
+        gain = float(values.max()) - self.dense - self.offset / 2
+        return self if gain <= 0 else self._replace(dense=self.dense + gain)
+
     def points(self, pairs: Sequence[Pair]) -> Array:
         """Return pairs on the belief's unit square, ``(n, 2)``."""
         points: Array = as_array(pairs) / self.scale
@@ -71,6 +83,7 @@ class Judged(NamedTuple):
         mean: Posterior mean in the units of the belief, which is ``-log(1 + loss / offset)``.
         variance: Posterior variance in the units of the belief.
         belief: The belief.
+        rule: Parameters of the search; losses are counted from its ``dense``.
     """
 
     pairs: list[Pair]
@@ -82,6 +95,7 @@ class Judged(NamedTuple):
     mean: Array
     variance: Array
     belief: Belief
+    rule: Rule
 
     def front(self, complete: Container[Pair] | None = None) -> list[int]:
         """Return the places of the pairs that lose less than every cheaper one, of rising cost.
@@ -111,12 +125,13 @@ class Judged(NamedTuple):
         heights: Array = np.minimum(losses.min(axis=0, initial=worst), worst)
         return heights
 
-    def estimate(self, place: int, dense: float) -> Estimate:
+    def estimate(self, place: int) -> Estimate:
         """Return the estimate of one pair.
 
         Its probability is that of losing less than every cheaper pair is expected to.
         """
-        loss, error = float(self.losses[place]), float(self.errors[place])
+        dense, loss = self.rule.dense, float(self.losses[place])
+        error = float(self.errors[place])
         cheaper = self.losses[self.costs < self.costs[place]]
         apart = float(cheaper.min(initial=math.inf)) - loss
         sure = float(apart > 0)
@@ -143,6 +158,7 @@ def judge(observed: Observed, cost: Callable[[float, float], float], rule: Rule)
         return None
     costs = np.array([cost(*pair) for pair in pairs])
     means = np.array([math.fsum(observed[pair]) / len(observed[pair]) for pair in pairs])
+    rule = rule.above(means)
     chosen = _next_to_front(costs, rule.dense - means)
     pairs, costs, means = [pairs[place] for place in chosen], costs[chosen], means[chosen]
     own = rule.dense - means
@@ -168,7 +184,7 @@ def judge(observed: Observed, cost: Callable[[float, float], float], rule: Rule)
         second = belief.weights @ (whole**2 * np.exp(small))
         losses = expected - rule.offset
         errors = np.sqrt(np.maximum(second - expected**2, 0.0))
-    return Judged(pairs, costs, own, counts, losses, errors, mean, variance, belief)
+    return Judged(pairs, costs, own, counts, losses, errors, mean, variance, belief, rule)
 
 
 def _fit(rule: Rule, pairs: Sequence[Pair], repeats: Repeats) -> Belief:
@@ -235,5 +251,5 @@ def frontier_answer(
     judged = judge(observed, cost, rule)
     if judged is None:
         return [], {}
-    all_ = {p: judged.estimate(place, rule.dense) for place, p in enumerate(judged.pairs)}
+    all_ = {p: judged.estimate(place) for place, p in enumerate(judged.pairs)}
     return [all_[judged.pairs[place]] for place in judged.front(complete)], all_

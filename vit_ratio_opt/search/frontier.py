@@ -159,7 +159,7 @@ class FrontierSearch:
         judged = judge(observed, self.cost, self.rule)
         if judged is None:
             return []
-        return [judged.estimate(place, self.rule.dense) for place in judged.front(complete)]
+        return [judged.estimate(place) for place in judged.front(complete)]
 
     def answer(
         self, observed: Observed, *, complete: Container[Pair] | None = None
@@ -211,7 +211,7 @@ class FrontierSearch:
             return {}
         mean, _ = judged.belief.predict(self.rule.points(pairs))
         lost = self.rule.offset * np.expm1(np.minimum(-mean, _LARGEST_EXPONENT))
-        values = (self.rule.dense - lost).tolist()
+        values = (judged.rule.dense - lost).tolist()
         return {pair: [value] for pair, value in zip(pairs, values, strict=True)}
 
     def _best_new(self, judged: Judged, tried: Collection[Pair]) -> _Promise:
