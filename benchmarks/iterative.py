@@ -143,7 +143,8 @@ def _measure(search: Search, parent: RatioPair | None, child: RatioPair) -> dict
     parent_accuracy = None
     if parent is None:
         trial: Any = FixedTrial(child._asdict())
-        accuracy: float = search.objective(trial)
+        accuracy = search.objective(trial)
+        assert isinstance(accuracy, float)
     else:
         study = optuna.create_study(direction="maximize")
         for pair in (parent, child):

@@ -68,7 +68,7 @@ def test_sixteen_trials_come_nearer_to_the_frontier_than_all_pairs_of_one_ratio(
     best = area(make().pairs)
     searched = area(run(make(), 16))
     assert searched < area(fixed.pairs)
-    assert searched - best < 1.0  # point of accuracy, over all costs
+    assert searched - best < 1.5  # points of accuracy, over all costs
 
 
 def test_a_search_without_noise_tries_no_pair_twice_and_ends():

@@ -31,8 +31,9 @@ __all__ = ["Budget", "Frontier", "Limit", "Tolerance", "directions_of", "plan_of
 # Standard deviation of the metric over seeds, as a share of the tolerance, where nothing is
 # known of it: trainings of a pair correct it.
 _NOISE_SHARE = 0.25
-# Costs of a frontier that count, for each of its levels, and pairs of each that may be tried.
-_MARKS, _PAIRS = 4, 48
+# Costs of a frontier that count, pairs of all of them that may be tried, and pairs of each level
+# that may be tried first.
+_MARKS, _PAIRS, _LEVEL_PAIRS = 128, 1536, 48
 _MOST_LEVELS = 100  # the time of a proposal grows with them
 _WORST_POINTS = 100  # loss of a model of which nothing is left, where the metric does not tell
 
@@ -222,7 +223,7 @@ class Frontier:
 
     Args:
         levels: Number of costs, evenly spaced, at which the best pair is searched, from 2 to 100;
-            three more between each two of them count too. Half of the levels are tried first.
+            costs between them count too, 128 or so in all. Half of the levels are tried first.
         budgets: The costs themselves, as shares of the dense model's cost, in place of ``levels``.
             All of them are tried first.
 
@@ -291,7 +292,12 @@ class Frontier:
             check_budget(space, budget)
             if fixed_ratio:
                 fixed_ratio_pair(space, budget)
-        curves = {mark: _thinned_curve(space, mark, fixed_ratio) for mark in {*levels, *marks}}
+        tried = [
+            pair
+            for mark in marks
+            for pair in _pairs_at(space, mark, max(2, _PAIRS // len(marks)), fixed_ratio)
+        ]
+        curves = {level: _pairs_at(space, level, _LEVEL_PAIRS, fixed_ratio) for level in levels}
         sign = metric.sign
         worst = sign * dense if sign * dense > 0 else _WORST_POINTS * metric.point(dense)
         reached = [level for level in levels if curves[level]]
@@ -299,7 +305,7 @@ class Frontier:
         costs = [space.cost_ratio(*pair) for pair in first]
         search = FrontierSearch(
             [p for i, p in enumerate(first) if costs[i] < min(costs[:i], default=math.inf)],
-            [pair for mark in marks for pair in curves[mark]],
+            tried,
             space.cost_ratio,
             marks,
             dense=sign * dense,
@@ -318,23 +324,24 @@ class Frontier:
         def evenly(parts: int) -> list[float]:
             return [1 - (1 - least) * part / parts for part in range(1, parts)]
 
-        return evenly(self.levels // 2 + 1), [*evenly(_MARKS * self.levels), least]
+        marks = self.levels * max(1, _MARKS // self.levels)
+        return evenly(self.levels // 2 + 1), [*evenly(marks), least]
 
     def to_json(self) -> dict[str, Any]:
         """Return the limit as a study stores it."""
         return {"frontier": self.levels if self.budgets is None else list(self.budgets)}
 
 
-def _thinned_curve(space: PairSpace, budget: float, fixed_ratio: bool) -> list[Pair]:
-    """Return at most 48 of the pairs that use up a budget, evenly spaced along their curve."""
-    if fixed_ratio:
-        try:
-            return [fixed_ratio_pair(space, budget)]
-        except InputError:  # one module reaches its minimum before
-            return []
-    curve = budget_curve(space, budget)
-    steps = min(_PAIRS, len(curve)) - 1
-    return [curve[round(i * (len(curve) - 1) / max(1, steps))] for i in range(steps + 1)]
+def _pairs_at(
+    space: PairSpace, budget: float, points: int, fixed_ratio: bool
+) -> Sequence[RatioPair]:
+    """Return pairs that use up a budget; with a fixed ratio one, or none where it cannot."""
+    if not fixed_ratio:
+        return budget_curve(space, budget, points)
+    try:
+        return [fixed_ratio_pair(space, budget)]
+    except InputError:  # one module reaches its minimum before
+        return []
 
 
 def _likeliest(

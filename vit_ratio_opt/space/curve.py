@@ -65,7 +65,9 @@ def _rounding_hint(space: PairSpace) -> str:
     return f" Sizes are multiples of {round_to}: a lower `round_to` (--round-to) allows less."
 
 
-def budget_curve(space: PairSpace, budget: float) -> tuple[RatioPair, ...]:
+def budget_curve(
+    space: PairSpace, budget: float, points: int | None = None
+) -> tuple[RatioPair, ...]:
     """Return the pairs that use up ``budget``, from the least to the most attention pruned.
 
     For every MHSA ratio there is one smallest FFN ratio that meets the budget. Every other pair
@@ -75,6 +77,7 @@ def budget_curve(space: PairSpace, budget: float) -> tuple[RatioPair, ...]:
     Args:
         space: Space of the dense model.
         budget: Largest fraction of the cost allowed, in (0, 1].
+        points: Largest number of pairs, evenly spaced along the curve; None for all.
 
     Returns:
         At least one pair; ``mhsa_ratio`` rises and ``ffn_ratio`` falls along the curve.
@@ -84,15 +87,21 @@ def budget_curve(space: PairSpace, budget: float) -> tuple[RatioPair, ...]:
     """
     check_budget(space, budget)
     allowed = _largest_cost(space.dense_cost, budget)
-    ffn_ratios = space.ffn_ratios
-    curve = []
-    for mhsa_ratio in space.mhsa_ratios:
-        least = _first_within(ffn_ratios, allowed, partial(_cost_in_column, space, mhsa_ratio))
-        if least < len(ffn_ratios):
-            curve.append(RatioPair(mhsa_ratio, ffn_ratios[least]))
-        if least == 0:  # larger MHSA ratios remove more without need
-            break
-    return tuple(curve)
+    mhsa_ratios, ffn_ratios = space.mhsa_ratios, space.ffn_ratios
+    # Smaller MHSA ratios need more than all of the FFN, larger ones remove more without need.
+    first, last = (
+        _first_within(mhsa_ratios, allowed, partial(_cost_in_row, space, ffn_ratio))
+        for ffn_ratio in (ffn_ratios[-1], ffn_ratios[0])
+    )
+    on_curve = mhsa_ratios[first : last + 1]
+    chosen = on_curve if points is None else pick_evenly(on_curve, points)
+    return tuple(
+        RatioPair(
+            ratio,
+            ffn_ratios[_first_within(ffn_ratios, allowed, partial(_cost_in_column, space, ratio))],
+        )
+        for ratio in chosen
+    )
 
 
 def fixed_ratio_pair(space: PairSpace, budget: float) -> RatioPair:
@@ -198,6 +207,10 @@ def _fixed_ratios(space: PairSpace) -> list[float]:
 
 
 def _cost_in_column(space: PairSpace, mhsa_ratio: float, ffn_ratio: float) -> int:
+    return space.pruned_cost(RatioPair(mhsa_ratio, ffn_ratio))
+
+
+def _cost_in_row(space: PairSpace, ffn_ratio: float, mhsa_ratio: float) -> int:
     return space.pruned_cost(RatioPair(mhsa_ratio, ffn_ratio))
 
 

@@ -1,0 +1,202 @@
+"""How many trained trials does each sampler need for the whole frontier of accuracy and FLOPs?
+
+Question: how much of the area under the frontier is still missing after n trained trials?
+
+Method: the searches run through Optuna's ask and tell, with two objectives, on the recorded
+surfaces (``surfaces/``, see ``samplers.py``); each trial returns the surface's accuracy plus
+Gaussian noise of the spread recorded at such a loss. Judged are all pairs that were tried, on the
+surface itself without noise: the *hypervolume*, in units of all points that can be lost times all
+FLOPs, from the point where all is lost at no saving. *Missing* is what the frontier of all pairs
+has more, in hundredths.
+
+The peers know the FLOPs too, which are their exact second objective. ``pairs`` peers propose both
+ratios. ``curve`` peers propose one of 32 budgets and a place on its curve, so that no trial prunes
+more than its FLOPs need. ``ours screened`` begins next to the best pairs without training. GP is
+Optuna's GPSampler, with the logarithm of the expected hypervolume improvement. Seeds are paired:
+the n-th trial of each sampler has the same noise in units of its spread.
+
+    python benchmarks/frontier.py [--surface NAME] [--seeds 20]
+    python benchmarks/frontier.py --show
+
+Output: ``results/frontier.json``, a row for each surface and sampler with an interval of 95 % by
+the bootstrap over seeds; it goes on where it stopped. Runtime: 15 minutes on one core, most of it
+GP's.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import numpy as np
+import optuna
+import typer
+from command_line import run_command
+from optuna.trial import Trial
+from recording import head_commit, write_row
+from samplers import Surface, screened_path, surface_of
+
+from vit_ratio_opt.search.limits import Frontier
+from vit_ratio_opt.search.noise import Noise
+from vit_ratio_opt.search.plan import Pair
+from vit_ratio_opt.search.sampler import PlanSampler
+from vit_ratio_opt.search.space import ratio_distributions
+from vit_ratio_opt.space.curve import budget_curve, smallest_cost_ratio
+
+RESULTS = Path(__file__).parent / "results" / "frontier.json"
+SURFACES = ("digits", "cifar10-d64-short", "cifar10-d64-pruned")
+TRIALS, CHECKPOINTS = 32, (8, 16, 24, 32)
+BUDGETS = 32  # of the peers on the curves
+RESAMPLES = 10_000
+
+PEERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    "GP": lambda seed: optuna.samplers.GPSampler(seed=seed),
+    "TPE": lambda seed: optuna.samplers.TPESampler(seed=seed),
+    "NSGA-II": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=8),
+    "QMC": lambda seed: optuna.samplers.QMCSampler(seed=seed),
+    "Random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
+
+
+def main(
+    surface: Annotated[Optional[str], typer.Option(help="One surface only.")] = None,  # noqa: UP045
+    seeds: Annotated[int, typer.Option(min=2, help="Seeds 0, 1, ...")] = 20,
+    show: Annotated[bool, typer.Option("--show", help="Only print what was recorded.")] = False,
+) -> None:
+    """Compare the samplers."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")
+    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    known = {(row["surface"], row["sampler"]) for row in rows if row["seeds"] == seeds}
+    for name in () if show else (surface,) if surface else SURFACES:
+        for sampler in samplers_for(surface_of(name)):
+            if (name, sampler) not in known:
+                write_row(
+                    "frontier", measure(name, sampler, seeds), ("surface", "sampler"), RESULTS
+                )
+    print_table()
+
+
+def samplers_for(surface: Surface) -> list[str]:
+    """Return the names of the samplers; a surface without training has nothing to screen by."""
+    ours = ["ours", "ours screened"] if surface.epochs else ["ours"]
+    return [*ours, *(f"{peer} {kind}" for kind in ("curve", "pairs") for peer in PEERS)]
+
+
+def measure(name: str, sampler: str, seeds: int) -> dict[str, Any]:
+    """Return the row of a sampler on a surface."""
+    started = time.perf_counter()
+    missing = np.array([search(name, sampler, seed) for seed in range(seeds)])
+    generator = np.random.default_rng(0)
+    drawn = generator.integers(0, seeds, (RESAMPLES, seeds))
+    low, high = np.quantile(missing[drawn].mean(axis=1), (0.025, 0.975), axis=0)
+    return {
+        "surface": name,
+        "sampler": sampler,
+        "seeds": seeds,
+        "trials": list(CHECKPOINTS),
+        "missing": np.round(missing.mean(axis=0), 3).tolist(),
+        "low": np.round(low, 3).tolist(),
+        "high": np.round(high, 3).tolist(),
+        "by_seed": np.round(missing, 3).tolist(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "versions": {package: version(package) for package in ("optuna", "numpy", "torch")},
+        "commit": head_commit(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "command": " ".join(["python benchmarks/frontier.py", *sys.argv[1:]]),
+    }
+
+
+def search(name: str, sampler: str, seed: int) -> list[float]:
+    """Return the missing hypervolume of one search after each checkpoint, in hundredths."""
+    surface, rng = surface_of(name), np.random.default_rng([seed, 1])
+    study, suggest = study_of(name, sampler, seed)
+    seen: list[Pair] = []
+    missing = []
+    for number in range(1, TRIALS + 1):
+        trial = study.ask()
+        pair = suggest(trial)
+        seen.append(pair)
+        study.tell(trial, (surface.draw(pair, rng), surface.space.macs_ratio(*pair)))
+        if number in CHECKPOINTS:
+            missing.append(100 * (best_volume(name) - volume(surface, seen)))
+    return missing
+
+
+def study_of(name: str, sampler: str, seed: int) -> tuple[optuna.Study, Callable[[Trial], Pair]]:
+    """Return a study and what suggests its pairs."""
+    surface = surface_of(name)
+    space = ratio_distributions(surface.space)
+
+    def pair(trial: Trial) -> Pair:
+        first, second = (trial.suggest_float(n, d.low, d.high) for n, d in space.items())
+        return first, second
+
+    def on_a_curve(trial: Trial) -> Pair:
+        curve = curves_of(name)[trial.suggest_int("budget", 0, BUDGETS - 1)]
+        return curve[round(trial.suggest_float("place", 0, 1) * (len(curve) - 1))]
+
+    chosen: Any
+    if sampler.startswith("ours"):
+        plan = Frontier().plan(
+            surface.space,
+            noise=Noise(surface.noise, is_known=False),
+            dense=surface.dense,
+            path=screened_path(name) if sampler == "ours screened" else (),
+        )
+        chosen = PlanSampler(space, plan, seed=seed)
+    else:
+        chosen = PEERS[sampler.split()[0]](seed)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=chosen)
+    return study, on_a_curve if sampler.endswith(" curve") else pair
+
+
+@lru_cache
+def curves_of(name: str) -> list[Sequence[Pair]]:
+    """Return the pairs that use up each of some budgets, evenly spaced."""
+    space = surface_of(name).space
+    budgets = np.linspace(1.0, smallest_cost_ratio(space), BUDGETS + 1)[1:]
+    return [budget_curve(space, float(budget)) for budget in budgets]
+
+
+@lru_cache
+def best_volume(name: str) -> float:
+    """Return the hypervolume of the frontier of all pairs."""
+    surface = surface_of(name)
+    return volume(surface, [(m, f) for m, column in surface.columns for f in column])
+
+
+def volume(surface: Surface, pairs: Sequence[Pair]) -> float:
+    """Return the share of all points times all FLOPs that the frontier of the pairs covers."""
+    points = sorted(
+        (surface.space.macs_ratio(*pair), surface.dense - surface.accuracy(pair)) for pair in pairs
+    )
+    area, cost, least = 0.0, 0.0, surface.dense
+    for at, loss in [*points, (1.0, 0.0)]:
+        area, cost = area + (at - cost) * least, at
+        least = min(least, max(loss, 0.0))
+    return 1 - area / surface.dense
+
+
+def print_table() -> None:
+    """Print the missing hypervolume of each sampler after each checkpoint."""
+    rows = json.loads(RESULTS.read_text())["rows"]
+    for name in dict.fromkeys(row["surface"] for row in rows):
+        print(f"{name}: missing hypervolume in hundredths after {CHECKPOINTS} trials")
+        own = [row for row in rows if row["surface"] == name]
+        for row in sorted(own, key=lambda row: row["missing"][1]):
+            parts = zip(row["missing"], row["low"], row["high"], strict=True)
+            shown = "  ".join(f"{mean:6.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in parts)
+            print(f"  {row['sampler']:14s} {shown}")
+
+
+if __name__ == "__main__":
+    run_command(main)
