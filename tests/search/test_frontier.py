@@ -95,11 +95,20 @@ def test_workers_get_different_pairs_at_other_costs():
     assert min(b - a for a, b in itertools.pairwise(costs)) > 0.005
 
 
+def test_workers_that_begin_at_once_get_pairs_spread_over_all_costs():
+    plan, pending = make(), []
+    for _ in range(16):
+        pending.append(plan.propose({}, pending).pair)
+    assert len(set(pending)) == 16
+    costs = sorted([1.0, *(SPACE.cost_ratio(*pair) for pair in pending)])
+    assert max(b - a for a, b in itertools.pairwise(costs)) < 0.15
+
+
 def test_a_blocked_pair_is_not_tried_and_one_that_is_out_of_range_is_ignored():
     plan = make()
     blocked = {*plan.levels[:2]}
     assert plan.propose({}, blocked=blocked).pair == plan.levels[2]
-    assert plan.propose({}, plan.levels).pair is None
+    assert plan.propose({}, plan.pairs).pair is None
     observed = run(plan, 5)
     far = plan.propose({**observed, (2.0, 0.1): [50.0]}, pending=[(0.1, 3.0)])
     assert far.pair == plan.propose(observed).pair

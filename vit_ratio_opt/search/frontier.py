@@ -135,7 +135,7 @@ class FrontierSearch:
                 return Proposal(pair, f"level {number} of {len(self.levels)}")
         judged = judge(observed, self.cost, self.rule)
         if judged is None:
-            return Proposal(None, "every level is being trained, or keeps failing")
+            return self._between(off)
         expected = self._expected(judged, sorted(pending))
         judged = judge({**expected, **observed}, self.cost, self.rule) or judged
         new = self._best_new(judged, [*off, *observed])
@@ -203,6 +203,18 @@ class FrontierSearch:
         """Return whether a pair has a cost: one that was enqueued by hand may be out of range."""
         _, most = self.limits
         return 0 <= pair[0] <= most[0] and 0 <= pair[1] <= most[1]
+
+    def _between(self, off: Container[Pair]) -> Proposal:
+        """Return a pair in the middle of two levels, the most apart, while nothing is observed."""
+        left = [pair for pair in self.pairs if pair not in off]
+        if not left:
+            return Proposal(None, "every pair is being trained, or keeps failing")
+        taken = sorted((-self.cost(*pair), pair) for pair in self.pairs if pair in off)
+        gaps = itertools.pairwise([(-1.0, (0.0, 0.0)), *taken])  # from the dense model on
+        (_, first), (_, second) = max(gaps, key=lambda gap: gap[1][0] - gap[0][0])
+        middle = (as_array([first]) + as_array([second])) / 2
+        nearest = np.abs(as_array(left) - middle).sum(axis=1).argmin()
+        return Proposal(left[int(nearest)], "between two levels that are being trained")
 
     def _expected(self, judged: Judged, pending: Sequence[Pair]) -> dict[Pair, list[float]]:
         """Return the value that is expected of each pending pair."""
