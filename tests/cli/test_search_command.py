@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vit_ratio_opt.cli.pruning_options import PruningOptions, chosen_pruning
+from vit_ratio_opt.cli.pruning_options import PruningOptions, _parse_round_to, chosen_pruning
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense, load_pruned
 from vit_ratio_opt.models.shape import shape_of
@@ -303,3 +303,19 @@ def test_a_search_normalises_images_as_it_is_told(files, tmp_path, command, monk
     assert black[0, :, 0, 0].tolist() == pytest.approx([-2.5, -1.6, -1.0])
     settings = optuna.load_study(study_name="told", storage=storage).user_attrs["settings"]
     assert (settings["mean"], settings["std"]) == ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
+
+
+@pytest.mark.parametrize("value", ["0", "8.5", "-1", '"x"'])
+def test_a_config_files_number_is_refused_as_the_command_lines(
+    tmp_path, monkeypatch, command, arguments, value
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").write_text(f"round-to = {value}\n")
+    ended = command(*arguments, "--budget", "0.5", "--config", "run.toml")
+    assert ended.code == 2
+    assert "neither auto nor in 1 to" in " ".join(ended.err.split())
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(4, "4"), ("4", "4"), ("auto", "auto")])
+def test_a_config_file_may_give_a_number_or_auto(value, wanted):
+    assert _parse_round_to(value) == wanted

@@ -65,6 +65,15 @@ def test_another_teacher_sees_images_in_its_own_normalisation(digits, network):
         torch.testing.assert_close(teacher(digits.normalise(raw)), wanted)
 
 
+def test_a_teacher_of_one_channel_is_not_given_the_means_of_three(digits, network):
+    network.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # as of timm
+    teacher = OtherTeacher(network, digits)
+    raw, _ = next(digits.val.batches(16))
+    with torch.no_grad():
+        wanted = network.eval()(digits.normalise(raw))
+        torch.testing.assert_close(teacher(digits.normalise(raw)), wanted)
+
+
 def test_another_teacher_stays_as_it_is(digits, network):
     teacher = OtherTeacher(network, digits).train()
     assert not any(module.training for module in teacher.modules())

@@ -20,7 +20,8 @@ _MOST = 65_536
 _AUTO = NumberOrAuto("auto")
 
 
-def _parse_round_to(text: str) -> NumberOrAuto:
+def _parse_round_to(value: object) -> NumberOrAuto:
+    text = str(value)  # a config file has numbers
     if text != "auto" and not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MOST):
         raise typer.BadParameter(f"{shorten(text)!r} is neither auto nor in 1 to {_MOST}.")
     return NumberOrAuto(text)

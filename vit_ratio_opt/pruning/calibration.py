@@ -35,7 +35,7 @@ from vit_ratio_opt.pruning.eliminate import elimination_order
 from vit_ratio_opt.pruning.factorize import HeadFactors, head_factors
 from vit_ratio_opt.pruning.fisher import BranchCost, branch_costs
 from vit_ratio_opt.pruning.moments import Allocate, BlockMoments, block_moments
-from vit_ratio_opt.pruning.options import CalibrationPrecision
+from vit_ratio_opt.pruning.options import CalibrationPrecision, check_calibration_precision
 from vit_ratio_opt.pruning.passes import halving, in_precision
 from vit_ratio_opt.pruning.targets import empty_on_disk
 from vit_ratio_opt.space.shape import ViTShape
@@ -160,10 +160,12 @@ def calibrate(
 
     Raises:
         UnsupportedModelError: The model cannot be pruned.
-        InputError: The task is unknown, ``images`` is empty or does not fit the model, or the
-            model leaves out tokens or has weights that are not finite numbers in float32.
+        InputError: The task or the precision is unknown, ``images`` is empty or does not fit the
+            model, or the model leaves out tokens or has weights that are not finite numbers in
+            float32.
     """
     check_task(task)
+    check_calibration_precision(precision)
     model = check_all_tokens(model)
     check_full_precision(model)
     check_weights(model)

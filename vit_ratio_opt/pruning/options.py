@@ -46,6 +46,19 @@ CalibrationPrecision = Literal["float32", "bfloat16"]
 """Precision of the matrix products in the passes of calibration and repair."""
 
 
+def check_calibration_precision(precision: str) -> None:
+    """Refuse a precision that passes of a calibration cannot have.
+
+    Raises:
+        InputError: It is none of :data:`CalibrationPrecision`.
+    """
+    if precision not in get_args(CalibrationPrecision):
+        raise InputError(
+            f"`precision` of the calibration must be one of {get_args(CalibrationPrecision)}, "
+            f"but got {precision!r:.80}."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Structural:
     """Remove weights: heads or their dimensions, and hidden neurons of the FFN.
@@ -219,11 +232,8 @@ class CalibrationOptions:
             "calibration_memory", self.memory, "at least 0, in GiB", least=0, most=math.inf
         )
         object.__setattr__(self, "memory", memory)
-        if self.precision not in (None, *get_args(CalibrationPrecision)):
-            raise InputError(
-                f"`precision` of the calibration must be one of {get_args(CalibrationPrecision)}, "
-                f"but got {self.precision!r}."
-            )
+        if self.precision is not None:
+            check_calibration_precision(self.precision)
         check_path("cache", self.cache)
         if self.task is not None:
             check_task(self.task)

@@ -90,7 +90,8 @@ def _bfloat16_units(device: torch.device) -> Iterator[None]:
     """Let a CPU multiply float32 in its units for bfloat16, whose sums are float32.
 
     PyTorch has no product of bfloat16 with a float32 result on a CPU. The setting holds for the
-    whole process, so only the main thread changes it: other threads compute the same in full.
+    whole process, so only the main thread changes it: other threads multiply in float32, with
+    sums that are rounded elsewhere.
     """
     matmul = getattr(torch.backends.mkldnn, "matmul", None)  # not before torch 2.9
     is_main = threading.current_thread() is threading.main_thread()

@@ -137,7 +137,9 @@ def _training(study: Study, trial: FrozenTrial, known: TrialRecord) -> str | Non
     record, accuracy = record_of(study), accuracy_of(trial, study)
     metric, dense, pruned = record.metric, record.dense.val_accuracy, known.accuracy_pruned
     reported = [v for _, v in sorted(reports_of(trial).items()) if math.isfinite(v)]
-    if has_tolerance(study):
+    if known.epochs == 0:  # left out: the reports are for Optuna's pruners
+        reported = []
+    elif has_tolerance(study):
         reported = [] if dense is None else [metric.after_loss(dense, v) for v in reported]
     values = [] if dense is None else [f"{metric.text(dense)} dense"]
     values += [] if pruned is None else [f"{metric.text(pruned)} pruned"]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from vit_ratio_opt.records.labels import precision_text
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trial import TrialRecord
 from vit_ratio_opt.records.trials import cost_word, finished_trials
@@ -35,6 +36,11 @@ def describe_start(study: Study, n_trials: int | None) -> Iterator[str]:
         yield f"resuming {study.study_name!r}: {done}{of_all} trials are done, none repeated"
     if study.get_trials(deepcopy=False):
         return
+    record = record_of(study)
+    settings, speedups = record.optional_settings, record.bfloat16_speedup
+    if settings is not None and settings.precision is not None and speedups:
+        training = settings.training_precision or settings.precision
+        yield precision_text(settings.precision, training, speedups)
     baseline = study.user_attrs.get("plan", {}).get("baseline")
     if baseline is not None:
         yield f"begins with the fixed ratio {baseline[0]:.3f}, the baseline of this study"
@@ -77,8 +83,10 @@ def describe_trial(study: Study, trial: FrozenTrial, n_trials: int | None) -> st
     of_all = "" if n_trials is None else f" of {n_trials}"
     metric = record_of(study).metric
     before = "" if known.accuracy_pruned is None else metric.number(known.accuracy_pruned)
+    is_left_out = (known.chosen or {}).get("is_trained") is False
+    why = "  not trained, as pruning changed no output" if is_left_out else ""
     return (
         f"{text}  {metric.name} {before} -> {metric.text(known.accuracy)} "
         f"({metric.change(known.accuracy_drop)}{limit})  "
-        f"{known.seconds:.1f} s  ({len(finished_trials(study))}{of_all})"
+        f"{known.seconds:.1f} s  ({len(finished_trials(study))}{of_all}){why}"
     )

@@ -77,9 +77,14 @@ def check_settings(task: StudyTask, study_name: str, attributes: Mapping[str, An
                 "dense model has the same weights and properties, but its modules may differ."
             )
     if differences:
+        fix = "Use another study name, or the settings of the study."
+        if any(text.startswith("training_precision ") for text in differences):
+            fix = (
+                "The study has timed its precisions: give none (no --precision), or use another "
+                "study name."
+            )
         raise InputError(
-            f"Study {study_name!r} exists with other settings: {'; '.join(differences)}. "
-            "Use another study name, or the settings of the study."
+            f"Study {study_name!r} exists with other settings: {'; '.join(differences)}. {fix}"
         )
     return None
 

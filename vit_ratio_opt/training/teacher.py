@@ -72,7 +72,9 @@ def _normalisation(model: nn.Module, data: ImageData) -> tuple[Any, Any]:
     known = preprocess_of(model)
     if known is not None:
         return known.mean, known.std
-    config = getattr(model, "pretrained_cfg", None)  # timm's
+    config = getattr(model, "pretrained_cfg", None)  # timm's, for three channels whatever it takes
     if isinstance(config, Mapping) and config.get("mean") and config.get("std"):
-        return tuple(config["mean"]), tuple(config["std"])
+        mean, std = tuple(config["mean"]), tuple(config["std"])
+        if len(mean) == len(std) == len(data.mean):
+            return mean, std
     return data.mean, data.std
