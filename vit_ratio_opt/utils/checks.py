@@ -10,7 +10,14 @@ from typing import Any
 
 from vit_ratio_opt.errors import InputError
 
-__all__ = ["LARGEST_SEED", "check_count", "check_flags", "check_number", "check_path"]
+__all__ = [
+    "LARGEST_SEED",
+    "check_count",
+    "check_flags",
+    "check_number",
+    "check_path",
+    "is_between",
+]
 
 LARGEST_SEED = 2**32 - 1
 """Largest random seed that NumPy accepts."""
@@ -83,3 +90,8 @@ def check_path(name: str, value: Any) -> None:
     """
     if value is not None and not isinstance(value, (str, os.PathLike)):
         raise InputError(f"`{name}` must be a path, but got {value!r:.80}: give a text or a Path.")
+
+
+def is_between(value: object, low: float, high: float) -> bool:
+    """Return whether a value is a number above ``low`` and below ``high``."""
+    return isinstance(value, Real) and low < float(value) < high
