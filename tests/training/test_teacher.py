@@ -90,6 +90,13 @@ def test_a_teacher_of_other_classes_or_images_is_refused(digits, network):
         vro.ImageTrainer(digits, teacher=network)
 
 
+@pytest.mark.parametrize("lr", ["auto", 1e-3])
+def test_finetuning_refuses_a_teacher_of_other_classes(digits, dense, network, lr):
+    network[-1] = nn.Linear(36, 7)
+    with pytest.raises(InputError, match=r"outputs of \(7,\) .* the model gives \(10,\)"):
+        vro.finetune(copy.deepcopy(dense), digits, vro.Recipe(epochs=1, lr=lr), teacher=network)
+
+
 def test_a_trial_learns_from_the_other_teacher_and_the_study_names_it(digits, dense, network):
     few = replace(digits, train=digits.train.subset(torch.arange(64)))
     recipe = vro.Recipe(batch_size=32, lr=1e-3, distillation=1.0, teacher_labels="hard")

@@ -17,6 +17,7 @@ from vit_ratio_opt.runs.storage_url import check_storage_url, database_files
 from vit_ratio_opt.search.limits import Budget
 from vit_ratio_opt.space.costs import Cost, cost_named
 from vit_ratio_opt.space.curve import check_budget, fixed_ratio_pair
+from vit_ratio_opt.utils.cache_files import cache_limit
 from vit_ratio_opt.utils.files import check_outputs, check_writable_folder, is_plain, write_text
 from vit_ratio_opt.utils.redact import redact
 
@@ -33,6 +34,7 @@ def search(options: SearchCommandOptions) -> None:
     pair that keeps it wins) or a --frontier (the best pair at every cost). Run the same command
     again to resume the search.
     """
+    cache_limit()  # refused before anything is written
     check_folder(options.data)
     options, place = fill_in(options)
     config = config_text(_without_password(options))

@@ -6,15 +6,35 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.preprocessing import find_differences, preprocess_of
+from vit_ratio_opt.errors import InputError
 
-__all__ = ["warn_near_chance", "warn_of_other_preprocessing"]
+__all__ = ["check_same_outputs", "warn_near_chance", "warn_of_other_preprocessing"]
 
 # An accuracy that guessing reaches in one of 1,000 validation splits is not warned about.
 _ONE_IN = 1000
 
 _logger = logging.getLogger(f"optuna.{__name__}")
+
+
+def check_same_outputs(outputs: torch.Tensor, teacher: torch.Tensor) -> None:
+    """Refuse a teacher with other outputs than the model: some losses would stretch them.
+
+    Args:
+        outputs: Outputs of the model, ``(batch, ...)``.
+        teacher: Outputs of the teacher for the same images.
+
+    Raises:
+        InputError: Their shapes differ.
+    """
+    if outputs.shape != teacher.shape:
+        raise InputError(
+            f"The teacher gives outputs of {tuple(teacher.shape[1:])} for an image, but the model "
+            f"gives {tuple(outputs.shape[1:])}: give a teacher with the model's outputs."
+        )
 
 
 def warn_of_other_preprocessing(model: Any, data: ImageData) -> None:

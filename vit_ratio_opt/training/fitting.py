@@ -24,6 +24,7 @@ from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.models.device import Precision
+from vit_ratio_opt.training.checks import check_same_outputs
 from vit_ratio_opt.training.evaluate import predict
 from vit_ratio_opt.training.matching import Reference
 
@@ -107,6 +108,7 @@ def divergence(
         aim = predict(dense, data, split, precision=precision)
     outputs = predict(model, data, split, precision=precision).double().cpu()
     aim = aim.double().cpu()
+    check_same_outputs(outputs, aim)
     if data.task == "multi-label":
         soft = aim.sigmoid()
         cross = F.binary_cross_entropy_with_logits(outputs, soft, reduction="sum")

@@ -12,6 +12,7 @@ from torch import nn
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.training.checks import check_same_outputs
 from vit_ratio_opt.training.recipe import Recipe
 
 __all__ = ["BatchLoss", "TaskLoss", "soft_loss"]
@@ -118,6 +119,7 @@ class TaskLoss:
         return F.cross_entropy(outputs, targets, self._weights, label_smoothing=smoothing)
 
     def _soft(self, outputs: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        check_same_outputs(outputs, teacher)
         if self._recipe.teacher_labels == "hard":
             return F.cross_entropy(outputs, teacher.argmax(dim=1))
         return soft_loss(
