@@ -86,7 +86,7 @@ def frontier(options: FrontierOptions) -> None:
     found = snapshot(study)
     answer = answer_of(found)
     if answer is None:
-        trained_trial(study)  # raises, as there is none
+        trained_trial(study)  # says why there is none
         return
     console = Console(markup=False, highlight=False)
     is_chosen = options.at is not None or options.at_tolerance is not None

@@ -12,6 +12,7 @@ import numpy as np
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.columns import as_array
 from vit_ratio_opt.search.front import Judged, Rule, judge, knee
+from vit_ratio_opt.search.margins import as_pair
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import (
     Array,
@@ -103,9 +104,11 @@ class FrontierSearch:
         self.marks = np.array(marks, dtype=np.float64)
         self.confirmations = confirmations
         self._costs = np.array([cost(*pair) for pair in self.pairs])
-        first, second = as_array(self.pairs).max(axis=0).tolist()
+        points = as_array(self.pairs)
+        least, most = as_pair(points.min(axis=0)), as_pair(points.max(axis=0))
+        self._limits = least, most  # each proposal asks often
         noise = as_noise(noise, confirmations)
-        self.rule = Rule(dense, worst, (first or 1.0, second or 1.0), noise)
+        self.rule = Rule(dense, worst, (most[0] or 1.0, most[1] or 1.0), noise)
 
     @property
     def dense(self) -> float:
@@ -115,9 +118,7 @@ class FrontierSearch:
     @property
     def limits(self) -> tuple[Pair, Pair]:
         """Return the smallest and the largest of either ratio."""
-        points = as_array(self.pairs)
-        least, most = points.min(axis=0).tolist(), points.max(axis=0).tolist()
-        return (least[0], least[1]), (most[0], most[1])
+        return self._limits
 
     def propose(
         self,
@@ -201,7 +202,7 @@ class FrontierSearch:
 
     def _is_known(self, pair: Pair) -> bool:
         """Return whether a pair has a cost: one that was enqueued by hand may be out of range."""
-        _, most = self.limits
+        _, most = self._limits
         return 0 <= pair[0] <= most[0] and 0 <= pair[1] <= most[1]
 
     def _between(self, off: Container[Pair]) -> Proposal:
