@@ -1,4 +1,4 @@
-"""The stages of ``gpu.py`` that prune the dense CIFAR-10 model: ``paper`` and ``quality``."""
+"""The stages of ``gpu.py`` that prune the dense model: ``paper``, ``quality``, ``frontier``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from paper import METHODS, Comparison
 from pruning_quality import METHODS as PRUNERS
 from pruning_quality import pruned_by
 from recording import joined
+from whole_frontier import make_search, measure_frontier
 
 from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.image_data import ImageData
@@ -29,15 +31,15 @@ from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
 
-__all__ = ["Task", "paper", "quality"]
+__all__ = ["Task", "frontier", "paper", "quality"]
 
-Task = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
-"""What a row is of, by which it is known to be there, and how it is measured."""
+Task = tuple[dict[str, Any], Callable[[], "dict[str, Any] | None"]]
+"""What a row is of, by which it is known to be there, and how it is measured; None in no time."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the two stages measure, in full by default.
+    """What the stages measure, in full by default.
 
     Args:
         recipe: Of each trial, and of each model of ``quality`` but for the epochs.
@@ -47,6 +49,8 @@ class Plan:
         methods: Methods of the paper's comparison.
         budgets: Shares of the FLOPs.
         epochs: Epochs after which the quality of pruning is measured, each training by itself.
+        frontier_trials: Trained trials of a frontier.
+        frontier_epochs: Epochs of each of them.
         seeds: Random seeds.
     """
 
@@ -57,6 +61,8 @@ class Plan:
     methods: tuple[str, ...] = tuple(METHODS)
     budgets: tuple[float, ...] = (0.6, 0.4, 0.25)
     epochs: tuple[int, ...] = (0, 1, 5, 20)
+    frontier_trials: int = 20
+    frontier_epochs: int = 3
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
@@ -69,6 +75,8 @@ REHEARSAL = Plan(
     methods=("cp-vit", "structural-fixed"),
     budgets=(0.7,),
     epochs=(0, 1),
+    frontier_trials=4,
+    frontier_epochs=1,
     seeds=(0,),
 )
 
@@ -150,6 +158,29 @@ def quality(images: ImageData, dense: Path | None) -> Iterator[Task]:
             {**key, "epochs": epochs, "seed": seed},
             partial(measure, method, budget, seed, epochs),
         )
+
+
+def frontier(images: ImageData, dense: Path | None, out: Path, deadline: float) -> Iterator[Task]:
+    """Yield the frontiers by two ratios and by one; their studies are in ``out/study.db``.
+
+    Args:
+        images: CIFAR-10; its test images are read once by each model of a budget.
+        dense: The dense model; a tiny untrained one for a rehearsal if None.
+        out: Folder for the studies.
+        deadline: Time of ``perf_counter`` after which no trial begins.
+    """
+    plan = REHEARSAL if dense is None else FULL
+    recipe, n_trials = replace(plan.recipe, epochs=plan.frontier_epochs), plan.frontier_trials
+    model = cache(partial(_dense, dense))
+
+    def measure(arm: str, seed: int) -> dict[str, Any] | None:
+        with TemporaryDirectory() as models:
+            search = make_search(model(), images, recipe, arm, seed, Path(models))
+            found = measure_frontier(search, arm, seed, n_trials, out, deadline=deadline)
+        return found and {"model": None if dense is None else dense.stem, **found}
+
+    for seed, arm in product(plan.seeds, ("two", "one")):
+        yield {"dataset": images.name, "arm": arm, "seed": seed}, partial(measure, arm, seed)
 
 
 def _dense(path: Path | None) -> ViT:

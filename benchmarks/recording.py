@@ -62,8 +62,11 @@ def load_images(folder: Path | None, train_images: int | None) -> ImageData:
     data = (
         joined(load_digits()) if folder is None else load_image_folder(folder, validation="test")
     )
-    if train_images is None:
-        return data
+    return data if train_images is None else part_of(data, train_images)
+
+
+def part_of(data: ImageData, train_images: int) -> ImageData:
+    """Return images with a seeded part of the training images."""
     if train_images > len(data.train):
         raise InputError(
             f"`--train-images` must be at most {len(data.train)}, but got {train_images}."

@@ -79,7 +79,7 @@ def test_the_rehearsal_gives_a_bfloat16_model_that_loads_and_a_row(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense.safetensors", "gpu.json"]
 
 
-@pytest.mark.parametrize("stage", ["paper", "quality", "speed", "loop"])
+@pytest.mark.parametrize("stage", ["paper", "quality", "frontier", "speed", "loop"])
 def test_a_rehearsal_gives_each_row_once(gpu, noise, tmp_path, monkeypatch, stage):
     rows = rehearse(gpu, noise, tmp_path, monkeypatch, stage)
     assert {row["stage"] for row in rows} == {stage}
