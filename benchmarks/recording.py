@@ -13,6 +13,7 @@ from typing import Annotated, Any, Optional
 
 import torch
 import typer
+from torch.utils.data import TensorDataset
 
 from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.digits import load_digits
@@ -80,11 +81,12 @@ def joined(data: ImageData) -> ImageData:
     if data.val is data.test:
         return data
     held = (data.val, data.test)
-    both = Split(
-        data.val.dataset,
-        torch.cat([split.indices for split in held]),
-        torch.cat([split.labels for split in held]),
-    )
+    labels = torch.cat([split.labels for split in held])
+    if data.val.dataset is data.test.dataset:
+        both = Split(data.val.dataset, torch.cat([split.indices for split in held]), labels)
+    else:  # the positions in either begin at 0
+        images = torch.cat([batch for split in held for batch, _ in split.batches(256)])
+        both = Split(TensorDataset(images, labels), torch.arange(len(labels)), labels)
     return replace(data, val=both, test=both)
 
 

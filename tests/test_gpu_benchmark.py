@@ -258,3 +258,14 @@ def test_augmented_images_are_normalised(augment):
     changed = augment.augment(images, mean, std)
     assert changed.dtype == torch.float32
     assert changed.abs().max() <= 2.0 + 1e-5
+
+
+def test_validation_and_test_images_are_joined_where_they_lie_in_two_data_sets(gpu, noise):
+    from recording import joined
+
+    assert noise.val.dataset is not noise.test.dataset
+    both = joined(noise).val
+    images = torch.cat([batch for batch, _ in both.batches(64)])
+    held = [batch for split in (noise.val, noise.test) for batch, _ in split.batches(64)]
+    assert torch.equal(images, torch.cat(held))
+    assert torch.equal(both.labels, torch.cat([noise.val.labels, noise.test.labels]))
