@@ -15,7 +15,7 @@ from paper import METHODS, Comparison
 from pruning_quality import METHODS as PRUNERS
 from pruning_quality import pruned_by
 from recording import joined
-from whole_frontier import make_search, measure_frontier
+from whole_frontier import measure_arm, publish
 
 from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.image_data import ImageData
@@ -173,14 +173,17 @@ def frontier(images: ImageData, dense: Path | None, out: Path, deadline: float) 
     recipe, n_trials = replace(plan.recipe, epochs=plan.frontier_epochs), plan.frontier_trials
     model = cache(partial(_dense, dense))
 
-    def measure(arm: str, seed: int) -> dict[str, Any] | None:
-        with TemporaryDirectory() as models:
-            search = make_search(model(), images, recipe, arm, seed, Path(models))
-            found = measure_frontier(search, arm, seed, n_trials, out, deadline=deadline)
+    def measure(arm: str, seed: int, folder: Path) -> dict[str, Any] | None:
+        found = measure_arm(
+            arm, model(), images, recipe, seed, n_trials, folder, deadline=deadline
+        )
+        publish(folder / "study.db", out / "study.db")
         return found and {"model": None if dense is None else dense.stem, **found}
 
-    for seed, arm in product(plan.seeds, ("two", "one")):
-        yield {"dataset": images.name, "arm": arm, "seed": seed}, partial(measure, arm, seed)
+    with TemporaryDirectory() as folder:
+        for seed, arm in product(plan.seeds, ("two", "one")):
+            key = {"dataset": images.name, "arm": arm, "seed": seed}
+            yield key, partial(measure, arm, seed, Path(folder))
 
 
 def _dense(path: Path | None) -> ViT:

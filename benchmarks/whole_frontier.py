@@ -1,26 +1,31 @@
-"""What is left at every cost? Whole frontiers of real models, by two ratios and by one.
+"""What is left at every cost? Whole frontiers of real models, and what they cost to find.
 
-Question: how accurate is a model at each share of its FLOPs, found by one study, and how much of
-that do two ratios give?
+Questions: how accurate is a model at each share of its FLOPs, and how much of that do two ratios
+give? Does it pay that trials start from earlier trials? What does one study of a few budgets save
+against a study for each?
 
-Method: frontier studies of one dense model, which differ in one thing each:
+Method: studies of one dense model that differ in one thing each, the ``arms``:
 
-- ``two``: both ratios are searched, each trial starts from the dense model;
-- ``one``: one fixed ratio for both modules, with half of the trials;
-- ``parents``: as ``two``, but a trial may start from the model of a trial that was pruned less.
+- ``two``: a frontier of 8 levels, both ratios are searched;
+- ``one``: the same with one fixed ratio for both modules, and half of the trials;
+- ``parents``: as ``two``, but a trial may start from the model of an earlier one (``iterative``);
+- ``budgets``, ``budgets-parents``: a frontier of the budgets 0.6, 0.4 and 0.25 alone, half of the
+  trials of ``separate``;
+- ``separate``: a study for each of these budgets, a third of ``--trials`` each.
 
-Pairs are chosen by validation images only. At each of some budgets the answer's model, as its
-trial has trained it, reads the test images once. The study itself is kept in an SQLite file, which
-optuna-dashboard, the report and the figures read. A study that was killed goes on where it
-stopped, and a row that is there is not made again. Models lie in ``--folder``.
+Every trial trains for as many epochs. Pairs are chosen by validation images only. At each budget
+the answer's model, as its trial has trained it, reads the test images once. The studies are kept
+in an SQLite file, which optuna-dashboard, the report and the figures read. A study that was killed
+goes on where it stopped, and a row that is there is not made again. Models lie in ``--folder``.
 
-    python benchmarks/whole_frontier.py digits --epochs 5 --lr 1e-3 \
+    python benchmarks/whole_frontier.py digits --epochs 5 --seeds 5 \
         --checkpoint studies/results/quickstart_dense.safetensors
-    python benchmarks/whole_frontier.py cifar10-d64 --data DIR --checkpoint FILE
+    python benchmarks/whole_frontier.py cifar10-d64 --data DIR --validation test --seeds 3 \
+        --train-images 12800 --checkpoint vit_cifar10_d64.safetensors
     python benchmarks/whole_frontier.py --show
 
-Output: ``results/whole_frontier.json`` and ``studies/results/frontier-NAME.db``. On a GPU: stage
-``frontier`` of ``gpu.py``.
+Output: ``results/whole_frontier.json`` and ``studies/results/frontier-NAME.db`` with the arms
+``two`` and ``one`` of seed 0. On a GPU: stage ``frontier`` of ``gpu.py``.
 """
 
 from __future__ import annotations
@@ -30,19 +35,27 @@ import shutil
 import sqlite3
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from statistics import mean, stdev
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple, Optional
 
+import optuna
 import torch
 import typer
 from command_line import run_command
+from optuna.study import Study
 from recording import (
     DataOption,
     DenseOption,
     NameArgument,
+    SeedsOption,
     ShowOption,
     ThreadsOption,
     TrainImagesOption,
@@ -63,20 +76,40 @@ from vit_ratio_opt.models.device import best_device, device_name
 from vit_ratio_opt.records.trial import attribute
 from vit_ratio_opt.records.trials import finished_trials, pair_of
 from vit_ratio_opt.runs.options import RunOptions, SearchOptions
-from vit_ratio_opt.search.limits import Frontier
+from vit_ratio_opt.search.limits import Budget, Frontier
 from vit_ratio_opt.training.recipe import Recipe
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "whole_frontier.json"
 STUDIES = HERE.parent / "studies" / "results"
-SAME = ("name", "arm", "seed")
-ARMS: dict[str, dict[str, Any]] = {
-    "two": {},
-    "one": {"fixed_ratio": True},
-    "parents": {"iterative": True},
-}
+COMPARED = (
+    ("two", "one"),
+    ("parents", "two"),
+    ("budgets", "separate"),
+    ("budgets-parents", "separate"),
+    ("budgets-parents", "budgets"),
+)
 BUDGETS = (0.8, 0.6, 0.4, 0.25)
-LEVELS = 8
+FEW = BUDGETS[1:]
+SHOWN = ("two-0", "one-0")  # studies that are committed
+
+
+class Arm(NamedTuple):
+    """Limits, one for each study, trials of each as a share of ``--trials``, and options."""
+
+    limits: tuple[Budget | Frontier, ...]
+    share: float = 1.0
+    options: Mapping[str, Any] = MappingProxyType({})
+
+
+ARMS = {
+    "two": Arm((Frontier(8),)),
+    "one": Arm((Frontier(8),), 1 / 2, {"fixed_ratio": True}),
+    "parents": Arm((Frontier(8),), 1.0, {"iterative": True}),
+    "budgets": Arm((Frontier(budgets=FEW),), 1 / 2),
+    "budgets-parents": Arm((Frontier(budgets=FEW),), 1 / 2, {"iterative": True}),
+    "separate": Arm(tuple(Budget(budget) for budget in FEW), 1 / 3),
+}
 
 
 def main(
@@ -85,15 +118,15 @@ def main(
     data: DataOption = None,
     arm: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help=f"Of {', '.join(ARMS)}; may be repeated.", show_default="two one"),
+        typer.Option(help=f"Of {', '.join(ARMS)}; may be repeated.", show_default="all"),
     ] = None,
-    trials: Annotated[int, typer.Option(min=2, help="Trained trials of ``two``.")] = 20,
+    trials: Annotated[int, typer.Option(min=2, help="Trained trials of a share of 1.")] = 24,
     epochs: Annotated[int, typer.Option(min=1, help="Of each trial.")] = 1,
     train_images: TrainImagesOption = None,
     validation: Annotated[
         Literal["train", "test"], typer.Option(help="Which images pairs are chosen on.")
     ] = "train",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seeds: SeedsOption = 1,
     threads: ThreadsOption = 1,
     folder: Annotated[Path, typer.Option(help="For the models, outside the repository.")] = Path(
         "runs/frontier"
@@ -107,19 +140,21 @@ def main(
     if name is None or checkpoint is None:
         raise InputError("Give a name and a --checkpoint, or --show.")
     torch.set_num_threads(threads)
+    unknown = sorted(set(arm or ()) - set(ARMS))
+    if unknown:
+        raise InputError(f"`--arm` must be one of {tuple(ARMS)}, but got {unknown}.")
     dense, images = load_dense(checkpoint), _images(data, validation, train_images)
-    recipe = Recipe(epochs=epochs)
-    for arm_ in arm or ("two", "one"):
-        place = folder / name
-        place.mkdir(parents=True, exist_ok=True)
-        search = make_search(dense, images, recipe, arm_, seed, place)
+    place = folder / name
+    place.mkdir(parents=True, exist_ok=True)
+    for seed, arm_ in product(range(seeds), arm or ARMS):
+        same = {"name": name, "arm": arm_, "seed": seed}
+        if any(same.items() <= row.items() for row in _rows()):
+            continue
         started = time.perf_counter()
-        found = measure_frontier(search, arm_, seed, trials, place)
+        found = measure_arm(arm_, dense, images, Recipe(epochs=epochs), seed, trials, place)
         assert found is not None
         row = {
-            "name": name,
-            "arm": arm_,
-            "seed": seed,
+            **same,
             "threads": threads,
             **found,
             "seconds": round(time.perf_counter() - started, 1),
@@ -129,65 +164,86 @@ def main(
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "command": " ".join(["python benchmarks/whole_frontier.py", *sys.argv[1:]]),
         }
-        write_row("whole_frontier", row, SAME, RESULTS)
-        publish(place / "study.db", STUDIES / f"frontier-{name}.db")
+        write_row("whole_frontier", row, tuple(same), RESULTS)
+        if f"{arm_}-{seed}" in SHOWN:
+            publish(place / "study.db", STUDIES / f"frontier-{name}.db")
     show_rows()
 
 
-def make_search(
-    dense: ViT, images: ImageData, recipe: Recipe, arm: str, seed: int, folder: Path
-) -> Search:
-    """Return the search of one arm, whose models lie in a folder."""
-    if arm not in ARMS:
-        raise InputError(f"`--arm` must be one of {tuple(ARMS)}, but got {arm!r}.")
-    return Search(
-        dense,
-        images,
-        Frontier(LEVELS),
-        training=recipe,
-        options=SearchOptions(seed=seed, **ARMS[arm]),
-        run=RunOptions(checkpoints=folder / f"{arm}-{seed}", progress=False),
-    )
-
-
-def measure_frontier(
-    search: Search,
-    arm: str,
+def measure_arm(
+    name: str,
+    dense: ViT,
+    images: ImageData,
+    recipe: Recipe,
     seed: int,
-    n_trials: int,
+    trials: int,
     folder: Path,
     *,
     deadline: float = float("inf"),
 ) -> dict[str, Any] | None:
-    """Run a frontier study to its end, and test its models at each budget.
+    """Run the studies of an arm to their end, and test their models at each budget.
 
     Args:
-        search: Search of the arm.
-        arm: Name of the arm.
-        seed: Seed of the search.
-        n_trials: Trained trials with two ratios; half of them with one.
-        folder: Folder of ``study.db``.
+        name: Name of the arm.
+        dense: The dense model, on its device.
+        images: Images of training, validation and test.
+        recipe: Of every trial.
+        seed: Seed of the studies.
+        trials: Trained trials of an arm with a share of 1.
+        folder: Folder of ``study.db`` and the models.
         deadline: Time of :func:`time.perf_counter` after which no trial begins.
 
     Returns:
-        The row; None if the deadline came first.
+        What the row says; None if the deadline came first.
     """
-    study = search.create_study(f"{arm}-{seed}", storage=f"sqlite:///{folder / 'study.db'}")
-    wanted = n_trials // 2 if arm == "one" else n_trials
-    while len(finished_trials(study)) < wanted:
-        if time.perf_counter() > deadline:
+    arm, tested, studies = ARMS[name], [], []
+    for limit in arm.limits:
+        budget = f"-{limit.share:g}" if isinstance(limit, Budget) else ""
+        study_name = f"{name}{budget}-{seed}"
+        search = Search(
+            dense,
+            images,
+            limit,
+            training=recipe,
+            options=SearchOptions(seed=seed, **arm.options),
+            run=RunOptions(checkpoints=folder / study_name, progress=False),
+        )
+        study = search.create_study(study_name, storage=f"sqlite:///{folder / 'study.db'}")
+        if not _run(search, study, round(trials * arm.share), deadline):
             return None
-        before = len(finished_trials(study))
-        search.run(study, before + 1, explain=False)  # ``test`` writes notes and figures
-        if len(finished_trials(study)) == before:
-            break  # nothing is left to learn
-    answer = search.answer(study)
+        tested += _test(search, study, limit)
+        studies.append(_study(search, study))
+    return {
+        "dense_accuracy": search.dense_accuracy,
+        "dense_test_accuracy": study.user_attrs["tested"]["dense"],
+        "recipe": search.recipe.to_json(),
+        "train_images": len(images.train),
+        "tested": tested,
+        "studies": studies,
+    }
+
+
+def _run(search: Search, study: Study, n_trials: int, deadline: float) -> bool:
+    """Run trials, and return whether the study has all of them before the deadline."""
+    done = -1
+    while done < len(finished_trials(study)) < n_trials:  # else nothing is left to learn
+        if time.perf_counter() > deadline:
+            return False
+        done = len(finished_trials(study))
+        search.run(study, done + 1, explain=False)
+    return True
+
+
+def _test(search: Search, study: Study, limit: Budget | Frontier) -> list[dict[str, Any]]:
+    """Return the answers of a study at the budgets that it can meet, with their test accuracy."""
+    answer, tested = search.answer(study), []
     assert answer is not None
-    tested = []
-    for budget in BUDGETS:
-        if answer.front[0].cost_ratio > budget:
-            continue
-        found = answer.at(budget=budget).found
+    for budget in [limit.share] if isinstance(limit, Budget) else BUDGETS:
+        if isinstance(limit, Frontier):
+            if answer.front[0].cost_ratio > budget:
+                continue
+            answer = answer.at(budget=budget)
+        found = answer.found
         assert found is not None
         tested.append(
             {
@@ -197,54 +253,92 @@ def measure_frontier(
                 "accuracy": round(found.accuracy, 3),
                 "error": round(found.error, 3),
                 "trained": found.trained,
-                "test_accuracy": search.test(answer.at(budget=budget)),
+                "test_accuracy": search.test(answer),
             }
         )
-    trials = finished_trials(study)
+    return tested
+
+
+def _study(search: Search, study: Study) -> dict[str, Any]:
+    """Return the trained trials of a study and its frontier."""
+    answer = search.answer(study)
+    kept = ("macs_ratio", "accuracy_pruned", "accuracy", "parent_trial", "epochs", "seconds")
     return {
-        "dense_accuracy": search.dense_accuracy,
-        "dense_test_accuracy": study.user_attrs["tested"]["dense"],
-        "recipe": search.recipe.to_json(),
-        "train_images": None if search.data is None else len(search.data.train),
+        "name": study.study_name,
         "trials": [
-            {
-                "pair": list(pair_of(trial)),
-                "macs_ratio": attribute(trial, "macs_ratio"),
-                "accuracy": attribute(trial, "accuracy"),
-                "accuracy_pruned": attribute(trial, "accuracy_pruned"),
-                "parent": attribute(trial, "parent_trial"),
-                "seconds": attribute(trial, "seconds"),
-            }
-            for trial in trials
+            {"pair": list(pair_of(trial)), **{key: attribute(trial, key) for key in kept}}
+            for trial in finished_trials(study)
         ],
         "front": [
             [*one.pair, one.cost_ratio, round(one.accuracy, 3), round(one.error, 3)]
-            for one in answer.front
+            for one in (answer.front if answer else ())
         ],
-        "tested": tested,
     }
 
 
 def publish(file: Path, to: Path) -> None:
-    """Copy a database of studies without what only its own machine has: places and pictures."""
-    shutil.copy(file, to)
-    with closing(sqlite3.connect(to)) as connection:
-        with connection:
-            connection.execute("DELETE FROM study_user_attributes WHERE key = 'origin'")
-            for table in ("study_system_attributes", "trial_system_attributes"):
-                connection.execute(f"DELETE FROM {table} WHERE key LIKE 'artifacts:%'")
-        connection.execute("VACUUM")
+    """Copy the studies that are shown, without what only their own machine has."""
+    with TemporaryDirectory() as folder:
+        copy = Path(folder, "study.db")
+        shutil.copy(file, copy)
+        url = f"sqlite:///{copy}"
+        for name in set(optuna.get_all_study_names(url)) - set(SHOWN):
+            optuna.delete_study(study_name=name, storage=url)
+        with closing(sqlite3.connect(copy)) as connection:
+            with connection:
+                connection.execute("DELETE FROM study_user_attributes WHERE key = 'origin'")
+                for table in ("study_system_attributes", "trial_system_attributes"):
+                    connection.execute(f"DELETE FROM {table} WHERE key LIKE 'artifacts:%'")
+            connection.execute("VACUUM")
+        shutil.copy(copy, to)
 
 
 def show_rows() -> None:
-    """Print the accuracy of each study on the test images at each budget."""
-    rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else []
-    print(f"{'study':28}{'dense':>7}" + "".join(f"{budget:>8g}" for budget in BUDGETS))
-    for row in rows:
-        at = {one["budget"]: f"{one['test_accuracy']:8.2f}" for one in row["tested"]}
-        shown = "".join(at.get(budget, f"{'-':>8}") for budget in BUDGETS)
-        title = f"{row['name']}, {row['arm']}, {row['seed']}"
-        print(f"{title:28}{row['dense_test_accuracy']:7.2f}{shown}")
+    """Print the accuracy on the test images at each budget, and what the arms differ by."""
+    rows = _rows()
+    for name in dict.fromkeys(row["name"] for row in rows):
+        found: dict[str, dict[int, dict[float, float]]] = {}
+        epochs: dict[str, list[float]] = {}
+        for row in rows:
+            if row["name"] == name:
+                at = {one["budget"]: one["test_accuracy"] for one in row["tested"]}
+                found.setdefault(row["arm"], {})[row["seed"]] = at
+                each = [trial["epochs"] for study in row["studies"] for trial in study["trials"]]
+                epochs.setdefault(row["arm"], []).append(sum(each))
+        dense = next(row["dense_test_accuracy"] for row in rows if row["name"] == name)
+        print(f"\n{name}, dense {dense:.2f} % of the test images")
+        print(f"{'':24}{'seeds':>6}{'epochs':>8}" + "".join(f"{b:>15g}" for b in BUDGETS))
+        for arm, seeds in found.items():
+            cells = [_cell([at.get(budget) for at in seeds.values()]) for budget in BUDGETS]
+            print(f"{arm:24}{len(seeds):6d}{mean(epochs[arm]):8.0f}" + "".join(cells))
+        for better, than in COMPARED:
+            both = sorted(found.get(better, {}).keys() & found.get(than, {}).keys())
+            if both:
+                cells = [
+                    _cell([_less(found[better][s].get(b), found[than][s].get(b)) for s in both])
+                    for b in BUDGETS
+                ]
+                print(f"{better + ' - ' + than:38}" + "".join(cells))
+
+
+def _less(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    """Return the mean of values and its standard error."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return f"{'-':>15}"
+    error = f" ± {stdev(known) / len(known) ** 0.5:.2f}" if len(known) > 1 else ""
+    return f"{f'{mean(known):.2f}{error}':>15}"
+
+
+def _rows() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    if RESULTS.exists():
+        rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
+    return rows
 
 
 def _images(data: Path | None, validation: Validation, train_images: int | None) -> ImageData:

@@ -23,7 +23,7 @@ from vit_ratio_opt.runs.contracts import JournalProtocol, PrunerProtocol
 from vit_ratio_opt.runs.jobs import job_of
 from vit_ratio_opt.runs.lineage import fetch_state, interrupted_trials, state_artifact
 from vit_ratio_opt.runs.outcome import record_cost, record_sizes, record_training, trial_value
-from vit_ratio_opt.runs.parents import find_parent
+from vit_ratio_opt.runs.parents import best_start
 from vit_ratio_opt.runs.resume import check_resumed, copy_progress, next_seed, report_epoch
 from vit_ratio_opt.runs.saving import StateKeeper
 from vit_ratio_opt.runs.state_files import remove
@@ -82,9 +82,9 @@ class PruningObjective:
         limit: Budget, tolerance or frontier of the search.
         journal: Writes trials, models and training states.
         fixed_ratio: Whether both ratios have to be equal, as in the baseline.
-        iterative: Whether each trial starts from the nearest finished trial that pruned neither
-            module more, and from the dense model where there is none. The pairs on the curve of
-            one budget have no such parents.
+        iterative: Whether each trial may start from the nearest finished trial that pruned neither
+            module more, where that is no worse before the training than to start from the dense
+            model. The pairs on the curve of one budget have no such parents.
         seed: Random seed of the first training of each pair.
 
     Attributes:
@@ -281,12 +281,8 @@ class PruningObjective:
                 continue
             if resumed is not None:
                 return resumed
-        with context.clock("prune"):
-            parent, parent_model = self._parent(trial, pair)
-            model = self.pruner.prune(pair, parent_model)
+        model, accuracy, parent = self._start(trial, pair, context)
         self._record_pruned(trial, model, parent)
-        with context.clock("evaluate"):
-            accuracy = self.evaluate(model)
         write_trial(trial, metric=self.trainer.metric, accuracy_pruned=accuracy)
         if self._epochs != 0:
             accuracy = self._train(trial, model, pair, context)
@@ -365,11 +361,18 @@ class PruningObjective:
         epochs: int | None = getattr(self.trainer, "epochs", None)
         return epochs
 
-    def _parent(self, trial: BaseTrial, pair: RatioPair) -> tuple[FrozenTrial | None, ViT | None]:
-        """Return the parent trial and its model; None for the dense model."""
-        if not self.iterative or not isinstance(trial, optuna.Trial):
-            return None, None
-        return find_parent(trial, pair, self.pruner, self.journal.store)
+    def _start(
+        self, trial: BaseTrial, pair: RatioPair, context: TrialContext
+    ) -> tuple[ViT, float, FrozenTrial | None]:
+        """Return the pruned model, its metric, and the trial that it started from, if any."""
+
+        def evaluate(model: ViT) -> float:
+            with context.clock("evaluate"):
+                return self.evaluate(model)
+
+        store, metric = self.journal.store if self.iterative else None, self.trainer.metric
+        with context.clock("prune"):
+            return best_start(trial, pair, self.pruner, store, evaluate=evaluate, metric=metric)
 
     def _record_pruned(self, trial: BaseTrial, model: ViT, parent: FrozenTrial | None) -> None:
         record_sizes(trial, shape_of(model))
