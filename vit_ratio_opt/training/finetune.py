@@ -18,6 +18,7 @@ from vit_ratio_opt.models.device import Precision, check_training_precision, mod
 from vit_ratio_opt.models.precision import Precisions
 from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
+from vit_ratio_opt.training.elastic import check_elastic, choose_for_all, models_in
 from vit_ratio_opt.training.fitting import choose
 from vit_ratio_opt.training.loop import Loop, Mix
 from vit_ratio_opt.training.matching import Reference
@@ -47,7 +48,9 @@ def finetune(
 
     Args:
         model: Model that returns class logits, or the outputs of a regression. Weights that are
-            frozen (``requires_grad`` is False) stay unchanged.
+            frozen (``requires_grad`` is False) stay unchanged. All levels of an
+            :class:`~vit_ratio_opt.ElasticViT` are trained together, see
+            :mod:`vit_ratio_opt.training.elastic`.
         data: Data set; training on ``data.train``, validation on ``data.val`` after each epoch.
         recipe: Hyperparameters of the training.
         context: Seed, callbacks and file of the saved state, which is kept in the end. A resumed
@@ -67,7 +70,8 @@ def finetune(
             reports and saves the state; all resume from it.
 
     Returns:
-        The recipe's metric on the validation images after the last epoch.
+        The recipe's metric on the validation images after the last epoch; of an elastic model the
+        mean over its levels.
 
     Raises:
         InputError: The saved state is of another training, the precision is unknown, or logits or
@@ -82,9 +86,12 @@ def finetune(
         teacher = context.teacher
     teacher = _checked(teacher, data, recipe, mix, precisions.evaluation)
     ranks = ranks or Ranks(0, 1, model_device(model))
+    check_elastic(model, data, recipe, ranks.size)
     epochs = recipe.epochs
     if recipe.lr == "auto":
-        choosing = partial(choose, model, data, _dense(teacher, context), precisions.evaluation)
+        dense = _dense(teacher, context)
+        choose_one = partial(choose, data=data, dense=dense, precision=precisions.evaluation)
+        choosing = partial(choose_for_all, choose_one, models_in(model))
         recipe, context = _fitted(recipe, context, _chosen(choosing, context.state, ranks))
     value = Loop(model, data, recipe, context, teacher, mix, precisions, ranks).run()
     _report_left_out(context, epochs - recipe.epochs, value, ranks)
