@@ -137,7 +137,8 @@ class ElasticViT(nn.Module):
             name: One of ``vector_names``.
         """
         if level == 0:
-            return self.largest.get_parameter(name)
+            shared: nn.Parameter = self.largest.get_parameter(name)
+            return shared
         own: Any = self.vectors[level - 1]
         vector: nn.Parameter = own[self.vector_names.index(name)]
         return vector
@@ -231,7 +232,7 @@ def _cut_rows(part: torch.Tensor, attn: Any, size: BlockShape) -> torch.Tensor:
     rows = torch.unflatten(part, 0, (3, attn.num_heads, attn.head_dim))
     rows = rows[:, : size.num_heads, : size.head_dim]
     if size.head_dim != attn.head_dim:  # timm's scale follows from the size of a head
-        queries, others = rows.split((1, 2))
+        queries, others = rows[:1], rows[1:]
         rows = torch.cat([queries * (attn.scale * size.head_dim**0.5), others])
     return rows.flatten(0, 2)
 
