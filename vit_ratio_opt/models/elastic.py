@@ -241,6 +241,8 @@ def _check_nested(largest: Sequence[BlockShape], levels: Sequence[ElasticLevel])
     if not levels or tuple(levels[0].blocks) != tuple(largest):
         raise InputError("The first of `levels` must have the blocks of the largest model.")
     for number, (large, small) in enumerate(pairwise(levels), start=1):
+        if len(small.blocks) != len(large.blocks):
+            raise InputError(f"Level {number} must have {len(large.blocks)} blocks.")
         pairs = zip(large.blocks, small.blocks, strict=True)
         sizes = [(vars(old).values(), vars(new).values()) for old, new in pairs]
         if any(b > a or b < 1 for old, new in sizes for a, b in zip(old, new, strict=True)):

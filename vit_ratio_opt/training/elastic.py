@@ -7,7 +7,7 @@ same teacher, the dense model, whose outputs are computed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from statistics import geometric_mean
 from typing import Any
@@ -18,7 +18,9 @@ from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.models.elastic import ElasticViT
+from vit_ratio_opt.training.fitting import choose
 from vit_ratio_opt.training.losses import BatchLoss
 from vit_ratio_opt.training.recipe import Recipe
 
@@ -98,22 +100,15 @@ def check_elastic(model: nn.Module, data: ImageData, recipe: Recipe, processes: 
 
 
 def choose_for_all(
-    choose: Callable[[nn.Module], dict[str, Any]], models: Sequence[nn.Module]
+    model: nn.Module, data: ImageData, dense: Any, precision: Precision
 ) -> dict[str, Any]:
-    """Return what a training of several models together uses where its recipe says ``"auto"``.
+    """Return what a training uses where its recipe says ``"auto"``.
 
-    Args:
-        choose: Function that chooses for one model.
-        models: The models, such as the levels of an elastic one.
-
-    Returns:
-        For several models the geometric mean of their learning rates, and whether any is trained.
+    Of an elastic model that is the geometric mean of its levels' learning rates, and whether any
+    of them is trained. See :func:`~vit_ratio_opt.training.fitting.choose` for the arguments.
     """
-    chosen = [choose(model) for model in models]
+    chosen = [choose(one, data, dense, precision) for one in models_in(model)]
     if len(chosen) == 1:
         return chosen[0]
     rate = geometric_mean(one["lr"] for one in chosen)
-    return {
-        "lr": float(f"{rate:.2g}"),
-        "is_trained": any(one["is_trained"] for one in chosen),
-    }
+    return {"lr": float(f"{rate:.2g}"), "is_trained": any(one["is_trained"] for one in chosen)}
