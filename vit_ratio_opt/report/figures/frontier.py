@@ -41,8 +41,8 @@ def frontier_figure(studies: Sequence[Study], *, height: int = 640) -> go.Figure
     """Return the frontiers of studies, and below them the two ratios along the first one.
 
     The upper half shows the metric that is expected of the pairs on the frontier, a band of one
-    standard error on either side, also between the pairs, and all trials at their own values. The lower half shows how
-    much of either module the pairs remove.
+    standard error on either side, also between the pairs, and all trials at their own values. The
+    lower half shows how much of either module the pairs remove.
 
     Args:
         studies: Studies of one dense model that search the frontier, those of both ratios first;
