@@ -24,6 +24,7 @@ from vit_ratio_opt.report.markdown import markdown_page
 from vit_ratio_opt.report.notes import study_note
 from vit_ratio_opt.report.rows import build_report
 from vit_ratio_opt.report.sentences import answer_sentences, summary
+from vit_ratio_opt.report.terminal import front_table, trials_table
 from vit_ratio_opt.report.trial_rows import trial_rows
 from vit_ratio_opt.runs.lines import describe_start
 from vit_ratio_opt.space.metric import Metric
@@ -251,3 +252,15 @@ def test_a_frontier_begins_with_the_likeliest_pairs_of_its_levels():
     assert list(describe_start(study, None)) == [
         f"begins with {levels} pairs, the likeliest of their FLOPs before any training"
     ]
+
+
+def test_a_table_with_a_long_name_of_the_metric_fits_80_columns():
+    metric = Metric("mean absolute error of the boxes", "millimetres", False)
+    study = frontier_study(metric=metric)
+    console = Console(width=80, file=io.StringIO())
+    console.print(front_table(study, is_whole=True))
+    console.print(trials_table(study))
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert "knee" in text
+    assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
