@@ -71,7 +71,7 @@ def front_table(study: Study, *, is_whole: bool = False) -> Table | None:
         title_justify="left",
         caption=Text(found.note),
         caption_justify="left",
-        **_LOOK,
+        **_LOOK | {"padding": 0},  # nine columns
     )
     for heading in headings:
         name = _wrapped(heading.removesuffix(" ratio"))
