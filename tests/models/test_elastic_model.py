@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from timm.optim import param_groups_weight_decay
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.blocks import branches
@@ -35,15 +36,6 @@ def make_elastic(model, sizes=SIZES):
 @pytest.fixture
 def elastic(tiny_vit):
     return make_elastic(tiny_vit)
-
-
-FAMILIES = {
-    "vit": {},
-    "deit": {"name": "deit_tiny_distilled_patch16_224"},
-    "reg": {"reg_tokens": 2, "class_token": False, "global_pool": "avg", "init_values": 0.1},
-    "beit": {"name": "beit_base_patch16_224", "use_rel_pos_bias": True},
-    "post norm": {"name": "vit_relpos_small_patch16_224"},
-}
 
 
 @pytest.mark.parametrize("level", range(3))
@@ -135,6 +127,16 @@ def test_a_copied_or_pickled_model_has_the_same_levels(elastic, images):
     for other in (copy.deepcopy(elastic), pickle.loads(pickle.dumps(elastic))):
         assert torch.equal(other(images, 1), elastic(images, 1))
     assert "3 levels with 1.000, 0.700, 0.400 of the MACs" in repr(elastic)
+
+
+def test_embeddings_and_vectors_do_not_decay(elastic):
+    groups = param_groups_weight_decay(
+        elastic, 0.1, no_weight_decay_list=elastic.no_weight_decay()
+    )
+    decaying = {id(part) for group in groups if group["weight_decay"] for part in group["params"]}
+    assert id(elastic.largest.head.weight) in decaying
+    assert id(elastic.largest.pos_embed) not in decaying
+    assert not decaying & {id(vector) for vector in elastic.vectors.parameters()}
 
 
 def test_levels_that_grow_are_refused(tiny_vit):

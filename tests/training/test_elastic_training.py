@@ -124,7 +124,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(elastic, built, small, t
 
 def test_the_automatic_rate_is_the_mean_of_the_levels_own(elastic, small, dense):
     chosen = {}
-    recipe = replace(RECIPE, epochs=1, lr="auto", ema=0.9)
+    recipe = replace(RECIPE, epochs=1, lr="auto", ema=0.9, drop_path=0.1)
     finetune(elastic, small, recipe, TrialContext(record=chosen.update), teacher=dense)
     assert chosen["is_trained"]
     assert 0 < chosen["lr"] <= 1e-3

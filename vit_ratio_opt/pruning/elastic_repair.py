@@ -28,14 +28,18 @@ from vit_ratio_opt.pruning.reconstruct import (
 
 __all__ = ["repair_levels"]
 
+_LARGEST_SHARE = 10.0  # of a level without any error, against the one with the largest
+
 
 def repair_levels(
     model: ElasticViT, images: Iterable[torch.Tensor], calibration: Calibration
 ) -> None:
     """Refit ``proj`` and ``fc2`` of all levels together in place, by block and module.
 
-    The error is summed over the levels, so the smallest ones, which have the largest errors, count
-    most. Modules whose output passes through a norm before it is added stay as they are.
+    A level counts by the inverse root of its error before, within limits. Otherwise the smallest
+    levels, whose errors are largest, would decide alone; the larger ones would pay for it, also
+    after a training. Modules whose output passes through a norm before it is added stay as they
+    are.
 
     Memory: the streams of all levels, ``levels * images * tokens * width`` numbers.
 
@@ -74,13 +78,18 @@ def _refit(
     kept = [level.kept(branch) for level in levels]
     biases = [] if layer.bias is None else [level.bias(branch) for level in levels]
     samples = [level.samples(number, target) for level in levels]
+    errors = [
+        level.error(number, own, weights) for level, own in zip(levels, samples, strict=True)
+    ]
+    least = max(errors) / _LARGEST_SHARE**2
+    by_level = torch.cat([weights / max(error, least, 1e-30) ** 0.5 for error in errors])
     for batch in zip(*samples, strict=True):
         inputs = [
             _padded(x, own, index, len(biases))
             for index, ((x, _), own) in enumerate(zip(batch, kept, strict=True))
         ]
         wanted = torch.cat([y for _, y in batch], dim=1)
-        equations.add(torch.cat(inputs, dim=1), wanted, weights.repeat(len(levels)))
+        equations.add(torch.cat(inputs, dim=1), wanted, by_level)
     start = torch.cat([layer.weight.mT, *(bias[None] for bias in biases)])
     solution, _, _ = equations.solve(as_double(start))
     layer.weight.copy_(solution[: layer.in_features].mT)
@@ -149,6 +158,17 @@ class _Level:
         wanted = missing_output(goals, now, self.tails, sampled, number)
         undo = self.tails[number].undo_scale
         return [(x, undo(x, y)) for x, y in zip(sampled[number], wanted, strict=True)]
+
+    def error(
+        self,
+        number: int,
+        samples: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        weights: torch.Tensor,
+    ) -> float:
+        """Return the weighted squared error of a last layer as it is now."""
+        layer = self.tails[number].layer
+        squares = sum((layer(x) - y).square().sum(dim=(0, 2)) for x, y in samples)
+        return float((squares * weights).sum())
 
     def leave(self) -> None:
         """Add the outputs of the stage to the streams."""

@@ -184,11 +184,17 @@ def pick_evenly(ratios: Sequence[float], points: int) -> list[float]:
 def longest_chain(pairs: Iterable[RatioPair]) -> list[RatioPair]:
     """Return the most pairs in which each prunes neither module less than the one before.
 
+    Of equally many, those that are the furthest apart.
+
     Args:
         pairs: Pairs in any order.
     """
+
+    def value(chain: list[RatioPair]) -> tuple[int, float]:
+        return len(chain), sum(chain[-1]) - sum(chain[0])
+
     best: list[list[RatioPair]] = []
     for pair in sorted(set(pairs)):  # of rising MHSA ratio
-        before = [chain for chain in best if chain[-1].ffn_ratio <= pair.ffn_ratio]
-        best.append([*max(before, key=len, default=[]), pair])
-    return max(best, key=len, default=[])
+        before = [[*chain, pair] for chain in best if chain[-1].ffn_ratio <= pair.ffn_ratio]
+        best.append(max([[pair], *before], key=value))
+    return max(best, key=value, default=[])
