@@ -162,6 +162,32 @@ def test_a_family_is_measured_pruned_repaired_and_trained_as_on_the_cpu(
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}
 
 
+@pytest.mark.parametrize(("name", "rules"), FAMILIES.items())
+def test_the_levels_of_an_elastic_family_are_those_of_the_cpu(
+    name: str, rules: Rules, on_device: Begin
+) -> None:
+    images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    pairs = [(0.0, 0.0), (0.5, 0.5)]
+
+    def built(model: nn.Module, batches: list[torch.Tensor]) -> vro.ElasticViT:
+        return vro.build_elastic(model, pairs, vro.calibrate(model, batches), batches)
+
+    dense = model_of(name, 5).eval()
+    expected = built(dense, list(images.split(8)))
+    with on_device(rules) as device:
+        images = images.to(device)
+        elastic = built(copy.deepcopy(dense).to(device), list(images.split(8)))
+        for level in range(2):
+            with torch.no_grad():
+                outputs = elastic(images, level).cpu()
+                torch.testing.assert_close(outputs, expected(images.cpu(), level), **CLOSE)
+                torch.testing.assert_close(outputs, elastic.extract(level)(images).cpu(), **CLOSE)
+        with autocast(device, rules.precision):
+            loss = elastic(images, 1).square().mean()
+        loss.backward()
+        assert elastic.largest.head.weight.grad is None or elastic.largest.head.weight.grad.any()
+
+
 # Searches
 
 

@@ -86,6 +86,17 @@ def test_the_common_repair_brings_all_levels_nearer_to_the_dense_model(
         assert sum(errors(elastic)) < 0.5 * sum(errors(cut))
 
 
+def test_passes_in_bfloat16_repair_as_well(tiny_vit, images):
+    batches = list(images.split(4))
+    calibration = calibrate(tiny_vit, batches, precision="bfloat16")
+    dense = tiny_vit(images)
+    cut = build_elastic(tiny_vit, PAIRS, calibration)
+    elastic = build_elastic(tiny_vit, PAIRS, calibration, batches)
+    with torch.no_grad():
+        assert (elastic(images, 3) - dense).norm() < (cut(images, 3) - dense).norm()
+        assert (elastic(images) - dense).norm() < 0.05 * dense.norm()
+
+
 def test_one_level_is_repaired_as_a_pruned_model(tiny_vit, calibration, images):
     elastic = build_elastic(tiny_vit, [(0.5, 0.5)], calibration, [images])
     cut = build_elastic(tiny_vit, [(0.5, 0.5)], calibration)

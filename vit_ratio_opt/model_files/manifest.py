@@ -15,9 +15,9 @@ __all__ = [
     "ELASTIC_FORMAT",
     "PRUNED_FORMAT",
     "Manifest",
+    "is_elastic",
     "is_pruned",
     "read_manifest",
-    "reader_of",
 ]
 
 PRUNED_FORMAT = "vit_ratio_opt/1"
@@ -68,9 +68,9 @@ def is_pruned(metadata: Mapping[str, str]) -> bool:
     return metadata.get("format", "").split("/")[0] == PRUNED_FORMAT.split("/")[0]
 
 
-def reader_of(metadata: Mapping[str, str]) -> str:
-    """Return the name of the function that reads a file for which :func:`is_pruned` is True."""
-    return _READERS.get(metadata["format"], "load_pruned")
+def is_elastic(metadata: Mapping[str, str]) -> bool:
+    """Return whether a file with this header holds an elastic model, of any version."""
+    return metadata.get("format", "").startswith(ELASTIC_FORMAT.rpartition("/")[0] + "/")
 
 
 def read_manifest(

@@ -47,8 +47,9 @@ class ElasticLevel:
 class ElasticViT(nn.Module):
     """Models of several sizes in one set of weights.
 
-    All matrices are shared. Biases of whole rows, norms and other vectors of the width are each
-    level's own, below a thousandth of the weights: a smaller model needs other means.
+    All matrices are shared, and the biases of neurons and of queries, keys and values. The other
+    vectors, such as norms and the biases of ``proj`` and ``fc2``, are each level's own, since a
+    smaller model needs other means: in a ViT-B they are 0.07 % of the weights for each level.
 
     Args:
         largest: timm model of the largest level.

@@ -24,6 +24,7 @@ from vit_ratio_opt.pruning.reconstruct import (
     embed_batches,
     missing_output,
     target_of,
+    weighted_square,
 )
 
 __all__ = ["repair_levels"]
@@ -77,9 +78,11 @@ def _refit(
     equations = NormalEquations(bias=False, precision=calibration.precision)
     kept = [level.kept(branch) for level in levels]
     biases = [] if layer.bias is None else [level.bias(branch) for level in levels]
+    tails = [level.tails[number] for level in levels]
     samples = [level.samples(number, target) for level in levels]
     errors = [
-        level.error(number, own, weights) for level, own in zip(levels, samples, strict=True)
+        sum(weighted_square(y - tail.add(x), weights) for x, y in own)
+        for tail, own in zip(tails, samples, strict=True)
     ]
     least = max(errors) / _LARGEST_SHARE**2
     by_level = torch.cat([weights / max(error, least, 1e-30) ** 0.5 for error in errors])
@@ -88,18 +91,17 @@ def _refit(
             _padded(x, own, index, len(biases))
             for index, ((x, _), own) in enumerate(zip(batch, kept, strict=True))
         ]
-        wanted = torch.cat([y for _, y in batch], dim=1)
-        equations.add(torch.cat(inputs, dim=1), wanted, by_level)
+        wanted = [tail.undo_scale(*one) for tail, one in zip(tails, batch, strict=True)]
+        equations.add(torch.cat(inputs, dim=1), torch.cat(wanted, dim=1), by_level)
     start = torch.cat([layer.weight.mT, *(bias[None] for bias in biases)])
     solution, _, _ = equations.solve(as_double(start))
     layer.weight.copy_(solution[: layer.in_features].mT)
     for bias, own_bias in zip(biases, solution[layer.in_features :], strict=True):
         bias.copy_(own_bias)
-    for index, (level, own) in enumerate(zip(levels, kept, strict=True)):
-        tail = level.tails[number].layer
-        tail.weight.copy_(layer.weight[:, own])
+    for index, (tail, own) in enumerate(zip(tails, kept, strict=True)):
+        tail.layer.weight.copy_(layer.weight[:, own])
         if biases:
-            tail.bias.copy_(biases[index])
+            tail.layer.bias.copy_(biases[index])
 
 
 def _padded(x: torch.Tensor, kept: torch.Tensor, index: int, biases: int) -> torch.Tensor:
@@ -149,26 +151,14 @@ class _Level:
     def samples(
         self, number: int, target: torch.Tensor
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return inputs and wanted outputs of a last layer at the sampled tokens, by batch."""
+        """Return inputs of a last layer and what its branch has to add, by batch, both sampled."""
         now, *sampled = (
             [tokens_at(*batch) for batch in zip(values, self._positions, strict=True)]
             for values in (self._streams, *self._inputs)
         )
         goals = torch.split(target, self._sizes)
         wanted = missing_output(goals, now, self.tails, sampled, number)
-        undo = self.tails[number].undo_scale
-        return [(x, undo(x, y)) for x, y in zip(sampled[number], wanted, strict=True)]
-
-    def error(
-        self,
-        number: int,
-        samples: Sequence[tuple[torch.Tensor, torch.Tensor]],
-        weights: torch.Tensor,
-    ) -> float:
-        """Return the weighted squared error of a last layer as it is now."""
-        layer = self.tails[number].layer
-        squares = sum((layer(x) - y).square().sum(dim=(0, 2)) for x, y in samples)
-        return float((squares * weights).sum())
+        return list(zip(sampled[number], wanted, strict=True))
 
     def leave(self) -> None:
         """Add the outputs of the stage to the streams."""

@@ -37,6 +37,7 @@ __all__ = [
     "missing_output",
     "repair",
     "target_of",
+    "weighted_square",
 ]
 
 # An error of the stream of this size, squared and relative, is rounding: of sums in float32, of
@@ -95,7 +96,7 @@ def repair(
                 target, weights = target_of(calibration.blocks[branch.index], branch.kind, device)
                 goals = torch.split(target, sizes)
                 wanted = missing_output(goals, now, tails, sampled, number)
-                scale = sum(_square(goal, weights) for goal in goals)
+                scale = sum(weighted_square(goal, weights) for goal in goals)
                 refitted = tails[number].refit(sampled[number], wanted, weights, scale)
                 if refitted is not None:
                     errors.append(refitted)
@@ -308,7 +309,7 @@ class Tail:
         before = 0.0
         for x, added in zip(inputs, wanted, strict=True):
             equations.add(x, self.undo_scale(x, added), weights)
-            before += _square(added - self.add(x), weights)
+            before += weighted_square(added - self.add(x), weights)
         if before <= _ROUNDING[self._precision] * scale:
             return None
         if not isinstance(self._after, nn.LayerNorm):
@@ -317,7 +318,7 @@ class Tail:
         kept = {name: tensor.clone() for name, tensor in self.layer.state_dict().items()}
         refitted = _refit(self.layer, equations)
         pairs = zip(inputs, wanted, strict=True)
-        if sum(_square(y - self.add(x), weights) for x, y in pairs) > before:
+        if sum(weighted_square(y - self.add(x), weights) for x, y in pairs) > before:
             self.layer.load_state_dict(kept)
             return None
         return refitted
@@ -339,7 +340,8 @@ def _quotient(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return torch.where(scale == 0, 0.0, values / scale)
 
 
-def _square(tokens: torch.Tensor, weights: torch.Tensor) -> float:
+def weighted_square(tokens: torch.Tensor, weights: torch.Tensor) -> float:
+    """Return the sum of squares of ``(images, tokens, width)``, weighted by token."""
     return float((tokens.square().sum(dim=(0, 2)) * weights).sum())
 
 
