@@ -15,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SOURCE = HERE.parent / "vit_ratio_opt"
 SEARCH = ("belief", "budget", "claims", "columns", "curve", "direction", "front", "frontier")
-SEARCH += ("margins", "noise", "plan", "sampler", "tolerance")
+SEARCH += ("log_losses", "margins", "noise", "plan", "sampler", "tolerance")
 MODULES = (
     "errors.py",
     "_compat.py",

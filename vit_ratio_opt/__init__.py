@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from vit_ratio_opt.data.options import LoadOptions
     from vit_ratio_opt.data.preprocessing import Preprocessing, preprocess_of
     from vit_ratio_opt.errors import InputError, UnsupportedModelError
+    from vit_ratio_opt.model_files.elastic import load_elastic, save_elastic
     from vit_ratio_opt.model_files.export import export_model
     from vit_ratio_opt.model_files.load import load_demo_model, load_dense, load_pruned
     from vit_ratio_opt.model_files.save import save_dense, save_pruned
     from vit_ratio_opt.models.adapters import merge_adapters
     from vit_ratio_opt.models.convert import to_timm
     from vit_ratio_opt.models.create import create_model
+    from vit_ratio_opt.models.elastic import ElasticLevel, ElasticViT
     from vit_ratio_opt.models.families import FAMILIES
     from vit_ratio_opt.models.family import AttentionKind, Branch, Family
     from vit_ratio_opt.models.larger import replace_encoder
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from vit_ratio_opt.models.shape import shape_of
     from vit_ratio_opt.models.to_hugging_face import to_huggingface
     from vit_ratio_opt.pruning.calibration import Calibration, calibrate
+    from vit_ratio_opt.pruning.elastic import build_elastic
     from vit_ratio_opt.pruning.importance import (
         Importance,
         magnitude_importance,
@@ -100,6 +103,10 @@ _HOMES = {
         "UnsupportedModelError",
     ),
     "restore": ("load_search",),
+    "model_files.elastic": (
+        "load_elastic",
+        "save_elastic",
+    ),
     "model_files.export": ("export_model",),
     "model_files.load": (
         "load_demo_model",
@@ -114,6 +121,10 @@ _HOMES = {
     "models.adapters": ("merge_adapters",),
     "models.convert": ("to_timm",),
     "models.create": ("create_model",),
+    "models.elastic": (
+        "ElasticLevel",
+        "ElasticViT",
+    ),
     "models.larger": ("replace_encoder",),
     "models.precision": ("faster_precision",),
     "models.shape": ("shape_of",),
@@ -127,6 +138,7 @@ _HOMES = {
         "magnitude_importance",
         "taylor_importance",
     ),
+    "pruning.elastic": ("build_elastic",),
     "pruning.options": (
         "Both",
         "CalibrationOptions",
@@ -218,6 +230,8 @@ __all__ = [
     "CascadeRule",
     "Cost",
     "CostTable",
+    "ElasticLevel",
+    "ElasticViT",
     "FAMILIES",
     "Family",
     "FeatureTrainer",
@@ -257,6 +271,7 @@ __all__ = [
     "WorkerOptions",
     "answer_of",
     "budget_curve",
+    "build_elastic",
     "calibrate",
     "create_model",
     "distill",
@@ -273,6 +288,7 @@ __all__ = [
     "load_demo_model",
     "load_dense",
     "load_digits",
+    "load_elastic",
     "load_image_folder",
     "load_images",
     "load_pruned",
@@ -286,6 +302,7 @@ __all__ = [
     "replace_encoder",
     "run_worker",
     "save_dense",
+    "save_elastic",
     "save_pruned",
     "shape_of",
     "taylor_importance",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage
 from optuna.study import Study
@@ -12,6 +13,9 @@ from optuna.trial import FrozenTrial
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.described import check_saveable
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.elastic import ElasticViT
+from vit_ratio_opt.pruning.elastic import build_elastic
+from vit_ratio_opt.pruning.options import Structural
 from vit_ratio_opt.records.answer import Answer, answer_of
 from vit_ratio_opt.records.study import write_study
 from vit_ratio_opt.report.explainer import Explainer
@@ -24,6 +28,7 @@ from vit_ratio_opt.runs.signals import SearchStopped
 from vit_ratio_opt.runs.storage_url import DEFAULT_STORAGE, database_files
 from vit_ratio_opt.runs.testing import test_answer
 from vit_ratio_opt.space.metric import ACCURACY
+from vit_ratio_opt.space.pairs import RatioPair, longest_chain
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.trainer import ImageTrainer
 from vit_ratio_opt.utils.files import named_folder
@@ -176,6 +181,41 @@ class Search(SearchTask):
         if answer is None:
             return None
         return answer.bind(study, lambda trial: self.model_of(study, trial))
+
+    def elastic(self, study: Study) -> ElasticViT:
+        """Return a model whose levels are pairs of a study's frontier, pruned but not trained.
+
+        Each level has to prune neither module less than the next larger one, so the levels are the
+        longest such chain of the frontier. :func:`vit_ratio_opt.build_elastic` takes other pairs.
+
+        Args:
+            study: Study that searches the frontier.
+
+        Raises:
+            InputError: The study searches no frontier or has no answer yet, or it does not prune
+                ranks with the usual allocation and no bounds.
+        """
+        answer, pruning = self.answer(study), self.pruner.pruning
+        if answer is None or not answer.front:
+            raise InputError(
+                f"Study {study.study_name!r} has no frontier (yet): search one with "
+                "`Frontier(...)`, or give pairs to `build_elastic`."
+            )
+        if not isinstance(pruning, Structural) or pruning != Structural(
+            repair=pruning.repair, round_to=pruning.round_to
+        ):
+            raise InputError(
+                "An elastic model needs `Structural` pruning of ranks, without an allocation, "
+                "`skip` or `bounds` of its own."
+            )
+        batches = [x if isinstance(x, torch.Tensor) else x[0] for x in self.pruner.batches]
+        return build_elastic(
+            self.pruner.dense,
+            longest_chain(RatioPair(*candidate.pair) for candidate in answer.front),
+            self.pruner.calibration,
+            batches if pruning.repair else None,
+            round_to=self.pruner.round_to,
+        )
 
     def test(self, what: Study | Answer) -> float | None:
         """Return the test accuracy of an answer in per cent; None without an answer.

@@ -39,6 +39,7 @@ from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.records.answer import answer_of, answer_trial
+from vit_ratio_opt.records.loading import load_studies
 from vit_ratio_opt.report.explainer import Explainer
 from vit_ratio_opt.report.html import html_page
 from vit_ratio_opt.runs.final import finish
@@ -48,6 +49,8 @@ from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.metrics import MEASURES
 from vit_ratio_opt.training.recipe import Recipe
+
+RESULTS = Path(__file__).parents[2] / "studies" / "results"
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -228,6 +231,22 @@ def test_the_report_works_without_a_network(trained, report_file, open_page, sch
     assert "vit-ratio-opt worker" in page.inner_text("body")
     page.emulate_media(media="print", color_scheme=scheme)
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_committed_frontier_is_drawn_with_its_split(open_page, tmp_path, scheme):
+    file = tmp_path / "study.db"
+    shutil.copy(RESULTS / "frontier-cifar10-d256.db", file)
+    storage = open_storage(f"sqlite:///{file}", must_exist=True)
+    path = tmp_path / "report.html"
+    path.write_text(html_page(load_studies(storage, ["two-0", "one-0"])))
+    page = open_page(path.as_uri(), offline=True, width=1000, color_scheme=scheme)
+    page.wait_for_function("document.querySelectorAll('.figure.drawn').length == 3")
+    figure = page.locator(".figure").first
+    for part in ("± 1 standard error", "MHSA ratio", "FFN ratio", "dense", "one fixed ratio"):
+        assert part in figure.inner_text()
+    photograph(figure, f"frontier-{scheme}")
 
 
 @needs_chromium

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from vit_ratio_opt.cli.report import print_report
 from vit_ratio_opt.records.answer import answer_of
-from vit_ratio_opt.records.frontier import interpolate_front
 from vit_ratio_opt.report.cells import frontier_table
 from vit_ratio_opt.report.explainer import Explainer
 from vit_ratio_opt.report.figures.frontier import frontier_figure
@@ -25,6 +24,7 @@ from vit_ratio_opt.report.markdown import markdown_page
 from vit_ratio_opt.report.notes import study_note
 from vit_ratio_opt.report.rows import build_report
 from vit_ratio_opt.report.sentences import answer_sentences, summary
+from vit_ratio_opt.report.terminal import front_table, trials_table
 from vit_ratio_opt.report.trial_rows import trial_rows
 from vit_ratio_opt.runs.lines import describe_start
 from vit_ratio_opt.space.metric import Metric
@@ -125,7 +125,7 @@ def test_a_frontier_of_no_and_of_one_pair_says_so():
 def test_the_knee_is_compared_with_the_fixed_ratio_at_its_own_cost(group):
     study, fixed, _ = group
     found = answer_of(study).found
-    accuracy, error = interpolate_front(answer_of(fixed).front, found.cost_ratio)
+    _, accuracy, error = answer_of(fixed).expect(found.cost_ratio)
     gain = round(found.accuracy, 2) - round(accuracy, 2)
     assert gain > 0
     assert summary(study, group)[2] == (
@@ -147,18 +147,6 @@ def test_without_a_frontier_of_the_fixed_ratio_nothing_is_compared(group, make_s
     assert not any("fixed ratio" in sentence for sentence in sentences)
 
 
-def test_between_two_pairs_the_metric_is_interpolated_and_below_all_it_is_unknown(group):
-    front = answer_of(group[0]).front
-    first, second = front[:2]
-    middle = (first.cost_ratio + second.cost_ratio) / 2
-    accuracy, error = interpolate_front(front, middle)
-    assert accuracy == pytest.approx((first.accuracy + second.accuracy) / 2)
-    assert error == pytest.approx((first.error + second.error) / 2)
-    assert interpolate_front(front, first.cost_ratio) == (first.accuracy, first.error)
-    assert interpolate_front(front, 1.0) == (front[-1].accuracy, front[-1].error)
-    assert interpolate_front(front, first.cost_ratio - 1e-6) is None
-
-
 def test_a_metric_that_is_minimised_has_its_losses_above_zero():
     study = frontier_study(metric=Metric("mean absolute error", "mm", False))
     drops = [row["accuracy_drop"] for row in frontier_rows(study)]
@@ -176,8 +164,9 @@ def test_the_figure_has_the_frontier_with_its_band_and_every_trial(group):
     assert list(line.x) == [one.trial.user_attrs["macs_ratio"] for one in answer.front]
     assert list(line.y) == [one.accuracy for one in answer.front]
     low, high = [one for one in figure.data if one.legendgroup == "band"][:2]
-    assert list(low.y) == [one.accuracy - one.error for one in answer.front]
-    assert list(high.y) == [one.accuracy + one.error for one in answer.front]
+    assert list(low.x) == [one.cost_ratio for one in answer.points]
+    assert list(low.y) == [one.accuracy - one.error for one in answer.points]
+    assert list(high.y) == [one.accuracy + one.error for one in answer.points]
     trials = next(one for one in figure.data if one.customdata is not None)
     assert sorted(trials.customdata) == [trial.number for trial in study.trials]
     knees = [one for one in figure.data if one.legendgroup == "knee"]
@@ -263,3 +252,15 @@ def test_a_frontier_begins_with_the_likeliest_pairs_of_its_levels():
     assert list(describe_start(study, None)) == [
         f"begins with {levels} pairs, the likeliest of their FLOPs before any training"
     ]
+
+
+def test_a_table_with_a_long_name_of_the_metric_fits_80_columns():
+    metric = Metric("mean absolute error of the boxes", "millimetres", False)
+    study = frontier_study(metric=metric)
+    console = Console(width=80, file=io.StringIO())
+    console.print(front_table(study, is_whole=True))
+    console.print(trials_table(study))
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert "knee" in text
+    assert all(len(line.rstrip()) <= 80 for line in text.splitlines())

@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 import vit_ratio_opt as vro
+from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.trials import pair_of
 from vit_ratio_opt.runs.suggest import suggest_pair
 
@@ -48,6 +49,24 @@ def test_a_resumed_frontier_has_the_trials_of_an_uninterrupted_one(make, memory,
     least = answer.front[0]
     model = answer.at(budget=least.cost_ratio).load_model()
     assert vro.shape_of(model).macs == least.trial.user_attrs["macs"]
+
+
+def test_the_pairs_of_a_frontier_become_levels_of_one_model(make, memory):
+    search = make()
+    study = search.create_study("s", storage=memory)
+    with pytest.raises(InputError, match="has no frontier"):
+        search.elastic(study)
+    run(search, study, 4)
+    elastic = search.elastic(study)
+    front = {candidate.pair: candidate.cost_ratio for candidate in search.answer(study).front}
+    assert len(elastic.levels) > 1
+    for level in elastic.levels:
+        assert level.macs_ratio <= front[level.pair] + 1e-9
+    smallest = elastic.at(elastic.levels[-1].macs_ratio)
+    assert vro.shape_of(smallest).blocks == elastic.levels[-1].blocks
+    search.pruner.pruning = vro.Structural(allocation="uniform")
+    with pytest.raises(InputError, match="without an allocation"):
+        search.elastic(study)
 
 
 def test_four_workers_take_different_pairs_of_a_frontier(make, memory):

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from shapes import TINY
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.space.pairs import RatioPair, as_pair, pick_evenly, removed_units
+from vit_ratio_opt.space.pairs import (
+    RatioPair,
+    as_pair,
+    longest_chain,
+    pick_evenly,
+    removed_units,
+)
 from vit_ratio_opt.space.structural import StructuralSpace
 
 
@@ -52,6 +58,13 @@ def test_a_ratio_that_is_no_number_is_refused(ratio: object) -> None:
 def test_what_is_no_pair_is_refused(pair) -> None:
     with pytest.raises(InputError, match="`pair` must be"):
         as_pair(pair)
+
+
+def test_the_longest_chain_leaves_out_what_prunes_one_module_less() -> None:
+    pairs = [(0.1, 0.2), (0.0, 0.0), (0.3, 0.1), (0.2, 0.5), (0.4, 0.4), (0.6, 0.6), (0.2, 0.5)]
+    chain = longest_chain(RatioPair(*pair) for pair in pairs)
+    assert chain == [(0.0, 0.0), (0.1, 0.2), (0.2, 0.5), (0.6, 0.6)]
+    assert longest_chain([]) == []
 
 
 def test_evenly_spaced_ratios_have_both_ends() -> None:

@@ -145,7 +145,8 @@ class SearchCommandOptions(PruningOptions, ImageOptions, DenseOptions):
         bool,
         option(
             Panel.PRUNING,
-            "Start each trial from the nearest trained trial that pruned neither module more.",
+            "Start a trial from the nearest trained one that pruned neither module more, where "
+            "that is no worse before the training than to start from the dense model.",
         ),
     ] = False
     n_trials: Annotated[

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.build import build_model
 from vit_ratio_opt.model_files.convert import load_hugging_face_folder, load_torchvision_file
 from vit_ratio_opt.model_files.folders import read_config
-from vit_ratio_opt.model_files.manifest import is_pruned, read_manifest
+from vit_ratio_opt.model_files.manifest import Manifest, is_pruned, read_manifest
 from vit_ratio_opt.model_files.timm_files import load_timm_file, load_timm_folder
 from vit_ratio_opt.model_files.weights import read_metadata, read_tensors
 from vit_ratio_opt.models.arguments import TRAINING_ARGUMENTS, accept_arguments
@@ -25,11 +27,13 @@ from vit_ratio_opt.pruning.cascade import prune_tokens
 
 __all__ = [
     "DEMO_MODEL",
+    "check_content",
     "load_again",
     "load_demo_model",
     "load_dense",
     "load_model",
     "load_pruned",
+    "rebuild_pruned",
 ]
 
 DEMO_MODEL = Path(__file__).with_name("demo_dense.safetensors")
@@ -96,9 +100,41 @@ def load_pruned(path: str | Path, dense: ViT | None = None) -> tuple[ViT, dict[s
     path = Path(path)
     state, metadata = read_tensors(path)
     manifest = read_manifest(path, metadata)
+    check_content(path, state, metadata)
+    model = rebuild_pruned(path, state, manifest, dense)
+    if dense is None or source_of(dense) is not None:
+        source = None if dense is None else source_of(dense)
+        setattr(model, SOURCE, {"pruned": str(path.resolve()), "dense": source})
+    return model, manifest.content
+
+
+def check_content(
+    path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Refuse tensors and a manifest that are not those that were written.
+
+    Raises:
+        InputError: Their checksum differs from the one in the file.
+    """
     stored = metadata.get("checksum")
     if stored is not None and stored != checksum(state, metadata["manifest"]):
         raise InputError(f"{path} is damaged: its content differs from what was written.")
+
+
+def rebuild_pruned(
+    path: Path, state: Mapping[str, torch.Tensor], manifest: Manifest, dense: ViT | None
+) -> ViT:
+    """Return the pruned model of a file, in evaluation mode.
+
+    Args:
+        path: The file, for messages.
+        state: The tensors of the model.
+        manifest: The manifest of the file.
+        dense: The model that it was pruned from; None where the manifest names it.
+
+    Raises:
+        InputError: The tensors do not fit the model, or the manifest does not name it.
+    """
 
     def cut(whole: ViT) -> ViT:
         smaller = shrink_to(whole, manifest.blocks)
@@ -116,10 +152,7 @@ def load_pruned(path: str | Path, dense: ViT | None = None) -> tuple[ViT, dict[s
     known = manifest.content.get("model_preprocessing")
     if known is not None:
         remember(path, model, parse_preprocessing(path, known))
-    if dense is None or source_of(dense) is not None:
-        source = None if dense is None else source_of(dense)
-        setattr(model, SOURCE, {"pruned": str(path.resolve()), "dense": source})
-    return model, manifest.content
+    return model
 
 
 def load_model(path: str | Path) -> tuple[ViT, dict[str, Any]]:

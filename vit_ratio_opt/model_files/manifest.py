@@ -11,10 +11,22 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.arguments import accept_arguments, accept_name
 from vit_ratio_opt.space.shape import BlockShape, BlockTokens
 
-__all__ = ["PRUNED_FORMAT", "Manifest", "is_pruned", "read_manifest"]
+__all__ = [
+    "ELASTIC_FORMAT",
+    "PRUNED_FORMAT",
+    "Manifest",
+    "is_pruned",
+    "read_manifest",
+    "reader_of",
+]
 
 PRUNED_FORMAT = "vit_ratio_opt/1"
 """Value of ``format`` in the header of a pruned model's file; the number is its version."""
+
+ELASTIC_FORMAT = "vit_ratio_opt/elastic/1"
+"""Value of ``format`` in the header of an elastic model's file; the number is its version."""
+
+_READERS = {PRUNED_FORMAT: "load_pruned", ELASTIC_FORMAT: "load_elastic"}
 
 
 class Manifest(NamedTuple):
@@ -56,17 +68,25 @@ def is_pruned(metadata: Mapping[str, str]) -> bool:
     return metadata.get("format", "").split("/")[0] == PRUNED_FORMAT.split("/")[0]
 
 
-def read_manifest(path: Path, metadata: Mapping[str, str]) -> Manifest:
+def reader_of(metadata: Mapping[str, str]) -> str:
+    """Return the name of the function that reads a file for which :func:`is_pruned` is True."""
+    return _READERS.get(metadata["format"], "load_pruned")
+
+
+def read_manifest(
+    path: Path, metadata: Mapping[str, str], expected: str = PRUNED_FORMAT
+) -> Manifest:
     """Return the manifest in a file's header.
 
     Args:
         path: The file, for messages.
         metadata: The header of the file.
+        expected: The format that the file must have.
 
     Raises:
         InputError: The file is of another format, or its manifest is damaged.
     """
-    _check_format(path, metadata.get("format"))
+    _check_format(path, metadata.get("format"), expected)
     try:
         content = json.loads(metadata["manifest"])
         blocks = [BlockShape(*(int(n) for n in block)) for block in content["blocks"]]
@@ -79,16 +99,22 @@ def read_manifest(path: Path, metadata: Mapping[str, str]) -> Manifest:
     return Manifest(content, blocks, tokens, scores)
 
 
-def _check_format(path: Path, found: str | None) -> None:
-    if found == PRUNED_FORMAT:
+def _check_format(path: Path, found: str | None, expected: str) -> None:
+    if found == expected:
         return
-    name, _, number = str(found).partition("/")
-    if name == PRUNED_FORMAT.split("/")[0] and number.isdecimal():
+    if found in _READERS:
+        raise InputError(
+            f"{path} holds another kind of model (format {found!r}): read it with "
+            f"`{_READERS[found]}`."
+        )
+    name, _, number = str(found).rpartition("/")
+    if name == expected.rpartition("/")[0] and number.isdecimal():
         raise InputError(
             f"{path} was written by a newer version of vit_ratio_opt (format {found!r}), and this "
-            f"one reads {PRUNED_FORMAT!r}: upgrade with `pip install -U vit_ratio_opt`."
+            f"one reads {expected!r}: upgrade with `pip install -U vit_ratio_opt`."
         )
+    kind = "pruned" if expected == PRUNED_FORMAT else "elastic"
     raise InputError(
-        f"{path} must have format {PRUNED_FORMAT!r}, but has {found!r:.80}: it holds no pruned "
+        f"{path} must have format {expected!r}, but has {found!r:.80}: it holds no {kind} "
         "model. `load_dense` reads dense ones."
     )

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -26,8 +27,10 @@ from vit_ratio_opt.pruning.cascade import CascadeBlocks
 from vit_ratio_opt.utils.files import replacing, why_not
 
 __all__ = [
+    "describe_pruned",
     "save_dense",
     "save_pruned",
+    "write_tensors",
 ]
 
 # Packages whose versions a pruned model's file holds.
@@ -72,7 +75,7 @@ def save_dense(
     preprocessing = fit_preprocessing("The model", model, preprocessing or preprocess_of(model))
     if preprocessing is not None:
         metadata["preprocessing"] = json.dumps(preprocessing.to_json())
-    _save(model, Path(path), metadata)
+    write_tensors(model.state_dict(), Path(path), metadata)
     setattr(model, SOURCE, {"checkpoint": str(Path(path).resolve()), "arguments": {}})
 
 
@@ -92,6 +95,18 @@ def save_pruned(model: ViT, path: str | Path, manifest: Mapping[str, Any]) -> No
             hold it (see :func:`~vit_ratio_opt.model_files.described.check_saveable`).
     """
     model = check_supported(model)
+    text = json.dumps({**describe_pruned(model), **manifest})
+    digest = checksum(model.state_dict(), text)
+    metadata = {"format": PRUNED_FORMAT, "manifest": text, "checksum": digest}
+    write_tensors(model.state_dict(), Path(path), metadata)
+
+
+def describe_pruned(model: ViT) -> dict[str, Any]:
+    """Return what the manifest of a pruned model's file says of a supported model.
+
+    Raises:
+        InputError: The model was changed so that no file could hold it.
+    """
     check_weights(model)
     own: dict[str, Any] = {
         "blocks": read_shape(model).block_sizes,
@@ -106,15 +121,18 @@ def save_pruned(model: ViT, path: str | Path, manifest: Mapping[str, Any]) -> No
         own["model_preprocessing"] = preprocessing.to_json()
     if isinstance(model.blocks, CascadeBlocks):
         own["cascade"] = {"tokens": model.blocks.block_tokens, "scores": model.blocks.scores}
-    text = json.dumps({**own, **manifest})
-    digest = checksum(model.state_dict(), text)
-    metadata = {"format": PRUNED_FORMAT, "manifest": text, "checksum": digest}
-    _save(model, Path(path), metadata)
+    return own
 
 
-def _save(model: ViT, path: Path, metadata: dict[str, str]) -> None:
-    """Write the file whole or not at all."""
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+def write_tensors(
+    tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]
+) -> None:
+    """Write a safetensors file whole or not at all.
+
+    Raises:
+        CannotWriteError: The file cannot be written.
+    """
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:

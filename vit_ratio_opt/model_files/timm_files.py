@@ -16,7 +16,7 @@ from vit_ratio_opt.model_files.folders import (
     read_config,
     read_folder,
 )
-from vit_ratio_opt.model_files.manifest import is_pruned
+from vit_ratio_opt.model_files.manifest import is_pruned, reader_of
 from vit_ratio_opt.model_files.official import rename_official
 from vit_ratio_opt.model_files.weights import read_tensors
 from vit_ratio_opt.models.arguments import TRAINING_ARGUMENTS, accept_arguments, accept_name
@@ -47,8 +47,8 @@ def load_timm_file(
     state, metadata = read_tensors(path, weights)
     if is_pruned(metadata):
         raise InputError(
-            f"{path} holds a pruned model: read it with `load_pruned`, or give it as --start "
-            "beside the --checkpoint of its dense model."
+            f"{path} holds a pruned model: read it with `{reader_of(metadata)}`, or give it as "
+            "--start beside the --checkpoint of its dense model."
         )
     state = _without_classifier(rename_official(state), arguments)
     stored, arch = metadata.get("timm_name"), metadata.get("arch")

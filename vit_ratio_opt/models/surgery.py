@@ -24,9 +24,11 @@ from vit_ratio_opt.space.shape import BlockShape
 __all__ = [
     "ALL_HEADS",
     "copy_head_entries",
+    "keep_neurons",
     "keep_units",
     "resize_attention",
     "resize_model",
+    "set_sizes",
     "shrink_to",
 ]
 
@@ -74,7 +76,7 @@ def keep_units(
         branches(pruned), heads, neurons, strict=True
     ):
         _keep_heads(attention.module, sorted(head_indices))
-        _keep_neurons(ffn.module, sorted(neuron_indices))
+        keep_neurons(ffn.module, sorted(neuron_indices))
     return pruned
 
 
@@ -105,7 +107,7 @@ def shrink_to(model: ViT, shapes: Sequence[BlockShape]) -> ViT:
     shrunk = copy_model(model)
     for (attention, ffn), new in zip(branches(shrunk), shapes, strict=True):
         attention.replace(resize_attention(attention.module, new.num_heads, new.head_dim))
-        _keep_neurons(ffn.module, list(range(new.hidden_dim)))
+        keep_neurons(ffn.module, list(range(new.hidden_dim)))
     return shrunk
 
 
@@ -144,7 +146,7 @@ def resize_attention(attn: Any, num_heads: int, head_dim: int) -> Any:
             _put(new, name, tensor.new_zeros(shape))
     if head_dim != attn.head_dim:
         new.scale = head_dim**-0.5
-    _set_sizes(new, num_heads, head_dim)
+    set_sizes(new, num_heads, head_dim)
     _resize(new.qkv, 3 * dims, new.qkv.in_features)
     _resize(new.proj, new.proj.out_features, dims)
     return new
@@ -192,10 +194,11 @@ def _keep_heads(attn: Any, heads: list[int]) -> None:
     _select(attn.qkv, rows=rows)
     _select(attn.proj, columns=dims)
     copy_head_entries(attn, attn, heads)
-    _set_sizes(attn, len(heads), d)
+    set_sizes(attn, len(heads), d)
 
 
-def _set_sizes(attn: Any, num_heads: int, head_dim: int) -> None:
+def set_sizes(attn: Any, num_heads: int, head_dim: int) -> None:
+    """Set the attributes of an attention that say how many heads it has, and of what size."""
     dims = num_heads * head_dim
     sizes = {"num_heads": num_heads, "head_dim": head_dim, "attn_dim": dims}
     sizes |= {"num_kv_heads": num_heads, "kv_dim": dims}  # of attention with rotations
@@ -204,9 +207,10 @@ def _set_sizes(attn: Any, num_heads: int, head_dim: int) -> None:
             setattr(attn, name, size)
 
 
-def _keep_neurons(mlp: Any, neurons: list[int]) -> None:
+def keep_neurons(mlp: Any, neurons: list[int]) -> None:
+    """Keep some hidden neurons of an FFN, in the order in which they are given."""
     hidden = mlp.fc2.in_features
-    if len(neurons) == hidden:
+    if neurons == list(range(hidden)):
         return
     kept = torch.tensor(neurons)
     for layer, rows in input_layers(mlp):

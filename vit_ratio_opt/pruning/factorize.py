@@ -26,7 +26,14 @@ import torch
 
 from vit_ratio_opt.models.surgery import copy_head_entries, resize_attention
 
-__all__ = ["HeadFactors", "HeadMoments", "factorize_attention", "head_factors", "rank_losses"]
+__all__ = [
+    "HeadFactors",
+    "HeadMoments",
+    "factorize_attention",
+    "head_factors",
+    "nested_losses",
+    "rank_losses",
+]
 
 # Singular values below this share of the largest are rounding errors of the moments.
 _RELATIVE_ZERO = 1e-10
@@ -139,19 +146,44 @@ def rank_losses(factors: HeadFactors) -> tuple[torch.Tensor, torch.Tensor]:
         Losses ``(H, d)``, those of h heads of r dimensions at ``[h - 1, r - 1]``, and heads
         ``(d, H)``: for each rank, the heads in the order in which they are kept.
     """
+    gone, cut = _head_losses(factors)
+    if not factors.removable:
+        return _all_heads(cut), torch.arange(len(cut)).expand(cut.shape[1], -1)
+    gains, order = (gone[:, None] - cut).sort(dim=0, descending=True, stable=True)
+    losses = gone.sum() - gains.cumsum(dim=0)
+    return losses.clamp_min(0), order.mT
+
+
+def nested_losses(factors: HeadFactors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return :func:`rank_losses` where heads are kept in one order, whatever their rank.
+
+    Returns:
+        Losses ``(H, d)``, and the order of the heads ``(H,)``, the most important first.
+    """
+    gone, cut = _head_losses(factors)
+    if not factors.removable:
+        return _all_heads(cut), torch.arange(len(cut))
+    order = gone.argsort(descending=True, stable=True)
+    losses = gone.sum() - (gone[:, None] - cut)[order].cumsum(dim=0)
+    return losses.clamp_min(0), order
+
+
+def _head_losses(factors: HeadFactors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the losses of removing each head, ``(H,)``, and of each rank of it, ``(H, d)``."""
     value = factors.value_losses
     gone = value.sum(dim=1)  # a removed head loses its values; its logits do not matter
     left_out = value + factors.logit_losses
     # Summed from the end: an infinite loss cannot be subtracted again.
-    cut = left_out.flip(1).cumsum(dim=1).flip(1).roll(-1, dims=1)  # (H, d)
+    cut = left_out.flip(1).cumsum(dim=1).flip(1).roll(-1, dims=1)
     cut[:, -1] = 0
-    if not factors.removable:
-        losses = torch.full_like(cut, torch.inf)
-        losses[-1] = cut.sum(dim=0)
-        return losses, torch.arange(len(cut)).expand(cut.shape[1], -1)
-    gains, order = (gone[:, None] - cut).sort(dim=0, descending=True, stable=True)
-    losses = gone.sum() - gains.cumsum(dim=0)
-    return losses.clamp_min(0), order.mT
+    return gone, cut
+
+
+def _all_heads(cut: torch.Tensor) -> torch.Tensor:
+    """Return the losses of heads and ranks where no head can be removed."""
+    losses = torch.full_like(cut, torch.inf)
+    losses[-1] = cut.sum(dim=0)
+    return losses
 
 
 def factorize_attention(attn: Any, factors: HeadFactors, heads: list[int], rank: int) -> Any:
@@ -160,10 +192,10 @@ def factorize_attention(attn: Any, factors: HeadFactors, heads: list[int], rank:
     Args:
         attn: A supported attention; it is not changed.
         factors: Factors of the attention's heads.
-        heads: Indices of the heads to keep, at least one.
+        heads: Indices of the heads to keep, at least one, in the order of the copy.
         rank: Dimensions of each head, at least 1.
     """
-    kept = torch.tensor(sorted(heads))
+    kept = torch.tensor(heads)
     heads_before, d = attn.num_heads, attn.head_dim
     new = resize_attention(attn, len(kept), rank)
     scale = attn.scale / new.scale  # the copy scales its logits by the new rank

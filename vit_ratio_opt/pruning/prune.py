@@ -31,7 +31,14 @@ from vit_ratio_opt.space.pairs import RatioPair, as_pair, check_pair
 from vit_ratio_opt.space.shape import BlockTokens
 from vit_ratio_opt.space.units import MhsaUnit, StructuralUnits
 
-__all__ = ["prune", "prune_blocks", "prune_ranks", "prune_to_macs", "prune_units"]
+__all__ = [
+    "check_calibration",
+    "prune",
+    "prune_blocks",
+    "prune_ranks",
+    "prune_to_macs",
+    "prune_units",
+]
 
 
 def prune(
@@ -125,7 +132,7 @@ def prune_ranks(
     units = StructuralUnits(read_shape(model), "rank", round_to, bounds=bounds)
     blocks = units.shape.blocks
     check_allocation(allocation)
-    _check_calibration(model, calibration)
+    check_calibration(model, calibration)
     sizes = [block.num_heads * block.head_dim for block in blocks]
     minimums = [kept.least for kept in units.kept_dims]
     if allocation == "uniform":
@@ -219,7 +226,7 @@ def prune_to_macs(
     """
     model = check_supported(model)
     shape = read_shape(model)
-    _check_calibration(model, calibration)
+    check_calibration(model, calibration)
     heads, neurons = sizes_within_macs(
         calibration,
         [shape.unit_macs(counts) for counts in tokens],
@@ -259,12 +266,17 @@ def prune_blocks(
         attn = branch.module
         if (count, rank) != (attn.num_heads, attn.head_dim):
             _, order = rank_losses(known.factors)
-            kept = order[rank - 1, :count].tolist()
+            kept = sorted(order[rank - 1, :count].tolist())
             branch.replace(factorize_attention(attn, known.factors, kept, rank))
     return pruned
 
 
-def _check_calibration(model: ViT, calibration: object) -> None:
+def check_calibration(model: ViT, calibration: object) -> None:
+    """Refuse what is no calibration of a model.
+
+    Raises:
+        InputError: It is none, or that of another model.
+    """
     if not isinstance(calibration, Calibration):
         raise InputError(
             f"`calibration` must be a Calibration, but is a {type(calibration).__name__}: "

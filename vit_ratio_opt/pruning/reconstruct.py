@@ -29,7 +29,15 @@ from vit_ratio_opt.pruning.least_squares import NormalEquations
 from vit_ratio_opt.pruning.options import CalibrationPrecision
 from vit_ratio_opt.pruning.passes import halving, in_precision
 
-__all__ = ["embed", "repair"]
+__all__ = [
+    "Tail",
+    "checked",
+    "embed",
+    "embed_batches",
+    "missing_output",
+    "repair",
+    "target_of",
+]
 
 # An error of the stream of this size, squared and relative, is rounding: of sums in float32, of
 # targets in bfloat16.
@@ -67,15 +75,15 @@ def repair(
             model's weights are not finite numbers in float32.
         UnsupportedModelError: The model cannot be pruned.
     """
-    pruned, images = _checked(pruned, images, calibration)
+    pruned, images = checked(pruned, images, calibration)
     device, sizes = images[0].device, [len(batch) for batch in images]
     precision = calibration.precision
     positions = torch.split(calibration.positions.to(device), sizes)
     errors, fixed = [], _frozen_and_whole(pruned, calibration)
     with evaluating(pruned), torch.inference_mode(), in_precision(device, "float32"):
-        streams, options = _embed(pruned, images, precision)
+        streams, options = embed_batches(pruned, images, precision)
         for stage in stages(pruned):
-            tails = [_Tail(branch, options.get(branch.kind, {}), precision) for branch in stage]
+            tails = [Tail(branch, options.get(branch.kind, {}), precision) for branch in stage]
             inputs = [[tail.inputs(stream) for stream in streams] for tail in tails]
             now, *sampled = (
                 [tokens_at(*batch) for batch in zip(values, positions, strict=True)]
@@ -84,9 +92,9 @@ def repair(
             for number, branch in enumerate(stage):
                 if branch.name in fixed:
                     continue
-                target, weights = _target(calibration.blocks[branch.index], branch.kind, device)
+                target, weights = target_of(calibration.blocks[branch.index], branch.kind, device)
                 goals = torch.split(target, sizes)
-                wanted = _missing_output(goals, now, tails, sampled, number)
+                wanted = missing_output(goals, now, tails, sampled, number)
                 scale = sum(_square(goal, weights) for goal in goals)
                 refitted = tails[number].refit(sampled[number], wanted, weights, scale)
                 if refitted is not None:
@@ -97,7 +105,7 @@ def repair(
     return errors
 
 
-def _checked(
+def checked(
     pruned: ViT, images: Iterable[torch.Tensor], calibration: Calibration
 ) -> tuple[ViT, list[torch.Tensor]]:
     """Return a model and batches that can be repaired."""
@@ -152,7 +160,7 @@ def _frozen_and_whole(pruned: ViT, calibration: Calibration) -> set[str]:
     return found
 
 
-def _target(
+def target_of(
     block: BlockCalibration, kind: str, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the dense stream after a branch at the sampled tokens, and their weights."""
@@ -163,10 +171,10 @@ def _target(
     return target.to(device).float(), weights.float().to(device)
 
 
-def _missing_output(
+def missing_output(
     goals: Sequence[torch.Tensor],
     streams: Sequence[torch.Tensor],
-    tails: Sequence[_Tail],
+    tails: Sequence[Tail],
     inputs: Sequence[Sequence[torch.Tensor]],
     number: int,
 ) -> list[torch.Tensor]:
@@ -189,7 +197,7 @@ def _missing_output(
     return missing
 
 
-def _embed(
+def embed_batches(
     model: ViT, images: Sequence[torch.Tensor], precision: CalibrationPrecision
 ) -> tuple[list[torch.Tensor], dict[str, dict[str, Any]]]:
     """Return the input of the first block by batch, and the other arguments of each kind."""
@@ -223,7 +231,7 @@ def embed(model: ViT, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any
     return given[0]
 
 
-class _Tail:
+class Tail:
     """The last layer of a residual branch and what follows it.
 
     Args:
@@ -237,6 +245,11 @@ class _Tail:
     ) -> None:
         self._branch, self.layer, self._after = branch, branch.last, branch.after
         self._options, self._precision = options, precision
+
+    @property
+    def is_linear(self) -> bool:
+        """Return whether what the branch adds is linear in the output of its last layer."""
+        return isinstance(self._after, (nn.Identity, LayerScale))
 
     def inputs(self, stream: torch.Tensor) -> torch.Tensor:
         """Return the input of the last layer."""
@@ -289,12 +302,12 @@ class _Tail:
         """
         after = self._after
         is_affine = isinstance(after, nn.LayerNorm) and None not in (after.weight, after.bias)
-        if not is_affine and not isinstance(after, (nn.Identity, LayerScale)):
+        if not is_affine and not self.is_linear:
             return None  # such as an RMSNorm, for which there are no equations here
         equations = NormalEquations(self.layer.bias is not None, self._precision)
         before = 0.0
         for x, added in zip(inputs, wanted, strict=True):
-            equations.add(x, self._undo_scale(x, added), weights)
+            equations.add(x, self.undo_scale(x, added), weights)
             before += _square(added - self.add(x), weights)
         if before <= _ROUNDING[self._precision] * scale:
             return None
@@ -309,7 +322,7 @@ class _Tail:
             return None
         return refitted
 
-    def _undo_scale(self, inputs: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    def undo_scale(self, inputs: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
         """Return the output of the last layer with which the branch adds ``added``."""
         after: Any = self._after
         scale: torch.Tensor | None

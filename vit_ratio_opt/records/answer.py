@@ -7,6 +7,7 @@ functions of :mod:`vit_ratio_opt.search` on the same trials.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -16,12 +17,13 @@ from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.candidates import Candidate, estimate_pairs
-from vit_ratio_opt.records.frontier import best_within, cheapest_keeping
+from vit_ratio_opt.records.frontier import Expected, best_within, cheapest_keeping, expected_at
 from vit_ratio_opt.records.labels import MACS, CostRecord, format_below
 from vit_ratio_opt.records.snapshot import StudySnapshot
 from vit_ratio_opt.records.study import record_of
 from vit_ratio_opt.records.trial import attribute
 from vit_ratio_opt.records.trials import finished_trials, has_pair, pair_of
+from vit_ratio_opt.search.front import knee
 from vit_ratio_opt.search.limits import Budget, Tolerance
 from vit_ratio_opt.space.metric import ACCURACY, Metric
 
@@ -52,6 +54,7 @@ class Answer:
         metric: Metric of the trials.
         front: The pairs of the frontier, of rising cost, where the study searches it; ``found`` is
             the one at its knee, or the one that :meth:`at` has chosen.
+        points: What is expected on the frontier, at its pairs and between them, of rising cost.
         loader: Function that returns the pruned model of a trial, see :meth:`bind`.
         study: The study, see :meth:`bind`.
     """
@@ -68,6 +71,7 @@ class Answer:
     cost: CostRecord = MACS
     metric: Metric = ACCURACY
     front: tuple[Candidate, ...] = ()
+    points: tuple[Expected, ...] = ()
     loader: Callable[[FrozenTrial], Any] | None = field(default=None, compare=False)
     study: Study | None = field(default=None, compare=False)
 
@@ -121,10 +125,7 @@ class Answer:
             InputError: The study does not search the frontier, not exactly one of both is given,
                 or every pair is over the budget.
         """
-        if not self.front:
-            raise InputError(
-                f"Study {self.study_name!r} searches no frontier: its answer is for its own limit."
-            )
+        self._check_front()
         if (budget is None) == (tolerance is None):
             raise InputError("`at` needs a budget or a tolerance, and only one of both.")
         if budget is not None:
@@ -139,6 +140,41 @@ class Answer:
             confidence=confidence,
         )
         return replace(self, found=found, confidence=confidence)
+
+    def knee(self) -> Answer:
+        """Return the answer at the knee, the furthest from the line between the frontier's ends.
+
+        Raises:
+            InputError: The study does not search the frontier.
+        """
+        self._check_front()
+        signed = [self.metric.sign * one.accuracy for one in self.front]
+        place = cast(int, knee([one.cost_ratio for one in self.front], signed))
+        return replace(self, found=self.front[place], confidence=None)
+
+    def expect(self, budget: float) -> Expected | None:
+        """Return the metric that the search expects at a budget, whether a pair is there or not.
+
+        Between two trained pairs it is what the belief of the search expects of a pair between
+        them, whose error is the larger, the further both are.
+
+        Args:
+            budget: Share of the dense model's cost.
+
+        Returns:
+            The expected metric with its standard error; None where every pair costs more.
+
+        Raises:
+            InputError: The study does not search the frontier.
+        """
+        self._check_front()
+        return expected_at(self.points, Budget(budget).share)
+
+    def _check_front(self) -> None:
+        if not self.front:
+            raise InputError(
+                f"Study {self.study_name!r} searches no frontier: its answer is for its own limit."
+            )
 
     def load_model(self) -> Any:
         """Return the pruned and fine-tuned model of the answer, as a timm model.
@@ -293,7 +329,8 @@ def _answer_of(study: Study) -> Answer | None:
         study_name=study.study_name,
         cost=record_of(study).cost,
         metric=estimates.metric,
-        front=tuple(filter(None, map(estimates.candidate, estimates.front))),
+        front=estimates.front(),
+        points=tuple(itertools.starmap(Expected, estimates.expected())),
     )
 
 

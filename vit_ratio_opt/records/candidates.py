@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from vit_ratio_opt.records.trials import (
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.claims import is_surplus, value_of
 from vit_ratio_opt.search.direction import sign_of
-from vit_ratio_opt.search.front import frontier_answer, knee
+from vit_ratio_opt.search.front import INSIDE, FrontierAnswer, frontier_answer, knee
 from vit_ratio_opt.search.margins import tolerance_answer
 from vit_ratio_opt.search.plan import Estimate, Pair
 from vit_ratio_opt.space.metric import Metric
@@ -101,7 +102,7 @@ class Estimates:
         confidence: Probability with which the answer has to keep the tolerance; None within a
             budget.
         metric: Metric of the trials.
-        front: The pairs on the frontier, of rising cost; none with another limit.
+        frontier: The frontier; None with another limit.
     """
 
     best: Pair | None
@@ -114,7 +115,7 @@ class Estimates:
     baseline: Pair | None
     confidence: float | None
     metric: Metric
-    front: tuple[Pair, ...] = ()
+    frontier: FrontierAnswer | None = None
 
     def candidate(self, pair: Pair | None) -> Candidate | None:
         """Return a pair with its estimate; None where the pair has none."""
@@ -135,6 +136,23 @@ class Estimates:
             probability=estimate.probability,
         )
 
+    def front(self) -> tuple[Candidate, ...]:
+        """Return the pairs on the frontier, of rising cost; none with another limit."""
+        pairs = [one.pair for one in self.frontier.front] if self.frontier else []
+        return tuple(filter(None, map(self.candidate, pairs)))
+
+    def expected(self) -> tuple[tuple[float, float, float], ...]:
+        """Return cost, metric and its standard error at the pairs of the frontier and between."""
+        front = self.front()
+        found = [(one.cost_ratio, one.accuracy, one.error) for one in front]
+        for (first, last), inside in zip(
+            itertools.pairwise(front), self.frontier.between if self.frontier else (), strict=True
+        ):
+            for share, (value, error) in zip(INSIDE, inside, strict=True):
+                cost = (1 - share) * first.cost_ratio + share * last.cost_ratio
+                found.append((cost, self.offset + self.sign * value, error))
+        return tuple(sorted(found))
+
 
 def candidate_of(study: Study, trial: FrozenTrial) -> Candidate | None:
     """Return the pair of a trial with its estimate; None where the pair has none."""
@@ -145,7 +163,7 @@ def candidate_of(study: Study, trial: FrozenTrial) -> Candidate | None:
 def estimate_pairs(study: Study) -> Estimates | None:
     """Return estimates of all pairs that were trained, or None before any was trained."""
     record, is_tolerance = record_of(study), has_tolerance(study)
-    front: tuple[Pair, ...] = ()
+    known_front: FrontierAnswer | None = None
     metric = record.metric
     sign = sign_of(study)
     if is_tolerance:
@@ -164,11 +182,13 @@ def estimate_pairs(study: Study) -> Estimates | None:
     dense = _dense_accuracy(study, first)
     if record.has_frontier:
         assert record.plan is not None
-        found_front, estimates = frontier_answer(
+        known_front = frontier_answer(
             record.plan, values, lambda *pair: costs[pair], complete=complete
         )
-        best = knee(found_front, lambda *pair: costs[pair])
-        front = tuple(one.pair for one in found_front)
+        found, estimates = known_front.front, known_front.estimates
+        ratios = [cost_ratio_of(trials[one.pair][0]) for one in found]
+        place = knee(ratios, [one.mean for one in found])
+        best = None if place is None else found[place]
     elif not is_tolerance:
         known = None if dense is None else sign * dense
         search = BudgetSearch.from_json({"dense": known, **_curve(record.plan, values)})
@@ -193,7 +213,7 @@ def estimate_pairs(study: Study) -> Estimates | None:
         baseline=baseline,
         confidence=confidence,
         metric=metric,
-        front=front,
+        frontier=known_front,
     )
 
 

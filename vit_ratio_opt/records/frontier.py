@@ -6,12 +6,13 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import NormalDist
+from typing import NamedTuple
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.candidates import Candidate
 from vit_ratio_opt.space.metric import Metric
 
-__all__ = ["best_within", "cheapest_keeping", "interpolate_front"]
+__all__ = ["Expected", "best_within", "cheapest_keeping", "expected_at"]
 
 
 def best_within(front: Sequence[Candidate], budget: float) -> Candidate:
@@ -62,25 +63,39 @@ def cheapest_keeping(
     return None
 
 
-def interpolate_front(front: Sequence[Candidate], cost_ratio: float) -> tuple[float, float] | None:
-    """Return the metric that is expected at a cost, and its standard error; None below all pairs.
-
-    Between two pairs both are interpolated, as if the two estimates were wrong together. Above the
-    most expensive pair they are those of that pair.
+class Expected(NamedTuple):
+    """Metric that is expected at a cost.
 
     Args:
-        front: The pairs of the frontier, of rising cost.
+        cost_ratio: Share of the dense model's cost.
+        accuracy: The metric, in its unit.
+        error: Its standard error.
+    """
+
+    cost_ratio: float
+    accuracy: float
+    error: float
+
+
+def expected_at(points: Sequence[Expected], cost_ratio: float) -> Expected | None:
+    """Return what is expected at a cost, linear between some points; None below all of them.
+
+    Above the most expensive point it is what that one has.
+
+    Args:
+        points: What is expected at some costs, rising.
         cost_ratio: Share of the dense model's cost.
     """
-    costs = [candidate.cost_ratio for candidate in front]
-    after = bisect.bisect_right(costs, cost_ratio)
+    after = bisect.bisect_right([point.cost_ratio for point in points], cost_ratio)
     if after == 0:
         return None
-    before = front[after - 1]
-    if after == len(front):
-        return before.accuracy, before.error
-    share = (cost_ratio - costs[after - 1]) / (costs[after] - costs[after - 1])
-    return (
-        (1 - share) * before.accuracy + share * front[after].accuracy,
-        (1 - share) * before.error + share * front[after].error,
+    before = points[after - 1]
+    if after == len(points):
+        return before._replace(cost_ratio=cost_ratio)
+    behind = points[after]
+    share = (cost_ratio - before.cost_ratio) / (behind.cost_ratio - before.cost_ratio)
+    return Expected(
+        cost_ratio,
+        (1 - share) * before.accuracy + share * behind.accuracy,
+        (1 - share) * before.error + share * behind.error,
     )

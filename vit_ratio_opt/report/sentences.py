@@ -10,7 +10,7 @@ from optuna.study import Study
 
 from vit_ratio_opt.records.answer import Answer, answer_of
 from vit_ratio_opt.records.candidates import Candidate
-from vit_ratio_opt.records.frontier import interpolate_front
+from vit_ratio_opt.records.frontier import expected_at
 from vit_ratio_opt.records.loading import baseline_of
 from vit_ratio_opt.records.per_class import fallen_sentence
 from vit_ratio_opt.records.probes import probe_sentence
@@ -273,10 +273,10 @@ def _against_front(answer: Answer, compared: Answer | None) -> list[str]:
     found, metric = answer.found, answer.metric
     if found is None or compared is None:
         return []
-    expected = interpolate_front(compared.front, found.cost_ratio)
+    expected = expected_at(compared.points, found.cost_ratio)
     if expected is None:
         return []
-    fixed, error = expected
+    _, fixed, error = expected
     # The difference of the two printed figures, as a reader would subtract them.
     gain = float(metric.number(found.accuracy)) - float(metric.number(fixed))
     return [

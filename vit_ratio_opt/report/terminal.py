@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from optuna.study import Study
@@ -18,6 +19,7 @@ from vit_ratio_opt.utils.text import shorten, strip_escapes
 
 __all__ = ["front_table", "results_table", "trials_table"]
 
+_HEADING_WIDTH = 12
 _LOOK: dict[str, Any] = {"box": SIMPLE, "padding": (0, 1, 0, 0), "show_edge": False}
 
 
@@ -47,7 +49,7 @@ def results_table(report: dict[str, Any]) -> Table:
     heading = f"{strip_escapes(shorten(about, 120))}, {shares} as a share of dense"
     table = Table(title=Text(heading), title_justify="left", **_LOOK)
     for name in columns:
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+        table.add_column(_wrapped(name), justify="right" if name else "left", no_wrap=True)
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*cells)
     return table
@@ -69,10 +71,10 @@ def front_table(study: Study, *, is_whole: bool = False) -> Table | None:
         title_justify="left",
         caption=Text(found.note),
         caption_justify="left",
-        **_LOOK,
+        **_LOOK | {"padding": 0},  # nine columns
     )
     for heading in headings:
-        name = heading.removesuffix(" ratio")
+        name = _wrapped(heading.removesuffix(" ratio"))
         table.add_column(name, justify="left" if heading == "note" else "right", no_wrap=True)
     for place, cells in enumerate(rows):
         table.add_row(*cells, style="bold" if place == found.knee else "")
@@ -103,22 +105,32 @@ def trials_table(study: Study) -> Text:
         if not rows or any(row[name] is not None for row in rows):
             columns[heading] = [_number(row[name], places) for row in rows]
     # A table of rich takes minutes for some thousand trials.
-    columns = {name: _aligned(name, cells) for name, cells in columns.items()}
-    heading, *lines = (" ".join(cells) for cells in zip(*columns.values(), strict=True))
+    headings = [_wrapped(name).split("\n") for name in columns]
+    height = max(map(len, headings))
+    aligned = [
+        _aligned([""] * (height - len(heading)) + heading + cells, to_left=heading == ["trial"])
+        for heading, cells in zip(headings, columns.values(), strict=True)
+    ]
+    lines = [" ".join(cells) for cells in zip(*aligned, strict=True)]
+    above, lines = lines[:height], lines[height:]
     text = Text(no_wrap=True, overflow="ellipsis", end="")
     text.append(f"study {shorten(study.study_name)!r} (*: the answer)\n", style="italic")
-    text.append(f"{heading}\n", style="bold")
-    text.append(f"{'-' * len(heading)}\n")
+    text.append("".join(f"{line}\n" for line in above), style="bold")
+    text.append(f"{'-' * len(above[0])}\n")
     for line, row in zip(lines, rows, strict=True):
         text.append(f"{line}\n", style="bold" if row["best"] else "")
     return text
 
 
-def _aligned(heading: str, cells: list[str]) -> list[str]:
-    """Return heading and cells of one width: the number of a trial to the left, others right."""
-    column = [heading, *cells]
+def _wrapped(heading: str) -> str:
+    """Return a heading on several lines where it is long, as the name of a metric may be."""
+    return "\n".join(textwrap.wrap(heading, _HEADING_WIDTH, break_long_words=False))
+
+
+def _aligned(column: list[str], *, to_left: bool) -> list[str]:
+    """Return the cells of a column in one width."""
     width = max(map(len, column))
-    return [cell.ljust(width) if heading == "trial" else cell.rjust(width) for cell in column]
+    return [cell.ljust(width) if to_left else cell.rjust(width) for cell in column]
 
 
 def _trial(row: dict[str, Any]) -> str:

@@ -42,8 +42,9 @@ class SearchOptions:
         screen: Whether to evaluate pruned models without training before the first trial. A search
             within a budget then begins at the best pair, one with a tolerance on the path of the
             best pairs.
-        iterative: Whether each trial starts from the nearest finished trial that pruned neither
-            module more.
+        iterative: Whether each trial may start from the nearest finished trial that pruned neither
+            module more, where that is no worse before the training than to start from the dense
+            model.
         seed: Random seed of calibration and fine-tuning.
         calibration: The training images that criteria, factors and reconstruction use.
 

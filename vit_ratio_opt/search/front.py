@@ -5,6 +5,7 @@ A *loss* is how much worse than the dense model a pair is, in the unit of the me
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 
 from vit_ratio_opt.search.belief import Belief, fit
 from vit_ratio_opt.search.columns import as_array
+from vit_ratio_opt.search.log_losses import add_ends, expected_losses
 from vit_ratio_opt.search.noise import Noise, Repeats
 from vit_ratio_opt.search.plan import (
     Array,
@@ -23,13 +25,12 @@ from vit_ratio_opt.search.plan import (
     normal_cdf,
 )
 
-__all__ = ["Judged", "Rule", "frontier_answer", "judge", "knee"]
+__all__ = ["INSIDE", "FrontierAnswer", "Judged", "Rule", "frontier_answer", "judge", "knee"]
 
 _NEAREST = 48  # observed pairs that a belief is made from
 _OFFSET = 0.02  # of the loss under the logarithm, so that gains have one, as a share of the worst
-_DENSE_VARIANCE, _EVERYTHING_VARIANCE = 0.01, 1.0  # of what is expected at both ends
-_SAME = 1e-4  # variance of values without noise
-_LARGEST_EXPONENT = 20.0
+INSIDE = (0.2, 0.4, 0.6, 0.8)
+"""Shares of the way from one pair to the next at which a frontier is estimated."""
 
 
 class Rule(NamedTuple):
@@ -125,6 +126,38 @@ class Judged(NamedTuple):
         heights: Array = np.minimum(losses.min(axis=0, initial=worst), worst)
         return heights
 
+    def between(self, front: Sequence[int]) -> list[list[tuple[float, float]]]:
+        """Return what is expected between the pairs of a frontier, which was not tried.
+
+        Where the belief expects a larger loss than that of the cheaper pair, it is the latter's:
+        whoever may spend more may take that one, too.
+
+        Args:
+            front: Places of the pairs, of rising cost.
+
+        Returns:
+            For each two neighbours, the value and its standard error at the shares ``INSIDE`` of
+            the way from one to the other.
+        """
+        steps = list(itertools.pairwise(front))
+        if not steps:
+            return []
+        ends = self.rule.points([self.pairs[place] for place in front])
+        shares = np.array(INSIDE)[:, None]
+        inside = [(1 - shares) * ends[i] + shares * ends[i + 1] for i in range(len(steps))]
+        mean, variance = self.belief.predict(np.concatenate(inside))
+        one = np.ones(1)
+        *_, losses, errors = expected_losses(one, mean[None], variance[None], self.rule.offset)
+        losses = (losses - self.rule.offset).reshape(len(steps), -1)
+        cheaper = np.array([self.losses[first] for first, _ in steps])[:, None]
+        known = np.array([self.errors[first] for first, _ in steps])[:, None]
+        errors = np.where(losses > cheaper, known, errors.reshape(losses.shape))
+        values = self.rule.dense - np.minimum(losses, cheaper)
+        return [
+            list(zip(*row, strict=True))
+            for row in zip(values.tolist(), errors.tolist(), strict=True)
+        ]
+
     def estimate(self, place: int) -> Estimate:
         """Return the estimate of one pair.
 
@@ -170,20 +203,11 @@ def judge(observed: Observed, cost: Callable[[float, float], float], rule: Rule)
         ]
     )
     belief = _fit(rule, pairs, Repeats(own, squares, counts))
-    each, variances = (array[:, : len(pairs)] for array in belief.components())
-    mean = belief.weights @ each
-    variance = belief.weights @ (variances + each**2) - mean**2
+    means, variances = (array[:, : len(pairs)] for array in belief.components())
+    mean, variance, losses, errors = expected_losses(belief.weights, means, variances, rule.offset)
+    losses = losses - rule.offset
     if rule.noise.guess == 0:
         losses, errors = own, np.zeros(len(pairs))
-    else:
-        # Mean and variance of a log-normal variable, of the average over all components. Values
-        # that contradict each other would overflow.
-        small = np.minimum(variances, _LARGEST_EXPONENT)
-        whole = rule.offset * np.exp(np.minimum(small / 2 - each, _LARGEST_EXPONENT))
-        expected = belief.weights @ whole
-        second = belief.weights @ (whole**2 * np.exp(small))
-        losses = expected - rule.offset
-        errors = np.sqrt(np.maximum(second - expected**2, 0.0))
     return Judged(pairs, costs, own, counts, losses, errors, mean, variance, belief, rule)
 
 
@@ -196,12 +220,7 @@ def _fit(rule: Rule, pairs: Sequence[Pair], repeats: Repeats) -> Belief:
     ends = [0.0, -math.log1p(rule.worst / offset)]
     levels = rule.noise.levels(repeats, least_loss=offset)
     found = alternatives(levels, repeats, offset, np.append(1 / lost, 1 / np.median(lost)))
-    noise = np.tile([_DENSE_VARIANCE, _EVERYTHING_VARIANCE], (len(found.log_weights), 1))
-    found = found._replace(
-        noise=np.concatenate([found.noise + _SAME, noise], axis=1),
-        own=np.concatenate([found.own, np.zeros_like(noise)], axis=1),
-    )
-    return fit(points, np.concatenate([-np.log(lost / offset), ends]), found)
+    return fit(points, np.concatenate([-np.log(lost / offset), ends]), add_ends(found))
 
 
 def _next_to_front(costs: Array, losses: Array) -> list[int]:
@@ -212,19 +231,35 @@ def _next_to_front(costs: Array, losses: Array) -> list[int]:
     return sorted(np.argsort(excess, kind="stable")[:_NEAREST].tolist())
 
 
-def knee(front: Sequence[Estimate], cost: Callable[[float, float], float]) -> Estimate | None:
-    """Return the pair that is the furthest above the line between both ends; None without pairs.
+def knee(costs: Sequence[float], values: Sequence[float]) -> int | None:
+    """Return the place of the pair that is the furthest above the line between both ends.
 
     Args:
-        front: The pairs of a frontier, of rising cost.
-        cost: Function that returns the cost of a pair.
+        costs: Costs of the pairs of a frontier, rising.
+        values: Their values, larger ones being better.
+
+    Returns:
+        The place; None without pairs.
     """
-    if not front:
+    if not costs:
         return None
-    costs, (first, *_, last) = [cost(*one.pair) for one in front], [*front, front[-1]]
-    slope = (last.mean - first.mean) / ((costs[-1] - costs[0]) or 1.0)
-    above = [one.mean - slope * at for one, at in zip(front, costs, strict=True)]
-    return front[above.index(max(above))]
+    slope = (values[-1] - values[0]) / ((costs[-1] - costs[0]) or 1.0)
+    above = [value - slope * cost for cost, value in zip(costs, values, strict=True)]
+    return above.index(max(above))
+
+
+class FrontierAnswer(NamedTuple):
+    """What is known of a frontier.
+
+    Args:
+        front: Estimates of the pairs on it, of rising cost.
+        estimates: Those of all pairs that are next to it.
+        between: See :meth:`Judged.between`.
+    """
+
+    front: list[Estimate]
+    estimates: dict[Pair, Estimate]
+    between: list[list[tuple[float, float]]]
 
 
 def frontier_answer(
@@ -233,7 +268,7 @@ def frontier_answer(
     cost: Callable[[float, float], float],
     *,
     complete: Container[Pair] | None = None,
-) -> tuple[list[Estimate], dict[Pair, Estimate]]:
+) -> FrontierAnswer:
     """Return the frontier of the search whose :meth:`FrontierSearch.to_json` was ``stored``.
 
     Args:
@@ -241,15 +276,13 @@ def frontier_answer(
         observed: Values of each pair, to be maximised.
         cost: Function that returns the cost of an observed pair.
         complete: Pairs with a training that was not stopped early; all by default.
-
-    Returns:
-        The estimates of the pairs on the frontier, of rising cost, and those of all that are next
-        to it.
     """
     first, second = stored["scale"]
     rule = Rule(stored["dense"], stored["worst"], (first, second), Noise.from_json(stored))
     judged = judge(observed, cost, rule)
     if judged is None:
-        return [], {}
-    all_ = {p: judged.estimate(place) for place, p in enumerate(judged.pairs)}
-    return [all_[judged.pairs[place]] for place in judged.front(complete)], all_
+        return FrontierAnswer([], {}, [])
+    all_ = [judged.estimate(place) for place in range(len(judged.pairs))]
+    places = judged.front(complete)
+    front = [all_[place] for place in places]
+    return FrontierAnswer(front, {one.pair: one for one in all_}, judged.between(places))

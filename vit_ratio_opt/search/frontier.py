@@ -12,6 +12,7 @@ import numpy as np
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.columns import as_array
 from vit_ratio_opt.search.front import Judged, Rule, judge, knee
+from vit_ratio_opt.search.log_losses import LARGEST_EXPONENT
 from vit_ratio_opt.search.margins import as_pair
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import (
@@ -29,7 +30,6 @@ __all__ = ["FrontierSearch"]
 _MORE_TRAININGS = 2  # of one pair, beyond its confirmations
 _RESOLUTION = 1e-5  # of the worst loss, that a trial has to promise for the search to go on
 _LEAST_VARIANCE = 1e-12
-_LARGEST_EXPONENT = 20.0
 
 _Promise = tuple[Pair | None, float]  # a pair, and by how much a trial of it lowers the frontier
 
@@ -166,7 +166,9 @@ class FrontierSearch:
         self, observed: Observed, *, complete: Container[Pair] | None = None
     ) -> Estimate | None:
         """Return the knee of the frontier; None where nothing was trained."""
-        return knee(self.front(observed, complete=complete), self.cost)
+        front = self.front(observed, complete=complete)
+        found = knee([self.cost(*one.pair) for one in front], [one.mean for one in front])
+        return None if found is None else front[found]
 
     def fix_ratio(self, axis: int, value: float) -> FrontierSearch:
         """Return the search among the pairs whose one ratio is the nearest to a value."""
@@ -223,7 +225,7 @@ class FrontierSearch:
         if not pairs:
             return {}
         mean, _ = judged.belief.predict(self.rule.points(pairs))
-        lost = self.rule.offset * np.expm1(np.minimum(-mean, _LARGEST_EXPONENT))
+        lost = self.rule.offset * np.expm1(np.minimum(-mean, LARGEST_EXPONENT))
         values = (judged.rule.dense - lost).tolist()
         return {pair: [value] for pair, value in zip(pairs, values, strict=True)}
 
@@ -274,10 +276,10 @@ class FrontierSearch:
         """
         left = variance * noise / (variance + noise + _LEAST_VARIANCE)
         move = np.sqrt(np.maximum(variance - left, _LEAST_VARIANCE))[:, None]
-        middle = math.log(self.rule.offset) + np.minimum(left / 2 - mean, _LARGEST_EXPONENT)
+        middle = math.log(self.rule.offset) + np.minimum(left / 2 - mean, LARGEST_EXPONENT)
         middle = middle[:, None]
         struck = heights + self.rule.offset
         reach = (np.log(struck) - middle) / move
-        forward = np.exp(np.minimum(middle + move**2 / 2, _LARGEST_EXPONENT))
+        forward = np.exp(np.minimum(middle + move**2 / 2, LARGEST_EXPONENT))
         below: Array = struck * normal_cdf(reach) - forward * normal_cdf(reach - move)
         return np.maximum(below, 0.0)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vit_ratio_opt.search.belief import Belief, fit
 from vit_ratio_opt.search.columns import as_array
+from vit_ratio_opt.search.log_losses import add_ends, expected_losses
 from vit_ratio_opt.search.noise import Noise, Repeats
 from vit_ratio_opt.search.plan import (
     Array,
@@ -43,9 +44,7 @@ __all__ = [
 
 _Cost = Callable[[float, float], float]
 _NEAREST = 48  # observed pairs that a belief is made from
-_EVERYTHING_PRUNED, _EVERYTHING_VARIANCE = -3.0, 1.0
-_LARGEST_EXPONENT = 20.0
-_SAME = 1e-4  # variance of values without noise
+_EVERYTHING_PRUNED = -3.0  # what is expected of it
 
 
 class Rule(NamedTuple):
@@ -197,25 +196,13 @@ def believe(seen: Seen, rule: Rule) -> Believed:
     whole = tolerance + offset
     values = np.concatenate([np.log(whole / lost), [math.log(whole / offset), _EVERYTHING_PRUNED]])
     found = alternatives(levels, near, tolerance, np.append(1 / lost, 1 / whole))
-    ends = np.tile([0.01, _EVERYTHING_VARIANCE], (len(found.log_weights), 1))
-    found = found._replace(
-        noise=np.concatenate([found.noise + _SAME, ends], axis=1),
-        own=np.concatenate([found.own, np.zeros_like(ends)], axis=1),
-    )
-    belief = fit(points, values, found)
+    belief = fit(points, values, add_ends(found))
     means, variances = (array[:, : len(order)] for array in belief.components())
-    mean = belief.weights @ means
-    variance = belief.weights @ (variances + means**2) - mean**2
+    mean, variance, expected, error = expected_losses(belief.weights, means, variances, whole)
     if rule.noise.guess == 0:
         exact, none = near.losses, np.zeros(len(order))
         return Believed(order, exact, none, 1.0 * (exact <= tolerance), mean, variance, belief)
     kept = np.minimum(belief.weights @ normal_cdf(means / np.sqrt(variances)), 1.0)
-    # Mean and variance of a log-normal variable, of the average over all components. Values that
-    # contradict each other would overflow.
-    losses: Array = whole * np.exp(np.minimum(variances / 2 - means, _LARGEST_EXPONENT))
-    second = belief.weights @ (losses**2 * np.exp(np.minimum(variances, _LARGEST_EXPONENT)))
-    expected = belief.weights @ losses
-    error = np.sqrt(np.maximum(second - expected**2, 0.0))
     return Believed(order, expected - offset, error, kept, mean, variance, belief)
 
 

@@ -7,7 +7,7 @@ the two ratios of a pair remove, and the remaining cost of the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ __all__ = [
     "RatioPair",
     "as_pair",
     "check_pair",
+    "longest_chain",
     "pick_evenly",
     "removed_units",
 ]
@@ -178,3 +179,16 @@ def pick_evenly(ratios: Sequence[float], points: int) -> list[float]:
     """Return at most ``points`` of the ratios, evenly spaced, with the first and the last."""
     steps = min(points, len(ratios)) - 1
     return [ratios[round(i * (len(ratios) - 1) / max(1, steps))] for i in range(steps + 1)]
+
+
+def longest_chain(pairs: Iterable[RatioPair]) -> list[RatioPair]:
+    """Return the most pairs in which each prunes neither module less than the one before.
+
+    Args:
+        pairs: Pairs in any order.
+    """
+    best: list[list[RatioPair]] = []
+    for pair in sorted(set(pairs)):  # of rising MHSA ratio
+        before = [chain for chain in best if chain[-1].ffn_ratio <= pair.ffn_ratio]
+        best.append([*max(before, key=len, default=[]), pair])
+    return max(best, key=len, default=[])

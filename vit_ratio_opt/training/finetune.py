@@ -18,7 +18,7 @@ from vit_ratio_opt.models.device import Precision, check_training_precision, mod
 from vit_ratio_opt.models.precision import Precisions
 from vit_ratio_opt.training.context import TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Ranks
-from vit_ratio_opt.training.fitting import choose
+from vit_ratio_opt.training.elastic import check_elastic, choose_for_all
 from vit_ratio_opt.training.loop import Loop, Mix
 from vit_ratio_opt.training.matching import Reference
 from vit_ratio_opt.training.recipe import Recipe
@@ -47,7 +47,8 @@ def finetune(
 
     Args:
         model: Model that returns class logits, or the outputs of a regression. Weights that are
-            frozen (``requires_grad`` is False) stay unchanged.
+            frozen (``requires_grad`` is False) stay unchanged. All levels of an ``ElasticViT`` are
+            trained together, see :mod:`vit_ratio_opt.training.elastic`.
         data: Data set; training on ``data.train``, validation on ``data.val`` after each epoch.
         recipe: Hyperparameters of the training.
         context: Seed, callbacks and file of the saved state, which is kept in the end. A resumed
@@ -60,14 +61,13 @@ def finetune(
         mix: Function of the normalised images and the labels of each batch. It may return class
             probabilities for the labels, as torchvision's MixUp and CutMix do.
         precision: Precision of training and of evaluation, or one of each; by default the usual
-            one of the model's device. Nothing is timed here: see
-            :func:`~vit_ratio_opt.faster_precision`.
+            one of the model's device, without :func:`~vit_ratio_opt.faster_precision`'s timing.
         ranks: Processes that share each batch of ``recipe.batch_size``, so that their number
             changes only the time (and the augmentation). All of them call this function. Rank 0
             reports and saves the state; all resume from it.
 
     Returns:
-        The recipe's metric on the validation images after the last epoch.
+        The recipe's metric on the validation images after the last epoch, or its mean over levels.
 
     Raises:
         InputError: The saved state is of another training, the precision is unknown, or logits or
@@ -77,21 +77,24 @@ def finetune(
     """
     context = context or TrialContext()
     precisions = Precisions.of(precision, model_device(model))
-    _check_trainable(model, recipe, precisions)
+    ranks = ranks or Ranks(0, 1, model_device(model))
+    _check_trainable(model, data, recipe, precisions, ranks)
     if teacher is None and recipe.distillation:
         teacher = context.teacher
     teacher = _checked(teacher, data, recipe, mix, precisions.evaluation)
-    ranks = ranks or Ranks(0, 1, model_device(model))
-    epochs = recipe.epochs
+    dense, epochs = _dense(teacher, context), recipe.epochs
     if recipe.lr == "auto":
-        choosing = partial(choose, model, data, _dense(teacher, context), precisions.evaluation)
+        choosing = partial(choose_for_all, model, data, dense, precisions.evaluation)
         recipe, context = _fitted(recipe, context, _chosen(choosing, context.state, ranks))
     value = Loop(model, data, recipe, context, teacher, mix, precisions, ranks).run()
     _report_left_out(context, epochs - recipe.epochs, value, ranks)
     return value
 
 
-def _check_trainable(model: nn.Module, recipe: Recipe, precisions: Precisions) -> None:
+def _check_trainable(
+    model: nn.Module, data: ImageData, recipe: Recipe, precisions: Precisions, ranks: Ranks
+) -> None:
+    check_elastic(model, data, recipe, ranks.size)
     if not recipe.epochs:
         return
     check_training_precision(precisions.training, model_device(model))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from statistics import mean
 
 import torch
 from torch import nn
@@ -14,10 +15,12 @@ from vit_ratio_opt.data.feed import to_device
 from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.models.device import has_float64, model_device, random_state_kept
+from vit_ratio_opt.models.elastic import ElasticViT
 from vit_ratio_opt.models.precision import Precisions
 from vit_ratio_opt.training.context import TrainingDiverged, TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Polls, Ranks
 from vit_ratio_opt.training.drop_path import drop_paths
+from vit_ratio_opt.training.elastic import SandwichLoss, models_in
 from vit_ratio_opt.training.evaluate import measure_split
 from vit_ratio_opt.training.losses import BatchLoss, TaskLoss
 from vit_ratio_opt.training.matching import Reference
@@ -74,6 +77,8 @@ class Loop:
         self._reference = reference = teacher if isinstance(teacher, Reference) else None
         if reference is None:
             loss: BatchLoss = TaskLoss(data, recipe, self._device)
+            if isinstance(model, ElasticViT):
+                loss = SandwichLoss(loss, len(model.levels))
             self._measure = measure_of(recipe.metric, data)
         else:
             loss = reference.loss(model, recipe)
@@ -250,14 +255,17 @@ class Loop:
     def _evaluate(self, model: nn.Module) -> float:
         split, reference = self._data.val, self._reference
         with self._context.clock("evaluate"):
-            return measure_split(
-                model,
-                self._data,
-                split,
-                self._measure,
-                targets=None if reference is None else reference.targets(split),
-                ranks=None if self._ranks.size == 1 else self._ranks,
-                precision=self._precisions.evaluation,
+            return mean(
+                measure_split(
+                    one,
+                    self._data,
+                    split,
+                    self._measure,
+                    targets=None if reference is None else reference.targets(split),
+                    ranks=None if self._ranks.size == 1 else self._ranks,
+                    precision=self._precisions.evaluation,
+                )
+                for one in models_in(model)
             )
 
     def _is_save_due(self) -> bool:

@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from vit_ratio_opt.records.answer import Answer, answer_of
 from vit_ratio_opt.records.candidates import Candidate
+from vit_ratio_opt.records.frontier import Expected
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import StudyRecord, record_of
 from vit_ratio_opt.records.trials import accuracy_of, finished_trials
@@ -40,8 +41,8 @@ def frontier_figure(studies: Sequence[Study], *, height: int = 640) -> go.Figure
     """Return the frontiers of studies, and below them the two ratios along the first one.
 
     The upper half shows the metric that is expected of the pairs on the frontier, a band of one
-    standard error on either side, and all trials at their own values. The lower half shows how
-    much of either module the pairs remove.
+    standard error on either side, also between the pairs, and all trials at their own values. The
+    lower half shows how much of either module the pairs remove.
 
     Args:
         studies: Studies of one dense model that search the frontier, those of both ratios first;
@@ -111,10 +112,11 @@ def _add_front(
     """Add the line and the band of one frontier, and its knee."""
     front = _drawn(answer, cost_of)
     costs, name = [cost_of(pair) for pair in front], _name(record)
+    band = _band(answer, front, cost_of)
     for sign, fill in ((-1, None), (1, "tonexty")):
         figure.add_scatter(
-            x=costs,
-            y=[pair.accuracy + sign * pair.error for pair in front],
+            x=[point.cost_ratio for point in band],
+            y=[point.accuracy + sign * point.error for point in band],
             mode="lines",
             line={"width": 0, "color": colour},
             fill=fill,
@@ -153,6 +155,13 @@ def _add_front(
             row=1,
             col=1,
         )
+
+
+def _band(answer: Answer, front: Sequence[Candidate], cost_of: _CostOf) -> Sequence[Expected]:
+    """Return what is expected along a frontier; at its drawn pairs alone where FLOPs are shown."""
+    if all(cost_of(pair) == pair.cost_ratio for pair in front):
+        return answer.points
+    return [Expected(cost_of(pair), pair.accuracy, pair.error) for pair in front]
 
 
 def _add_ratios(
