@@ -15,12 +15,17 @@ more than its FLOPs need. ``ours screened`` begins next to the best pairs withou
 Optuna's GPSampler, with the logarithm of the expected hypervolume improvement. Seeds are paired:
 the n-th trial of each sampler has the same noise in units of its spread.
 
-    python benchmarks/frontier.py [--surface NAME] [--seeds 20]
+``--rounds`` asks instead how many rounds 8 workers need. In each round all of them propose a pair,
+each knowing those that are being trained, and then all get their values. Counted are the rounds
+until the search misses no more than one worker of the same seed does after 16 and after 32 trials,
+which are its rounds.
+
+    python benchmarks/frontier.py [--surface NAME] [--seeds 20] [--rounds]
     python benchmarks/frontier.py --show
 
 Output: ``results/frontier.json``, a row for each surface and sampler with an interval of 95 % by
 the bootstrap over seeds; it goes on where it stopped. Runtime: 15 minutes on one core, most of it
-GP's.
+GP's. With ``--rounds``: ``results/frontier-rounds.json``, 5 minutes.
 """
 
 from __future__ import annotations
@@ -52,9 +57,11 @@ from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.space.curve import budget_curve, smallest_cost_ratio
 
 RESULTS = Path(__file__).parent / "results" / "frontier.json"
+ROUNDS_RESULTS = RESULTS.with_name("frontier-rounds.json")
 SURFACES = ("digits", "cifar10-d64-short", "cifar10-d64-pruned")
 TRIALS, CHECKPOINTS = 32, (8, 16, 24, 32)
 BUDGETS = 32  # of the peers on the curves
+WORKERS, ALONE, MOST_ROUNDS = 8, (16, 32), 32
 RESAMPLES = 10_000
 
 PEERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
@@ -69,20 +76,22 @@ PEERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
 def main(
     surface: Annotated[Optional[str], typer.Option(help="One surface only.")] = None,  # noqa: UP045
     seeds: Annotated[int, typer.Option(min=2, help="Seeds 0, 1, ...")] = 20,
+    rounds: Annotated[bool, typer.Option("--rounds", help="Rounds of 8 workers.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Only print what was recorded.")] = False,
 ) -> None:
     """Compare the samplers."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    path = ROUNDS_RESULTS if rounds else RESULTS
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
     known = {(row["surface"], row["sampler"]) for row in rows if row["seeds"] == seeds}
     for name in () if show else (surface,) if surface else SURFACES:
         for sampler in samplers_for(surface_of(name)):
-            if (name, sampler) not in known:
-                write_row(
-                    "frontier", measure(name, sampler, seeds), ("surface", "sampler"), RESULTS
-                )
-    print_table()
+            if (name, sampler) in known or (rounds and not sampler.startswith("ours")):
+                continue
+            row = (measure_rounds if rounds else measure)(name, sampler, seeds)
+            write_row("frontier", row, ("surface", "sampler"), path)
+    (print_rounds if rounds else print_table)()
 
 
 def samplers_for(surface: Surface) -> list[str]:
@@ -94,10 +103,9 @@ def samplers_for(surface: Surface) -> list[str]:
 def measure(name: str, sampler: str, seeds: int) -> dict[str, Any]:
     """Return the row of a sampler on a surface."""
     started = time.perf_counter()
-    missing = np.array([search(name, sampler, seed) for seed in range(seeds)])
-    generator = np.random.default_rng(0)
-    drawn = generator.integers(0, seeds, (RESAMPLES, seeds))
-    low, high = np.quantile(missing[drawn].mean(axis=1), (0.025, 0.975), axis=0)
+    chosen = np.array(CHECKPOINTS) - 1
+    missing = np.array([search(name, sampler, seed, TRIALS) for seed in range(seeds)])[:, chosen]
+    low, high = interval(missing)
     return {
         "surface": name,
         "sampler": sampler,
@@ -107,6 +115,50 @@ def measure(name: str, sampler: str, seeds: int) -> dict[str, Any]:
         "low": np.round(low, 3).tolist(),
         "high": np.round(high, 3).tolist(),
         "by_seed": np.round(missing, 3).tolist(),
+        **provenance(started),
+    }
+
+
+def measure_rounds(name: str, sampler: str, seeds: int) -> dict[str, Any]:
+    """Return the row of the rounds that 8 workers need for what one has after some trials."""
+    started = time.perf_counter()
+    rounds = np.zeros((seeds, len(ALONE)))
+    missing = []
+    for seed in range(seeds):
+        alone = search(name, sampler, seed, ALONE[-1])
+        together = search(name, sampler, seed, MOST_ROUNDS, WORKERS, until=alone[-1])
+        missing.append(np.round(together, 3).tolist())
+        for place, trials in enumerate(ALONE):
+            least = [number for number, one in enumerate(together, 1) if one <= alone[trials - 1]]
+            rounds[seed, place] = least[0] if least else MOST_ROUNDS
+    shares = rounds / ALONE
+    low, high = interval(shares)
+    return {
+        "surface": name,
+        "sampler": sampler,
+        "seeds": seeds,
+        "workers": WORKERS,
+        "trials": list(ALONE),
+        "rounds": rounds.mean(axis=0).tolist(),
+        "share": np.round(shares.mean(axis=0), 3).tolist(),
+        "low": np.round(low, 3).tolist(),
+        "high": np.round(high, 3).tolist(),
+        "by_seed": rounds.astype(int).tolist(),
+        "missing_by_round": missing,
+        **provenance(started),
+    }
+
+
+def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % interval of the mean over seeds, ``(seeds, n)`` to two ``(n,)``."""
+    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975), axis=0)
+    return low, high
+
+
+def provenance(started: float) -> dict[str, Any]:
+    """Return how a row came about."""
+    return {
         "seconds": round(time.perf_counter() - started, 1),
         "versions": {package: version(package) for package in ("optuna", "numpy", "torch")},
         "commit": head_commit(),
@@ -115,19 +167,30 @@ def measure(name: str, sampler: str, seeds: int) -> dict[str, Any]:
     }
 
 
-def search(name: str, sampler: str, seed: int) -> list[float]:
-    """Return the missing hypervolume of one search after each checkpoint, in hundredths."""
+def search(
+    name: str, sampler: str, seed: int, rounds: int, workers: int = 1, *, until: float = -1.0
+) -> list[float]:
+    """Return the missing hypervolume of one search after each round, in hundredths.
+
+    Args:
+        name: Name of the surface.
+        sampler: Name of the sampler.
+        seed: Seed of the sampler and of the noise.
+        rounds: Most rounds, in each of which every worker trains one pair.
+        workers: Number of workers.
+        until: Missing hypervolume at which the search ends.
+    """
     surface, rng = surface_of(name), np.random.default_rng([seed, 1])
     study, suggest = study_of(name, sampler, seed)
     seen: list[Pair] = []
-    missing = []
-    for number in range(1, TRIALS + 1):
-        trial = study.ask()
-        pair = suggest(trial)
-        seen.append(pair)
-        study.tell(trial, (surface.draw(pair, rng), surface.space.macs_ratio(*pair)))
-        if number in CHECKPOINTS:
-            missing.append(100 * (best_volume(name) - volume(surface, seen)))
+    missing: list[float] = []
+    while len(missing) < rounds and (not missing or missing[-1] > until):
+        trials = [study.ask() for _ in range(workers)]
+        pairs = [suggest(trial) for trial in trials]
+        for trial, pair in zip(trials, pairs, strict=True):
+            study.tell(trial, (surface.draw(pair, rng), surface.space.macs_ratio(*pair)))
+        seen += pairs
+        missing.append(100 * (best_volume(name) - volume(surface, seen)))
     return missing
 
 
@@ -196,6 +259,19 @@ def print_table() -> None:
             parts = zip(row["missing"], row["low"], row["high"], strict=True)
             shown = "  ".join(f"{mean:6.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in parts)
             print(f"  {row['sampler']:14s} {shown}")
+
+
+def print_rounds() -> None:
+    """Print the rounds that 8 workers need, as shares of one worker's."""
+    for row in json.loads(ROUNDS_RESULTS.read_text())["rows"]:
+        parts = zip(
+            row["trials"], row["rounds"], row["share"], row["low"], row["high"], strict=True
+        )
+        shown = "  ".join(
+            f"{alone}: {rounds:.2f} rounds, {share:.3f} [{low:.3f}, {high:.3f}]"
+            for alone, rounds, share, low, high in parts
+        )
+        print(f"{row['surface']:20s} {row['sampler']:14s} {shown}")
 
 
 if __name__ == "__main__":

@@ -24,14 +24,10 @@ is exported, which takes some 4 seconds for a CIFAR-10 model: seven minutes in a
 from __future__ import annotations
 
 import json
-import os
 import platform
 import random
 import statistics
-import sys
 import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Optional
@@ -40,7 +36,7 @@ import timm
 import torch
 import typer
 from command_line import run_command
-from recording import head_commit
+from recording import Results
 
 from vit_ratio_opt.composer import Search
 from vit_ratio_opt.data.load import load_images
@@ -55,9 +51,11 @@ from vit_ratio_opt.runs.options import RunOptions, SearchOptions
 from vit_ratio_opt.search.limits import Budget
 from vit_ratio_opt.space.costs import Engine, Latency
 from vit_ratio_opt.training.recipe import Recipe
-from vit_ratio_opt.utils.files import write_json
 
-RESULTS = Path(__file__).parent / "results" / "latency.json"
+RESULTS = Results(
+    Path(__file__).parent / "results" / "latency.json",
+    ("kind", "model", "batch", "engine", "device", "threads", "budget"),
+)
 
 Checkpoint = Annotated[Optional[Path], typer.Option(help="A dense model.")]  # noqa: UP045
 Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
@@ -111,7 +109,8 @@ def predict(
             "median_error": round(statistics.median(errors), 4),
             "p90_error": round(errors[int(0.9 * (len(errors) - 1) + 0.5)], 4),
             "shapes": rows,
-        }
+        },
+        time.perf_counter() - started,
     )
 
 
@@ -156,7 +155,6 @@ def search(
             **_machine(known),
             "budget": budget,
             "trials": n_trials,
-            "seconds": round(seconds, 1),
             "table_error": round(known["error"], 4),
             "mhsa_ratio": best.params["mhsa_ratio"],
             "ffn_ratio": best.params["ffn_ratio"],
@@ -167,14 +165,15 @@ def search(
             "pruned_ms": tested["pruned_ms"],
             "test_accuracy": accuracy,
             "dense_test_accuracy": tested["dense"],
-        }
+        },
+        seconds,
     )
 
 
 @app.command()
 def show() -> None:
     """Print the tables of what was recorded."""
-    rows = _rows()
+    rows = RESULTS.rows
     print(
         "| model | engine | batch | threads | table, s | median error | 90th percentile "
         "| dense, ms |"
@@ -207,29 +206,8 @@ def _machine(known: dict[str, Any]) -> dict[str, Any]:
     return {key: known[key] for key in names if key in known}
 
 
-def _rows() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    if RESULTS.exists():
-        rows = json.loads(RESULTS.read_text())["rows"]
-    return rows
-
-
-def _without_folders(words: list[str]) -> list[str]:
-    """Return a command's words with the names of files in place of their paths."""
-    return [os.path.basename(word) if os.sep in word else word for word in words]
-
-
-def _keep(row: dict[str, Any]) -> None:
-    same = ("kind", "model", "batch", "engine", "device", "threads", "budget")
-    rows = [r for r in _rows() if any(r.get(key) != row.get(key) for key in same)]
-    row |= {
-        "machine": platform.machine(),
-        "versions": {package: version(package) for package in ("torch", "timm")},
-        "date": date.today().isoformat(),
-        "commit": head_commit(),
-        "command": " ".join(["python benchmarks/latency.py", *_without_folders(sys.argv[1:])]),
-    }
-    write_json({"rows": [*rows, row]}, RESULTS)
+def _keep(row: dict[str, Any], seconds: float) -> None:
+    RESULTS.add({**row, "machine": platform.machine()}, seconds=seconds)
     print(json.dumps({key: value for key, value in row.items() if key != "shapes"}, indent=2))
 
 

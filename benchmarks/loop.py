@@ -23,11 +23,8 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -36,7 +33,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from command_line import run_command
-from recording import head_commit, write_row
+from recording import Results
 from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData
@@ -57,8 +54,10 @@ from vit_ratio_opt.training.evaluate import predict
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
 
-RESULTS = Path(__file__).parent / "results" / "loop.json"
-SAME = ("model", "batch", "precision", "bare", "device", "threads")
+RESULTS = Results(
+    Path(__file__).parent / "results" / "loop.json",
+    ("model", "batch", "precision", "bare", "device", "threads"),
+)
 SMALL = {"img_size": 32, "patch_size": 4, "num_classes": 10, "depth": 9, "mlp_ratio": 2.0}
 
 
@@ -91,6 +90,7 @@ def main(
         dense = timm.create_model("vit_tiny_patch16_224", **small)
     else:
         name, dense = model, timm.create_model(model)
+    started = time.perf_counter()
     row = {
         "model": name,
         **measure_loops(
@@ -101,12 +101,8 @@ def main(
             fused=fused,
             automatic=automatic,
         ),
-        "versions": {package: version(package) for package in ("torch", "timm")},
-        "commit": head_commit(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "command": " ".join(["python benchmarks/loop.py", *sys.argv[1:]]),
     }
-    write_row("loop", row, SAME, RESULTS)
+    RESULTS.add(row, seconds=time.perf_counter() - started)
     print(
         f"{name}, batch {batch}: built-in {row['own_images_per_second']:.1f}, bare "
         f"{row['bare_images_per_second']:.1f} images/s, ratio {row['ratio']:.3f} {row['ratios']}"

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,10 +26,12 @@ from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.data.image_folder import load_image_folder
 from vit_ratio_opt.data.splits import Split
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.models.device import best_device, device_name
 from vit_ratio_opt.pruning.options import Structural
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.trainer import ImageTrainer
-from vit_ratio_opt.utils.files import write_json
+from vit_ratio_opt.utils.files import replacing, write_json
+from vit_ratio_opt.utils.locks import try_lock, unlock
 
 CheckpointOption = Annotated[Path, typer.Option(help="The dense model, safetensors.")]
 NameArgument = Annotated[Optional[str], typer.Argument(help="Of the results.")]  # noqa: UP045
@@ -129,6 +136,76 @@ def rows_so_far(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
         raise InputError(f"{path} was recorded with other {', '.join(differing)}: name another.")
     rows: list[dict[str, Any]] = stored["rows"]
     return rows
+
+
+class Results:
+    """The rows of one file, one a line, to which several processes may add.
+
+    A row that is added takes the place of one with the same values of ``key``, so that a benchmark
+    which was stopped, or run again, goes on with the rows that are missing.
+
+    Args:
+        path: JSON file with ``{"benchmark": name, "rows": [...]}``.
+        key: Names of the values by which a row is known.
+        packages: Packages whose versions a row records.
+    """
+
+    def __init__(
+        self, path: Path, key: Sequence[str], packages: Sequence[str] = ("torch", "timm")
+    ) -> None:
+        self.path, self._key, self._packages = path, tuple(key), tuple(packages)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Return all rows of the file; none without it."""
+        rows: list[dict[str, Any]] = []
+        if self.path.exists():
+            rows = json.loads(self.path.read_text(encoding="utf-8"))["rows"]
+        return rows
+
+    def has(self, **values: Any) -> bool:
+        """Return whether a row has these values."""
+        return any(values.items() <= row.items() for row in self.rows)
+
+    def add(self, row: Mapping[str, Any], *, seconds: float) -> None:
+        """Add a row with its provenance: date, commit, command, versions; a device if it has none.
+
+        Args:
+            row: The values.
+            seconds: Time that they took.
+        """
+        about = {
+            "seconds": round(seconds, 1),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "commit": head_commit(),
+            "command": command(),
+            "versions": {name: version(name) for name in self._packages},
+        }
+        full = {"device": device_name(best_device()), **row, **about}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path.with_suffix(".lock")), replacing(self.path) as partial:
+            kept = [row for row in self.rows if any(row.get(k) != full.get(k) for k in self._key)]
+            lines = ",\n".join(json.dumps(row) for row in [*kept, full])
+            text = f'{{"benchmark": {json.dumps(self.path.stem)}, "rows": [\n{lines}\n]}}\n'
+            partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock, waiting for it."""
+    while (handle := try_lock(path)) is None:
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        unlock(handle)
+
+
+def command() -> str:
+    """Return the command of this process, with names of files in place of their paths."""
+    script, *words = sys.argv
+    names = [os.path.basename(word.rstrip(os.sep)) if os.sep in word else word for word in words]
+    return " ".join(["python", f"benchmarks/{os.path.basename(script)}", *names])
 
 
 def write_row(benchmark: str, row: dict[str, Any], same: Sequence[str], path: Path) -> None:

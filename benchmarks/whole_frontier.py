@@ -30,15 +30,11 @@ Output: ``results/whole_frontier.json`` and ``studies/results/frontier-NAME.db``
 
 from __future__ import annotations
 
-import json
 import shutil
 import sqlite3
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from datetime import datetime, timezone
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -55,13 +51,12 @@ from recording import (
     DataOption,
     DenseOption,
     NameArgument,
+    Results,
     SeedsOption,
     ShowOption,
     ThreadsOption,
     TrainImagesOption,
-    head_commit,
     part_of,
-    write_row,
 )
 
 from vit_ratio_opt.composer import Search
@@ -72,7 +67,6 @@ from vit_ratio_opt.data.splits import Validation
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.device import best_device, device_name
 from vit_ratio_opt.records.trial import attribute
 from vit_ratio_opt.records.trials import finished_trials, pair_of
 from vit_ratio_opt.runs.options import RunOptions, SearchOptions
@@ -80,7 +74,7 @@ from vit_ratio_opt.search.limits import Budget, Frontier
 from vit_ratio_opt.training.recipe import Recipe
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "whole_frontier.json"
+RESULTS = Results(HERE / "results" / "whole_frontier.json", ("name", "arm", "seed"))
 STUDIES = HERE.parent / "studies" / "results"
 COMPARED = (
     ("two", "one"),
@@ -148,7 +142,7 @@ def main(
     place.mkdir(parents=True, exist_ok=True)
     for seed, arm_ in product(range(seeds), arm or ARMS):
         same = {"name": name, "arm": arm_, "seed": seed}
-        if any(same.items() <= row.items() for row in _rows()):
+        if RESULTS.has(**same):
             continue
         started = time.perf_counter()
         found = measure_arm(arm_, dense, images, Recipe(epochs=epochs), seed, trials, place)
@@ -157,14 +151,8 @@ def main(
             **same,
             "threads": threads,
             **found,
-            "seconds": round(time.perf_counter() - started, 1),
-            "device": device_name(best_device()),
-            "versions": {package: version(package) for package in ("torch", "timm")},
-            "commit": head_commit(),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": " ".join(["python benchmarks/whole_frontier.py", *sys.argv[1:]]),
         }
-        write_row("whole_frontier", row, tuple(same), RESULTS)
+        RESULTS.add(row, seconds=time.perf_counter() - started)
         if f"{arm_}-{seed}" in SHOWN:
             publish(place / "study.db", STUDIES / f"frontier-{name}.db")
     show_rows()
@@ -295,7 +283,7 @@ def publish(file: Path, to: Path) -> None:
 
 def show_rows() -> None:
     """Print the accuracy on the test images at each budget, and what the arms differ by."""
-    rows = _rows()
+    rows = RESULTS.rows
     for name in dict.fromkeys(row["name"] for row in rows):
         found: dict[str, dict[int, dict[float, float]]] = {}
         epochs: dict[str, list[float]] = {}
@@ -332,13 +320,6 @@ def _cell(values: Sequence[float | None]) -> str:
         return f"{'-':>15}"
     error = f" ± {stdev(known) / len(known) ** 0.5:.2f}" if len(known) > 1 else ""
     return f"{f'{mean(known):.2f}{error}':>15}"
-
-
-def _rows() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    if RESULTS.exists():
-        rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
-    return rows
 
 
 def _images(data: Path | None, validation: Validation, train_images: int | None) -> ImageData:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from typing import Any
 
 import optuna
 import torch
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.trial import TrialState
 from safetensors.torch import load_file
 
 import vit_ratio_opt
@@ -29,6 +32,7 @@ __all__ = [
     "load_all",
     "run_alone",
     "run_command_line",
+    "run_killed_after",
     "run_trainer_script",
 ]
 
@@ -54,6 +58,35 @@ def run_command_line(*arguments: object) -> None:
 
     sys.argv = ["vit-ratio-opt", *map(str, arguments)]
     main()
+
+
+def run_killed_after(written: str, *arguments: object) -> None:
+    """Run the command line until it has written a trial's attribute, and be killed there.
+
+    ``ask`` stands for the beginning of a trial, ``tell`` for its values, and ``artifacts`` for the
+    name of any artifact.
+    """
+
+    failing = (TrialState.FAIL, (TrialState.FAIL,))  # a dead worker's trial, by another worker
+
+    def kill_in(method: str, what: str | None = None) -> None:
+        write = getattr(_CachedStorage, method)
+
+        def write_and_die(storage: _CachedStorage, *given: Any, **named: Any) -> Any:
+            result = write(storage, *given, **named)
+            name = what or named.get("key") or named.get("param_name") or given[1]
+            name = "artifacts" if name.startswith("artifacts:") else name
+            if name == written and named.get("state", given[1:2]) not in failing:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(_CachedStorage, method, write_and_die)
+
+    kill_in("create_new_trial", "ask")
+    kill_in("set_trial_state_values", "tell")
+    for method in ("set_trial_param", "set_trial_user_attr", "set_trial_system_attr"):
+        kill_in(method)
+    run_command_line(*arguments)
 
 
 def import_without_dashboard() -> None:

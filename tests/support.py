@@ -11,7 +11,7 @@ from vit_ratio_opt.composer import Search
 from vit_ratio_opt.pruning.options import CalibrationOptions, pruning_options
 from vit_ratio_opt.restore import load_search
 from vit_ratio_opt.runs.options import Places, RunOptions, SearchOptions
-from vit_ratio_opt.search.limits import Budget, Tolerance
+from vit_ratio_opt.search.limits import Budget, Frontier, Tolerance
 from vit_ratio_opt.space.costs import cost_named
 
 __all__ = ["load_again", "make_search", "new_study"]
@@ -43,7 +43,11 @@ def make_search(model: Any, data: Any, **options: Any) -> Search:
     searched = SearchOptions(calibration=calibration, **take(*_SEARCH))
     budget, tolerance = options.pop("budget", None), options.pop("tolerance", None)
     confidence = take("confidence")
-    limit = Budget(budget) if tolerance is None else Tolerance(tolerance, **confidence)
+    limit: Budget | Tolerance | Frontier
+    if "frontier" in options:
+        limit = Frontier(levels=options.pop("frontier"))
+    else:
+        limit = Budget(budget) if tolerance is None else Tolerance(tolerance, **confidence)
     recipe, run = options.pop("recipe", None), RunOptions(**take(*_RUN))
     assert not any(value is not None for value in options.values()), options
     return Search(

@@ -109,6 +109,12 @@ def test_a_card_of_no_study_says_that_the_ratios_were_given(searched, tmp_path):
     assert 'load_pruned("m.safetensors")' in card
     assert "for the 10 classes of digits" in card
     assert "pipeline_tag: image-classification" in card
+    lineage = {"study": "s", "trial": 3, "parent_trial": 1}
+    card = model_card({**made, "lineage": lineage}, "m.safetensors")
+    assert "those of trial 3 of study 's'" in card
+    assert "The trial began with the model of trial 1." in card
+    card = model_card({**made, "lineage": {**lineage, "parent_trial": "dense"}}, "m.safetensors")
+    assert "The trial began" not in card
     regression = {**made, "calibration_task": "regression", "classes": ["mm"]}
     card = model_card(regression, "m.safetensors")
     assert "for the 1 target of digits" in card

@@ -17,6 +17,7 @@ from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.calibration import calibrate
 from vit_ratio_opt.pruning.cascade import prune_tokens
 from vit_ratio_opt.runs.journal import Journal
+from vit_ratio_opt.runs.lines import describe_trial
 from vit_ratio_opt.runs.screening import likely_best
 from vit_ratio_opt.space.costs import PARAMS
 from vit_ratio_opt.space.pairs import RatioPair
@@ -104,6 +105,9 @@ def test_a_child_starts_from_its_parents_trained_weights(make, memory, dense, tm
     assert not torch.equal(child.head.weight, dense.head.weight)
     accuracy = evaluate(child, objective.data, objective.data.val)
     assert study.trials[1].user_attrs["accuracy_pruned"] == accuracy
+    first, second = (describe_trial(study, trial, n_trials=3) for trial in study.trials)
+    assert first.endswith("(2 of 3)")
+    assert second.endswith("(2 of 3)  from trial 0")
 
 
 def test_switched_off_every_trial_starts_dense(make, memory, tmp_path):

@@ -147,6 +147,8 @@ def _origin(manifest: Mapping[str, Any]) -> str:
         f"Its MHSA ratio {mhsa:.3f} and FFN ratio {ffn:.3f} are those of trial "
         f"{lineage['trial']} of study {lineage['study']!r}, which searched {limit}."
     )
+    if lineage.get("parent_trial") not in (None, "dense"):
+        origin += f" The trial began with the model of trial {lineage['parent_trial']}."
     if lineage.get("search_expected") is not None:
         # The error is 0 where the study knows no noise.
         metric = metric_of(manifest)

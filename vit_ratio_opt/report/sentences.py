@@ -10,6 +10,7 @@ from optuna.study import Study
 
 from vit_ratio_opt.records.answer import Answer, answer_of
 from vit_ratio_opt.records.candidates import Candidate
+from vit_ratio_opt.records.frontier import expected_at
 from vit_ratio_opt.records.loading import baseline_of
 from vit_ratio_opt.records.per_class import fallen_sentence
 from vit_ratio_opt.records.probes import probe_sentence
@@ -272,7 +273,7 @@ def _against_front(answer: Answer, compared: Answer | None) -> list[str]:
     found, metric = answer.found, answer.metric
     if found is None or compared is None:
         return []
-    expected = compared.expect(found.cost_ratio) if compared.front else None
+    expected = expected_at(compared.points, found.cost_ratio)
     if expected is None:
         return []
     _, fixed, error = expected

@@ -85,8 +85,9 @@ def describe_trial(study: Study, trial: FrozenTrial, n_trials: int | None) -> st
     before = "" if known.accuracy_pruned is None else metric.number(known.accuracy_pruned)
     is_left_out = (known.chosen or {}).get("is_trained") is False
     why = "  not trained, as pruning changed no output" if is_left_out else ""
+    parent = "" if known.parent_trial in (None, "dense") else f"  from trial {known.parent_trial}"
     return (
         f"{text}  {metric.name} {before} -> {metric.text(known.accuracy)} "
         f"({metric.change(known.accuracy_drop)}{limit})  "
-        f"{known.seconds:.1f} s  ({len(finished_trials(study))}{of_all}){why}"
+        f"{known.seconds:.1f} s  ({len(finished_trials(study))}{of_all}){parent}{why}"
     )
