@@ -44,3 +44,14 @@ def test_a_password_is_in_no_note(make_study, tmp_path):
     study._storage._backend.url = "postgresql://user:geheim@host/db"
     assert "user:***@host" in study_note(study)
     assert "geheim" not in study_note(study)
+
+
+def test_the_note_of_a_trial_with_a_parent_has_the_epochs_of_both(make_study):
+    study = make_study()
+    trial = study.trials[1]
+    attributes = {**trial.user_attrs, "parent_trial": 0, "total_epochs": 4}
+    trial = optuna.trial.create_trial(
+        value=trial.value, params=trial.params, distributions=trial.distributions,
+        user_attrs=attributes,
+    )  # fmt: skip
+    assert "Pruned from trial 0, 4 epochs with those before, seed 0." in trial_note(study, trial)

@@ -113,6 +113,8 @@ def test_a_card_of_no_study_says_that_the_ratios_were_given(searched, tmp_path):
     card = model_card({**made, "lineage": lineage}, "m.safetensors")
     assert "those of trial 3 of study 's'" in card
     assert "The trial began with the model of trial 1." in card
+    card = model_card({**made, "lineage": {**lineage, "total_epochs": 3}}, "m.safetensors")
+    assert "model of trial 1; its weights were trained for 3 epochs in all." in card
     card = model_card({**made, "lineage": {**lineage, "parent_trial": "dense"}}, "m.safetensors")
     assert "The trial began" not in card
     regression = {**made, "calibration_task": "regression", "classes": ["mm"]}

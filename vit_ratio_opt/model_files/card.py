@@ -148,7 +148,11 @@ def _origin(manifest: Mapping[str, Any]) -> str:
         f"{lineage['trial']} of study {lineage['study']!r}, which searched {limit}."
     )
     if lineage.get("parent_trial") not in (None, "dense"):
-        origin += f" The trial began with the model of trial {lineage['parent_trial']}."
+        origin += f" The trial began with the model of trial {lineage['parent_trial']}"
+        epochs = lineage.get("total_epochs")
+        origin += (
+            "." if epochs is None else f"; its weights were trained for {epochs} epochs in all."
+        )
     if lineage.get("search_expected") is not None:
         # The error is 0 where the study knows no noise.
         metric = metric_of(manifest)

@@ -81,7 +81,10 @@ def trial_note(study: Study, trial: FrozenTrial) -> str:
     if known.parent_trial is not None:
         parent = known.parent_trial
         start = "the dense model" if parent == "dense" else f"trial {parent}"
-        text = f"Pruned from {start}" + ("" if known.seed is None else f", seed {known.seed}")
+        text = f"Pruned from {start}"
+        if parent != "dense" and known.total_epochs is not None:
+            text += f", {known.total_epochs} epochs with those before"
+        text += "" if known.seed is None else f", seed {known.seed}"
         resumed = known.resumed_from or {}
         if {"epoch", "trial"} <= resumed.keys():
             text += f"; resumed from epoch {resumed['epoch']} of trial {resumed['trial']}"

@@ -179,6 +179,7 @@ class Journal:
             "study": study_name,
             "trial": trial.number,
             "parent_trial": trial.user_attrs["parent_trial"],
+            "total_epochs": trial.user_attrs.get("total_epochs"),
         }
         store = self.store if is_in_study else None
         name = keep_model(model, self.checkpoints, {**manifest, "lineage": lineage}, trial, store)

@@ -207,6 +207,7 @@ class PruningObjective:
         warn_if_constant(metric, self.dense_accuracy, [*others, accuracy])
         before = [attribute(other, "accuracy_pruned") for other in [*finished, trial]]
         warn_if_reversed(metric, self.dense_accuracy, before)
+        record_training(trial, self._epochs, getattr(self.trainer, "device_name", None))
         with clock("checkpoint"):
             manifest = dict(self.describe(suggestion.pair, model, accuracy))
             if space.cost.name != "macs":
@@ -214,7 +215,6 @@ class PruningObjective:
             self.journal.keep_model(trial, model, manifest)
         with clock("explain"):
             self.journal.attach_files(trial)
-        record_training(trial, self._epochs, getattr(self.trainer, "device_name", None))
         write_trial(
             trial,
             seconds=round(time.perf_counter() - started, 3),
