@@ -196,6 +196,7 @@ def share_vectors(elastic: ElasticViT) -> None:
     """Let all levels have the vectors of the largest one."""
     largest = dict(elastic.largest.named_parameters())
     for vectors in elastic.vectors:
+        assert isinstance(vectors, nn.ParameterList)
         for index, name in enumerate(elastic.vector_names):
             vectors[index] = largest[name]
 
