@@ -28,12 +28,8 @@ Output: ``results/elastic.json``.
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -46,14 +42,13 @@ from recording import (
     DataOption,
     DenseOption,
     NameArgument,
+    Results,
     SeedsOption,
     ShowOption,
     ThreadsOption,
     TrainImagesOption,
-    head_commit,
     joined,
     load_images,
-    write_row,
 )
 from torch import nn
 
@@ -61,7 +56,6 @@ from vit_ratio_opt.data.image_data import ImageData
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.device import best_device, device_name
 from vit_ratio_opt.models.elastic import ElasticViT
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.pruning.calibration import Calibration, calibrate
@@ -76,7 +70,9 @@ from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
 
-RESULTS = Path(__file__).parent / "results" / "elastic.json"
+RESULTS = Results(
+    Path(__file__).parent / "results" / "elastic.json", ("name", "arm", "seed", "epochs")
+)
 BUDGETS = (0.8, 0.6, 0.4, 0.25)
 ARMS = ("separate", "joint", "joint-long", "not-repaired", "one-vector")
 CALIBRATION_IMAGES, BATCH = 512, 128
@@ -113,7 +109,7 @@ def main(
     pairs = [fixed_pair(space, budget) for budget in BUDGETS]
     for seed, arm_ in product(range(seeds), arm or ARMS):
         same = {"name": name, "arm": arm_, "seed": seed, "epochs": epochs}
-        if any(same.items() <= row.items() for row in _rows()):
+        if RESULTS.has(**same):
             continue
         started = time.perf_counter()
         found = measure(arm_, dense, images, pairs, batches, calibration, epochs, seed)
@@ -125,15 +121,9 @@ def main(
             "dense_accuracy": evaluate(dense, images, images.test),
             "train_images": len(images.train),
             "evaluated_images": len(images.test),
-            "seconds": round(time.perf_counter() - started, 1),
             "threads": threads,
-            "device": device_name(best_device()),
-            "versions": {package: version(package) for package in ("torch", "timm")},
-            "commit": head_commit(),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": " ".join(["python benchmarks/elastic.py", *sys.argv[1:]]),
         }
-        write_row("elastic", row, tuple(same), RESULTS)
+        RESULTS.add(row, seconds=time.perf_counter() - started)
     show_rows()
 
 
@@ -216,7 +206,7 @@ def accuracies(models: Sequence[nn.Module], data: ImageData) -> list[float]:
 
 def show_rows() -> None:
     """Print the accuracy of each level before and after, and what the arms differ by."""
-    rows = _rows()
+    rows = RESULTS.rows
     for name, epochs in dict.fromkeys((row["name"], row["epochs"]) for row in rows):
         own = [row for row in rows if (row["name"], row["epochs"]) == (name, epochs)]
         dense = own[0]["dense_accuracy"]
@@ -252,13 +242,6 @@ def cell(values: Sequence[float]) -> str:
     """Return the mean of values and its standard error."""
     error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
     return f"{f'{mean(values):.2f}{error}':>15}"
-
-
-def _rows() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    if RESULTS.exists():
-        rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
-    return rows
 
 
 if __name__ == "__main__":

@@ -30,14 +30,10 @@ GP's. With ``--rounds``: ``results/frontier-rounds.json``, 5 minutes.
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -46,7 +42,7 @@ import optuna
 import typer
 from command_line import run_command
 from optuna.trial import Trial
-from recording import head_commit, write_row
+from recording import Results
 from samplers import Surface, screened_path, surface_of
 
 from vit_ratio_opt.search.limits import Frontier
@@ -56,8 +52,14 @@ from vit_ratio_opt.search.sampler import PlanSampler
 from vit_ratio_opt.search.space import ratio_distributions
 from vit_ratio_opt.space.curve import budget_curve, smallest_cost_ratio
 
-RESULTS = Path(__file__).parent / "results" / "frontier.json"
-ROUNDS_RESULTS = RESULTS.with_name("frontier-rounds.json")
+RESULTS, ROUNDS_RESULTS = (
+    Results(
+        Path(__file__).parent / "results" / f"{name}.json",
+        ("surface", "sampler"),
+        ("optuna", "numpy", "torch"),
+    )
+    for name in ("frontier", "frontier-rounds")
+)
 SURFACES = ("digits", "cifar10-d64-short", "cifar10-d64-pruned")
 TRIALS, CHECKPOINTS = 32, (8, 16, 24, 32)
 BUDGETS = 32  # of the peers on the curves
@@ -82,15 +84,15 @@ def main(
     """Compare the samplers."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
-    path = ROUNDS_RESULTS if rounds else RESULTS
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    known = {(row["surface"], row["sampler"]) for row in rows if row["seeds"] == seeds}
+    results = ROUNDS_RESULTS if rounds else RESULTS
     for name in () if show else (surface,) if surface else SURFACES:
         for sampler in samplers_for(surface_of(name)):
-            if (name, sampler) in known or (rounds and not sampler.startswith("ours")):
+            is_known = results.has(surface=name, sampler=sampler, seeds=seeds)
+            if is_known or (rounds and not sampler.startswith("ours")):
                 continue
+            started = time.perf_counter()
             row = (measure_rounds if rounds else measure)(name, sampler, seeds)
-            write_row("frontier", row, ("surface", "sampler"), path)
+            results.add(row, seconds=time.perf_counter() - started)
     (print_rounds if rounds else print_table)()
 
 
@@ -102,7 +104,6 @@ def samplers_for(surface: Surface) -> list[str]:
 
 def measure(name: str, sampler: str, seeds: int) -> dict[str, Any]:
     """Return the row of a sampler on a surface."""
-    started = time.perf_counter()
     chosen = np.array(CHECKPOINTS) - 1
     missing = np.array([search(name, sampler, seed, TRIALS) for seed in range(seeds)])[:, chosen]
     low, high = interval(missing)
@@ -115,13 +116,11 @@ def measure(name: str, sampler: str, seeds: int) -> dict[str, Any]:
         "low": np.round(low, 3).tolist(),
         "high": np.round(high, 3).tolist(),
         "by_seed": np.round(missing, 3).tolist(),
-        **provenance(started),
     }
 
 
 def measure_rounds(name: str, sampler: str, seeds: int) -> dict[str, Any]:
     """Return the row of the rounds that 8 workers need for what one has after some trials."""
-    started = time.perf_counter()
     rounds = np.zeros((seeds, len(ALONE)))
     missing = []
     for seed in range(seeds):
@@ -145,7 +144,6 @@ def measure_rounds(name: str, sampler: str, seeds: int) -> dict[str, Any]:
         "high": np.round(high, 3).tolist(),
         "by_seed": rounds.astype(int).tolist(),
         "missing_by_round": missing,
-        **provenance(started),
     }
 
 
@@ -154,17 +152,6 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975), axis=0)
     return low, high
-
-
-def provenance(started: float) -> dict[str, Any]:
-    """Return how a row came about."""
-    return {
-        "seconds": round(time.perf_counter() - started, 1),
-        "versions": {package: version(package) for package in ("optuna", "numpy", "torch")},
-        "commit": head_commit(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "command": " ".join(["python benchmarks/frontier.py", *sys.argv[1:]]),
-    }
 
 
 def search(
@@ -251,7 +238,7 @@ def volume(surface: Surface, pairs: Sequence[Pair]) -> float:
 
 def print_table() -> None:
     """Print the missing hypervolume of each sampler after each checkpoint."""
-    rows = json.loads(RESULTS.read_text())["rows"]
+    rows = RESULTS.rows
     for name in dict.fromkeys(row["surface"] for row in rows):
         print(f"{name}: missing hypervolume in hundredths after {CHECKPOINTS} trials")
         own = [row for row in rows if row["surface"] == name]
@@ -263,7 +250,7 @@ def print_table() -> None:
 
 def print_rounds() -> None:
     """Print the rounds that 8 workers need, as shares of one worker's."""
-    for row in json.loads(ROUNDS_RESULTS.read_text())["rows"]:
+    for row in ROUNDS_RESULTS.rows:
         parts = zip(
             row["trials"], row["rounds"], row["share"], row["low"], row["high"], strict=True
         )

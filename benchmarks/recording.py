@@ -30,7 +30,7 @@ from vit_ratio_opt.models.device import best_device, device_name
 from vit_ratio_opt.pruning.options import Structural
 from vit_ratio_opt.training.recipe import Recipe
 from vit_ratio_opt.training.trainer import ImageTrainer
-from vit_ratio_opt.utils.files import replacing, write_json
+from vit_ratio_opt.utils.files import replacing
 from vit_ratio_opt.utils.locks import try_lock, unlock
 
 CheckpointOption = Annotated[Path, typer.Option(help="The dense model, safetensors.")]
@@ -206,13 +206,6 @@ def command() -> str:
     script, *words = sys.argv
     names = [os.path.basename(word.rstrip(os.sep)) if os.sep in word else word for word in words]
     return " ".join(["python", f"benchmarks/{os.path.basename(script)}", *names])
-
-
-def write_row(benchmark: str, row: dict[str, Any], same: Sequence[str], path: Path) -> None:
-    """Write a row to a file of rows, in place of one that is equal in all keys of ``same``."""
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = [old for old in rows if any(old.get(key) != row[key] for key in same)] + [row]
-    write_json({"benchmark": benchmark, "rows": rows}, path)
 
 
 def head_commit() -> str:
