@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 
 import pytest
 import torch
@@ -130,6 +132,34 @@ def test_damaged_files_are_refused_with_a_sentence(path, elastic):
     path.write_bytes(content[:-8] + bytes(8))
     with pytest.raises(InputError, match="damaged"):
         load_elastic(path)
+
+
+@pytest.mark.parametrize(
+    ("level", "change_to"),
+    [
+        (1, {"macs_ratio": 0.01}),
+        (1, {"macs_ratio": math.nan}),
+        (0, {"macs_ratio": 7}),
+        (2, {"pair": [math.nan, 3]}),
+    ],
+)
+def test_shares_that_are_not_those_of_the_sizes_are_refused(path, level, change_to):
+    with safe_open(path, framework="pt") as file:
+        levels = json.loads(file.metadata()["manifest"])["levels"]
+    levels[level] |= change_to
+    change(path, manifest={"levels": levels})
+    with pytest.raises(InputError, match="damaged levels"):
+        load_elastic(path)
+
+
+def test_a_model_that_was_changed_is_not_saved(elastic, tmp_path):
+    changed = copy.deepcopy(elastic)
+    changed.largest.reset_classifier(3)
+    with pytest.raises(InputError, match="was changed after it was built"):
+        save_elastic(changed, tmp_path / "new.safetensors")
+    with pytest.raises(InputError, match="must be an ElasticViT, but is a VisionTransformer"):
+        save_elastic(elastic.largest, tmp_path / "new.safetensors")
+    assert not (tmp_path / "new.safetensors").exists()
 
 
 def test_levels_of_other_depths_are_refused(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -150,3 +151,23 @@ def test_checkpointed_gradients_are_refused(elastic, images):
     elastic.largest.set_grad_checkpointing(True)
     with pytest.raises(InputError, match="set_grad_checkpointing"):
         elastic(images, 1)
+
+
+def test_threads_take_turns(elastic, images):
+    with torch.no_grad():
+        expected = [elastic(images, level) for level in range(3)]
+
+        def check(level):
+            return all(torch.equal(elastic(images, level), expected[level]) for _ in range(40))
+
+        with ThreadPoolExecutor(3) as pool:
+            assert all(pool.map(check, range(3)))
+    assert len(list(elastic.largest.parameters())) == len(list(elastic.extract(2).parameters()))
+
+
+@pytest.mark.parametrize("level", [3, -4, 1.0, "1", None, True])
+def test_a_level_that_is_not_there_is_refused(elastic, images, level):
+    for ask in (lambda: elastic(images, level), lambda: elastic.extract(level)):
+        with pytest.raises(InputError, match="`level` must be the index of a level, 0 to 2"):
+            ask()
+    torch.testing.assert_close(elastic(images, -1), elastic(images, 2))

@@ -122,6 +122,22 @@ def test_a_stopped_training_goes_on_to_the_same_weights(elastic, built, small, t
     assert torch.equal(weights(again), weights(elastic))
 
 
+def test_a_state_of_other_levels_is_not_gone_on_with(built, small, tmp_path):
+    calls = []
+    context = TrialContext(
+        seed=1, state=tmp_path / "state", should_stop=lambda: calls.append(0) or len(calls) > 5
+    )
+    with pytest.raises(TrainingStopped):
+        finetune(copy.deepcopy(built), small, RECIPE, context)
+    other = copy.deepcopy(built)
+    first, *rest = other.levels[1].blocks
+    blocks = (replace(first, hidden_dim=first.hidden_dim - 1), *rest)
+    changed = replace(other.levels[1], blocks=blocks)
+    other.levels = (other.levels[0], changed, *other.levels[2:])
+    with pytest.raises(InputError, match="levels"):
+        finetune(other, small, RECIPE, replace(context, should_stop=lambda: False))
+
+
 def test_the_automatic_rate_is_the_mean_of_the_levels_own(elastic, small, dense):
     chosen = {}
     recipe = replace(RECIPE, epochs=1, lr="auto", ema=0.9, drop_path=0.1)

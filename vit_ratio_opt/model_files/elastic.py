@@ -7,7 +7,8 @@ beside its tensors (``levels.1.norm.weight`` ...) and the sizes of all levels in
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from vit_ratio_opt.model_files.save import describe_pruned, write_tensors
 from vit_ratio_opt.model_files.weights import read_tensors
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.elastic import ElasticLevel, ElasticViT
+from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.models.state_dicts import checksum
 from vit_ratio_opt.space.pairs import RatioPair
-from vit_ratio_opt.space.shape import BlockShape
+from vit_ratio_opt.space.shape import BlockShape, ViTShape
 
 __all__ = ["load_elastic", "save_elastic"]
 
@@ -43,6 +45,11 @@ def save_elastic(model: ElasticViT, path: str | Path) -> None:
         InputError: The file cannot be written, a weight is not finite, or the model was changed so
             that no file could hold it.
     """
+    if not isinstance(model, ElasticViT):
+        raise InputError(
+            f"`model` must be an ElasticViT, but is a {type(model).__name__}: save it with "
+            "`save_pruned` or `save_dense`."
+        )
     levels = [
         {
             "pair": list(level.pair),
@@ -55,7 +62,13 @@ def save_elastic(model: ElasticViT, path: str | Path) -> None:
     state = dict(model.largest.state_dict())
     for level in range(1, len(levels)):
         for name in model.vector_names:
-            vector = model.vector(level, name)
+            vector, first = model.vector(level, name), model.vector(0, name)
+            if vector.shape != first.shape:
+                raise InputError(
+                    f"`{name}` has shape {tuple(vector.shape)} in level {level} and "
+                    f"{tuple(first.shape)} in the largest: the model was changed after it was "
+                    "built, so build it again from the changed dense model."
+                )
             if not torch.isfinite(vector).all():
                 raise InputError(f"`{name}` of level {level} has values that are not finite.")
             state[f"{_OWN}{level}.{name}"] = vector
@@ -82,9 +95,24 @@ def load_elastic(path: str | Path, dense: ViT | None = None) -> ElasticViT:
     check_content(path, state, metadata)
     levels = _levels(path, manifest.content)
     shared = {name: part for name, part in state.items() if not name.startswith(_OWN)}
-    model = ElasticViT(rebuild_pruned(path, shared, manifest, dense), levels)
+    largest = rebuild_pruned(path, shared, manifest, dense)
+    try:
+        model = ElasticViT(largest, levels)
+    except InputError as error:
+        raise InputError(f"{path} has other levels than its model: {error}") from None
+    _check_shares(path, shape_of(largest), levels)
     _load_vectors(path, model, {name: state[name] for name in state.keys() - shared.keys()})
     return model.eval()
+
+
+def _check_shares(path: Path, largest: ViTShape, levels: Sequence[ElasticLevel]) -> None:
+    """Refuse levels whose shares of the MACs are not those of their sizes."""
+    first = levels[0].macs_ratio
+    for level in levels:
+        share = first * replace(largest, blocks=level.blocks).macs / largest.macs
+        is_pair = all(0 <= ratio <= 1 for ratio in level.pair)
+        if not (0 < first <= 1 and abs(level.macs_ratio - share) < 1e-6 and is_pair):
+            raise InputError(f"{path} has damaged levels in its manifest.")
 
 
 def _levels(path: Path, content: Mapping[str, Any]) -> list[ElasticLevel]:

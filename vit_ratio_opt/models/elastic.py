@@ -7,8 +7,9 @@ hidden neurons. What is first is for :func:`vit_ratio_opt.build_elastic` to arra
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -27,6 +28,9 @@ from vit_ratio_opt.space.shape import BlockShape
 from vit_ratio_opt.utils.checks import check_number
 
 __all__ = ["ElasticLevel", "ElasticViT"]
+
+# While a level computes, the largest model has its sizes and weights: threads take turns.
+_turn = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -102,29 +106,34 @@ class ElasticViT(nn.Module):
     def forward(self, images: torch.Tensor, level: int = 0) -> torch.Tensor:
         """Return the outputs of one level, with gradients for the shared weights.
 
+        Threads take turns: to serve several at once, give each the model of :meth:`at`.
+
         Args:
             images: Normalised images ``(batch, channels, height, width)``.
             level: Index of the level, 0 for the largest.
 
         Raises:
-            InputError: The model checkpoints its gradients, which would be those of another level.
+            InputError: There is no such level, or the model checkpoints its gradients, which would
+                be those of another level.
         """
+        level = self._index(level)
         if getattr(self.largest, "grad_checkpointing", False):
             raise InputError(
                 "An elastic model cannot checkpoint gradients: call "
                 "`elastic.largest.set_grad_checkpointing(False)`."
             )
-        if level == 0:
-            outputs: torch.Tensor = self.largest(images)
+        with nullcontext() if torch.compiler.is_compiling() else _turn:
+            if level == 0:
+                outputs: torch.Tensor = self.largest(images)
+                return outputs
+            state = self.state_of(level)
+            with self._sized(self.levels[level].blocks):
+                outputs = functional_call(self.largest, state, (images,))
             return outputs
-        state = self.state_of(level)
-        with self._sized(self.levels[level].blocks):
-            outputs = functional_call(self.largest, state, (images,))
-        return outputs
 
     def state_of(self, level: int) -> dict[str, torch.Tensor]:
         """Return the weights of a level in which it differs from the largest, as slices."""
-        level = range(len(self.levels))[level]
+        level = self._index(level)
         state = self._cut_state(self.levels[level].blocks)
         if level:
             state |= {name: self.vector(level, name) for name in self.vector_names}
@@ -150,12 +159,12 @@ class ElasticViT(nn.Module):
         Args:
             level: Index of the level, 0 for the largest.
         """
-        level = range(len(self.levels))[level]
-        if not level:
-            return copy_model(self.largest).eval()
-        model = shrink_to(self.largest, self.levels[level].blocks)
-        parts = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        with torch.no_grad():
+        level = self._index(level)
+        with _turn, torch.no_grad():
+            if not level:
+                return copy_model(self.largest).eval()
+            model = shrink_to(self.largest, self.levels[level].blocks)
+            parts = {**dict(model.named_parameters()), **dict(model.named_buffers())}
             for name, value in self.state_of(level).items():
                 parts[name].copy_(value)
         return model.eval()
@@ -164,7 +173,7 @@ class ElasticViT(nn.Module):
         """Return the model of the largest level within a budget: a copy, a plain timm model.
 
         Args:
-            budget: Largest share of the dense model's MACs, in (0, 1].
+            budget: Largest share of the dense model's MACs, in [0, 1].
 
         Raises:
             InputError: Every level is over the budget.
@@ -182,6 +191,20 @@ class ElasticViT(nn.Module):
     def __repr__(self) -> str:
         shares = ", ".join(f"{level.macs_ratio:.3f}" for level in self.levels)
         return f"<ElasticViT: {len(self.levels)} levels with {shares} of the MACs>"
+
+    def _index(self, level: int) -> int:
+        """Return the index of a level, counted from the largest.
+
+        Raises:
+            InputError: There is no such level.
+        """
+        count = len(self.levels)
+        is_index = isinstance(level, int) and not isinstance(level, bool)
+        if not (is_index and -count <= level < count):
+            raise InputError(
+                f"`level` must be the index of a level, 0 to {count - 1}, but got {level!r:.80}."
+            )
+        return level % count
 
     def _cut_state(self, blocks: Sequence[BlockShape]) -> dict[str, torch.Tensor]:
         """Return the tensors whose first parts blocks of these sizes take, cut."""

@@ -80,11 +80,14 @@ def _nested(
     units: StructuralUnits, pairs: Iterable[RatioPair | Sequence[float]]
 ) -> list[RatioPair]:
     """Return the pairs from the smallest ratios to the largest ones."""
-    rising = sorted({as_pair(pair) for pair in pairs}, key=lambda pair: (sum(pair), pair))
-    if not rising:
+    if not isinstance(pairs, Iterable):
+        raise InputError(f"`pairs` must be pairs of ratios, but got {pairs!r:.80}.")
+    given = [as_pair(pair) for pair in pairs]
+    if not given:
         raise InputError("`pairs` must have at least one pair of ratios.")
-    for pair in rising:
+    for pair in given:
         check_pair(units, pair)
+    rising = sorted(set(given), key=lambda pair: (sum(pair), pair))
     for small, large in pairwise(rising):
         if large.mhsa_ratio < small.mhsa_ratio or large.ffn_ratio < small.ffn_ratio:
             raise InputError(

@@ -24,7 +24,13 @@ from vit_ratio_opt.training.fitting import choose
 from vit_ratio_opt.training.losses import BatchLoss
 from vit_ratio_opt.training.recipe import Recipe
 
-__all__ = ["SandwichLoss", "check_elastic", "choose_for_all", "models_in"]
+__all__ = [
+    "SandwichLoss",
+    "check_elastic",
+    "choose_for_all",
+    "elastic_identity",
+    "models_in",
+]
 
 _BETWEEN = 2  # levels between the largest and the smallest that a step trains
 
@@ -73,6 +79,13 @@ def models_in(model: nn.Module) -> list[nn.Module]:
     if isinstance(model, ElasticViT):
         return [model.extract(level) for level in range(len(model.levels))]
     return [model]
+
+
+def elastic_identity(model: nn.Module) -> dict[str, Any]:
+    """Return the sizes of an elastic model's levels, which its weights alone do not tell."""
+    if not isinstance(model, ElasticViT):
+        return {}
+    return {"levels": [[[*vars(b).values()] for b in level.blocks] for level in model.levels]}
 
 
 def check_elastic(model: nn.Module, data: ImageData, recipe: Recipe, processes: int) -> None:

@@ -20,7 +20,7 @@ from vit_ratio_opt.models.precision import Precisions
 from vit_ratio_opt.training.context import TrainingDiverged, TrainingStopped, TrialContext
 from vit_ratio_opt.training.distributed import Polls, Ranks
 from vit_ratio_opt.training.drop_path import drop_paths
-from vit_ratio_opt.training.elastic import SandwichLoss, models_in
+from vit_ratio_opt.training.elastic import SandwichLoss, elastic_identity, models_in
 from vit_ratio_opt.training.evaluate import measure_split
 from vit_ratio_opt.training.losses import BatchLoss, TaskLoss
 from vit_ratio_opt.training.matching import Reference
@@ -120,6 +120,7 @@ class Loop:
             "mix": self._mix is not None,
             "teacher": self._teacher is not None,
             **({} if self._reference is None else self._reference.identity()),
+            **elastic_identity(self._model),
             **context.identity,
         }
         parts = self._optimization.parts
