@@ -265,7 +265,7 @@ def _study(search: Search, study: Study) -> dict[str, Any]:
 
 
 def publish(file: Path, to: Path) -> None:
-    """Copy the studies that are shown, without what only their own machine has."""
+    """Copy the studies that are shown, without what names their machine: places, pictures."""
     with TemporaryDirectory() as folder:
         copy = Path(folder, "study.db")
         shutil.copy(file, copy)
@@ -275,6 +275,8 @@ def publish(file: Path, to: Path) -> None:
         with closing(sqlite3.connect(copy)) as connection:
             with connection:
                 connection.execute("DELETE FROM study_user_attributes WHERE key = 'origin'")
+                notes = "DELETE FROM study_system_attributes WHERE key LIKE 'dashboard:note%'"
+                connection.execute(notes)
                 for table in ("study_system_attributes", "trial_system_attributes"):
                     connection.execute(f"DELETE FROM {table} WHERE key LIKE 'artifacts:%'")
             connection.execute("VACUUM")

@@ -156,7 +156,8 @@ class Answer:
         """Return the metric that the search expects at a budget, whether a pair is there or not.
 
         Between two trained pairs it is what the belief of the search expects of a pair between
-        them, whose error is the larger, the further both are.
+        them, whose error is the larger, the further both are. Above the most expensive pair it is
+        what that one has.
 
         Args:
             budget: Share of the dense model's cost.
