@@ -10,7 +10,7 @@ import pytest
 import torch
 from timm.optim import param_groups_weight_decay
 
-from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.errors import InputError, UnsupportedModelError
 from vit_ratio_opt.models.blocks import branches
 from vit_ratio_opt.models.elastic import ElasticLevel, ElasticViT
 from vit_ratio_opt.models.shape import shape_of
@@ -171,3 +171,8 @@ def test_a_level_that_is_not_there_is_refused(elastic, images, level):
         with pytest.raises(InputError, match="`level` must be the index of a level, 0 to 2"):
             ask()
     torch.testing.assert_close(elastic(images, -1), elastic(images, 2))
+
+
+def test_what_takes_one_model_asks_for_that_of_a_level(elastic):
+    with pytest.raises(UnsupportedModelError, match=r"pass that of a level, such as `elastic\.at"):
+        shape_of(elastic)

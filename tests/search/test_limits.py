@@ -14,7 +14,7 @@ from vit_ratio_opt.space.pairs import RatioPair
 SPACE = whole_head_space(hidden_dim=128, blocks=4)
 
 
-@pytest.mark.parametrize("share", [0, -0.1, 1.01, math.nan, math.inf, "0.6", None])
+@pytest.mark.parametrize("share", [0, -0.1, 1.01, math.nan, math.inf, "0.6", None, True])
 def test_a_budget_is_a_fraction(share) -> None:
     with pytest.raises(InputError, match=r"budget must be in \(0, 1\].* but got"):
         Budget(share)

@@ -191,6 +191,8 @@ def _other_class(model: Any) -> str:
     if "FSDP" in kind or "FullyShardedDataParallel" in kind:
         return f"A model in shards ({kind}) cannot be pruned: pass the whole model, loaded again."
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
+    if kind == "ElasticViT":
+        return "An ElasticViT has several models: pass that of a level, such as `elastic.at(0.5)`."
     inside = next((name for name, module in modules if type(module) in FAMILIES), None)
     if inside is not None:
         return (

@@ -55,7 +55,8 @@ class Budget:
     share: float
 
     def __post_init__(self) -> None:
-        if not (is_between(self.share, 0, 1) or self.share == 1):
+        is_whole = self.share == 1 and not isinstance(self.share, bool)
+        if not (is_between(self.share, 0, 1) or is_whole):
             raise InputError(
                 "The budget must be in (0, 1], a fraction of the dense model's cost, but got "
                 f"{self.share!r:.80}."
