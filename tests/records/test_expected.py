@@ -7,7 +7,8 @@ from frontiers import frontier_study
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.records.answer import answer_of
-from vit_ratio_opt.records.frontier import Expected, expected_at
+from vit_ratio_opt.records.candidates import Expected
+from vit_ratio_opt.records.frontier import expected_at
 from vit_ratio_opt.space.metric import Metric
 
 POINTS = [Expected(0.2, 70.0, 2.0), Expected(0.6, 78.0, 1.0)]

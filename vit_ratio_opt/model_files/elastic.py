@@ -15,10 +15,9 @@ from typing import Any
 import torch
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.model_files.load import check_content, rebuild_pruned
-from vit_ratio_opt.model_files.manifest import ELASTIC_FORMAT, read_manifest
+from vit_ratio_opt.model_files.load import read_pruned, rebuild_pruned
+from vit_ratio_opt.model_files.manifest import ELASTIC_FORMAT
 from vit_ratio_opt.model_files.save import describe_pruned, write_tensors
-from vit_ratio_opt.model_files.weights import read_tensors
 from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.elastic import ElasticLevel, ElasticViT
 from vit_ratio_opt.models.shape import shape_of
@@ -90,9 +89,7 @@ def load_elastic(path: str | Path, dense: ViT | None = None) -> ElasticViT:
             does not name its dense model.
     """
     path = Path(path)
-    state, metadata = read_tensors(path)
-    manifest = read_manifest(path, metadata, ELASTIC_FORMAT)
-    check_content(path, state, metadata)
+    state, manifest = read_pruned(path, ELASTIC_FORMAT)
     levels = _levels(path, manifest.content)
     shared = {name: part for name, part in state.items() if not name.startswith(_OWN)}
     largest = rebuild_pruned(path, shared, manifest, dense)

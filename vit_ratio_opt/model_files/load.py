@@ -14,7 +14,12 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.build import build_model
 from vit_ratio_opt.model_files.convert import load_hugging_face_folder, load_torchvision_file
 from vit_ratio_opt.model_files.folders import read_config
-from vit_ratio_opt.model_files.manifest import Manifest, is_pruned, read_manifest
+from vit_ratio_opt.model_files.manifest import (
+    PRUNED_FORMAT,
+    Manifest,
+    is_pruned,
+    read_manifest,
+)
 from vit_ratio_opt.model_files.timm_files import load_timm_file, load_timm_folder
 from vit_ratio_opt.model_files.weights import read_metadata, read_tensors
 from vit_ratio_opt.models.arguments import TRAINING_ARGUMENTS, accept_arguments
@@ -27,12 +32,12 @@ from vit_ratio_opt.pruning.cascade import prune_tokens
 
 __all__ = [
     "DEMO_MODEL",
-    "check_content",
     "load_again",
     "load_demo_model",
     "load_dense",
     "load_model",
     "load_pruned",
+    "read_pruned",
     "rebuild_pruned",
 ]
 
@@ -98,9 +103,7 @@ def load_pruned(path: str | Path, dense: ViT | None = None) -> tuple[ViT, dict[s
             does not name its dense model.
     """
     path = Path(path)
-    state, metadata = read_tensors(path)
-    manifest = read_manifest(path, metadata)
-    check_content(path, state, metadata)
+    state, manifest = read_pruned(path)
     model = rebuild_pruned(path, state, manifest, dense)
     if dense is None or source_of(dense) is not None:
         source = None if dense is None else source_of(dense)
@@ -108,17 +111,24 @@ def load_pruned(path: str | Path, dense: ViT | None = None) -> tuple[ViT, dict[s
     return model, manifest.content
 
 
-def check_content(
-    path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
-) -> None:
-    """Refuse tensors and a manifest that are not those that were written.
+def read_pruned(
+    path: Path, file_format: str = PRUNED_FORMAT
+) -> tuple[dict[str, torch.Tensor], Manifest]:
+    """Return the tensors and the manifest of a file, as they were written.
+
+    Args:
+        path: The file.
+        file_format: The format that it has to have.
 
     Raises:
-        InputError: Their checksum differs from the one in the file.
+        InputError: The file is missing, damaged or of another format.
     """
+    state, metadata = read_tensors(path)
+    manifest = read_manifest(path, metadata, file_format)
     stored = metadata.get("checksum")
     if stored is not None and stored != checksum(state, metadata["manifest"]):
         raise InputError(f"{path} is damaged: its content differs from what was written.")
+    return state, manifest
 
 
 def rebuild_pruned(

@@ -7,7 +7,6 @@ functions of :mod:`vit_ratio_opt.search` on the same trials.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -16,8 +15,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.candidates import Candidate, estimate_pairs
-from vit_ratio_opt.records.frontier import Expected, best_within, cheapest_keeping, expected_at
+from vit_ratio_opt.records.candidates import Candidate, Expected, estimate_pairs
+from vit_ratio_opt.records.frontier import best_within, cheapest_keeping, expected_at
 from vit_ratio_opt.records.labels import MACS, CostRecord, format_below
 from vit_ratio_opt.records.snapshot import StudySnapshot
 from vit_ratio_opt.records.study import record_of
@@ -331,7 +330,7 @@ def _answer_of(study: Study) -> Answer | None:
         cost=record_of(study).cost,
         metric=estimates.metric,
         front=estimates.front(),
-        points=tuple(itertools.starmap(Expected, estimates.expected())),
+        points=estimates.expected(),
     )
 
 

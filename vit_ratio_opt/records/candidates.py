@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -30,7 +30,7 @@ from vit_ratio_opt.search.margins import tolerance_answer
 from vit_ratio_opt.search.plan import Estimate, Pair
 from vit_ratio_opt.space.metric import Metric
 
-__all__ = ["Candidate", "Estimates", "candidate_of", "estimate_pairs"]
+__all__ = ["Candidate", "Estimates", "Expected", "candidate_of", "estimate_pairs"]
 
 # The plan of a study with a tolerance that version 0.1.0 created: it stored none, and took every
 # pair's mean for its accuracy.
@@ -82,6 +82,20 @@ class Candidate:
         """Return the validation accuracy of one of the pair's trials in per cent."""
         numbers = [other.number for other in self.trials]
         return self.own_accuracies[numbers.index(trial.number)]
+
+
+class Expected(NamedTuple):
+    """Metric that is expected at a cost.
+
+    Args:
+        cost_ratio: Share of the dense model's cost.
+        accuracy: The metric, in its unit.
+        error: Its standard error.
+    """
+
+    cost_ratio: float
+    accuracy: float
+    error: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,16 +155,16 @@ class Estimates:
         pairs = [one.pair for one in self.frontier.front] if self.frontier else []
         return tuple(filter(None, map(self.candidate, pairs)))
 
-    def expected(self) -> tuple[tuple[float, float, float], ...]:
-        """Return cost, metric and its standard error at the pairs of the frontier and between."""
+    def expected(self) -> tuple[Expected, ...]:
+        """Return what is expected at the pairs of the frontier and between, of rising cost."""
         front = self.front()
-        found = [(one.cost_ratio, one.accuracy, one.error) for one in front]
+        found = [Expected(one.cost_ratio, one.accuracy, one.error) for one in front]
         for (first, last), inside in zip(
             itertools.pairwise(front), self.frontier.between if self.frontier else (), strict=True
         ):
             for share, (value, error) in zip(INSIDE, inside, strict=True):
                 cost = (1 - share) * first.cost_ratio + share * last.cost_ratio
-                found.append((cost, self.offset + self.sign * value, error))
+                found.append(Expected(cost, self.offset + self.sign * value, error))
         return tuple(sorted(found))
 
 

@@ -6,13 +6,12 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import NormalDist
-from typing import NamedTuple
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.records.candidates import Candidate
+from vit_ratio_opt.records.candidates import Candidate, Expected
 from vit_ratio_opt.space.metric import Metric
 
-__all__ = ["Expected", "best_within", "cheapest_keeping", "expected_at"]
+__all__ = ["best_within", "cheapest_keeping", "expected_at"]
 
 
 def best_within(front: Sequence[Candidate], budget: float) -> Candidate:
@@ -61,20 +60,6 @@ def cheapest_keeping(
         if kept >= confidence:
             return replace(candidate, probability=kept)
     return None
-
-
-class Expected(NamedTuple):
-    """Metric that is expected at a cost.
-
-    Args:
-        cost_ratio: Share of the dense model's cost.
-        accuracy: The metric, in its unit.
-        error: Its standard error.
-    """
-
-    cost_ratio: float
-    accuracy: float
-    error: float
 
 
 def expected_at(points: Sequence[Expected], cost_ratio: float) -> Expected | None:

@@ -129,8 +129,8 @@ class Judged(NamedTuple):
     def between(self, front: Sequence[int]) -> list[list[tuple[float, float]]]:
         """Return what is expected between the pairs of a frontier, which was not tried.
 
-        Where the belief expects a larger loss than that of the cheaper pair, it is the latter's:
-        whoever may spend more may take that one, too.
+        Where the belief expects a larger loss than that of the cheaper pair, it is the latter's,
+        since a larger budget allows the cheaper pair too.
 
         Args:
             front: Places of the pairs, of rising cost.

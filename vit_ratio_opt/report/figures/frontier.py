@@ -10,8 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
 
 from vit_ratio_opt.records.answer import Answer, answer_of
-from vit_ratio_opt.records.candidates import Candidate
-from vit_ratio_opt.records.frontier import Expected
+from vit_ratio_opt.records.candidates import Candidate, Expected
 from vit_ratio_opt.records.snapshot import snapshot
 from vit_ratio_opt.records.study import StudyRecord, record_of
 from vit_ratio_opt.records.trials import accuracy_of, finished_trials
