@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import socket
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -261,6 +262,15 @@ def masked_outputs() -> Callable[..., torch.Tensor]:
         return outputs
 
     return outputs_of
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> Iterator[Path]:
+    """The folder of the benchmarks, whose scripts can be imported meanwhile."""
+    folder = Path(__file__).resolve().parents[1] / "benchmarks"
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
 
 
 @pytest.fixture(scope="module")

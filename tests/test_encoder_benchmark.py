@@ -1,8 +1,5 @@
 """``benchmarks/encoder.py`` and its peers, on tiny encoders."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,18 +8,9 @@ from vit_ratio_opt.data.splits import split_in_memory
 from vit_ratio_opt.models.shape import shape_of
 from vit_ratio_opt.training.matching import Reference
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def path():
-    sys.path.insert(0, str(BENCHMARKS))
-    yield
-    sys.path.remove(str(BENCHMARKS))
-
 
 @pytest.fixture(scope="module")
-def peers(path):
+def peers(benchmarks):
     import encoder_peers
 
     return encoder_peers

@@ -2,9 +2,7 @@
 
 import json
 import math
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,19 +11,14 @@ from safetensors import safe_open
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SECONDS = 2
 
 
 @pytest.fixture(scope="module")
-def gpu():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import gpu
+def gpu(benchmarks):
+    import gpu
 
-        yield gpu
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    return gpu
 
 
 @pytest.fixture(scope="module")

@@ -3,22 +3,15 @@
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def recording():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import recording
+def recording(benchmarks):
+    import recording
 
-        yield recording
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    return recording
 
 
 @pytest.fixture

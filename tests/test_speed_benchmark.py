@@ -1,8 +1,5 @@
 """``benchmarks/speed.py`` and token merging, on tiny models."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import timm
 import torch
@@ -11,19 +8,14 @@ from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.latency.timing import TimingEffort
 from vit_ratio_opt.models.shape import shape_of
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 ONCE = TimingEffort(turns=1, turn_seconds=0.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def speed():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import speed
+def speed(benchmarks):
+    import speed
 
-        yield speed
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    return speed
 
 
 @pytest.fixture(scope="module")
