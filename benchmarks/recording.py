@@ -7,14 +7,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, TypeVar
 
 import torch
 import typer
@@ -49,7 +50,12 @@ TrainImagesOption = Annotated[
     typer.Option(min=1, help="Only this many training images; all without it."),
 ]
 SeedsOption = Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads of a process.")]
+ProcessesOption = Annotated[
+    int, typer.Option(min=1, help="Processes that share the work, and the GPU.")
+]
+
+_Task = TypeVar("_Task")
 
 # What is recorded are searches over whole heads chosen by Taylor scores, without repair.
 PRUNING = Structural(unit="head", repair=False)
@@ -148,12 +154,29 @@ class Results:
         path: JSON file with ``{"benchmark": name, "rows": [...]}``.
         key: Names of the values by which a row is known.
         packages: Packages whose versions a row records.
+        header: What holds for all rows; stored once.
+
+    Raises:
+        InputError: The file was recorded with another header.
     """
 
     def __init__(
-        self, path: Path, key: Sequence[str], packages: Sequence[str] = ("torch", "timm")
+        self,
+        path: Path,
+        key: Sequence[str],
+        packages: Sequence[str] = ("torch", "timm"),
+        *,
+        header: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self._key, self._packages = path, tuple(key), tuple(packages)
+        self._header = json.loads(json.dumps(dict(header or {})))
+        if header and path.exists():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            differing = [name for name, value in self._header.items() if stored.get(name) != value]
+            if differing:
+                raise InputError(
+                    f"{path} was recorded with other {', '.join(differing)}: name another."
+                )
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -186,8 +209,49 @@ class Results:
         with _locked(self.path.with_suffix(".lock")), replacing(self.path) as partial:
             kept = [row for row in self.rows if any(row.get(k) != full.get(k) for k in self._key)]
             lines = ",\n".join(json.dumps(row) for row in [*kept, full])
-            text = f'{{"benchmark": {json.dumps(self.path.stem)}, "rows": [\n{lines}\n]}}\n'
+            head = json.dumps({"benchmark": self.path.stem, **self._header})
+            text = f'{head[:-1]}, "rows": [\n{lines}\n]}}\n'
             partial.write_text(text, encoding="utf-8")
+
+
+def share_work(tasks: Sequence[_Task], run: Callable[[_Task], None], processes: int = 1) -> None:
+    """Run tasks in their order, each by the next process that is free.
+
+    Processes are forked, so they share the images that are loaded; nothing may have used the GPU
+    before.
+
+    Args:
+        tasks: Arguments of ``run``.
+        run: Function that does a task, and says what it found through files.
+        processes: Number of processes.
+
+    Raises:
+        SystemExit: A process failed; the others went on to the end.
+    """
+    if processes == 1:
+        for task in tasks:
+            run(task)
+        return
+    context = get_context("fork")
+    begun = context.Value("i", 0)
+
+    def work() -> None:
+        while True:
+            with begun.get_lock():
+                number = begun.value
+                begun.value += 1
+            if number >= len(tasks):
+                return
+            run(tasks[number])
+
+    workers = [context.Process(target=work) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    failed = sum(worker.exitcode != 0 for worker in workers)
+    if failed:
+        raise SystemExit(f"{failed} of {processes} processes failed.")
 
 
 @contextmanager
@@ -209,7 +273,12 @@ def command() -> str:
 
 
 def head_commit() -> str:
-    """Return the commit of the working tree; empty where git or the repository is missing."""
+    """Return the commit of the working tree.
+
+    A copy of a tree without its repository names it in ``COMMIT``; else it is empty.
+    """
+    if os.environ.get("COMMIT"):
+        return os.environ["COMMIT"]
     try:
         return subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"],

@@ -30,13 +30,13 @@ Output: ``results/whole_frontier.json`` and ``studies/results/frontier-NAME.db``
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import product
 from pathlib import Path
+from shutil import copyfile
 from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -51,12 +51,14 @@ from recording import (
     DataOption,
     DenseOption,
     NameArgument,
+    ProcessesOption,
     Results,
     SeedsOption,
     ShowOption,
     ThreadsOption,
     TrainImagesOption,
     part_of,
+    share_work,
 )
 
 from vit_ratio_opt.composer import Search
@@ -67,6 +69,7 @@ from vit_ratio_opt.data.splits import Validation
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.model_files.load import load_dense
 from vit_ratio_opt.models.blocks import ViT
+from vit_ratio_opt.models.device import best_device
 from vit_ratio_opt.records.trial import attribute
 from vit_ratio_opt.records.trials import finished_trials, pair_of
 from vit_ratio_opt.runs.options import RunOptions, SearchOptions
@@ -122,6 +125,7 @@ def main(
     ] = "train",
     seeds: SeedsOption = 1,
     threads: ThreadsOption = 1,
+    processes: ProcessesOption = 1,
     folder: Annotated[Path, typer.Option(help="For the models, outside the repository.")] = Path(
         "runs/frontier"
     ),
@@ -140,21 +144,23 @@ def main(
     dense, images = load_dense(checkpoint), _images(data, validation, train_images)
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
-    for seed, arm_ in product(range(seeds), arm or ARMS):
+
+    def measure(task: tuple[int, str]) -> None:
+        seed, arm_ = task
         same = {"name": name, "arm": arm_, "seed": seed}
         if RESULTS.has(**same):
-            continue
+            return
         started = time.perf_counter()
-        found = measure_arm(arm_, dense, images, Recipe(epochs=epochs), seed, trials, place)
+        found = measure_arm(
+            arm_, dense.to(best_device()), images, Recipe(epochs=epochs), seed, trials, place
+        )
         assert found is not None
-        row = {
-            **same,
-            "threads": threads,
-            **found,
-        }
+        row = {**same, "threads": threads, "processes": processes, **found}
         RESULTS.add(row, seconds=time.perf_counter() - started)
         if f"{arm_}-{seed}" in SHOWN:
             publish(place / "study.db", STUDIES / f"frontier-{name}.db")
+
+    share_work(list(product(range(seeds), arm or ARMS)), measure, processes)
     show_rows()
 
 
@@ -268,7 +274,8 @@ def publish(file: Path, to: Path) -> None:
     """Copy the studies that are shown, without what names their machine: places, pictures."""
     with TemporaryDirectory() as folder:
         copy = Path(folder, "study.db")
-        shutil.copy(file, copy)
+        with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(copy)) as target:
+            source.backup(target)  # other processes may write
         url = f"sqlite:///{copy}"
         for name in set(optuna.get_all_study_names(url)) - set(SHOWN):
             optuna.delete_study(study_name=name, storage=url)
@@ -280,7 +287,7 @@ def publish(file: Path, to: Path) -> None:
                 for table in ("study_system_attributes", "trial_system_attributes"):
                     connection.execute(f"DELETE FROM {table} WHERE key LIKE 'artifacts:%'")
             connection.execute("VACUUM")
-        shutil.copy(copy, to)
+        copyfile(copy, to)
 
 
 def show_rows() -> None:
