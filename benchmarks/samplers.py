@@ -72,6 +72,7 @@ from optuna.trial import Trial, TrialState
 
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.claims import SURPLUS
+from vit_ratio_opt.search.forecast import Forecast
 from vit_ratio_opt.search.noise import Noise, accuracy_noise
 from vit_ratio_opt.search.plan import Pair, run_plan
 from vit_ratio_opt.search.sampler import PlanSampler
@@ -130,16 +131,33 @@ class Surface:
             **data["shape"],
             "blocks": tuple(BlockShape(**b) for b in data["shape"]["blocks"]),
         }
-        unit = shape.pop("mhsa_unit")
-        self.space = StructuralSpace(ViTShape(**shape), unit)
-        self.dense = float(data["dense_accuracy"])
+        rows = data["rows"]
+        self.forecast: Forecast | None = None
+        if "mhsa_unit" in shape:  # whole heads
+            unit = shape.pop("mhsa_unit")
+            self.space = StructuralSpace(ViTShape(**shape), unit)
+            self.dense = float(data["dense_accuracy"])
+        else:
+            shape["block_tokens"] = tuple(shape["block_tokens"])
+            self.space = StructuralSpace(ViTShape(**shape))
+            self.dense = float(rows[0]["dense_accuracy"])
+            key = key if self.epochs else "accuracy_pruned"
+            nats = {
+                (row["mhsa_ratio"], row["ffn_ratio"]): row["expected_loss"]
+                for row in rows if not row["seed"]
+            }  # fmt: skip
+            self.forecast = Forecast(
+                tuple((first, nats[first, second]) for first, second in nats if not second),
+                tuple((second, nats[first, second]) for first, second in nats if not first),
+                self.dense,
+            )
         # What a study expects, knowing nothing of the spread that was recorded.
         self.noise = accuracy_noise(self.dense, data["eval_images"])
         seen: dict[Pair, list[float]] = {}
-        for row in data["rows"]:
+        for row in rows:
             seen.setdefault((row["mhsa_ratio"], row["ffn_ratio"]), []).append(row[key])
         self.pairs = list(seen)
-        self._mhsa, self._ffn = np.array(data["mhsa_ratios"]), np.array(data["ffn_ratios"])
+        self._mhsa, self._ffn = (np.array(sorted(set(ratios))) for ratios in zip(*seen, strict=True))
         self._mean = np.array([[np.mean(seen[m, f]) for f in self._ffn] for m in self._mhsa])
         again = [values for values in seen.values() if len(values) > 1]
         self.spreads: list[float] = []
@@ -251,6 +269,7 @@ def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial],
     if name.startswith("ours"):
         known: dict[str, Any] = {
             "noise": Noise(surface.noise, is_known=False),
+            "forecast": surface.forecast if name.endswith("forecast") else None,
             "confirmations": 1,
         }
         screened = name == "ours screened"

@@ -129,3 +129,34 @@ def test_outcomes_average_to_the_belief() -> None:
     (now,), _ = belief._project(GRID, slice(1))
     assert means.mean(axis=0) == pytest.approx(now, abs=0.1)
     assert (left > 0).all()
+
+
+def test_a_belief_far_from_all_values_is_its_prior_mean_times_what_the_values_say() -> None:
+    def at(points: np.ndarray) -> np.ndarray:
+        return np.column_stack([points, np.sin(9 * points[:, 0]) - points[:, 1]])
+
+    known = at(POINTS)
+    exact = Belief(known, known[:, 2], noisy(4, 1e-4))
+    mean, variance = exact.predict(at(GRID))
+    assert mean == pytest.approx(at(GRID)[:, 2], abs=0.1)
+    without, spread = Belief(POINTS, known[:, 2], noisy(4, 1e-4)).predict(GRID)
+    assert np.abs(without - at(GRID)[:, 2]).max() > 1.0
+    assert variance.max() < 0.5 * spread.max()
+    higher = Belief(known, 1.3 * known[:, 2], noisy(4, 1e-4))
+    mean, _ = higher.predict(at(GRID))
+    assert np.polyfit(at(GRID)[:, 2], mean, 1)[0] == pytest.approx(1.3, abs=0.1)
+
+
+def test_with_a_prior_mean_all_questions_have_the_same_answer() -> None:
+    known = np.column_stack([POINTS, [0.2, -0.1, -0.8, -0.5]])
+    other = np.column_stack([GRID[:3], [1.0, 0.5, -1.0]])
+    belief = Belief(known, VALUES, noisy(4, 0.01, own=0.01))
+    mean, covariance = belief.joint(other)
+    means, _ = belief.components()
+    assert belief.weights @ means == pytest.approx(mean[:4])
+    fast, variance = belief.predict(other)
+    assert fast == pytest.approx(mean[4:], abs=0.1)
+    assert variance == pytest.approx(np.diag(covariance)[4:], rel=0.3)
+    values, outcomes, _ = belief.outcomes(other, known[:1], np.zeros((1, 1)))
+    assert outcomes[0] == pytest.approx(mean[4:], abs=0.3)
+    assert values[0, 0] == pytest.approx(mean[0], abs=0.2)

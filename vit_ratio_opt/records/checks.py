@@ -10,6 +10,7 @@ from vit_ratio_opt.records.labels import CostRecord, LimitRecord, metric_from_js
 from vit_ratio_opt.records.settings import StudySettings
 from vit_ratio_opt.records.typed import check_type, shorten_repr
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.forecast import Forecast
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.space.pairs import RatioPair
 
@@ -261,3 +262,4 @@ def _check_plan(
             f"{shorten_repr((plan['dense'], plan['worst']))}."
         )
     Noise.from_json(plan)
+    Forecast.of_plan(plan)

@@ -13,11 +13,13 @@ from vit_ratio_opt.data.task import Task
 from vit_ratio_opt.models.device import Precision, autocast
 from vit_ratio_opt.runs.contracts import PrunerProtocol
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.columns import as_array
+from vit_ratio_opt.search.forecast import Forecast
 from vit_ratio_opt.search.plan import Pair, run_plan
 from vit_ratio_opt.space.curve import budget_curve, smallest_cost_ratio
-from vit_ratio_opt.space.pairs import RatioPair
+from vit_ratio_opt.space.pairs import PairSpace, RatioPair
 
-__all__ = ["likely_best", "likely_path", "screen"]
+__all__ = ["forecast_path", "likely_best", "likely_path", "screen"]
 
 # Levels of cost at which the best pair is searched, and pairs of a path.
 _LEVELS, _PATH_PAIRS = 6, 64
@@ -59,6 +61,14 @@ def screen(
     plan = BudgetSearch(curve, start=likely_best(pruner, curve))
     seen = run_plan(plan, lambda pair: sign * evaluate(pruner.prune(RatioPair(*pair))))
     return {pair: sign * value for pair, (value,) in seen.items()}
+
+
+def forecast_path(space: PairSpace, forecast: Forecast) -> tuple[Pair, ...]:
+    """Return the pairs of the least predicted loss from the dense model down to the smallest."""
+    levels = np.linspace(1.0, smallest_cost_ratio(space), _PATH_PAIRS)
+    curves = [budget_curve(space, float(level)) for level in levels]
+    best = [curve[int(np.argmin(forecast.losses(as_array(curve))))] for curve in curves]
+    return tuple(dict.fromkeys((pair.mhsa_ratio, pair.ffn_ratio) for pair in best))
 
 
 def likely_path(

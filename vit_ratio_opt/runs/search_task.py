@@ -19,10 +19,11 @@ from vit_ratio_opt.records.study import StudyRecord
 from vit_ratio_opt.runs.images import other_batches
 from vit_ratio_opt.runs.parts import SearchParts
 from vit_ratio_opt.runs.precision import choose_precisions
-from vit_ratio_opt.runs.screening import likely_path, screen
+from vit_ratio_opt.runs.screening import forecast_path, likely_path, screen
 from vit_ratio_opt.runs.task import check_settings, screened_best
 from vit_ratio_opt.search.binary_search import BinarySearchSampler
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.forecast import Forecast, forecast_of, worst_loss
 from vit_ratio_opt.search.frontier import FrontierSearch
 from vit_ratio_opt.search.limits import Budget, Frontier, Tolerance
 from vit_ratio_opt.search.noise import UNKNOWN_NOISE, Noise, accuracy_noise, seed_noise
@@ -254,6 +255,7 @@ class SearchTask(SearchParts):
             noise = Noise.from_json(stored)
         else:
             noise = Noise(self._expected_noise, is_known=False, point=point)
+        forecast = Forecast.of_plan(stored) if stored else self.forecast
         return self.limit.plan(
             self.space,
             noise=noise,
@@ -263,7 +265,14 @@ class SearchTask(SearchParts):
             start=screened_best(attributes),
             path=[(first, second) for first, second in attributes.get("path", ())],
             fixed_ratio=options.fixed_ratio,
+            forecast=forecast,
         )
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """Return what the calibration predicts of each pair; None where it predicts nothing."""
+        worst = worst_loss(self.dense_accuracy, self.trainer.metric)
+        return forecast_of(self.space, self.pruner.expected_loss, worst)
 
     def first_pairs(self) -> dict[str, Any]:
         """Evaluate pairs before any training; return where a new study begins, as it stores it.
@@ -281,6 +290,8 @@ class SearchTask(SearchParts):
                 screened = screen(
                     self.pruner, self.objective.evaluate, self.curve, sign=self.trainer.metric.sign
                 )
+            elif options.screen and not options.fixed_ratio and self.forecast is not None:
+                path = forecast_path(self.space, self.forecast)
             elif options.screen and not options.fixed_ratio and self._has_path:
                 assert self.data is not None
                 images = other_batches(self.data, **self._images())

@@ -6,6 +6,9 @@ curve in either ratio, and a smaller interaction of both (Duvenaud 2011, additiv
 processes). Each pair also deviates a little from this smooth function, as rounding removes other
 units.
 
+Where something is known of the function before any trial, the belief is about its deviation from
+that: from a prior mean whose own height is uncertain by a factor.
+
 Ten trials determine neither the smoothness nor the noise of the function, and the single likeliest
 answer would be overconfident. So the belief is an average over a fixed grid of scales and over the
 alternatives of the noise, weighted by their likelihoods. It involves no iteration and no
@@ -28,8 +31,11 @@ __all__ = ["Alternatives", "Belief", "fit"]
 Array = NDArray[np.floating[Any]]
 
 _LENGTHS = (0.25, 0.5, 1.0)  # in units of the whole range of a ratio
-_AMPLITUDES = (0.3, 1.0, 3.0)
+_AMPLITUDES: tuple[float, ...] = (0.3, 1.0, 3.0)
 _CONSTANT, _LINE, _INTERACTION = 4.0, 2.0, 0.3  # variances, the smooth curve's being 1
+# The same around a prior mean, and the variance of the factor by which it is too low.
+_AMPLITUDES_AROUND: tuple[float, ...] = (0.1, 0.3, 1.0)
+_CONSTANT_AROUND, _FACTOR = 0.1, 0.25
 _JITTER = 1e-9
 # Scales that are combined with all alternatives, components that are kept, and components that
 # predict at many points: the others have next to no weight.
@@ -56,29 +62,32 @@ def fit(points: Array, values: Array, alternatives: Alternatives) -> Belief:
 
     A worker that finishes a trial and asks for the next one, or for the answer, asks twice.
     """
-    shape = (len(alternatives.log_weights), len(values))
+    shape = (len(alternatives.log_weights), *points.shape)
     return _fit(points.tobytes(), values.tobytes(), shape, *(a.tobytes() for a in alternatives))
 
 
 @functools.lru_cache(maxsize=4)
-def _fit(points: bytes, values: bytes, shape: tuple[int, int], *parts: bytes) -> Belief:
+def _fit(points: bytes, values: bytes, shape: tuple[int, int, int], *parts: bytes) -> Belief:
     noise, own, *rest = map(np.frombuffer, parts)
-    alternatives = Alternatives(noise.reshape(shape), own.reshape(shape), *rest)
-    return Belief(np.frombuffer(points).reshape(-1, 2), np.frombuffer(values), alternatives)
+    alternatives = Alternatives(noise.reshape(shape[:2]), own.reshape(shape[:2]), *rest)
+    return Belief(np.frombuffer(points).reshape(shape[1:]), np.frombuffer(values), alternatives)
 
 
 class Belief:
     """The posterior of a function on the unit square, given noisy values of it.
 
     Args:
-        points: Points of the values, ``(n, 2)``, n at least 1.
+        points: Points of the values, ``(n, 2)``, n at least 1; or ``(n, 3)``, with the prior mean
+            of each value. All other points have to have it, too.
         values: Values of the function, ``(n,)``, of the order of 1.
         alternatives: Alternatives of the noise; variances above 0 where values may disagree.
     """
 
     def __init__(self, points: Array, values: Array, alternatives: Alternatives) -> None:
-        self._points = points
-        amplitudes = _AMPLITUDES if len(values) > 2 else (1.0,)
+        self._points, values = points, values - _prior_mean(points)
+        amplitudes = _AMPLITUDES if points.shape[1] == 2 else _AMPLITUDES_AROUND
+        if len(values) <= 2:
+            amplitudes = amplitudes[1:2]
         scales = np.array(list(itertools.product(_LENGTHS, _LENGTHS, amplitudes)))
         prior = -0.5 * ((np.log(scales[:, :2] / 0.5) / 0.7) ** 2).sum(axis=1)
         prior -= 0.125 * np.log(scales[:, 2] ** 2) ** 2
@@ -111,7 +120,7 @@ class Belief:
         root = np.linalg.solve(self._factors, prior)
         means = (root * self._whites[..., None]).sum(axis=1)
         left = prior[:, diagonal, diagonal] - (root**2).sum(axis=1)
-        return means, np.maximum(left, _JITTER)
+        return means + _prior_mean(self._points), np.maximum(left, _JITTER)
 
     def joint(self, points: Array) -> tuple[Array, Array]:
         """Return mean and covariance at the values' own points and then at other ``points``.
@@ -123,16 +132,13 @@ class Belief:
             ``(n + m,)`` and ``(n + m, n + m)``, of the average over all components.
         """
         n, m = len(self._points), len(points)
-        prior = self._prior(
-            np.concatenate([self._points, points]),
-            np.concatenate([self._points, points]),
-            self._scales,
-        )
+        every = np.concatenate([self._points, points.reshape(m, self._points.shape[1])])
+        prior = self._prior(every, every, self._scales)
         seen, new = np.arange(n), np.arange(n, n + m)
         prior[:, seen, seen] += self._own
         prior[:, new, new] += self._next_own[:, None]
         root = np.linalg.solve(self._factors, prior[:, :n])
-        means = (root * self._whites[..., None]).sum(axis=1)
+        means = (root * self._whites[..., None]).sum(axis=1) + _prior_mean(every)
         covariances = prior - root.transpose(0, 2, 1) @ root
         mean: Array = self.weights @ means
         second = covariances + means[:, :, None] * means[:, None, :]
@@ -180,12 +186,13 @@ class Belief:
         prior = self._prior(self._points, points, self._scales[chosen])
         root: Array = np.linalg.solve(self._factors[chosen], prior)
         means: Array = (root * self._whites[chosen][..., None]).sum(axis=1)
-        return means, root
+        return means + _prior_mean(points), root
 
     def _left(self, points: Array, root: Array, chosen: slice) -> Array:
-        line = _LINE * (points**2).sum(axis=1)
+        line = _LINE * (points[:, :2] ** 2).sum(axis=1)
         squares = self._scales[chosen, 2][:, None] ** 2
-        prior = _CONSTANT + squares * (line + 2 + _INTERACTION) + self._next_own[chosen][:, None]
+        prior = squares * (line + 2 + _INTERACTION) + self._next_own[chosen][:, None]
+        prior += _common_prior(points, points)
         left: Array = np.maximum(prior - (root**2).sum(axis=1), _JITTER)
         return left
 
@@ -200,9 +207,24 @@ class Belief:
             )
             for axis in (0, 1)
         )
-        shape = _LINE * (first @ second.T) + (one + other) + _INTERACTION * (one * other)
-        prior: Array = _CONSTANT + scales[:, 2, None, None] ** 2 * shape
+        line = _LINE * (first[:, :2] @ second[:, :2].T)
+        shape = line + (one + other) + _INTERACTION * (one * other)
+        prior: Array = scales[:, 2, None, None] ** 2 * shape
+        prior += _common_prior(first[:, None], second[None])
         return prior
+
+
+def _prior_mean(points: Array) -> Array:
+    """Return the prior mean at some points, ``(n,)``; 0 where none is given."""
+    return points[:, 2] if points.shape[1] == 3 else np.zeros(len(points))
+
+
+def _common_prior(first: Array, second: Array) -> Array:
+    """Return the covariances of the constant and of the prior mean's factor, for all scales."""
+    if first.shape[-1] == 2:
+        return np.array(_CONSTANT)
+    covariances: Array = _CONSTANT_AROUND + _FACTOR * first[..., 2] * second[..., 2]
+    return covariances
 
 
 def _likelihoods(smooth: Array, values: Array, variances: Array) -> tuple[Array, Array, Array]:

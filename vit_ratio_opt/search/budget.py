@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vit_ratio_opt.search.curve import NEAREST, Believed, Curve, believe
+from vit_ratio_opt.search.forecast import Forecast, forecast_json
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Estimate, Observed, Pair, Proposal, as_noise
 
@@ -68,6 +69,7 @@ class BudgetSearch:
         dense: Value of the dense model, from which losses are counted; the best value by default.
         larger_is_better: Whether the study is maximised. If not, ``dense`` and the values that
             this search observes are the study's with the opposite sign.
+        forecast: What is predicted of each pair; the belief corrects it.
 
     Raises:
         InputError: The curve is empty or out of order, ``start`` is not on it, ``baseline`` is
@@ -86,12 +88,14 @@ class BudgetSearch:
         confirmations: int = 0,
         dense: float | None = None,
         larger_is_better: bool = True,
+        forecast: Forecast | None = None,
     ) -> None:
         self._curve = Curve(curve, baseline, start)
         self.noise = as_noise(noise, confirmations)
         self.confirmations = confirmations
         self.dense = dense
         self.larger_is_better = larger_is_better
+        self.forecast = forecast
 
     @property
     def curve(self) -> tuple[Pair, ...]:
@@ -204,6 +208,7 @@ class BudgetSearch:
             confirmations=self.confirmations,
             dense=self.dense,
             larger_is_better=self.larger_is_better,
+            forecast=self.forecast,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -216,6 +221,7 @@ class BudgetSearch:
             "confirmations": self.confirmations,
             "dense": self.dense,
             **({} if self.larger_is_better else {"larger_is_better": False}),
+            **forecast_json(self.forecast),
         }
 
     @classmethod
@@ -230,10 +236,11 @@ class BudgetSearch:
             confirmations=stored.get("confirmations", 0),
             dense=stored.get("dense"),
             larger_is_better=stored.get("larger_is_better", True),
+            forecast=Forecast.of_plan(stored),
         )
 
     def _believe(self, observed: Observed) -> Believed | None:
-        return believe(self._curve, observed, self.noise, self.dense)
+        return believe(self._curve, observed, self.noise, self.dense, self.forecast)
 
     def _bracket(self, believed: Believed | None) -> tuple[int, int]:
         """Return the tried positions, or the curve's ends, on either side of the candidates."""
@@ -292,6 +299,7 @@ class BudgetSearch:
         With no gap left, only a pair that promises more than a small part of the noise.
         """
         assert believed.belief is not None
+        assert believed.points is not None
         if len(gaps) > NEAREST:  # among hundreds of trials on a long curve
             gaps = sorted(sorted(gaps, key=lambda gap: gap[0] - gap[1])[:NEAREST])
         middles = [self.curve[(a + b) // 2] for a, b in gaps]
@@ -305,7 +313,7 @@ class BudgetSearch:
         candidates = [*range(seen, seen + len(middles)), *again]
         if not candidates:
             return None
-        mean, covariance = believed.belief.joint(self._curve.points(middles))
+        mean, covariance = believed.belief.joint(believed.points(middles))
         noise, best = believed.belief.next_noise, float(mean[:seen].max())
         gains = []
         for index in candidates:

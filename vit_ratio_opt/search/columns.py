@@ -135,7 +135,7 @@ class Columns:
         return places
 
 
-def as_array(pairs: Sequence[Pair]) -> Array:
+def as_array(pairs: Sequence[Pair] | Array) -> Array:
     """Return pairs as an array ``(n, 2)``."""
     return np.array(pairs, dtype=np.float64).reshape(-1, 2)
 

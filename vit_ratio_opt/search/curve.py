@@ -5,13 +5,16 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.belief import Belief, fit
+from vit_ratio_opt.search.columns import as_array
+from vit_ratio_opt.search.forecast import Forecast
 from vit_ratio_opt.search.noise import Noise, Repeats
 from vit_ratio_opt.search.plan import Array, Estimate, Observed, Pair, alternatives, normal_cdf
 
@@ -103,6 +106,7 @@ class Believed(NamedTuple):
         places: Positions of all observed pairs of the curve, and of the baseline.
         baseline: The fixed ratio's pair.
         belief: The belief; None without noise.
+        points: Function that returns the belief's points of pairs; None without noise.
     """
 
     pairs: list[Pair]
@@ -113,6 +117,7 @@ class Believed(NamedTuple):
     places: dict[Pair, int]
     baseline: Pair | None
     belief: Belief | None = None
+    points: Callable[[Sequence[Pair]], Array] | None = None
 
     def difference(self, first: int, second: int) -> tuple[float, float]:
         """Return mean and standard error of the first pair's value less the second one's."""
@@ -172,7 +177,11 @@ class Believed(NamedTuple):
 
 
 def believe(
-    curve: Curve, observed: Observed, noise: Noise, dense: float | None = None
+    curve: Curve,
+    observed: Observed,
+    noise: Noise,
+    dense: float | None = None,
+    forecast: Forecast | None = None,
 ) -> Believed | None:
     """Return the posterior of the pairs within the budget; None without observed pairs.
 
@@ -181,6 +190,7 @@ def believe(
         observed: Values of each pair.
         noise: Noise of one value.
         dense: Value of the dense model; the best value by default.
+        forecast: What is predicted of each pair, if anything.
     """
     places = {
         pair: place
@@ -211,13 +221,24 @@ def believe(
     levels = noise.levels(repeats, least_loss=least_loss, grows=False)
     centre, scale = float(own.mean()), max(float(own.std()), noise.guess)
     slopes = np.full(len(pairs) + 1, 1 / scale)
+    points: Callable[[Sequence[Pair]], Array] = curve.points
+    if forecast is not None:
+        middle = float(forecast.losses(as_array(pairs)).mean())
+        points = partial(_points_with, forecast, curve, middle, scale)
     belief = fit(
-        curve.points(pairs), (own - centre) / scale,
-        alternatives(levels, repeats, least_loss, slopes),
-    )  # fmt: skip
-    mean, covariance = belief.joint(np.empty((0, 2)))
+        points(pairs), (own - centre) / scale, alternatives(levels, repeats, least_loss, slopes)
+    )
+    mean, covariance = belief.joint(points([]))
     mean, covariance = centre + scale * mean, scale**2 * covariance
-    return Believed(pairs, own, counts, mean, covariance, tried, curve.baseline, belief)
+    return Believed(pairs, own, counts, mean, covariance, tried, curve.baseline, belief, points)
+
+
+def _points_with(
+    forecast: Forecast, curve: Curve, middle: float, scale: float, pairs: Sequence[Pair]
+) -> Array:
+    """Return the curve's points with the value that a forecast gives each of them, ``(n, 3)``."""
+    expected = (middle - forecast.losses(as_array(pairs))) / scale
+    return np.column_stack([curve.points(pairs), expected])
 
 
 def _nearest(curve: Curve, observed: Observed, places: dict[Pair, int]) -> list[Pair]:

@@ -14,7 +14,8 @@ import numpy as np
 
 from vit_ratio_opt.search.belief import Belief, fit
 from vit_ratio_opt.search.columns import as_array
-from vit_ratio_opt.search.log_losses import add_ends, expected_losses
+from vit_ratio_opt.search.forecast import Forecast
+from vit_ratio_opt.search.log_losses import add_ends, expected_losses, with_forecast
 from vit_ratio_opt.search.noise import Noise, Repeats
 from vit_ratio_opt.search.plan import (
     Array,
@@ -41,12 +42,14 @@ class Rule(NamedTuple):
         worst: Loss of a model of which nothing is left, above 0.
         scale: Largest ratios.
         noise: Noise of one value.
+        forecast: What is predicted of each pair, if anything.
     """
 
     dense: float
     worst: float
     scale: tuple[float, float]
     noise: Noise
+    forecast: Forecast | None = None
 
     @property
     def offset(self) -> float:
@@ -65,10 +68,10 @@ class Rule(NamedTuple):
         gain = float(values.max()) - self.dense - self.offset / 2
         return self if gain <= 0 else self._replace(dense=self.dense + gain)
 
-    def points(self, pairs: Sequence[Pair]) -> Array:
-        """Return pairs on the belief's unit square, ``(n, 2)``."""
-        points: Array = as_array(pairs) / self.scale
-        return points
+    def points(self, pairs: Sequence[Pair] | Array) -> Array:
+        """Return pairs as points of the belief, ``(n, 2)``, with a forecast ``(n, 3)``."""
+        ratios, offset = as_array(pairs), self.offset
+        return with_forecast(ratios / self.scale, self.forecast, ratios, offset, whole=offset)
 
 
 class Judged(NamedTuple):
@@ -142,10 +145,11 @@ class Judged(NamedTuple):
         steps = list(itertools.pairwise(front))
         if not steps:
             return []
-        ends = self.rule.points([self.pairs[place] for place in front])
+        ends = as_array([self.pairs[place] for place in front])
         shares = np.array(INSIDE)[:, None]
         inside = [(1 - shares) * ends[i] + shares * ends[i + 1] for i in range(len(steps))]
-        mean, variance = self.belief.predict(np.concatenate(inside))
+        points = self.rule.points(np.concatenate(inside))
+        mean, variance = self.belief.predict(points)
         one = np.ones(1)
         *_, losses, errors = expected_losses(one, mean[None], variance[None], self.rule.offset)
         losses = (losses - self.rule.offset).reshape(len(steps), -1)
@@ -216,7 +220,7 @@ def _fit(rule: Rule, pairs: Sequence[Pair], repeats: Repeats) -> Belief:
     offset = rule.offset
     lost = np.maximum(repeats.losses, -offset / 2) + offset
     # The dense model loses nothing, and one of which nothing is left about the worst.
-    points = np.concatenate([rule.points(pairs), [[0.0, 0.0], [1.0, 1.0]]])
+    points = rule.points([*pairs, (0.0, 0.0), rule.scale])
     ends = [0.0, -math.log1p(rule.worst / offset)]
     levels = rule.noise.levels(repeats, least_loss=offset)
     found = alternatives(levels, repeats, offset, np.append(1 / lost, 1 / np.median(lost)))
@@ -278,7 +282,8 @@ def frontier_answer(
         complete: Pairs with a training that was not stopped early; all by default.
     """
     first, second = stored["scale"]
-    rule = Rule(stored["dense"], stored["worst"], (first, second), Noise.from_json(stored))
+    noise, forecast = Noise.from_json(stored), Forecast.of_plan(stored)
+    rule = Rule(stored["dense"], stored["worst"], (first, second), noise, forecast)
     judged = judge(observed, cost, rule)
     if judged is None:
         return FrontierAnswer([], {}, [])

@@ -11,6 +11,7 @@ import numpy as np
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.columns import as_array
+from vit_ratio_opt.search.forecast import Forecast, forecast_json
 from vit_ratio_opt.search.front import Judged, Rule, judge, knee
 from vit_ratio_opt.search.log_losses import LARGEST_EXPONENT
 from vit_ratio_opt.search.margins import as_pair
@@ -41,7 +42,8 @@ class FrontierSearch:
     Make it low on the average over some costs, the ``marks``, in few trained trials.
 
     *Algorithm.* The first trials are the ``levels``, from the largest cost to the smallest: the
-    likeliest pair of each. From then on one :class:`~vit_ratio_opt.search.belief.Belief` over the
+    likeliest pair of each, or only the first of them where a forecast says enough of the others.
+    From then on one :class:`~vit_ratio_opt.search.belief.Belief` over the
     logarithm of the loss, which is nearly straight where the loss itself bends, serves all costs,
     and the pair is tried whose training is expected to lower the frontier most. Since costs are
     known, this has a closed form: it is the expected hypervolume improvement (Emmerich 2006) of
@@ -63,6 +65,8 @@ class FrontierSearch:
         worst: Loss of a model of which nothing is left, above 0.
         noise: Standard deviation of one value, or a :class:`~vit_ratio_opt.search.noise.Noise`.
         confirmations: Number of times that a pair may be trained again, and two.
+        forecast: What is predicted of each pair; the belief corrects it.
+        all_levels: Whether all levels are tried first, or levels only until a value is known.
 
     Raises:
         InputError: There is no level or no mark, the costs of the levels do not fall, or a number
@@ -86,6 +90,8 @@ class FrontierSearch:
         worst: float,
         noise: float | Noise = 0.0,
         confirmations: int = 0,
+        forecast: Forecast | None = None,
+        all_levels: bool = True,
     ) -> None:
         costs = [cost(*pair) for pair in levels]
         if not costs or any(more <= less for more, less in itertools.pairwise(costs)):
@@ -103,12 +109,13 @@ class FrontierSearch:
         self.cost = cost
         self.marks = np.array(marks, dtype=np.float64)
         self.confirmations = confirmations
+        self.all_levels = all_levels
         self._costs = np.array([cost(*pair) for pair in self.pairs])
         points = as_array(self.pairs)
         least, most = as_pair(points.min(axis=0)), as_pair(points.max(axis=0))
         self._limits = least, most  # each proposal asks often
         noise = as_noise(noise, confirmations)
-        self.rule = Rule(dense, worst, (most[0] or 1.0, most[1] or 1.0), noise)
+        self.rule = Rule(dense, worst, (most[0] or 1.0, most[1] or 1.0), noise, forecast)
 
     @property
     def dense(self) -> float:
@@ -131,7 +138,8 @@ class FrontierSearch:
         """Return the next level, then the pair that is expected to lower the frontier most."""
         observed = {pair: values for pair, values in observed.items() if self._is_known(pair)}
         off = {*pending, *blocked}
-        for number, pair in enumerate(self.levels, 1):
+        known = any(observed.values())
+        for number, pair in enumerate(self.levels if self.all_levels or not known else (), 1):
             if pair not in off and not observed.get(pair):
                 return Proposal(pair, f"level {number} of {len(self.levels)}")
         judged = judge(observed, self.cost, self.rule)
@@ -186,6 +194,8 @@ class FrontierSearch:
             worst=self.rule.worst,
             noise=self.rule.noise,
             confirmations=self.confirmations,
+            forecast=self.rule.forecast,
+            all_levels=self.all_levels,
         )
         search.larger_is_better = self.larger_is_better
         return search
@@ -200,6 +210,7 @@ class FrontierSearch:
             "scale": list(self.rule.scale),
             **self.rule.noise.to_json(),
             "confirmations": self.confirmations,
+            **forecast_json(self.rule.forecast),
         }
 
     def _is_known(self, pair: Pair) -> bool:

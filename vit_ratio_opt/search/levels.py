@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.search.forecast import Forecast, worst_loss
 from vit_ratio_opt.search.frontier import FrontierSearch
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair
@@ -27,7 +28,6 @@ __all__ = ["Frontier"]
 # that may be tried first.
 _MARKS, _PAIRS, _LEVEL_PAIRS = 128, 1536, 48
 _MOST_LEVELS = 100  # the time of a proposal grows with them
-_WORST_POINTS = 100  # loss of a model of which nothing is left, where the metric does not tell
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Frontier:
 
     Args:
         levels: Number of costs, evenly spaced, at which the best pair is searched, from 2 to 100;
-            costs between them count too, 128 or so in all. Half of the levels are tried first.
+            costs between them count too, 128 or so in all. Half of the levels are tried first, or
+            only one of them where the losses of all pairs can be predicted.
         budgets: The costs themselves, as shares of the dense model's cost, in place of ``levels``.
             All of them are tried first.
 
@@ -78,6 +79,7 @@ class Frontier:
         start: Pair | None = None,
         path: Sequence[Pair] = (),
         fixed_ratio: bool = False,
+        forecast: Forecast | None = None,
     ) -> FrontierSearch:
         """Return the search along the curves of pairs that use up one cost each.
 
@@ -92,6 +94,7 @@ class Frontier:
             path: The likeliest pairs at each cost, next to which the search begins; by default it
                 begins with one ratio for both modules.
             fixed_ratio: Whether to search the baseline instead, one ratio for both modules.
+            forecast: What is predicted of each pair; the search corrects it.
 
         Raises:
             InputError: No pair of the space keeps a budget, or ``dense`` is no finite number.
@@ -112,16 +115,17 @@ class Frontier:
             for pair in _pairs_at(space, mark, max(2, _PAIRS // len(marks)), fixed_ratio)
         ]
         sign = metric.sign
-        worst = sign * dense if sign * dense > 0 else _WORST_POINTS * metric.point(dense)
         search = FrontierSearch(
             _first_pairs(space, levels, path, fixed_ratio),
             tried,
             space.cost_ratio,
             marks,
             dense=sign * dense,
-            worst=worst,
+            worst=worst_loss(dense, metric),
             noise=0.0 if noise is None else noise,
             confirmations=confirmations,
+            forecast=forecast,
+            all_levels=forecast is None or self.budgets is not None,
         )
         search.larger_is_better = metric.larger_is_better
         return search

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.direction import Direction
+from vit_ratio_opt.search.forecast import Forecast
 from vit_ratio_opt.search.levels import Frontier
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair, Plan
@@ -73,6 +74,7 @@ class Budget:
         start: Pair | None = None,
         path: Sequence[Pair] = (),
         fixed_ratio: bool = False,
+        forecast: Forecast | None = None,
     ) -> BudgetSearch:
         """Return the search along the curve of pairs that use up the budget.
 
@@ -86,6 +88,7 @@ class Budget:
             start: Pair of the curve that is tried after the fixed ratio.
             path: Accepted for a :class:`Tolerance`; a budget ignores it.
             fixed_ratio: Whether to search the baseline instead, one ratio for both modules.
+            forecast: What is predicted of each pair; the search corrects it.
 
         Raises:
             InputError: No pair of the space keeps the budget.
@@ -107,6 +110,7 @@ class Budget:
             confirmations=confirmations,
             dense=None if dense is None else metric.sign * dense,
             larger_is_better=metric.larger_is_better,
+            forecast=forecast,
         )
 
     def to_json(self) -> dict[str, float]:
@@ -153,6 +157,7 @@ class Tolerance:
         start: Pair | None = None,
         path: Sequence[Pair] = (),
         fixed_ratio: bool = False,
+        forecast: Forecast | None = None,
     ) -> ToleranceSearch:
         """Return the search over all pairs of the space.
 
@@ -167,6 +172,7 @@ class Tolerance:
             start: Accepted for a :class:`Budget`; a tolerance ignores it.
             path: Pairs with which the search begins, the likeliest ones at each cost.
             fixed_ratio: Whether to search the baseline instead, one ratio for both modules.
+            forecast: What is predicted of each pair; the search corrects it.
 
         Raises:
             InputError: A pair of ``path`` is not of the space, or the tolerance allows any model.
@@ -182,6 +188,7 @@ class Tolerance:
             confirmations=confirmations,
             confidence=self.confidence,
             path=path,
+            forecast=forecast,
         )
         search.constraint = metric.constraint
         return search

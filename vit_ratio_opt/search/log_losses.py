@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from vit_ratio_opt.search.belief import Alternatives
+from vit_ratio_opt.search.forecast import Forecast
 from vit_ratio_opt.search.plan import Array
 
-__all__ = ["LARGEST_EXPONENT", "add_ends", "expected_losses"]
+__all__ = ["LARGEST_EXPONENT", "add_ends", "expected_losses", "with_forecast"]
 
 LARGEST_EXPONENT = 20.0  # values that contradict each other would overflow
 _DENSE_VARIANCE, _EVERYTHING_VARIANCE = 0.01, 1.0  # of what is expected at both ends
@@ -28,6 +29,23 @@ def add_ends(found: Alternatives) -> Alternatives:
         noise=np.concatenate([found.noise + _SAME, ends], axis=1),
         own=np.concatenate([found.own, np.zeros_like(ends)], axis=1),
     )
+
+
+def with_forecast(
+    points: Array, forecast: Forecast | None, pairs: Array, offset: float, *, whole: float
+) -> Array:
+    """Return points of a belief with the prior mean of each, as they are without a forecast.
+
+    Args:
+        points: Points of the pairs, ``(n, 2)``.
+        forecast: What is predicted of each pair.
+        pairs: The pairs, ``(n, 2)``.
+        offset: Offset of a loss under the logarithm.
+        whole: The loss, with the offset, at which the belief is 0.
+    """
+    if forecast is None:
+        return points
+    return np.column_stack([points, np.log(whole / (forecast.losses(pairs) + offset))])
 
 
 def expected_losses(

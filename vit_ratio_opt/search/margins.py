@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from vit_ratio_opt.search.belief import Belief, fit
 from vit_ratio_opt.search.columns import as_array
-from vit_ratio_opt.search.log_losses import add_ends, expected_losses
+from vit_ratio_opt.search.forecast import Forecast
+from vit_ratio_opt.search.log_losses import add_ends, expected_losses, with_forecast
 from vit_ratio_opt.search.noise import Noise, Repeats
 from vit_ratio_opt.search.plan import (
     Array,
@@ -55,12 +56,24 @@ class Rule(NamedTuple):
         scale: Largest ratios.
         noise: Noise of one value.
         confidence: Probability with which the answer has to keep the tolerance.
+        forecast: What is predicted of each pair, if anything.
     """
 
     tolerance: float
     scale: tuple[float, float]
     noise: Noise
     confidence: float
+    forecast: Forecast | None = None
+
+    @property
+    def offset(self) -> float:
+        """Return the offset of the loss under the logarithm, so that gains have one, too."""
+        return self.tolerance + 2 * self.noise.guess
+
+    def points(self, pairs: Array) -> Array:
+        """Return pairs as points of the belief, ``(n, 2)``, with a forecast ``(n, 3)``."""
+        whole = self.tolerance + self.offset
+        return with_forecast(pairs / self.scale, self.forecast, pairs, self.offset, whole=whole)
 
 
 class Seen(NamedTuple):
@@ -130,8 +143,8 @@ def tolerance_answer(
         observed pair.
     """
     first, second = stored["scale"]
-    noise = Noise.from_json(stored)
-    rule = Rule(stored["tolerance"], (first, second), noise, stored["confidence"])
+    noise, forecast = Noise.from_json(stored), Forecast.of_plan(stored)
+    rule = Rule(stored["tolerance"], (first, second), noise, stored["confidence"], forecast)
     values = {pair: tuple(margins) for pair, margins in observed.items() if margins}
     if not values:
         return None, {}
@@ -160,11 +173,6 @@ def add_values(last: Seen, fresh: Mapping[Pair, tuple[float, ...]], cost: _Cost)
     return Seen({**last.margins, **fresh}, places, pairs, costs, means, squares, counts)
 
 
-def _offset(rule: Rule) -> float:
-    """Return the offset of the loss under the logarithm, so that gains have one, too."""
-    return rule.tolerance + 2 * rule.noise.guess
-
-
 def _repeats(seen: Seen, tolerance: float) -> Repeats:
     return Repeats(tolerance - seen.means, seen.squares, seen.counts)
 
@@ -185,14 +193,14 @@ def believe(seen: Seen, rule: Rule) -> Believed:
     The offset c is of the order of the tolerance. Only pairs near the limit are used: they
     determine where it is, and thousands would cost time.
     """
-    tolerance, offset = rule.tolerance, _offset(rule)
+    tolerance, offset = rule.tolerance, rule.offset
     repeats = _repeats(seen, tolerance)
     levels = rule.noise.levels(repeats, least_loss=tolerance)
     order = _nearest_pairs(seen)
     near = Repeats(*(array[order] for array in repeats))
     lost = np.maximum(near.losses, -offset / 2) + offset
     # The dense model loses nothing, and one with everything pruned loses nearly everything.
-    points = np.concatenate([seen.pairs[order] / rule.scale, [[0.0, 0.0], [1.0, 1.0]]])
+    points = rule.points(np.concatenate([seen.pairs[order], [[0.0, 0.0], rule.scale]]))
     whole = tolerance + offset
     values = np.concatenate([np.log(whole / lost), [math.log(whole / offset), _EVERYTHING_PRUNED]])
     found = alternatives(levels, near, tolerance, np.append(1 / lost, 1 / whole))

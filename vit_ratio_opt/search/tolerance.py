@@ -13,6 +13,7 @@ import numpy as np
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.belief import Belief
 from vit_ratio_opt.search.columns import Columns, as_array
+from vit_ratio_opt.search.forecast import Forecast, forecast_json
 from vit_ratio_opt.search.margins import (
     NOTHING,
     Believed,
@@ -83,6 +84,7 @@ class ToleranceSearch:
         confidence: Probability with which the answer has to keep the tolerance.
         resolution: Cost that a trial has to be expected to save for the search to continue.
         path: Pairs of the columns with which the search begins.
+        forecast: What is predicted of each pair; the belief corrects it.
 
     Raises:
         InputError: A column is missing or out of order, a pair of the path is in none, or a number
@@ -103,6 +105,7 @@ class ToleranceSearch:
         confidence: float = 0.8,
         resolution: float = 5e-4,
         path: Sequence[Pair] = (),
+        forecast: Forecast | None = None,
     ) -> None:
         if not 0 < tolerance < math.inf:
             raise InputError(f"`tolerance` must be above 0, but got {tolerance!r}.")
@@ -114,7 +117,7 @@ class ToleranceSearch:
         self.confirmations = confirmations
         self.confidence = confidence
         self.resolution = resolution
-        self.rule = Rule(tolerance, self._pairs.scale, self.noise, confidence)
+        self.rule = Rule(tolerance, self._pairs.scale, self.noise, confidence, forecast)
         self._seen = NOTHING
         draws = np.random.default_rng(0).standard_normal((_OUTCOMES // 2, 64))
         self._draws = np.concatenate([draws, -draws])
@@ -259,6 +262,7 @@ class ToleranceSearch:
             confirmations=self.confirmations,
             confidence=self.confidence,
             resolution=self.resolution,
+            forecast=self.rule.forecast,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -268,6 +272,7 @@ class ToleranceSearch:
             "scale": list(self._pairs.scale),
             **self.noise.to_json(),
             "confidence": self.confidence,
+            **forecast_json(self.rule.forecast),
         }
 
     def _look(self, observed: Observed) -> Seen:
@@ -319,11 +324,11 @@ class ToleranceSearch:
         pairs, costs = pairs[open_], costs[open_]
         if not len(pairs):
             return None, 0.0
-        points = pairs / self._pairs.scale
+        points = self.rule.points(pairs)
         if pending:
             unknown = sorted(pending)[: self._draws.shape[1]]
             margins, means, variance = belief.outcomes(
-                points, as_array(unknown) / self._pairs.scale, self._draws[:, : len(unknown)]
+                points, self.rule.points(as_array(unknown)), self._draws[:, : len(unknown)]
             )
             known = np.array([self.cost(*pair) for pair in unknown])
             limits = np.where(margins >= 0, known, limit).min(axis=1)
