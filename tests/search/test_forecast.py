@@ -136,3 +136,9 @@ def test_values_correct_a_forecast_whose_scale_is_wrong():
     wrong = Frontier(levels=6).plan(SPACE, forecast=tenfold, **options)
     for one in wrong.front(run(wrong, 12)):
         assert one.mean == pytest.approx(accuracy(one.pair), abs=1.0)
+
+
+def test_a_forecast_alone_never_ends_a_search():
+    hopeless = Forecast(((0.0, 5.0), (0.9, 9.0)), ((0.0, 5.0), (0.9, 9.0)), DENSE)
+    plan = Tolerance(0.01, 0.99).plan(SPACE, noise=NOISE, dense=DENSE, forecast=hopeless)
+    assert plan.propose({}).pair is not None

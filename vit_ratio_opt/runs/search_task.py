@@ -270,7 +270,12 @@ class SearchTask(SearchParts):
 
     @property
     def forecast(self) -> Forecast | None:
-        """Return what the calibration predicts of each pair; None where it predicts nothing."""
+        """Return what the calibration predicts of each pair; None where it predicts nothing.
+
+        How much of another metric a nat of other outputs than classes costs is not known.
+        """
+        if (self.options.calibration.task or "single-label") != "single-label":
+            return None
         worst = worst_loss(self.dense_accuracy, self.trainer.metric)
         return forecast_of(self.space, self.pruner.expected_loss, worst)
 

@@ -35,7 +35,7 @@ _AMPLITUDES: tuple[float, ...] = (0.3, 1.0, 3.0)
 _CONSTANT, _LINE, _INTERACTION = 4.0, 2.0, 0.3  # variances, the smooth curve's being 1
 # The same around a prior mean, and the variance of the factor by which it is too low.
 _AMPLITUDES_AROUND: tuple[float, ...] = (0.1, 0.3, 1.0)
-_CONSTANT_AROUND, _FACTOR = 0.1, 0.25
+_CONSTANT_AROUND, _FACTOR = 1.0, 0.25
 _JITTER = 1e-9
 # Scales that are combined with all alternatives, components that are kept, and components that
 # predict at many points: the others have next to no weight.

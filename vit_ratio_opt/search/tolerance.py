@@ -187,6 +187,8 @@ class ToleranceSearch:
             return _once_more(again, gain)
         if best is not None and saving > self.resolution:
             return Proposal(best, f"expected to save {saving:.4f} of the cost")
+        if best is not None and not len(seen.counts):  # a forecast alone ends no search
+            return Proposal(best, "likeliest to keep the tolerance")
         trained = 0 if answer is None else len(observed[answer])
         return self._confirm(answer, trained, pending, blocked)
 
