@@ -9,18 +9,20 @@ surface itself without noise: the *hypervolume*, in units of all points that can
 FLOPs, from the point where all is lost at no saving. *Missing* is what the frontier of all pairs
 has more, in hundredths.
 
-The peers know the FLOPs too, which are their exact second objective. ``pairs`` peers propose both
+``ours`` is what a study does: the losses that the calibration predicts are its prior mean, and
+tell where it begins. ``ours begun`` only begins there, ``ours blind`` knows nothing of them. The
+peers know the FLOPs too, which are their exact second objective. ``pairs`` peers propose both
 ratios. ``curve`` peers propose one of 32 budgets and a place on its curve, so that no trial prunes
-more than its FLOPs need. ``ours screened`` begins next to the best pairs without training. GP is
-Optuna's GPSampler, with the logarithm of the expected hypervolume improvement. Seeds are paired:
-the n-th trial of each sampler has the same noise in units of its spread.
+more than its FLOPs need. GP is Optuna's GPSampler, with the logarithm of the expected hypervolume
+improvement. Seeds are paired: the n-th trial of each sampler has the same noise in units of its
+spread. ``best`` is what the best possible choice of as many pairs misses, known by hindsight.
 
 ``--rounds`` asks instead how many rounds 8 workers need. In each round all of them propose a pair,
 each knowing those that are being trained, and then all get their values. Counted are the rounds
 until the search misses no more than one worker of the same seed does after 16 and after 32 trials,
 which are its rounds.
 
-    python benchmarks/frontier.py [--surface NAME] [--seeds 20] [--rounds]
+    python benchmarks/frontier.py [--surface ranks/NAME] [--seeds 20] [--rounds]
     python benchmarks/frontier.py --show
 
 Output: ``results/frontier.json``, a row for each surface and sampler with an interval of 95 % by
@@ -43,8 +45,9 @@ import typer
 from command_line import run_command
 from optuna.trial import Trial
 from recording import Results
-from samplers import Surface, screened_path, surface_of
+from samplers import Surface, surface_of
 
+from vit_ratio_opt.runs.screening import forecast_path
 from vit_ratio_opt.search.limits import Frontier
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair
@@ -60,9 +63,10 @@ RESULTS, ROUNDS_RESULTS = (
     )
     for name in ("frontier", "frontier-rounds")
 )
-SURFACES = ("digits", "cifar10-d64-short", "cifar10-d64-pruned")
+SURFACES = ("ranks/digits", "ranks/d64", "ranks/d64-untrained")
 TRIALS, CHECKPOINTS = 32, (8, 16, 24, 32)
 BUDGETS = 32  # of the peers on the curves
+FRONT = 700  # pairs of the frontier of which the best are chosen
 WORKERS, ALONE, MOST_ROUNDS = 8, (16, 32), 32
 RESAMPLES = 10_000
 
@@ -86,9 +90,9 @@ def main(
     warnings.simplefilter("ignore")
     results = ROUNDS_RESULTS if rounds else RESULTS
     for name in () if show else (surface,) if surface else SURFACES:
-        for sampler in samplers_for(surface_of(name)):
+        for sampler in samplers_for():
             is_known = results.has(surface=name, sampler=sampler, seeds=seeds)
-            if is_known or (rounds and not sampler.startswith("ours")):
+            if is_known or (rounds and sampler != "ours"):
                 continue
             started = time.perf_counter()
             row = (measure_rounds if rounds else measure)(name, sampler, seeds)
@@ -96,16 +100,20 @@ def main(
     (print_rounds if rounds else print_table)()
 
 
-def samplers_for(surface: Surface) -> list[str]:
-    """Return the names of the samplers; a surface without training has nothing to screen by."""
-    ours = ["ours", "ours screened"] if surface.epochs else ["ours"]
-    return [*ours, *(f"{peer} {kind}" for kind in ("curve", "pairs") for peer in PEERS)]
+def samplers_for() -> list[str]:
+    """Return the names of the samplers."""
+    ours = ["ours", "ours begun", "ours blind"]
+    return [*ours, *(f"{peer} {kind}" for kind in ("curve", "pairs") for peer in PEERS), "best"]
 
 
 def measure(name: str, sampler: str, seeds: int) -> dict[str, Any]:
     """Return the row of a sampler on a surface."""
     chosen = np.array(CHECKPOINTS) - 1
-    missing = np.array([search(name, sampler, seed, TRIALS) for seed in range(seeds)])[:, chosen]
+    if sampler == "best":
+        runs = [best_choices(name)]
+    else:
+        runs = [search(name, sampler, seed, TRIALS) for seed in range(seeds)]
+    missing = np.array(runs)[:, chosen]
     low, high = interval(missing)
     return {
         "surface": name,
@@ -196,11 +204,14 @@ def study_of(name: str, sampler: str, seed: int) -> tuple[optuna.Study, Callable
 
     chosen: Any
     if sampler.startswith("ours"):
+        assert surface.forecast is not None
+        begins = () if sampler == "ours blind" else forecast_path(surface.space, surface.forecast)
         plan = Frontier().plan(
             surface.space,
             noise=Noise(surface.noise, is_known=False),
             dense=surface.dense,
-            path=screened_path(name) if sampler == "ours screened" else (),
+            path=begins,
+            forecast=surface.forecast if sampler == "ours" else None,
         )
         chosen = PlanSampler(space, plan, seed=seed)
     else:
@@ -222,6 +233,33 @@ def best_volume(name: str) -> float:
     """Return the hypervolume of the frontier of all pairs."""
     surface = surface_of(name)
     return volume(surface, [(m, f) for m, column in surface.columns for f in column])
+
+
+def best_choices(name: str) -> list[float]:
+    """Return what the best n pairs miss, for each n up to the number of trials, in hundredths.
+
+    The frontier of all pairs is thinned to some hundred; the area above the best n of these that
+    end with one pair follows from those of n - 1 pairs.
+    """
+    surface = surface_of(name)
+    every = sorted(
+        (surface.space.macs_ratio(m, f), max(surface.dense - surface.accuracy((m, f)), 0.0))
+        for m, column in surface.columns for f in column
+    )  # fmt: skip
+    falling = np.minimum.accumulate([loss for _, loss in every])
+    front = [
+        place for place in range(len(every)) if not place or falling[place] < falling[place - 1]
+    ]
+    kept = [front[i] for i in np.linspace(0, len(front) - 1, min(FRONT, len(front))).astype(int)]
+    costs, losses = np.array([every[place] for place in kept]).T
+    areas, missing = surface.dense * costs, []
+    for _ in range(TRIALS):
+        covered = 1 - (areas + losses * (1 - costs)).min() / surface.dense
+        missing.append(100 * (best_volume(name) - covered))
+        steps = areas[:, None] + losses[:, None] * (costs[None] - costs[:, None])
+        steps[np.tril_indices(len(costs))] = np.inf
+        areas = steps.min(axis=0)
+    return missing
 
 
 def volume(surface: Surface, pairs: Sequence[Pair]) -> float:

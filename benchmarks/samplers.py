@@ -157,8 +157,9 @@ class Surface:
         for row in rows:
             seen.setdefault((row["mhsa_ratio"], row["ffn_ratio"]), []).append(row[key])
         self.pairs = list(seen)
-        self._mhsa, self._ffn = (np.array(sorted(set(ratios))) for ratios in zip(*seen, strict=True))
-        self._mean = np.array([[np.mean(seen[m, f]) for f in self._ffn] for m in self._mhsa])
+        self.grid = tuple(np.array(sorted(set(ratios))) for ratios in zip(*seen, strict=True))
+        mhsa, ffn = self.grid
+        self._mean = np.array([[np.mean(seen[m, f]) for f in ffn] for m in mhsa])
         again = [values for values in seen.values() if len(values) > 1]
         self.spreads: list[float] = []
         for low, high in itertools.pairwise(LOSS_BANDS):
@@ -166,7 +167,8 @@ class Surface:
             squares = math.fsum(statistics.variance(v) * (len(v) - 1) for v in band)
             free = sum(len(v) - 1 for v in band)
             # A band that was not trained again anywhere is as noisy as the one above it.
-            self.spreads.append(math.sqrt(squares / free) if free else self.spreads[-1])
+            above = self.spreads[-1] if self.spreads else math.nan
+            self.spreads.append(math.sqrt(squares / free) if free else above)
 
     def draw(self, pair: Pair, rng: np.random.Generator) -> float:
         """Accuracy in one training."""
@@ -176,8 +178,8 @@ class Surface:
 
     def accuracy(self, pair: Pair) -> float:
         """Between the four pairs around this one."""
-        i, a = self._place(self._mhsa, pair[0])
-        j, b = self._place(self._ffn, pair[1])
+        i, a = self._place(self.grid[0], pair[0])
+        j, b = self._place(self.grid[1], pair[1])
         corners = self._mean[i : i + 2, j : j + 2]
         return float(np.array([1 - a, a]) @ corners @ np.array([1 - b, b]))
 

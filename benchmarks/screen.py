@@ -1,13 +1,15 @@
-"""Does the accuracy before fine-tuning tell which pair is best after it?
+"""What is known before any training: does it tell which pair is best after one?
 
-Question: how well does a look without training (accuracy right after pruning, seconds a pair)
-order the pairs of a budget, and how good is the pair that it would begin the search with?
+Question: how well do the loss that the calibration predicts (for all pairs at once, without
+pruning one), the divergence of the pruned model from the dense one, and its accuracy (seconds a
+pair) order the pairs, and how good is the pair that each would begin a search with?
 
-Method: on the surfaces that were recorded with fine-tuning (``surfaces/``; means over seeds,
-bilinear between the grid's pairs), Spearman's rank correlation between the two accuracies over all
-recorded pairs, over those that lose at most 5 points, and along each budget's curve; and on that
-curve the regret, in points after fine-tuning, of the screen's best pair and of the pair where the
-curve crosses the diagonal, which a search without a screen begins with after its baseline.
+Method: on the surfaces that were recorded with a training (``surfaces/ranks/``; means over seeds,
+bilinear between the grid's pairs): Spearman's rank correlation with the trained accuracy over all
+recorded pairs and over those that lose at most 5 points; the standard deviation that a straight
+line leaves of ``log(1 + loss / offset)``, in which a search believes; and the regret on the curve
+of each budget, in points after the training, of the best pair by that knowledge, and of the pair
+where the curve crosses the diagonal.
 
     python benchmarks/screen.py
 
@@ -16,62 +18,90 @@ Output: ``results/screen.json``. Runtime: seconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from command_line import run_command
-from samplers import BUDGETS, HERE, screened_best, surface_of
+from recording import Results
+from samplers import BUDGETS, Surface
 from scipy.stats import spearmanr
 
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.plan import Pair
-from vit_ratio_opt.space.curve import budget_curve
-from vit_ratio_opt.utils.files import write_json
+from vit_ratio_opt.space.curve import budget_curve, smallest_cost_ratio
 
-RESULTS = Path(__file__).parent / "results" / "screen.json"
+HERE = Path(__file__).parent
+RESULTS = Results(HERE / "results" / "screen.json", ("surface", "known"), ("numpy", "scipy"))
+KNOWN = ("expected_loss", "divergence", "accuracy_pruned")
+OFFSET = 0.02  # of the dense accuracy, as in a search of the frontier
 
 
 def main() -> None:
-    """Compare the two accuracies on every fine-tuned surface."""
-    rows = []
-    for path in sorted((HERE / "surfaces").glob("*.json")):
-        surface, pruned = surface_of(path.stem), surface_of(path.stem, "accuracy_pruned")
-        if not surface.epochs:
+    """Judge everything that is known on every trained surface."""
+    for path in sorted((HERE / "surfaces" / "ranks").glob("*.json")):
+        head = json.loads(path.read_text(encoding="utf-8"))
+        if head["budgets"] or not head["recipe"]["epochs"]:
             continue
+        trained = Surface(path)
+        for known in KNOWN:
+            loss = partial(known_loss, Surface(path, known), rises=known == "accuracy_pruned")
+            started = time.perf_counter()
+            row = {"surface": path.stem, "known": known, **judge(trained, loss)}
+            RESULTS.add(row, seconds=time.perf_counter() - started)
+            print(row)
 
-        def correlation(
-            pairs: Sequence[Pair], after: Any = surface, before: Any = pruned
-        ) -> float:
-            ranks = spearmanr(
-                [before.accuracy(p) for p in pairs], [after.accuracy(p) for p in pairs]
-            )
-            return round(float(ranks.statistic), 3)
 
-        close = [p for p in surface.pairs if surface.accuracy(p) >= surface.dense - 5]
-        row: dict[str, Any] = {
-            "surface": path.stem,
-            "pairs": len(surface.pairs),
-            "all_pairs": correlation(surface.pairs),
-            "within_5_points": correlation(close),
-            "budgets": {},
+def known_loss(before: Surface, pair: Pair, *, rises: bool) -> float:
+    """Return a loss that is known of a pair before its training."""
+    value = before.accuracy(pair)
+    return before.dense - value if rises else value
+
+
+def judge(trained: Surface, loss: Callable[[Pair], float]) -> dict[str, Any]:
+    """Return how well a loss that is known before tells the accuracy after a training."""
+    pairs = trained.pairs
+    after = {pair: trained.accuracy(pair) for pair in pairs}
+    close = [pair for pair in pairs if after[pair] >= trained.dense - 5]
+
+    def correlation(some: Sequence[Pair]) -> float:
+        ranks = spearmanr([-loss(p) for p in some], [after[p] for p in some])
+        return round(float(ranks.statistic), 3)
+
+    found = np.array([max(trained.dense - after[pair], 0.0) for pair in pairs])
+    depth = np.log1p(found / (OFFSET * trained.dense))
+    line = _line(np.array([loss(pair) for pair in pairs]), found, trained.dense)
+    budgets = {}
+    for budget in (b for b in BUDGETS if b >= smallest_cost_ratio(trained.space)):
+        curve: tuple[Pair, ...] = budget_curve(trained.space, budget)
+        best = max(trained.accuracy(pair) for pair in curve)
+        middle = BudgetSearch(curve).propose({}).pair
+        assert middle is not None
+        budgets[str(budget)] = {
+            "regret": round(best - trained.accuracy(min(curve, key=loss)), 3),
+            "regret_on_diagonal": round(best - trained.accuracy(middle), 3),
         }
-        for budget in BUDGETS:
-            curve: tuple[Pair, ...] = budget_curve(surface.space, budget)
-            best = max(surface.accuracy(pair) for pair in curve)
-            first = BudgetSearch(curve).propose({}).pair
-            assert first is not None
-            row["budgets"][str(budget)] = {
-                "correlation": correlation(curve),
-                "screened_regret": round(
-                    best - surface.accuracy(screened_best(path.stem, curve)), 3
-                ),
-                "fixed_place_regret": round(best - surface.accuracy(first), 3),
-            }
-        rows.append(row)
-        print(row)
-    RESULTS.parent.mkdir(exist_ok=True)
-    write_json({"rows": rows}, RESULTS)
+    return {
+        "pairs": len(pairs),
+        "all_pairs": correlation(pairs),
+        "within_5_points": correlation(close),
+        "deviation": round(float(depth.std()), 3),
+        "left": round(float((depth - line).std()), 3),
+        "budgets": budgets,
+    }
+
+
+def _line(known: np.ndarray, found: np.ndarray, dense: float) -> np.ndarray:
+    """Return the depths that a line predicts, after the known losses were scaled to points."""
+    scale = float((known @ found) / max(known @ known, 1e-12))
+    depth = np.log1p(np.maximum(scale * known, 0.0) / (OFFSET * dense))
+    after = np.log1p(found / (OFFSET * dense))
+    predicted: np.ndarray = np.polyval(np.polyfit(depth, after, 1), depth)
+    return predicted
 
 
 if __name__ == "__main__":
