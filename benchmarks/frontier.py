@@ -211,8 +211,8 @@ def study_of(name: str, sampler: str, seed: int) -> tuple[optuna.Study, Callable
             noise=Noise(surface.noise, is_known=False),
             dense=surface.dense,
             path=begins,
-            forecast=surface.forecast if sampler == "ours" else None,
         )
+        plan.use_forecast(surface.forecast if sampler == "ours" else None)
         chosen = PlanSampler(space, plan, seed=seed)
     else:
         chosen = PEERS[sampler.split()[0]](seed)

@@ -271,7 +271,6 @@ def _study(contest: Contest, seed: int) -> tuple[optuna.Study, Callable[[Trial],
     if name.startswith("ours"):
         known: dict[str, Any] = {
             "noise": Noise(surface.noise, is_known=False),
-            "forecast": surface.forecast if name.endswith("forecast") else None,
             "confirmations": 1,
         }
         screened = name == "ours screened"

@@ -34,6 +34,12 @@ def accuracy(pair):
 FORECAST = forecast_of(SPACE, nats, DENSE)
 
 
+def guided(limit, forecast=FORECAST):
+    plan = limit.plan(SPACE, noise=NOISE, dense=DENSE)
+    plan.use_forecast(forecast)
+    return plan
+
+
 def run(plan, trials, value=accuracy):
     observed = {}
     for _ in range(trials):
@@ -92,23 +98,21 @@ def test_a_frontier_with_a_forecast_is_better_after_four_trials_and_tries_one_le
         points = [(SPACE.cost_ratio(*pair), DENSE - accuracy(pair)) for pair in observed]
         return np.mean([min((o for c, o in points if c <= m), default=DENSE) for m in marks])
 
-    options = {"noise": NOISE, "dense": DENSE}
-    guided = Frontier(levels=8).plan(SPACE, forecast=FORECAST, **options)
-    plain = Frontier(levels=8).plan(SPACE, **options)
-    found = run(guided, 4)
+    search = guided(Frontier(levels=8))
+    found = run(search, 4)
     first, second, *_ = found
-    assert first == guided.levels[0]
-    assert second not in guided.levels
-    assert lost(found) < 0.7 * lost(run(plain, 4))
+    assert first == search.levels[0]
+    assert second not in search.levels
+    assert lost(found) < 0.7 * lost(run(guided(Frontier(levels=8), None), 4))
     # Workers that begin at once take different levels.
-    assert guided.propose({}, [guided.levels[0]]).pair == guided.levels[1]
-    given = Frontier(budgets=(0.8, 0.5)).plan(SPACE, forecast=FORECAST, **options)
+    assert search.propose({}, [search.levels[0]]).pair == search.levels[1]
+    given = guided(Frontier(budgets=(0.8, 0.5)))
     assert set(run(given, 2)) == set(given.levels)
 
 
 @pytest.mark.parametrize("limit", [Budget(0.6), Tolerance(3.0), Frontier(levels=6)])
 def test_the_answer_from_what_was_stored_is_that_of_the_search(limit):
-    plan = limit.plan(SPACE, noise=NOISE, dense=DENSE, forecast=FORECAST)
+    plan = guided(limit)
     is_margin = isinstance(limit, Tolerance)
     below = DENSE - 3.0 if is_margin else 0.0
     observed = run(plan, 8, lambda pair: accuracy(pair) - below)
@@ -122,7 +126,7 @@ def test_the_answer_from_what_was_stored_is_that_of_the_search(limit):
         assert front == plan.front(observed)
         found = next(one for one in front if one.pair == plan.answer(observed).pair)
     assert found == plan.answer(observed)
-    plain = limit.plan(SPACE, noise=NOISE, dense=DENSE).answer(observed)
+    plain = guided(limit, None).answer(observed)
     assert plain.mean != found.mean  # the forecast counts
 
 
@@ -132,13 +136,12 @@ def test_values_correct_a_forecast_whose_scale_is_wrong():
         tuple((r, 10 * n) for r, n in FORECAST.ffn),
         DENSE,
     )
-    options = {"noise": NOISE, "dense": DENSE}
-    wrong = Frontier(levels=6).plan(SPACE, forecast=tenfold, **options)
+    wrong = guided(Frontier(levels=6), tenfold)
     for one in wrong.front(run(wrong, 12)):
         assert one.mean == pytest.approx(accuracy(one.pair), abs=1.0)
 
 
 def test_a_forecast_alone_never_ends_a_search():
     hopeless = Forecast(((0.0, 5.0), (0.9, 9.0)), ((0.0, 5.0), (0.9, 9.0)), DENSE)
-    plan = Tolerance(0.01, 0.99).plan(SPACE, noise=NOISE, dense=DENSE, forecast=hopeless)
+    plan = guided(Tolerance(0.01, 0.99), hopeless)
     assert plan.propose({}).pair is not None

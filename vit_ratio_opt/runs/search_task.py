@@ -255,8 +255,7 @@ class SearchTask(SearchParts):
             noise = Noise.from_json(stored)
         else:
             noise = Noise(self._expected_noise, is_known=False, point=point)
-        forecast = Forecast.of_plan(stored) if stored else self.forecast
-        return self.limit.plan(
+        plan = self.limit.plan(
             self.space,
             noise=noise,
             confirmations=options.confirmations,
@@ -265,8 +264,11 @@ class SearchTask(SearchParts):
             start=screened_best(attributes),
             path=[(first, second) for first, second in attributes.get("path", ())],
             fixed_ratio=options.fixed_ratio,
-            forecast=forecast,
         )
+        forecast = Forecast.of_plan(stored) if stored else self.forecast
+        if forecast is not None and hasattr(plan, "use_forecast"):  # not every custom plan has it
+            plan.use_forecast(forecast)
+        return plan
 
     @property
     def forecast(self) -> Forecast | None:

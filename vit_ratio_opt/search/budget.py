@@ -69,7 +69,6 @@ class BudgetSearch:
         dense: Value of the dense model, from which losses are counted; the best value by default.
         larger_is_better: Whether the study is maximised. If not, ``dense`` and the values that
             this search observes are the study's with the opposite sign.
-        forecast: What is predicted of each pair; the belief corrects it.
 
     Raises:
         InputError: The curve is empty or out of order, ``start`` is not on it, ``baseline`` is
@@ -88,13 +87,16 @@ class BudgetSearch:
         confirmations: int = 0,
         dense: float | None = None,
         larger_is_better: bool = True,
-        forecast: Forecast | None = None,
     ) -> None:
         self._curve = Curve(curve, baseline, start)
         self.noise = as_noise(noise, confirmations)
         self.confirmations = confirmations
         self.dense = dense
         self.larger_is_better = larger_is_better
+        self.forecast: Forecast | None = None
+
+    def use_forecast(self, forecast: Forecast | None) -> None:
+        """Take what is predicted of each pair for the prior mean, which the belief corrects."""
         self.forecast = forecast
 
     @property
@@ -202,14 +204,15 @@ class BudgetSearch:
         else:
             meeting = [first for first, second in self.curve if second <= value]
             pair = (meeting[0] if meeting else self.curve[-1][0], value)
-        return BudgetSearch(
+        search = BudgetSearch(
             [pair],
             noise=self.noise,
             confirmations=self.confirmations,
             dense=self.dense,
             larger_is_better=self.larger_is_better,
-            forecast=self.forecast,
         )
+        search.use_forecast(self.forecast)
+        return search
 
     def to_json(self) -> dict[str, Any]:
         """Return the search as JSON values, for :meth:`from_json`."""
@@ -228,7 +231,7 @@ class BudgetSearch:
     def from_json(cls, stored: Mapping[str, Any]) -> BudgetSearch:
         """Return the search that :meth:`to_json` described; version 0.1.0 had curve and noise."""
         baseline, start = stored.get("baseline"), stored.get("start")
-        return cls(
+        search = cls(
             [(first, second) for first, second in stored["curve"]],
             baseline=None if baseline is None else (baseline[0], baseline[1]),
             start=None if start is None else (start[0], start[1]),
@@ -236,8 +239,9 @@ class BudgetSearch:
             confirmations=stored.get("confirmations", 0),
             dense=stored.get("dense"),
             larger_is_better=stored.get("larger_is_better", True),
-            forecast=Forecast.of_plan(stored),
         )
+        search.use_forecast(Forecast.of_plan(stored))
+        return search
 
     def _believe(self, observed: Observed) -> Believed | None:
         return believe(self._curve, observed, self.noise, self.dense, self.forecast)

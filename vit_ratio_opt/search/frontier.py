@@ -65,8 +65,6 @@ class FrontierSearch:
         worst: Loss of a model of which nothing is left, above 0.
         noise: Standard deviation of one value, or a :class:`~vit_ratio_opt.search.noise.Noise`.
         confirmations: Number of times that a pair may be trained again, and two.
-        forecast: What is predicted of each pair; the belief corrects it.
-        all_levels: Whether all levels are tried first, or levels only until a value is known.
 
     Raises:
         InputError: There is no level or no mark, the costs of the levels do not fall, or a number
@@ -90,8 +88,6 @@ class FrontierSearch:
         worst: float,
         noise: float | Noise = 0.0,
         confirmations: int = 0,
-        forecast: Forecast | None = None,
-        all_levels: bool = True,
     ) -> None:
         costs = [cost(*pair) for pair in levels]
         if not costs or any(more <= less for more, less in itertools.pairwise(costs)):
@@ -109,13 +105,16 @@ class FrontierSearch:
         self.cost = cost
         self.marks = np.array(marks, dtype=np.float64)
         self.confirmations = confirmations
-        self.all_levels = all_levels
         self._costs = np.array([cost(*pair) for pair in self.pairs])
         points = as_array(self.pairs)
         least, most = as_pair(points.min(axis=0)), as_pair(points.max(axis=0))
         self._limits = least, most  # each proposal asks often
         noise = as_noise(noise, confirmations)
-        self.rule = Rule(dense, worst, (most[0] or 1.0, most[1] or 1.0), noise, forecast)
+        self.rule = Rule(dense, worst, (most[0] or 1.0, most[1] or 1.0), noise)
+
+    def use_forecast(self, forecast: Forecast | None) -> None:
+        """Take what is predicted of each pair for the prior mean, which the belief corrects."""
+        self.rule = self.rule._replace(forecast=forecast)
 
     @property
     def dense(self) -> float:
@@ -138,8 +137,7 @@ class FrontierSearch:
         """Return the next level, then the pair that is expected to lower the frontier most."""
         observed = {pair: values for pair, values in observed.items() if self._is_known(pair)}
         off = {*pending, *blocked}
-        known = any(observed.values())
-        for number, pair in enumerate(self.levels if self.all_levels or not known else (), 1):
+        for number, pair in enumerate(self._open_levels(observed), 1):
             if pair not in off and not observed.get(pair):
                 return Proposal(pair, f"level {number} of {len(self.levels)}")
         judged = judge(observed, self.cost, self.rule)
@@ -194,9 +192,8 @@ class FrontierSearch:
             worst=self.rule.worst,
             noise=self.rule.noise,
             confirmations=self.confirmations,
-            forecast=self.rule.forecast,
-            all_levels=self.all_levels,
         )
+        search.use_forecast(self.rule.forecast)
         search.larger_is_better = self.larger_is_better
         return search
 
@@ -212,6 +209,14 @@ class FrontierSearch:
             "confirmations": self.confirmations,
             **forecast_json(self.rule.forecast),
         }
+
+    def _open_levels(self, observed: Observed) -> Sequence[Pair]:
+        """Return the levels that come before all other pairs.
+
+        A forecast says enough of other levels once a value is known, unless no other cost counts.
+        """
+        is_enough = self.rule.forecast is not None and len(self.marks) > len(self.levels)
+        return () if is_enough and any(observed.values()) else self.levels
 
     def _is_known(self, pair: Pair) -> bool:
         """Return whether a pair has a cost: one that was enqueued by hand may be out of range."""

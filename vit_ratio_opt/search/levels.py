@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.search.forecast import Forecast, worst_loss
+from vit_ratio_opt.search.forecast import worst_loss
 from vit_ratio_opt.search.frontier import FrontierSearch
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair
@@ -39,7 +39,7 @@ class Frontier:
     Args:
         levels: Number of costs, evenly spaced, at which the best pair is searched, from 2 to 100;
             costs between them count too, 128 or so in all. Half of the levels are tried first, or
-            only one of them where the losses of all pairs can be predicted.
+            only one of them where the losses of all pairs are predicted.
         budgets: The costs themselves, as shares of the dense model's cost, in place of ``levels``.
             All of them are tried first.
 
@@ -79,7 +79,6 @@ class Frontier:
         start: Pair | None = None,
         path: Sequence[Pair] = (),
         fixed_ratio: bool = False,
-        forecast: Forecast | None = None,
     ) -> FrontierSearch:
         """Return the search along the curves of pairs that use up one cost each.
 
@@ -94,7 +93,6 @@ class Frontier:
             path: The likeliest pairs at each cost, next to which the search begins; by default it
                 begins with one ratio for both modules.
             fixed_ratio: Whether to search the baseline instead, one ratio for both modules.
-            forecast: What is predicted of each pair; the search corrects it.
 
         Raises:
             InputError: No pair of the space keeps a budget, or ``dense`` is no finite number.
@@ -124,8 +122,6 @@ class Frontier:
             worst=worst_loss(dense, metric),
             noise=0.0 if noise is None else noise,
             confirmations=confirmations,
-            forecast=forecast,
-            all_levels=forecast is None or self.budgets is not None,
         )
         search.larger_is_better = metric.larger_is_better
         return search

@@ -10,7 +10,6 @@ from typing import Any, Protocol, cast
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.budget import BudgetSearch
 from vit_ratio_opt.search.direction import Direction
-from vit_ratio_opt.search.forecast import Forecast
 from vit_ratio_opt.search.levels import Frontier
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair, Plan
@@ -74,7 +73,6 @@ class Budget:
         start: Pair | None = None,
         path: Sequence[Pair] = (),
         fixed_ratio: bool = False,
-        forecast: Forecast | None = None,
     ) -> BudgetSearch:
         """Return the search along the curve of pairs that use up the budget.
 
@@ -88,7 +86,6 @@ class Budget:
             start: Pair of the curve that is tried after the fixed ratio.
             path: Accepted for a :class:`Tolerance`; a budget ignores it.
             fixed_ratio: Whether to search the baseline instead, one ratio for both modules.
-            forecast: What is predicted of each pair; the search corrects it.
 
         Raises:
             InputError: No pair of the space keeps the budget.
@@ -110,7 +107,6 @@ class Budget:
             confirmations=confirmations,
             dense=None if dense is None else metric.sign * dense,
             larger_is_better=metric.larger_is_better,
-            forecast=forecast,
         )
 
     def to_json(self) -> dict[str, float]:
@@ -157,7 +153,6 @@ class Tolerance:
         start: Pair | None = None,
         path: Sequence[Pair] = (),
         fixed_ratio: bool = False,
-        forecast: Forecast | None = None,
     ) -> ToleranceSearch:
         """Return the search over all pairs of the space.
 
@@ -172,7 +167,6 @@ class Tolerance:
             start: Accepted for a :class:`Budget`; a tolerance ignores it.
             path: Pairs with which the search begins, the likeliest ones at each cost.
             fixed_ratio: Whether to search the baseline instead, one ratio for both modules.
-            forecast: What is predicted of each pair; the search corrects it.
 
         Raises:
             InputError: A pair of ``path`` is not of the space, or the tolerance allows any model.
@@ -188,7 +182,6 @@ class Tolerance:
             confirmations=confirmations,
             confidence=self.confidence,
             path=path,
-            forecast=forecast,
         )
         search.constraint = metric.constraint
         return search

@@ -84,7 +84,6 @@ class ToleranceSearch:
         confidence: Probability with which the answer has to keep the tolerance.
         resolution: Cost that a trial has to be expected to save for the search to continue.
         path: Pairs of the columns with which the search begins.
-        forecast: What is predicted of each pair; the belief corrects it.
 
     Raises:
         InputError: A column is missing or out of order, a pair of the path is in none, or a number
@@ -105,7 +104,6 @@ class ToleranceSearch:
         confidence: float = 0.8,
         resolution: float = 5e-4,
         path: Sequence[Pair] = (),
-        forecast: Forecast | None = None,
     ) -> None:
         if not 0 < tolerance < math.inf:
             raise InputError(f"`tolerance` must be above 0, but got {tolerance!r}.")
@@ -117,7 +115,7 @@ class ToleranceSearch:
         self.confirmations = confirmations
         self.confidence = confidence
         self.resolution = resolution
-        self.rule = Rule(tolerance, self._pairs.scale, self.noise, confidence, forecast)
+        self.rule = Rule(tolerance, self._pairs.scale, self.noise, confidence)
         self._seen = NOTHING
         draws = np.random.default_rng(0).standard_normal((_OUTCOMES // 2, 64))
         self._draws = np.concatenate([draws, -draws])
@@ -135,6 +133,10 @@ class ToleranceSearch:
     def path(self) -> tuple[Pair, ...]:
         """Return the pairs where the search begins."""
         return self._pairs.path
+
+    def use_forecast(self, forecast: Forecast | None) -> None:
+        """Take what is predicted of each pair for the prior mean, which the belief corrects."""
+        self.rule = self.rule._replace(forecast=forecast)
 
     def cost(self, first: float, second: float) -> float:
         """Return the cost of a pair."""
@@ -256,7 +258,7 @@ class ToleranceSearch:
             columns: list[tuple[float, Sequence[float]]] = [(value, nearest[1])]
         else:
             columns = [(first, (value,)) for first, _ in self.columns]
-        return ToleranceSearch(
+        search = ToleranceSearch(
             columns,
             self.cost,
             self.tolerance,
@@ -264,8 +266,9 @@ class ToleranceSearch:
             confirmations=self.confirmations,
             confidence=self.confidence,
             resolution=self.resolution,
-            forecast=self.rule.forecast,
         )
+        search.use_forecast(self.rule.forecast)
+        return search
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values for :func:`~vit_ratio_opt.search.margins.tolerance_answer`."""
