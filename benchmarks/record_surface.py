@@ -34,6 +34,7 @@ import time
 from dataclasses import asdict
 from functools import cache
 from itertools import product
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Optional
 
@@ -43,6 +44,7 @@ from command_line import run_command
 from recording import (
     CheckpointOption,
     DataOption,
+    MinutesOption,
     ProcessesOption,
     Results,
     SeedsOption,
@@ -100,9 +102,11 @@ def main(
     ] = 2,
     threads: ThreadsOption = 1,
     processes: ProcessesOption = 1,
+    minutes: MinutesOption = inf,
 ) -> None:
     """Record a surface, or go on with one."""
     torch.set_num_threads(threads)
+    deadline = time.perf_counter() + 60 * minutes
     dense, images = load_dense(checkpoint), joined(load_images(data, None))
     if train_images is not None:
         images = part_of(images, train_images)
@@ -155,7 +159,7 @@ def main(
         for places, pair in listed
         if not seed or all(place % seed_stride == 0 for place in places)
     ]
-    share_work(tasks, measure, processes)
+    share_work(tasks, measure, processes, deadline=deadline)
 
 
 def pairs_on_grid(space: StructuralSpace, grid: int) -> list[Place]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -53,6 +54,9 @@ SeedsOption = Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads of a process.")]
 ProcessesOption = Annotated[
     int, typer.Option(min=1, help="Processes that share the work, and the GPU.")
+]
+MinutesOption = Annotated[
+    float, typer.Option(min=0.01, help="Time after which nothing new begins.", show_default="none")
 ]
 
 _Task = TypeVar("_Task")
@@ -214,7 +218,13 @@ class Results:
             partial.write_text(text, encoding="utf-8")
 
 
-def share_work(tasks: Sequence[_Task], run: Callable[[_Task], None], processes: int = 1) -> None:
+def share_work(
+    tasks: Sequence[_Task],
+    run: Callable[[_Task], None],
+    processes: int = 1,
+    *,
+    deadline: float = math.inf,
+) -> None:
     """Run tasks in their order, each by the next process that is free.
 
     Processes are forked, so they share the images that are loaded; nothing may have used the GPU
@@ -224,13 +234,15 @@ def share_work(tasks: Sequence[_Task], run: Callable[[_Task], None], processes: 
         tasks: Arguments of ``run``.
         run: Function that does a task, and says what it found through files.
         processes: Number of processes.
+        deadline: Time of :func:`time.perf_counter` after which no task begins.
 
     Raises:
         SystemExit: A process failed; the others went on to the end.
     """
     if processes == 1:
         for task in tasks:
-            run(task)
+            if time.perf_counter() < deadline:
+                run(task)
         return
     context = get_context("fork")
     begun = context.Value("i", 0)
@@ -240,7 +252,7 @@ def share_work(tasks: Sequence[_Task], run: Callable[[_Task], None], processes: 
             with begun.get_lock():
                 number = begun.value
                 begun.value += 1
-            if number >= len(tasks):
+            if number >= len(tasks) or time.perf_counter() > deadline:
                 return
             run(tasks[number])
 

@@ -35,6 +35,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import product
+from math import inf
 from pathlib import Path
 from shutil import copyfile
 from statistics import mean, stdev
@@ -50,6 +51,7 @@ from optuna.study import Study
 from recording import (
     DataOption,
     DenseOption,
+    MinutesOption,
     NameArgument,
     ProcessesOption,
     Results,
@@ -126,6 +128,7 @@ def main(
     seeds: SeedsOption = 1,
     threads: ThreadsOption = 1,
     processes: ProcessesOption = 1,
+    minutes: MinutesOption = inf,
     folder: Annotated[Path, typer.Option(help="For the models, outside the repository.")] = Path(
         "runs/frontier"
     ),
@@ -138,6 +141,7 @@ def main(
     if name is None or checkpoint is None:
         raise InputError("Give a name and a --checkpoint, or --show.")
     torch.set_num_threads(threads)
+    deadline = time.perf_counter() + 60 * minutes
     unknown = sorted(set(arm or ()) - set(ARMS))
     if unknown:
         raise InputError(f"`--arm` must be one of {tuple(ARMS)}, but got {unknown}.")
@@ -151,16 +155,19 @@ def main(
         if RESULTS.has(**same):
             return
         started = time.perf_counter()
+        on_device, recipe = dense.to(best_device()), Recipe(epochs=epochs)
         found = measure_arm(
-            arm_, dense.to(best_device()), images, Recipe(epochs=epochs), seed, trials, place
+            arm_, on_device, images, recipe, seed, trials, place, deadline=deadline
         )
-        assert found is not None
+        if found is None:  # no time is left: the next run goes on with it
+            return
         row = {**same, "threads": threads, "processes": processes, **found}
         RESULTS.add(row, seconds=time.perf_counter() - started)
         if f"{arm_}-{seed}" in SHOWN:
             publish(place / "study.db", STUDIES / f"frontier-{name}.db")
 
-    share_work(list(product(range(seeds), arm or ARMS)), measure, processes)
+    tasks = list(product(range(seeds), arm or ARMS))
+    share_work(tasks, measure, processes, deadline=deadline)
     show_rows()
 
 

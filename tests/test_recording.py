@@ -63,3 +63,37 @@ def test_a_row_that_is_no_json_leaves_the_file_as_it_was(results):
     with pytest.raises(TypeError):
         results.add({"model": "b", "seed": 0, "value": object()}, seconds=0)
     assert results.path.read_text() == before
+
+
+def test_a_file_of_another_header_is_refused_and_its_own_is_kept(recording, tmp_path):
+    path = tmp_path / "surface.json"
+    first = recording.Results(path, ("seed",), header={"epochs": 1, "budgets": None})
+    first.add({"seed": 0}, seconds=0)
+    assert json.loads(path.read_text())["epochs"] == 1
+    again = recording.Results(path, ("seed",), header={"epochs": 1, "budgets": None})
+    again.add({"seed": 1}, seconds=0)
+    assert [row["seed"] for row in again.rows] == [0, 1]
+    with pytest.raises(recording.InputError, match="recorded with other epochs: name another"):
+        recording.Results(path, ("seed",), header={"epochs": 2, "budgets": None})
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_every_task_is_done_once_by_any_number_of_processes(recording, results, processes):
+    def run(seed):
+        results.add({"model": "a", "seed": seed}, seconds=0)
+
+    recording.share_work(range(12), run, processes)
+    assert sorted(row["seed"] for row in results.rows) == list(range(12))
+    recording.share_work([99], run, processes, deadline=0.0)
+    assert not results.has(seed=99)
+
+
+def test_a_process_that_fails_is_said_after_the_others_are_done(recording, results):
+    def run(seed):
+        if seed == 0:
+            raise ValueError
+        results.add({"model": "a", "seed": seed}, seconds=0)
+
+    with pytest.raises(SystemExit, match="1 of 2 processes failed"):
+        recording.share_work(range(6), run, 2)
+    assert sorted(row["seed"] for row in results.rows) == list(range(1, 6))
