@@ -252,6 +252,15 @@ def test_a_frontier_begins_with_the_likeliest_pairs_of_its_levels():
     assert list(describe_start(study, None)) == [
         f"begins with {levels} pairs, the likeliest of their FLOPs before any training"
     ]
+    known = [[0.0, 0.0], [0.9, 0.5]]
+    forecast = {"mhsa": known, "ffn": known, "worst": DENSE}
+    plan = {**study.user_attrs["plan"], "forecast": forecast}
+    study.set_user_attr("plan", plan)
+    assert list(describe_start(study, None)) == [
+        "begins with one pair, the likeliest of its FLOPs before any training"
+    ]
+    study.set_user_attr("plan", {**plan, "marks": plan["marks"][:levels]})  # budgets
+    assert f"begins with {levels} pairs" in next(iter(describe_start(study, None)))
 
 
 def test_a_table_with_a_long_name_of_the_metric_fits_80_columns():

@@ -54,10 +54,18 @@ def describe_start(study: Study, n_trials: int | None) -> Iterator[str]:
         )
     path = study.user_attrs.get("path", [])
     if path:
-        levels = study.user_attrs.get("plan", {}).get("levels")  # of a frontier
-        begins = f"along {len(path)} pairs" if levels is None else f"with {len(levels)} pairs"
-        word = cost_word(study)
-        yield f"begins {begins}, the likeliest of their {word} before any training"
+        yield f"begins {_begins(study)} before any training"
+
+
+def _begins(study: Study) -> str:
+    """Return along or with which pairs a search begins."""
+    plan, word = study.user_attrs.get("plan", {}), cost_word(study)
+    levels = plan.get("levels")
+    if levels is None:
+        return f"along {len(study.user_attrs['path'])} pairs, the likeliest of their {word}"
+    if "forecast" in plan and len(plan["marks"]) > len(levels):
+        return f"with one pair, the likeliest of its {word}"
+    return f"with {len(levels)} pairs, the likeliest of their {word}"
 
 
 def describe_trial(study: Study, trial: FrozenTrial, n_trials: int | None) -> str:
