@@ -17,6 +17,7 @@ Output: ``results/cascade-NAME.json`` and a table. Runtime on one thread: 4 minu
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -28,11 +29,11 @@ from recording import (
     DataOption,
     DenseOption,
     NameArgument,
+    Results,
     ShowOption,
     ThreadsOption,
     header,
     load_images,
-    rows_so_far,
 )
 
 from vit_ratio_opt.composer import Search
@@ -45,7 +46,6 @@ from vit_ratio_opt.space.curve import smallest_cost_ratio
 from vit_ratio_opt.space.tokens import CP_VIT, LATE
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.recipe import Recipe
-from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 RULES = {
@@ -94,13 +94,13 @@ def main(
 
     head = header(search("paper", 1.0), benchmark="cascade", name=name, threads=threads)
     path = RESULTS / f"cascade-{name}.json"
-    rows = rows_so_far(path, head)
-    done = {(row["rule"], row["budget"]) for row in rows}
+    results = Results(path, ("rule", "budget"), header=head)
     for rule_name in RULES:
         smallest = smallest_cost_ratio(search(rule_name, 1.0).space)
         for macs_ratio in budgets:
-            if (rule_name, macs_ratio) in done or macs_ratio < smallest:
+            if results.has(rule=rule_name, budget=macs_ratio) or macs_ratio < smallest:
                 continue
+            started = time.perf_counter()
             chosen = search(rule_name, macs_ratio)
             (pair,) = chosen.curve
             row = {
@@ -111,9 +111,8 @@ def main(
                 "macs_ratio": chosen.space.macs_ratio(*pair),
                 "accuracy": evaluate(chosen.pruner.prune(pair), images, images.val),
             }
-            rows.append(row)
-            write_json({**head, "rows": rows}, path)
-    _show({**head, "rows": rows})
+            results.add(row, seconds=time.perf_counter() - started)
+    _show({**head, "rows": results.rows})
 
 
 def _show(results: dict[str, Any]) -> None:

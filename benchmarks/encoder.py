@@ -32,10 +32,7 @@ seed for SnapViT's ranking.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
-from datetime import datetime, timezone
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -47,7 +44,14 @@ import torch.nn.functional as F
 import typer
 from command_line import run_command
 from encoder_peers import corp, corp_statistics, snapvit, snapvit_scores
-from recording import DataOption, DenseOption, SeedsOption, ShowOption, ThreadsOption, rows_so_far
+from recording import (
+    DataOption,
+    DenseOption,
+    Results,
+    SeedsOption,
+    ShowOption,
+    ThreadsOption,
+)
 from torch import nn
 
 from vit_ratio_opt.data.image_data import ImageData
@@ -61,7 +65,6 @@ from vit_ratio_opt.pruning.options import CalibrationOptions
 from vit_ratio_opt.pruning.pruner import ModelPruner
 from vit_ratio_opt.training.matching import MatchingLoss, Reference
 from vit_ratio_opt.training.probes import neighbour_votes
-from vit_ratio_opt.utils.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "encoder.json"
 METHODS = ("ours", "snapvit", "snapvit-gradients", "corp")
@@ -117,22 +120,18 @@ def main(
         "threads": threads,
         "versions": {package: version(package) for package in ("torch", "timm", "cmaes")},
     }
-    rows = rows_so_far(RESULTS, head)
-    done = {tuple(row[key] for key in KEYS) for row in rows}
-    hidden = {str(data): "DIR", str(checkpoint): "FILE"}
-    command = " ".join(hidden.get(word, word) for word in sys.argv[1:])
+    results = Results(RESULTS, KEYS, header=head)
     for count, seed, point, name in product(steps or (0, 25), range(seeds), POINTS, methods):
-        if (count, seed, *point, name) in done:
+        if results.has(**dict(zip(KEYS, (count, seed, *point, name), strict=True))):
             continue
-        rows.append({**encoder.row(count, seed, point, name), "command": command})
-        lines = ",\n".join(json.dumps(row) for row in rows)
-        write_text(json.dumps({**head, "rows": []})[:-2] + f"\n{lines}\n]}}\n", RESULTS)
+        row = encoder.row(count, seed, point, name)
+        results.add(row, seconds=row["seconds"])
         print(
-            f"{count} steps  seed {seed}  {point}  {name:17s}  {rows[-1]['accuracy']:.2f} %  "
-            f"cosine {rows[-1]['cosine']:.4f}  {rows[-1]['seconds']:.0f} s",
+            f"{count} steps  seed {seed}  {point}  {name:17s}  {row['accuracy']:.2f} %  "
+            f"cosine {row['cosine']:.4f}  {row['seconds']:.0f} s",
             flush=True,
         )
-    _show({**head, "rows": rows})
+    _show({**head, "rows": results.rows})
 
 
 class Encoder:
@@ -183,8 +182,6 @@ class Encoder:
             "prune_seconds": round(cut - ready, 1),
             "match_seconds": round(trained - cut, 1),
             "seconds": round(time.perf_counter() - started, 1),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": _commit(),
             "correct": _packed(correct),
         }
 
@@ -293,16 +290,6 @@ def _packed(correct: torch.Tensor) -> str:
 
 def _unpacked(packed: str, images: int) -> torch.Tensor:
     return torch.tensor([float(one) for one in f"{int(packed, 16):0{images}b}"])
-
-
-def _commit() -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parent,
-    ).stdout.strip()
 
 
 def _show(results: dict[str, Any]) -> None:

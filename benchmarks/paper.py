@@ -74,11 +74,11 @@ from recording import (
     DataOption,
     DenseOption,
     NameArgument,
+    Results,
     SeedsOption,
     ShowOption,
     ThreadsOption,
     header,
-    rows_so_far,
     spread,
 )
 
@@ -101,7 +101,6 @@ from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate, predict
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
-from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 FIGURE = Path(__file__).parent / "figures" / "paper.png"
@@ -201,14 +200,12 @@ def main(
         dense_test_accuracy=evaluate(dense, images, images.test),
     )
     path = RESULTS / f"paper-{name}.json"
-    rows = rows_so_far(path, head)
-    done = {(row["method"], row["tolerance"], row["seed"]) for row in rows}
+    known = Results(path, ("method", "tolerance", "seed"), header=head)
     for seed, points, method_name in product(range(seeds), tolerance or (1.0, 2.0), methods):
-        if (method_name, points, seed) in done:
+        if known.has(method=method_name, tolerance=points, seed=seed):
             continue
         row = comparison.row(method_name, points, seed)
-        rows.append(row)
-        write_json({**head, "rows": rows}, path)
+        known.add(row, seconds=row["seconds"])
         note = ", the dense model" if row["is_dense"] else ""
         print(
             f"seed {seed}  {points}  {method_name:16s}  MACs {row['macs_ratio']:.4f}  "
@@ -217,7 +214,7 @@ def main(
             f"{note}",
             flush=True,
         )
-    _show({**head, "rows": rows})
+    _show({**head, "rows": known.rows})
 
 
 class Comparison:

@@ -58,6 +58,7 @@ from recording import (
     DataOption,
     DenseOption,
     NameArgument,
+    Results,
     SeedsOption,
     ShowOption,
     ThreadsOption,
@@ -65,7 +66,6 @@ from recording import (
     header,
     joined,
     load_images,
-    rows_so_far,
     spread,
 )
 
@@ -87,7 +87,6 @@ from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
-from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("ours", "torch-pruning", "uniform-l1")
@@ -161,10 +160,9 @@ def main(
 
     head = header(search(0, 0.9), benchmark="pruning_quality", name=name, threads=threads)
     path = RESULTS / f"pruning_quality-{name}.json"
-    rows = rows_so_far(path, head)
-    done = {(row["method"], row["budget"], row["seed"]) for row in rows}
+    results = Results(path, ("method", "budget", "seed"), header=head)
     for seed, macs_ratio, method_name in product(range(seeds), budget or (0.8, 0.6, 0.4), methods):
-        if (method_name, macs_ratio, seed) in done:
+        if results.has(method=method_name, budget=macs_ratio, seed=seed):
             continue
         started = time.perf_counter()
         smaller = pruned_by(method_name, search(seed, macs_ratio), images)
@@ -191,15 +189,14 @@ def main(
             "prune_seconds": round(seconds, 2),
             "finetune_seconds": round(time.perf_counter() - started, 2),
         }
-        rows.append(row)
-        write_json({**head, "rows": rows}, path)
+        results.add(row, seconds=seconds + time.perf_counter() - started)
         print(
             f"seed {seed}  {macs_ratio:.2f}  {method_name:20s} MACs {row['macs_ratio']:.4f}  "
             f"{accuracy_pruned:.2f} -> {accuracy:.2f} %  {seconds:.0f} s, "
             f"{row['finetune_seconds']:.0f} s",
             flush=True,
         )
-    _show({**head, "rows": rows})
+    _show({**head, "rows": results.rows})
 
 
 def pruned_by(method: str, ours: Search, images: ImageData) -> ViT:

@@ -29,10 +29,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-import sys
 import time
 from dataclasses import replace
-from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -45,14 +43,13 @@ from recording import (
     DataOption,
     DenseOption,
     NameArgument,
+    Results,
     SeedsOption,
     ShowOption,
     ThreadsOption,
-    head_commit,
     header,
     joined,
     load_images,
-    rows_so_far,
 )
 
 from vit_ratio_opt.composer import Search
@@ -68,7 +65,6 @@ from vit_ratio_opt.training.context import TrialContext
 from vit_ratio_opt.training.evaluate import evaluate, predict
 from vit_ratio_opt.training.finetune import finetune
 from vit_ratio_opt.training.recipe import Recipe
-from vit_ratio_opt.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (0.8, 0.6, 0.4, 0.25)
@@ -124,15 +120,11 @@ def main(
     more = {"benchmark": "recipe", "name": name, "steps": steps, "batch_size": batch_size}
     head = header(search(0, 0.9), **more, threads=threads)
     path = RESULTS / f"recipe-{name}.json"
-    rows = rows_so_far(path, head)
+    results = Results(path, ("recipe", "budget", "seed"), header=head)
     wanted = ("fixed", "auto") if recipe is None else (recipe,)
-    places = {str(data): "DIR", str(checkpoint): "FILE"}
-    command = ["python benchmarks/recipe.py", *(places.get(word, word) for word in sys.argv[1:])]
     for seed, macs_ratio in product(range(seeds), BUDGETS if flops is None else (flops,)):
-        done = {
-            row["recipe"] for row in rows if (row["seed"], row["budget"]) == (seed, macs_ratio)
-        }
-        names = [other for other in wanted if other not in done]
+        same = {"budget": macs_ratio, "seed": seed}
+        names = [other for other in wanted if not results.has(recipe=other, **same)]
         if not names:
             continue
         few, epochs = _few(images, steps, batch_size, seed)
@@ -149,21 +141,18 @@ def main(
             started = time.perf_counter()
             accuracy = finetune(model, few, how, context, teacher=logits)
             row = {
-                "recipe": kind, "budget": macs_ratio, "seed": seed, "pair": list(pair),
+                "recipe": kind, **same, "pair": list(pair),
                 "accuracy_pruned": before, "accuracy": accuracy,
                 **{"lr": how.lr, **chosen},
-                "seconds": round(time.perf_counter() - started, 1),
-                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "commit": head_commit(), "command": " ".join(command),
             }  # fmt: skip
-            rows.append(row)
-            write_json({**head, "rows": rows}, path)
+            seconds = time.perf_counter() - started
+            results.add(row, seconds=seconds)
             print(
                 f"seed {seed}  {macs_ratio:.2f}  {kind:5s} lr {row['lr']:g}  "
-                f"{before:.2f} -> {accuracy:.2f} %  {row['seconds']:.0f} s",
+                f"{before:.2f} -> {accuracy:.2f} %  {seconds:.0f} s",
                 flush=True,
             )
-    _show({**head, "rows": rows})
+    _show({**head, "rows": results.rows})
 
 
 def _drawn(split: Split, images: int, seed: int) -> Split:

@@ -131,23 +131,6 @@ def header(search: Search, **more: Any) -> dict[str, Any]:
     return stored
 
 
-def rows_so_far(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows that a run before this one recorded.
-
-    Raises:
-        InputError: The file is of something else.
-    """
-    path.parent.mkdir(exist_ok=True)
-    if not path.exists():
-        return []
-    stored = json.loads(path.read_text())
-    differing = [key for key in header if stored.get(key) != header[key]]
-    if differing:
-        raise InputError(f"{path} was recorded with other {', '.join(differing)}: name another.")
-    rows: list[dict[str, Any]] = stored["rows"]
-    return rows
-
-
 class Results:
     """The rows of one file, one a line, to which several processes may add.
 
