@@ -7,9 +7,10 @@ from the true one?
 Method: searches of 10 trials on the recorded surfaces (``surfaces/``, as in ``samplers.py``), one
 worker, for each tolerance and budget. Each trial returns the surface's value plus Gaussian noise
 of the spread that was recorded at such a loss; the truth is the surface itself. As a study does, a
-search knows the accuracy of the dense model and guesses the noise from the number of images. It
-begins on the path, or at the best pair, of the models before any training where these were
-recorded. The last trial is kept to confirm the answer.
+search knows the accuracy of the dense model and guesses the noise from the number of images. Where
+a surface has the losses that the calibration predicts, there are rows with that forecast and
+without. Else a search begins on the path, or at the best pair, of the models before any training
+where these were recorded. The last trial is kept to confirm the answer.
 
 A row has, over all seeds:
 
@@ -22,49 +23,53 @@ A row has, over all seeds:
   same of the mean of the pair's own trainings; ``covered``, share of the 90 % intervals (1.645
   standard errors to either side) that hold the truth; ``trained``, trainings of the answer.
 
-    python benchmarks/trust.py [--seeds 200] [--jobs 2] [--output FILE]
+    python benchmarks/trust.py [--surface ranks/digits] [--seeds 200] [--processes 2]
 
-The rows of version 0.1.0 (``results/trust-0.1.0.json``) are from this script in a checkout of
-commit ced7cf8, where an answer has no standard error and begins at no baseline.
+The rows of version 0.1.0 (``results/trust-0.1.0.json``) were made at commit ced7cf8, where an
+answer had no standard error and began at no baseline.
 
 Output: ``results/trust.json``. Runtime: some minutes on two cores.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-import subprocess
 import time
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Optional
 
 import numpy as np
 import typer
+from command_line import run_command
+from recording import ProcessesOption, Results, share_work
 from samplers import BUDGETS, TOLERANCES, screened_best, screened_path, surface_of
 
-import vit_ratio_opt.search.noise as vro_noise
+from vit_ratio_opt.runs.screening import forecast_path
 from vit_ratio_opt.search.budget import BudgetSearch
+from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair
 from vit_ratio_opt.search.tolerance import ToleranceSearch
 from vit_ratio_opt.space.curve import budget_curve, fixed_ratio_pair, smallest_cost_ratio
 
-RESULTS = Path(__file__).parent / "results" / "trust.json"
-SURFACES = ("cifar10-d64-pruned", "cifar10-d64-short", "digits")
+RESULTS = Results(
+    Path(__file__).parent / "results" / "trust.json",
+    ("surface", "mode", "level", "forecast"),
+    ("numpy",),
+)
+SURFACES = ("cifar10-d64-pruned", "cifar10-d64-short", "digits", "ranks/digits")
 TRIALS = 10
 INTERVAL = 1.645
-_OLD = not hasattr(BudgetSearch, "answer")  # version 0.1.0
 
 
 class Line(NamedTuple):
-    """One row: what is searched, and within which limit."""
+    """One row: what is searched, within which limit, and whether losses are predicted."""
 
     surface: str
     mode: str
     level: float
+    forecast: bool = False
 
 
 class Outcome(NamedTuple):
@@ -79,13 +84,16 @@ class Outcome(NamedTuple):
     believed_gain: float
 
 
-def lines() -> list[Line]:
-    """All lines of all surfaces."""
+def lines(surfaces: Sequence[str] = SURFACES) -> list[Line]:
+    """All lines of some surfaces."""
     found = []
-    for name in SURFACES:
-        lowest = smallest_cost_ratio(surface_of(name).space)
-        found += [Line(name, "tolerance", level) for level in TOLERANCES]
-        found += [Line(name, "budget", level) for level in BUDGETS if level >= lowest]
+    for name in surfaces:
+        surface = surface_of(name)
+        lowest = smallest_cost_ratio(surface.space)
+        levels = [("tolerance", level) for level in TOLERANCES]
+        levels += [("budget", level) for level in BUDGETS if level >= lowest]
+        for forecast in (False,) if surface.forecast is None else (False, True):
+            found += [Line(name, mode, level, forecast) for mode, level in levels]
     return found
 
 
@@ -94,44 +102,40 @@ def search(line: Line, seed: int) -> Outcome:
     surface, space = surface_of(line.surface), surface_of(line.surface).space
     screened = surface.epochs > 0  # a surface of models that were never trained is its own screen
     plan: Any
-    noise: Any = surface.noise if _OLD else vro_noise.Noise(surface.noise, is_known=False)
+    noise = Noise(surface.noise, is_known=False)
     fixed: Pair = (0.0, 0.0)
     least = 0.0  # accuracies are searched within a budget, margins with a tolerance
     if line.mode == "budget":
         curve = budget_curve(space, line.level)
         start = screened_best(line.surface, curve) if screened else None
         fixed = fixed_ratio_pair(space, line.level)
-        more: dict[str, Any] = {} if _OLD else {"baseline": fixed, "dense": surface.dense}
-        plan = BudgetSearch(curve, start=start, noise=noise, confirmations=1, **more)
+        plan = BudgetSearch(
+            curve, baseline=fixed, start=start, noise=noise, confirmations=1, dense=surface.dense
+        )
     else:
         least = surface.dense - line.level
-        path = screened_path(line.surface) if screened else ()
+        path: Sequence[Pair] = screened_path(line.surface) if screened else ()
+        if line.forecast:
+            assert surface.forecast is not None
+            path = forecast_path(space, surface.forecast)
         plan = ToleranceSearch(
             surface.columns, space.macs_ratio, line.level, noise=noise, confirmations=1, path=path
         )
+    plan.use_forecast(surface.forecast if line.forecast else None)
     rng = np.random.default_rng([seed, 1])
     observed: dict[Pair, tuple[float, ...]] = {}
     for trial in range(TRIALS):
-        last = {} if _OLD else {"confirm": TRIALS - trial <= TRIALS // 8}
-        pair = plan.propose(observed, **last).pair
+        pair = plan.propose(observed, confirm=TRIALS - trial <= TRIALS // 8).pair
         if pair is None:
             break
         observed[pair] = (*observed.get(pair, ()), surface.draw(pair, rng) - least)
-    if _OLD:
-        answer = plan.answer(observed)
-        values = observed[answer] if answer else ()
-        mean = statistics.fmean(values) if answer else 0.0
-        found = None if answer is None else (answer, mean, 0.0, mean, len(values))
-        gain = mean - statistics.fmean(observed.get(fixed, (mean,)))
-    else:
-        estimate = plan.answer(observed)
-        found = estimate[:5] if estimate else None
-        gain = 0.0
-        if line.mode == "budget":
-            gain = estimate.mean - plan.estimates(observed)[fixed].mean
-    if found is None:  # the dense model
+    estimate = plan.answer(observed)
+    if estimate is None:  # the dense model
         return Outcome(1.0, surface.dense, surface.dense, math.nan, surface.dense, 0, 0.0)
-    pair, mean, error, own, trained = found
+    pair, mean, error, own, trained, _ = estimate
+    gain = 0.0
+    if line.mode == "budget":
+        gain = mean - plan.estimates(observed)[fixed].mean
     accuracy = surface.accuracy(pair)
     cost = space.macs_ratio(*pair)
     return Outcome(cost, accuracy, mean + least, error, own + least, trained, gain)
@@ -139,7 +143,6 @@ def search(line: Line, seed: int) -> Outcome:
 
 def row(line: Line, seeds: int) -> dict[str, Any]:
     """All seeds of a line."""
-    began = time.perf_counter()
     surface = surface_of(line.surface)
     outcomes = [search(line, seed) for seed in range(seeds)]
     pruned = [outcome for outcome in outcomes if outcome.trained]
@@ -169,7 +172,6 @@ def row(line: Line, seeds: int) -> dict[str, Any]:
             abs(o.reported - o.accuracy) <= INTERVAL * o.error + 1e-9 for o in pruned
         ),
         "trained": _mean(o.trained for o in pruned),
-        "seconds": round(time.perf_counter() - began, 1),
     }
 
 
@@ -179,21 +181,24 @@ def _mean(values: Any) -> float:
 
 def main(
     seeds: Annotated[int, typer.Option(min=1, help="Searches of each line.")] = 200,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
-    output: Annotated[Path, typer.Option(help="The rows are written to this file.")] = RESULTS,
+    surface: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Only these surfaces; may be repeated.", show_default="all"),
+    ] = None,
+    processes: ProcessesOption = 2,
 ) -> None:
-    """Simulate searches on every recorded surface, and judge their answers."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parent,
-    ).stdout.strip()  # fmt: skip
-    rows = []
-    with ProcessPoolExecutor(jobs) as pool:
-        for found in pool.map(partial(row, seeds=seeds), lines()):
-            rows.append(found)
-            print({key: value for key, value in found.items() if key != "seeds"}, flush=True)
-    output.write_text(json.dumps({"commit": commit, "rows": rows}, indent=1) + "\n")
+    """Simulate searches on recorded surfaces, and judge their answers."""
+
+    def measure(line: Line) -> None:
+        if RESULTS.has(**line._asdict(), seeds=seeds):
+            return
+        started = time.perf_counter()
+        found = row(line, seeds)
+        RESULTS.add(found, seconds=time.perf_counter() - started)
+        print(found, flush=True)
+
+    share_work(lines(surface or SURFACES), measure, processes)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)
