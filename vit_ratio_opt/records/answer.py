@@ -211,7 +211,9 @@ class Answer:
             f"{text(found.accuracy, error=found.error)} {self.metric.label} expected{dense}",
         ]
         if self.front:
-            lines.append(f"one of the {len(self.front)} pairs of the frontier")
+            count = len(self.front)
+            of_all = f"one of the {count} pairs" if count > 1 else "the only pair"
+            lines.append(f"{of_all} of the frontier")
         elif self.confidence is not None:
             lines.append(f"keeps the tolerance with a probability of {found.probability:.2f}")
         elif self.is_baseline:

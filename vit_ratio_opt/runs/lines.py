@@ -63,7 +63,7 @@ def _begins(study: Study) -> str:
     levels = plan.get("levels")
     if levels is None:
         return f"along {len(study.user_attrs['path'])} pairs, the likeliest of their {word}"
-    if "forecast" in plan and len(plan["marks"]) > len(levels):
+    if plan.get("forecast") is not None and len(plan["marks"]) > len(levels):
         return f"with one pair, the likeliest of its {word}"
     return f"with {len(levels)} pairs, the likeliest of their {word}"
 

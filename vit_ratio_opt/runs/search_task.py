@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any, cast
 
 from optuna.study import Study
@@ -247,14 +248,14 @@ class SearchTask(SearchParts):
         self, attributes: Mapping[str, Any]
     ) -> BudgetSearch | ToleranceSearch | FrontierSearch:
         """Return the plan of a study with these attributes."""
-        options, metric, point = self.options, self.trainer.metric, self._point
+        options, metric = self.options, self.trainer.metric
         stored = attributes.get("plan", {})
-        if options.noise is not None:
-            noise = Noise(options.noise, point=point)
-        elif "noise_is_known" in stored:  # another machine may estimate another noise
+        if "noise_is_known" in stored:  # another machine may estimate another noise
             noise = Noise.from_json(stored)
         else:
-            noise = Noise(self._expected_noise, is_known=False, point=point)
+            noise = Noise(self._expected_noise, is_known=False, point=self._point)
+        if options.noise is not None:
+            noise = replace(noise, guess=options.noise, is_known=True)
         plan = self.limit.plan(
             self.space,
             noise=noise,
@@ -268,6 +269,9 @@ class SearchTask(SearchParts):
         forecast = Forecast.of_plan(stored) if stored else self.forecast
         if forecast is not None and hasattr(plan, "use_forecast"):  # not every custom plan has it
             plan.use_forecast(forecast)
+        if isinstance(plan, FrontierSearch):
+            worst = stored.get("worst") or self._worst
+            plan.rule = plan.rule._replace(worst=worst)
         return plan
 
     @property
@@ -278,8 +282,22 @@ class SearchTask(SearchParts):
         """
         if (self.options.calibration.task or "single-label") != "single-label":
             return None
-        worst = worst_loss(self.dense_accuracy, self.trainer.metric)
-        return forecast_of(self.space, self.pruner.expected_loss, worst)
+        return forecast_of(self.space, self.pruner.expected_loss, self._worst)
+
+    @cached_property
+    def _worst(self) -> float:
+        """Return the loss of a model of which nothing is left.
+
+        Where less is better, it is that of the smallest model before any training: the dense
+        model's value says nothing of how large such a metric may become.
+        """
+        dense, metric = self.dense_accuracy, self.trainer.metric
+        if not metric.larger_is_better:
+            smallest = self.pruner.prune(self.space.max_pair)
+            loss = metric.loss(dense, self.objective.evaluate(smallest))
+            if 0 < loss < math.inf:
+                return loss
+        return worst_loss(dense, metric)
 
     def first_pairs(self) -> dict[str, Any]:
         """Evaluate pairs before any training; return where a new study begins, as it stores it.
@@ -321,6 +339,8 @@ class SearchTask(SearchParts):
         metric, dense = self.trainer.metric, self.dense_accuracy
         if metric.unit != "%" and dense == 0 and isinstance(self.limit, Tolerance):
             return self.limit.points / 2
+        if metric.unit != "%" and not metric.larger_is_better:
+            return self._worst / 100
         return metric.point(dense)
 
     @property

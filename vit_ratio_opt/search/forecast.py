@@ -21,6 +21,7 @@ _RATIOS, _DIGITS = 33, 4
 # Share of all that can be lost that is lost per nat. On the recorded trials of two data sets it is
 # 0.30 and 0.33 after a training; a belief corrects it.
 _SHARE_PER_NAT = 0.3
+_LARGEST = 1e100  # number that is taken from a study
 _WORST_POINTS = 100  # loss of a model of which nothing is left, where the metric does not tell
 
 
@@ -30,7 +31,7 @@ class Forecast:
 
     A calibration estimates for either module how many nats the predictions diverge when it is
     pruned alone. Their sum tells which pairs lose more than others nearly as well as an evaluation
-    of the pruned model does (``benchmarks/forecast.py``), and needs none.
+    of the pruned model does (``benchmarks/screen.py``), and needs none.
 
     Args:
         mhsa: Nats by MHSA ratio; interpolated between the ratios, which rise.
@@ -49,7 +50,8 @@ class Forecast:
         for name, known in (("mhsa", self.mhsa), ("ffn", self.ffn)):
             ratios, nats = np.array(known, dtype=np.float64).reshape(-1, 2).T
             rises = len(ratios) and np.all(np.diff(ratios) > 0)
-            if not rises or not np.all(np.isfinite(nats)) or np.any(nats < 0):
+            is_share = np.all((ratios >= 0) & (ratios <= 1))
+            if not rises or not is_share or not np.all((nats >= 0) & (nats < np.inf)):
                 raise InputError(
                     f"`{name}` must be losses in nats by rising ratios, but got {known!r:.80}."
                 )
@@ -74,19 +76,38 @@ class Forecast:
 
     @classmethod
     def of_plan(cls, stored: Mapping[str, Any]) -> Forecast | None:
-        """Return the forecast among a plan's JSON values; None without one."""
+        """Return the forecast among a plan's JSON values; None without one.
+
+        Raises:
+            InputError: It is none.
+        """
         found = stored.get("forecast")
         if found is None:
             return None
-        mhsa, ffn = (
-            tuple((ratio, nats) for ratio, nats in found[name]) for name in ("mhsa", "ffn")
-        )
-        return cls(mhsa, ffn, found["worst"])
+        try:
+            mhsa, ffn = (
+                tuple((_number(ratio), _number(nats)) for ratio, nats in found[name])
+                for name in ("mhsa", "ffn")
+            )
+            worst = _number(found["worst"])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(
+                "`forecast` of the plan must have `mhsa` and `ffn`, lists of ratios and their "
+                f"losses, and the number `worst`, but is {found!r:.80}."
+            ) from None
+        return cls(mhsa, ffn, worst)
 
 
 def forecast_json(forecast: Forecast | None) -> dict[str, Any]:
     """Return a forecast as an entry of a plan's JSON values, see :meth:`Forecast.of_plan`."""
     return {} if forecast is None else {"forecast": forecast.to_json()}
+
+
+def _number(value: Any) -> float:
+    """Return a JSON number as a float; raises a ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > _LARGEST:
+        raise ValueError(value)
+    return float(value)
 
 
 def forecast_of(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,17 +57,24 @@ class Rule(NamedTuple):
         """Return the offset of the loss under the logarithm."""
         return _OFFSET * self.worst + 2 * self.noise.guess
 
-    def above(self, values: Array) -> Rule:
-        """Return the rule with losses counted from above the dense model, where values are above.
+    def around(self, values: Array) -> Rule:
+        """Return the rule in whose range all values are.
 
-        A training may gain more than it loses by pruning. The logarithm has room for gains of half
-        the offset; beyond that all pairs would count as equal.
+        A pair may lose more than a model of which nothing is left was taken to, and a training may
+        gain more than it loses by pruning. The logarithm has room for gains of half the offset;
+        beyond that all pairs would count as equal, so losses are counted from above the dense
+        model.
 
         Args:
             values: Values of the pairs, at least one.
         """
-        gain = float(values.max()) - self.dense - self.offset / 2
-        return self if gain <= 0 else self._replace(dense=self.dense + gain)
+        worst = max(self.worst, self.dense - float(values.min()))
+        noise = self.noise
+        if worst > self.worst:
+            noise = replace(noise, point=max(noise.point, worst / 100))
+        rule = self._replace(worst=worst, noise=noise)
+        gain = float(values.max()) - rule.dense - rule.offset / 2
+        return rule if gain <= 0 else rule._replace(dense=rule.dense + gain)
 
     def points(self, pairs: Sequence[Pair] | Array) -> Array:
         """Return pairs as points of the belief, ``(n, 2)``, with a forecast ``(n, 3)``."""
@@ -195,7 +203,7 @@ def judge(observed: Observed, cost: Callable[[float, float], float], rule: Rule)
         return None
     costs = np.array([cost(*pair) for pair in pairs])
     means = np.array([math.fsum(observed[pair]) / len(observed[pair]) for pair in pairs])
-    rule = rule.above(means)
+    rule = rule.around(means)
     chosen = _next_to_front(costs, rule.dense - means)
     pairs, costs, means = [pairs[place] for place in chosen], costs[chosen], means[chosen]
     own = rule.dense - means

@@ -148,7 +148,7 @@ class FrontierSearch:
         new = self._best_new(judged, [*off, *observed])
         again = self._best_again(judged, {*off, *expected})
         best, gain = max(new, again, key=lambda promise: promise[1])
-        if best is None or gain <= _RESOLUTION * self.rule.worst:
+        if best is None or gain <= _RESOLUTION * judged.rule.worst:
             return Proposal(None, "no pair is expected to lower the frontier")
         what = "again, " if best in observed else ""
         return Proposal(best, f"{what}expected to lower the frontier by {gain:.3g} on average")
@@ -240,8 +240,8 @@ class FrontierSearch:
         pairs = [pair for pair in pending if self._is_known(pair)]
         if not pairs:
             return {}
-        mean, _ = judged.belief.predict(self.rule.points(pairs))
-        lost = self.rule.offset * np.expm1(np.minimum(-mean, LARGEST_EXPONENT))
+        mean, _ = judged.belief.predict(judged.rule.points(pairs))
+        lost = judged.rule.offset * np.expm1(np.minimum(-mean, LARGEST_EXPONENT))
         values = (judged.rule.dense - lost).tolist()
         return {pair: [value] for pair, value in zip(pairs, values, strict=True)}
 
@@ -251,10 +251,10 @@ class FrontierSearch:
         left = [place for place, pair in enumerate(self.pairs) if pair not in tried]
         if not left:
             return None, 0.0
-        points = self.rule.points([self.pairs[place] for place in left])
-        mean, variance = judged.belief.predict(points)
-        heights = judged.heights(self.marks, self.rule.worst)
-        below = self._below(mean, variance, judged.belief.next_noise, heights)
+        rule = judged.rule
+        mean, variance = judged.belief.predict(rule.points([self.pairs[place] for place in left]))
+        heights = judged.heights(self.marks, rule.worst)
+        below = _below(mean, variance, judged.belief.next_noise, heights, rule.offset)
         gains = np.where(self._costs[left, None] <= self.marks, below, 0.0).mean(axis=1)
         best = int(np.argmax(gains))
         return self.pairs[left[best]], float(gains[best])
@@ -267,35 +267,37 @@ class FrontierSearch:
             if pair in off or judged.counts[place] >= most:
                 continue
             one, reached = slice(place, place + 1), judged.costs[place] <= self.marks
-            heights = judged.heights(self.marks, self.rule.worst, without=place)[reached]
-            noise = judged.belief.next_noise
-            below = self._below(judged.mean[one], judged.variance[one], noise, heights)[0]
+            heights = judged.heights(self.marks, judged.rule.worst, without=place)[reached]
+            noise, offset = judged.belief.next_noise, judged.rule.offset
+            below = _below(judged.mean[one], judged.variance[one], noise, heights, offset)[0]
             gain = below - np.maximum(heights - judged.losses[place], 0.0)
             if gain.sum() > best[1] * len(self.marks):
                 best = pair, float(gain.sum()) / len(self.marks)
         return best
 
-    def _below(self, mean: Array, variance: Array, noise: float, heights: Array) -> Array:
-        """Return how far a training is expected to bring a pair's loss below some heights.
 
-        The loss is judged by its expectation after the training, which before it is log-normal:
-        this is Black and Scholes' price of a put.
+def _below(mean: Array, variance: Array, noise: float, heights: Array, offset: float) -> Array:
+    """Return how far a training is expected to bring a pair's loss below some heights.
 
-        Args:
-            mean: Belief's mean of each pair, ``(n,)``.
-            variance: Its variance, ``(n,)``.
-            noise: Variance of one value.
-            heights: Losses, ``(k,)``.
+    The loss is judged by its expectation after the training, which before it is log-normal:
+    this is Black and Scholes' price of a put.
 
-        Returns:
-            ``(n, k)``.
-        """
-        left = variance * noise / (variance + noise + _LEAST_VARIANCE)
-        move = np.sqrt(np.maximum(variance - left, _LEAST_VARIANCE))[:, None]
-        middle = math.log(self.rule.offset) + np.minimum(left / 2 - mean, LARGEST_EXPONENT)
-        middle = middle[:, None]
-        struck = heights + self.rule.offset
-        reach = (np.log(struck) - middle) / move
-        forward = np.exp(np.minimum(middle + move**2 / 2, LARGEST_EXPONENT))
-        below: Array = struck * normal_cdf(reach) - forward * normal_cdf(reach - move)
-        return np.maximum(below, 0.0)
+    Args:
+        mean: Belief's mean of each pair, ``(n,)``.
+        variance: Its variance, ``(n,)``.
+        noise: Variance of one value.
+        heights: Losses, ``(k,)``.
+        offset: Offset of the loss under the logarithm.
+
+    Returns:
+        ``(n, k)``.
+    """
+    left = variance * noise / (variance + noise + _LEAST_VARIANCE)
+    move = np.sqrt(np.maximum(variance - left, _LEAST_VARIANCE))[:, None]
+    middle = math.log(offset) + np.minimum(left / 2 - mean, LARGEST_EXPONENT)
+    middle = middle[:, None]
+    struck = heights + offset
+    reach = (np.log(struck) - middle) / move
+    forward = np.exp(np.minimum(middle + move**2 / 2, LARGEST_EXPONENT))
+    below: Array = struck * normal_cdf(reach) - forward * normal_cdf(reach - move)
+    return np.maximum(below, 0.0)
