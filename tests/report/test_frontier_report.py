@@ -259,6 +259,8 @@ def test_a_frontier_begins_with_the_likeliest_pairs_of_its_levels():
     assert list(describe_start(study, None)) == [
         "begins with one pair, the likeliest of its FLOPs before any training"
     ]
+    study.set_user_attr("plan", {**plan, "forecast": None})
+    assert f"begins with {levels} pairs" in next(iter(describe_start(study, None)))
     study.set_user_attr("plan", {**plan, "marks": plan["marks"][:levels]})  # budgets
     assert f"begins with {levels} pairs" in next(iter(describe_start(study, None)))
 

@@ -100,3 +100,40 @@ def test_batches_without_a_data_set_are_calibrated_by_the_given_task():
     found = pruner.calibration.blocks[0].neuron_losses
     assert torch.equal(found, known.blocks[0].neuron_losses)
     assert not torch.equal(found, other.blocks[0].neuron_losses)
+
+
+def test_an_error_rate_is_searched_as_its_accuracy_is(few_digits):
+    """The range and the point of a metric of which less is better are measured."""
+    error = vro.Measure(
+        vro.Metric("error rate", larger_is_better=False),
+        lambda outputs, labels: (outputs.argmax(1) != labels).double().mean(),
+    )
+
+    def study_of(metric, limit):
+        search = vro.Search(
+            vro.load_demo_model(),
+            few_digits,
+            limit,
+            training=vro.Recipe(epochs=0, metric=metric),
+            options=vro.SearchOptions(calibration=vro.CalibrationOptions(images=64)),
+            run=vro.RunOptions(progress=False),
+        )
+        study = search.create_study("s", storage=InMemoryStorage())
+        search.run(study, 4, say=lambda line: None, explain=False)
+        return search, study
+
+    (_, accurate), (search, wrong) = (
+        study_of(metric, vro.Frontier(levels=4)) for metric in ("accuracy", error)
+    )
+    plans = [study.user_attrs["plan"] for study in (accurate, wrong)]
+    assert 0.7 < plans[1]["worst"] < 1.0
+    assert plans[1]["worst"] == plans[1]["forecast"]["worst"]
+    assert plans[1]["noise_point"] == plans[1]["worst"] / 100
+    assert plans[1]["noise"] == pytest.approx(plans[0]["noise"] / 100, rel=0.2)
+    pairs = [[trial.params for trial in study.trials] for study in (accurate, wrong)]
+    assert pairs[0] == pairs[1]
+    # Resumed, a study keeps what it has measured.
+    search.__dict__.pop("_worst", None)
+    search._worst = 123.0
+    again = search.create_study("s", storage=wrong._storage)
+    assert again.sampler.plan.to_json() == plans[1]

@@ -71,6 +71,33 @@ def test_a_forecast_is_the_same_after_it_was_stored():
 
 
 @pytest.mark.parametrize(
+    "damaged",
+    [
+        [],
+        "x",
+        3,
+        {},
+        {"mhsa": []},
+        {"mhsa": [[0, "0.5"]]},
+        {"worst": "97"},
+        {"mhsa": [0]},
+        {"mhsa": [[0, 0, 0]]},
+        {"mhsa": None},
+        {"mhsa": [[0, True]]},
+        {"ffn": [[0, 10**400]]},
+        {"mhsa": [[math.nan, 0]]},
+        {"mhsa": [[0, 0], [5, 1]]},
+    ],
+)
+def test_a_damaged_forecast_of_a_study_is_one_sentence(damaged):
+    whole = {"mhsa": [[0, 0]], "ffn": [[0, 0]], "worst": 1}
+    assert Forecast.of_plan({"forecast": whole}) is not None
+    stored = {**whole, **damaged} if damaged and isinstance(damaged, dict) else damaged
+    with pytest.raises(InputError, match=r"`forecast` of the plan must have|by rising ratios"):
+        Forecast.of_plan({"forecast": stored})
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"mhsa": ()}, "`mhsa` must be losses in nats by rising ratios"),

@@ -8,6 +8,7 @@ import pytest
 from spaces import whole_head_space
 
 from vit_ratio_opt.errors import InputError
+from vit_ratio_opt.search.forecast import Forecast
 from vit_ratio_opt.search.frontier import FrontierSearch
 from vit_ratio_opt.search.limits import Frontier
 from vit_ratio_opt.search.noise import Noise
@@ -206,3 +207,23 @@ def test_what_no_plan_can_be_made_from_is_refused():
     ):
         with pytest.raises(InputError, match=message):
             FrontierSearch(levels, [], SPACE.cost_ratio, marks, dense=1.0, worst=worst)
+
+
+@pytest.mark.parametrize(
+    "forecast", [None, Forecast(((0.0, 0.0), (1.0, 2.0)), ((0.0, 0.0),), 0.03)]
+)
+def test_values_beyond_the_range_widen_it(forecast):
+    """The loss of a model of which nothing is left was taken to be 0.03, but pairs lose 0.9."""
+    metric = Metric("error", "", larger_is_better=False)
+    plan = Frontier(levels=6).plan(SPACE, noise=Noise(0.005, False), dense=0.03, metric=metric)
+    plan.use_forecast(forecast)
+    assert plan.rule.worst == 0.03
+
+    def error(pair):
+        return -(0.03 + 0.9 * (1 - accuracy(pair) / DENSE))
+
+    observed = run(plan, 12, error)
+    assert len(observed) > 6
+    for one in plan.front(observed):
+        assert one.mean == pytest.approx(error(one.pair), abs=0.02)
+        assert one.error < 0.02

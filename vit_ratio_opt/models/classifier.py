@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from vit_ratio_opt.models.blocks import ViT
 from vit_ratio_opt.models.device import evaluating
 from vit_ratio_opt.models.families import FAMILIES
 
-__all__ = ["Classifier", "classes_of", "classifier_of", "gives_classes"]
+__all__ = ["Classifier", "blind", "classes_of", "classifier_of", "gives_classes"]
 
 
 class Classifier(NamedTuple):
@@ -78,6 +79,17 @@ def gives_classes(model: ViT) -> bool:
     """
     heads = [getattr(model, name) for name in FAMILIES[type(model)].classifiers]
     return any(type(head) is not nn.Identity for head in heads) and classes_of(model) > 1
+
+
+def blind(model: ViT) -> ViT:
+    """Return a copy that gives every image the same output; features stay as they are."""
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for name in FAMILIES[type(model)].classifiers:
+            for layer in getattr(copied, name).modules():
+                if isinstance(layer, nn.Linear):
+                    layer.weight.zero_()
+    return copied
 
 
 def classes_of(model: ViT) -> int:

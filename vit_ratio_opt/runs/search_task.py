@@ -11,7 +11,7 @@ from typing import Any, cast
 from optuna.study import Study
 
 from vit_ratio_opt.models.blocks import ViT
-from vit_ratio_opt.models.classifier import gives_classes
+from vit_ratio_opt.models.classifier import blind, gives_classes
 from vit_ratio_opt.models.create import source_of
 from vit_ratio_opt.models.device import Precision
 from vit_ratio_opt.records.labels import CostRecord
@@ -288,16 +288,16 @@ class SearchTask(SearchParts):
     def _worst(self) -> float:
         """Return the loss of a model of which nothing is left.
 
-        Where less is better, it is that of the smallest model before any training: the dense
-        model's value says nothing of how large such a metric may become.
+        Where less is better, it is that of the smallest model before any training, or of one that
+        gives every image the same output, if that loses more: the dense model's value says nothing
+        of how large such a metric may become.
         """
         dense, metric = self.dense_accuracy, self.trainer.metric
+        losses = []
         if not metric.larger_is_better:
-            smallest = self.pruner.prune(self.space.max_pair)
-            loss = metric.loss(dense, self.objective.evaluate(smallest))
-            if 0 < loss < math.inf:
-                return loss
-        return worst_loss(dense, metric)
+            for model in (self.pruner.prune(self.space.max_pair), blind(self.dense)):
+                losses.append(metric.loss(dense, self.objective.evaluate(model)))
+        return max((x for x in losses if 0 < x < math.inf), default=worst_loss(dense, metric))
 
     def first_pairs(self) -> dict[str, Any]:
         """Evaluate pairs before any training; return where a new study begins, as it stores it.
