@@ -18,9 +18,9 @@ __all__ = ["Forecast", "forecast_json", "forecast_of", "worst_loss"]
 
 # Ratios of a module between which its loss is interpolated, and digits of a loss that are kept.
 _RATIOS, _DIGITS = 33, 4
-# Share of all that can be lost that is lost per nat. On the recorded trials of two data sets it is
-# 0.30 and 0.33 after a training; a belief corrects it.
-_SHARE_PER_NAT = 0.3
+# Share of all that can be lost that is lost per nat, after a training. It differs between models by
+# a factor of about two to either side; a belief corrects it.
+_SHARE_PER_NAT = 0.6
 _LARGEST = 1e100  # number that is taken from a study
 _WORST_POINTS = 100  # loss of a model of which nothing is left, where the metric does not tell
 
