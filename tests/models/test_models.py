@@ -33,6 +33,7 @@ from vit_ratio_opt.model_files.save import save_dense
 from vit_ratio_opt.models.beit import BiasedAttention
 from vit_ratio_opt.models.blocks import ViT, branches
 from vit_ratio_opt.models.cait import TalkingHeads
+from vit_ratio_opt.models.classifier import blind
 from vit_ratio_opt.models.create import create_model
 from vit_ratio_opt.models.separate import separate_names
 from vit_ratio_opt.models.shape import shape_of
@@ -454,3 +455,19 @@ def test_the_table_of_models_is_written(tmp_path: Path) -> None:
         "",
     ]
     Path(os.environ["MODELS"], "models.md").write_text("\n".join(lines))
+
+
+def test_a_blind_model_gives_every_image_the_same_output_and_leaves_the_model_alone():
+    torch.manual_seed(0)
+    model = create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=32, depth=1, num_heads=2,
+        num_classes=3,
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        model.head.bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
+        images = torch.randn(4, 3, 8, 8)
+        before = model(images)
+        assert blind(model)(images).tolist() == [[1.0, 2.0, 3.0]] * 4
+        assert torch.equal(model(images), before)
+        model.reset_classifier(0)
+        assert torch.equal(blind(model)(images), model(images))
