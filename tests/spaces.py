@@ -1,5 +1,8 @@
-"""Spaces of small shapes, for tests of searches that train nothing."""
+"""Spaces of small shapes and searches over them, for tests that train nothing."""
 
+from collections.abc import Callable
+
+from vit_ratio_opt.search.plan import Pair, Plan
 from vit_ratio_opt.space.shape import BlockShape, ViTShape
 from vit_ratio_opt.space.structural import StructuralSpace
 
@@ -16,3 +19,13 @@ def whole_head_space(*, hidden_dim: int, blocks: int) -> StructuralSpace:
         fixed_params=0,
     )
     return StructuralSpace(shape, unit="head")
+
+
+def try_pairs(plan: Plan, trials: int, value: Callable[[Pair], float]) -> dict[Pair, list[float]]:
+    """Return the values of the pairs that a plan proposes in some trials."""
+    observed: dict[Pair, list[float]] = {}
+    for _ in range(trials):
+        pair = plan.propose(observed).pair
+        assert pair is not None
+        observed.setdefault(pair, []).append(value(pair))
+    return observed

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from spaces import whole_head_space
+from spaces import try_pairs, whole_head_space
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.budget import BudgetSearch
@@ -41,11 +41,7 @@ def guided(limit, forecast=FORECAST):
 
 
 def run(plan, trials, value=accuracy):
-    observed = {}
-    for _ in range(trials):
-        pair = plan.propose(observed).pair
-        observed.setdefault(pair, []).append(value(pair))
-    return observed
+    return try_pairs(plan, trials, value)
 
 
 def test_the_losses_of_both_modules_add_up_and_never_exceed_the_worst():

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from spaces import whole_head_space
+from spaces import try_pairs, whole_head_space
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.forecast import Forecast
@@ -38,11 +38,7 @@ def area(pairs):
 
 
 def run(plan, trials, value=accuracy):
-    observed = {}
-    for _ in range(trials):
-        pair = plan.propose(observed).pair
-        observed.setdefault(pair, []).append(value(pair))
-    return observed
+    return try_pairs(plan, trials, value)
 
 
 def test_levels_come_first_from_the_largest_cost_to_the_smallest():
