@@ -14,8 +14,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parent / "vit_ratio_opt"
-SEARCH = ("belief", "budget", "claims", "columns", "curve", "direction", "front", "frontier")
-SEARCH += ("log_losses", "margins", "noise", "plan", "sampler", "tolerance")
+SEARCH = ("belief", "budget", "claims", "columns", "curve", "direction", "forecast")
+SEARCH += ("front", "frontier", "log_losses", "margins", "noise", "plan", "sampler", "tolerance")
 MODULES = (
     "errors.py",
     "_compat.py",

@@ -90,7 +90,8 @@ def test_other_families_come_back_with_other_classes(tmp_path, name):
     pruned = prune(model, (0.0, 0.5), magnitude_importance(model))
     save_pruned(pruned, tmp_path / "pruned.safetensors", {})
     loaded, _ = load_pruned(tmp_path / "pruned.safetensors")
-    assert torch.equal(loaded(noise), pruned(noise))
+    # Some CPUs choose their kernels by where the weights lie in memory.
+    torch.testing.assert_close(loaded(noise), pruned(noise))
     assert loaded(noise).shape == (1, 10)
 
 

@@ -104,7 +104,7 @@ def test_estimates_know_the_bounds(tiny_vit, calibration: Calibration) -> None:
     by_dims, by_neurons = expected_losses(space, calibration)
     free_dims, free_neurons = expected_losses(StructuralSpace(shape_of(tiny_vit)), calibration)
     assert by_dims[16] > free_dims[16]  # of one block, not of both
-    assert (by_neurons >= free_neurons[: len(by_neurons)]).all()
+    assert (by_neurons >= free_neurons[: len(by_neurons)] - 1e-9).all()  # sums round differently
     assert len(by_neurons) == 1 + 48
     assert by_neurons[0] == by_neurons[16] > free_neurons[0]  # the floor
 

@@ -9,7 +9,8 @@ from spaces import try_pairs, whole_head_space
 
 from vit_ratio_opt.errors import InputError
 from vit_ratio_opt.search.budget import BudgetSearch
-from vit_ratio_opt.search.forecast import Forecast, forecast_of, worst_loss
+from vit_ratio_opt.search.forecast import Forecast
+from vit_ratio_opt.search.forecasting import forecast_of, worst_loss
 from vit_ratio_opt.search.front import frontier_answer
 from vit_ratio_opt.search.limits import Budget, Frontier, Tolerance
 from vit_ratio_opt.search.margins import tolerance_answer

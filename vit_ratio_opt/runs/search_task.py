@@ -24,7 +24,8 @@ from vit_ratio_opt.runs.screening import forecast_path, likely_path, screen
 from vit_ratio_opt.runs.task import check_settings, screened_best
 from vit_ratio_opt.search.binary_search import BinarySearchSampler
 from vit_ratio_opt.search.budget import BudgetSearch
-from vit_ratio_opt.search.forecast import Forecast, forecast_of, worst_loss
+from vit_ratio_opt.search.forecast import Forecast
+from vit_ratio_opt.search.forecasting import forecast_of, worst_loss
 from vit_ratio_opt.search.frontier import FrontierSearch
 from vit_ratio_opt.search.limits import Budget, Frontier, Tolerance
 from vit_ratio_opt.search.noise import UNKNOWN_NOISE, Noise, accuracy_noise, seed_noise
@@ -288,16 +289,16 @@ class SearchTask(SearchParts):
     def _worst(self) -> float:
         """Return the loss of a model of which nothing is left.
 
-        Where less is better, it is that of the smallest model before any training, or of one that
-        gives every image the same output, if that loses more: the dense model's value says nothing
-        of how large such a metric may become.
+        Where less is better, the dense model's value says little of how large the metric may get:
+        the smallest model before any training, and one that gives every image the same output, may
+        lose more.
         """
         dense, metric = self.dense_accuracy, self.trainer.metric
-        losses = []
+        losses = [worst_loss(dense, metric)]
         if not metric.larger_is_better:
             for model in (self.pruner.prune(self.space.max_pair), blind(self.dense)):
                 losses.append(metric.loss(dense, self.objective.evaluate(model)))
-        return max((x for x in losses if 0 < x < math.inf), default=worst_loss(dense, metric))
+        return max(loss for loss in losses if loss < math.inf)
 
     def first_pairs(self) -> dict[str, Any]:
         """Evaluate pairs before any training; return where a new study begins, as it stores it.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit_ratio_opt.errors import InputError
-from vit_ratio_opt.search.forecast import worst_loss
+from vit_ratio_opt.search.forecasting import worst_loss
 from vit_ratio_opt.search.frontier import FrontierSearch
 from vit_ratio_opt.search.noise import Noise
 from vit_ratio_opt.search.plan import Pair
