@@ -63,7 +63,7 @@ RESULTS, ROUNDS_RESULTS = (
     )
     for name in ("frontier", "frontier-rounds")
 )
-SURFACES = ("ranks/digits", "ranks/d64", "ranks/d64-untrained")
+SURFACES = ("ranks/digits", "ranks/d64")
 TRIALS, CHECKPOINTS = 32, (8, 16, 24, 32)
 BUDGETS = 32  # of the peers on the curves
 FRONT = 700  # pairs of the frontier of which the best are chosen

@@ -17,8 +17,8 @@ and it goes on where it stopped.
         --checkpoint studies/results/quickstart_dense.safetensors
     python benchmarks/record_surface.py d64-untrained --grid 21 --epochs 0 \
         --data DIR --checkpoint vit_cifar10_d64.safetensors
-    python benchmarks/record_surface.py d64 --grid 9 --epochs 1 \
-        --data DIR --checkpoint vit_cifar10_d64.safetensors
+    python benchmarks/record_surface.py d64 --grid 9 --epochs 1 --train-images 6400 \
+        --seed-stride 4 --data DIR --checkpoint vit_cifar10_d64.safetensors
     python benchmarks/record_surface.py d128-untrained --grid 15 --epochs 0 \
         --data DIR --checkpoint vit_cifar10_d128.safetensors
     python benchmarks/record_surface.py d128-budgets --budget 0.6 --budget 0.4 --budget 0.25 \

@@ -74,7 +74,10 @@ def judge(trained: Surface, loss: Callable[[Pair], float]) -> dict[str, Any]:
 
     found = np.array([max(trained.dense - after[pair], 0.0) for pair in pairs])
     depth = np.log1p(found / (OFFSET * trained.dense))
-    line = _line(np.array([loss(pair) for pair in pairs]), found, trained.dense)
+    known = np.array([loss(pair) for pair in pairs])
+    scaled = float((known @ found) / max(known @ known, 1e-12)) * known  # in points
+    before = np.log1p(np.maximum(scaled, 0.0) / (OFFSET * trained.dense))
+    line = np.polyval(np.polyfit(before, depth, 1), before)
     budgets = {}
     for budget in (b for b in BUDGETS if b >= smallest_cost_ratio(trained.space)):
         curve: tuple[Pair, ...] = budget_curve(trained.space, budget)
@@ -93,15 +96,6 @@ def judge(trained: Surface, loss: Callable[[Pair], float]) -> dict[str, Any]:
         "left": round(float((depth - line).std()), 3),
         "budgets": budgets,
     }
-
-
-def _line(known: np.ndarray, found: np.ndarray, dense: float) -> np.ndarray:
-    """Return the depths that a line predicts, after the known losses were scaled to points."""
-    scale = float((known @ found) / max(known @ known, 1e-12))
-    depth = np.log1p(np.maximum(scale * known, 0.0) / (OFFSET * dense))
-    after = np.log1p(found / (OFFSET * dense))
-    predicted: np.ndarray = np.polyval(np.polyfit(depth, after, 1), depth)
-    return predicted
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ RESULTS = Results(
     ("surface", "mode", "level", "forecast"),
     ("numpy",),
 )
-SURFACES = ("cifar10-d64-pruned", "cifar10-d64-short", "digits", "ranks/digits")
+SURFACES = ("cifar10-d64-pruned", "cifar10-d64-short", "digits", "ranks/digits", "ranks/d64")
 TRIALS = 10
 INTERVAL = 1.645
 

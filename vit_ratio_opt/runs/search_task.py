@@ -251,12 +251,12 @@ class SearchTask(SearchParts):
         """Return the plan of a study with these attributes."""
         options, metric = self.options, self.trainer.metric
         stored = attributes.get("plan", {})
-        if "noise_is_known" in stored:  # another machine may estimate another noise
-            noise = Noise.from_json(stored)
-        else:
-            noise = Noise(self._expected_noise, is_known=False, point=self._point)
+        # Another machine may estimate another noise.
+        known = Noise.from_json(stored) if "noise_is_known" in stored else None
         if options.noise is not None:
-            noise = replace(noise, guess=options.noise, is_known=True)
+            noise = Noise(options.noise, point=known.point if known else self._point)
+        else:
+            noise = known or Noise(self._expected_noise, is_known=False, point=self._point)
         plan = self.limit.plan(
             self.space,
             noise=noise,
@@ -316,19 +316,23 @@ class SearchTask(SearchParts):
                 screened = screen(
                     self.pruner, self.objective.evaluate, self.curve, sign=self.trainer.metric.sign
                 )
-            elif options.screen and not options.fixed_ratio and self.forecast is not None:
-                path = forecast_path(self.space, self.forecast)
-            elif options.screen and not options.fixed_ratio and self._has_path:
-                assert self.data is not None
-                images = other_batches(self.data, **self._images())
-                task = self.options.calibration.task or "single-label"
-                path = likely_path(self.pruner, images, self.precision, task)
+            elif options.screen and not options.fixed_ratio:
+                path = self._path()
         return {"screened": [[*pair, value] for pair, value in screened.items()], "path": path}
 
-    @property
-    def _has_path(self) -> bool:
-        """Return whether outputs are logits or features, which tell which pairs are likely."""
-        return self.data is not None and self.data.task != "regression"
+    def _path(self) -> tuple[tuple[float, float], ...]:
+        """Return the likeliest pair at each cost; none where nothing tells which are likely.
+
+        Without a forecast it takes outputs that are logits or features.
+        """
+        forecast = self.forecast
+        if forecast is not None:
+            return forecast_path(self.space, forecast)
+        if self.data is None or self.data.task == "regression":
+            return ()
+        images = other_batches(self.data, **self._images())
+        task = self.options.calibration.task or "single-label"
+        return likely_path(self.pruner, images, self.precision, task)
 
     @property
     def _point(self) -> float:
